@@ -1,0 +1,51 @@
+"""One kind of error for bad input, and the checks that raise it: each names the thing, the value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """The user's input is wrong. The command line prints the message as one line and exits with 2."""
+
+
+def check_range(
+    name: str,
+    value: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+    whole: bool = False,
+) -> None:
+    """Raise :class:`InputError` unless ``value`` is a finite number between ``low`` and ``high``.
+
+    Args:
+        name: what to call the value in the message, such as ``Mixup.alpha``.
+        value: the number to check; booleans are refused.
+        low, high: the limits, included unless ``low_open`` or ``high_open``.
+        whole: only an ``int`` will do.
+    """
+    kind = "a whole number" if whole else "a number"
+    left, right = "(" if low_open or low == -math.inf else "[", ")" if high_open or high == math.inf else "]"
+    wanted = f"{kind} in {left}{low:g}, {high:g}{right}"
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
+        raise InputError(f"{name}={value!r}: expected {wanted}")
+    if value < low or value > high or (low_open and value == low) or (high_open and value == high):
+        raise InputError(f"{name}={value!r} is out of range: expected {wanted}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise :class:`InputError` unless ``value`` is one of ``choices``; the message offers the nearest one."""
+    known = list(choices)
+    if value not in known:
+        raise InputError(f"{name}={value!r} is not known{nearest(str(value), known)}: expected one of {', '.join(known)}")
+
+
+def nearest(value: str, choices: Iterable[str]) -> str:
+    """``' (did you mean X?)'`` for the closest of ``choices``, or an empty string."""
+    found = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
