@@ -1,0 +1,66 @@
+"""What is timed, and what is not: wall from the start, training only, CPU-seconds.
+
+The training clock runs from assembly on, so compiling, probing and tuning are on it; it is paused while the caller of the
+loop has control, so evaluation, logging and checkpoints are not.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Clock:
+    """Three clocks, in seconds. ``started`` is a ``time.time()``; None means now."""
+
+    started: float | None = None
+    train: float = 0.0
+    _since: float | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.started = time.time() if self.started is None else self.started
+        self._cpu_before = _cpu_seconds()
+
+    def resume(self) -> None:
+        """Let the training clock run."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stop the training clock; what happens now is the caller's."""
+        if self._since is not None:
+            self.train += time.perf_counter() - self._since
+            self._since = None
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training so far."""
+        return self.train + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+    def read(self) -> dict[str, float]:
+        """``wall``, ``train`` and ``cpu`` (this process and its finished children), in seconds."""
+        assert self.started is not None
+        return {
+            "wall": time.time() - self.started,
+            "train": self.train_seconds,
+            "cpu": _cpu_seconds() - self._cpu_before,
+        }
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def process_start() -> float:
+    """When this process started, as a ``time.time()``; where the system does not say, now."""
+    try:
+        with open("/proc/self/stat") as file:
+            ticks = int(file.read().rsplit(")", 1)[1].split()[19])
+        with open("/proc/uptime") as file:
+            uptime = float(file.read().split()[0])
+        return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.time()

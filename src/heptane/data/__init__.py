@@ -1,0 +1,5 @@
+"""Data sets as tensors in memory: two built-in ones, folders of images, and arrays."""
+
+from heptane.data.load import Data, load_data
+
+__all__ = ["Data", "load_data"]

@@ -1,0 +1,194 @@
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017, arXiv:1708.07747; MIT licence): 70,000 grey images, 10 classes.
+
+Looked for in this order: the cache, an installed Debian package, ``apt-get download`` of it, a public download.
+A file counts only if its uncompressed content has the SHA-256 below: Debian's gzip headers differ from the publisher's.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from heptane._lazy import torch
+from heptane.data.idx import read_idx
+from heptane.data.load import Data, DataUnavailable, normalise, split
+from heptane.errors import InputError
+
+TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
+FILES = {  # SHA-256 of the uncompressed content
+    TRAIN_IMAGES: "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    TRAIN_LABELS: "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    TEST_IMAGES: "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    TEST_LABELS: "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+ADDRESSES = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+)
+MAX_DOWNLOAD_BYTES = 32 << 20
+STALL_SECONDS = 30.0
+ATTEMPTS, PAUSE_SECONDS = 3, 1.0
+
+
+def load_fashion_mnist(*, seed: int, valid_fraction: float | None, cache_dir: str | os.PathLike[str] | None) -> Data:
+    """Fashion-MNIST: of the 60,000, 5,000 (or ``valid_fraction``) for validation and the rest to train; 10,000 to test.
+
+    Raises:
+        DataUnavailable: no source worked; the message says what was tried.
+    """
+    cache = (Path(cache_dir).expanduser() if cache_dir else default_cache()) / "fashion-mnist"
+    (pixels, labels, test_pixels, test_labels), source, notes = find(cache)
+    train, valid = split([len(labels)], [1 / 12 if valid_fraction is None else valid_fraction], seed)
+    images = [part.unsqueeze(1) for part in (pixels[train], pixels[valid], test_pixels)]
+    inputs, mean, std = normalise(images)
+    targets = (labels[train].long(), labels[valid].long(), test_labels.long())
+    train_part, valid_part, test_part = zip(inputs, targets, strict=True)
+    note = f"{len(valid)} of the {len(labels)} training images were set aside for validation by the split seed {seed}"
+    all_notes = (*notes, note)
+    return Data("fashion-mnist", train_part, valid_part, test_part, 10, CLASSES, all_notes, source, mean, std)
+
+
+def default_cache() -> Path:
+    """``$HEPTANE_CACHE``, else ``heptane`` in ``$XDG_CACHE_HOME`` or in ``~/.cache``."""
+    if chosen := os.environ.get("HEPTANE_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "heptane"
+
+
+def find(cache: Path) -> tuple[list[torch.Tensor], str, list[str]]:
+    """The content of ``FILES`` in order, where it came from, and notes; new files are kept in ``cache``."""
+    sources: list[tuple[str, Callable[[Path, Path], Path]]] = [
+        (f"the cache {cache}", lambda cache, _: cache),
+        (f"the Debian package in {DEBIAN_FOLDER}", lambda *_: DEBIAN_FOLDER),
+        ("apt-get download dataset-fashion-mnist", fetch_by_apt),
+        ("public download", fetch_by_http),
+    ]
+    tried = []
+    with tempfile.TemporaryDirectory(prefix="heptane-") as scratch:
+        for name, fetch in sources:
+            try:
+                folder = fetch(cache, Path(scratch))
+                contents = [torch.from_numpy(read_idx(folder / file, sha256=sha256)) for file, sha256 in FILES.items()]
+            except (InputError, OSError, subprocess.SubprocessError) as error:
+                tried.append(f"{name}: {' '.join(str(error).split())}")
+                continue
+            return contents, name, [] if folder in (cache, DEBIAN_FOLDER) else keep(folder, cache)
+    remedy = f"use --data digits, which needs no network, or put the four .gz files in {cache}"
+    raise DataUnavailable(f"Fashion-MNIST could not be had ({'; '.join(tried)}): {remedy}")
+
+
+def keep(folder: Path, cache: Path) -> list[str]:
+    """Copy the four files into the cache, each whole or not at all; a note where that cannot be done."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            with tempfile.NamedTemporaryFile(dir=cache, prefix=name, delete=False) as copy:
+                shutil.copyfile(folder / name, copy.name)
+            Path(copy.name).replace(cache / name)
+    except OSError as error:
+        return [f"the cache {cache} cannot be written ({error.strerror}), so the data will be fetched again next time"]
+    return []
+
+
+def fetch_by_apt(_cache: Path, scratch: Path) -> Path:
+    """Download Debian's package and unpack it in ``scratch``: needs no root, and leaves the system as it is."""
+    if not shutil.which("apt-get") or not shutil.which("dpkg"):
+        raise OSError("this system has no apt-get and dpkg")
+    options = ["-o", f"Acquire::http::Timeout={STALL_SECONDS:.0f}", "-o", "Acquire::Retries=1"]
+    run(["apt-get", "download", *options, "dataset-fashion-mnist"], scratch, timeout_seconds=300)
+    for package in scratch.glob("dataset-fashion-mnist_*.deb"):
+        run(["dpkg", "-x", package.name, "unpacked"], scratch, timeout_seconds=60)
+    return scratch / "unpacked" / DEBIAN_FOLDER.relative_to("/")
+
+
+def run(command: list[str], folder: Path, timeout_seconds: float) -> None:
+    """Run a command in ``folder``; ``OSError`` with its last line of errors unless it succeeds."""
+    env = {**os.environ, "LC_ALL": "C"}
+    null = subprocess.DEVNULL
+    done = subprocess.run(command, cwd=folder, env=env, stdin=null, capture_output=True, timeout=timeout_seconds)
+    if done.returncode:
+        errors = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
+        raise OSError(errors[-1])
+
+
+def fetch_by_http(cache: Path, scratch: Path) -> Path:
+    """Download the four files, into the cache where it can be written so that a later call can go on from a part."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        folder = cache if os.access(cache, os.W_OK) else scratch
+    except OSError:
+        folder = scratch
+    for name in FILES:
+        try:
+            read_idx(folder / name, sha256=FILES[name])
+        except InputError:
+            fetch_file(name, folder)
+    return folder
+
+
+def fetch_file(name: str, folder: Path) -> None:
+    """Download one of ``FILES`` from the first address that has it right; raise ``OSError`` if none has."""
+    part = folder / f"{name}.part"
+    addresses = ADDRESSES[:1] + ADDRESSES if part.exists() else ADDRESSES  # should an old part prove to be wrong
+    failures = []
+    for address in addresses:
+        try:
+            download(address + name, part)
+            read_idx(part, sha256=FILES[name])
+        except InputError as error:
+            part.unlink()
+            failures.append(f"{address}: {error}")
+        except (OSError, http.client.HTTPException) as error:
+            failures.append(f"{address}: {error!r}")
+        else:
+            part.replace(folder / name)
+            return
+    raise OSError("; ".join(failures))
+
+
+def download(url: str, part: Path) -> None:
+    """Fetch ``url`` into ``part``, going on after what it holds; raise the last error after ``ATTEMPTS`` failures."""
+    for attempt in range(ATTEMPTS):
+        time.sleep(attempt * PAUSE_SECONDS)
+        try:
+            return download_rest(url, part)
+        except (OSError, http.client.HTTPException) as error:
+            code = error.code if isinstance(error, urllib.error.HTTPError) else 0
+            if code == 416:  # nothing after what the part holds: it may be whole, and the checksum tells
+                return None
+            if 400 <= code < 500 or attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("not reached")
+
+
+def download_rest(url: str, part: Path) -> None:
+    """One request for what is missing in ``part``; ``OSError`` where the connection ends early."""
+    size = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={size}-"} if size else {})
+    with urllib.request.urlopen(request, timeout=STALL_SECONDS) as response:
+        if response.headers.get("Content-Range", "").startswith(f"bytes {size}-") and response.status == 206:
+            mode = "ab"
+        else:
+            size, mode = 0, "wb"
+        length = response.headers.get("Content-Length", "")
+        end = size + int(length) if length.isdigit() else None
+        with part.open(mode) as file:
+            while piece := response.read(1 << 16):
+                size += len(piece)
+                if size > MAX_DOWNLOAD_BYTES:
+                    raise InputError(f"more than {MAX_DOWNLOAD_BYTES} bytes, which no file of Fashion-MNIST has")
+                file.write(piece)
+    if end is not None and size < end:
+        raise OSError(f"the connection ended after {size} of {end} bytes")

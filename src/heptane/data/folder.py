@@ -1,0 +1,205 @@
+"""Load a folder of images: ``ROOT/CLASS/*``, split by a seed, or ``ROOT/train/CLASS/*`` with ``valid`` and ``test``.
+
+Pixels become RGB, or one channel if every image is grey; 16-bit grey keeps its upper 8 bits. EXIF rotation is applied,
+transparency dropped, and of an animation only the first picture used. Each image is scaled so that its shorter side is
+``image_size`` and cropped to the centre. Without ``image_size``, images that all share one size of at most 256 by 256
+keep it, and others become 64 by 64.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from heptane._lazy import np, torch
+from heptane.data.arrays import check_memory
+from heptane.data.load import Data, normalise, split
+from heptane.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: an .eps called .png would run Ghostscript
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+VALID_NAMES = ("valid", "val", "validation")
+MAX_KEPT_SIZE, DEFAULT_SIZE = 256, 64  # pixels
+LAYOUT = "expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with valid/ and test/ beside train/"
+T = TypeVar("T")
+
+
+class Sample(NamedTuple):
+    """An image file, the part it belongs to (``train``, ``valid``, ``test``, or ``all`` before a split), its class."""
+
+    part: str
+    label: int
+    path: Path
+
+
+def load_folder(root: Path, *, seed: int, image_size: int | None, valid_fraction: float | None, skip_bad: bool) -> Data:
+    """Load the images under ``root``; what is not split already is split by ``seed``, 80/10/10, evenly over classes.
+
+    Raises:
+        InputError: the layout is wrong, a class has no image, an image is bad, or memory is short.
+    """
+    root = root.resolve()
+    folders = find_parts(root)
+    if valid_fraction is not None and "valid" in folders:
+        raise InputError(f"valid_fraction={valid_fraction}: {str(folders['valid'])!r} exists, so leave it out")
+    classes = find_classes(folders)
+    samples, num_others = list_samples(folders, classes)
+    notes = [f"{num_others} file(s) were left out: not images, or not in a class folder"] if num_others else []
+    bad: list[str] = []
+    samples, pixels = read_pixels(samples, root, image_size, bad if skip_bad else None)
+    if bad:
+        notes.append(f"{len(bad)} bad file(s) were left out: {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}")
+    check_classes(samples, folders, classes)
+    parts = {part: torch.tensor([i for i, s in enumerate(samples) if s.part == part]) for part in folders}
+    if "valid" not in parts:
+        names = ("train", "test", "valid") if "all" in parts else ("train", "valid")
+        counts = Counter(sample.label for sample in samples if sample.part in ("all", "train"))
+        shares = [*([0.1] if "all" in parts else []), 0.1 if valid_fraction is None else valid_fraction]
+        made = split([counts[label] for label in range(len(classes))], shares, seed)  # these samples are the first
+        parts |= dict(zip(names, made, strict=True))
+        sizes = ", ".join(f"{len(index)} {name}" for name, index in zip(names, made, strict=True))
+        notes.append(f"the images of {'the folder' if 'all' in parts else 'train/'} were split by seed {seed}: {sizes}")
+    indices = [parts[part] for part in ("train", "valid", "test") if part in parts]
+    inputs, mean, std = normalise([pixels[index] for index in indices])
+    labels = torch.tensor([sample.label for sample in samples])
+    train, valid, *test = zip(inputs, (labels[index] for index in indices), strict=True)
+    test_part = test[0] if test else None
+    return Data(root.name, train, valid, test_part, len(classes), tuple(classes), tuple(notes), str(root), mean, std)
+
+
+def find_parts(root: Path) -> dict[str, Path]:
+    """The folder of each part: ``train`` and perhaps ``valid`` and ``test``, or else ``all`` for what is not split."""
+    folders = {entry.name: entry for entry in list_entries(root) if entry.is_dir()}
+    if not folders:
+        raise InputError(f"{str(root)!r} has no folders in it: {LAYOUT}")
+    valid_names = [name for name in VALID_NAMES if name in folders]
+    if "train" in folders and any(entry.is_dir() for entry in list_entries(folders["train"])):
+        if len(valid_names) > 1:
+            raise InputError(f"{str(root)!r} has both {' and '.join(valid_names)}: keep one of them")
+        names = {"train": "train", "valid": (*valid_names, "valid")[0], "test": "test"}
+        return {part: folders[name] for part, name in names.items() if name in folders}
+    if set(folders) <= {"train", "test", *VALID_NAMES}:
+        raise InputError(f"{str(root)!r} has {', '.join(folders)} but no train/ with class folders: {LAYOUT}")
+    return {"all": root}
+
+
+def list_entries(folder: Path) -> list[Path]:
+    """What is in a folder, sorted by name, without hidden entries."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(
+            f"folder {str(folder)!r} cannot be listed ({error.strerror}): check its permissions"
+        ) from error
+
+
+def find_classes(folders: dict[str, Path]) -> list[str]:
+    """The sorted names of the class folders, which must be the same in each part."""
+    found = {part: {e.name for e in list_entries(folder) if e.is_dir()} for part, folder in folders.items()}
+    classes = next(iter(found.values()))
+    for part, names in found.items():
+        if odd := sorted(classes ^ names):
+            has, lacks = ("train", part) if odd[0] in classes else (part, "train")
+            raise InputError(f"class {odd[0]!r} is in {has}/ and not in {lacks}/: each part must have the same classes")
+    if len(classes) < 2:
+        raise InputError(
+            f"{str(next(iter(folders.values())))!r} has one class, {min(classes)!r}, and needs two; {LAYOUT}"
+        )
+    return sorted(classes)
+
+
+def list_samples(folders: dict[str, Path], classes: list[str]) -> tuple[list[Sample], int]:
+    """The images of each part, class by class in order of name, and the number of files that are not images."""
+    samples, num_files = [], 0
+    for part, folder in folders.items():
+        num_files += sum(not entry.is_dir() for entry in list_entries(folder))
+        for label, name in enumerate(classes):
+            files = [entry for entry in list_entries(folder / name) if not entry.is_dir()]
+            samples += [Sample(part, label, entry) for entry in files if entry.suffix.lower() in SUFFIXES]
+            num_files += len(files)
+    check_classes(samples, folders, classes)
+    return samples, num_files - len(samples)
+
+
+def check_classes(samples: list[Sample], folders: dict[str, Path], classes: list[str]) -> None:
+    """Raise :class:`InputError` where a class of a part is without an image that can be read."""
+    present = {(sample.part, sample.label) for sample in samples}
+    for part, folder in folders.items():
+        for label, name in enumerate(classes):
+            if (part, label) not in present:
+                raise InputError(f"class folder {str(folder / name)!r} has no readable image: add some, or remove it")
+
+
+def read_pixels(
+    samples: list[Sample], root: Path, image_size: int | None, bad: list[str] | None
+) -> tuple[list[Sample], torch.Tensor]:
+    """The samples that can be read, and their pixels: uint8 (N, 1 or 3, H, W)."""
+    probed = list(read_each(samples, probe, root, bad))
+    sizes = {size for _, (size, _) in probed}
+    width, height = sizes.pop() if len(sizes) == 1 else (math.inf, math.inf)
+    if image_size is not None or max(width, height) > MAX_KEPT_SIZE:
+        width = height = image_size or DEFAULT_SIZE
+    size, is_grey = (int(width), int(height)), all(grey for _, (_, grey) in probed)
+    shape = (len(probed), 1 if is_grey else 3, size[1], size[0])
+    check_memory(f"{str(root)!r} as float32 {shape}", 4 * math.prod(shape), "lower --image-size, or use a DataLoader")
+    kept: list[Sample] = []
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    for sample, image in read_each([s for s, _ in probed], lambda i: decode(i, size, is_grey), root, bad):
+        pixels[len(kept)] = torch.from_numpy(image)
+        kept.append(sample)
+    return kept, pixels[: len(kept)]
+
+
+def read_each(
+    samples: list[Sample], read: Callable[[Image.Image], T], root: Path, bad: list[str] | None
+) -> Iterator[tuple[Sample, T]]:
+    """Each sample with what ``read`` makes of its image; bad ones go into ``bad``, or are an error where it is None."""
+    from PIL import Image
+
+    for sample in samples:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd metadata; a picture that claims a huge size is an error
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                path = sample.path.resolve(strict=True)
+                if not path.is_relative_to(root) or not path.is_file():
+                    raise OSError("it is not a regular file inside the folder")
+                with Image.open(path, formats=FORMATS) as image:
+                    result = read(image)
+        except Exception as error:  # Pillow's readers raise many kinds for damaged files
+            if bad is None:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                remedy = "repair or remove it, or leave out bad files with --skip-bad"
+                raise InputError(f"image {str(sample.path)!r} cannot be read ({reason}): {remedy}") from error
+            bad.append(repr(str(sample.path.relative_to(root))))
+        else:
+            yield sample, result
+
+
+def probe(image: Image.Image) -> tuple[tuple[int, int], bool]:
+    """The upright (width, height), from the header alone, and whether the image is grey."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floats: convert them to 8 or 16 bits")
+    turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5
+    return (image.size[::-1] if turned else image.size), image.mode in ("1", "L", "LA", "La") or image.mode[0] == "I"
+
+
+def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDArray[Any]:
+    """The pixels, upright, scaled and cropped to ``size`` (width, height): uint8 (1 or 3, H, W)."""
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode[0] == "I":  # Pillow would clip 16 bits where their upper half is wanted
+        upright = Image.fromarray((np.clip(np.asarray(upright), 0, 65535) >> 8).astype(np.uint8))
+    if upright.mode in ("P", "PA"):
+        upright = upright.convert("RGBA")
+    fitted = ImageOps.fit(upright.convert("L" if is_grey else "RGB"), size, method=Image.Resampling.BILINEAR)
+    return np.array(fitted).reshape(size[1], size[0], -1).transpose(2, 0, 1)

@@ -1,0 +1,150 @@
+"""The loop. It is a generator: what happens between two steps belongs to the caller's ``for`` body, off the training clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from heptane._lazy import torch
+from heptane.data.batches import Batch, as_loader
+from heptane.metrics import EvalMeter
+from heptane.randomness import seed_torch
+from heptane.schedule import set_rates
+from heptane.tricks.data_parallel import this_worker
+from heptane.tricks.mixed_precision import TRIES, Precision, evaluation
+from heptane.tricks.transfer import train_mode
+
+if TYPE_CHECKING:
+    from heptane.assemble import Run
+
+
+class Step(NamedTuple):
+    """What the loop yields after each applied optimizer step."""
+
+    step: int
+    """applied steps so far, from 1"""
+    epoch: int
+    """epoch of this step, from 1"""
+    ends_epoch: bool
+    """whether it was its epoch's last"""
+    loss: torch.Tensor
+    """the step's loss on the device, detached: reading it makes training wait"""
+    learning_rate: float
+    """of the last parameter group (the head's, where depths differ)"""
+    run: Run
+    """everything the loop works on; ``run.meter.read()`` gives the epoch's averages, ``run.clock`` the time"""
+
+
+def steps(run: Run, start: int = 0) -> Iterator[Step]:
+    """Train from step ``start`` to the end, a :class:`Step` at a time."""
+    run.clock.resume()
+    for phase in run.phases:
+        if phase.stop <= start:
+            continue
+        forward = run.enter(phase)
+        for step, batch in run.source.batches(max(start, phase.start), phase.stop, run.place):
+            momentum = run.rates.momentum(step) if run.rates.momentum else None
+            set_rates(run.optimizer, run.base_rates, run.rates.learning_rate(step), momentum)
+            loss = update(run, forward, batch, step)
+            run.meter.add_step(step, loss, batch.size)
+            epoch, at = divmod(step, run.source.steps_per_epoch)
+            rate = float(run.optimizer.param_groups[-1]["lr"])
+            run.clock.pause()
+            yield Step(step + 1, epoch + 1, at + 1 == run.source.steps_per_epoch, loss, rate, run)
+            run.clock.resume()
+            if not run.model.training:
+                train_mode(run.model)
+    run.clock.pause()
+
+
+def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
+    """One optimizer step on one global batch. A step that overflows is tried again, from the same state, at a smaller scale."""
+    kept = [b.clone() for b in run.model.buffers()] if run.precision.retries else []
+    for _ in range(TRIES if run.precision.retries else 1):
+        seed_torch(run.seed, step, run.worker.rank)
+        run.optimizer.zero_grad(set_to_none=True)
+        loss = gradients(run, forward, batch, step)
+        if run.precision.step(run.optimizer, run.clip_norm):
+            return loss
+        run.skipped += 1
+        for buffer, before in zip(run.model.buffers(), kept, strict=True):
+            buffer.copy_(before)
+    raise FloatingPointError(
+        f"step {step}: the gradients are not finite at any loss scale, so it is not a matter of scale; "
+        "look at this step's inputs, lower the learning rate, or set mixed_precision.dtype='bf16'"
+    )
+
+
+def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
+    """Forward and backward over this worker's share of ``batch``, in micro-batches; the global batch's mean loss (its share)."""
+    if run.accumulate == 1 and run.worker.size == 1:
+        inputs, targets = run.mix.take(batch, slice(None), step)
+        with run.precision.autocast():
+            output = run.precision.full(forward(inputs))
+        loss = run.criterion.mean(output, targets)
+        run.precision.backward(loss)
+        run.meter.add(output, targets)
+        return loss.detach()
+    return split_gradients(run, forward, batch, step)
+
+
+def split_gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
+    """The same from parts: each part's sum over the *global* count; workers synchronise on the last part only."""
+    parts = micro_batches(run.worker.share(batch.size), run.accumulate)
+    losses = []
+    for index, part in enumerate(parts):
+        empty = part.stop == part.start  # a batch smaller than the workers: take part in the all-reduce, weighing nothing
+        inputs, targets = run.mix.take(batch, slice(0, 1) if empty else part, step)
+        if index == 0:
+            scale = 0.0 if empty else run.worker.size / run.criterion.count(run.mix.targets(batch, step))
+        last = index + 1 == len(parts)
+        with nullcontext() if last or run.worker.size == 1 else forward.no_sync():  # type: ignore[operator]
+            with run.precision.autocast():
+                output = run.precision.full(forward(inputs))
+            loss = run.criterion.total(output, targets) * scale
+            run.precision.backward(loss)
+        losses.append(loss.detach())
+        if not empty:
+            run.meter.add(output, targets)
+    return torch.stack(losses).sum()
+
+
+def micro_batches(share: slice, count: int) -> list[slice]:
+    """``share`` cut into at most ``count`` parts, as even as it goes, none empty unless all is."""
+    size = share.stop - share.start
+    count = max(1, min(count, size))
+    edges = [share.start + index * size // count for index in range(count + 1)]
+    return [slice(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def evaluate_with(
+    model: torch.nn.Module,
+    data: Any,
+    criterion: Any,
+    *,
+    precision: Precision | None = None,
+    metrics: dict[str, Any] | None = None,
+    batch_size: int = 512,
+    place: Any = None,
+) -> dict[str, float]:
+    """Loss, accuracy and torchmetrics of ``model`` on ``data``; the model's modes are put back as they were."""
+    modes = {module: module.training for module in model.modules()}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    meter, metrics = EvalMeter(criterion), {name: metric.to(device) for name, metric in (metrics or {}).items()}
+    for metric in metrics.values():
+        metric.reset()
+    precision = precision or Precision()
+    model.eval()
+    try:
+        with evaluation(precision):
+            for inputs, targets in as_loader(data, batch_size, this_worker().share):
+                inputs, targets = place.inputs(inputs, None), place.move(targets)
+                output = precision.full(model(inputs))
+                meter.add(output, targets)
+                for metric in metrics.values():
+                    metric.update(output, targets)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return {**meter.read(), **{name: float(metric.compute()) for name, metric in metrics.items()}}

@@ -1,0 +1,242 @@
+"""Small built-in models for images, and everybody else's by name: ``timm:NAME`` and ``package.module:factory``.
+
+*Source*: He et al. 2016, arXiv:1512.03385 (residual blocks); Goyal et al. 2017, arXiv:1706.02677, section 5.1 (the last
+BatchNorm of each block starts at zero).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from heptane.errors import InputError, check_range, nearest
+from heptane.weights import one_line
+
+BUILT_IN = ("resnet", "resnet-wide", "mlp")
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with BatchNorm, and a way around them: ``relu(x + f(x))``."""
+
+    def __init__(self, num_in: int, num_out: int, stride: int, *, zero_init: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_in, num_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(num_out)
+        self.conv2 = nn.Conv2d(num_out, num_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(num_out)
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and num_in == num_out
+            else nn.Sequential(nn.Conv2d(num_in, num_out, 1, stride, bias=False), nn.BatchNorm2d(num_out))
+        )
+        if zero_init:
+            nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.norm1(self.conv1(x)).relu()
+        out: Tensor = self.norm2(self.conv2(inner)) + self.shortcut(x)
+        return out.relu()
+
+
+def resnet(num_classes: int = 10, in_channels: int = 1, width: int = 16, *, zero_init: bool = True) -> nn.Sequential:
+    """A small, fast residual network: a stem, three blocks, a mean over the image, a linear head.
+
+    With ``width`` 16 and one input channel: 104 thousand parameters, 10.6 million multiply-adds for a 28x28 image.
+    The channels go w, 2w, 5w at full, half and quarter size: about a third of the work at each size, and four fifths of
+    the parameters where the image is smallest.
+
+    Args:
+        num_classes: outputs, 1 or more.
+        in_channels: channels of the images, 1 or more; any size from 8x8.
+        width: channels of the stem and the first block; multiples of 16 suit 16-bit arithmetic.
+        zero_init: each block starts as its shortcut alone (the last BatchNorm's weight is 0).
+
+    Returns:
+        (batch, in_channels, height, width) -> (batch, num_classes).
+
+    Raises:
+        InputError: a number out of range.
+
+    Example:
+        >>> import torch
+        >>> resnet(10)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+
+    Source: He et al. 2016, arXiv:1512.03385.
+    """
+    for name, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
+        check_range(name, value, 1, whole=True)
+    stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    blocks = nn.Sequential(
+        Block(width, width, 1, zero_init=zero_init),
+        Block(width, 2 * width, 2, zero_init=zero_init),
+        Block(2 * width, 5 * width, 2, zero_init=zero_init),
+    )
+    head = nn.Linear(5 * width, num_classes)
+    return _sequence(stem=stem, blocks=blocks, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), head=head)
+
+
+def resnet_wide(num_classes: int = 10, in_channels: int = 1, *, zero_init: bool = True) -> nn.Sequential:
+    """:func:`resnet` at twice the width: 412 thousand parameters, 42 million multiply-adds for a 28x28 image.
+
+    Example:
+        >>> resnet_wide(10).head.in_features
+        160
+    """
+    return resnet(num_classes, in_channels, 32, zero_init=zero_init)
+
+
+def mlp(num_classes: int, input_shape: Sequence[int], hidden: int = 64) -> nn.Sequential:
+    """Flatten, a hidden layer with ReLU, and a linear head.
+
+    Args:
+        num_classes: outputs, 1 or more.
+        input_shape: the shape of one sample, such as (1, 28, 28).
+        hidden: units of the hidden layer.
+
+    Returns:
+        (batch, *input_shape) -> (batch, num_classes).
+
+    Raises:
+        InputError: a number out of range.
+
+    Example:
+        >>> import torch
+        >>> mlp(10, (1, 28, 28))(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+    check_range("num_classes", num_classes, 1, whole=True)
+    check_range("hidden", hidden, 1, whole=True)
+    for size in input_shape:
+        check_range("input_shape", size, 1, whole=True)
+    inner = nn.Linear(prod(input_shape), hidden)
+    return _sequence(flatten=nn.Flatten(), hidden=inner, relu=nn.ReLU(), head=nn.Linear(hidden, num_classes))
+
+
+def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """The model that a name stands for.
+
+    Args:
+        spec: ``resnet``, ``resnet-wide``, ``mlp``, ``timm:NAME``, or ``package.module:factory``, looked for in the
+            current directory too. A factory is called with ``num_classes`` and ``input_shape`` if it takes them.
+        input_shape: the shape of one sample: (channels, height, width) for images.
+        num_classes: outputs wanted.
+
+    Returns:
+        A new model, with random weights from PyTorch's generator.
+
+    Raises:
+        InputError: an unknown name (the nearest is offered); timm missing; a factory that is missing, that raises, or
+            that gives something else than a module.
+
+    Example:
+        >>> type(build("resnet", input_shape=(1, 28, 28), num_classes=10)).__name__
+        'Sequential'
+        >>> build("resnt", input_shape=(1, 28, 28), num_classes=10)
+        Traceback (most recent call last):
+        heptane.errors.InputError: model='resnt' is not known (did you mean resnet?): expected one of resnet, \
+resnet-wide, mlp, timm:NAME, package.module:factory
+    """
+    check_range("num_classes", num_classes, 1, whole=True)
+    if spec.startswith("timm:"):
+        return _from_timm(spec, spec.removeprefix("timm:"), input_shape, num_classes)
+    if ":" in spec:
+        return _from_factory(spec, input_shape, num_classes)
+    if spec == "mlp":
+        return mlp(num_classes, input_shape)
+    if spec in BUILT_IN:
+        return (resnet if spec == "resnet" else resnet_wide)(num_classes, _image_channels(spec, input_shape))
+    kinds = (*BUILT_IN, "timm:NAME", "package.module:factory")
+    raise InputError(f"model={spec!r} is not known{nearest(spec, kinds)}: expected one of {', '.join(kinds)}")
+
+
+def _sequence(**layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _image_channels(spec: str, input_shape: Sequence[int]) -> int:
+    if len(input_shape) != 3 or min(input_shape[1:]) < 8:
+        shape = tuple(input_shape)
+        raise InputError(f"model={spec!r} takes images of (channels, height, width) from 8x8, got {shape}; use mlp")
+    return input_shape[0]
+
+
+def _from_timm(spec: str, name: str, input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        if error.name == "timm":
+            raise InputError(f'model={spec!r} needs timm: pip install "heptane[timm]"') from error
+        raise InputError(f"model={spec!r}: timm is installed but does not import: {one_line(error)}") from error
+    except Exception as error:  # torchvision built for another PyTorch fails with a RuntimeError
+        raise InputError(f"model={spec!r}: timm is installed but does not import: {one_line(error)}") from error
+    if not timm.is_model(name):
+        raise InputError(f"model={spec!r}: timm has no such model{nearest(name, timm.list_models())}")
+    if len(input_shape) != 3:
+        raise InputError(f"model={spec!r} takes images of (channels, height, width), got {tuple(input_shape)}")
+    try:
+        made = timm.create_model(name, pretrained=False, in_chans=input_shape[0], num_classes=num_classes)
+    except Exception as error:
+        raise InputError(f"model={spec!r}: timm could not build it: {one_line(error)}") from error
+    return _checked(spec, made)
+
+
+def _from_factory(spec: str, input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    where, _, attribute = spec.partition(":")
+    factory = _find_factory(spec, where, attribute)
+    offered: dict[str, Any] = {"num_classes": num_classes, "input_shape": tuple(input_shape)}
+    try:
+        return _checked(spec, factory(**_taken(factory, offered)))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"model={spec!r}: the factory failed with {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+def _find_factory(spec: str, where: str, attribute: str) -> Callable[..., object]:
+    if not where or not attribute:
+        raise InputError(f"model={spec!r}: expected package.module:factory, such as my_models:build")
+    if not any(os.path.abspath(folder) == os.getcwd() for folder in sys.path):
+        sys.path.insert(0, os.getcwd())  # for good: the factory may import its neighbours later
+    importlib.invalidate_caches()
+    try:
+        found: Any = importlib.import_module(where)
+    except (Exception, SystemExit) as error:
+        hint = " (looked in the current directory and sys.path)" if isinstance(error, ModuleNotFoundError) else ""
+        raise InputError(f"model={spec!r}: cannot import {where!r}{hint}: {one_line(error)}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"model={spec!r}: {where!r} has no {attribute!r}{nearest(attribute, dir(found))}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise InputError(f"model={spec!r}: {attribute!r} is a {type(found).__name__}; expected a function or a class")
+    made: Callable[..., object] = found
+    return made
+
+
+def _taken(factory: Callable[..., object], offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that the factory's signature takes by name."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some built-in callables have no signature
+        return {}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return offered
+    by_name = {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
+    return {name: value for name, value in offered.items() if name in by_name}
+
+
+def _checked(spec: str, made: object) -> nn.Module:
+    if not isinstance(made, nn.Module):
+        raise InputError(f"model={spec!r} gave a {type(made).__name__}; expected a torch.nn.Module")
+    return made

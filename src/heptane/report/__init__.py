@@ -1,0 +1,119 @@
+"""What a run's result says, in words and figures: shared by ``report.html`` and by the console."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "–"
+_WORDS = {"valid": "validation", "num": "number of", "cpu": "CPU", "gpus": "GPUs", "gib": "GiB"}
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """One sentence: which model reached what, on which data, in how much training.
+
+    Example:
+        >>> headline({"model": {"name": "resnet"}, "data": {"name": "digits"}, "metrics": {"test_accuracy": 0.926},
+        ...           "seconds": {"train": 41.2}, "history": [{"epoch": 1}]})
+        'resnet reached 92.6% test accuracy on digits in 41 s of training (1 epoch)'
+    """
+    model = section(result, "model").get("name") or "the model"
+    data = section(result, "data").get("name") or "the data"
+    metrics = section(result, "metrics")
+    done = epochs_done(result)
+    count = f"{done} epoch{'' if done == 1 else 's'}"
+    train = section(result, "seconds").get("train")
+    time = f" in {duration(train)} of training ({count})" if is_finite(train) and done else ""
+    for key in ("test_accuracy", "valid_accuracy", "test_loss", "valid_loss"):
+        if not is_finite(metrics.get(key)):
+            continue
+        value = measure(key, metrics[key])
+        gained = f"{value} {label(key)}" if "accuracy" in key else f"a {label(key)} of {value}"
+        return f"{model} {'reached' if done else 'has'} {gained} on {data}{time or f' ({count})'}"
+    if any(isinstance(value, float) and not math.isfinite(value) for value in metrics.values()):
+        return f"{model} failed on {data}: its loss is not a number ({count})"
+    return f"{model} trained on {data}{time or f' ({count})'}"
+
+
+def section(result: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """``result[key]``, or an empty mapping where it is absent or ``None``."""
+    return result.get(key) or {}
+
+
+def epochs_done(result: Mapping[str, Any]) -> int:
+    """How many epochs the history holds, counted as the run counted them."""
+    history = result.get("history") or []
+    return int(history[-1].get("epoch") or len(history)) if history else 0
+
+
+def is_finite(value: object) -> bool:
+    """Whether ``value`` is a number that can be drawn and compared."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def label(key: str) -> str:
+    """A key of the result in words: ``valid_accuracy`` is ``validation accuracy``."""
+    return " ".join(_WORDS.get(word, word) for word in str(key).split("_") if word) or str(key)
+
+
+def measure(key: str, value: object, decimals: int = 1) -> str:
+    """A metric in figures: a percentage when its name says accuracy, else a plain number."""
+    return percent(value, decimals) if "accuracy" in key and is_finite(value) else figure(value)
+
+
+def percent(value: Any, decimals: int = 1) -> str:
+    """``0.926`` is ``92.6%``; only 1 itself is ``100%``, so what would be rounded up to it gets more decimals."""
+    text = f"{100 * value:.{decimals}f}"
+    while float(text) == 100 and value < 1 and decimals < 6:
+        decimals += 1
+        text = f"{100 * value:.{decimals}f}"
+    return f"{text}%"
+
+
+def duration(seconds: Any) -> str:
+    """Seconds for a reader: ``0.42 s``, ``4.2 s``, ``41 s``, ``3 min 05 s``, ``1 h 04 min``."""
+    if not is_finite(seconds):
+        return MISSING
+    if seconds < 9.95:
+        return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def figure(value: object) -> str:
+    """Any value of the result as short text: four digits of a float, yes and no, lists with commas."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return settings_text(value) or MISSING
+    if isinstance(value, (list, tuple)):
+        return ", ".join(figure(item) for item in value) or MISSING
+    return str(value)
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings on one line: ``alpha 0.2, per batch yes``."""
+    return ", ".join(f"{label(key)} {figure(value)}" for key, value in settings.items())
+
+
+def target_text(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Whether the target was reached, and which it was: ``("reached in 37 s", "validation accuracy 92.0%")``."""
+    target = section(result, "target")
+    if not target:
+        return "none set", ""
+    metric = str(target.get("metric") or "metric")
+    reached = target.get("reached_seconds")
+    verdict = "not reached" if reached is None else f"reached in {duration(reached)}"
+    return verdict, f"{label(metric)} {measure(metric, target.get('value'))}"

@@ -1,0 +1,199 @@
+"""What a person at a terminal sees: a live bar while training, tables afterwards; plain lines when piped.
+
+Nothing here interprets markup: a class or a folder named ``[bold]`` is printed as it is written.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from heptane.report import duration, figure, headline, is_finite, label, measure, section, settings_text, target_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.table import Table
+
+_REDRAW_SECONDS = 0.1
+
+
+class Progress:
+    """A live bar on stderr; where stderr is no terminal, no bar, and one plain line per epoch.
+
+    Args:
+        total_steps: the steps of the whole run, so that a resumed one starts part of the way along.
+        enabled: draw the bar; ``None`` draws it only when stderr is a terminal that can redraw a line.
+
+    Example:
+        >>> with Progress(100, enabled=False) as progress:
+        ...     progress.update(10, epoch=1, loss=2.1, accuracy=None, images_per_second=3000.0)
+    """
+
+    def __init__(self, total_steps: int, enabled: bool | None = None) -> None:
+        able = sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+        self.enabled = able if enabled is None else enabled
+        self._total_steps = total_steps
+        self._bar: RichProgress | None = None
+        self._drawn_at = 0.0
+
+    def __enter__(self) -> Progress:
+        if self.enabled:
+            self._bar = _make_bar()
+            self._bar.add_task("", total=self._total_steps, epoch="", figures="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def update(
+        self,
+        step: int,
+        *,
+        epoch: int,
+        loss: float | None = None,
+        accuracy: float | None = None,
+        images_per_second: float | None = None,
+    ) -> None:
+        """Show that ``step`` steps are done; redraws at most ten times a second, in the caller's own thread."""
+        if self._bar is None:
+            return
+        now = time.monotonic()
+        if now - self._drawn_at < _REDRAW_SECONDS and step < self._total_steps:
+            return
+        self._drawn_at = now
+        parts = [f"loss {loss:.3f}"] if loss is not None else []
+        parts += [measure("accuracy", accuracy)] if accuracy is not None else []
+        parts += [f"{images_per_second:,.0f} images/s"] if is_finite(images_per_second) else []
+        task = self._bar.task_ids[0]
+        self._bar.update(task, completed=step, epoch=f"epoch {epoch}", figures="  ".join(parts), refresh=True)
+
+    def note(self, text: str) -> None:
+        """Print one remark, above the bar when there is one."""
+        if self._bar is None:
+            print(_printable(text, sys.stderr), file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(_printable(text, sys.stderr), soft_wrap=True)
+
+    def epoch_line(self, record: Mapping[str, Any]) -> None:
+        """Print one line for an epoch of the history; it stays on the screen when the bar is gone."""
+        first = f"epoch {record.get('epoch', '?')}"
+        shown = [key for key in record if key.startswith(("train_", "valid_")) and key != "train_seconds"]
+        parts = [f"{label(key)} {measure(key, record[key], 2)}" for key in shown if record[key] is not None]
+        if is_finite(record.get("learning_rate")):
+            parts.append(f"learning rate {record['learning_rate']:.3g}")
+        if is_finite(record.get("train_seconds")):
+            parts.append(duration(record["train_seconds"]))
+        self.note(f"{first}: {', '.join(parts)}")
+
+
+def summary(result: Mapping[str, Any]) -> None:
+    """Print what a run came to on stdout: measures, clocks, target, tricks and why, and where the files are."""
+    console = _console(sys.stdout)
+    console.print()
+    console.print(_printable(headline(result), sys.stdout), style="bold", soft_wrap=True)
+    console.print()
+    console.print(_figures_table(result))
+    tricks = result.get("tricks") or []
+    if tricks:
+        console.print()
+        console.print(_tricks_of_run(tricks))
+    for note in result.get("notes") or []:
+        console.print()
+        console.print(_printable(f"Note: {note}", sys.stdout))
+    files = {key: path for key, path in section(result, "files").items() if path}
+    if files:
+        console.print()
+    width = max(map(len, files), default=0)
+    for key, path in files.items():
+        # A path is for copying: it is never wrapped or shortened.
+        console.print(f"{_printable(label(key), sys.stdout):<{width}}  {_printable(path, sys.stdout)}", soft_wrap=True)
+
+
+def tricks_table(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print what each trick fills, costs and does not help with, from ``name, title, fills, costs, does_not_help``."""
+    console = _console(sys.stdout)
+    for row in rows:
+        table = _grid(("", 15), ("", None))
+        table.add_row(*(_printable(row.get(key, ""), sys.stdout) for key in ("title", "name")), style="bold")
+        for key in ("fills", "costs", "does_not_help"):
+            table.add_row(f"  {label(key)}", _printable(row.get(key, ""), sys.stdout))
+        console.print(table)
+        console.print()
+
+
+def _figures_table(result: Mapping[str, Any]) -> Table:
+    metrics, seconds = section(result, "metrics"), section(result, "seconds")
+    table = _grid(("", None), ("", None))
+    for key in sorted(metrics, key=lambda key: ("accuracy" not in key, not key.startswith("test"))):
+        table.add_row(_printable(label(key), sys.stdout), measure(key, metrics[key], 2))
+    meanings = {"wall": "wall clock", "train": "training only", "cpu": "CPU time, all cores"}
+    for key, meaning in meanings.items():
+        table.add_row(meaning, duration(seconds.get(key)))
+    verdict, target = target_text(result)
+    table.add_row("target", _printable(f"{verdict} ({target})" if target else verdict, sys.stdout))
+    return table
+
+
+def _tricks_of_run(tricks: Iterable[Mapping[str, Any]]) -> Table:
+    table = _grid(("trick", None), ("", None), ("settings, and why", None), heading=True)
+    for trick in tricks:
+        on = bool(trick.get("on"))
+        title = _printable(trick.get("title") or trick.get("name") or "", sys.stdout)
+        parts = [settings_text(section(trick, "settings")) if on else "", str(trick.get("why") or "")]
+        text = _printable("; ".join(part for part in parts if part), sys.stdout)
+        table.add_row(title, "on" if on else "off", text, style="" if on else "dim")
+    return table
+
+
+def _grid(*columns: tuple[str, int | None], heading: bool = False) -> Table:
+    """A table without lines; what does not fit is folded onto the next line, never cut."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=heading, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    for header, width in columns:
+        table.add_column(header, overflow="fold", min_width=width)
+    return table
+
+
+def _console(stream: TextIO, force_terminal: bool | None = None) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream, markup=False, emoji=False, highlight=False, force_terminal=force_terminal)
+
+
+def _make_bar() -> RichProgress:
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.fields[epoch]}", markup=False),
+        progress.BarColumn(bar_width=None),
+        progress.TaskProgressColumn(markup=False),
+        progress.TextColumn("{task.fields[figures]}", markup=False),
+        progress.TimeRemainingColumn(compact=True),
+        progress.TextColumn("left", markup=False),
+        console=_console(sys.stderr, force_terminal=True),
+        # A thread that redraws would compete with the training that is being timed.
+        auto_refresh=False,
+        transient=True,
+        expand=True,
+        # Rich would move what is printed to stdout over to stderr.
+        redirect_stdout=False,
+    )
+
+
+def _printable(text: object, stream: TextIO) -> str:
+    """``text`` without control characters, in what the stream's encoding can say."""
+    words = figure(text) if not isinstance(text, str) else text
+    words = "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in words)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return words.encode(encoding, "replace").decode(encoding)

@@ -1,0 +1,165 @@
+"""``report.html``: a run on one page that opens anywhere, without a network or another file."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from heptane.report import (
+    duration,
+    figure,
+    headline,
+    is_finite,
+    label,
+    measure,
+    section,
+    target_text,
+)
+from heptane.report.curves import Line, line_chart
+
+Pairs = list[tuple[str, str]]
+
+
+def write_report(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write the page of one run.
+
+    Args:
+        result: the content of ``result.json``; any part may be absent, ``None`` or not a number.
+        path: where to write; the file is replaced in one step, and its folder is made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A folder's name that is not valid UTF-8 arrives with lone surrogates, which no file can hold.
+    draft.write_text(render(result), encoding="utf-8", errors="replace")
+    draft.replace(path)
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """The page of one run as text."""
+    import jinja2
+
+    template = resources.files("heptane.report").joinpath("run.html.j2").read_text(encoding="utf-8")
+    house = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page: str = house.from_string(template).render(
+        headline=headline(result),
+        byline=_byline(result),
+        cards=_cards(result),
+        notes=[str(note) for note in result.get("notes") or []],
+        charts=_charts(result),
+        tricks=[_trick(trick) for trick in result.get("tricks") or []],
+        history=_history(result.get("history") or []),
+        facts=_facts(result),
+        command=str(result.get("command") or ""),
+    )
+    return page
+
+
+def _byline(result: Mapping[str, Any]) -> str:
+    started = str(result.get("started") or "")
+    with contextlib.suppress(ValueError):
+        started = datetime.datetime.fromisoformat(started).strftime("%Y-%m-%d %H:%M %Z").strip()
+    version = result.get("heptane")
+    return " · ".join(part for part in (started, f"heptane {version}" if version else "") if part)
+
+
+def _cards(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The few figures to read first: quality, three clocks, the target."""
+    metrics, seconds, data = section(result, "metrics"), section(result, "seconds"), section(result, "data")
+    kind = "accuracy" if any(is_finite(metrics.get(f"{part}_accuracy")) for part in ("test", "valid")) else "loss"
+    cards = []
+    for part in ("test", "valid"):
+        value, count = metrics.get(f"{part}_{kind}"), data.get(f"num_{part}")
+        absent = f"no {label(part)} set" if not count else "not measured"
+        detail = absent if value is None else f"on {figure(count)} samples" if count else ""
+        name = f"{label(part)} {kind}"
+        cards.append({"name": name, "value": measure(kind, value), "detail": detail, "tone": ""})
+    clocks = {
+        "wall": ("wall clock", "from start to end"),
+        "train": ("training only", "evaluation not counted"),
+        "cpu": ("CPU time", "all cores together"),
+    }
+    for key, (name, detail) in clocks.items():
+        cards.append({"name": name, "value": duration(seconds.get(key)), "detail": detail, "tone": ""})
+    verdict, target = target_text(result)
+    tone = "" if not target else "bad" if verdict == "not reached" else "good"
+    cards.append({"name": "target", "value": verdict, "detail": target, "tone": tone})
+    return cards
+
+
+def _charts(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Accuracy, loss, learning rate and momentum, as far as there is something to draw."""
+    import markupsafe
+
+    history, schedule = result.get("history") or [], section(result, "schedule")
+    target = section(result, "target")
+    level = target.get("value") if "accuracy" in str(target.get("metric")) else None
+    mixed = any("train_accuracy_mixed" in record for record in history)
+    blends = "The training curve is measured on mixup's blends, which are harder than plain samples." if mixed else ""
+    charts = []
+    for kind in ("accuracy", "loss"):
+        svg = line_chart(
+            _lines(history, kind),
+            ident=kind,
+            description=_describe(history, kind),
+            x_label="epoch",
+            percent=kind == "accuracy",
+            level=level if kind == "accuracy" and is_finite(level) else None,
+        )
+        charts.append({"title": kind, "svg": svg, "caption": blends})
+    for key in ("learning_rate", "momentum"):
+        steps, values = schedule.get("step") or [], schedule.get(key) or []
+        line = Line(name=label(key), x=steps[: len(values)], y=values[: len(steps)])
+        described = f"{label(key)} by step: {_span(values)}"
+        svg = line_chart([line], ident=key.replace("_", "-"), description=described, x_label="step")
+        charts.append({"title": label(key), "svg": svg, "caption": ""})
+    return [{**chart, "svg": markupsafe.Markup(chart["svg"])} for chart in charts if chart["svg"]]
+
+
+def _lines(history: Sequence[Mapping[str, Any]], kind: str) -> list[Line]:
+    epochs = [record.get("epoch") for record in history]
+    names = {f"train_{kind}": "training", f"train_{kind}_mixed": "training (mixed)", f"valid_{kind}": "validation"}
+    return [Line(name=name, x=epochs, y=[record.get(key) for record in history]) for key, name in names.items()]
+
+
+def _describe(history: Sequence[Mapping[str, Any]], kind: str) -> str:
+    spans = [f"{line.name} {_span(line.y, kind)}" for line in _lines(history, kind) if any(map(is_finite, line.y))]
+    return f"{kind} by epoch: {'; '.join(spans)}"
+
+
+def _span(values: Iterable[Any], kind: str = "") -> str:
+    """How a curve begins and ends, and its top: what a listener needs of a picture."""
+    known = [value for value in values if is_finite(value)]
+    if not known:
+        return "no values"
+    first, last, top = (measure(kind, value) for value in (known[0], known[-1], max(known)))
+    return f"from {first} to {last}, at most {top}"
+
+
+def _trick(trick: Mapping[str, Any]) -> dict[str, Any]:
+    settings = [(label(key), figure(value)) for key, value in section(trick, "settings").items()]
+    title = str(trick.get("title") or label(str(trick.get("name") or "")))
+    return {"title": title, "on": bool(trick.get("on")), "settings": settings, "why": str(trick.get("why") or "")}
+
+
+def _history(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every key that any epoch recorded, a column each, in the order of their first appearance."""
+    keys = list(dict.fromkeys(key for record in history for key in record))
+    rows = [[measure(key, record.get(key), 2) for key in keys] for record in history]
+    return {"columns": [label(key) for key in keys], "rows": rows}
+
+
+def _facts(result: Mapping[str, Any]) -> list[tuple[str, Pairs]]:
+    """The rest of the result as titled lists of name and value, empty ones left out."""
+    metrics = [(label(key), measure(key, value, 2)) for key, value in section(result, "metrics").items()]
+    seconds = [(label(key), duration(value)) for key, value in section(result, "seconds").items()]
+    groups: list[tuple[str, Pairs]] = [("All measures", metrics), ("Clocks", seconds)]
+    for key in ("data", "model", "settings", "steps", "environment", "files"):
+        pairs = [(label(name), figure(value)) for name, value in section(result, key).items()]
+        groups.append((label(key).capitalize(), pairs))
+    return [(title, pairs) for title, pairs in groups if pairs]

@@ -1,0 +1,141 @@
+"""A run's folder: ``result.json``, ``events.jsonl``, ``model.safetensors``, ``checkpoints/``, ``report.html``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heptane.errors import InputError
+
+if TYPE_CHECKING:
+    from heptane.assemble import Run
+    from heptane.fit import Result
+
+SCHEMA = 1
+OWN = ("result.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml", "checkpoints")
+LEAST_FREE_BYTES = 64 << 20
+
+
+class RunFolder:
+    """A folder that one run writes.
+
+    Args:
+        path: made if it is not there.
+        force: remove what an earlier run left in it (its own files only).
+        resume: keep what is there.
+
+    Raises:
+        InputError: it holds a run already, is no folder, cannot be written, or its disk is full.
+    """
+
+    def __init__(self, path: Any, *, force: bool = False, resume: bool = False) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.checkpoints_of(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise InputError(f"cannot write to {self.path} ({error.strerror}): choose another folder") from None
+        free = shutil.disk_usage(self.path).free
+        if free < LEAST_FREE_BYTES:
+            raise InputError(f"{self.path} has {free >> 20} MiB free: at least {LEAST_FREE_BYTES >> 20} MiB are needed")
+        there = [name for name in OWN if (self.path / name).exists()]
+        if there and not (force or resume):
+            raise InputError(f"{self.path} already holds a run ({', '.join(there)}): choose another folder, or use --force")
+        if force and not resume:
+            self._clear()
+
+    @staticmethod
+    def checkpoints_of(path: Any) -> Path:
+        """Where a run in ``path`` keeps its checkpoints."""
+        return Path(path) / "checkpoints"
+
+    def event(self, kind: str, facts: dict[str, Any]) -> None:
+        """Add a line to ``events.jsonl``."""
+        with open(self.path / "events.jsonl", "a") as file:
+            file.write(json.dumps({"time": time.time(), "event": kind, **clean(facts)}) + "\n")
+
+    def finish(self, result: Result, run: Run, about: dict[str, Any]) -> dict[str, Any]:
+        """Write the weights, the result and the report; return the result's record."""
+        from heptane.checkpoint import save_model
+        from heptane.report.html import write_report
+
+        save_model(result.model, self.path / "model.safetensors")
+        record = clean(self._record(result, run, about))
+        write_text(self.path / "result.json", json.dumps(record, indent=1) + "\n")
+        self.event("end", {"metrics": record["metrics"], "seconds": record["seconds"], "steps": record["steps"]})
+        write_report(record, self.path / "report.html")
+        return record
+
+    def _record(self, result: Result, run: Run, about: dict[str, Any]) -> dict[str, Any]:
+        from heptane import __version__
+        from heptane.environment import describe
+        from heptane.fit import trick_rows
+
+        parameters = sum(p.numel() for p in result.model.parameters())
+        target = None
+        if result.target:
+            metric, value = result.target
+            target = {"metric": metric, "value": value, "reached_seconds": result.reached}
+        names = {"result": "result.json", "events": "events.jsonl", "model": "model.safetensors", "report": "report.html"}
+        return {
+            "schema": SCHEMA,
+            "heptane": __version__,
+            "command": about.get("command", " ".join(sys.argv)),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(run.clock.started)),
+            "environment": describe(),
+            "data": {"num_train": run.source.num_samples, **about.get("data", {})},
+            "model": {"name": type(result.model).__name__, "num_parameters": parameters, **about.get("model", {})},
+            "settings": {
+                "epochs": run.total_steps / run.source.steps_per_epoch,
+                "batch_size": run.source.batch_size,
+                "optimizer": type(run.optimizer).__name__,
+                "learning_rate": run.base_rates[-1],
+                "workers": run.worker.size,
+                "seed": run.seed,
+                **about.get("settings", {}),
+            },
+            "tricks": trick_rows(result, about.get("reasons", {})),
+            "steps": result.steps,
+            "seconds": result.seconds,
+            "metrics": result.metrics,
+            "target": target,
+            "history": result.history,
+            "schedule": result.schedule,
+            "notes": [*about.get("notes", []), *result.notes],
+            "files": {key: str(self.path / name) for key, name in names.items()},
+        }
+
+    def _clear(self) -> None:
+        for name in OWN:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file aside, then rename: never half a file."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def clean(value: Any) -> Any:
+    """``value`` as strict JSON: a number that is not finite becomes None, a tuple a list, a path a string."""
+    if isinstance(value, dict):
+        return {str(key): clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)

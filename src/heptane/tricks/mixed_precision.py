@@ -1,0 +1,223 @@
+"""Mixed precision: compute in 16 bits, keep the master weights in 32, scale the loss where 16 bits are too few.
+
+Equation
+    fp16: backward on S * loss; gradients / S before clipping and stepping. A step whose gradients hold inf or NaN is not
+    applied and S halves, not below a floor; after 2000 applied steps in a row S doubles. S starts at 2^16.
+    bf16 has the range of fp32 and needs no S.
+
+Source
+    Micikevicius et al. 2018, "Mixed Precision Training", section 3, arXiv:1710.03740.
+    bf16: Kalamkar et al. 2019, arXiv:1905.12322.
+
+Meets the loop at
+    ``precision``: autocast around the forward pass, backward, and the step, which says whether it was applied. A skipped step
+    advances nothing: the same batch is tried again at the smaller scale, from the same state.
+
+Costs, and when it does not help
+    A cast per weight and step; small models gain nothing, and a machine without 16-bit units loses much (fp16 on a CPU is
+    refused with the figure). ``dtype="auto"`` measures this model on this machine and keeps 32 bits where 16 do not pay.
+    The loss is computed in fp32: on a CPU neither softmax nor layer norm is on autocast's fp32 list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from heptane._lazy import torch
+from heptane.errors import InputError, check_choice, check_range
+
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+TRIES = 64  # of one batch: enough to halve from 2^16 to any floor, so a batch that still overflows is not a matter of scale
+
+
+class Precision:
+    """Fills the slot ``precision``; this one is plain fp32 and adds nothing to a hand-written loop."""
+
+    name = "fp32"
+    retries = False
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of the forward pass."""
+        return _NULL
+
+    def full(self, output: Any) -> Any:
+        """The model's output in 32 bits, for the loss."""
+        return output
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward, on the scaled loss where there is a scale."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> bool:
+        """Unscale, clip once over all parameters, step; False if the step was not applied."""
+        _clip(optimizer, clip_norm)
+        optimizer.step()
+        return True
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps: the loss scale and how long it has held."""
+        return {}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Take up a state from :meth:`state`."""
+
+
+class Autocast(Precision):
+    """bf16: the same, under autocast. The master weights, the gradients and the optimizer's state stay fp32."""
+
+    def __init__(self, dtype: torch.dtype, device: str) -> None:
+        self.name = "bf16" if dtype is torch.bfloat16 else "fp16"
+        self._context = torch.autocast(device, dtype)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return self._context
+
+    def full(self, output: Any) -> Any:
+        if isinstance(output, torch.Tensor):
+            return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+        if isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
+            return type(output)(self.full(item) for item in output)
+        return output
+
+
+class Scaled(Autocast):
+    """fp16: autocast with a dynamic loss scale that has a floor."""
+
+    retries = True
+
+    def __init__(self, dtype: torch.dtype, device: str, scale: float, growth_steps: int, floor: float) -> None:
+        super().__init__(dtype, device)
+        self.scale, self.growth_steps, self.floor = scale, growth_steps, floor
+        self.steps_held = 0
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss * self.scale).backward()  # type: ignore[no-untyped-call]
+
+    def step(self, optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> bool:
+        gradients = _gradients(optimizer)
+        torch._foreach_mul_(gradients, 1 / self.scale)
+        norms = torch._foreach_norm(gradients)
+        # The one wait per step: whether to step is not known before. After the all-reduce every worker sees the same.
+        if gradients and not bool(torch.isfinite(torch.stack(norms)).all()):
+            self.scale, self.steps_held = max(self.scale / 2, self.floor), 0
+            return False
+        _clip(optimizer, clip_norm)
+        optimizer.step()
+        self.steps_held += 1
+        if self.steps_held >= self.growth_steps:
+            self.scale, self.steps_held = self.scale * 2, 0
+        return True
+
+    def state(self) -> dict[str, float]:
+        return {"scale": self.scale, "steps_held": self.steps_held}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        self.scale, self.steps_held = state["scale"], int(state["steps_held"])
+
+
+def precision(
+    dtype: str = "bf16",
+    device: str = "cpu",
+    *,
+    scale: float = 2.0**16,
+    growth_steps: int = 2000,
+    floor: float = 1.0,
+) -> Precision:
+    """The piece for a loop of your own: autocast, backward and step in ``dtype``.
+
+    Args:
+        dtype: "bf16", "fp16" or "fp32".
+        device: "cpu" or "cuda".
+        scale, growth_steps, floor: of the loss scale; fp16 only.
+
+    Returns:
+        A :class:`Precision`: ``with p.autocast(): output = model(x)``; ``p.backward(loss(p.full(output), y))``;
+        ``applied = p.step(optimizer, clip_norm=1.0)``.
+
+    Raises:
+        InputError: an unknown dtype, or fp16 on a CPU, with the measured figure.
+
+    Example:
+        >>> precision("bf16").name
+        'bf16'
+
+    Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.
+    """
+    check_choice("dtype", dtype, DTYPES[1:])
+    kind = torch.device(device).type
+    if dtype == "fp32":
+        return Precision()
+    if dtype == "bf16":
+        return Autocast(torch.bfloat16, kind)
+    if kind == "cpu":
+        raise InputError(f"mixed_precision.dtype='fp16' is refused on a CPU: {fp16_figure()}; use 'bf16', 'fp32' or 'auto'")
+    return Scaled(torch.float16, kind, scale, growth_steps, floor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedPrecision:
+    """Trick 7: 16-bit compute over 32-bit master weights. ``MixedPrecision(dtype="auto")`` fills the slot ``precision``."""
+
+    dtype: str = "auto"
+    """auto measures on this machine and model; or bf16, fp16 (GPU only), fp32"""
+    channels_last: str = "auto"
+    """images stored channels last: auto measures it where there are 2-D convolutions; or on, off"""
+    scale: float = 2.0**16
+    """fp16's first loss scale, above 0"""
+    growth_steps: int = 2000
+    """applied steps in a row after which fp16's scale doubles, at least 1"""
+    floor: float = 1.0
+    """fp16's scale is not halved below this, above 0"""
+
+    def __post_init__(self) -> None:
+        check_choice("MixedPrecision.dtype", self.dtype, DTYPES)
+        check_choice("MixedPrecision.channels_last", self.channels_last, ("auto", "on", "off"))
+        check_range("MixedPrecision.scale", self.scale, 0, low_open=True)
+        check_range("MixedPrecision.growth_steps", self.growth_steps, 1, whole=True)
+        check_range("MixedPrecision.floor", self.floor, 0, self.scale, low_open=True)
+
+    def build(self, dtype: str, device: str) -> Precision:
+        """The slot's filler for a dtype that is no longer "auto"."""
+        return precision(dtype, device, scale=self.scale, growth_steps=self.growth_steps, floor=self.floor)
+
+
+@contextmanager
+def evaluation(precision: Precision) -> Iterator[None]:
+    """Autocast for an evaluation: a cast made without gradients is not cached, so a training pass around it keeps its own."""
+    with torch.no_grad():
+        if precision.name == "fp32":
+            yield
+        else:
+            dtype = torch.bfloat16 if precision.name == "bf16" else torch.float16
+            with torch.autocast(precision.autocast().device, dtype, cache_enabled=False):  # type: ignore[attr-defined]
+                yield
+
+
+def fp16_figure() -> str:
+    """What fp16 is worth on this CPU, measured: a matrix product in fp32 and in fp16, in GFLOP/s."""
+    from heptane.probe import median_seconds
+
+    rates = {}
+    for dtype in (torch.float32, torch.float16):
+        a = torch.randn(192, 192).to(dtype)
+        rates[dtype] = 2 * 192**3 / median_seconds(lambda a=a: a @ a, repeats=3) / 1e9  # type: ignore[misc]
+    return (
+        f"a matrix product runs at {rates[torch.float16]:.2g} GFLOP/s in fp16 "
+        f"and {rates[torch.float32]:.3g} in fp32 on this machine"
+    )
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _clip(optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
+    if clip_norm is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+
+
+_NULL = nullcontext()
