@@ -40,7 +40,7 @@ def efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
 
 
 def images(x_28: Tensor, size: int) -> Tensor:
-    """Grey images (N, 1, 28, 28) with values 0 to 1, for the network: (N, 3, size, size), with ImageNet's mean and spread."""
+    """Grey images (N, 1, 28, 28) with values 0 to 1, for the network: (N, 3, size, size), in ImageNet's units."""
     mean, std = x_28.new_tensor(MEAN).view(1, 3, 1, 1), x_28.new_tensor(STD).view(1, 3, 1, 1)
     larger = nn.functional.interpolate(x_28, (size, size), mode="bilinear", align_corners=False)
     return ((larger - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -244,9 +244,7 @@ def check_targets(criterion: Criterion, output: Any, targets: Any) -> None:
         )
 
 
-def _check(
-    model: Any, optimizer: Any, epochs: float, accumulate: int, clip_norm: float | None, seed: int
-) -> None:
+def _check(model: Any, optimizer: Any, epochs: float, accumulate: int, clip_norm: float | None, seed: int) -> None:
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"model of type {type(model).__name__}: expected a torch.nn.Module")
     if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
@@ -304,9 +302,14 @@ def _rates(tricks: Tricks, optimizer: Any, total_steps: int, source: Source) -> 
     schedules, momentum = [], None
     if tricks.lr_scaling:
         warms_up = tricks.cyclical is not None and tricks.cyclical.warms_up
-        schedules.append(
-            tricks.lr_scaling.warmup_schedule(total_steps, source.steps_per_epoch, source.batch_size, warms_up)
+        ramp = tricks.lr_scaling.warmup_schedule(
+            optimizer,
+            source.batch_size,
+            total_steps=total_steps,
+            steps_per_epoch=source.steps_per_epoch,
+            cycle_warms_up=warms_up,
         )
+        schedules.append(ramp)
     if tricks.cyclical:
         cycle = tricks.cyclical.rates(total_steps, source.steps_per_epoch)
         schedules.append(cycle.learning_rate)

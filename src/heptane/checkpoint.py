@@ -65,9 +65,9 @@ def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["heptane"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a mapping
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"checkpoint {path} cannot be read ({error}): remove it to use an older one, or start anew") from None
+        raise InputError(f"checkpoint {path} cannot be read ({error}): remove it to use an older one") from None
     try:
         run.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     except RuntimeError as error:

@@ -182,7 +182,7 @@ class Elementwise:
 
 @dataclass(frozen=True)
 class Ctc:
-    """CTC: the model gives log-probabilities (T, N, C); targets are (labels (N, S), input lengths (N,), target lengths (N,))."""
+    """CTC: outputs are log-probabilities (T, N, C); targets (labels (N, S), input lengths (N,), target lengths (N,))."""
 
     eps: float = 0.0
     blank: int = 0

@@ -53,8 +53,8 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
 
     Args:
         model, train, tricks: as in :func:`fit`.
-        settings: ``optimizer``, ``epochs``, ``batch_size``, ``loss``, ``accumulate``, ``clip_norm``, ``augment``, ``compile``,
-            ``device`` and ``seed``, as in :func:`fit`.
+        settings: ``optimizer``, ``epochs``, ``batch_size``, ``loss``, ``accumulate``, ``clip_norm``, ``augment``,
+            ``compile``, ``device`` and ``seed``, as in :func:`fit`.
 
     Example:
         >>> data = torch.randn(64, 4), torch.randint(0, 2, (64,))
@@ -130,7 +130,7 @@ def fit(
 
     Args:
         model: any module.
-        train, valid, test: a pair of tensors (inputs (N, ...), targets (N, ...)), a ``Dataset`` of pairs, or a ``DataLoader``.
+        train, valid, test: tensors, inputs (N, ...) and targets (N, ...), a ``Dataset`` of pairs, or a ``DataLoader``.
             ``valid`` is evaluated as training goes; ``test`` once, at the end.
         optimizer: a factory, ``params -> torch.optim.Optimizer``.
         epochs: passes over ``train``, above 0; a fraction is allowed.

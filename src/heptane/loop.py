@@ -1,9 +1,10 @@
-"""The loop. It is a generator: what happens between two steps belongs to the caller's ``for`` body, off the training clock."""
+"""The loop is a generator: what happens between two steps belongs to the caller's ``for`` body, off the training clock."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heptane._lazy import torch
@@ -59,7 +60,7 @@ def steps(run: Run, start: int = 0) -> Iterator[Step]:
 
 
 def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
-    """One optimizer step on one global batch. A step that overflows is tried again, from the same state, at a smaller scale."""
+    """One optimizer step on one global batch. If it overflows it is tried again, from the same state, at a lower scale."""
     kept = [b.clone() for b in run.model.buffers()] if run.precision.retries else []
     for _ in range(TRIES if run.precision.retries else 1):
         seed_torch(run.seed, step, run.worker.rank)
@@ -77,7 +78,7 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
 
 
 def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
-    """Forward and backward over this worker's share of ``batch``, in micro-batches; the global batch's mean loss (its share)."""
+    """Forward and backward over this worker's share of ``batch``, in micro-batches; its part of the mean loss."""
     if run.accumulate == 1 and run.worker.size == 1:
         inputs, targets = run.mix.take(batch, slice(None), step)
         with run.precision.autocast():
@@ -115,7 +116,7 @@ def micro_batches(share: slice, count: int) -> list[slice]:
     size = share.stop - share.start
     count = max(1, min(count, size))
     edges = [share.start + index * size // count for index in range(count + 1)]
-    return [slice(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(low, high) for low, high in pairwise(edges)]
 
 
 def evaluate_with(

@@ -70,13 +70,16 @@ class TrainMeter:
             )
 
     def read(self, *, everywhere: bool = True) -> dict[str, float]:
-        """The averages, over all workers (or this one's): ``train_loss``, and where they have a meaning ``train_accuracy`` (under mixup
-        ``train_accuracy_mixed``, weighted by the coefficients) and, with smoothing, ``train_loss_unsmoothed``."""
+        """The averages, over all workers (or this one's).
+
+        ``train_loss``; where it has a meaning ``train_accuracy`` (under mixup ``train_accuracy_mixed``, weighted by the
+        coefficients); with smoothing ``train_loss_unsmoothed``.
+        """
         if self._losses:
             self.flush()
         loss, size, plain, count, correct, out_of = (all_sum(self._sums.clone()) if everywhere else self._sums).tolist()
         found = {"train_loss": loss / size if size else float("nan")}
-        if getattr(self.criterion, "eps", 0.0) and count:
+        if _smooths(self.criterion) and count:
             found["train_loss_unsmoothed"] = plain / count
         if out_of:
             found["train_accuracy_mixed" if self.mixed else "train_accuracy"] = correct / out_of
@@ -110,12 +113,16 @@ def _score(criterion: Criterion, batches: list[tuple[Any, Any]], *, always_plain
     correct: Any = 0.0
     out_of: Any = 0.0
     for output, targets in batches:
-        if always_plain or getattr(criterion, "eps", 0.0):
+        if always_plain or _smooths(criterion):
             plain, count = plain + criterion.plain(output, targets), count + criterion.count(targets)
         hits = criterion.correct(output, targets)
         if hits is not None:
             correct, out_of = correct + hits[0], out_of + hits[1]
     return [plain, count, correct, out_of]
+
+
+def _smooths(criterion: Criterion) -> bool:
+    return bool(getattr(criterion, "eps", 0))
 
 
 def _joined(pending: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:

@@ -198,9 +198,7 @@ def _from_factory(spec: str, input_shape: Sequence[int], num_classes: int) -> nn
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"model={spec!r}: the factory failed with {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise InputError(f"model={spec!r}: the factory failed with {type(error).__name__}: {one_line(error)}") from error
 
 
 def _find_factory(spec: str, where: str, attribute: str) -> Callable[..., object]:

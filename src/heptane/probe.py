@@ -21,7 +21,7 @@ def median_seconds(function: Callable[[], Any], *, repeats: int) -> float:
     for _ in range(repeats + 1):
         start = time.perf_counter()
         function()
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])

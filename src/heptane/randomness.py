@@ -16,5 +16,5 @@ def seed_torch(seed: int, step: int, rank: int = 0) -> None:
     """Seed PyTorch's own generators (dropout and the like) for one step of one worker, in about a microsecond."""
     value = ((seed * 1_000_003 + step) * 65_537 + rank) % (1 << 63)
     torch.default_generator.manual_seed(value)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(value)

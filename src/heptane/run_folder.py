@@ -69,7 +69,7 @@ class RunFolder:
         from heptane.report.html import write_report
 
         save_model(result.model, self.path / "model.safetensors")
-        record = clean(self._record(result, run, about))
+        record: dict[str, Any] = clean(self._record(result, run, about))
         write_text(self.path / "result.json", json.dumps(record, indent=1) + "\n")
         self.event("end", {"metrics": record["metrics"], "seconds": record["seconds"], "steps": record["steps"]})
         write_report(record, self.path / "report.html")

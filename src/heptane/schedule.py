@@ -146,9 +146,7 @@ def base_rates(optimizer: Optimizer) -> list[float]:
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
-def set_rates(
-    optimizer: Optimizer, base_rates: Sequence[float], multiplier: float, momentum: float | None = None
-) -> None:
+def set_rates(optimizer: Optimizer, base_rates: Sequence[float], multiplier: float, momentum: float | None = None) -> None:
     """Set the rates of one step: ``lr = base x multiplier`` in each group, and the momentum where one is given.
 
     A learning rate (or a beta) held in a tensor is filled in place, so that a captured graph sees it.

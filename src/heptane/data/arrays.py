@@ -158,13 +158,11 @@ def check_parts(parts: dict[str, tuple[torch.Tensor, torch.Tensor]], notes: list
     num_classes = int(y.max()) + 1
     if len(present) == 1 or num_classes > max(1000, len(y)):
         seen = f"{len(present)} different label(s), the largest {num_classes - 1}"
-        raise InputError(
-            f"y has {seen}: expected 0 to K-1 with K of 2 or more, as np.unique(return_inverse=True) numbers"
-        )
+        raise InputError(f"y has {seen}: expected 0 to K-1 with K of 2 or more, as np.unique(return_inverse=True) numbers")
     for suffix, (_, targets) in parts.items():
         if int(targets.max()) >= num_classes:
             raise InputError(
-                f"y{suffix} has the label {int(targets.max())}: the largest in y is {num_classes - 1}, so no model would know it"
+                f"y{suffix} has the label {int(targets.max())}: the largest in y is {num_classes - 1}, unknown to a model"
             )
     if len(present) < num_classes:
         notes.append(f"only {len(present)} of the {num_classes} classes have training samples")

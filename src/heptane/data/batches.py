@@ -238,7 +238,7 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int) -> 
         return Tensors(inputs, targets, batch_size, seed)
     if _length(data) is not None and hasattr(data, "__getitem__"):
         check_batch(batch_size, len(data))
-        loader = utils.DataLoader(data, batch_size, sampler=_Shuffled(len(data), seed))  # type: ignore[arg-type]
+        loader = utils.DataLoader(data, batch_size, sampler=_Shuffled(len(data), seed))
         return Loader(loader, 1, seed)
     raise InputError(
         f"training data of type {type(data).__name__}: expected a pair of tensors, a Dataset with a length, or a DataLoader"
@@ -261,7 +261,8 @@ def as_loader(data: Any, batch_size: int, part: Callable[[int], slice]) -> Itera
         data = pair(data)
         mine = part(len(first_tensor(data)))
         for start in range(mine.start, mine.stop, batch_size):
-            yield each(lambda t, at=slice(start, min(start + batch_size, mine.stop)): t[at], data)  # type: ignore[misc]
+            rows = slice(start, min(start + batch_size, mine.stop))
+            yield each(lambda t, rows=rows: t[rows], data)  # type: ignore[misc]
         return
     mine = part(len(data))
     for batch in utils.DataLoader(utils.Subset(data, range(mine.start, mine.stop)), batch_size):

@@ -96,9 +96,7 @@ def list_entries(folder: Path) -> list[Path]:
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise InputError(
-            f"folder {str(folder)!r} cannot be listed ({error.strerror}): check its permissions"
-        ) from error
+        raise InputError(f"folder {str(folder)!r} cannot be listed ({error.strerror}): check its permissions") from error
 
 
 def find_classes(folders: dict[str, Path]) -> list[str]:
@@ -110,9 +108,7 @@ def find_classes(folders: dict[str, Path]) -> list[str]:
             has, lacks = ("train", part) if odd[0] in classes else (part, "train")
             raise InputError(f"class {odd[0]!r} is in {has}/ and not in {lacks}/: each part must have the same classes")
     if len(classes) < 2:
-        raise InputError(
-            f"{str(next(iter(folders.values())))!r} has one class, {min(classes)!r}, and needs two; {LAYOUT}"
-        )
+        raise InputError(f"{str(next(iter(folders.values())))!r} has one class, {min(classes)!r}, and needs two; {LAYOUT}")
     return sorted(classes)
 
 

@@ -92,9 +92,7 @@ def recommend(
         else "the rate is taken to be chosen for the batch in use"
     )
     why["cyclical"] = "1cycle reaches a given accuracy in fewer steps"
-    why["mixup"] = (
-        f"{epochs:g} epochs are long enough to overfit" if long else f"it slows runs under {LONG_EPOCHS} epochs"
-    )
+    why["mixup"] = f"{epochs:g} epochs are long enough to overfit" if long else f"it slows runs under {LONG_EPOCHS} epochs"
     why["label_smoothing"] = (
         "costs nothing, and calms over-confidence" if classes else "real-valued targets have no classes to smooth"
     )

@@ -13,7 +13,7 @@ Meets the loop at
     In the loop, each worker takes its share of the global batch.
 
 Costs, and when it does not help
-    One all-reduce of the gradients per step. On one CPU a single process already uses all cores, so there is nothing to gain.
+    One all-reduce of the gradients per step. On one CPU a single process already uses all cores: nothing to gain.
     BatchNorm normalises over each worker's share unless ``sync_batchnorm``.
 """
 
@@ -149,7 +149,7 @@ def launch(function: Callable[..., Any], kwargs: dict[str, Any], workers: int) -
 
 @dataclass(frozen=True, kw_only=True)
 class DataParallel:
-    """Trick 1: several workers, one global batch. ``DataParallel(workers=2)``, or under ``torchrun`` as many as it started."""
+    """Trick 1: several workers, one global batch. ``DataParallel(workers=2)``, or as many as ``torchrun`` started."""
 
     workers: int | str = "auto"
     """processes on this host, at least 1; auto is one per GPU, or one where there is no GPU"""
@@ -177,8 +177,8 @@ class DataParallel:
         if not self.sync_batchnorm or this_worker().size == 1:
             return model
         if not torch.cuda.is_available():
-            raise InputError("DataParallel.sync_batchnorm=True needs GPUs: PyTorch has no SyncBatchNorm for CPUs; leave it off")
-        converted: torch.nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            raise InputError("DataParallel.sync_batchnorm=True needs GPUs: PyTorch has none for CPUs; leave it off")
+        converted: torch.nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
 
     def wrap(self, model: torch.nn.Module, *, find_unused: bool = False) -> torch.nn.Module:

@@ -10,8 +10,8 @@ Source
     bf16: Kalamkar et al. 2019, arXiv:1905.12322.
 
 Meets the loop at
-    ``precision``: autocast around the forward pass, backward, and the step, which says whether it was applied. A skipped step
-    advances nothing: the same batch is tried again at the smaller scale, from the same state.
+    ``precision``: autocast around the forward pass, backward, and the step, which says whether it was applied. A skipped
+    step advances nothing: the same batch is tried again at the smaller scale, from the same state.
 
 Costs, and when it does not help
     A cast per weight and step; small models gain nothing, and a machine without 16-bit units loses much (fp16 on a CPU is
@@ -186,7 +186,7 @@ class MixedPrecision:
 
 @contextmanager
 def evaluation(precision: Precision) -> Iterator[None]:
-    """Autocast for an evaluation: a cast made without gradients is not cached, so a training pass around it keeps its own."""
+    """Autocast for an evaluation: a cast made without gradients is not cached, so a training pass around it is safe."""
     with torch.no_grad():
         if precision.name == "fp32":
             yield

@@ -13,8 +13,8 @@ Meets the loop at
     ``mix``. The draw belongs to the global batch, so neither workers nor micro-batches change the pairs.
 
 Costs, and when it does not help
-    A draw and a blend per step. It regularises, so it pays on long schedules that overfit; on a few epochs it slows learning,
-    and no speed record uses it there. The authors lower weight decay with it (1e-4 in place of 5e-4 on CIFAR).
+    A draw and a blend per step. It regularises, so it pays on long schedules that overfit; on a few epochs it slows
+    learning, and no speed record uses it there. The authors lower weight decay with it (1e-4 in place of 5e-4 on CIFAR).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def mix(
     """
     if not targets.is_floating_point():
         raise InputError(
-            f"targets of type {targets.dtype} cannot be blended: make them one-hot first, hp.smooth(targets, 0.0, num_classes)"
+            f"targets of type {targets.dtype} cannot be blended: make them one-hot, hp.smooth(targets, 0.0, num_classes)"
         )
     return blend(inputs, inputs[permutation], lam), blend(targets, targets[permutation], lam)
 
@@ -171,7 +171,7 @@ class Mixer:
             return inputs, targets
         if not isinstance(inputs, torch.Tensor) or not isinstance(targets, torch.Tensor):
             raise InputError("mixup needs inputs and targets that are one tensor each; turn it off for this model")
-        draw = self._draw(batch, step, tuple(inputs.shape[-2:]) if inputs.ndim == 4 else None)
+        draw = self._draw(batch, step, (inputs.shape[2], inputs.shape[3]) if inputs.ndim == 4 else None)
         partner = draw.partner[part]
         if len(inputs) == batch.size:
             partner_inputs, partner_targets = inputs[partner], targets[partner]

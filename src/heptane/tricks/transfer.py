@@ -274,9 +274,7 @@ def _head(model: torch.nn.Module) -> tuple[str, torch.nn.Linear | torch.nn.Conv2
     found = find_head(model)
     if found is None:
         remedy = "set swap_head=False and give the model the right number of outputs yourself"
-        raise InputError(
-            f"{type(model).__name__} does not end in a Linear or a 1x1 Conv2d that could be its head; {remedy}"
-        )
+        raise InputError(f"{type(model).__name__} does not end in a Linear or a 1x1 Conv2d that could be its head; {remedy}")
     return found
 
 
@@ -285,9 +283,7 @@ def _count_frozen(field: str, value: int, num_groups: int) -> int:
     check_range(field, value, -1, whole=True)
     count = max(num_groups - 1, 0) if value == -1 else value
     if value and count >= num_groups:
-        raise InputError(
-            f"{field}={value} leaves nothing of {num_groups} groups to train: expected -1 to {num_groups - 1}"
-        )
+        raise InputError(f"{field}={value} leaves nothing of {num_groups} groups to train: expected -1 to {num_groups - 1}")
     return count
 
 

@@ -1,0 +1,46 @@
+"""What all tests share: one thread count, small data, and the names that doctests may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import heptane as hp
+
+
+@pytest.fixture(autouse=True)
+def _fresh_random_state() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def sgd() -> Callable[..., torch.optim.SGD]:
+    """A factory: SGD with momentum."""
+    return lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)
+
+
+@pytest.fixture
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    """96 images (1, 8, 8) of 4 classes that a small model can tell apart."""
+    return make_images(96)
+
+
+def make_images(num_samples: int, num_classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise plus a pattern per class."""
+    random = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(num_classes, 1, 8, 8, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(0, num_classes, (num_samples,), generator=random)
+    return torch.randn(num_samples, 1, 8, 8, generator=random) * 0.5 + patterns[labels], labels
+
+
+def mlp(num_in: int = 64, num_classes: int = 4, seed: int = 0) -> torch.nn.Sequential:
+    """The same small network each time."""
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(num_in, 16), torch.nn.ReLU(), torch.nn.Linear(16, num_classes)
+    )
+
+
+__all__ = ["hp", "make_images", "mlp"]
