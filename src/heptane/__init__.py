@@ -5,8 +5,9 @@ from heptane.data import Data, load_data
 from heptane.data.augment import CropFlip
 from heptane.data.batches import order
 from heptane.errors import InputError
-from heptane.fit import Result, evaluate, fit, train
+from heptane.fit import evaluate, fit, train
 from heptane.loop import Step
+from heptane.result import Result
 from heptane.schedule import as_scheduler, join, multiply
 from heptane.tricks import Tricks
 from heptane.tricks.cyclical import Cyclical, cosine_restarts, one_cycle, triangular

@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 from heptane import checkpoint
 from heptane._lazy import torch
-from heptane.assemble import OptimizerFactory, Run, assemble, check_targets, default_device, named_settings, try_output
+from heptane.assemble import OptimizerFactory, assemble, check_targets, default_device, try_output
 from heptane.clock import Clock
 from heptane.criterion import Loss, choose_criterion
 from heptane.data.augment import Augment
 from heptane.data.batches import Place, as_loader, each
 from heptane.errors import InputError, check_range
 from heptane.loop import Step, evaluate_with, steps
-from heptane.report.console import Progress
-from heptane.run_folder import RunFolder
+from heptane.result import Recorder, Result, check_target
+from heptane.run_folder import RunFolder, write_text
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import check_replicas, join_group, launch, this_worker, under_launcher
-
-SHOW_SECONDS = 0.25
-LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "perplexity")
-
-
-@dataclass
-class Result:
-    """What came of a run.
-
-    ``history`` has a record per evaluation (per epoch, unless asked otherwise); ``metrics`` are the final ones;
-    ``seconds`` are ``wall``, ``train``, ``cpu`` and ``evaluate``; ``reached`` is the training clock when the target was
-    reached, in seconds, or None; ``why`` says for each trick what was decided.
-    """
-
-    model: torch.nn.Module
-    history: list[dict[str, Any]]
-    metrics: dict[str, float]
-    seconds: dict[str, float]
-    reached: float | None
-    target: tuple[str, float] | None
-    steps: dict[str, int]
-    schedule: dict[str, Any]
-    tricks: Tricks
-    why: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+from heptane.tricks.data_parallel import join_group, launch, this_worker, under_launcher
+from heptane.tricks.transfer import swap_head
+from heptane.weights import find_head
 
 
 def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, **settings: Any) -> Iterator[Step]:
@@ -151,7 +125,7 @@ def fit(
         device: such as "cpu"; None takes the GPU where there is one.
         progress: show a progress bar, or a line per epoch where there is no terminal.
         force: overwrite a run in ``run_dir``.
-        about: facts for the run's record: command, data, model, settings.
+        about: facts for the run's record: command, data, model, settings, reasons, notes.
         started: ``time.time()`` from which the wall clock counts; None for now.
 
     Returns:
@@ -170,10 +144,12 @@ def fit(
     arguments = dict(locals())
     tricks = tricks or Tricks()
     workers = tricks.data_parallel.resolve()[0] if tricks.data_parallel else 1
-    goal = _goal(target, valid)
+    goal = check_target(target, valid)
     check_range("evaluate_every_epochs", evaluate_every_epochs, 0, low_open=True)
     if workers > 1 and not under_launcher():
         result: Result = launch(fit, arguments, workers)
+        if (head := find_head(result.model)) and tricks.transfer and tricks.transfer.swap_head:
+            swap_head(model, len(head[1].weight))  # theirs was swapped in their process
         model.load_state_dict(result.model.state_dict())
         result.model = model
         return result
@@ -181,6 +157,8 @@ def fit(
         join_group(torch.device(device or default_device()).type)
     clock = Clock(started)
     folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and this_worker().rank == 0 else None
+    if folder and about and "settings_toml" in about:
+        write_text(folder.path / "settings.toml", about["settings_toml"])
     run = assemble(
         model,
         train,
@@ -197,170 +175,9 @@ def fit(
         seed=seed,
         clock=clock,
     )
-    fitting = _Fitting(run, valid, metrics, goal, folder, evaluate_every_epochs, progress)
-    fitting.go(checkpoint.latest(RunFolder.checkpoints_of(run_dir)) if resume and run_dir is not None else None)
-    result = fitting.result(tricks, test)
+    recorder = Recorder(run, valid, metrics, goal, folder, evaluate_every_epochs, progress)
+    recorder.go(checkpoint.latest(RunFolder.checkpoints_of(run_dir)) if resume and run_dir is not None else None)
+    result = recorder.result(tricks, test)
     if folder:
         folder.finish(result, run, about or {})
     return result
-
-
-class _Fitting:
-    """One run's loop body: evaluation, history, target, progress, checkpoints; all of it off the training clock."""
-
-    def __init__(
-        self,
-        run: Run,
-        valid: Any,
-        metrics: dict[str, Any] | None,
-        goal: tuple[str, float] | None,
-        folder: RunFolder | None,
-        every_epochs: float,
-        progress: bool,
-    ) -> None:
-        self.run, self.valid, self.metrics, self.goal, self.folder = run, valid, metrics, goal, folder
-        self.every_steps = max(1, round(every_epochs * run.source.steps_per_epoch))
-        self.history: list[dict[str, Any]] = []
-        self.reached: float | None = None
-        self.evaluate_seconds = 0.0
-        shown = progress and run.worker.rank == 0
-        self.progress = Progress(run.total_steps) if shown else None
-        self._shown_at = 0.0
-
-    def go(self, saved: Any) -> None:
-        """Train to the end or the target, from a checkpoint where there is one."""
-        run, start = self.run, 0
-        if saved is not None:
-            start, self.history = checkpoint.load(run, saved)
-        with self.progress or nullcontext():
-            for event in steps(run, start):
-                self._show(event, start)
-                if event.step % self.every_steps and event.step != run.total_steps:
-                    continue
-                self._record(event)
-                if self.reached is not None:
-                    break
-        run.clock.pause()
-        check_replicas(run.model)
-
-    def result(self, tricks: Tricks, test: Any) -> Result:
-        """The result; the test set is read here, once."""
-        run = self.run
-        last = self.history[-1] if self.history else {}
-        metrics = {key: value for key, value in last.items() if key.startswith("valid_")}
-        if test is not None:
-            metrics |= {f"test_{key}": value for key, value in self._evaluate(test).items()}
-        applied = int(last.get("step", 0))
-        shown = range(0, run.total_steps, max(1, run.total_steps // 400))
-        momentum = run.rates.momentum
-        return Result(
-            model=run.model,
-            history=self.history,
-            metrics=metrics,
-            seconds={**run.clock.read(), "evaluate": self.evaluate_seconds},
-            reached=self.reached,
-            target=self.goal,
-            steps={
-                "planned": run.total_steps,
-                "applied": applied,
-                "skipped": run.skipped,
-                "nonfinite": run.meter.nonfinite,
-            },
-            schedule={
-                "step": list(shown),
-                "learning_rate": [run.base_rates[-1] * run.rates.learning_rate(step) for step in shown],
-                "momentum": [momentum(step) for step in shown] if momentum else None,
-            },
-            tricks=tricks,
-            why=run.why,
-            notes=run.notes,
-        )
-
-    def _show(self, event: Step, start: int) -> None:
-        now = time.monotonic()
-        if self.progress is None or now - self._shown_at < SHOW_SECONDS:
-            return
-        self._shown_at = now
-        averages = event.run.meter.read(everywhere=False)
-        rate = (event.step - start) * event.run.source.batch_size / max(event.run.clock.train_seconds, 1e-9)
-        accuracy = averages.get("train_accuracy", averages.get("train_accuracy_mixed"))
-        self.progress.update(
-            event.step, epoch=event.epoch, loss=averages["train_loss"], accuracy=accuracy, images_per_second=rate
-        )
-
-    def _record(self, event: Step) -> None:
-        run = self.run
-        epoch = event.step / run.source.steps_per_epoch
-        record: dict[str, Any] = {"epoch": int(epoch) if epoch == int(epoch) else round(epoch, 3), "step": event.step}
-        record |= run.meter.read()
-        run.meter.reset()
-        if self.valid is not None:
-            record |= {f"valid_{key}": value for key, value in self._evaluate(self.valid).items()}
-        record |= {"learning_rate": event.learning_rate, "train_seconds": run.clock.train_seconds}
-        self.history.append(record)
-        if self.progress:
-            self.progress.epoch_line(record)
-        if self.goal and _reaches(self.goal, record):
-            self.reached = run.clock.train_seconds
-        if self.folder:
-            self.folder.event("epoch", record)
-            checkpoint.save(run, event.step, self.history, self.folder.checkpoints)
-
-    def _evaluate(self, data: Any) -> dict[str, float]:
-        clock = Clock()
-        clock.resume()
-        _switch(self.run.optimizer, "eval")
-        found = evaluate_with(
-            self.run.model,
-            data,
-            self.run.criterion,
-            precision=self.run.precision,
-            metrics=self.metrics,
-            place=self.run.place,
-        )
-        _switch(self.run.optimizer, "train")
-        self.evaluate_seconds += clock.train_seconds
-        return found
-
-
-def _switch(optimizer: Any, mode: str) -> None:
-    """Optimizers that keep other weights for training than for evaluation (schedule-free ones) say so by these methods."""
-    switch = getattr(optimizer, mode, None)
-    if callable(switch):
-        switch()
-
-
-def _goal(target: float | tuple[str, float] | None, valid: Any) -> tuple[str, float] | None:
-    if target is None:
-        return None
-    metric, value = target if isinstance(target, (tuple, list)) else ("valid_accuracy", target)
-    if not metric.startswith("valid_"):
-        raise InputError(f"target metric {metric!r}: expected a validation metric, such as 'valid_accuracy' or 'valid_loss'")
-    if valid is None:
-        raise InputError(f"target={value!r} is on validation data, and there is none: pass valid")
-    if metric == "valid_accuracy":
-        check_range("target", value, 0, 1)
-    return metric, float(value)
-
-
-def _reaches(goal: tuple[str, float], record: dict[str, Any]) -> bool:
-    metric, value = goal
-    if metric not in record:
-        known = ", ".join(key for key in record if key.startswith("valid_"))
-        raise InputError(f"target metric {metric!r} is not among this run's: {known}")
-    lower = any(word in metric for word in LOWER_IS_BETTER)
-    return bool(record[metric] <= value if lower else record[metric] >= value)
-
-
-def trick_rows(result: Result, reasons: dict[str, str]) -> list[dict[str, Any]]:
-    """The seven for a record: name, on or off, settings, why."""
-    return [
-        {
-            "name": name,
-            "title": name.replace("_", " "),
-            "on": bool(settings),
-            "settings": settings,
-            "why": "; ".join(filter(None, [reasons.get(name, ""), result.why.get(name, "")])),
-        }
-        for name, settings in named_settings(result.tricks)
-    ]

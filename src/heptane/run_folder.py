@@ -16,7 +16,7 @@ from heptane.errors import InputError
 
 if TYPE_CHECKING:
     from heptane.assemble import Run
-    from heptane.fit import Result
+    from heptane.result import Result
 
 SCHEMA = 1
 OWN = ("result.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml", "checkpoints")
@@ -78,7 +78,7 @@ class RunFolder:
     def _record(self, result: Result, run: Run, about: dict[str, Any]) -> dict[str, Any]:
         from heptane import __version__
         from heptane.environment import describe
-        from heptane.fit import trick_rows
+        from heptane.result import trick_rows
 
         parameters = sum(p.numel() for p in result.model.parameters())
         target = None
@@ -121,6 +121,25 @@ class RunFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def check_folder(path: Path, *, force: bool = False, resume: bool = False) -> None:
+    """Refuse a folder that a run could not use, without making or changing anything.
+
+    Raises:
+        InputError: it holds a run already, is no folder, cannot be written, or its disk is full.
+    """
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise InputError(f"cannot write to {path} ({there} is a file, not a folder): choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {path} (no right to write to {there}): choose another folder")
+    free = shutil.disk_usage(there).free
+    if free < LEAST_FREE_BYTES:
+        raise InputError(f"{path} has {free >> 20} MiB free: at least {LEAST_FREE_BYTES >> 20} MiB are needed")
+    held = [name for name in OWN if (path / name).exists()]
+    if held and not (force or resume):
+        raise InputError(f"{path} already holds a run ({', '.join(held)}): choose another folder, or use --force")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,50 @@
+"""``heptane train | evaluate | tricks``. Exit codes: 0 done; 2 wrong input; 3 target not reached; 130 interrupted."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from heptane.cli.flags import Parser, add_evaluate, add_train, add_tricks
+from heptane.errors import InputError
+
+DONE, FAILED, WRONG_INPUT, NOT_REACHED, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = Parser(prog="heptane", description="Seven tricks that make a PyTorch model train in a fraction of the time.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    add_train(commands)
+    add_evaluate(commands)
+    add_tricks(commands)
+    try:
+        return _run(parser, list(sys.argv[1:] if arguments is None else arguments))
+    except InputError as error:
+        print(f"heptane: {' '.join(str(error).split())}", file=sys.stderr)
+        return WRONG_INPUT
+    except FloatingPointError as error:
+        print(f"heptane: training failed: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("heptane: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # such as `heptane tricks | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _run(parser: Parser, arguments: list[str]) -> int:
+    flags = parser.parse(arguments)
+    if flags.command == "tricks":
+        from heptane.cli.tricks import tricks
+
+        return tricks()
+    if flags.command == "evaluate":
+        from heptane.cli.evaluate import evaluate
+
+        return evaluate(flags)
+    from heptane.cli.train import train
+
+    return train(flags, ["heptane", *arguments])

@@ -1,0 +1,115 @@
+"""The flags: one per field of the settings and of each trick, made from the dataclasses themselves."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import Field, fields
+from typing import Any, NoReturn
+
+from heptane.errors import InputError, nearest
+from heptane.settings import Settings, convert, field_docs
+from heptane.tricks import KINDS
+
+SEPARATOR = "."
+
+
+class Parser(argparse.ArgumentParser):
+    """Like argparse's, but a mistake is one line that names the nearest flag."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def parse(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse, or raise :class:`InputError` for what is not known."""
+        flags, unknown = self.parse_known_args(arguments)
+        if unknown:
+            commands = next(action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+            known = list(commands.choices[flags.command]._option_string_actions)
+            word = unknown[0].split("=")[0]
+            raise InputError(f"{word!r} is not known{nearest(word, known)}; see heptane {flags.command} --help")
+        return flags
+
+
+def add_train(commands: Any) -> None:
+    """``heptane train``."""
+    parser: Parser = commands.add_parser(
+        "train",
+        help="train a model with the tricks, and write a report",
+        description="Train a model with the tricks; writes result.json, report.html, the weights and a settings file.",
+    )
+    general = parser.add_argument_group("run")
+    for field in fields(Settings):
+        _add_field(general, field, "", field_docs(Settings).get(field.name, ""))
+    files = parser.add_argument_group("files")
+    files.add_argument("--out", metavar="DIR", help="Where the run's files go. Default: runs/DATA-MODEL-TIME.")
+    files.add_argument("--config", metavar="FILE", help="Settings from a TOML file; flags given beside it win.")
+    files.add_argument("--resume", metavar="DIR", help="Go on with the run in DIR; needs no other flag.")
+    files.add_argument("--force", action="store_true", help="Replace the run that --out holds.")
+    files.add_argument("--fallback", metavar="DATA", help="Built-in data to use where --data cannot be had.")
+    files.add_argument("--dry-run", action="store_true", help="Print what would be done, and stop.")
+    tricks = parser.add_argument_group("tricks")
+    tricks.add_argument(
+        "--tricks", metavar="SET", help="none, recommended, or NAME,NAME,... Default: recommended. Flags below add to it."
+    )
+    tricks.add_argument("--workers", metavar="N", help="Short for --data-parallel.workers.")
+    for name, kind in KINDS.items():
+        flag = name.replace("_", "-")
+        section = parser.add_argument_group(name.replace("_", " "))
+        section.add_argument(f"--no-{flag}", dest="off", action="append_const", const=name, help="Turn it off.")
+        docs = field_docs(kind)
+        for field in fields(kind):
+            _add_field(section, field, f"{flag}.", docs.get(field.name, ""))
+
+
+def add_evaluate(commands: Any) -> None:
+    """``heptane evaluate``."""
+    parser: Parser = commands.add_parser("evaluate", help="evaluate a run's weights on data")
+    parser.add_argument("--run", metavar="DIR", required=True, help="A folder that heptane train wrote.")
+    parser.add_argument("--data", metavar="DATA", help="As for train. Default: the data of the run.")
+    parser.add_argument("--part", choices=("test", "valid", "train", "all"), default="test", help="Default: test.")
+    parser.add_argument("--batch-size", type=int, default=512, metavar="INT", help="Samples per forward pass. Default: 512.")
+    parser.add_argument("--skip-bad", action="store_true", help="Leave out images that cannot be read.")
+
+
+def add_tricks(commands: Any) -> None:
+    """``heptane tricks``."""
+    commands.add_parser("tricks", help="list the seven: what each costs, and when it does not help")
+
+
+def given(flags: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The settings and the tricks' settings that were given as flags, in their types."""
+    values = vars(flags)
+    if values["workers"] is not None:
+        if values.get("data-parallel.workers") is not None:
+            raise InputError("--workers and --data-parallel.workers are the same flag: give one of them")
+        values["data-parallel.workers"] = values["workers"]
+    own = _typed(Settings, values, "")
+    tricks = {name: _typed(kind, values, f"{name.replace('_', '-')}.") for name, kind in KINDS.items()}
+    return own, {name: settings for name, settings in tricks.items() if settings}
+
+
+def _typed(kind: type[Any], values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    found = {}
+    for field in fields(kind):
+        flag = _flag(field, prefix)
+        if values[flag] is not None:
+            found[field.name] = convert(f"--{flag}", str(field.type), values[flag])
+    return found
+
+
+def _flag(field: Field[Any], prefix: str) -> str:
+    return prefix + field.name.replace("_", "-")
+
+
+def _add_field(group: Any, field: Field[Any], prefix: str, doc: str) -> None:
+    flag, kind = _flag(field, prefix), str(field.type).removesuffix(" | None")
+    default = "" if field.default in (None, "") else f" Default: {str(field.default).lower()}."
+    settings: dict[str, Any] = {"dest": flag, "help": (doc + default).replace("%", "%%")}
+    if kind == "bool":
+        settings |= {"nargs": "?", "const": "true", "metavar": "BOOL"}
+    else:
+        settings["metavar"] = {"float": "NUM", "int": "INT"}.get(kind, "TEXT")
+    group.add_argument(f"--{flag}", **settings)

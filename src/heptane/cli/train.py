@@ -1,0 +1,216 @@
+"""``heptane train``: settings to data, model and optimizer, then :func:`heptane.fit`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from heptane.cli.flags import given
+from heptane.clock import process_start
+from heptane.data import Data, load_data
+from heptane.errors import InputError
+from heptane.settings import Choice, Settings, choice, convert, read_file, to_toml
+from heptane.tricks import KINDS, Tricks, recommend
+
+
+def train(flags: argparse.Namespace, command: list[str]) -> int:
+    """Train as the flags say; returns the exit code."""
+    settings, wanted = read(flags)
+    out = Path(flags.resume or flags.out or _folder(settings))
+    _check_out(out, flags)
+    data = load_data(
+        settings.data,
+        image_size=settings.image_size,
+        valid_fraction=settings.valid_fraction,
+        skip_bad=settings.skip_bad,
+        fallback=flags.fallback,
+    )
+    settings = replace(settings, model=settings.model or _default_model(data))
+    settings, tricks, reasons = _decide(settings, wanted, data)
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if flags.dry_run:
+        _print_plan(settings, data, tricks, reasons)
+        return 0
+    return _fit(settings, data, tricks, out, flags, {"command": shlex.join(command), "reasons": reasons})
+
+
+def read(flags: argparse.Namespace) -> tuple[Settings, Choice]:
+    """The settings and the tricks asked for: the defaults, then the file, then the flags."""
+    own, tricks = given(flags)
+    if flags.resume:
+        if own or tricks or flags.config or flags.tricks or flags.out or flags.off:
+            raise InputError("--resume goes on with the settings of that run: leave out the other flags")
+        flags.config = str(Path(flags.resume) / "settings.toml")
+        if not Path(flags.config).exists():
+            raise InputError(f"--resume {flags.resume}: it holds no run (settings.toml is missing)")
+    content = read_file(flags.config) if flags.config else {}
+    typed = {f.name: convert(f.name, str(f.type), content[f.name]) for f in fields(Settings) if f.name in content}
+    from_file: dict[str, dict[str, Any]] = {
+        name: {
+            f.name: convert(f"{name}.{f.name}", str(f.type), content[name][f.name])
+            for f in fields(kind)
+            if f.name in content[name]
+        }
+        for name, kind in KINDS.items()
+        if name in content
+    }
+    off = tuple(flags.off or ())
+    merged = {
+        n: {**from_file.get(n, {}), **tricks.get(n, {})} for n in KINDS if n in tricks or (n in from_file and n not in off)
+    }
+    base = flags.tricks or content.get("tricks", "recommended")
+    return Settings(**{**typed, **own}), choice(base, merged, off)
+
+
+def _decide(settings: Settings, wanted: Choice, data: Data) -> tuple[Settings, Tricks, dict[str, str]]:
+    """The learning rate and the tricks of this run, and why."""
+    from heptane import optimizers
+    from heptane._lazy import torch
+
+    name = settings.optimizer.lower()
+    momentum, decay = settings.momentum, settings.weight_decay
+    trial = optimizers.factory(name, settings.lr or 1.0, momentum=momentum, weight_decay=decay)
+    by_default = settings.lr is None and settings.batch_size != optimizers.REFERENCE_BATCH
+    advice = recommend(
+        epochs=settings.epochs,
+        classes=data.num_classes is not None,
+        momentum=optimizers.has_momentum(trial),
+        reference_batch=optimizers.REFERENCE_BATCH if by_default else None,
+        num_gpus=torch.cuda.device_count() if settings.device is None else 0,
+    )
+    tricks, reasons = wanted.resolve(advice)
+    if settings.lr is None:
+        rate = optimizers.default_rate(name, peak=tricks.cyclical is not None)
+        settings = replace(settings, lr=rate)
+    return settings, tricks, reasons
+
+
+def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argparse.Namespace, about: dict[str, Any]) -> int:
+    from heptane import optimizers
+    from heptane._lazy import torch
+    from heptane.data.augment import CropFlip
+    from heptane.fit import fit
+    from heptane.models import build
+    from heptane.report.console import summary
+
+    torch.manual_seed(settings.seed)
+    model = build(str(settings.model), input_shape=data.input_shape, num_classes=_num_outputs(data))
+    assert settings.lr is not None
+    about |= {
+        "settings_toml": to_toml(settings, tricks),
+        "data": _describe(data),
+        "model": {"name": settings.model},
+        "settings": {"optimizer": settings.optimizer, "weight_decay": settings.weight_decay, "augment": settings.augment},
+        "notes": list(data.notes),
+    }
+    augments = {"none": None, "flip": CropFlip(padding=0), "crop-flip": CropFlip()}
+    try:
+        result = fit(
+            model,
+            data.train,
+            data.valid,
+            test=data.test,
+            optimizer=optimizers.factory(
+                settings.optimizer, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            ),
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            loss=settings.loss,
+            tricks=tricks,
+            target=settings.target,
+            seed=settings.seed,
+            run_dir=out,
+            resume=bool(flags.resume),
+            accumulate=settings.accumulate,
+            clip_norm=settings.clip_norm,
+            augment=augments[settings.augment],
+            evaluate_every_epochs=settings.evaluate_every_epochs,
+            compile=settings.compile,
+            device=settings.device,
+            progress=True,
+            force=flags.force,
+            about=about,
+            started=process_start(),
+        )
+    except KeyboardInterrupt:
+        print(f"heptane: interrupted; go on with: heptane train --resume {shlex.quote(str(out))}", file=sys.stderr)
+        return 130
+    summary(read_result(out))
+    if settings.target is not None and result.reached is None:
+        print(f"heptane: the target, a validation accuracy of {settings.target:g}, was not reached", file=sys.stderr)
+        return 3
+    return 0
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """``result.json`` of a run.
+
+    Raises:
+        InputError: it is not there, or not a result.
+    """
+    import json
+
+    try:
+        content = json.loads((folder / "result.json").read_text())
+    except OSError as error:
+        raise InputError(f"{folder} holds no finished run (result.json: {error.strerror})") from None
+    except ValueError:
+        raise InputError(f"{folder / 'result.json'} is damaged: it is not JSON") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{folder / 'result.json'} is not a result: expected an object")
+    return content
+
+
+def _folder(settings: Settings) -> str:
+    data = Path(settings.data).stem or "data"
+    model = (settings.model or "model").replace(":", "-").replace("/", "-")
+    return f"runs/{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _check_out(out: Path, flags: argparse.Namespace) -> None:
+    """Refuse an output folder that cannot be used, before data is loaded."""
+    from heptane.run_folder import check_folder
+
+    if not flags.dry_run:
+        check_folder(out, force=flags.force, resume=bool(flags.resume))
+
+
+def _default_model(data: Data) -> str:
+    shape = data.input_shape
+    return "resnet" if len(shape) == 3 and min(shape[1:]) >= 8 else "mlp"
+
+
+def _num_outputs(data: Data) -> int:
+    if data.num_classes is not None:
+        return data.num_classes
+    targets = data.train[1]
+    return int(targets.shape[1]) if targets.ndim > 1 else 1
+
+
+def _describe(data: Data) -> dict[str, Any]:
+    sizes = {f"num_{part}": len(getattr(data, part)[1]) for part in ("train", "valid", "test") if getattr(data, part)}
+    return {
+        "name": data.name,
+        "source": data.source,
+        **sizes,
+        "input_shape": list(data.input_shape),
+        "num_classes": data.num_classes,
+        "class_names": list(data.class_names),
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def _print_plan(settings: Settings, data: Data, tricks: Tricks, reasons: dict[str, str]) -> None:
+    num_steps = -(-len(data.train[1]) // settings.batch_size)
+    print(f"{settings.model} on {data.name}: {settings.epochs:g} epochs of {num_steps} steps, seed {settings.seed}")
+    print(f"{settings.optimizer}, learning rate {settings.lr:g}, batch {settings.batch_size}")
+    for name in KINDS:
+        print(f"{name.replace('_', ' '):16} {'on ' if name in tricks.on else 'off'}  {reasons[name]}")
+    print(f"\n{to_toml(settings, tricks)}", end="")

@@ -1,0 +1,37 @@
+"""``heptane tricks``: the seven, from the docstrings of their modules."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+from heptane.tricks import KINDS
+
+
+def tricks() -> int:
+    """Print the seven."""
+    from heptane.report.console import tricks_table
+
+    tricks_table([{"name": name, "title": title(name), **sections(name)} for name in KINDS])
+    return 0
+
+
+def title(name: str) -> str:
+    """The first line of a trick's module docstring."""
+    return _docstring(name).split("\n", 1)[0]
+
+
+def sections(name: str) -> dict[str, str]:
+    """The sections of a trick's module docstring by their headings, each on one line."""
+    found: dict[str, list[str]] = {}
+    heading = ""
+    for line in _docstring(name).splitlines()[1:]:
+        if line and not line.startswith(" "):
+            heading = line
+        elif heading:
+            found.setdefault(heading, []).append(line.strip())
+    return {heading: " ".join(filter(None, lines)) for heading, lines in found.items()}
+
+
+def _docstring(name: str) -> str:
+    return inspect.cleandoc(sys.modules[KINDS[name].__module__].__doc__ or "")

@@ -1,0 +1,85 @@
+"""PyTorch's optimizers by name, with the learning rates that are a fair start for a batch of 256."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from heptane._lazy import torch
+from heptane.errors import InputError, check_range, nearest
+
+if TYPE_CHECKING:
+    from heptane.assemble import OptimizerFactory
+
+REFERENCE_BATCH = 256
+RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "nadam": 1e-3, "radam": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
+PEAK = 4.0  # a cycle's peak may stand this far above a constant rate
+MOMENTUM = 0.9
+NOT_HERE = ("optimizer", "lbfgs", "sparseadam")  # the base class; many losses per step; sparse gradients only
+
+
+def names() -> dict[str, type[torch.optim.Optimizer]]:
+    """Every optimizer of ``torch.optim`` by its name in lower case."""
+    found = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
+    return {n: k for n, k in found.items() if issubclass(k, torch.optim.Optimizer) and n not in NOT_HERE}
+
+
+def default_rate(name: str, *, peak: bool) -> float:
+    """The learning rate for a batch of 256 where none is given; as the peak of a cycle it is 4 times as high.
+
+    Raises:
+        InputError: an optimizer without a default.
+
+    Example:
+        >>> default_rate("sgd", peak=True)
+        0.4
+    """
+    if name not in RATES:
+        raise InputError(f"lr=None: there is no default learning rate for optimizer {name!r}; pass --lr")
+    return RATES[name] * (PEAK if peak else 1.0)
+
+
+def factory(name: str, lr: float, *, momentum: float | None = None, weight_decay: float | None = None) -> OptimizerFactory:
+    """A factory for :func:`heptane.fit`.
+
+    Args:
+        name: of a class in ``torch.optim``, in any case, such as "sgd" or "adamw".
+        lr: learning rate, above 0.
+        momentum: in [0, 1); None is 0.9 with Nesterov's form for SGD, and the optimizer's own default elsewhere.
+        weight_decay: at least 0; None is the optimizer's own default.
+
+    Raises:
+        InputError: an unknown name, with the nearest one, or a value out of range.
+
+    Example:
+        >>> factory("sgd", 0.1)([torch.nn.Parameter(torch.zeros(1))]).defaults["nesterov"]
+        True
+    """
+    known = names()
+    if name.lower() not in known:
+        raise InputError(f"optimizer={name!r} is not known{nearest(name.lower(), known)}: expected {', '.join(known)}")
+    check_range("lr", lr, 0, low_open=True)
+    settings: dict[str, Any] = {"lr": lr}
+    if name.lower() == "sgd":
+        momentum = MOMENTUM if momentum is None else momentum
+        settings["nesterov"] = momentum > 0
+    if momentum is not None:
+        check_range("momentum", momentum, 0, 1, high_open=True)
+        settings["momentum"] = momentum
+    if weight_decay is not None:
+        check_range("weight_decay", weight_decay, 0)
+        settings["weight_decay"] = weight_decay
+    kind = known[name.lower()]
+
+    def build(params: Any) -> torch.optim.Optimizer:
+        try:
+            return kind(params, **settings)
+        except TypeError as error:
+            raise InputError(f"optimizer {name!r} does not take {', '.join(settings)} ({error})") from None
+
+    return build
+
+
+def has_momentum(build: OptimizerFactory) -> bool:
+    """Whether what the factory builds has a momentum (or beta1) above 0, that a cycle can move."""
+    group = build([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
+    return bool(group["betas"][0] > 0 if "betas" in group else group.get("momentum", 0) > 0)

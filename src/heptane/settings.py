@@ -1,0 +1,227 @@
+"""What a run is asked for: from flags, from a file, and written back as the file that repeats it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from heptane.errors import InputError, check_choice, check_range, nearest
+from heptane.tricks import KINDS, Tricks
+
+PRESETS = ("none", "recommended")
+AUGMENTS = ("none", "flip", "crop-flip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of ``heptane train``, apart from the tricks' own."""
+
+    data: str = ""
+    """The data: fashion-mnist, digits, a folder of class folders, or an .npz file with x and y."""
+    model: str | None = None
+    """The model: resnet, resnet-wide, mlp, timm:NAME or package.module:factory. Default: resnet for images, else mlp."""
+    epochs: float = 10.0
+    """Passes over the training data, above 0; a fraction is allowed."""
+    batch_size: int = 256
+    """Samples per optimizer step, over all workers and micro-batches."""
+    optimizer: str = "sgd"
+    """An optimizer of torch.optim by name, such as sgd, adam or adamw."""
+    lr: float | None = None
+    """Learning rate; the peak where a cycle is on. Default: a fair start for the optimizer, scaled to the batch."""
+    momentum: float | None = None
+    """Momentum, in [0, 1). Default: 0.9 for sgd, else the optimizer's own."""
+    weight_decay: float | None = None
+    """Weight decay, at least 0. Default: the optimizer's own."""
+    loss: str | None = None
+    """cross_entropy, binary_cross_entropy, mse, l1 or smooth_l1. Default: by the targets."""
+    target: float | None = None
+    """Stop when the validation accuracy reaches this, in [0, 1]; exit code 3 if it does not."""
+    seed: int = 0
+    """Of the initial weights, the order, the augmentation, mixup and dropout."""
+    accumulate: int = 1
+    """Micro-batches per step, at least 1: the same step in less memory."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients together, above 0."""
+    augment: str = "none"
+    """Of images: none, flip (left and right), or crop-flip (shifts of up to 2 pixels too)."""
+    image_size: int | None = None
+    """Height and width of a folder's images, in pixels. Default: from the images."""
+    valid_fraction: float | None = None
+    """Share of the samples set aside for validation, in (0, 1), where the data brings no such part."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read, and say how many."""
+    evaluate_every_epochs: float = 1.0
+    """How often to evaluate, in epochs, above 0."""
+    compile: bool = False
+    """Compile the model with torch.compile; compiling is on the clock."""
+    device: str | None = None
+    """Such as cpu or cuda. Default: the GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise InputError("data is missing: pass --data fashion-mnist, digits, a folder of class folders or an .npz file")
+        check_range("epochs", self.epochs, 0, low_open=True)
+        check_range("batch_size", self.batch_size, 1, whole=True)
+        check_range("accumulate", self.accumulate, 1, whole=True)
+        check_range("seed", self.seed, 0, 2**31, whole=True)
+        check_range("evaluate_every_epochs", self.evaluate_every_epochs, 0, low_open=True)
+        check_choice("augment", self.augment, AUGMENTS)
+        for name, low_open, high in (("lr", True, 1e6), ("clip_norm", True, 1e30), ("target", False, 1.0)):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0, high, low_open=low_open)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which tricks were asked for: a preset or a list, settings per trick, and those turned off."""
+
+    base: str | tuple[str, ...] = "recommended"
+    own: Mapping[str, Mapping[str, Any]] | None = None
+    off: tuple[str, ...] = ()
+
+    def resolve(self, recommended: tuple[Tricks, dict[str, str]]) -> tuple[Tricks, dict[str, str]]:
+        """The tricks, and for each of the seven why it is on or off.
+
+        Args:
+            recommended: what :func:`heptane.tricks.recommend` says for this run.
+        """
+        tricks, why = recommended
+        if self.base != "recommended":
+            names = () if self.base == "none" else tuple(self.base)
+            tricks = Tricks(**{name: KINDS[name]() for name in names})
+            why = {name: "asked for" if name in names else "not asked for" for name in KINDS}
+        for name, settings in (self.own or {}).items():
+            on = getattr(tricks, name)
+            tricks = replace(tricks, **{name: replace(on, **settings) if on is not None else KINDS[name](**settings)})
+            why[name] = f"{why[name]}; settings given" if on is not None else "settings given"
+        for name in self.off:
+            tricks, why[name] = tricks.without(name), "turned off"
+        return tricks, why
+
+
+def choice(base: Any, own: Mapping[str, Mapping[str, Any]], off: tuple[str, ...] = ()) -> Choice:
+    """A checked :class:`Choice`; ``base`` is a preset, names joined by commas, or a list of names.
+
+    Raises:
+        InputError: an unknown trick, with the nearest one, or one that is both set and turned off.
+    """
+    if isinstance(base, str) and base not in PRESETS:
+        base = [name.strip().replace("-", "_") for name in base.split(",") if name.strip()]
+    if not isinstance(base, str):
+        for name in base:
+            if name not in KINDS:
+                near = nearest(str(name), [*KINDS, *PRESETS])
+                known = f"{', '.join(PRESETS)}, or names of tricks: {', '.join(KINDS)}"
+                raise InputError(f"tricks={name!r} is not known{near}: expected {known}")
+        base = tuple(base)
+    for name in off:
+        if name in own:
+            flag = name.replace("_", "-")
+            raise InputError(f"--no-{flag} and --{flag}.{next(iter(own[name]))} contradict each other: leave one out")
+    return Choice(base, own, off)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The content of a settings file (TOML), its names checked.
+
+    Raises:
+        InputError: the file is missing, not TOML, or holds a name that is not known.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise InputError(
+            f"config={str(path)!r} cannot be read ({error.strerror}): expected a TOML file of settings"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"config={str(path)!r} is not TOML: {error}") from None
+    known = [field.name for field in fields(Settings)]
+    for name, value in content.items():
+        if name not in (*known, *KINDS, "tricks"):
+            raise InputError(f"config {str(path)!r}: {name!r} is not known{nearest(name, [*known, *KINDS, 'tricks'])}")
+        if name in KINDS:
+            if not isinstance(value, dict):
+                raise InputError(f"config {str(path)!r}: {name}={value!r}: expected a table, [{name}]")
+            inner = [field.name for field in fields(KINDS[name])]
+            for key in value:
+                if key not in inner:
+                    raise InputError(f"config {str(path)!r}: {name}.{key} is not known{nearest(key, inner)}")
+    return content
+
+
+def to_toml(settings: Settings, tricks: Tricks) -> str:
+    """The file that repeats a run: every setting, and the tricks that were on with all of theirs."""
+    import tomli_w
+
+    content = {name: value for name, value in asdict(settings).items() if value is not None}
+    content["tricks"] = tricks.on
+    for name in tricks.on:
+        own = vars(getattr(tricks, name))
+        content[name] = {key: value for key, value in own.items() if value is not None}
+    return tomli_w.dumps(content)
+
+
+def field_docs(kind: type[Any]) -> dict[str, str]:
+    """The docstring under each field of a dataclass, on one line."""
+    body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
+    docs: dict[str, str] = {}
+    for field, after in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            docs[field.target.id] = " ".join(str(after.value.value).split())
+    return docs
+
+
+def convert(name: str, annotation: str, value: Any) -> Any:
+    """A value of a flag (text) or a file as the type that a field is annotated with.
+
+    Raises:
+        InputError: it is not of that type.
+    """
+    kinds = [kind.strip() for kind in annotation.split("|")]
+    if value is None or (value == "none" and "None" in kinds and "str" not in kinds):
+        return None
+    for kind in ("bool", "int", "float", "str"):
+        if kind in kinds:
+            made = _CONVERT[kind](value)
+            if made is not None:
+                return made
+    wanted = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+    raise InputError(f"{name}={value!r}: expected {' or '.join(wanted[kind] for kind in kinds if kind != 'None')}")
+
+
+def _bool(value: Any) -> bool | None:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    return value if isinstance(value, bool) else words.get(value.lower()) if isinstance(value, str) else None
+
+
+def _int(value: Any) -> int | None:
+    if isinstance(value, (bool, float)):
+        return None
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _float(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "bool": _bool,
+    "int": _int,
+    "float": _float,
+    "str": lambda value: value if isinstance(value, str) else None,
+}
