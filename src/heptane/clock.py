@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Clock:
-    """Three clocks, in seconds. ``started`` is a ``time.time()``; None means now."""
+    """Three clocks, in seconds. ``started`` is a ``time.time()``; None means now. A resumed run adds what it used before."""
 
     started: float | None = None
     train: float = 0.0
+    earlier_wall: float = 0.0
+    earlier_cpu: float = 0.0
     _since: float | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -34,6 +36,12 @@ class Clock:
             self.train += time.perf_counter() - self._since
             self._since = None
 
+    def carry(self, earlier: dict[str, float]) -> None:
+        """Add what :meth:`read` gave in an earlier process of the same run; the time between the two is nobody's."""
+        self.train += earlier["train"]
+        self.earlier_wall += earlier["wall"]
+        self.earlier_cpu += earlier["cpu"]
+
     @property
     def train_seconds(self) -> float:
         """Seconds of training so far."""
@@ -43,9 +51,9 @@ class Clock:
         """``wall``, ``train`` and ``cpu`` (this process and its finished children), in seconds."""
         assert self.started is not None
         return {
-            "wall": time.time() - self.started,
+            "wall": self.earlier_wall + time.time() - self.started,
             "train": self.train_seconds,
-            "cpu": _cpu_seconds() - self._cpu_before,
+            "cpu": self.earlier_cpu + _cpu_seconds() - self._cpu_before,
         }
 
 
@@ -61,6 +69,8 @@ def process_start() -> float:
             ticks = int(file.read().rsplit(")", 1)[1].split()[19])
         with open("/proc/uptime") as file:
             uptime = float(file.read().split()[0])
-        return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+        now = time.time()
+        # In some containers uptime is the container's and the start is counted from the host's: then nobody knows.
+        return min(now, now - uptime + ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
         return time.time()

@@ -106,8 +106,8 @@ def _git() -> dict[str, Any]:
     # A repository's own configuration can name a program as its file monitor: it must not run because we looked.
     command = ["git", "-c", "core.fsmonitor=false", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=5, env=environ, check=True)
-    lines = answer.stdout.splitlines()
+    answer = subprocess.run(command, capture_output=True, timeout=5, env=environ, check=True)
+    lines = answer.stdout.decode(errors="replace").splitlines()
     commits = [line.split()[-1] for line in lines if line.startswith("# branch.oid ")]
     if not commits or commits[0] == "(initial)":
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -25,14 +26,14 @@ def check_range(
 
     Args:
         name: what to call the value in the message, such as ``Mixup.alpha``.
-        value: the number to check; booleans are refused.
+        value: the number to check, NumPy's too; booleans are refused.
         low, high: the limits, included unless ``low_open`` or ``high_open``.
-        whole: only an ``int`` will do.
+        whole: only an integer will do.
     """
     kind = "a whole number" if whole else "a number"
     left, right = "(" if low_open or low == -math.inf else "[", ")" if high_open or high == math.inf else "]"
-    wanted = f"{kind} in {left}{low:g}, {high:g}{right}"
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
+    wanted = f"{kind} in {left}{_edge(low)}, {_edge(high)}{right}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real) or not _is_finite(value):
         raise InputError(f"{name}={value!r}: expected {wanted}")
     if value < low or value > high or (low_open and value == low) or (high_open and value == high):
         raise InputError(f"{name}={value!r} is out of range: expected {wanted}")
@@ -47,5 +48,14 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 def nearest(value: str, choices: Iterable[str]) -> str:
     """``' (did you mean X?)'`` for the closest of ``choices``, or an empty string."""
-    found = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
+    known = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5)
+    return f" (did you mean {known[found[0]]}?)" if found else ""
+
+
+def _is_finite(value: numbers.Real) -> bool:
+    return isinstance(value, numbers.Integral) or math.isfinite(value)  # an int may be too large for a float
+
+
+def _edge(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"

@@ -20,6 +20,7 @@ class TrainMeter:
         self.criterion = criterion
         self.nonfinite, self.first_nonfinite = 0, -1
         self._pending: list[tuple[Any, Any]] = []
+        self._complete = 0  # how many of them belong to steps that are noted
         self._losses: list[torch.Tensor] = []
         self._steps: list[tuple[int, int]] = []
         self._elements = 0
@@ -35,12 +36,18 @@ class TrainMeter:
         """Keep one part's output and targets for the accuracy and the unsmoothed loss."""
         output = output.detach() if isinstance(output, torch.Tensor) else output
         self._pending.append((output, targets))
-        self._elements += output.numel() if isinstance(output, torch.Tensor) else PENDING_ELEMENTS
+        self._elements += _elements(output)
+
+    def discard(self) -> None:
+        """Forget the parts added since the last :meth:`add_step`: their step was not applied and is tried again."""
+        del self._pending[self._complete :]
+        self._elements = sum(_elements(output) for output, _ in self._pending)
 
     def add_step(self, step: int, loss: torch.Tensor, size: int) -> None:
         """Note one step's loss; reduce what is kept when it has grown large."""
         self._losses.append(loss)
         self._steps.append((step, size))
+        self._complete = len(self._pending)
         if self._elements >= PENDING_ELEMENTS:
             self.flush()
 
@@ -50,19 +57,19 @@ class TrainMeter:
         Raises:
             FloatingPointError: too many steps had a loss that is not finite; the message names the first.
         """
-        losses = torch.stack(self._losses).double().cpu()
+        losses = torch.stack([loss.detach() for loss in self._losses]).cpu().double()
         sizes = torch.tensor([size for _, size in self._steps], dtype=torch.float64)
         finite = losses.isfinite()
         sums = [torch.dot(losses.where(finite, 0.0), sizes * finite), (sizes * finite).sum()]
         with torch.no_grad():
             sums += _score(self.criterion, _joined(self._pending))
         self.mixed |= any(isinstance(targets, MixedTargets) for _, targets in self._pending)
-        self._sums += torch.stack([torch.as_tensor(value, dtype=torch.float64).cpu() for value in sums])
+        self._sums += _vector(sums)
         bad = (~finite).nonzero().flatten().tolist()
         if bad and self.first_nonfinite < 0:
             self.first_nonfinite = self._steps[bad[0]][0]
         self.nonfinite += len(bad)
-        self._pending, self._losses, self._steps, self._elements = [], [], [], 0
+        self._pending, self._losses, self._steps, self._elements, self._complete = [], [], [], 0, 0
         if self.nonfinite > NONFINITE_LIMIT:
             raise FloatingPointError(
                 f"the loss was not finite in {self.nonfinite} steps, first at step {self.first_nonfinite}: "
@@ -95,8 +102,7 @@ class EvalMeter:
 
     def add(self, output: Any, targets: Any) -> None:
         """Add one batch."""
-        sums = _score(self.criterion, [(output, targets)], always_plain=True)
-        self._sums += torch.stack([torch.as_tensor(value, dtype=torch.float64).cpu() for value in sums])
+        self._sums += _vector(_score(self.criterion, [(output, targets)], always_plain=True))
 
     def read(self) -> dict[str, float]:
         """``loss`` (unsmoothed) and, where it has a meaning, ``accuracy``."""
@@ -119,6 +125,15 @@ def _score(criterion: Criterion, batches: list[tuple[Any, Any]], *, always_plain
         if hits is not None:
             correct, out_of = correct + hits[0], out_of + hits[1]
     return [plain, count, correct, out_of]
+
+
+def _vector(values: list[Any]) -> torch.Tensor:
+    """Numbers and scalar tensors of any device as one float64 vector on the CPU."""
+    return torch.stack([torch.as_tensor(value).detach().cpu().double() for value in values])
+
+
+def _elements(output: Any) -> int:
+    return output.numel() if isinstance(output, torch.Tensor) else PENDING_ELEMENTS
 
 
 def _smooths(criterion: Criterion) -> bool:

