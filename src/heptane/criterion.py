@@ -12,20 +12,29 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from heptane._lazy import torch
-from heptane.errors import InputError, check_choice
+from heptane.errors import InputError, check_choice, check_range
 from heptane.tricks.label_smoothing import (
     IGNORE_INDEX,
     LabelSmoothing,
+    check_weight,
+    counted,
     find_class_dim,
-    smooth,
     smooth_binary,
     smooth_ctc_loss,
     soft_cross_entropy,
+    spread,
+    zero_if_none,
 )
 from heptane.tricks.mixup import MixedTargets, blend
 
 Loss = Callable[..., Any]
-LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "l1", "smooth_l1")
+LOSSES = {  # a name for the user, and the function in torch.nn.functional
+    "cross_entropy": "cross_entropy",
+    "binary_cross_entropy": "binary_cross_entropy_with_logits",
+    "mse": "mse_loss",
+    "l1": "l1_loss",
+    "smooth_l1": "smooth_l1_loss",
+}
 
 
 class Criterion(Protocol):
@@ -50,19 +59,32 @@ class Criterion(Protocol):
         """How many predictions are right, out of how many; None where that has no meaning."""
 
 
+def divisor(count: float | torch.Tensor) -> float | torch.Tensor:
+    """``count``, or where it is 0 the least number above: nothing counted has a total of 0, and so a mean of 0, not NaN."""
+    tiny = torch.finfo(torch.float32).tiny
+    return count.clamp(min=tiny) if isinstance(count, torch.Tensor) else max(count, tiny)
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Classification with integer (N,), (N, T) or soft targets, class weights, ignored positions and smoothing."""
+    """Classification with integer (N,), (N, T) or soft targets, class weights, ignored positions and smoothing.
+
+    What is ignored weighs 0, also under mixup (:func:`heptane.soft_cross_entropy`); the mean over nothing is 0, not NaN.
+    """
 
     eps: float = 0.0
     weight: torch.Tensor | None = None
     ignore_index: int = IGNORE_INDEX
     class_dim: int | None = None
+    log_probs: bool = False  # the outputs are, as for torch.nn.NLLLoss
     name: str = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        check_range("CrossEntropy.eps", self.eps, 0, 1)
 
     def mean(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
         if isinstance(targets, MixedTargets):
-            return self.total(output, targets) / self.count(targets)
+            return self.total(output, targets) / divisor(self.count(targets))
         return self._loss(output, targets, self.eps, "mean")
 
     def total(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
@@ -71,70 +93,64 @@ class CrossEntropy:
     def plain(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
         return self._total(output, targets, 0.0)
 
-    def count(self, targets: Any) -> float | torch.Tensor:
+    def count(self, targets: Any) -> torch.Tensor:
         if isinstance(targets, MixedTargets):
-            lam = targets.lam.to(targets.first.device).reshape(-1, *[1] * (targets.first.ndim - 1))
-            if targets.first.is_floating_point():
-                return float(self._positions(targets.first))
-            return (lam * self._masses(targets.first) + (1 - lam) * self._masses(targets.second)).sum()
-        if targets.is_floating_point():
-            return float(self._positions(targets))
+            return blend(self._masses(targets.first), self._masses(targets.second), targets.lam).sum()
         return self._masses(targets).sum()
 
-    def correct(self, output: torch.Tensor, targets: Any) -> tuple[torch.Tensor, float | torch.Tensor]:
+    def correct(self, output: torch.Tensor, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(targets, MixedTargets):
-            shape = (-1, *[1] * (targets.first.ndim - 1 - targets.first.is_floating_point()))
-            lam = targets.lam.to(output.device).reshape(shape)
-            right_first, valid_first = self._hits(output, targets.first)
-            right_second, valid_second = self._hits(output, targets.second)
-            right = (lam * right_first + (1 - lam) * right_second).sum()
-            return right, (lam * valid_first + (1 - lam) * valid_second).sum()
-        right, valid = self._hits(output, targets)
+            pairs = zip(self._hits(output, targets.first), self._hits(output, targets.second), strict=True)
+            right, valid = (blend(first.float(), second.float(), targets.lam) for first, second in pairs)
+        else:
+            right, valid = self._hits(output, targets)
         return right.sum(), valid.sum()
 
     def _loss(self, output: torch.Tensor, targets: torch.Tensor, eps: float, reduction: str) -> torch.Tensor:
-        return soft_cross_entropy(
-            output,
-            targets,
-            eps=eps,
-            weight=None if self.weight is None else self.weight.to(output),
-            ignore_index=self.ignore_index,
-            class_dim=self.class_dim,
-            reduction=reduction,
-        )
+        weight = None if self.weight is None else self.weight.to(output)
+        kind: dict[str, Any] = {"ignore_index": self.ignore_index, "reduction": reduction}
+        if not self.log_probs or eps or targets.is_floating_point():
+            return soft_cross_entropy(output, targets, eps=eps, weight=weight, class_dim=self.class_dim, **kind)
+        loss = torch.nn.functional.nll_loss(output.movedim(self._dim(output, targets), 1), targets, weight, **kind)
+        return zero_if_none(loss, targets, weight, self.ignore_index) if reduction == "mean" else loss
 
     def _total(self, output: torch.Tensor, targets: Any, eps: float) -> torch.Tensor:
         if not isinstance(targets, MixedTargets):
             return self._loss(output, targets, eps, "sum")
-        first, second = targets.first, targets.second
-        dim = find_class_dim(output.shape, first.shape, first.is_floating_point(), self.class_dim)
-        log_p = output.movedim(dim, -1).log_softmax(-1)
-        if first.is_floating_point():
-            first, second = first.movedim(dim, -1), second.movedim(dim, -1)
-        else:
-            first, second = self._one_hot(first, log_p.shape[-1]), self._one_hot(second, log_p.shape[-1])
-        q = smooth(blend(first.to(log_p), second.to(log_p), targets.lam), eps)
+        log_p = output.movedim(self._dim(output, targets.first), -1).log_softmax(-1)
+        check_weight(self.weight, log_p.shape[-1])
+        first, share_of_first = self._distributions(targets.first, log_p)
+        second, share_of_second = self._distributions(targets.second, log_p)
+        q = spread(blend(first, second, targets.lam), blend(share_of_first, share_of_second, targets.lam), eps)
         return -(q * log_p if self.weight is None else q * log_p * self.weight.to(log_p)).sum()
 
-    def _one_hot(self, targets: torch.Tensor, num_classes: int) -> torch.Tensor:
-        valid = targets != self.ignore_index
-        rows = torch.nn.functional.one_hot(targets.where(valid, 0), num_classes)
-        return rows * valid[..., None]
+    def _distributions(self, targets: torch.Tensor, log_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Targets like ``log_p`` (..., C), of zeros where ignored; and what each position weighs, 1 or 0."""
+        valid = self._valid(targets)
+        if targets.is_floating_point():
+            rows = targets.movedim(self._dim(targets, targets), -1)
+        else:
+            rows = torch.nn.functional.one_hot(targets.long().where(valid, 0), log_p.shape[-1])
+        return rows.where(valid[..., None], 0).to(log_p), valid.to(log_p)
+
+    def _dim(self, output: torch.Tensor, targets: torch.Tensor) -> int:
+        return find_class_dim(output.shape, targets.shape, targets.is_floating_point(), self.class_dim)
+
+    def _valid(self, targets: torch.Tensor) -> torch.Tensor:
+        if targets.is_floating_point():
+            return counted(targets, self.ignore_index, self._dim(targets, targets))
+        return targets != self.ignore_index
 
     def _masses(self, targets: torch.Tensor) -> torch.Tensor:
-        valid = targets != self.ignore_index
-        if self.weight is None:
+        valid = self._valid(targets)
+        if self.weight is None or targets.is_floating_point():
             return valid.float()
-        return self.weight.to(targets.device)[targets.where(valid, 0)] * valid
-
-    def _positions(self, soft: torch.Tensor) -> int:
-        return soft.numel() // soft.shape[1 if self.class_dim is None else self.class_dim]
+        return self.weight.to(targets.device)[targets.long().where(valid, 0)] * valid
 
     def _hits(self, output: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        dim = find_class_dim(output.shape, targets.shape, targets.is_floating_point(), self.class_dim)
-        predicted = output.argmax(dim)
+        dim, valid = self._dim(output, targets), self._valid(targets)
         truth = targets.argmax(dim) if targets.is_floating_point() else targets
-        return predicted == truth, truth != self.ignore_index
+        return (output.argmax(dim) == truth) & valid, valid
 
 
 @dataclass(frozen=True)
@@ -145,18 +161,16 @@ class Elementwise:
     function: Loss
     eps: float = 0.0
     multi_label: bool = False
+    pos_weight: torch.Tensor | None = None
 
     def mean(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
-        loss: torch.Tensor = self.function(*self._aligned(output, targets, self.eps), reduction="mean")
-        return loss
+        return self._loss(output, targets, self.eps, "mean")
 
     def total(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
-        loss: torch.Tensor = self.function(*self._aligned(output, targets, self.eps), reduction="sum")
-        return loss
+        return self._loss(output, targets, self.eps, "sum")
 
     def plain(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
-        loss: torch.Tensor = self.function(*self._aligned(output, targets, 0.0), reduction="sum")
-        return loss
+        return self._loss(output, targets, 0.0, "sum")
 
     def count(self, targets: Any) -> float:
         return float((targets.first if isinstance(targets, MixedTargets) else targets).numel())
@@ -164,14 +178,25 @@ class Elementwise:
     def correct(self, output: torch.Tensor, targets: Any) -> tuple[torch.Tensor, float] | None:
         if not self.multi_label:
             return None
+        if not isinstance(targets, MixedTargets):
+            return self._hits(output, targets).sum(), self.count(targets)
+        first, second = (self._hits(output, part).float() for part in (targets.first, targets.second))
+        return blend(first, second, targets.lam).sum(), self.count(targets)
+
+    def _loss(self, output: torch.Tensor, targets: Any, eps: float, reduction: str) -> torch.Tensor:
+        kind = {} if self.pos_weight is None else {"pos_weight": self.pos_weight.to(output)}
+        loss: torch.Tensor = self.function(*self._aligned(output, targets, eps), reduction=reduction, **kind)
+        return loss
+
+    def _hits(self, output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         output, truth = self._aligned(output, targets, 0.0)
-        return ((output > 0) == (truth > 0.5)).sum(), float(truth.numel())
+        return (output > 0) == (truth > 0.5)
 
     def _aligned(self, output: torch.Tensor, targets: Any, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(targets, MixedTargets):
-            targets = blend(targets.first, targets.second, targets.lam)
+            targets = blend(targets.first.to(output), targets.second.to(output), targets.lam)
         if output.shape != targets.shape:
-            if output.numel() != targets.numel():
+            if [size for size in output.shape if size != 1] != [size for size in targets.shape if size != 1]:
                 raise InputError(
                     f"outputs of shape {tuple(output.shape)} and targets of shape {tuple(targets.shape)}: "
                     f"{self.name} compares element by element, so give the model as many outputs as there are targets"
@@ -199,7 +224,7 @@ class Ctc:
         return self._loss(output, targets, 0.0, "sum")
 
     def count(self, targets: Any) -> float:
-        return float(targets[0].shape[0])
+        return float(len(targets[1]))
 
     def correct(self, output: torch.Tensor, targets: Any) -> None:
         return None
@@ -221,8 +246,10 @@ class Own:
             return self._mean(output, targets)
         if targets.first.is_floating_point():
             return self._mean(output, blend(targets.first, targets.second, targets.lam))
-        lam = targets.lam[0].to(targets.first.device)
-        return lam * self._mean(output, targets.first) + (1 - lam) * self._mean(output, targets.second)
+        lam = targets.lam[:1]
+        if bool((targets.lam != lam).any()):
+            raise InputError("Mixup.per_sample=True with a loss of your own and integer targets: set it to False")
+        return blend(self._mean(output, targets.first), self._mean(output, targets.second), lam[0])
 
     def total(self, output: Any, targets: Any) -> torch.Tensor:
         return self.mean(output, targets) * self.count(targets)
@@ -254,12 +281,9 @@ def choose_criterion(
     Raises:
         InputError: smoothing where there is nothing to smooth, smoothing asked for twice, or a loss that is not a mean.
     """
-    eps = smoothing.eps if smoothing else 0.0
-    why = "asked for"
+    eps, why = smoothing.eps if smoothing else 0.0, "asked for"
     if loss is None:
         loss, why = _by_targets(output, targets)
-    if isinstance(loss, str):
-        check_choice("loss", loss, LOSSES)
     criterion = _by_name(loss, eps) if isinstance(loss, str) else _by_object(loss, eps)
     if smoothing and isinstance(criterion, Elementwise) and not criterion.multi_label:
         raise InputError(f"label_smoothing with loss {criterion.name!r}: regression has no classes to smooth; turn it off")
@@ -274,52 +298,52 @@ def choose_criterion(
 def _by_targets(output: Any, targets: Any) -> tuple[str, str]:
     if not isinstance(targets, torch.Tensor) or not isinstance(output, torch.Tensor):
         raise InputError("loss=None: with outputs or targets that are not one tensor the loss cannot be guessed; pass loss=")
-    if not targets.is_floating_point():
-        return "cross_entropy", "the targets are integer classes"
-    rows = targets.reshape(len(targets), -1)
-    if targets.shape == output.shape and targets.ndim == 2 and targets.shape[1] > 1 and bool((rows >= 0).all()):
-        if torch.allclose(rows.sum(1), rows.new_ones(len(rows)), atol=1e-4):
-            return "cross_entropy", "the targets are distributions, each row sums to 1"
-        if bool((rows <= 1).all()):
-            return "binary_cross_entropy", "the targets are several labels in [0, 1]"
-    return "mse", "the targets are real numbers"
+    table = targets.ndim == 2 and targets.shape[1] > 1 and targets.shape[1:] == output.shape[1:]
+    labels = table and bool(((targets >= 0) & (targets <= 1)).all())
+    if labels and targets.is_floating_point() and torch.allclose(targets.sum(1), targets.new_ones(()), atol=1e-4):
+        return "cross_entropy", "the targets are distributions, each row sums to 1"
+    if labels:
+        return "binary_cross_entropy", "the targets are several labels in [0, 1]"
+    if targets.is_floating_point():
+        return "mse", "the targets are real numbers"
+    return "cross_entropy", "the targets are integer classes"
 
 
 def _by_name(name: str, eps: float) -> Criterion:
-    functional = torch.nn.functional
+    check_choice("loss", name, LOSSES)
     if name == "cross_entropy":
         return CrossEntropy(eps=eps)
-    if name == "binary_cross_entropy":
-        return Elementwise(name, functional.binary_cross_entropy_with_logits, eps, multi_label=True)
-    return Elementwise(name, {"mse": functional.mse_loss, "l1": functional.l1_loss}.get(name, functional.smooth_l1_loss))
+    return Elementwise(name, getattr(torch.nn.functional, LOSSES[name]), eps, name == "binary_cross_entropy")
 
 
 def _by_object(loss: Loss | CrossEntropy, eps: float) -> Criterion:
     nn = torch.nn
-    if isinstance(loss, CrossEntropy):
-        return replace(loss, eps=eps or loss.eps)
-    if not callable(loss):
+    if not isinstance(loss, CrossEntropy) and not callable(loss):
         raise InputError(f"loss={loss!r}: expected None, one of {', '.join(LOSSES)}, a torch.nn loss or a function")
     if getattr(loss, "reduction", "mean") != "mean":
         raise InputError(f"loss={loss!r}: a step's loss is a mean; build it with reduction='mean'")
-    if isinstance(loss, nn.CrossEntropyLoss):
-        if loss.label_smoothing and eps:
-            raise InputError(
-                f"label_smoothing.eps={eps} and CrossEntropyLoss(label_smoothing={loss.label_smoothing}) would smooth "
-                "twice: keep one of them"
-            )
-        return CrossEntropy(eps or loss.label_smoothing, loss.weight, loss.ignore_index)
-    if isinstance(loss, nn.BCEWithLogitsLoss) and loss.weight is None:
-        weight = loss.pos_weight
+    for name, function_name in LOSSES.items():
+        if loss is getattr(nn.functional, function_name):
+            return _by_name(name, eps)
+    if isinstance(loss, CrossEntropy):
+        return replace(loss, eps=_once(eps, loss.eps, "CrossEntropy(eps"))
+    module: Any = loss
+    kind = type(module)  # exactly: a subclass may compute something else, so it is the user's own
+    if kind is nn.CrossEntropyLoss:
+        eps = _once(eps, module.label_smoothing, "CrossEntropyLoss(label_smoothing")
+        return CrossEntropy(eps, module.weight, module.ignore_index)
+    if kind is nn.NLLLoss:
+        return CrossEntropy(eps, module.weight, module.ignore_index, log_probs=True, name="nll")
+    if kind is nn.BCEWithLogitsLoss and module.weight is None:
+        function: Loss = nn.functional.binary_cross_entropy_with_logits
+        return Elementwise("binary_cross_entropy", function, eps, True, module.pos_weight)
+    if kind is nn.CTCLoss:
+        return Ctc(eps, module.blank, module.zero_infinity)
+    named = {nn.MSELoss: "mse", nn.L1Loss: "l1"}.get(kind)
+    return _by_name(named, eps) if named else Own(module)
 
-        def binary(output: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
-            return nn.functional.binary_cross_entropy_with_logits(output, targets, pos_weight=weight, reduction=reduction)
 
-        return Elementwise("binary_cross_entropy", binary, eps, multi_label=True)
-    if isinstance(loss, nn.MSELoss):
-        return Elementwise("mse", nn.functional.mse_loss)
-    if isinstance(loss, nn.L1Loss):
-        return Elementwise("l1", nn.functional.l1_loss)
-    if isinstance(loss, nn.CTCLoss):
-        return Ctc(eps, loss.blank, loss.zero_infinity)
-    return Own(loss)
+def _once(asked: float, own: float, where: str) -> float:
+    if asked and own:
+        raise InputError(f"LabelSmoothing.eps={asked} and {where}={own}) would smooth twice: keep one of them")
+    return asked or own

@@ -33,7 +33,8 @@ def check_range(
     kind = "a whole number" if whole else "a number"
     left, right = "(" if low_open or low == -math.inf else "[", ")" if high_open or high == math.inf else "]"
     wanted = f"{kind} in {left}{_edge(low)}, {_edge(high)}{right}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real) or not _is_finite(value):
+    accepted = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, accepted) or not _is_finite(value):
         raise InputError(f"{name}={value!r}: expected {wanted}")
     if value < low or value > high or (low_open and value == low) or (high_open and value == high):
         raise InputError(f"{name}={value!r} is out of range: expected {wanted}")

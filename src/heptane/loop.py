@@ -8,13 +8,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heptane._lazy import torch
-from heptane.data.batches import Batch, as_loader
+from heptane.criterion import divisor
+from heptane.data.batches import Batch, Place, as_loader
 from heptane.metrics import EvalMeter
+from heptane.modes import eval_mode, modes_of, put_back
 from heptane.randomness import seed_torch
 from heptane.schedule import set_rates
-from heptane.tricks.data_parallel import this_worker
-from heptane.tricks.mixed_precision import TRIES, Precision, evaluation
-from heptane.tricks.transfer import train_mode
+from heptane.tricks.data_parallel import share_buffers, this_worker
+from heptane.tricks.mixed_precision import Precision, evaluation
 
 if TYPE_CHECKING:
     from heptane.assemble import Run
@@ -30,7 +31,7 @@ class Step(NamedTuple):
     ends_epoch: bool
     """whether it was its epoch's last"""
     loss: torch.Tensor
-    """the step's loss on the device, detached: reading it makes training wait"""
+    """the step's loss on the device, detached (of several workers: their mean is it); reading it makes training wait"""
     learning_rate: float
     """of the last parameter group (the head's, where depths differ)"""
     run: Run
@@ -44,6 +45,7 @@ def steps(run: Run, start: int = 0) -> Iterator[Step]:
         if phase.stop <= start:
             continue
         forward = run.enter(phase)
+        modes = modes_of(run.model)
         for step, batch in run.source.batches(max(start, phase.start), phase.stop, run.place):
             momentum = run.rates.momentum(step) if run.rates.momentum else None
             set_rates(run.optimizer, run.base_rates, run.rates.learning_rate(step), momentum)
@@ -54,61 +56,58 @@ def steps(run: Run, start: int = 0) -> Iterator[Step]:
             run.clock.pause()
             yield Step(step + 1, epoch + 1, at + 1 == run.source.steps_per_epoch, loss, rate, run)
             run.clock.resume()
-            if not run.model.training:
-                train_mode(run.model)
+            put_back(modes)  # the caller may have evaluated, or called model.train() over frozen layers
     run.clock.pause()
 
 
 def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
     """One optimizer step on one global batch. If it overflows it is tried again, from the same state, at a lower scale."""
     kept = [b.clone() for b in run.model.buffers()] if run.precision.retries else []
-    for _ in range(TRIES if run.precision.retries else 1):
-        seed_torch(run.seed, step, run.worker.rank)
+    while True:
+        seed_torch(run.plan.seed, step, run.worker.rank)
         run.optimizer.zero_grad(set_to_none=True)
-        loss = gradients(run, forward, batch, step)
-        if run.precision.step(run.optimizer, run.clip_norm):
+        loss, seen = gradients(run, forward, batch, step)
+        if run.precision.step(run.optimizer, run.plan.clip_norm, run.clipped):
+            for output, targets in seen:
+                run.meter.add(output, targets)
             return loss
         run.skipped += 1
         for buffer, before in zip(run.model.buffers(), kept, strict=True):
             buffer.copy_(before)
-    raise FloatingPointError(
-        f"step {step}: the gradients are not finite at any loss scale, so it is not a matter of scale; "
-        "look at this step's inputs, lower the learning rate, or set mixed_precision.dtype='bf16'"
-    )
+        if run.precision.exhausted:
+            raise FloatingPointError(
+                f"step {step}: the gradients are not finite at any loss scale, so it is not a matter of scale; "
+                "look at this step's inputs, lower the learning rate, or set mixed_precision.dtype='bf16'"
+            )
 
 
-def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
-    """Forward and backward over this worker's share of ``batch``, in micro-batches; its part of the mean loss."""
-    if run.accumulate == 1 and run.worker.size == 1:
-        inputs, targets = run.mix.take(batch, slice(None), step)
-        with run.precision.autocast():
-            output = run.precision.full(forward(inputs))
-        loss = run.criterion.mean(output, targets)
-        run.precision.backward(loss)
-        run.meter.add(output, targets)
-        return loss.detach()
-    return split_gradients(run, forward, batch, step)
+def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> tuple[torch.Tensor, list[tuple[Any, Any]]]:
+    """Forward and backward over this worker's share of ``batch``, in micro-batches.
 
-
-def split_gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
-    """The same from parts: each part's sum over the *global* count; workers synchronise on the last part only."""
-    parts = micro_batches(run.worker.share(batch.size), run.accumulate)
-    losses = []
-    for index, part in enumerate(parts):
+    Returns the loss, this worker's part of it, and the (outputs, targets) that its averages are made of.
+    One part is a mean, as in a loop written by hand. Of several, each is a sum over the *global* count of what is averaged,
+    times the workers, whose gradients are averaged; they synchronise on their last part only.
+    """
+    parts = micro_batches(run.worker.share(batch.size), run.plan.accumulate)
+    whole = run.worker.size == 1 and len(parts) == 1
+    losses, seen, count = [], [], None
+    for part in parts:
         empty = part.stop == part.start  # a batch smaller than the workers: take part in the all-reduce, weighing nothing
-        inputs, targets = run.mix.take(batch, slice(0, 1) if empty else part, step)
-        if index == 0:
-            scale = 0.0 if empty else run.worker.size / run.criterion.count(run.mix.targets(batch, step))
-        last = index + 1 == len(parts)
-        with nullcontext() if last or run.worker.size == 1 else forward.no_sync():  # type: ignore[operator]
+        inputs, targets = run.mix.take(batch, slice(None) if whole else slice(0, 1) if empty else part, step)
+        if count is None and not whole:
+            count = divisor(run.criterion.count(run.mix.targets(batch, step)))
+        with nullcontext() if part is parts[-1] or run.worker.size == 1 else forward.no_sync():  # type: ignore[operator]
             with run.precision.autocast():
                 output = run.precision.full(forward(inputs))
-            loss = run.criterion.total(output, targets) * scale
+            if count is None:
+                loss = run.criterion.mean(output, targets)
+            else:
+                loss = run.criterion.total(output, targets) * (0 if empty else run.worker.size) / count
             run.precision.backward(loss)
         losses.append(loss.detach())
         if not empty:
-            run.meter.add(output, targets)
-    return torch.stack(losses).sum()
+            seen.append((output, targets))
+    return losses[0] if whole else torch.stack(losses).sum(), seen
 
 
 def micro_batches(share: slice, count: int) -> list[slice]:
@@ -127,25 +126,20 @@ def evaluate_with(
     precision: Precision | None = None,
     metrics: dict[str, Any] | None = None,
     batch_size: int = 512,
-    place: Any = None,
+    place: Place | None = None,
 ) -> dict[str, float]:
     """Loss, accuracy and torchmetrics of ``model`` on ``data``; the model's modes are put back as they were."""
-    modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     meter, metrics = EvalMeter(criterion), {name: metric.to(device) for name, metric in (metrics or {}).items()}
     for metric in metrics.values():
         metric.reset()
-    precision = precision or Precision()
-    model.eval()
-    try:
-        with evaluation(precision):
-            for inputs, targets in as_loader(data, batch_size, this_worker().share):
-                inputs, targets = place.inputs(inputs, None), place.move(targets)
-                output = precision.full(model(inputs))
-                meter.add(output, targets)
-                for metric in metrics.values():
-                    metric.update(output, targets)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    precision, place = precision or Precision(), place or Place(device)
+    share_buffers(model)
+    with eval_mode(model), evaluation(precision):
+        for inputs, targets in as_loader(data, batch_size, this_worker().share):
+            inputs, targets = place.inputs(inputs, None), place.move(targets)
+            output = precision.full(model(inputs))
+            meter.add(output, targets)
+            for metric in metrics.values():
+                metric.update(output, targets)
     return {**meter.read(), **{name: float(metric.compute()) for name, metric in metrics.items()}}

@@ -129,7 +129,8 @@ def _score(criterion: Criterion, batches: list[tuple[Any, Any]], *, always_plain
 
 def _vector(values: list[Any]) -> torch.Tensor:
     """Numbers and scalar tensors of any device as one float64 vector on the CPU."""
-    return torch.stack([torch.as_tensor(value).detach().cpu().double() for value in values])
+    plain = [value.detach().cpu().double().item() if isinstance(value, torch.Tensor) else float(value) for value in values]
+    return torch.tensor(plain, dtype=torch.float64)
 
 
 def _elements(output: Any) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -115,6 +116,8 @@ def mlp(num_classes: int, input_shape: Sequence[int], hidden: int = 64) -> nn.Se
     """
     check_range("num_classes", num_classes, 1, whole=True)
     check_range("hidden", hidden, 1, whole=True)
+    if not input_shape:
+        raise InputError("input_shape=(): a sample is one number; expected a shape such as (1,) or (1, 28, 28)")
     for size in input_shape:
         check_range("input_shape", size, 1, whole=True)
     inner = nn.Linear(prod(input_shape), hidden)
@@ -172,12 +175,13 @@ def _image_channels(spec: str, input_shape: Sequence[int]) -> int:
 def _from_timm(spec: str, name: str, input_shape: Sequence[int], num_classes: int) -> nn.Module:
     try:
         import timm
-    except ModuleNotFoundError as error:
-        if error.name == "timm":
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "timm":
             raise InputError(f'model={spec!r} needs timm: pip install "heptane[timm]"') from error
-        raise InputError(f"model={spec!r}: timm is installed but does not import: {one_line(error)}") from error
-    except Exception as error:  # torchvision built for another PyTorch fails with a RuntimeError
-        raise InputError(f"model={spec!r}: timm is installed but does not import: {one_line(error)}") from error
+        # torchvision built for another PyTorch fails with a RuntimeError on one of its operators
+        remedy = "install the torchvision that was built for this PyTorch" if "torchvision" in str(error) else "mend it"
+        what = f"model={spec!r}: timm is installed but does not import ({one_line(error)}); {remedy}"
+        raise InputError(what) from error
     if not timm.is_model(name):
         raise InputError(f"model={spec!r}: timm has no such model{nearest(name, timm.list_models())}")
     if len(input_shape) != 3:
@@ -194,10 +198,10 @@ def _from_factory(spec: str, input_shape: Sequence[int], num_classes: int) -> nn
     factory = _find_factory(spec, where, attribute)
     offered: dict[str, Any] = {"num_classes": num_classes, "input_shape": tuple(input_shape)}
     try:
-        return _checked(spec, factory(**_taken(factory, offered)))
+        return _checked(spec, _call(factory, offered))
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"model={spec!r}: the factory failed with {type(error).__name__}: {one_line(error)}") from error
 
 
@@ -216,22 +220,28 @@ def _find_factory(spec: str, where: str, attribute: str) -> Callable[..., object
         if not hasattr(found, part):
             raise InputError(f"model={spec!r}: {where!r} has no {attribute!r}{nearest(attribute, dir(found))}")
         found = getattr(found, part)
-    if not callable(found):
+    if not callable(found) or isinstance(found, nn.Module):
         raise InputError(f"model={spec!r}: {attribute!r} is a {type(found).__name__}; expected a function or a class")
     made: Callable[..., object] = found
     return made
 
 
-def _taken(factory: Callable[..., object], offered: dict[str, Any]) -> dict[str, Any]:
-    """Those of the offered arguments that the factory's signature takes by name."""
+def _call(factory: Callable[..., object], offered: dict[str, Any]) -> object:
+    """Call a factory with those of the offered arguments that it takes by name."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):  # some built-in callables have no signature
-        return {}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return offered
+        return factory()
     by_name = {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
-    return {name: value for name, value in offered.items() if name in by_name}
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    taken = {name: value for name, value in offered.items() if anything or name in by_name}
+    while True:
+        try:
+            return factory(**taken)
+        except TypeError as error:  # what takes **kwargs may hand them on to something that does not take them all
+            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if not refused or refused[1] in by_name or taken.pop(refused[1], None) is None:
+                raise
 
 
 def _checked(spec: str, made: object) -> nn.Module:

@@ -6,10 +6,12 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from heptane._lazy import torch
 from heptane.criterion import Criterion
+from heptane.errors import InputError
 from heptane.tricks.mixed_precision import MixedPrecision
 
 WORTH = 0.95  # a variant is taken when its step takes at most this share of the plain one's: below that it is noise
@@ -59,15 +61,15 @@ def choose_precision(
     variants = [(dtype, last) for dtype in dtypes for last in formats]
     if len(variants) == 1:
         return (*variants[0], f"{_label(*variants[0])}: asked for")
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _random_state_kept(device):
         seconds = {v: _step_seconds(trick, model, criterion, inputs, targets, v, repeats) for v in variants}
     plain = variants[0]
     best = min(seconds, key=lambda variant: seconds[variant])
     if seconds[best] > WORTH * seconds[plain]:
         best = plain
     figures = ", ".join(f"{_label(*v)} {1000 * s:.3g} ms" for v, s in seconds.items())
-    return (*best, f"{_label(*best)}: the fastest step measured here that pays ({figures})")
+    verdict = "no other variant pays here" if best == plain else "the fastest here"
+    return (*best, f"{_label(*best)}: {verdict}, by the time of a step ({figures})")
 
 
 def _step_seconds(
@@ -80,11 +82,11 @@ def _step_seconds(
     repeats: int,
 ) -> float:
     dtype, channels_last = variant
-    trial = copy.deepcopy(model).train()
+    trial = _copy(model, "to measure it, with MixedPrecision 'auto': name dtype and channels_last").train()
     if channels_last:
         trial = trial.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = to_channels_last(inputs)
-    slot = trick.build(dtype, next(trial.parameters()).device.type)
+    slot = trick.build(dtype, next((p.device.type for p in trial.parameters()), "cpu"))
 
     def step() -> None:
         trial.zero_grad(set_to_none=True)
@@ -104,10 +106,24 @@ def to_channels_last(inputs: Any) -> Any:
 
 def unused_parameters(model: torch.nn.Module, criterion: Criterion, inputs: Any, targets: Any) -> list[str]:
     """Names of trainable parameters that one step gives no gradient, seen on a copy."""
-    trial = copy.deepcopy(model).eval()
-    with torch.random.fork_rng():
+    trial = _copy(model, "to look for parameters without a gradient: train with one worker").eval()
+    for module in trial.modules():
+        if isinstance(module, torch.nn.RNNBase):  # cuDNN has no backward in eval mode
+            module.train()
+    with _random_state_kept(next((p.device for p in trial.parameters()), torch.device("cpu"))):
         criterion.mean(trial(inputs), targets).backward()  # type: ignore[no-untyped-call]
     return [name for name, p in trial.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def _copy(model: torch.nn.Module, purpose: str) -> torch.nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InputError(f"the model cannot be copied ({error}), which is needed {purpose}") from error
+
+
+def _random_state_kept(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _label(dtype: str, channels_last: bool) -> str:

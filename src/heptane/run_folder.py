@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from heptane.result import Result
 
 SCHEMA = 1
+CHECKPOINTS = ("step-*.safetensors", ".step-*.safetensors.*")  # the second: left by a process killed while writing
 OWN = ("result.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml", "checkpoints")
 LEAST_FREE_BYTES = 64 << 20
 
@@ -28,7 +30,7 @@ class RunFolder:
 
     Args:
         path: made if it is not there.
-        force: remove what an earlier run left in it (its own files only).
+        force: remove what an earlier run left in it (its own files only), once this run has begun.
         resume: keep what is there.
 
     Raises:
@@ -36,31 +38,40 @@ class RunFolder:
     """
 
     def __init__(self, path: Any, *, force: bool = False, resume: bool = False) -> None:
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+            raise InputError(f"run_dir={path!r}: expected the path of a folder; '.' is the current one")
         self.path = Path(path)
         self.checkpoints = self.checkpoints_of(path)
+        check_folder(self.path, force=force, resume=resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-        except OSError as error:
-            raise InputError(f"cannot write to {self.path} ({error.strerror}): choose another folder") from None
-        free = shutil.disk_usage(self.path).free
-        if free < LEAST_FREE_BYTES:
-            raise InputError(f"{self.path} has {free >> 20} MiB free: at least {LEAST_FREE_BYTES >> 20} MiB are needed")
-        there = [name for name in OWN if (self.path / name).exists()]
-        if there and not (force or resume):
-            raise InputError(f"{self.path} already holds a run ({', '.join(there)}): choose another folder, or use --force")
-        if force and not resume:
-            self._clear()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot write to {str(self.path)!r} ({reason}): choose another folder") from None
+        self._old = _files(self.path) if force and not resume else {}
 
     @staticmethod
     def checkpoints_of(path: Any) -> Path:
         """Where a run in ``path`` keeps its checkpoints."""
         return Path(path) / "checkpoints"
 
+    def begin(self) -> None:
+        """Remove what is to be overwritten. Not before a run is assembled: input that is refused must cost no older run."""
+        old, self._old = self._old, {}
+        now = _files(self.path) if old else {}
+        for path, identity in old.items():
+            if now.get(path) == identity:  # else it is this run's already, such as its settings
+                path.unlink(missing_ok=True)
+        if old and self.checkpoints.is_dir():
+            with contextlib.suppress(OSError):  # it holds something of the user's
+                self.checkpoints.rmdir()
+
     def event(self, kind: str, facts: dict[str, Any]) -> None:
         """Add a line to ``events.jsonl``."""
-        with open(self.path / "events.jsonl", "a") as file:
+        self.begin()
+        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), "event": kind, **clean(facts)}) + "\n")
 
     def finish(self, result: Result, run: Run, about: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +79,7 @@ class RunFolder:
         from heptane.checkpoint import save_model
         from heptane.report.html import write_report
 
+        self.begin()
         save_model(result.model, self.path / "model.safetensors")
         record: dict[str, Any] = clean(self._record(result, run, about))
         write_text(self.path / "result.json", json.dumps(record, indent=1) + "\n")
@@ -114,13 +126,12 @@ class RunFolder:
             "files": {key: str(self.path / name) for key, name in names.items()},
         }
 
-    def _clear(self) -> None:
-        for name in OWN:
-            path = self.path / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+
+def _files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The files of a run in ``folder``, none of the user's, each with what changes when it is replaced."""
+    found = [folder / name for name in OWN] + [path for one in CHECKPOINTS for path in (folder / "checkpoints").glob(one)]
+    there = [path for path in found if path.is_symlink() or path.is_file()]
+    return {path: (path.lstat().st_ino, path.lstat().st_mtime_ns) for path in there}
 
 
 def check_folder(path: Path, *, force: bool = False, resume: bool = False) -> None:
@@ -129,7 +140,7 @@ def check_folder(path: Path, *, force: bool = False, resume: bool = False) -> No
     Raises:
         InputError: it holds a run already, is no folder, cannot be written, or its disk is full.
     """
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    there = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
     if not there.is_dir():
         raise InputError(f"cannot write to {path} ({there} is a file, not a folder): choose another folder")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -137,7 +148,7 @@ def check_folder(path: Path, *, force: bool = False, resume: bool = False) -> No
     free = shutil.disk_usage(there).free
     if free < LEAST_FREE_BYTES:
         raise InputError(f"{path} has {free >> 20} MiB free: at least {LEAST_FREE_BYTES >> 20} MiB are needed")
-    held = [name for name in OWN if (path / name).exists()]
+    held = [name for name in OWN if os.path.lexists(path / name)]
     if held and not (force or resume):
         raise InputError(f"{path} already holds a run ({', '.join(held)}): choose another folder, or use --force")
 
@@ -145,12 +156,18 @@ def check_folder(path: Path, *, force: bool = False, resume: bool = False) -> No
 def write_text(path: Path, text: str) -> None:
     """Write a file aside, then rename: never half a file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    os.replace(aside, path)
+    try:
+        # A folder's name that is not valid UTF-8 arrives with lone surrogates, which no file can hold.
+        aside.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def clean(value: Any) -> Any:
-    """``value`` as strict JSON: a number that is not finite becomes None, a tuple a list, a path a string."""
+    """``value`` as strict JSON: a number that is not finite becomes None, a tuple or tensor a list, a path a string."""
+    if hasattr(value, "tolist"):  # a NumPy scalar, an array, a tensor
+        value = value.tolist()
     if isinstance(value, dict):
         return {str(key): clean(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

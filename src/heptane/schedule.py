@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from heptane._lazy import torch
 from heptane.errors import InputError, check_choice, check_range
@@ -120,7 +120,7 @@ def piecewise(corners: Sequence[tuple[float, float]], anneal: str = "linear") ->
         anneal: ``linear`` or ``cosine``.
 
     Raises:
-        InputError: if ``anneal`` is neither.
+        InputError: if ``anneal`` is neither, or the corners are not in order from step 0.
 
     Example:
         >>> schedule = piecewise([(0, 0.2), (4, 1.0)])
@@ -129,6 +129,9 @@ def piecewise(corners: Sequence[tuple[float, float]], anneal: str = "linear") ->
     """
     check_choice("anneal", anneal, ANNEALS)
     blend = ANNEALS[anneal]
+    at = [step for step, _ in corners]
+    if not at or at[0] != 0 or at != sorted(at):
+        raise InputError(f"piecewise: corners at steps {at}: expected them in order, the first at step 0")
 
     def schedule(step: int) -> float:
         begin, left = corners[0]
@@ -167,10 +170,10 @@ def set_rates(optimizer: Optimizer, base_rates: Sequence[float], multiplier: flo
         (0.005, (0.85, 0.999))
     """
     for group, base in zip(optimizer.param_groups, base_rates, strict=True):
-        if isinstance(group["lr"], (float, int)):
-            group["lr"] = base * multiplier
-        else:
+        if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(base * multiplier)
+        else:
+            group["lr"] = base * multiplier
     if momentum is not None:
         _set_momentum(optimizer, momentum)
 
@@ -204,10 +207,11 @@ def check_momentum(optimizer: Optimizer) -> None:
 def as_scheduler(optimizer: Optimizer, learning_rate: Schedule, momentum: Schedule | None = None) -> LRScheduler:
     """A PyTorch scheduler that follows pure schedules: for people with their own loop.
 
-    Its ``state_dict`` holds the step, so that saving and loading it resumes anywhere.
+    Its ``state_dict`` holds the step; loading it sets that step's rates, so a run resumes anywhere.
 
     Args:
-        optimizer: its learning rates now are what the multipliers multiply.
+        optimizer: its learning rates are what the multipliers multiply: those it was built with, if a scheduler has moved
+            them since.
         learning_rate: multiplier of each group's learning rate, as a function of the step.
         momentum: momentum or beta1 as a function of the step; None leaves the optimizer's own.
 
@@ -237,6 +241,12 @@ def as_scheduler(optimizer: Optimizer, learning_rate: Schedule, momentum: Schedu
             if momentum is not None:
                 _set_momentum(self.optimizer, momentum(self.last_epoch))
 
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            super().load_state_dict(state_dict)
+            at = self.last_epoch
+            bases = [float(base) for base in self.base_lrs]
+            set_rates(self.optimizer, bases, learning_rate(at), momentum(at) if momentum is not None else None)
+
     return PureScheduler(optimizer)
 
 
@@ -255,7 +265,7 @@ def _set_momentum(optimizer: Optimizer, momentum: float) -> None:
     for group in optimizer.param_groups:
         if "betas" not in group:
             group["momentum"] = momentum
-        elif isinstance(group["betas"][0], (float, int)):
-            group["betas"] = (momentum, *group["betas"][1:])
-        else:
+        elif isinstance(group["betas"][0], torch.Tensor):
             group["betas"][0].fill_(momentum)
+        else:
+            group["betas"] = (momentum, *group["betas"][1:])

@@ -13,6 +13,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.errors import InputError, check_range, nearest
+from heptane.layers import find_head as find_head
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -88,24 +89,19 @@ def load_weights(
     target = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
     excluded = _excluded(target, [exclude] if isinstance(exclude, str) else list(exclude))
     pairs, prefix = _pair(source, target)
-    first = next((n for n, m in model.named_modules() if isinstance(m, torch.nn.modules.conv._ConvNd)), None)
+    first = _first_convolution(model)
     taken: dict[str, torch.Tensor] = {}
     resized: dict[str, str] = {}
     left_out: dict[str, str] = {}
     for name in (n for n in target if n in pairs):
         tensor, goal = source[pairs[name]], target[name]
-        if name in excluded:
-            left_out[name] = "excluded"
-        elif reason := _unfit(tensor, goal):
+        if reason := "excluded" if name in excluded else _unfit(tensor, goal, adaptable=name == first):
             left_out[name] = reason
-        elif tensor.shape == goal.shape:
-            taken[name] = _cast(tensor, goal, f"weights={str(path)!r}: {pairs[name]}")
-        elif first is not None and name == f"{first}.weight".lstrip(".") and _differs_in_channels(tensor, goal):
-            adapted = adapt_channels(tensor.float(), goal.shape[1])
-            taken[name] = _cast(adapted, goal, f"weights={str(path)!r}: {pairs[name]}")
+            continue
+        if tensor.shape != goal.shape:
             resized[name] = f"{tensor.shape[1]} -> {goal.shape[1]} input channels, {_rule(tensor, goal)}"
-        else:
-            left_out[name] = f"shape {tuple(tensor.shape)} in the file, {tuple(goal.shape)} in the model"
+            tensor = adapt_channels(tensor.to(torch.promote_types(tensor.dtype, torch.float32)), goal.shape[1])
+        taken[name] = _cast(tensor, goal, f"weights={str(path)!r}: {pairs[name]}")
     loaded = {id(target[name]) for name in taken}
     report = LoadReport(
         matched=tuple(name for name in taken if name not in resized),
@@ -181,22 +177,6 @@ def adapt_channels(weight: torch.Tensor, in_channels: int) -> torch.Tensor:
     return weight[:, dealt % held] / copies.view(1, -1, *[1] * (weight.ndim - 2))
 
 
-def find_head(model: torch.nn.Module) -> tuple[str, torch.nn.Linear | torch.nn.Conv2d] | None:
-    """The name and module of the classifier: the last ``Linear`` in order, else the last ``Conv2d`` if 1x1, else None."""
-    linears: list[tuple[str, torch.nn.Linear | torch.nn.Conv2d]] = []
-    convolutions: list[tuple[str, torch.nn.Linear | torch.nn.Conv2d]] = []
-    for name, module in model.named_modules():
-        # Attention keeps its output projection in a subclass of Linear that is never a classifier.
-        if isinstance(module, torch.nn.Linear) and type(module).__name__ != "NonDynamicallyQuantizableLinear":
-            linears.append((name, module))
-        elif isinstance(module, torch.nn.Conv2d):
-            convolutions.append((name, module))
-    if linears or not convolutions:
-        return linears[-1] if linears else None
-    last = convolutions[-1][1]
-    return convolutions[-1] if tuple(last.weight.shape[2:]) == (1, 1) and last.groups == 1 else None
-
-
 def _read_safetensors(file: Path, said: str) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -213,12 +193,15 @@ def _read_pickle(file: Path, said: str) -> object:
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or torn file may raise anything at all
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            remedy = "get a .safetensors file, or save it again with torch.save(model.state_dict(), path)"
-            what = f"{said} refused: reading it could run code ({code[1]}); {remedy}"
-        else:
-            what = f"{said} is torn or not a file of weights ({one_line(error)}); fetch or save it again"
-        raise InputError(what) from error
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        cause = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))  # the rest advises to read the file unsafely
+        what = (
+            f"refused: reading it could run code ({code[1]})"
+            if code
+            else f"is torn, or holds more than tensors ({cause[1] if cause else one_line(error)})"
+        )
+        remedy = "get a .safetensors file, or save it again with torch.save(model.state_dict(), path)"
+        raise InputError(f"{said} {what}; {remedy}") from error
 
 
 def _unwrap(found: object) -> Mapping[Any, object]:
@@ -268,27 +251,41 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...] | None:
     return None if torch.nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
 
 
-def _unfit(tensor: torch.Tensor, goal: torch.Tensor) -> str:
-    """Why a tensor cannot be copied whatever its shape, or an empty string."""
-    if _shape(goal) is None:
-        return "the model's tensor has no shape yet; run one batch through the model first"
+def _first_convolution(model: torch.nn.Module) -> str:
+    """The name of the weight of the first convolution, or an empty string."""
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)):
+            return f"{name}.weight".lstrip(".")
+    return ""
+
+
+def _unfit(tensor: torch.Tensor, goal: torch.Tensor, *, adaptable: bool) -> str:
+    """Why a tensor cannot be taken over, or an empty string; ``adaptable``: its number of input channels may differ."""
+    if _shape(goal) is None or goal.is_meta:
+        return "the model's tensor has no values yet; run one batch through the model first, or move it off meta"
     if _shape(tensor) is None or tensor.is_meta:
         return "not an ordinary dense tensor in the file"
     if (tensor.is_floating_point(), tensor.is_complex()) != (goal.is_floating_point(), goal.is_complex()):
         return f"{tensor.dtype} in the file, {goal.dtype} in the model"
-    return ""
+    if tensor.shape == goal.shape or (adaptable and _differs_in_channels(tensor, goal)):
+        return ""
+    return f"shape {tuple(tensor.shape)} in the file, {tuple(goal.shape)} in the model"
 
 
 def _cast(tensor: torch.Tensor, goal: torch.Tensor, said: str) -> torch.Tensor:
     cast = tensor.detach().to(goal.dtype)
-    if cast.is_floating_point() and not bool(cast.isfinite().all()):
-        as_what = "" if tensor.dtype == goal.dtype else f" as {goal.dtype}"
-        raise InputError(f"{said} holds NaN or infinity{as_what}; get a sound copy of the weights, or exclude it")
+    if cast.is_floating_point() or cast.is_complex():
+        # A mask of attention is meant to hold -inf: what the model itself holds in the same place is no damage.
+        sound = cast.isfinite() | (cast == goal.detach().to(cast.device))
+        if not bool(sound.all()):
+            as_what = "" if tensor.dtype == goal.dtype else f" as {goal.dtype}"
+            raise InputError(f"{said} holds NaN or infinity{as_what}; get a sound copy of the weights, or exclude it")
     return cast
 
 
 def _differs_in_channels(tensor: torch.Tensor, goal: torch.Tensor) -> bool:
-    return tensor.ndim == goal.ndim > 2 and tensor.shape[0] == goal.shape[0] and tensor.shape[2:] == goal.shape[2:]
+    alike = tensor.ndim == goal.ndim > 2 and tensor.shape[0] == goal.shape[0] and tensor.shape[2:] == goal.shape[2:]
+    return alike and min(tensor.shape[1], goal.shape[1]) > 0
 
 
 def _rule(tensor: torch.Tensor, goal: torch.Tensor) -> str:

@@ -1,35 +1,45 @@
-"""``python -m heptane.worker TASK ANSWER``: one worker of :func:`heptane.tricks.data_parallel.launch`."""
+"""``python -m heptane.worker TASK ANSWER``: one worker of :func:`heptane.launch.launch`."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
-import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
+from heptane.launch import record_failure
 from heptane.tricks.data_parallel import join_group
 
 
 def main(task: str, answer: str) -> None:
-    """Run the pickled call; rank 0 writes what it returned, and the first to fail writes why."""
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    function, kwargs, path = torch.load(task, weights_only=False, mmap=True)  # written by our own parent process
-    sys.path[:] = path
-    join_group("cuda" if torch.cuda.is_available() else "cpu")
+    """Run the pickled call; rank 0 writes what it returned. A failure is written down for the parent, which reports it."""
     try:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        function, kwargs = torch.load(task, weights_only=False, mmap=True)  # written by our own parent process
+        device = kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+        join_group(torch.device(device).type)
         result = function(**kwargs)
-    except BaseException:
-        with Path(task).with_name("failure.txt").open("a") as file:
-            file.write(traceback.format_exc())
-        raise
-    if torch.distributed.get_rank() == 0:
-        import cloudpickle
+        if torch.distributed.get_rank() == 0:
+            import cloudpickle
 
-        torch.save(result, answer, pickle_module=cloudpickle)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+            torch.save(result, answer, pickle_module=cloudpickle)
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    except BaseException as error:
+        record_failure(error, Path(task).parent)
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End now: threads of the process group that outlive it abort an ordinary exit, once in a while."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def title(name: str) -> str:
     return _docstring(name).split("\n", 1)[0]
 
 
-def sections(name: str) -> dict[str, str]:
-    """The sections of a trick's module docstring by their headings, each on one line."""
+def sections(name: str, *, joined: bool = True) -> dict[str, str]:
+    """The sections of a trick's module docstring by their headings, each on one line if ``joined``."""
     found: dict[str, list[str]] = {}
     heading = ""
     for line in _docstring(name).splitlines()[1:]:
@@ -30,7 +30,8 @@ def sections(name: str) -> dict[str, str]:
             heading = line
         elif heading:
             found.setdefault(heading, []).append(line.strip())
-    return {heading: " ".join(filter(None, lines)) for heading, lines in found.items()}
+    texts = {heading: "\n".join(lines).strip() for heading, lines in found.items()}
+    return {heading: " ".join(text.split()) if joined else text for heading, text in texts.items()}
 
 
 def _docstring(name: str) -> str:

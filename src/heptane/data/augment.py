@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from heptane._lazy import np, torch
-from heptane.errors import check_range
+from heptane.errors import InputError, check_range
 
 
 class Augment(Protocol):
@@ -41,6 +41,8 @@ class CropFlip:
 
     def apply(self, inputs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Crop and flip images of shape (N, C, H, W)."""
+        if inputs.ndim != 4:
+            raise InputError(f"CropFlip needs images (N, C, H, W), and these inputs are {tuple(inputs.shape)}: leave it out")
         height, width = inputs.shape[-2:]
         draws = draws.to(inputs.device)
         padded = torch.nn.functional.pad(inputs, [self.padding] * 4) if self.padding else inputs

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from heptane._lazy import torch
@@ -26,23 +27,54 @@ def order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
 
 
 def each(function: Callable[[torch.Tensor], torch.Tensor], data: Any) -> Any:
-    """Apply ``function`` to every tensor of a tensor, tuple, list or dict of them."""
+    """Apply ``function`` to every tensor of a tensor, tuple, list or dict of them; the kinds of the containers stay."""
     if isinstance(data, torch.Tensor):
         return function(data)
-    if isinstance(data, dict):
-        return {key: each(function, value) for key, value in data.items()}
+    if isinstance(data, MutableMapping):
+        mapped = copy.copy(data)
+        mapped.update({key: each(function, value) for key, value in data.items()})
+        return mapped
     if isinstance(data, (tuple, list)):
-        return tuple(each(function, value) for value in data)
+        return like(data, [each(function, value) for value in data])
     return data
+
+
+def like(sequence: Any, items: list[Any]) -> Any:
+    """``items`` as the kind of tuple (a named one too) or list that ``sequence`` is."""
+    return sequence._make(items) if hasattr(sequence, "_make") else type(sequence)(items)
+
+
+def rows(data: Any, positions: Positions) -> Any:
+    """The samples at ``positions``; a tensor without dimensions belongs to all of them."""
+    return each(lambda t: t[positions] if t.ndim else t, data)
 
 
 def first_tensor(data: Any) -> torch.Tensor:
     """The first tensor inside ``data``; its length is the number of samples."""
     while not isinstance(data, torch.Tensor):
-        if not isinstance(data, (tuple, list, dict)) or not data:
-            raise InputError(f"data of type {type(data).__name__}: expected a tensor, or a tuple, list or dict of tensors")
-        data = next(iter(data.values())) if isinstance(data, dict) else data[0]
+        if not isinstance(data, (tuple, list, MutableMapping)) or not data:
+            kind = type(data).__name__
+            raise InputError(f"data of type {kind}: expected a torch.Tensor, or a tuple, list or dict of them")
+        data = next(iter(data.values())) if isinstance(data, MutableMapping) else data[0]
     return data
+
+
+def count_samples(data: tuple[Any, Any]) -> int:
+    """The number of samples in a pair of inputs and targets, which must be the same for every tensor in it."""
+    num_inputs, num_targets = (length(first_tensor(part)) for part in data)
+    if num_inputs is None or num_targets is None:
+        raise InputError(f"{'inputs' if num_inputs is None else 'targets'} of one number: expected a row per sample")
+    if num_inputs != num_targets:
+        raise InputError(f"{num_inputs} inputs and {num_targets} targets: expected as many of one as of the other")
+
+    def check(tensor: torch.Tensor) -> torch.Tensor:
+        if length(tensor) != num_inputs:
+            found = f"a tensor of shape {tuple(tensor.shape)} beside {num_inputs} samples"
+            raise InputError(f"{found}: expected one row per sample in each tensor")
+        return tensor
+
+    each(check, data)
+    return num_inputs
 
 
 class Batch:
@@ -65,9 +97,9 @@ class Batch:
     def _gather(self, data: Any, positions: Positions) -> Any:
         if self._indices is None:
             whole = isinstance(positions, slice) and positions == slice(None)
-            return data if whole else each(lambda t: t[positions], data)
-        rows = self._indices[positions]
-        return each(lambda t: t.index_select(0, rows.to(t.device)), data)
+            return data if whole else rows(data, positions)
+        chosen = self._indices[positions]
+        return each(lambda t: t.index_select(0, chosen.to(t.device)), data)
 
     def _draw(self, positions: Positions) -> torch.Tensor | None:
         augment = self._place.augment
@@ -92,7 +124,11 @@ class Place:
         inputs = self.move(inputs)
         if draws is not None:
             assert self.augment is not None
+            if not isinstance(inputs, torch.Tensor):
+                kind = type(inputs).__name__
+                raise InputError(f"augment with inputs of type {kind}: expected one tensor; augment in the Dataset instead")
             inputs = self.augment.apply(inputs, draws)
+            inputs = inputs if self.channels_last else inputs.contiguous()  # models may call view()
         if self.channels_last and isinstance(inputs, torch.Tensor) and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs
@@ -128,10 +164,7 @@ class Tensors:
     seed: int
 
     def __post_init__(self) -> None:
-        self.num_samples = len(first_tensor(self.inputs))
-        num_targets = len(first_tensor(self.targets))
-        if self.num_samples != num_targets:
-            raise InputError(f"{self.num_samples} inputs and {num_targets} targets: expected as many of one as of the other")
+        self.num_samples = count_samples((self.inputs, self.targets))
         check_batch(self.batch_size, self.num_samples)
         self.steps_per_epoch = math.ceil(self.num_samples / self.batch_size)
 
@@ -141,74 +174,11 @@ class Tensors:
             epoch, at = divmod(step, self.steps_per_epoch)
             if at == 0 or step == start:
                 indices = order(self.num_samples, self.seed, epoch)
-            rows = indices[at * self.batch_size : (at + 1) * self.batch_size]
-            yield step, Batch(data, rows, len(rows), place, step)
+            chosen = indices[at * self.batch_size : (at + 1) * self.batch_size]
+            yield step, Batch(data, chosen, len(chosen), place, step)
 
     def sample(self, size: int) -> tuple[Any, Any]:
         return each(lambda t: t[:size], (self.inputs, self.targets))  # type: ignore[no-any-return]
-
-
-@dataclass
-class Loader:
-    """A ``DataLoader`` of the user's: ``window`` of its batches make one global batch, one step.
-
-    Its order is its own. A loader without a generator shuffles by PyTorch's global one, which is seeded for each epoch.
-    """
-
-    loader: Any
-    window: int
-    seed: int
-    steps_per_epoch: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        try:
-            num_batches = len(self.loader)
-        except TypeError:
-            raise InputError(
-                "a DataLoader without a length cannot be planned (schedules need the number of steps): "
-                "give its dataset a __len__"
-            ) from None
-        if num_batches == 0:
-            raise InputError("the training DataLoader is empty: it has no batch (is drop_last on and the data too small?)")
-        self.steps_per_epoch = math.ceil(num_batches / self.window)
-        self.batch_size = (getattr(self.loader, "batch_size", None) or self._measure()) * self.window
-        self.num_samples = _length(getattr(self.loader, "dataset", None)) or num_batches * self.batch_size // self.window
-
-    def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
-        epoch, skip = divmod(start, self.steps_per_epoch)
-        step = start
-        while step < stop:
-            torch.manual_seed(self.seed + epoch)
-            set_epoch = getattr(getattr(self.loader, "sampler", None), "set_epoch", None)
-            if set_epoch:
-                set_epoch(epoch)
-            for index, data in enumerate(self._windows()):
-                if index < skip:
-                    continue
-                if step >= stop:
-                    return
-                yield step, Batch(data, None, len(first_tensor(data)), place, step)
-                step += 1
-            epoch, skip = epoch + 1, 0
-
-    def sample(self, size: int) -> tuple[Any, Any]:
-        state = torch.random.get_rng_state()
-        inputs, targets = pair(next(iter(self.loader)))
-        torch.random.set_rng_state(state)
-        return each(lambda t: t[:size], (inputs, targets))  # type: ignore[no-any-return]
-
-    def _windows(self) -> Iterator[tuple[Any, Any]]:
-        waiting: list[tuple[Any, Any]] = []
-        for data in self.loader:
-            waiting.append(pair(data))
-            if len(waiting) == self.window:
-                yield _joined(waiting)
-                waiting = []
-        if waiting:
-            yield _joined(waiting)
-
-    def _measure(self) -> int:
-        return len(first_tensor(self.sample(1 << 30)[0]))
 
 
 def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int) -> Source:
@@ -220,6 +190,8 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int) -> 
         seed: of the order.
         accumulate: micro-batches per step; this many batches of a ``DataLoader`` make one step.
     """
+    from heptane.data.loader import Loader
+
     utils = torch.utils.data
     if isinstance(data, utils.DataLoader):
         if batch_size not in (None, data.batch_size):
@@ -236,37 +208,56 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int) -> 
     if isinstance(data, (tuple, list)):
         inputs, targets = pair(data)
         return Tensors(inputs, targets, batch_size, seed)
-    if _length(data) is not None and hasattr(data, "__getitem__"):
-        check_batch(batch_size, len(data))
-        loader = utils.DataLoader(data, batch_size, sampler=_Shuffled(len(data), seed))
-        return Loader(loader, 1, seed)
-    raise InputError(
-        f"training data of type {type(data).__name__}: expected a pair of tensors, a Dataset with a length, or a DataLoader"
-    )
+    num_samples = check_dataset(data)
+    check_batch(batch_size, num_samples)
+    loader = utils.DataLoader(data, batch_size, sampler=_Shuffled(num_samples, seed))
+    return Loader(loader, 1, seed)
 
 
 def as_loader(data: Any, batch_size: int, part: Callable[[int], slice]) -> Iterator[tuple[Any, Any]]:
-    """Evaluation data as batches, in order, this worker's part of it: each sample once over all workers."""
+    """Evaluation data as batches, in order, this worker's part of it: each sample once over all workers.
+
+    Args:
+        data: as for :func:`as_source`, and a ``DataLoader`` need not have a length.
+        batch_size: samples per batch; a ``DataLoader`` brings its own.
+        part: from a number of samples to this worker's slice of them.
+    """
     utils = torch.utils.data
     if isinstance(data, utils.DataLoader):
-        for batch in data:
-            inputs, targets = pair(batch)
-            mine = part(len(first_tensor(inputs)))
-            if mine.stop > mine.start:
-                yield each(lambda t, mine=mine: t[mine], (inputs, targets))  # type: ignore[misc]
+        from heptane.data.loader import in_fixed_order
+
+        for batch in in_fixed_order(data):
+            size = len(first_tensor(batch))
+            mine = part(size)
+            if mine == slice(0, size):
+                yield batch
+            elif mine.stop > mine.start:
+                yield rows(batch, mine)
         return
     if isinstance(data, utils.TensorDataset) and len(data.tensors) == 2:
         data = data.tensors
     if isinstance(data, (tuple, list)):
         data = pair(data)
-        mine = part(len(first_tensor(data)))
+        mine = part(count_samples(data))
         for start in range(mine.start, mine.stop, batch_size):
-            rows = slice(start, min(start + batch_size, mine.stop))
-            yield each(lambda t, rows=rows: t[rows], data)  # type: ignore[misc]
+            yield rows(data, slice(start, min(start + batch_size, mine.stop)))
         return
-    mine = part(len(data))
-    for batch in utils.DataLoader(utils.Subset(data, range(mine.start, mine.stop)), batch_size):
+    mine = part(check_dataset(data))
+    own = torch.Generator()  # so that reading leaves PyTorch's global one alone
+    for batch in utils.DataLoader(utils.Subset(data, range(mine.start, mine.stop)), batch_size, generator=own):
         yield pair(batch)
+
+
+def check_dataset(data: Any) -> int:
+    """The number of samples of a ``Dataset`` that can be indexed; an error that says what is expected for other things."""
+    kinds = (str, bytes, MutableMapping, torch.Tensor, torch.utils.data.IterableDataset)
+    num_samples = length(data)
+    if num_samples is None or isinstance(data, kinds) or not hasattr(data, "__getitem__"):
+        raise InputError(
+            f"data of type {type(data).__name__}: expected a pair of tensors (inputs, targets), "
+            "a Dataset with a length and an index, or a DataLoader"
+        )
+    return num_samples
 
 
 def pair(data: Any) -> tuple[Any, Any]:
@@ -301,23 +292,9 @@ class _Shuffled:
         return iter(order(self.num_samples, self.seed, self.epoch).tolist())
 
 
-def _joined(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-    if len(batches) == 1:
-        return batches[0]
-    return _cat([b[0] for b in batches]), _cat([b[1] for b in batches])
-
-
-def _cat(items: list[Any]) -> Any:
-    head = items[0]
-    if isinstance(head, torch.Tensor):
-        return torch.cat(items)
-    if isinstance(head, dict):
-        return {key: _cat([item[key] for item in items]) for key in head}
-    return tuple(_cat([item[i] for item in items]) for i in range(len(head)))
-
-
-def _length(data: Any) -> int | None:
+def length(data: Any) -> int | None:
+    """``len(data)``, or None where it has none."""
     try:
         return len(data)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None

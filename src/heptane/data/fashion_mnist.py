@@ -94,9 +94,12 @@ def keep(folder: Path, cache: Path) -> list[str]:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            with tempfile.NamedTemporaryFile(dir=cache, prefix=name, delete=False) as copy:
-                shutil.copyfile(folder / name, copy.name)
-            Path(copy.name).replace(cache / name)
+            copy = cache / f"{name}.{os.getpid()}"
+            try:
+                shutil.copyfile(folder / name, copy)
+                copy.replace(cache / name)
+            finally:
+                copy.unlink(missing_ok=True)
     except OSError as error:
         return [f"the cache {cache} cannot be written ({error.strerror}), so the data will be fetched again next time"]
     return []
@@ -148,7 +151,7 @@ def fetch_file(name: str, folder: Path) -> None:
             download(address + name, part)
             read_idx(part, sha256=FILES[name])
         except InputError as error:
-            part.unlink()
+            part.unlink(missing_ok=True)
             failures.append(f"{address}: {error}")
         except (OSError, http.client.HTTPException) as error:
             failures.append(f"{address}: {error!r}")

@@ -51,8 +51,10 @@ def load_folder(root: Path, *, seed: int, image_size: int | None, valid_fraction
     if valid_fraction is not None and "valid" in folders:
         raise InputError(f"valid_fraction={valid_fraction}: {str(folders['valid'])!r} exists, so leave it out")
     classes = find_classes(folders)
-    samples, num_others = list_samples(folders, classes)
-    notes = [f"{num_others} file(s) were left out: not images, or not in a class folder"] if num_others else []
+    samples, notes = list_samples(folders, classes)
+    unused = [entry.name for entry in list_entries(root) if entry.is_dir() and entry not in folders.values()]
+    if "train" in folders and unused:
+        notes.append(f"folders beside train/ that are no part were left out: {', '.join(unused)}")
     bad: list[str] = []
     samples, pixels = read_pixels(samples, root, image_size, bad if skip_bad else None)
     if bad:
@@ -112,17 +114,23 @@ def find_classes(folders: dict[str, Path]) -> list[str]:
     return sorted(classes)
 
 
-def list_samples(folders: dict[str, Path], classes: list[str]) -> tuple[list[Sample], int]:
-    """The images of each part, class by class in order of name, and the number of files that are not images."""
-    samples, num_files = [], 0
+def list_samples(folders: dict[str, Path], classes: list[str]) -> tuple[list[Sample], list[str]]:
+    """The images of each part, class by class in order of name, and notes on what is left out."""
+    samples, num_files, num_folders = [], 0, 0
     for part, folder in folders.items():
         num_files += sum(not entry.is_dir() for entry in list_entries(folder))
         for label, name in enumerate(classes):
-            files = [entry for entry in list_entries(folder / name) if not entry.is_dir()]
+            entries = list_entries(folder / name)
+            files = [entry for entry in entries if not entry.is_dir()]
             samples += [Sample(part, label, entry) for entry in files if entry.suffix.lower() in SUFFIXES]
             num_files += len(files)
+            num_folders += len(entries) - len(files)
     check_classes(samples, folders, classes)
-    return samples, num_files - len(samples)
+    others = num_files - len(samples)
+    notes = [f"{others} file(s) were left out: not images, or not in a class folder"] if others else []
+    if num_folders:
+        notes.append(f"{num_folders} folder(s) inside class folders were left out: images belong in the class folder itself")
+    return samples, notes
 
 
 def check_classes(samples: list[Sample], folders: dict[str, Path], classes: list[str]) -> None:
@@ -165,10 +173,9 @@ def read_each(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of odd metadata; a picture that claims a huge size is an error
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                path = sample.path.resolve(strict=True)
-                if not path.is_relative_to(root) or not path.is_file():
-                    raise OSError("it is not a regular file inside the folder")
-                with Image.open(path, formats=FORMATS) as image:
+                if not sample.path.resolve(strict=True).is_file():
+                    raise OSError("it is not a regular file")
+                with Image.open(sample.path, formats=FORMATS) as image:
                     result = read(image)
         except Exception as error:  # Pillow's readers raise many kinds for damaged files
             if bad is None:
@@ -181,11 +188,18 @@ def read_each(
 
 
 def probe(image: Image.Image) -> tuple[tuple[int, int], bool]:
-    """The upright (width, height), from the header alone, and whether the image is grey."""
+    """The upright (width, height), from the header where that tells, and whether the image is grey."""
     if image.mode == "F":
         raise ValueError("its pixels are floats: convert them to 8 or 16 bits")
-    turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5
-    return (image.size[::-1] if turned else image.size), image.mode in ("1", "L", "LA", "La") or image.mode[0] == "I"
+    size, is_grey = image.size, image.mode in ("1", "L", "LA", "La") or image.mode[0] == "I"
+    if image.format != "PNG" or "exif" in image.info:  # asked for what it has not met yet, a PNG would read all its pixels
+        turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
+        if turned and image.format == "TIFF":
+            image.load()  # turns it, and some versions of Pillow have turned the size already
+            size = image.size
+        elif turned:
+            size = size[::-1]
+    return size, is_grey
 
 
 def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDArray[Any]:

@@ -161,9 +161,11 @@ def split(groups: Sequence[int], shares: Sequence[float], seed: int) -> list[tor
     """
     random = np.random.RandomState(seed)  # NumPy keeps this old generator's stream unchanged for ever (its NEP 19)
     parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
+    starts = np.cumsum([0, *groups]).tolist()
     start = 0
-    for size in groups:
-        order = (random.permutation(size) + start).tolist()
+    for index in sorted(range(len(groups)), key=lambda index: groups[index]):  # large ones last: they can make up a count
+        size = groups[index]
+        order = (random.permutation(size) + starts[index]).tolist()
         start += size
         for part, share in zip(parts[1:], shares, strict=True):
             count = max(0, min(round(start * share) - len(part), len(order) - 1))
@@ -186,14 +188,10 @@ def normalise(
     Returns:
         The parts, and the mean and std of pixels scaled so that ``white`` is 1. A constant channel has std 1.
     """
-    count = parts[0][:, 0].numel()
-    total = torch.zeros(parts[0].shape[1], dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for chunk in torch.split(parts[0], 1024):  # sums of whole numbers in float64 are exact, whatever the order
-        total += chunk.double().sum((0, 2, 3))
-        squares += chunk.double().square().sum((0, 2, 3))
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in parts[0].unbind(1)]).double()
+    shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64)
+    mean = shares @ levels
+    std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt()
     std[std < 1e-6] = white
     offset, scale = (value.float().view(1, -1, 1, 1) for value in (mean, std))
     inputs = [part.float().sub_(offset).div_(scale) for part in parts]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from heptane.errors import InputError
+from heptane._lazy import torch
+from heptane.errors import InputError, check_choice, check_range
 from heptane.tricks.cyclical import Cyclical
 from heptane.tricks.data_parallel import DataParallel
 from heptane.tricks.label_smoothing import LabelSmoothing
@@ -23,6 +24,8 @@ KINDS: dict[str, type[Any]] = {
     "transfer": Transfer,
     "mixed_precision": MixedPrecision,
 }
+
+LONG_EPOCHS = 50  # from here on a run is taken to be long enough to overfit
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Tricks:
 
     def without(self, *names: str) -> Tricks:
         """The same set with some turned off."""
+        for name in names:
+            check_choice("trick", name, KINDS)
         return replace(self, **dict.fromkeys(names))
 
     @classmethod
@@ -66,7 +71,7 @@ def recommend(
     momentum: bool = True,
     reference_batch: int | None = None,
     weights: str | None = None,
-    num_gpus: int = 0,
+    num_gpus: int | None = None,
 ) -> tuple[Tricks, dict[str, str]]:
     """Choose tricks for a task and a machine, with the reason for each.
 
@@ -76,11 +81,13 @@ def recommend(
         momentum: the optimizer has a momentum (or beta1) to cycle.
         reference_batch: the batch for which the learning rate was chosen; None: it was chosen for the batch in use.
         weights: a file of pretrained weights, if there is one.
-        num_gpus: GPUs of this machine.
+        num_gpus: GPUs of this machine; None counts them.
 
     Returns:
         The tricks, and for each of the seven why it is on or off.
     """
+    check_range("epochs", epochs, 0, low_open=True)
+    num_gpus = torch.cuda.device_count() if num_gpus is None else num_gpus
     why: dict[str, str] = {}
     long = epochs >= LONG_EPOCHS
     why["data_parallel"] = (
@@ -108,6 +115,3 @@ def recommend(
         mixed_precision=MixedPrecision(),
     )
     return tricks, why
-
-
-LONG_EPOCHS = 50

@@ -144,23 +144,23 @@ class Cyclical:
     """Cyclical learning rate and momentum; every rate is a fraction of the peak, the optimizer's own learning rate."""
 
     shape: str = "one_cycle"
-    """one_cycle, triangular, triangular2 (the height halves each cycle), exp_range or cosine_restarts."""
+    """Shape: one_cycle, triangular, triangular2 (the height halves each cycle), exp_range or cosine_restarts."""
     start: float = 0.04
     """Rate at the first step and at the foot of a triangle, as a fraction of the peak, in [0, 1]."""
     final: float = 4e-6
-    """one_cycle, cosine_restarts: rate at the end, as a fraction of the peak (not of the start), in [0, 1]."""
+    """Rate at the end of one_cycle or of a cosine period, as a fraction of the peak (not of the start), in [0, 1]."""
     warm_fraction: float = 0.3
-    """one_cycle: part of the run spent rising, in [0, 1), at most 0.5 with three phases."""
+    """Part of a one_cycle run spent rising, in [0, 1), and at most 0.5 with three phases."""
     phases: int = 2
-    """one_cycle: 2 (up, down to final) or 3 (up, down to start, on down to final)."""
+    """Phases of one_cycle: 2 (up, down to final) or 3 (up, down to start, on down to final)."""
     anneal: str = "cosine"
-    """one_cycle: cosine or linear."""
+    """Form of the slopes of one_cycle: cosine or linear."""
     cycle_epochs: float = 2.0
-    """Triangles: epochs of a whole cycle (Smith: 4 to 20); cosine_restarts: of the first period; above 0."""
+    """Epochs of a whole triangle (Smith: 4 to 20), or of the first cosine period, above 0."""
     period_factor: float = 2.0
-    """cosine_restarts: each period lasts this many times the one before, at least 1 (2 is what SGDR recommends)."""
+    """Each cosine period lasts this many times the one before, at least 1 (SGDR recommends 2)."""
     gamma: float = 0.99994
-    """exp_range: factor of the height per step, in (0, 1]."""
+    """Factor of the height of exp_range per step, in (0, 1]."""
     momentum_low: float = 0.85
     """Momentum (or beta1) at the peak of the rate, in [0, momentum_high]."""
     momentum_high: float = 0.95

@@ -20,14 +20,11 @@ Costs, and when it does not help
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from heptane._lazy import torch
 from heptane.errors import InputError, check_range
+from heptane.launch import launch as launch
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,12 @@ def join_group(device: str) -> Worker:
     distributed = torch.distributed
     if not distributed.is_initialized():
         if device == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if local >= found:
+                raise InputError(
+                    f"DataParallel.workers: {found} GPU(s) found, and none for worker {local}; start at most {found}"
+                )
+            torch.cuda.set_device(local)
         distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     return this_worker()
 
@@ -77,74 +79,44 @@ def all_sum(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give every worker rank 0's buffers, as each forward pass does, so that all evaluate one model."""
+    if this_worker().size == 1:
+        return
+    for buffer in model.buffers():
+        sent = buffer.detach().to(torch.uint8 if buffer.dtype is torch.bool else buffer.dtype).contiguous()
+        torch.distributed.broadcast(sent, 0)
+        buffer.copy_(sent)
+
+
 def check_replicas(model: torch.nn.Module) -> None:
-    """Compare every worker's parameters, and name the first that differs.
+    """Compare a hash of every worker's parameters, bit for bit, and name the first that differs.
 
     Raises:
         RuntimeError: the replicas are not equal.
     """
-    worker = this_worker()
-    if worker.size == 1:
+    names = [name for name, _ in model.named_parameters()]
+    if this_worker().size == 1 or not names:
         return
-    sums = torch.stack([_checksum(p) for p in model.parameters()])
-    low, high = sums.clone(), sums.clone()
+    low = torch.stack([_hash(parameter) for parameter in model.parameters()])
+    high = low.clone()
     torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
     torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
-    for (name, _), same in zip(model.named_parameters(), (low == high).tolist(), strict=True):
+    for name, same in zip(names, (low == high).tolist(), strict=True):
         if not same:
             raise RuntimeError(f"the workers' copies of the model have diverged: parameter {name!r} is the first to differ")
 
 
-def _checksum(parameter: torch.Tensor) -> torch.Tensor:
-    flat = parameter.detach().double().reshape(-1)
-    return (flat * torch.arange(1, flat.numel() + 1, device=flat.device, dtype=flat.dtype)).sum()
-
-
-def launch(function: Callable[..., Any], kwargs: dict[str, Any], workers: int) -> Any:
-    """Run ``function(**kwargs)`` in ``workers`` new processes on this host; return what rank 0 returned.
-
-    The processes are started by ``torch.distributed``'s elastic launcher, each as a fresh interpreter: functions and classes
-    of the calling script travel by value, so it needs no ``if __name__ == "__main__"``.
-
-    Raises:
-        RuntimeError: a worker failed; the message holds the first failure.
-    """
-    import sys
-
-    import cloudpickle
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    with tempfile.TemporaryDirectory(prefix="heptane-") as folder:
-        task, answer = Path(folder, "task.pt"), Path(folder, "answer.pt")
-        torch.save((function, kwargs, sys.path), task, pickle_module=cloudpickle)
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=workers,
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            local_addr="127.0.0.1",
-            max_restarts=0,
-            monitor_interval=0.1,
-            logs_specs=DefaultLogsSpecs(log_dir=str(Path(folder, "logs")), tee=Std.NONE),
-        )
-        before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        try:
-            elastic_launch(config, sys.executable)("-m", "heptane.worker", str(task), str(answer))
-        except ChildFailedError as error:
-            failure = Path(folder, "failure.txt")
-            reason = failure.read_text() if failure.exists() else str(error)
-            raise RuntimeError(f"a worker failed:\n{reason}") from error
-        finally:
-            if before is None:
-                del os.environ["OMP_NUM_THREADS"]
-            else:
-                os.environ["OMP_NUM_THREADS"] = before
-        return torch.load(answer, weights_only=False)  # our own file, in a folder that only this user can read
+def _hash(parameter: torch.Tensor) -> torch.Tensor:
+    """A number of the bits, in 64 bits that wrap around: NaN equals itself, and -0 is not 0."""
+    value = parameter.detach()
+    value = (torch.view_as_real(value) if value.is_complex() else value).contiguous().reshape(-1)
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]
+    found = torch.zeros((), dtype=torch.int64, device=value.device)
+    for piece in torch.split(value.view(whole), 1 << 20):
+        weights = torch.arange(1, 2 * len(piece), 2, device=value.device)
+        found = found * 1_000_003 + (piece.long() * weights).sum()
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,18 +124,34 @@ class DataParallel:
     """Trick 1: several workers, one global batch. ``DataParallel(workers=2)``, or as many as ``torchrun`` started."""
 
     workers: int | str = "auto"
-    """processes on this host, at least 1; auto is one per GPU, or one where there is no GPU"""
+    """Processes on this host, at least 1; auto: one per GPU, or one where there is no GPU."""
     sync_batchnorm: bool = False
-    """let BatchNorm normalise over the global batch instead of each worker's share (GPU only)"""
+    """Let BatchNorm normalise over the global batch instead of each worker's share (GPU only)."""
     bucket_mib: float = 25.0
-    """gradients are reduced in buckets of this size, in MiB, above 0"""
+    """Size of the buckets in which gradients are reduced, in MiB, above 0."""
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, str) and self.workers != "auto":
             raise InputError(f"DataParallel.workers={self.workers!r}: expected 'auto' or a whole number in [1, inf)")
         if self.workers != "auto":
             check_range("DataParallel.workers", self.workers, 1, whole=True)  # type: ignore[arg-type]
+        if not isinstance(self.sync_batchnorm, bool):
+            raise InputError(f"DataParallel.sync_batchnorm={self.sync_batchnorm!r}: expected True or False")
         check_range("DataParallel.bucket_mib", self.bucket_mib, 0, low_open=True)
+
+    def join(self, device: str) -> Worker:
+        """This process's place among the workers that run.
+
+        Raises:
+            InputError: another number of workers was asked for than runs.
+        """
+        worker = join_group(device) if under_launcher() else this_worker()
+        if self.workers not in ("auto", worker.size):
+            raise InputError(
+                f"DataParallel.workers={self.workers}, and {worker.size} run: expected as many; start the script with "
+                f"torchrun --nproc-per-node={self.workers}, or call heptane.fit, which starts them"
+            )
+        return worker
 
     def resolve(self) -> tuple[int, str]:
         """How many workers to start, and why."""

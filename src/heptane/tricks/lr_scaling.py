@@ -116,15 +116,15 @@ class LRScaling:
     """The rate that belongs to the batch: scaled from a reference batch by the optimizer's rule, and warmed up."""
 
     reference_batch: int = 256
-    """The batch, in samples per optimizer step, for which the optimizer's learning rate was chosen; at least 1."""
+    """Batch for which the learning rate was chosen, in samples per optimizer step, at least 1."""
     rule: str = "auto"
-    """auto (by optimizer family), linear, sqrt or none."""
+    """Rule: auto (by the optimizer's family), linear, sqrt or none."""
     warmup_epochs: float | None = None
-    """Epochs of warm-up, at least 0; None: 5, at most a fifth of the run, and none if the cycle warms up itself."""
+    """Epochs of warm-up, at least 0; None: 5 but at most a fifth of the run, or none if the cycle warms up itself."""
     warmup_steps: int | None = None
-    """Optimizer steps of warm-up, at least 0, instead of warmup_epochs."""
+    """Optimizer steps of warm-up, at least 0; None: warmup_epochs says."""
     start: float | None = None
-    """Where warm-up starts, as a fraction of the scaled rate, in [0, 1]; None: the rate of the reference batch."""
+    """Rate where the warm-up starts, as a fraction of the scaled rate, in [0, 1]; None: the reference batch's rate."""
 
     def __post_init__(self) -> None:
         check_range("LRScaling.reference_batch", self.reference_batch, 1, whole=True)
@@ -186,7 +186,7 @@ class LRScaling:
         before = [{key: group[key] for key in _KEYS if key in group and (adaptive or key == "lr")} for group in groups]
         after = [self._scaled(values, batch_size, rule) for values in before]  # all of them, before any is written
         said = f"batch {batch_size} is {k:g} x the reference {self.reference_batch}: {reason}, {rule} rule"
-        said += "".join(f", {_KEYS[key]} {_show(before, key)} -> {_show(after, key)}" for key in after[0])
+        said += "".join(f", {_KEYS[key]} {_show(before, key)} -> {_show(after, key)}" for key in _KEYS if key in after[0])
         for group, values in zip(groups, after, strict=True):
             for key, value in values.items():
                 if isinstance(group[key], torch.Tensor):
@@ -224,10 +224,13 @@ class LRScaling:
         num_steps = min(_WARMUP_EPOCHS * steps_per_epoch, total_steps // _WARMUP_SHARE) if asked is None else asked
         if self.warmup_epochs is not None:
             name, num_steps = "LRScaling.warmup_epochs", round(self.warmup_epochs * steps_per_epoch)
+        for key, idle in (("warmup_steps", (None, 0)), ("warmup_epochs", (None, 0)), ("start", (None, 1))):
+            value = getattr(self, key)
+            if cycle_warms_up and value not in idle:
+                given = f"LRScaling.{key}={value!r}"
+                raise InputError(f"{given}: 1cycle already warms up; leave it at None, or choose another Cyclical.shape")
         if num_steps > total_steps:
             raise InputError(f"{name}: {num_steps} steps of warm-up are more than the run's; expected <= {total_steps}")
-        if cycle_warms_up and (self.warmup_steps or self.warmup_epochs):
-            raise InputError(f"{name}: 1cycle already warms up; leave it at None, or choose another Cyclical.shape")
         growth = scale_lr(1.0, batch_size, self.reference_batch, self.resolve_rule(optimizer)[0])
         start = min(1.0, 1.0 / growth) if self.start is None else self.start
         return constant() if cycle_warms_up or start == 1 else warmup(num_steps, start)

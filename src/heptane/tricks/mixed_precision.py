@@ -21,7 +21,9 @@ Costs, and when it does not help
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -30,18 +32,18 @@ from heptane._lazy import torch
 from heptane.errors import InputError, check_choice, check_range
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
-TRIES = 64  # of one batch: enough to halve from 2^16 to any floor, so a batch that still overflows is not a matter of scale
 
 
 class Precision:
     """Fills the slot ``precision``; this one is plain fp32 and adds nothing to a hand-written loop."""
 
     name = "fp32"
-    retries = False
+    retries = False  # whether a step may come out as not applied
+    exhausted = False  # whether the step that was not applied cannot be helped by a lower scale
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of the forward pass."""
-        return _NULL
+        return nullcontext()
 
     def full(self, output: Any) -> Any:
         """The model's output in 32 bits, for the loss."""
@@ -51,9 +53,20 @@ class Precision:
         """Backward, on the scaled loss where there is a scale."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def step(self, optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> bool:
-        """Unscale, clip once over all parameters, step; False if the step was not applied."""
-        _clip(optimizer, clip_norm)
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None = None,
+        parameters: Iterable[torch.Tensor] | None = None,
+    ) -> bool:
+        """Unscale, clip once, step; False if the step was not applied.
+
+        Args:
+            optimizer: holds the parameters that step.
+            clip_norm: largest norm of all gradients together, above 0; None does not clip.
+            parameters: the optimizer's, in the order in which their norms are to be added; None is its own order.
+        """
+        _clip(optimizer, clip_norm, parameters)
         optimizer.step()
         return True
 
@@ -70,16 +83,22 @@ class Autocast(Precision):
 
     def __init__(self, dtype: torch.dtype, device: str) -> None:
         self.name = "bf16" if dtype is torch.bfloat16 else "fp16"
-        self._context = torch.autocast(device, dtype)
+        self._device, self._dtype = device, dtype
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return self._context
+        return torch.autocast(self._device, self._dtype)  # a new one each time: one that is entered twice never leaves
 
     def full(self, output: Any) -> Any:
         if isinstance(output, torch.Tensor):
             return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
-        if isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
-            return type(output)(self.full(item) for item in output)
+        if isinstance(output, dict):
+            full = copy.copy(output)  # of its own class, with its own attributes
+            for key, value in output.items():
+                full[key] = self.full(value)
+            return full
+        if isinstance(output, (tuple, list)):
+            items = [self.full(item) for item in output]
+            return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
         return output
 
 
@@ -96,16 +115,23 @@ class Scaled(Autocast):
     def backward(self, loss: torch.Tensor) -> None:
         (loss * self.scale).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, optimizer: torch.optim.Optimizer, clip_norm: float | None = None) -> bool:
-        gradients = _gradients(optimizer)
-        torch._foreach_mul_(gradients, 1 / self.scale)
-        norms = torch._foreach_norm(gradients)
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None = None,
+        parameters: Iterable[torch.Tensor] | None = None,
+    ) -> bool:
+        gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+        for gradient in gradients:
+            gradient.mul_(1 / self.scale)
         # The one wait per step: whether to step is not known before. After the all-reduce every worker sees the same.
-        if gradients and not bool(torch.isfinite(torch.stack(norms)).all()):
+        if not _all_finite(gradients):
+            self.exhausted = self.scale <= self.floor
             self.scale, self.steps_held = max(self.scale / 2, self.floor), 0
             return False
-        _clip(optimizer, clip_norm)
+        _clip(optimizer, clip_norm, parameters)
         optimizer.step()
+        self.exhausted = False
         self.steps_held += 1
         if self.steps_held >= self.growth_steps:
             self.scale, self.steps_held = self.scale * 2, 0
@@ -138,7 +164,7 @@ def precision(
         ``applied = p.step(optimizer, clip_norm=1.0)``.
 
     Raises:
-        InputError: an unknown dtype, or fp16 on a CPU, with the measured figure.
+        InputError: an unknown dtype or device, fp16 on a CPU, with the measured figure, or a number out of range.
 
     Example:
         >>> precision("bf16").name
@@ -147,7 +173,8 @@ def precision(
     Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.
     """
     check_choice("dtype", dtype, DTYPES[1:])
-    kind = torch.device(device).type
+    _check_scale("", scale, growth_steps, floor)
+    kind = find_device(device).type
     if dtype == "fp32":
         return Precision()
     if dtype == "bf16":
@@ -162,22 +189,20 @@ class MixedPrecision:
     """Trick 7: 16-bit compute over 32-bit master weights. ``MixedPrecision(dtype="auto")`` fills the slot ``precision``."""
 
     dtype: str = "auto"
-    """auto measures on this machine and model; or bf16, fp16 (GPU only), fp32"""
+    """Type to compute in: bf16, fp16 (GPU only) or fp32; auto measures on this machine and model."""
     channels_last: str = "auto"
-    """images stored channels last: auto measures it where there are 2-D convolutions; or on, off"""
+    """Store images channels last: on or off; auto measures it where there are 2-D convolutions."""
     scale: float = 2.0**16
-    """fp16's first loss scale, above 0"""
+    """First loss scale of fp16, above 0."""
     growth_steps: int = 2000
-    """applied steps in a row after which fp16's scale doubles, at least 1"""
+    """Applied steps in a row after which fp16's scale doubles, at least 1."""
     floor: float = 1.0
-    """fp16's scale is not halved below this, above 0"""
+    """Least loss scale of fp16, which is not halved below it, above 0 and at most scale."""
 
     def __post_init__(self) -> None:
         check_choice("MixedPrecision.dtype", self.dtype, DTYPES)
         check_choice("MixedPrecision.channels_last", self.channels_last, ("auto", "on", "off"))
-        check_range("MixedPrecision.scale", self.scale, 0, low_open=True)
-        check_range("MixedPrecision.growth_steps", self.growth_steps, 1, whole=True)
-        check_range("MixedPrecision.floor", self.floor, 0, self.scale, low_open=True)
+        _check_scale("MixedPrecision.", self.scale, self.growth_steps, self.floor)
 
     def build(self, dtype: str, device: str) -> Precision:
         """The slot's filler for a dtype that is no longer "auto"."""
@@ -186,14 +211,37 @@ class MixedPrecision:
 
 @contextmanager
 def evaluation(precision: Precision) -> Iterator[None]:
-    """Autocast for an evaluation: a cast made without gradients is not cached, so a training pass around it is safe."""
-    with torch.no_grad():
-        if precision.name == "fp32":
+    """Autocast without gradients, its casts not cached: a training pass around it would take them up, and learn nothing."""
+    cached = torch.is_autocast_cache_enabled()
+    with torch.no_grad(), precision.autocast():
+        torch.set_autocast_cache_enabled(False)
+        try:
             yield
-        else:
-            dtype = torch.bfloat16 if precision.name == "bf16" else torch.float16
-            with torch.autocast(precision.autocast().device, dtype, cache_enabled=False):  # type: ignore[attr-defined]
-                yield
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+
+
+def check_master(model: torch.nn.Module) -> None:
+    """Refuse 16-bit master weights: an update below half a unit in their last place is lost."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise InputError(
+                f"mixed_precision with parameter {name!r} of type {parameter.dtype}: the master weights are 32 bits; "
+                "give the model as model.float(), the 16-bit copies are made from it"
+            )
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of this name; refused where PyTorch does not know it, or this machine does not have it."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split(".")[0].split())
+        raise InputError(
+            f"device={str(device)!r} cannot be used here ({reason}): expected 'cpu', or a device that is"
+        ) from None
+    return found
 
 
 def fp16_figure() -> str:
@@ -210,14 +258,25 @@ def fp16_figure() -> str:
     )
 
 
-def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _clip(optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
+def _all_finite(gradients: list[torch.Tensor]) -> bool:
+    # The largest magnitude, not the Euclidean norm, which overflows where every element is finite.
+    stored = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    stored = [g for g in stored if g.numel()]
+    return not stored or bool(torch.isfinite(torch.stack(torch._foreach_norm(stored, math.inf))).all())
+
+
+def _clip(
+    optimizer: torch.optim.Optimizer, clip_norm: float | None, parameters: Iterable[torch.Tensor] | None = None
+) -> None:
     if clip_norm is not None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        torch.nn.utils.clip_grad_norm_(_parameters(optimizer) if parameters is None else parameters, clip_norm)
 
 
-_NULL = nullcontext()
+def _check_scale(owner: str, scale: float, growth_steps: int, floor: float) -> None:
+    check_range(f"{owner}scale", scale, 0, low_open=True)
+    check_range(f"{owner}growth_steps", growth_steps, 1, whole=True)
+    check_range(f"{owner}floor", floor, 0, scale, low_open=True)

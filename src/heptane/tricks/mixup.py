@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from heptane.data.batches import Batch
 
 
+_NO_IMAGES = "Mixup.cutmix_alpha needs images of shape (N, C, H, W): for other inputs set cutmix_alpha=0"
+
+
 @dataclass(frozen=True)
 class Blend:
     """One global batch's draw: ``lam`` (N,) float32, ``partner`` (N,) int64, and a CutMix box in pixels or None."""
@@ -65,7 +68,7 @@ def mix(
         The blended inputs and targets, of the shapes given.
 
     Raises:
-        InputError: integer targets, whose blend has no meaning.
+        InputError: integer inputs or targets, whose blend has no meaning, or a coefficient outside [0, 1].
 
     Example:
         >>> mix(torch.tensor([[0.0], [4.0]]), torch.eye(2), 0.75, torch.tensor([1, 0]))
@@ -79,13 +82,19 @@ def mix(
         raise InputError(
             f"targets of type {targets.dtype} cannot be blended: make them one-hot, hp.smooth(targets, 0.0, num_classes)"
         )
+    if not inputs.is_floating_point():
+        raise InputError(f"inputs of type {inputs.dtype} cannot be blended: use inputs.float()")
+    if not isinstance(lam, torch.Tensor):
+        lam = float(lam)
+        check_range("lam", lam, 0, 1)
     return blend(inputs, inputs[permutation], lam), blend(targets, targets[permutation], lam)
 
 
 def blend(first: torch.Tensor, second: torch.Tensor, lam: float | torch.Tensor) -> torch.Tensor:
-    """lam * first + (1 - lam) * second, where ``lam`` is a number or has shape (N,)."""
-    if isinstance(lam, torch.Tensor) and lam.ndim:
-        lam = lam.to(first).reshape(-1, *[1] * (first.ndim - 1))
+    """lam * first + (1 - lam) * second, floating point, where ``lam`` is a number or has shape (N,)."""
+    if isinstance(lam, torch.Tensor):
+        lam = lam.to(first)
+        lam = lam.reshape(-1, *[1] * (first.ndim - 1)) if lam.ndim else lam
     return torch.lerp(second, first, lam)
 
 
@@ -102,17 +111,17 @@ class Mixup:
     """Trick 4: blends of pairs. ``Mixup(alpha=0.2)`` fills the slot ``mix``."""
 
     alpha: float = 0.2
-    """lam ~ Beta(alpha, alpha) for mixup; 0 leaves mixup out, in [0, inf)"""
+    """Mixup draws lam ~ Beta(alpha, alpha), in [0, inf); 0 leaves mixup out."""
     cutmix_alpha: float = 0.0
-    """lam ~ Beta(alpha, alpha) for CutMix; 0 leaves CutMix out, in [0, inf)"""
+    """CutMix draws lam ~ Beta(alpha, alpha), in [0, inf); 0 leaves CutMix out."""
     cutmix_probability: float = 0.5
-    """share of the batches that get CutMix when both are on, in [0, 1]"""
+    """Share of the batches that get CutMix when both are on, in [0, 1]."""
     per_sample: bool = False
-    """draw one coefficient per sample instead of one per batch (mixup only; a CutMix box is per batch)"""
+    """Draw one coefficient per sample instead of one per batch (mixup only: a CutMix box is per batch)."""
     layer: str | None = None
-    """blend the output of the module of this name (hidden features, embeddings) instead of the input"""
+    """Name of the module whose output is blended (hidden features, embeddings); None: the input."""
     off_last_epochs: float = 0.0
-    """train the last so many epochs without blending, in epochs"""
+    """Epochs at the end that train without blending, in [0, inf)."""
 
     def __post_init__(self) -> None:
         check_range("Mixup.alpha", self.alpha, 0)
@@ -140,14 +149,14 @@ class Mixup:
             lam = rng.beta(alpha, alpha, batch_size if self.per_sample else None)
             return Blend(torch.as_tensor(np.broadcast_to(lam, (batch_size,)).astype(np.float32)), partner)
         if image_size is None:
-            raise InputError("Mixup.cutmix_alpha needs images of shape (N, C, H, W): for other inputs set cutmix_alpha=0")
+            raise InputError(_NO_IMAGES)
         height, width = image_size
         side = math.sqrt(1 - rng.beta(alpha, alpha)) / 2
         y, x = rng.random(2)
         top, bottom = round(max(0.0, y - side) * height), round(min(1.0, y + side) * height)
         left, right = round(max(0.0, x - side) * width), round(min(1.0, x + side) * width)
         kept = 1 - (bottom - top) * (right - left) / (height * width)
-        return Blend(torch.full((batch_size,), kept), partner, (top, bottom, left, right))
+        return Blend(torch.full((batch_size,), kept, dtype=torch.float32), partner, (top, bottom, left, right))
 
     def fill(self, model: torch.nn.Module, seed: int, total_steps: int, steps_per_epoch: int) -> Mixer:
         """What fills the slot ``mix`` for this run."""
@@ -166,11 +175,10 @@ class Mixer:
         """The part ``part`` of ``batch``; without blending from step ``stop`` on."""
         inputs, targets = batch.take(part)
         if self.hidden:
-            self.hidden.pending = None
+            self.hidden.check_used()
         if step >= self.stop:
             return inputs, targets
-        if not isinstance(inputs, torch.Tensor) or not isinstance(targets, torch.Tensor):
-            raise InputError("mixup needs inputs and targets that are one tensor each; turn it off for this model")
+        self._check(inputs, targets)
         draw = self._draw(batch, step, (inputs.shape[2], inputs.shape[3]) if inputs.ndim == 4 else None)
         partner = draw.partner[part]
         if len(inputs) == batch.size:
@@ -183,11 +191,6 @@ class Mixer:
             inputs = inputs if len(inputs) == batch.size else torch.cat([inputs, partner_inputs])
         elif draw.box:
             inputs = paste(inputs, partner_inputs, draw.box)
-        elif not inputs.is_floating_point():
-            raise InputError(
-                f"mixup of inputs of type {inputs.dtype}: integers (tokens) cannot be blended; "
-                "name the embedding's module in Mixup.layer, or turn mixup off"
-            )
         else:
             inputs = blend(inputs, partner_inputs, lam)
         return inputs, MixedTargets(targets, partner_targets, lam)
@@ -198,8 +201,23 @@ class Mixer:
         if step >= self.stop:
             return targets
         assert self._drawn is not None
+        assert self._drawn[0] == step, "take() comes first: it knows the size of the images"
         draw = self._drawn[1]
         return MixedTargets(targets, targets[draw.partner], draw.lam)
+
+    def _check(self, inputs: Any, targets: Any) -> None:
+        """Refuse at the first step what only some draws would stumble over."""
+        if not isinstance(inputs, torch.Tensor) or not isinstance(targets, torch.Tensor):
+            raise InputError("mixup needs inputs and targets that are one tensor each; turn it off for this model")
+        cuts = self.trick.cutmix_alpha > 0 and not (self.trick.alpha and self.trick.cutmix_probability == 0)
+        if cuts and inputs.ndim != 4:
+            raise InputError(_NO_IMAGES)
+        blends = self.trick.alpha > 0 and not (cuts and self.trick.cutmix_probability == 1)
+        if blends and not self.hidden and not inputs.is_floating_point():
+            raise InputError(
+                f"mixup of inputs of type {inputs.dtype}: integers (tokens) cannot be blended; "
+                "name the embedding's module in Mixup.layer, or turn mixup off"
+            )
 
     def _draw(self, batch: Batch, step: int, image_size: tuple[int, int] | None) -> Blend:
         if self._drawn is None or self._drawn[0] != step:
@@ -220,14 +238,28 @@ class HiddenBlend:
             raise InputError(
                 f"Mixup.layer={layer!r} is not a module of the model{nearest(layer, names)}: see model.named_modules()"
             )
+        self.layer = layer
         self.pending: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.handle = model.get_submodule(layer).register_forward_hook(self._hook)
+
+    def check_used(self) -> None:
+        """Refuse a module that the last forward pass went around: the targets were blended, and its output was not."""
+        if self.pending is not None:
+            self.pending = None
+            raise InputError(f"Mixup.layer={self.layer!r} did not run in the model's forward pass: name a module that does")
 
     def _hook(self, module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         if self.pending is None:
             return None
         lam, partner = self.pending
         self.pending = None
+        num_rows = len(lam) * (2 if partner is None else 1)
+        if not isinstance(output, torch.Tensor) or not output.is_floating_point() or output.shape[:1] != (num_rows,):
+            found = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else f"type {type(output).__name__}"
+            raise InputError(
+                f"Mixup.layer={self.layer!r} gives an output of {found}: expected real numbers of shape ({num_rows}, ...), "
+                "a row per sample"
+            )
         if partner is not None:
             return blend(output, output[partner], lam)
         own, others = output.chunk(2)

@@ -21,33 +21,34 @@ Costs, and when it does not help
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
-from math import ceil, floor
-from typing import Any, NamedTuple
+from math import ceil
+from typing import Any
 
 from heptane._lazy import torch
 from heptane.errors import InputError, check_range
-from heptane.weights import find_head, load_weights
+from heptane.layers import depth_groups, find_head
+from heptane.weights import load_weights
 
 _SLACK = 1e-9  # of a period: keeps a step that lies on a boundary there when the period is a rounded product
-
-
-def head_name(model: torch.nn.Module) -> str:
-    """The name of the classifier, the last ``Linear`` in order or else the last 1x1 ``Conv2d``; raises without one.
-
-    Example:
-        >>> head_name(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)))
-        '2'
-    """
-    return _head(model)[0]
+_STOPPED = "_heptane_stopped"  # on a module: names of those of its parameters whose gradients freeze() stopped
 
 
 def swap_head(model: torch.nn.Module, num_classes: int) -> str:
     """Replace the classifier by a fresh one of ``num_classes`` outputs, unless it has that many already.
 
-    The new layer has PyTorch's usual initial values, on the old one's device and in its dtype. Returns its dotted name;
-    raises :class:`InputError` for a model without a head, or that is itself the layer to replace.
+    The new layer has PyTorch's usual initial values, on the old one's device and in its dtype, and trains.
+
+    Args:
+        model: changed in place; its classifier is the last ``Linear`` as registered, or else the last 1x1 ``Conv2d``.
+        num_classes: outputs wanted, 1 or more.
+
+    Returns:
+        The classifier's dotted name.
+
+    Raises:
+        InputError: no classifier, a lazy one without a shape yet, or a model that is itself the layer to replace.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1000))
@@ -60,12 +61,12 @@ def swap_head(model: torch.nn.Module, num_classes: int) -> str:
         return name
     if not name:
         raise InputError(f"the model is one {type(old).__name__}; build it with num_classes={num_classes} instead")
-    like: dict[str, Any] = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
+    like: dict[str, Any] = {"bias": old.bias is not None, "dtype": old.weight.dtype}
     if isinstance(old, torch.nn.Linear):
         new: torch.nn.Module = torch.nn.Linear(old.in_features, num_classes, **like)
     else:
-        new = torch.nn.Conv2d(old.weight.shape[1], num_classes, 1, **like)
-    new.train(old.training)
+        new = torch.nn.Conv2d(old.in_channels, num_classes, 1, old.stride, old.padding, **like)  # type: ignore[arg-type]
+    new.to(old.weight.device).train(old.training)
     for other, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
             model.set_submodule(other, new)
@@ -92,14 +93,14 @@ def layer_groups(model: torch.nn.Module) -> list[tuple[str, list[torch.nn.Parame
 
     Source: Howard & Ruder 2018, arXiv:1801.06146, section 3.2.
     """
-    return [(group.name, group.parameters) for group in _groups(model)]
+    return [(group.name, group.parameters) for group in depth_groups(model)]
 
 
 def freeze(model: torch.nn.Module, num_groups: int) -> list[str]:
-    """Stop the gradients of the first groups, and start those of all others.
+    """Stop the gradients of the first groups, and start again those of the others that it stopped before.
 
-    Call it before the optimizer and the data-parallel wrap see the model, and :func:`train_mode` instead of
-    ``model.train()`` afterwards.
+    What you froze yourself stays frozen. Call it before the optimizer and the data-parallel wrap see the model, and
+    :func:`train_mode` instead of ``model.train()`` afterwards.
 
     Args:
         model: changed in place.
@@ -119,10 +120,18 @@ def freeze(model: torch.nn.Module, num_groups: int) -> list[str]:
     """
     groups = layer_groups(model)
     count = _count_frozen("num_groups", num_groups, len(groups))
-    for index, (_, parameters) in enumerate(groups):
-        for parameter in parameters:
-            if parameter.is_floating_point() or parameter.is_complex():
-                parameter.requires_grad_(index >= count)
+    frozen = {id(parameter) for _, parameters in groups[:count] for parameter in parameters}
+    for module in model.modules():
+        stopped: set[str] = getattr(module, _STOPPED, set())
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in frozen and parameter.requires_grad:
+                parameter.requires_grad_(False)
+                stopped.add(name)
+            elif id(parameter) not in frozen and name in stopped:
+                parameter.requires_grad_(True)
+                stopped.discard(name)
+        if stopped:
+            setattr(module, _STOPPED, stopped)
     return [name for name, _ in groups[:count]]
 
 
@@ -148,7 +157,7 @@ def train_mode(model: torch.nn.Module) -> torch.nn.Module:
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
-    for group in _groups(model):
+    for group in depth_groups(model):
         if not any(parameter.requires_grad for parameter in group.parameters):
             for norm in group.bare_norms:
                 norm.eval()
@@ -186,17 +195,6 @@ def param_groups(model: torch.nn.Module, lr: float, factor: float = 2.6) -> list
     return [{"params": params, "lr": rate, "name": name} for (name, params), rate in zip(groups, rates, strict=True)]
 
 
-def unfrozen_groups(step: int, *, num_groups: int, frozen: int, every_steps: float) -> int:
-    """The number of groups, from the last, that train at a step: one more after each ``every_steps``; 0: never.
-
-    Example:
-        >>> [unfrozen_groups(step, num_groups=4, frozen=3, every_steps=10) for step in (0, 9, 10, 25, 99)]
-        [1, 1, 2, 3, 4]
-    """
-    thawed = floor(step / every_steps + _SLACK) if every_steps else 0
-    return num_groups - max(frozen - thawed, 0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
     """Start from pretrained weights.
@@ -207,19 +205,21 @@ class Transfer:
     """
 
     weights: str | None = None
-    """The file to start from (.safetensors, .pth, .pt, .bin, .ckpt); None: the weights that the model holds."""
+    """File to start from (.safetensors, .pth, .pt, .bin, .ckpt); None: the weights that the model holds."""
     swap_head: bool = True
     """Replace the classifier when its number of outputs is not the number of classes."""
     freeze: int = 0
-    """Freeze the first so many groups; -1: all but the head."""
+    """Groups to freeze, from the first, at least 0 (no more than you froze yourself); -1: all but the head."""
     unfreeze_every_epochs: float = 0.0
-    """Unfreeze one more group, from the last, every so many epochs; 0: never."""
+    """Epochs after which one more group, from the last, is unfrozen, at least 0; 0: never."""
     rate_factor: float = 2.6
-    """Each group has the rate of the next one divided by this, 1 or more; 1: equal rates."""
+    """Factor between the rate of a group and that of the one before it, at least 1; 1: equal rates."""
     min_match: float = 0.5
-    """The least share of the parameters outside the head that the file must hold, 0 to 1."""
+    """Least share of the parameters outside the head that the file must hold, in [0, 1]."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.weights, os.PathLike):
+            object.__setattr__(self, "weights", os.fspath(self.weights))
         if self.weights is not None and (not isinstance(self.weights, str) or not self.weights):
             raise InputError(f"Transfer.weights={self.weights!r}: expected the path of a file, or None")
         if not isinstance(self.swap_head, bool):
@@ -232,22 +232,32 @@ class Transfer:
             every = self.unfreeze_every_epochs
             raise InputError(f"Transfer.unfreeze_every_epochs={every:g} has nothing to unfreeze: set freeze, say to -1")
 
-    def prepare(self, model: torch.nn.Module, num_classes: int | None) -> list[str]:
-        """Load, swap the head and freeze, in that order; returns a sentence for the log on each thing done."""
+    def prepare(self, model: torch.nn.Module, num_classes: int | None, seed: int | None = None) -> list[str]:
+        """Load, swap the head and freeze, in that order; returns a sentence for the log on each thing done.
+
+        ``seed`` draws the new head's values, leaving PyTorch's generator as it was; None draws them from that generator.
+        """
         said = []
         if self.weights is not None:
             report = load_weights(model, self.weights, min_match=self.min_match)
             said += [f"{self.weights}: {line}" for line in str(report).splitlines()]
         if self.swap_head and num_classes is not None:
             outputs = _head(model)[1].weight.shape[0]
-            name = swap_head(model, num_classes) or type(model).__name__
+            with torch.random.fork_rng(devices=[], enabled=seed is not None):
+                if seed is not None:
+                    torch.default_generator.manual_seed(seed)
+                name = swap_head(model, num_classes) or type(model).__name__
             done = "kept" if outputs == num_classes else f"replaced: {outputs} -> {num_classes} outputs"
             said.append(f"head {name} {done}")
+        elif self.swap_head:
+            said.append("head kept: the targets do not say how many classes there are")
         groups = layer_groups(model)
         frozen = _count_frozen("Transfer.freeze", self.freeze, len(groups))
         if frozen:
             freeze(model, frozen)
             said.append(f"frozen: the first {frozen} of {len(groups)} groups, up to {groups[frozen - 1][0]}")
+        if groups and not any(parameter.requires_grad for parameter in model.parameters()):
+            raise InputError(f"{type(model).__name__} has no parameter that trains; call requires_grad_(True) on some")
         if self.rate_factor > 1 and len(groups) > 1:
             least = self.rate_factor ** (1 - len(groups))
             first = f"{groups[0][0]} has {least:.1e} of the head's"
@@ -266,8 +276,10 @@ class Transfer:
         every_steps = self.unfreeze_every_epochs * steps_per_epoch
         starts = {0: frozen}
         for thawed in range(1, frozen + 1 if every_steps else 1):
-            starts[ceil((thawed - _SLACK) * every_steps)] = frozen - thawed
-        return [(step, count) for step, count in starts.items() if step < total_steps]
+            due = (thawed - _SLACK) * every_steps
+            if due <= total_steps - 1:
+                starts[ceil(due)] = frozen - thawed
+        return list(starts.items())
 
 
 def _head(model: torch.nn.Module) -> tuple[str, torch.nn.Linear | torch.nn.Conv2d]:
@@ -275,6 +287,8 @@ def _head(model: torch.nn.Module) -> tuple[str, torch.nn.Linear | torch.nn.Conv2
     if found is None:
         remedy = "set swap_head=False and give the model the right number of outputs yourself"
         raise InputError(f"{type(model).__name__} does not end in a Linear or a 1x1 Conv2d that could be its head; {remedy}")
+    if torch.nn.parameter.is_lazy(found[1].weight):
+        raise InputError(f"{found[0] or 'the model'} is lazy, without a shape yet; run one batch through the model first")
     return found
 
 
@@ -285,73 +299,3 @@ def _count_frozen(field: str, value: int, num_groups: int) -> int:
     if value and count >= num_groups:
         raise InputError(f"{field}={value} leaves nothing of {num_groups} groups to train: expected -1 to {num_groups - 1}")
     return count
-
-
-class _Group(NamedTuple):
-    name: str
-    parameters: list[torch.nn.Parameter]
-    bare_norms: list[torch.nn.Module]  # normalisations without parameters, but with statistics
-
-
-def _groups(model: torch.nn.Module) -> list[_Group]:
-    if any(torch.nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
-        raise InputError(f"{type(model).__name__} has lazy layers without a shape yet; run one batch through it first")
-    head_path, head = find_head(model) or ("", None)
-    last = _Group(head_path, list(head.parameters()) if head else [], [])
-    seen = {id(parameter) for parameter in last.parameters}
-    groups: list[_Group] = []
-    current = waiting = _Group("", [], [])  # what comes before the first layer waits for it
-    for name, module, parameters, opened in _walk(model, "", head, spine=True):
-        fresh = [parameter for parameter in dict.fromkeys(parameters) if id(parameter) not in seen]
-        seen.update(id(parameter) for parameter in fresh)
-        if module is head:
-            current = last
-        elif not opened and any(parameter.ndim > 1 for parameter in fresh):
-            current = _Group(name, waiting.parameters + fresh, waiting.bare_norms)
-            groups.append(current)
-            waiting = _Group("", [], [])
-        else:
-            joined = waiting if opened else current
-            joined.parameters.extend(fresh)
-            if not parameters and isinstance(module, torch.nn.modules.batchnorm._NormBase):
-                joined.bare_norms.append(module)
-    groups += [last] if head else []
-    if not groups:
-        return [waiting] if waiting.parameters else []
-    joined = groups[0] if current is waiting else current
-    joined.parameters[:0] = waiting.parameters
-    joined.bare_norms.extend(waiting.bare_norms)
-    return groups
-
-
-def _walk(
-    module: torch.nn.Module, name: str, head: torch.nn.Module | None, *, spine: bool
-) -> Iterator[tuple[str, torch.nn.Module, list[torch.nn.Parameter], bool]]:
-    """(name, module, parameters, opened) of each layer or block, and before its children of what is opened.
-
-    ``spine``: the module holds all of the model but its head, so it is opened whatever its class.
-    """
-    children = list(module.named_children())
-    if module is head or not children or not (spine or _holds_blocks(module)):
-        yield name, module, list(module.parameters()), False
-        return
-    yield name, module, list(module.parameters(recurse=False)), True
-    weighty = sum(child is not head and _weighty(child) for _, child in children)
-    for key, child in children:
-        yield from _walk(child, f"{name}.{key}".lstrip("."), head, spine=spine and weighty == 1)
-
-
-def _holds_blocks(module: torch.nn.Module) -> bool:
-    """Is it a container, or a body: something with a stack of like blocks, as an encoder or a stage is?"""
-    containers = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
-    for stack in module.modules():
-        if isinstance(stack, containers):
-            plain = [child for child in stack.children() if not isinstance(child, containers)]
-            blocks = [type(child) for child in plain if any(_weighty(part) for part in child.children())]
-            if len(blocks) > len(set(blocks)):
-                return True
-    return isinstance(module, containers)
-
-
-def _weighty(module: torch.nn.Module) -> bool:
-    return next(module.parameters(), None) is not None

@@ -1,0 +1,54 @@
+"""What accuracy does a built-in reach on Fashion-MNIST, over seeds? ``python benchmarks/accuracy.py small|wide``.
+
+Settings were chosen on the validation split; the test set is read once per run, at the end, by ``heptane train`` itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from heptane.cli import main as heptane
+from results import save, spread
+
+RUNS = {
+    "small": ["--model", "resnet", "--epochs", "4"],
+    "wide": ["--model", "resnet-wide", "--epochs", "16", "--augment", "crop-flip", "--weight-decay", "5e-4"],
+}
+GOALS = {"small": 0.925, "wide": 0.940}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=RUNS)
+    parser.add_argument("--seeds", type=int, default=3)
+    flags = parser.parse_args()
+    command = ["train", "--data", "fashion-mnist", "--tricks", "recommended", *RUNS[flags.name]]
+    records = []
+    for seed in range(flags.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            if heptane([*command, "--seed", str(seed), "--out", folder]) != 0:
+                raise SystemExit(f"seed {seed} failed")
+            records.append(json.loads(Path(folder, "result.json").read_text()))
+    test = spread([record["metrics"]["test_accuracy"] for record in records])
+    save(
+        flags.name,
+        f"the test accuracy of {' '.join(RUNS[flags.name])} on Fashion-MNIST",
+        {
+            "train_command": "heptane " + " ".join(command),
+            "seeds": list(range(flags.seeds)),
+            "test_accuracy": test,
+            "valid_accuracy": spread([record["metrics"]["valid_accuracy"] for record in records]),
+            "train_seconds": spread([record["seconds"]["train"] for record in records]),
+            "wall_seconds": spread([record["seconds"]["wall"] for record in records]),
+            "num_parameters": records[0]["model"]["num_parameters"],
+            "tricks": [t["name"] for t in records[0]["tricks"] if t["on"]],
+            "goal": {"mean_test_accuracy": GOALS[flags.name], "met": test["mean"] >= GOALS[flags.name]},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Result files: what was measured, with the command, the commit, the machine and the spread."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from heptane.environment import describe
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def save(name: str, question: str, content: dict[str, Any]) -> Path:
+    """Write ``results/NAME.json``."""
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    facts = {
+        "question": question,
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "environment": describe(),
+    }
+    path.write_text(json.dumps({**facts, **content}, indent=1) + "\n")
+    print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    return path
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, mean, standard deviation, extremes, and the values themselves."""
+    return {
+        "median": statistics.median(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "min": min(values),
+        "max": max(values),
+        "values": list(values),
+    }

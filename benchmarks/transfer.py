@@ -1,0 +1,147 @@
+"""What is transfer worth on little data? EfficientNet-lite0 on 1,000 images of Fashion-MNIST, with and without ImageNet.
+
+``python benchmarks/transfer.py`` writes ``results/transfer.json``; ``--tune`` tries the settings on the validation split
+and writes ``results/transfer_tuning.json``; ``--try`` runs one epoch of each arm and writes nothing.
+The test set is read once per run, at its end. Every arm has the same tricks but for transfer itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import heptane as hp
+from efficientnet import efficientnet_lite0, images, weight_file
+from heptane.randomness import generator
+from results import save, spread
+
+IMAGES_PER_CLASS, SUBSET_SEED = 100, 0
+IMAGE_SIZE, BATCH_SIZE, EPOCHS = 64, 50, 10
+TUNING_SEED = 100  # not among those measured
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATE_FACTOR = 1.1  # 19 groups: the first has 0.18 of the head's rate
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train: where its weights come from, for how long, and at which rate."""
+
+    name: str
+    pretrained: bool
+    epochs: int = EPOCHS
+    rate: float = 2e-3
+
+
+ARMS = (
+    Arm("ImageNet weights", True),
+    Arm("from scratch, same epochs", False),
+    Arm("from scratch, 3 times the epochs", False, 3 * EPOCHS),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--seeds", type=int, default=3)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--tune", action="store_true", help="choose rates on the validation split")
+    mode.add_argument("--try", dest="attempt", action="store_true", help="one epoch, one seed, nothing written")
+    flags = parser.parse_args()
+    data = hp.load_data("fashion-mnist")
+    train = prepared(data, balanced(*data.train))
+    if flags.tune:
+        return tune(train, prepared(data, data.valid))
+    test = prepared(data, data.test)
+    arms = [replace(arm, epochs=1) for arm in ARMS] if flags.attempt else ARMS
+    runs: dict[str, list[hp.Result]] = {arm.name: [] for arm in arms}
+    for seed in range(1 if flags.attempt else flags.seeds):
+        for arm in arms:  # interleaved, so that a slow minute of the machine falls on all of them
+            runs[arm.name].append(run(arm, train, seed, test=test))
+    if not flags.attempt:
+        save(
+            "transfer",
+            question(),
+            {**settings(), "seeds": list(range(flags.seeds)), "arms": [*map(summary, arms, runs.values())]},
+        )
+
+
+def run(arm: Arm, train: tuple[Tensor, Tensor], seed: int, **measured: Any) -> hp.Result:
+    """Train one arm once, through the everyday call."""
+    torch.manual_seed(seed)
+    tricks = hp.Tricks(cyclical=hp.Cyclical(), label_smoothing=hp.LabelSmoothing(), mixed_precision=hp.MixedPrecision())
+    if arm.pretrained:
+        tricks = replace(tricks, transfer=hp.Transfer(weights=weight_file(), rate_factor=RATE_FACTOR, min_match=1.0))
+    result = hp.fit(
+        efficientnet_lite0(1000 if arm.pretrained else 10, pretrained=False),
+        train,
+        optimizer=functools.partial(torch.optim.AdamW, lr=arm.rate),
+        epochs=arm.epochs,
+        batch_size=BATCH_SIZE,
+        tricks=tricks,
+        seed=seed,
+        **measured,
+    )
+    accuracy = {key: value for key, value in result.metrics.items() if key.endswith("accuracy")}
+    print(f"{arm.name}, rate {arm.rate:g}, seed {seed}: {accuracy}, {result.seconds['train']:.1f} s", flush=True)
+    return result
+
+
+def balanced(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The same number of samples of each class, drawn by a fixed seed."""
+    order = torch.from_numpy(generator(SUBSET_SEED, "subset", 0).permutation(len(y)))
+    chosen = torch.cat([order[y[order] == label][:IMAGES_PER_CLASS] for label in range(10)])
+    return x[chosen], y[chosen]
+
+
+def prepared(data: hp.Data, part: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Images as the network wants them; heptane's own normalisation is undone first."""
+    assert part is not None
+    x, y = part
+    return images(x * data.std[0] + data.mean[0], IMAGE_SIZE), y
+
+
+def tune(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> None:
+    """Both ways of starting get the same number of tries; the test set is not touched."""
+    tried = []
+    for rate in RATES:
+        for arm in ARMS[:2]:
+            result = run(replace(arm, rate=rate), train, TUNING_SEED, valid=valid, evaluate_every_epochs=EPOCHS)
+            tried.append({"arm": arm.name, "rate": rate, "valid_accuracy": result.metrics["valid_accuracy"]})
+    save("transfer_tuning", "which learning rate for each arm, on the validation split", {**settings(), "tried": tried})
+
+
+def settings() -> dict[str, Any]:
+    """What all arms share."""
+    return {
+        "data": f"Fashion-MNIST, {10 * IMAGES_PER_CLASS} training images, {IMAGES_PER_CLASS} of each class",
+        "subset_seed": SUBSET_SEED,
+        "image_size": IMAGE_SIZE,
+        "batch_size": BATCH_SIZE,
+        "rate_factor": RATE_FACTOR,
+        "optimizer": "AdamW",
+    }
+
+
+def summary(arm: Arm, results: list[hp.Result]) -> dict[str, Any]:
+    """One arm over its seeds."""
+    return {
+        "name": arm.name,
+        "epochs": arm.epochs,
+        "rate": arm.rate,
+        "tricks": results[0].tricks.on,
+        "precision": [result.why["mixed_precision"] for result in results],
+        "test_accuracy": spread([result.metrics["test_accuracy"] for result in results]),
+        "train_seconds": spread([result.seconds["train"] for result in results]),
+    }
+
+
+def question() -> str:
+    return "what are ImageNet weights worth to EfficientNet-lite0 on 1,000 images of Fashion-MNIST?"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Write what is generated: a page per trick from its docstring, its fields and its examples; the README's figures.
+
+``python docs/build.py`` writes; ``tests/test_docs.py`` checks that what is there is what this would write.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from heptane.cli.tricks import sections, title
+from heptane.settings import field_docs
+from heptane.tricks import KINDS
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+EXAMPLES = {
+    "data_parallel": ["data_parallel"],
+    "lr_scaling": ["scale_lr", "warmup"],
+    "cyclical": ["one_cycle", "triangular"],
+    "mixup": ["mix"],
+    "label_smoothing": ["smooth", "soft_cross_entropy"],
+    "transfer": ["load_weights", "freeze", "param_groups", "train_mode"],
+    "mixed_precision": ["precision"],
+}
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+
+
+def pages() -> dict[Path, str]:
+    """Every generated file and its content."""
+    found = {ROOT / "docs" / "tricks" / f"{name}.md": page(name) for name in KINDS}
+    readme = ROOT / "README.md"
+    head, _, rest = readme.read_text().partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    found[readme] = f"{head}{BEGIN}\n{figures()}{END}{tail}"
+    return found
+
+
+def page(name: str) -> str:
+    """One trick: what its file says, its settings, and how to use it."""
+    kind, flag = KINDS[name], name.replace("_", "-")
+    lines = [f"# {title(name)}", ""]
+    for heading, text in sections(name, joined=False).items():
+        lines += [f"## {heading}", "", f"```\n{text}\n```" if heading == "Equation" else _markdown(text), ""]
+    lines += ["## Settings", "", f"`hp.Tricks({name}=hp.{kind.__name__}(...))`, or flags of `heptane train`:", ""]
+    lines += ["| field | flag | default | |", "|---|---|---|---|"]
+    docs = field_docs(kind)
+    for field in fields(kind):
+        text = docs[field.name].replace("|", "\\|")
+        lines.append(f"| `{field.name}` | `--{flag}.{field.name.replace('_', '-')}` | `{field.default!r}` | {text} |")
+    lines += ["", "## In a loop of your own", ""]
+    for example in EXAMPLES[name]:
+        lines += ["```python", (ROOT / "examples" / f"{example}.py").read_text().rstrip(), "```", ""]
+    measured = MEASURED.get(name)
+    if measured and (text := measured()):
+        lines += ["## Measured", "", text, ""]
+    return "\n".join(lines)
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r":(?:class|func|meth):`~?([^`]+)`", r"`\1`", text).replace("``", "`")
+
+
+def figures() -> str:
+    """The README's table of what was measured."""
+    rows = [row for part in (_accuracy, _overhead, _transfer, _imports) for row in part()]
+    return "\n".join(["| what | figure | file |", "|---|---|---|", *rows]) + "\n"
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """A result file, or None where it was not made yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def link(name: str) -> str:
+    return f"[{name}.json](benchmarks/results/{name}.json)"
+
+
+def _accuracy() -> list[str]:
+    rows = []
+    for name, what in (("small", "small ResNet, 4 epochs"), ("wide", "wide ResNet, 16 epochs")):
+        if found := read(name):
+            test, seconds = found["test_accuracy"], found["train_seconds"]["median"]
+            figure = f"{100 * test['mean']:.2f}% ± {100 * test['std']:.2f} (mean ± std of {len(found['seeds'])} seeds)"
+            machine = f"{found['environment']['threads']} threads, {found['environment']['cpu']}"
+            rows.append(
+                f"| Fashion-MNIST test accuracy, {what}, {seconds:.0f} s of training ({machine}) | {figure} | {link(name)} |"
+            )
+    return rows
+
+
+def _overhead() -> list[str]:
+    found = read("overhead")
+    rows = []
+    for case, content in (found["cases"] if found else {}).items():
+        ratios = ", ".join(f"{goal['ratio']:.2f} of {arm}" for arm, goal in content["ratios_of_medians"].items())
+        rows.append(f"| time of a step, {case} | {ratios} | {link('overhead')} |")
+    return rows
+
+
+def _transfer() -> list[str]:
+    return []
+
+
+def _imports() -> list[str]:
+    found = read("imports")
+    if not found:
+        return []
+    return [f"| importing heptane after torch | {found['added_seconds']:.3f} s more | {link('imports')} |"]
+
+
+MEASURED: dict[str, Any] = {}
+
+
+if __name__ == "__main__":
+    for path, content in pages().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)

@@ -1,0 +1,14 @@
+"""Somebody's weights into a model with another head, with a report of what matched and what did not."""
+
+import tempfile
+
+import torch
+
+import heptane as hp
+
+donor = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1000))
+model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5))
+with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+    torch.save(donor.state_dict(), file.name)
+    print(hp.load_weights(model, file.name))
+assert torch.equal(model[0].weight, donor[0].weight)

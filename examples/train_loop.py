@@ -1,0 +1,14 @@
+"""The loop as a generator: logging, stopping and the rest belong to the body of your ``for``."""
+
+import torch
+
+import heptane as hp
+
+data = torch.randn(512, 8), torch.randint(0, 3, (512,))
+model = torch.nn.Linear(8, 3)
+tricks = hp.Tricks(cyclical=hp.Cyclical(), label_smoothing=hp.LabelSmoothing(eps=0.1))
+sgd = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731
+for step in hp.train(model, data, optimizer=sgd, epochs=3, batch_size=64, tricks=tricks):
+    if step.ends_epoch:
+        print(step.epoch, step.run.meter.read())
+        step.run.meter.reset()

@@ -1,0 +1,85 @@
+"""What a run is refused for before anything is trained: each message names the thing, the value and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heptane._lazy import torch
+from heptane.criterion import Criterion, CrossEntropy, Elementwise
+from heptane.data.batches import Source, Tensors, each
+from heptane.errors import InputError
+from heptane.modes import eval_mode
+from heptane.tricks.label_smoothing import find_class_dim
+from heptane.tricks.mixed_precision import Precision, evaluation
+
+
+def check_optimizer(built: Any, num_groups: int | None) -> None:
+    """Refuse what an optimizer factory returned, unless it is an optimizer that this loop can step, of so many groups."""
+    if not isinstance(built, torch.optim.Optimizer):
+        raise InputError(f"the optimizer factory returned {type(built).__name__}: expected a torch.optim.Optimizer")
+    if isinstance(built, torch.optim.LBFGS):
+        raise InputError("optimizer LBFGS evaluates the loss many times per step; use one that takes one gradient per step")
+    if num_groups is not None and len(built.param_groups) != num_groups:
+        raise InputError(
+            f"the optimizer factory made {len(built.param_groups)} parameter groups of the {num_groups} it was given: "
+            "with transfer it must pass its argument on, as in lambda params: torch.optim.AdamW(params)"
+        )
+
+
+def check_finite(source: Source, sample: tuple[Any, Any]) -> None:
+    """Refuse training data with NaN or infinity: all of it where it is in memory, else the first batch."""
+    inputs, targets = (source.inputs, source.targets) if isinstance(source, Tensors) else sample
+    for what, data in (("inputs", inputs), ("targets", targets)):
+
+        def check(tensor: torch.Tensor, what: str = what) -> torch.Tensor:
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                where = int((~torch.isfinite(tensor.reshape(len(tensor), -1))).any(1).nonzero()[0])
+                raise InputError(f"the training {what} hold NaN or infinity, first in sample {where}: clean the data first")
+            return tensor
+
+        each(check, data)
+
+
+def try_output(model: torch.nn.Module, inputs: Any) -> Any:
+    """The model's output on a few inputs, leaving no mark: eval mode, no gradients, modes and random state put back."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with eval_mode(model), evaluation(Precision()), torch.random.fork_rng(devices=sorted(devices, key=str)):
+        return model(inputs)
+
+
+def check_targets(criterion: Criterion, output: Any, targets: Any) -> None:
+    """Refuse targets that the model's outputs cannot be compared with: labels out of range, other shapes."""
+    if isinstance(criterion, Elementwise) and isinstance(targets, torch.Tensor):
+        if output.shape[1:].numel() != targets.shape[1:].numel():
+            raise InputError(
+                f"outputs of shape {tuple(output.shape[1:])} and targets of shape {tuple(targets.shape[1:])} per sample: "
+                f"{criterion.name} compares element by element, so give the model as many outputs as there are targets"
+            )
+        return
+    if not isinstance(criterion, CrossEntropy) or not isinstance(targets, torch.Tensor):
+        return
+    if not isinstance(output, torch.Tensor) or output.ndim < 2:
+        raise InputError(f"cross_entropy needs outputs (N, C), one score per class; the model gave {_shape(output)}")
+    if targets.is_floating_point():
+        if targets.shape[1:] != output.shape[1:]:
+            raise InputError(
+                f"soft targets of shape {tuple(targets.shape[1:])} and outputs of shape {tuple(output.shape[1:])} per "
+                "sample: cross_entropy needs one probability per class"
+            )
+        return
+    if targets.dtype != torch.long:
+        raise InputError(f"targets of type {targets.dtype}: cross_entropy needs int64 classes; use targets.long()")
+    dim = find_class_dim(output.shape, (len(output), *targets.shape[1:]), False, criterion.class_dim)
+    num_classes = output.shape[dim]
+    bad = ((targets < 0) | (targets >= num_classes)) & (targets != criterion.ignore_index)
+    if bool(bad.any()):
+        at = tuple(bad.nonzero()[0].tolist())
+        where = at[0] if len(at) == 1 else at
+        raise InputError(
+            f"label {int(targets[at])} of sample {where} is out of range: the model has {num_classes} outputs, "
+            f"so labels are 0 to {num_classes - 1}"
+        )
+
+
+def _shape(output: Any) -> str:
+    return f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__

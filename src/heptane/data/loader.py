@@ -1,0 +1,210 @@
+"""A user's ``DataLoader`` as steps: windows of its batches, an epoch that can be entered in the middle, no trace left."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import random
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from heptane._lazy import np, torch
+from heptane.data.batches import Batch, Place, first_tensor, length, like, pair, rows
+from heptane.errors import InputError
+from heptane.randomness import generator
+
+
+@dataclass
+class Loader:
+    """A ``DataLoader`` of the user's: ``window`` of its batches make one global batch, one step.
+
+    Its order is its own. A loader without a generator shuffles by PyTorch's global one, which is seeded for each epoch; a
+    generator of its own is played forward to the epoch asked for. From an epoch's second batch on, what a data set draws
+    from PyTorch's global generator is a function of (seed, step), so that a resumed run sees the same samples. Only the
+    random states inside persistent workers are out of reach.
+    """
+
+    loader: Any
+    window: int
+    seed: int
+    steps_per_epoch: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        num_batches = length(self.loader)
+        if num_batches is None:
+            raise InputError(
+                "a DataLoader without a length cannot be planned (schedules need the number of steps): "
+                "give its dataset a __len__"
+            )
+        if num_batches == 0:
+            raise InputError("the training DataLoader is empty: it has no batch (is drop_last on and the data too small?)")
+        if self.window > num_batches:
+            raise InputError(
+                f"accumulate={self.window} is more than the {num_batches} batches of the training DataLoader: lower it"
+            )
+        check_sampler(self.loader)
+        self._generators = generators(self.loader)
+        self._states = [own.get_state() for own in self._generators]
+        self.steps_per_epoch = math.ceil(num_batches / self.window)
+        each_holds = self.loader.batch_size or self._measure()
+        self.num_samples = length(self.loader.dataset) or num_batches * each_holds
+        self.batch_size = min(each_holds * self.window, self.num_samples)
+
+    def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
+        """The batches of steps ``start`` to ``stop``, each with its step; earlier ones of the epoch are read too."""
+        if start < stop:
+            self._rewind(start // self.steps_per_epoch)
+        step = start
+        while step < stop:
+            epoch, skip = divmod(step, self.steps_per_epoch)
+            self._set_epoch(epoch)
+            windows = self._windows()
+            for index in range(self.steps_per_epoch):
+                fetched = epoch * self.steps_per_epoch + index
+                draw = generator(self.seed, "fetch", fetched).integers(1 << 63)
+                torch.manual_seed(int(draw) if index else self.seed + epoch)
+                data = next(windows, None)
+                if data is None:
+                    raise self._wrong_length(f"fewer than the {len(self.loader)} batches")
+                if index < skip:
+                    continue
+                yield fetched, Batch(data, None, len(first_tensor(data)), place, fetched)
+                step += 1
+                if step >= stop:
+                    return
+            if next(windows, None) is not None:
+                raise self._wrong_length(f"more than the {len(self.loader)} batches")
+
+    def sample(self, size: int) -> tuple[Any, Any]:
+        """The first samples of a batch, at most ``size`` of them; the loader and all random states stay as they were."""
+        with unchanged(self.loader):
+            torch.manual_seed(self.seed)
+            inputs, targets = pair(next(iter(self.loader)))
+        return rows((inputs, targets), slice(size))  # type: ignore[no-any-return]
+
+    def _measure(self) -> int:
+        return len(first_tensor(self.sample(1 << 30)[0]))
+
+    def _windows(self) -> Iterator[tuple[Any, Any]]:
+        waiting: list[tuple[Any, Any]] = []
+        for data in self.loader:
+            waiting.append(pair(data))
+            if len(waiting) == self.window:
+                yield joined(waiting)
+                waiting = []
+        if waiting:
+            yield joined(waiting)
+
+    def _set_epoch(self, epoch: int) -> None:
+        for name in ("sampler", "batch_sampler"):
+            set_epoch = getattr(getattr(self.loader, name), "set_epoch", None)
+            if set_epoch:
+                set_epoch(epoch)
+
+    def _rewind(self, epoch: int) -> None:
+        """Bring the loader's own generators to where ``epoch`` passes over it leave them."""
+        loader = self.loader
+        if loader.persistent_workers and epoch == 0:
+            loader._iterator = None  # workers that started earlier would begin this epoch with other draws
+        elif loader.persistent_workers and loader._iterator is None:
+            self._restore()
+            torch.manual_seed(self.seed)
+            iter(loader)  # starts the workers as epoch 0 does
+        self._restore()
+        for index in range(epoch if self._generators else 0):
+            self._set_epoch(index)
+            indices = iter(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
+            if loader.generator is not None and (index == 0 or not loader.persistent_workers):
+                torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # the seed of a pass's workers
+            if not isinstance(loader.dataset, torch.utils.data.IterableDataset):
+                for _ in indices:
+                    pass
+
+    def _restore(self) -> None:
+        for own, state in zip(self._generators, self._states, strict=True):
+            own.set_state(state)
+
+    def _wrong_length(self, found: str) -> InputError:
+        return InputError(
+            f"the training DataLoader gave {found} that its length promises, and the schedules rely on it: "
+            "correct the __len__ of its dataset or sampler"
+        )
+
+
+def check_sampler(loader: Any) -> None:
+    """Refuse a ``DistributedSampler``: heptane splits each batch over the workers, and both would leave samples out."""
+    if getattr(loader.sampler, "num_replicas", 1) > 1:
+        raise InputError(
+            f"the DataLoader has a {type(loader.sampler).__name__} for {loader.sampler.num_replicas} replicas, and heptane "
+            "splits each batch over the workers by itself: pass the DataLoader without it"
+        )
+
+
+def generators(loader: Any) -> list[torch.Generator]:
+    """The random generators that a loader and its samplers hold, each once."""
+    holders = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list({id(own): own for own in found if isinstance(own, torch.Generator)}.values())
+
+
+@contextlib.contextmanager
+def unchanged(loader: Any) -> Iterator[None]:
+    """Put the random states back, and the loader's own, so that looking at a batch changes no later one."""
+    states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
+    own = [(each_one, each_one.get_state()) for each_one in generators(loader)]
+    workers = loader._iterator
+    try:
+        yield
+    finally:
+        loader._iterator = workers
+        torch.random.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+        for each_one, state in own:
+            each_one.set_state(state)
+
+
+def in_fixed_order(loader: Any) -> Iterator[tuple[Any, Any]]:
+    """A loader's batches, shuffled the same way in each worker process if at all; PyTorch's global state is left alone."""
+    check_sampler(loader)
+    batches: Iterator[Any] | None = None
+    index = 0
+    while True:
+        state = torch.random.get_rng_state()
+        torch.manual_seed(index)
+        try:
+            batches = iter(loader) if batches is None else batches
+            data = next(batches)
+        except StopIteration:
+            return
+        finally:
+            torch.random.set_rng_state(state)
+        yield pair(data)
+        index += 1
+
+
+def joined(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Batches as one: their tensors one after another."""
+    if len(batches) == 1:
+        return batches[0]
+    return _cat([b[0] for b in batches]), _cat([b[1] for b in batches])
+
+
+def _cat(items: list[Any]) -> Any:
+    head = items[0]
+    if isinstance(head, torch.Tensor):
+        if len({item.shape[1:] for item in items}) > 1 or head.ndim == 0:
+            shapes = ", ".join(str(tuple(item.shape)) for item in items)
+            raise InputError(f"batches of shapes {shapes} cannot be joined into one step: pad them alike, or accumulate=1")
+        return torch.cat(items)
+    if isinstance(head, MutableMapping):
+        whole = copy.copy(head)
+        whole.update({key: _cat([item[key] for item in items]) for key in head})
+        return whole
+    if isinstance(head, (tuple, list)) and head and not isinstance(head[0], str):
+        return like(head, [_cat([item[i] for item in items]) for i in range(len(head))])
+    raise InputError(
+        f"batches that hold {type(head).__name__} cannot be joined into one step: give tensors, or accumulate=1"
+    )

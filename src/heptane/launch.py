@@ -1,0 +1,113 @@
+"""Start workers on this host, and bring back what the first of them returned, or the one reason why they failed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from heptane._lazy import torch
+from heptane.errors import InputError
+
+_SAME: tuple[type[BaseException], ...] = (InputError, FloatingPointError, KeyboardInterrupt)  # raised again as they are
+
+
+def launch(function: Callable[..., Any], kwargs: dict[str, Any], workers: int) -> Any:
+    """Run ``function(**kwargs)`` in ``workers`` new processes on this host; return what rank 0 returned.
+
+    The processes are started by ``torch.distributed``'s elastic launcher, each as a fresh interpreter: functions and classes
+    of the calling script travel by value, so it needs no ``if __name__ == "__main__"``.
+
+    Raises:
+        InputError, FloatingPointError, KeyboardInterrupt: a worker raised it, and it comes back with its message.
+        RuntimeError: a worker failed otherwise; the message names the first to fail, what it raised, and where.
+    """
+    import cloudpickle
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with tempfile.TemporaryDirectory(prefix="heptane-") as folder, _quiet_launcher(workers):
+        task, answer = Path(folder, "task.pt"), Path(folder, "answer.pt")
+        torch.save((function, kwargs), task, pickle_module=cloudpickle)
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=workers,
+            run_id="heptane",
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=str(Path(folder, "logs")), tee=Std.NONE),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-P", "-m", "heptane.worker", str(task), str(answer))
+        except ChildFailedError as error:
+            silent = {rank: f.exitcode for rank, f in error.failures.items() if f.exitcode not in (1, -signal.SIGTERM)}
+            _raise_failure(Path(folder, "failures"), workers, silent)
+        except SignalException as error:
+            raise KeyboardInterrupt if error.sigval == signal.SIGINT else error from None
+        return torch.load(answer, weights_only=False)  # our own file, in a folder that only this user can read
+
+
+@contextmanager
+def _quiet_launcher(workers: int) -> Iterator[None]:
+    """Its environment for the workers; and the caller's signal handlers and log level, which the launcher changes."""
+    log, level = logging.getLogger("torch.distributed.elastic"), logging.getLogger("torch.distributed.elastic").level
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    }
+    wanted = {
+        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers)),
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def record_failure(error: BaseException, folder: Path) -> None:
+    """For the process that launched this worker: what it raised. The first line is the cause, others follow from it."""
+    text = "".join(traceback.format_exception(error)).rstrip()
+    kind = next((kind.__name__ for kind in _SAME if isinstance(error, kind)), type(error).__name__)
+    fact = {"rank": os.environ.get("RANK"), "kind": kind, "message": str(error), "traceback": text}
+    with Path(folder, "failures").open("a") as file:
+        file.write(json.dumps(fact) + "\n")
+
+
+def _raise_failure(failures: Path, workers: int, silent: dict[int, int]) -> NoReturn:
+    """Raise the first failure on record; but where a worker ended ``silent``, the others failed for want of it."""
+    for rank, code in silent.items():
+        raise RuntimeError(
+            f"worker {rank} of {workers} ended without a word (exit code {code}): was it killed, for memory say?"
+        )
+    if not failures.exists():
+        raise RuntimeError(f"the {workers} workers could not start: what they printed says why")
+    fact = json.loads(failures.read_text().splitlines()[0])
+    for kind in _SAME:
+        if fact["kind"] == kind.__name__:
+            raise kind(*filter(None, [fact["message"]]))
+    summary = f"worker {fact['rank']} of {workers} failed with {fact['kind']}: {fact['message']}"
+    raise RuntimeError(f"{summary}\n\n{fact['traceback']}")

@@ -1,0 +1,407 @@
+"""A folder of images: its layouts, the pixels that come out, and what is refused or left out, by name."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import heptane as hp
+from heptane.data import arrays
+
+
+def picture(width: int = 6, height: int = 5, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    shape = (height, width, 3) if mode == "RGB" else (height, width)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype="u1"))
+
+
+def fill(folder: Path, count: int = 10, classes: tuple[str, ...] = ("cat", "dog"), **kind: object) -> Path:
+    """``count`` images per class; the seed of each is class number * 1000 + its own."""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            picture(seed=label * 1000 + index, **kind).save(folder / name / f"{index:03}.png")
+    return folder
+
+
+def parts(root: Path, **counts: int) -> Path:
+    for name, count in counts.items():
+        fill(root / name, count)
+    return root
+
+
+def pixels_of(data: hp.Data, part: str = "train") -> np.ndarray:
+    """The pixels before normalisation: uint8 (N, C, H, W)."""
+    inputs = getattr(data, part)[0].double()
+    std, mean = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (data.std, data.mean))
+    return torch.round((inputs * std + mean) * 255).to(torch.uint8).numpy()
+
+
+def chw(image: Image.Image) -> np.ndarray:
+    array = np.asarray(image)
+    return array.transpose(2, 0, 1) if array.ndim == 3 else array[None]
+
+
+def load_one(
+    root: Path, image: Image.Image | bytes, name: str = "0.png", image_size: int | None = None, **save
+) -> np.ndarray:
+    """The pixels of ``image`` as the first of a data set in which all others are noise in ``fill``'s form."""
+    parts(root, train=2, valid=1)
+    (root / "train" / "cat" / "000.png").unlink()
+    path = root / "train" / "cat" / name
+    if isinstance(image, bytes):
+        path.write_bytes(image)
+    else:
+        image.save(path, **save)
+    return pixels_of(hp.load_data(root, image_size=image_size))[0]
+
+
+# --- layouts
+
+
+def test_a_flat_folder_is_split_80_10_10_evenly_by_the_seed(tmp_path):
+    fill(tmp_path / "pets", 20)
+    data, same, other = (hp.load_data(tmp_path / "pets", seed=seed) for seed in (1, 1, 2))
+    assert [len(part[1]) for part in (data.train, data.valid, data.test)] == [32, 4, 4]
+    assert (data.name, data.num_classes, data.class_names) == ("pets", 2, ("cat", "dog"))
+    assert data.notes == ("the images of the folder were split by seed 1: 32 train, 4 test, 4 valid",)
+    for part in (data.train, data.valid, data.test):
+        assert torch.bincount(part[1]).tolist() == [len(part[1]) // 2] * 2
+    assert torch.equal(data.test[0], same.test[0])
+    assert not torch.equal(data.test[0], other.test[0])
+    seen = np.concatenate([pixels_of(data, part) for part in ("train", "valid", "test")])
+    written = [chw(picture(seed=label * 1000 + i)) for label in (0, 1) for i in range(20)]
+    assert sorted(image.tobytes() for image in seen) == sorted(image.tobytes() for image in written)
+
+
+@pytest.mark.parametrize("valid", ["valid", "val", "validation"])
+def test_parts_that_exist_are_kept_in_order_of_class_and_name(tmp_path, valid):
+    data = hp.load_data(parts(tmp_path, **{"train": 4, valid: 2, "test": 3}))
+    assert data.notes == ()
+    for part, count in (("train", 4), ("valid", 2), ("test", 3)):
+        assert getattr(data, part)[1].tolist() == [0] * count + [1] * count
+        written = [chw(picture(seed=label * 1000 + i)) for label in (0, 1) for i in range(count)]
+        assert np.array_equal(pixels_of(data, part), np.stack(written))
+    assert data.input_shape == (3, 5, 6)
+
+
+def test_a_missing_validation_part_is_split_off_train_and_test_stays(tmp_path):
+    data = hp.load_data(parts(tmp_path, train=10, test=3), seed=4, valid_fraction=0.2)
+    assert [len(part[1]) for part in (data.train, data.valid, data.test)] == [16, 4, 6]
+    assert data.notes == ("the images of train/ were split by seed 4: 16 train, 4 valid",)
+    assert torch.bincount(data.valid[1]).tolist() == [2, 2]
+
+
+def test_train_and_valid_alone_have_no_test(tmp_path):
+    assert hp.load_data(parts(tmp_path, train=2, valid=1)).test is None
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    data = hp.load_data(fill(tmp_path, 10, classes=("plane", "train")))
+    assert data.class_names == ("plane", "train")
+
+
+def test_hidden_files_and_folders_are_as_if_absent(tmp_path):
+    fill(tmp_path)
+    (tmp_path / ".git" / "x").mkdir(parents=True)
+    (tmp_path / "cat" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "cat" / "._000.png").write_bytes(b"x")
+    (tmp_path / "cat" / ".thumbs").mkdir()
+    data = hp.load_data(tmp_path)
+    assert (data.class_names, len(data.notes)) == (("cat", "dog"), 1)
+
+
+def test_other_files_and_folders_are_left_out_and_said(tmp_path):
+    parts(tmp_path, train=4, valid=1)
+    (tmp_path / "train" / "README.md").write_text("x")
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("x")
+    fill(tmp_path / "train" / "cat", 2, classes=("more",))
+    fill(tmp_path / "extra", 1)
+    data = hp.load_data(tmp_path)
+    assert len(data.train[1]) == 8
+    assert data.notes == (
+        "2 file(s) were left out: not images, or not in a class folder",
+        "1 folder(s) inside class folders were left out: images belong in the class folder itself",
+        "folders beside train/ that are no part were left out: extra",
+    )
+
+
+def test_symlinks_to_files_and_folders_are_followed(tmp_path):
+    store, root = fill(tmp_path / "store"), tmp_path / "root"
+    root.mkdir()
+    (root / "cat").symlink_to(store / "cat")
+    (root / "dog").mkdir()
+    for path in (store / "dog").iterdir():
+        (root / "dog" / path.name).symlink_to(os.path.relpath(path, root / "dog"))
+    (tmp_path / "link").symlink_to(root)
+    assert torch.equal(hp.load_data(tmp_path / "link").train[0], hp.load_data(store).train[0])
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "000.png", "/dev/zero", "pipe"])
+def test_links_that_lead_to_no_file_are_named(tmp_path, target):
+    fill(tmp_path)
+    link = tmp_path / "cat" / "000.png"
+    link.unlink()
+    if target == "pipe":
+        os.mkfifo(link)
+    else:
+        link.symlink_to(target)
+    with pytest.raises(hp.InputError, match=r"image '.*cat/000\.png' cannot be read .*--skip-bad"):
+        hp.load_data(tmp_path)
+    assert "1 bad file(s) were left out: 'cat/000.png'" in hp.load_data(tmp_path, skip_bad=True).notes
+
+
+# --- pixels
+
+
+def test_grey_images_stay_grey_only_if_all_are(tmp_path):
+    data = hp.load_data(fill(tmp_path / "grey", mode="L"))
+    assert data.input_shape == (1, 5, 6)
+    fill(tmp_path / "both", mode="L")
+    picture(mode="RGB").save(tmp_path / "both" / "dog" / "005.png")
+    data = hp.load_data(tmp_path / "both")
+    assert data.input_shape == (3, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("I;16", 1), ("RGB", 3), ("RGBA", 3), ("P", 3), ("CMYK", 3)]
+)
+def test_every_mode_of_image_is_understood(tmp_path, mode, channels):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for index in range(5):
+            source = picture(mode="RGB" if channels == 3 else "L", seed=index)
+            if mode == "I;16":
+                source = Image.fromarray(np.asarray(source).astype("u2") * 256 + 77)
+            elif mode == "P":
+                source = source.quantize(256)
+            else:
+                source = source.convert(mode)
+            source.save(tmp_path / label / f"{index}.{'tif' if mode == 'CMYK' else 'png'}")
+    data = hp.load_data(tmp_path)
+    assert data.input_shape == (channels, 5, 6)
+    want = {
+        "1": [chw(picture(mode="L", seed=i).convert("1").convert("L")) for i in range(5)],
+        "P": [chw(picture(seed=i).quantize(256).convert("RGB")) for i in range(5)],
+        "CMYK": [chw(picture(seed=i).convert("CMYK").convert("RGB")) for i in range(5)],
+    }.get(mode, [chw(picture(mode="RGB" if channels == 3 else "L", seed=i)) for i in range(5)])
+    seen = {image.tobytes() for part in ("train", "valid", "test") for image in pixels_of(data, part)}
+    assert seen == {image.tobytes() for image in want}
+
+
+def test_transparency_is_dropped_from_a_palette(tmp_path):
+    image = picture(6, 5).quantize(200)
+    assert np.array_equal(load_one(tmp_path, image, transparency=3), chw(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "fmt"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"), ("tif", "TIFF"), ("jpeg", "MPO")]
+)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied_before_sizes_are_compared(tmp_path, suffix, fmt, orientation):
+    upright = Image.fromarray(np.kron(np.random.default_rng(0).integers(0, 256, (5, 6)), np.ones((8, 8))).astype("u1"))
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.convert("RGB")
+    if orientation in undo:
+        stored = stored.transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for part in ("train", "valid"):
+        for label in ("a", "b"):
+            (tmp_path / part / label).mkdir(parents=True)
+            more = {"JPEG": {"quality": 100}, "MPO": {"quality": 100, "save_all": True, "append_images": [stored.copy()]}}
+            more["WEBP"] = {"lossless": True}
+            stored.save(tmp_path / part / label / f"0.{suffix}", fmt, exif=exif, **more.get(fmt, {}))
+    data = hp.load_data(tmp_path)
+    assert data.input_shape == (3, 40, 48)
+    difference = np.abs(pixels_of(data)[0].astype(int) - chw(upright.convert("RGB")))
+    assert difference.max() <= (6 if fmt in ("JPEG", "MPO") else 0)
+
+
+def test_the_first_picture_of_an_animation_is_used(tmp_path):
+    frames = [picture(seed=i).quantize(256) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    seen = load_one(tmp_path / "root", (tmp_path / "a.gif").read_bytes(), "0.GIF")
+    assert np.array_equal(seen, chw(frames[0].convert("RGB")))
+
+
+def test_images_of_one_size_keep_it_and_others_become_64_by_64(tmp_path):
+    assert hp.load_data(fill(tmp_path / "same", 5, width=256, height=1)).input_shape == (3, 1, 256)
+    assert hp.load_data(fill(tmp_path / "large", 5, width=257, height=4)).input_shape == (3, 64, 64)
+    fill(tmp_path / "odd", 5, width=7, height=300)
+    picture(1, 1).save(tmp_path / "odd" / "cat" / "001.png")
+    picture(400, 3).save(tmp_path / "odd" / "cat" / "002.png")
+    assert hp.load_data(tmp_path / "odd").input_shape == (3, 64, 64)
+    assert hp.load_data(tmp_path / "same", image_size=16).input_shape == (3, 16, 16)
+    assert hp.load_data(tmp_path / "odd", image_size=1).input_shape == (3, 1, 1)
+
+
+@pytest.mark.parametrize(("width", "height", "box"), [(40, 20, (10, 0, 30, 20)), (20, 40, (0, 10, 20, 30))])
+def test_a_larger_image_is_scaled_by_its_shorter_side_and_cropped_to_the_centre(tmp_path, width, height, box):
+    image = picture(width, height)
+    assert np.array_equal(load_one(tmp_path, image, image_size=20), chw(image.crop(box)))
+
+
+# --- damage
+
+
+def damaged(root: Path, count: int = 1) -> Path:
+    fill(root, 20, width=40, height=40)
+    for index in range(count):
+        path = root / "dog" / f"{index:03}.png"
+        path.write_bytes(path.read_bytes()[:-200])
+    return root
+
+
+def test_a_truncated_image_is_named_with_the_way_out(tmp_path):
+    with pytest.raises(
+        hp.InputError, match=r"image '.*dog/000\.png' cannot be read \(.*\): repair or remove it.*--skip-bad"
+    ):
+        hp.load_data(damaged(tmp_path))
+
+
+def test_skip_bad_leaves_them_out_and_says_how_many(tmp_path):
+    data = hp.load_data(damaged(tmp_path, 7), skip_bad=True)
+    assert sum(len(part[1]) for part in (data.train, data.valid, data.test)) == 33
+    names = ", ".join(f"'dog/{i:03}.png'" for i in range(5))
+    assert data.notes[0] == f"7 bad file(s) were left out: {names}, ..."
+    labels = torch.cat([part[1] for part in (data.train, data.valid, data.test)])
+    assert torch.bincount(labels).tolist() == [20, 13]
+    seen = {image.tobytes() for part in ("train", "valid", "test") for image in pixels_of(data, part)}
+    assert seen == {chw(picture(40, 40, seed=s)).tobytes() for s in [*range(20), *range(1007, 1020)]}
+
+
+def test_skip_bad_without_bad_files_changes_nothing(tmp_path):
+    fill(tmp_path)
+    one, two = hp.load_data(tmp_path), hp.load_data(tmp_path, skip_bad=True)
+    assert torch.equal(one.train[0], two.train[0])
+    assert one.notes == two.notes
+
+
+def bytes_of(image: Image.Image, fmt: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, fmt)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not an image",
+        bytes_of(Image.new("RGB", (4, 4)), "PNG")[:40],
+        bytes_of(Image.new("RGB", (4, 4)), "EPS"),
+        bytes_of(Image.new("F", (4, 4)), "TIFF"),
+        bytes_of(Image.new("1", (20_000, 20_000)), "PNG"),
+    ],
+    ids=["empty", "text", "truncated", "another format", "floats", "bomb"],
+)
+def test_bad_content_is_named_or_skipped(tmp_path, content):
+    fill(tmp_path)
+    (tmp_path / "cat" / "003.png").write_bytes(content)
+    with pytest.raises(hp.InputError, match=r"image '.*cat/003\.png' cannot be read") as caught:
+        hp.load_data(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "1 bad file(s) were left out: 'cat/003.png'" in hp.load_data(tmp_path, skip_bad=True).notes
+
+
+def test_a_class_of_only_bad_images_is_refused_even_when_they_may_be_skipped(tmp_path):
+    fill(tmp_path)
+    for path in (tmp_path / "cat").iterdir():
+        path.write_bytes(b"x")
+    with pytest.raises(hp.InputError, match=r"class folder '.*cat' has no readable image: add some, or remove it"):
+        hp.load_data(tmp_path, skip_bad=True)
+
+
+# --- refusals
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(hp.InputError, match=r"data='.*none' is not a known name or an existing path"):
+        hp.load_data(tmp_path / "none")
+    with pytest.raises(hp.InputError, match="has no folders in it: expected ROOT/CLASS/IMAGE"):
+        hp.load_data(tmp_path)
+    picture().save(tmp_path / "0.png")
+    with pytest.raises(hp.InputError, match="has no folders in it"):
+        hp.load_data(tmp_path)
+
+
+def test_one_class_is_refused(tmp_path):
+    with pytest.raises(hp.InputError, match="has one class, 'cat', and needs two; expected ROOT/CLASS/IMAGE"):
+        hp.load_data(fill(tmp_path, classes=("cat",)))
+
+
+def test_a_class_without_an_image_is_refused(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "eel").mkdir()
+    (tmp_path / "eel" / "readme.txt").write_text("x")
+    with pytest.raises(hp.InputError, match=r"class folder '.*eel' has no readable image: add some, or remove it"):
+        hp.load_data(tmp_path)
+
+
+@pytest.mark.parametrize(("part", "other"), [("train", "valid"), ("valid", "train")])
+def test_parts_with_different_classes_are_refused(tmp_path, part, other):
+    parts(tmp_path, train=2, valid=2)
+    fill(tmp_path / part, classes=("eel",))
+    with pytest.raises(hp.InputError, match=f"class 'eel' is in {part}/ and not in {other}/: each part must have the same"):
+        hp.load_data(tmp_path)
+
+
+def test_a_part_without_classes_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    picture().save(tmp_path / "train" / "0.png")
+    with pytest.raises(hp.InputError, match="has train but no train/ with class folders: expected"):
+        hp.load_data(tmp_path)
+    fill(tmp_path / "test")
+    with pytest.raises(hp.InputError, match="no train/ with class folders"):
+        hp.load_data(tmp_path)
+
+
+def test_two_validation_parts_are_refused(tmp_path):
+    with pytest.raises(hp.InputError, match="has both valid and val: keep one of them"):
+        hp.load_data(parts(tmp_path, train=1, valid=1, val=1))
+
+
+def test_a_share_for_a_validation_part_that_exists_is_refused(tmp_path):
+    with pytest.raises(hp.InputError, match=r"valid_fraction=0\.3: '.*val' exists, so leave it out"):
+        hp.load_data(parts(tmp_path, train=1, val=1), valid_fraction=0.3)
+
+
+def test_too_few_images_to_split_are_refused(tmp_path):
+    with pytest.raises(hp.InputError, match=r"setting aside 0\.1 \+ 0\.1 of 4 samples leaves a part"):
+        hp.load_data(fill(tmp_path, 2))
+
+
+def test_images_larger_than_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "available_memory_bytes", lambda: float(1 << 20))
+    fill(tmp_path)
+    hp.load_data(tmp_path)
+    with pytest.raises(hp.InputError, match=r"as float32 \(20, 3, 500, 500\) would take .*lower --image-size"):
+        hp.load_data(tmp_path, image_size=500)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    fill(tmp_path)
+    listed = Path.iterdir
+
+    def refuse(path):
+        if path.name == "dog":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(hp.InputError, match=r"folder '.*dog' cannot be listed \(Permission denied\): check its permissions"):
+        hp.load_data(tmp_path)

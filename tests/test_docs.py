@@ -1,0 +1,88 @@
+"""The docs are true: their code runs, their commands parse, their generated parts are up to date."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+import heptane as hp
+from heptane.cli.flags import Parser, add_evaluate, add_train, add_tricks
+from heptane.tricks import KINDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+KERNELS = {"mix", "smooth", "soft_cross_entropy", "one_cycle", "triangular", "warmup", "scale_lr", "precision"}
+KERNELS |= {"load_weights", "freeze", "param_groups", "train_mode"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("page", "code"), [(p.name, c) for p in PAGES for c in blocks(p, "python")])
+def test_the_code_on_a_page_runs(
+    page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, page, "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out
+
+
+def test_the_readme_has_code_and_commands() -> None:
+    assert len(blocks(ROOT / "README.md", "python")) >= 2
+    assert len(commands()) >= 5
+
+
+def commands() -> list[str]:
+    lines = [line for page in PAGES for block in blocks(page, "") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("heptane ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_on_a_page_is_understood(command: str) -> None:
+    parser = Parser(prog="heptane")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for add in (add_train, add_evaluate, add_tricks):
+        add(subparsers)
+    assert parser.parse(shlex.split(command)[1:]).command == shlex.split(command)[1]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs_and_is_at_most_15_lines(path: Path) -> None:
+    assert sum(bool(line.strip()) for line in path.read_text().splitlines()) <= 15
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def test_every_kernel_has_an_example() -> None:
+    assert {path.stem for path in EXAMPLES} >= KERNELS
+    assert set(hp.__all__) >= KERNELS
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("build", ROOT / "docs" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    pages = build.pages()
+    assert len(pages) == len(KINDS) + 1
+    for path, content in pages.items():
+        assert path.read_text() == content, f"{path.name} is out of date: python docs/build.py"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, *sorted((ROOT / "docs" / "tricks").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_public_names_are_sorted_documented_and_there() -> None:
+    assert hp.__all__ == sorted(hp.__all__)
+    for name in hp.__all__:
+        assert getattr(hp, name).__doc__, name

@@ -1,0 +1,65 @@
+"""Optimizers by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from heptane import InputError
+from heptane.optimizers import RATES, default_rate, factory, has_momentum, names
+
+
+def parameters() -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(torch.ones(3))]
+
+
+@pytest.mark.parametrize("name", sorted(RATES))
+def test_every_optimizer_with_a_default_rate_builds_and_steps(name: str) -> None:
+    held = parameters()
+    optimizer = factory(name, default_rate(name, peak=False))(held)
+    held[0].sum().backward()
+    optimizer.step()
+    assert not torch.equal(held[0], torch.ones(3))
+
+
+def test_names_are_those_of_torch() -> None:
+    assert {"sgd", "adamw", "adam", "rmsprop", "adadelta"} <= set(names())
+    assert "lbfgs" not in names()
+    assert type(factory("AdamW", 0.1)(parameters())) is torch.optim.AdamW
+
+
+def test_sgd_has_nesterov_momentum_by_default_and_none_where_asked() -> None:
+    assert factory("sgd", 0.1)(parameters()).defaults["momentum"] == 0.9
+    assert factory("sgd", 0.1, momentum=0.0)(parameters()).defaults["nesterov"] is False
+
+
+def test_weight_decay_reaches_the_optimizer() -> None:
+    assert factory("sgd", 0.1, weight_decay=5e-4)(parameters()).defaults["weight_decay"] == 5e-4
+    assert factory("adamw", 0.1)(parameters()).defaults["weight_decay"] == 0.01
+
+
+def test_has_momentum() -> None:
+    assert has_momentum(factory("sgd", 0.1))
+    assert has_momentum(factory("adamw", 0.1))
+    assert not has_momentum(factory("sgd", 0.1, momentum=0.0))
+    assert not has_momentum(factory("adagrad", 0.1))
+
+
+def test_a_cycle_peaks_at_four_times_the_rate() -> None:
+    assert default_rate("adamw", peak=True) == pytest.approx(4 * default_rate("adamw", peak=False))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: factory("sdg", 0.1), "did you mean sgd"),
+        (lambda: factory("sgd", 0.0), "lr=0.0"),
+        (lambda: factory("sgd", 0.1, momentum=1.0), "momentum=1.0"),
+        (lambda: factory("sgd", 0.1, weight_decay=-1.0), "weight_decay=-1.0"),
+        (lambda: factory("adamw", 0.1, momentum=0.9)(parameters()), "adamw"),
+        (lambda: default_rate("adadelta", peak=False), "--lr"),
+    ],
+)
+def test_refusals_name_the_value(call: object, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        call()  # type: ignore[operator]

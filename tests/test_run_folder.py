@@ -1,0 +1,214 @@
+"""A run's folder: what is refused, what force removes and what it never does, and strict JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from heptane import run_folder
+from heptane.errors import InputError
+from heptane.run_folder import OWN, RunFolder, check_folder, clean, write_text
+
+
+def old_run(folder: Path) -> Path:
+    """A folder that holds an older run, and files of the user's beside it and among its checkpoints."""
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("result.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml"):
+        (folder / name).write_text(f"old {name}")
+    for name in ("step-000000007.safetensors", ".step-000000009.safetensors.123"):
+        (folder / "checkpoints" / name).write_text("old")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_a_new_folder_is_made_with_its_parents_and_stays_empty(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "a" / "b").begin()
+    assert everything(tmp_path) == {"a", "a/b"}
+
+
+def test_a_folder_with_only_files_of_the_users_is_used_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder(str(tmp_path)).event("epoch", {})
+    assert everything(tmp_path) == {"notes.txt", "events.jsonl"}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_folder_that_holds_any_part_of_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    for check in (RunFolder, check_folder):
+        with pytest.raises(InputError, match=rf"already holds a run \({name}\): choose another folder, or use --force"):
+            check(tmp_path)
+    assert (tmp_path / name).read_text() == "x"
+
+
+def test_force_removes_the_older_run_and_nothing_of_the_users(tmp_path: Path) -> None:
+    RunFolder(old_run(tmp_path), force=True).begin()
+    assert everything(tmp_path) == {"notes.txt"}
+
+
+def test_force_keeps_what_the_user_put_among_the_checkpoints(tmp_path: Path) -> None:
+    (old_run(tmp_path) / "checkpoints" / "best.pt").write_text("mine")
+    RunFolder(tmp_path, force=True).begin()
+    assert everything(tmp_path) == {"notes.txt", "checkpoints", "checkpoints/best.pt"}
+
+
+def test_force_removes_nothing_before_the_run_begins(tmp_path: Path) -> None:
+    before = everything(old_run(tmp_path))
+    folder = RunFolder(tmp_path, force=True)
+    assert everything(tmp_path) == before
+    folder.event("epoch", {"step": 1})
+    assert everything(tmp_path) == {"notes.txt", "events.jsonl"}
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 1
+
+
+def test_what_this_run_has_written_already_survives_its_beginning(tmp_path: Path) -> None:
+    folder = RunFolder(old_run(tmp_path), force=True)
+    write_text(tmp_path / "settings.toml", "new")
+    folder.begin()
+    assert everything(tmp_path) == {"notes.txt", "settings.toml"}
+    assert (tmp_path / "settings.toml").read_text() == "new"
+    folder.event("epoch", {})
+    folder.begin()
+    assert (tmp_path / "events.jsonl").exists()
+
+
+def test_force_removes_a_link_and_not_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "weights.pt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "mine")
+    (tmp_path / "run" / "report.html").symlink_to(tmp_path / "mine" / "weights.pt")
+    RunFolder(tmp_path / "run", force=True).begin()
+    assert everything(tmp_path) == {"mine", "mine/weights.pt", "run"}
+
+
+def test_resume_keeps_everything_even_with_force(tmp_path: Path) -> None:
+    before = everything(old_run(tmp_path))
+    for force in (False, True):
+        RunFolder(tmp_path, force=force, resume=True).begin()
+        assert everything(tmp_path) == before
+
+
+def test_a_file_in_the_way_is_refused_and_left(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        for check in (RunFolder, check_folder):
+            with pytest.raises(InputError, match=r"cannot write to .*is a file, not a folder\): choose another folder"):
+                check(path, force=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_without_the_right_to_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root, who may write anywhere
+    with pytest.raises(InputError, match="no right to write"):
+        RunFolder(tmp_path / "run")
+    assert everything(tmp_path) == set()
+
+
+def test_a_folder_that_refuses_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(run_folder.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(InputError, match=r"cannot write to .* \(Read-only file system\): choose another folder"):
+        RunFolder(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["", 5, b"", ["runs"]])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(InputError, match="expected the path of a folder"):
+        RunFolder(path)
+
+
+def test_a_path_that_no_system_accepts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write to"):
+        RunFolder(str(tmp_path / "a\0b"))
+    with pytest.raises(InputError, match="cannot write to"):
+        RunFolder(tmp_path / ("n" * 300))
+
+
+def test_a_full_disk_is_refused_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 5 << 20
+
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: Usage)
+    for check in (RunFolder, check_folder):
+        with pytest.raises(InputError, match="has 5 MiB free: at least 64 MiB are needed"):
+            check(tmp_path / "run")
+    assert everything(tmp_path) == set()
+
+
+def test_checking_makes_nothing(tmp_path: Path) -> None:
+    check_folder(tmp_path / "a" / "b")
+    assert everything(tmp_path) == set()
+
+
+def test_events_are_lines_of_strict_json(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.event("epoch", {"epoch": 1, "train_loss": math.nan, "name": "zwölf\n"})
+    folder.event("end", {"metrics": {}})
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    first, second = (json.loads(line, parse_constant=lambda word: pytest.fail(word)) for line in lines)
+    assert {key: first[key] for key in ("event", "epoch", "train_loss", "name")} == {
+        **{"event": "epoch", "epoch": 1},
+        **{"train_loss": None, "name": "zwölf\n"},
+    }
+    assert second["event"] == "end"
+    assert first["time"] <= second["time"]
+
+
+def test_clean_makes_anything_strict_json() -> None:
+    dirty = {
+        "nan": math.nan,
+        "inf": [math.inf, -math.inf, 1.5],
+        "tuple": (1, True, None),
+        "path": Path("a/b"),
+        3: "three",
+        "array": np.array([1.0, np.nan]),
+        "scalar": np.float32(0.5),
+        "count": np.int64(7),
+        "yes": np.bool_(True),
+        "tensor": torch.tensor([1, 2]),
+        "loss": torch.tensor(2.0),
+        "dtype": torch.bfloat16,
+    }
+    assert clean(dirty) == {
+        "nan": None,
+        "inf": [None, None, 1.5],
+        "tuple": [1, True, None],
+        "path": "a/b",
+        "3": "three",
+        "array": [1.0, None],
+        "scalar": 0.5,
+        "count": 7,
+        "yes": True,
+        "tensor": [1, 2],
+        "loss": 2.0,
+        "dtype": "torch.bfloat16",
+    }
+    json.dumps(clean(dirty), allow_nan=False)
+
+
+def test_a_text_is_replaced_whole_and_leaves_nothing_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "a.txt", "one ü \ud800")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "one ü ?"
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder.os, "replace", refuse)
+    with pytest.raises(OSError, match="No space"):
+        write_text(tmp_path / "a.txt", "two")
+    assert everything(tmp_path) == {"a.txt"}
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "one ü ?"

@@ -1,0 +1,421 @@
+"""Several workers are one: the same parameters within rounding, whatever the shares; and failures come back as one error."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import heptane as hp
+from heptane.loop import micro_batches
+from heptane.tricks.data_parallel import Worker, check_replicas, launch, share_buffers, this_worker
+
+SAMPLES, CLASSES = 22, 3
+Case = dict[str, Any]
+
+
+def sgd(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01)
+
+
+def adamw(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=0.01)
+
+
+def mlp(num_out: int = CLASSES) -> torch.nn.Sequential:
+    nn = torch.nn
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, num_out)).double()
+
+
+class Tagger(torch.nn.Module):
+    """(N, T) tokens to (N, T, C) scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = torch.nn.Embedding(11, 6).double(), torch.nn.Linear(6, CLASSES).double()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.embed(tokens)))
+
+
+class Detour(torch.nn.Module):
+    """One layer gets no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = mlp(), torch.nn.Linear(2, 2).double()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.used(inputs)
+
+
+def points() -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(5)
+    x = torch.randn(SAMPLES, 6, generator=random, dtype=torch.float64)
+    return x, torch.randint(0, CLASSES, (SAMPLES,), generator=random)
+
+
+def sentences() -> tuple[torch.Tensor, torch.Tensor]:
+    """Lengths from 1 to 7: the parts of a batch hold very unequal numbers of valid positions."""
+    random = torch.Generator().manual_seed(6)
+    tokens, tags = (torch.randint(0, high, (SAMPLES, 7), generator=random) for high in (11, CLASSES))
+    lengths = 1 + torch.arange(SAMPLES) ** 2 % 7
+    return tokens, tags.where(torch.arange(7) < lengths[:, None], -100)
+
+
+def several_labels() -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = points()
+    return x, (x[:, :CLASSES] > y[:, None] - 1).double()
+
+
+WEIGHTED = torch.nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64))
+CASES: dict[str, Case] = {
+    "sgd": {},
+    "adamw": {"optimizer": adamw},
+    "micro-batches: 3": {"accumulate": 3},
+    "micro-batches: 4": {"accumulate": 4, "optimizer": adamw},
+    "a last batch of one sample": {"batch_size": 7},
+    "a last batch of one sample in micro-batches": {"batch_size": 7, "accumulate": 3},
+    "batches of one sample": {"batch_size": 1, "epochs": 0.5},
+    "class weights": {"loss": WEIGHTED, "accumulate": 2},
+    "ignored positions": {"model": Tagger, "data": sentences},
+    "ignored positions in micro-batches": {"model": Tagger, "data": sentences, "accumulate": 3},
+    "ignored positions, smoothed": {"model": Tagger, "data": sentences, "label_smoothing": hp.LabelSmoothing(eps=0.2)},
+    "several labels": {"data": several_labels},
+    "clipping": {"clip_norm": 0.05, "accumulate": 3},
+    "mixup": {"mixup": hp.Mixup(alpha=1.0)},
+    "mixup per sample": {"mixup": hp.Mixup(alpha=1.0, per_sample=True), "accumulate": 3, "loss": WEIGHTED},
+    "mixup of hidden features": {"mixup": hp.Mixup(alpha=1.0, layer="1"), "accumulate": 2},
+    "unfreezing": {"transfer": hp.Transfer(freeze=-1, unfreeze_every_epochs=1, rate_factor=2)},
+    "a layer that is not used": {"model": Detour},
+    "one sum for many buckets": {"bucket_mib": 1e-5},
+}
+
+
+def run(case: Case, workers: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The parameters after 3 epochs of uneven batches, and the averages of the whole run."""
+    model, data = case.get("model", mlp)(), case.get("data", points)()
+    names = ("mixup", "label_smoothing", "transfer")
+    tricks = hp.Tricks(
+        data_parallel=hp.DataParallel(workers=workers, bucket_mib=case.get("bucket_mib", 25)) if workers > 1 else None,
+        **{name: case[name] for name in names if name in case},
+    )
+    settings = {"optimizer": sgd, "epochs": 3, "batch_size": 8, "accumulate": 1, "clip_norm": None, "loss": None}
+    settings = {key: case.get(key, value) for key, value in settings.items()}
+    event = None
+    for event in hp.train(model, data, tricks=tricks, seed=3, **settings):  # noqa: B007
+        pass
+    assert event is not None
+    return dict(model.state_dict()), event.run.meter.read()
+
+
+def run_all(workers: int) -> dict[str, Any]:
+    """Everything that is asked of one group of workers, in one start: starting them takes seconds."""
+    found: dict[str, Any] = {name: run(case, workers) for name, case in CASES.items()}
+    found["evaluations"] = [hp.evaluate(mlp(), [part[:size] for part in points()]) for size in (1, 2, 7, 22)]
+    found["normalised"] = normalised(workers)
+    found["replicas"] = [replicas_after(change) for change in (None, "last bit", "all are NaN")]
+    found["another number"] = refusal(hp.DataParallel(workers=workers + 5))
+    found["off in a group"] = run({}, 1)
+    return found
+
+
+def normalised(workers: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """A model with BatchNorm, whose statistics differ from worker to worker until they are shared."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, CLASSES)).double()
+    x, y = points()
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=workers))
+    losses = [
+        hp.evaluate(model, (x, y))["loss"]
+        for event in hp.train(model, (x[:16], y[:16]), tricks=tricks, optimizer=sgd, epochs=2, batch_size=8)
+        if event.ends_epoch
+    ]
+    return dict(model.state_dict()), losses
+
+
+def replicas_after(change: str | None) -> str:
+    model = mlp()
+    with torch.no_grad():
+        if change == "last bit" and this_worker().rank == 1:
+            weight = model[2].weight
+            weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0, dtype=torch.float64))
+        if change == "all are NaN":
+            model[2].weight.fill_(float("nan"))
+    try:
+        check_replicas(model)
+    except RuntimeError as error:
+        return str(error)
+    return "equal"
+
+
+def refusal(trick: hp.DataParallel) -> str:
+    try:
+        next(hp.train(mlp(), points(), tricks=hp.Tricks(data_parallel=trick), optimizer=sgd, epochs=1, batch_size=8))
+    except hp.InputError as error:
+        return str(error)
+    return "not refused"
+
+
+@pytest.fixture(scope="module")
+def two() -> dict[str, Any]:
+    return launch(run_all, {"workers": 2}, 2)
+
+
+@pytest.fixture(scope="module")
+def three() -> dict[str, Any]:
+    return launch(run_all, {"workers": 3}, 3)
+
+
+@pytest.fixture(params=[2, 3], ids=["two workers", "three workers"])
+def several(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return request.getfixturevalue({2: "two", 3: "three"}[request.param])
+
+
+def assert_close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(theirs[key]), rtol=0, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_as_one_worker(several: dict[str, Any], name: str) -> None:
+    alone, averages = run(CASES[name], 1)
+    together, theirs = several[name]
+    assert_close(together, alone)
+    assert theirs == pytest.approx(averages, rel=0, abs=1e-6 if "mixup" in CASES[name] else 1e-12)  # hits weigh float32 lam
+
+
+def test_something_was_learned(two: dict[str, Any]) -> None:
+    for name, case in CASES.items():
+        before = case.get("model", mlp)().state_dict()
+        assert any(not torch.equal(value, before[key]) for key, value in two[name][0].items()), name
+
+
+def test_an_evaluation_counts_each_sample_once(several: dict[str, Any]) -> None:
+    for size, found in zip((1, 2, 7, 22), several["evaluations"], strict=True):
+        assert_close(found, hp.evaluate(mlp(), [part[:size] for part in points()]))
+
+
+def test_all_workers_evaluate_with_the_statistics_of_the_first(several: dict[str, Any]) -> None:
+    state, losses = several["normalised"]
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, CLASSES)).double()
+    model.load_state_dict(state)
+    assert abs(losses[-1] - hp.evaluate(model, points())["loss"]) < 1e-12
+
+
+def test_copies_that_differ_in_one_bit_are_found_and_nan_is_equal_to_itself(several: dict[str, Any]) -> None:
+    equal, bit, nan = several["replicas"]
+    assert equal == nan == "equal"
+    assert "'2.weight' is the first to differ" in bit
+
+
+def test_another_number_of_workers_than_runs_is_refused(two: dict[str, Any]) -> None:
+    assert two["another number"] == (
+        "DataParallel.workers=7, and 2 run: expected as many; start the script with torchrun --nproc-per-node=7, "
+        "or call heptane.fit, which starts them"
+    )
+    assert refusal(hp.DataParallel(workers=2)).startswith("DataParallel.workers=2, and 1 run")
+
+
+def test_off_in_a_process_group_each_process_trains_alone(two: dict[str, Any]) -> None:
+    assert_close(two["off in a group"][0], run({}, 1)[0])
+
+
+def test_shares_are_as_even_as_it_goes_and_hold_each_sample_once() -> None:
+    assert {Worker(rank, 256).share(8192).stop - Worker(rank, 256).share(8192).start for rank in range(256)} == {32}
+    for size in (1, 2, 3, 5, 8):
+        for num_samples in range(14):
+            shares = [Worker(rank, size).share(num_samples) for rank in range(size)]
+            assert [i for share in shares for i in range(num_samples)[share]] == list(range(num_samples))
+            lengths = [share.stop - share.start for share in shares]
+            assert max(lengths) - min(lengths) <= 1
+
+
+def test_micro_batches_are_as_even_as_it_goes_and_none_is_empty() -> None:
+    assert micro_batches(slice(0, 10), 4) == [slice(0, 2), slice(2, 5), slice(5, 7), slice(7, 10)]
+    assert micro_batches(slice(3, 5), 4) == [slice(3, 4), slice(4, 5)]
+    assert micro_batches(slice(6, 6), 4) == [slice(6, 6)]
+
+
+def test_alone_there_is_nothing_to_wrap_compare_or_share() -> None:
+    model = mlp()
+    assert this_worker() == Worker(0, 1)
+    assert hp.DataParallel(workers=1).wrap(model) is model
+    assert hp.DataParallel(sync_batchnorm=True).convert(model) is model
+    check_replicas(model)
+    share_buffers(model)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_auto_is_one_worker_on_a_cpu_and_the_reason_is_given() -> None:
+    assert hp.DataParallel().resolve() == (1, "no GPU, and one process uses all cores of a CPU")
+    assert hp.DataParallel(workers=3).resolve() == (3, "asked for")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"workers": 0}, r"DataParallel\.workers=0 is out of range: expected a whole number in \[1, inf\)"),
+        ({"workers": "two"}, r"DataParallel\.workers='two': expected 'auto' or a whole number in \[1, inf\)"),
+        ({"workers": 1.5}, r"DataParallel\.workers=1\.5: expected a whole number"),
+        ({"workers": True}, r"DataParallel\.workers=True: expected a whole number"),
+        ({"workers": None}, r"DataParallel\.workers=None: expected a whole number"),
+        ({"bucket_mib": 0}, r"DataParallel\.bucket_mib=0 is out of range: expected a number in \(0, inf\)"),
+        ({"sync_batchnorm": "no"}, r"DataParallel\.sync_batchnorm='no': expected True or False"),
+    ],
+)
+def test_refusals(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(hp.InputError, match=message):
+        hp.DataParallel(**fields)
+
+
+def fit_two(model: torch.nn.Module, data: Any, **more: Any) -> Any:
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
+    return hp.fit(model, data, **({"optimizer": sgd, "epochs": 3, "batch_size": 8, "seed": 3, "tricks": tricks} | more))
+
+
+def test_fit_starts_the_workers_itself_and_fills_the_model_it_was_given(tmp_path: Path) -> None:
+    handlers, threads = signal.getsignal(signal.SIGINT), os.environ.get("OMP_NUM_THREADS")
+    model = mlp()
+    result = fit_two(model, points(), valid=points(), run_dir=tmp_path / "run", optimizer=lambda params: sgd(params))
+    assert_close(dict(model.state_dict()), run({}, 1)[0])
+    assert result.model is model
+    assert [record["step"] for record in result.history] == [3, 6, 9]
+    assert abs(result.metrics["valid_loss"] - hp.evaluate(model, points())["loss"]) < 1e-12
+    assert (tmp_path / "run" / "result.json").exists()
+    assert signal.getsignal(signal.SIGINT) is handlers
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+
+
+def test_wrong_input_that_only_a_worker_sees_comes_back_as_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(hp.InputError) as caught:
+        fit_two(mlp(), (points()[0], points()[1] + 1))
+    where = points()[1].tolist().index(2)
+    assert str(caught.value) == f"label 3 of sample {where} is out of range: the model has 3 outputs, so labels are 0 to 2"
+    assert capfd.readouterr() == ("", "")
+
+
+class Breaks(torch.nn.Module):
+    """Fails in the first worker only, in the third training pass."""
+
+    def __init__(self, error: Callable[[], BaseException]) -> None:
+        super().__init__()
+        self.layer, self.error, self.passes = torch.nn.Linear(6, CLASSES).double(), error, 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        if self.passes == 3 and this_worker().rank == 1:
+            raise self.error()
+        return self.layer(inputs)
+
+
+def test_what_breaks_in_a_worker_is_named_once_with_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        fit_two(Breaks(lambda: ZeroDivisionError("no such luck")), points())
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "worker 1 of 2 failed with ZeroDivisionError: no such luck"
+    assert lines[-1] == "ZeroDivisionError: no such luck"
+    assert any("in forward" in line for line in lines)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (lambda: FloatingPointError("not finite at step 3"), FloatingPointError, "^not finite at step 3$"),
+        (lambda: KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+        (lambda: os._exit(9), RuntimeError, r"^worker 1 of 2 ended without a word \(exit code 9\)"),
+    ],
+    ids=["divergence", "interrupt", "killed"],
+)
+def test_other_ends_of_a_worker(error: Any, kind: type[BaseException], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        fit_two(Breaks(error), points())
+
+
+SCRIPT = """
+    import sys
+    import torch
+    import heptane as hp
+
+    class Net(torch.nn.Module):  # of the script itself, which has no main guard
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = torch.nn.Linear(6, 3)
+        def forward(self, x):
+            return self.layer(x)
+
+    x = torch.linspace(-1, 1, 66).reshape(11, 6)
+    model = Net()
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(workers={workers}))
+    sgd = lambda params: torch.optim.SGD(params, lr=0.5)
+    hp.fit(model, (x, torch.arange(11) % 3), optimizer=sgd, epochs=3, batch_size=4, tricks=tricks)
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        torch.save(model.state_dict(), sys.argv[1])
+"""
+
+
+def script(folder: Path, workers: Any) -> Path:
+    path = folder / f"script_{str(workers).strip(chr(39))}.py"
+    path.write_text(textwrap.dedent(SCRIPT).format(workers=workers))
+    return path
+
+
+def call(*command: Any, folder: Path) -> None:
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_script_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", str(tmp_path / "one.pt")])
+    runpy.run_path(str(script(tmp_path, 1)), run_name="__main__")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    call(*launcher, script(tmp_path, "'auto'"), tmp_path / "torchrun.pt", folder=tmp_path)
+    one, several = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "torchrun.pt")
+    for name, value in one.items():
+        torch.testing.assert_close(several[name], value, rtol=0, atol=1e-6)
+
+
+def test_a_script_that_starts_its_own_workers_from_another_folder_with_a_model_of_a_module_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "beside" / "my_net.py").write_text("import torch\nclass Layer(torch.nn.Linear):\n    pass\n")
+    text = SCRIPT.replace("import heptane", "import my_net\n    import heptane").replace("torch.nn.Linear", "my_net.Layer")
+    path = tmp_path / "beside" / "script.py"
+    path.write_text(textwrap.dedent(text).format(workers=2))
+    call(path, tmp_path / "out.pt", folder=tmp_path / "elsewhere")
+    assert (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupt_at_the_keyboard_ends_parent_and_workers(tmp_path: Path) -> None:
+    text = SCRIPT.replace("epochs=3", "epochs=10**6").replace(
+        "return self.layer(x)", "print('on', flush=True); return self.layer(x)"
+    )
+    (tmp_path / "script.py").write_text(textwrap.dedent(text).format(workers=2))
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "out.pt")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert stderr.rstrip().endswith("KeyboardInterrupt")
+    assert process.returncode in (130, -signal.SIGINT)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
