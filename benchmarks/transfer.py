@@ -54,18 +54,23 @@ def main() -> None:
     data = hp.load_data("fashion-mnist")
     train = prepared(data, balanced(*data.train))
     if flags.tune:
-        return tune(train, prepared(data, data.valid))
-    test = prepared(data, data.test)
-    arms = [replace(arm, epochs=1) for arm in ARMS] if flags.attempt else ARMS
+        tune(train, prepared(data, data.valid))
+    else:
+        measure(train, prepared(data, data.test), flags.seeds, attempt=flags.attempt)
+
+
+def measure(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_seeds: int, *, attempt: bool) -> None:
+    """Every arm on every seed."""
+    arms = [replace(arm, epochs=1) for arm in ARMS] if attempt else ARMS
     runs: dict[str, list[hp.Result]] = {arm.name: [] for arm in arms}
-    for seed in range(1 if flags.attempt else flags.seeds):
+    for seed in range(1 if attempt else num_seeds):
         for arm in arms:  # interleaved, so that a slow minute of the machine falls on all of them
             runs[arm.name].append(run(arm, train, seed, test=test))
-    if not flags.attempt:
+    if not attempt:
         save(
             "transfer",
             question(),
-            {**settings(), "seeds": list(range(flags.seeds)), "arms": [*map(summary, arms, runs.values())]},
+            {**settings(), "seeds": list(range(num_seeds)), "arms": [*map(summary, arms, runs.values())]},
         )
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.conftest import make_images, mlp
 
 import heptane as hp
 from heptane import checkpoint
 from heptane.assemble import Run, assemble
 from heptane.loop import steps
-from tests.conftest import make_images, mlp
 
 Factory = Callable[[Any], torch.optim.Optimizer]
 

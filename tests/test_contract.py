@@ -7,6 +7,8 @@ import dataclasses
 import importlib
 import inspect
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,7 +172,7 @@ def test_every_field_is_documented_where_it_stands(name: str) -> None:
     )
     documented = {
         field.target.id
-        for field, after in zip(body, body[1:], strict=False)
+        for field, after in pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
     }
@@ -181,7 +183,7 @@ def test_every_field_is_documented_where_it_stands(name: str) -> None:
 def test_the_module_says_its_equation_its_source_its_slot_and_its_costs(name: str) -> None:
     text = module_of(name).__doc__ or ""
     lines = text.splitlines()
-    assert lines[0].endswith((".", ":")) and ":" in lines[0]
+    assert re.fullmatch(r"[\w -]+: .*[.,:;\w]", lines[0])
     assert [line for line in lines if line in SECTIONS] == list(SECTIONS)
     source = text[text.index("\nSource\n") : text.index("\nMeets the loop at\n")]
     assert "arXiv:" in source

@@ -105,7 +105,8 @@ def test_without_git_and_without_proc_nothing_raises(tmp_path: Path, monkeypatch
 
 
 def test_cpu_flags_and_model_are_read_from_the_first_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = "processor\t: 0\nmodel name\t: Some CPU @ 2: GHz\nflags\t\t: fpu avx2 avx512f amx_bf16\n\nprocessor : 1\nflags : fpu\n"
+    page = "processor\t: 0\nmodel name\t: Some CPU @ 2: GHz\nflags\t\t: fpu avx2 avx512f amx_bf16\n"
+    page += "\nprocessor : 1\nflags : fpu\n"
     (tmp_path / "cpuinfo").write_text(page)
     (tmp_path / "governor").write_text("powersave\n")
     monkeypatch.setattr(environment, "_CPUINFO", tmp_path / "cpuinfo")

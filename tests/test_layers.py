@@ -106,6 +106,19 @@ def test_a_parameter_shared_with_the_head_is_the_heads() -> None:
     assert named(nn.Sequential(words, body, out)) == [("1", ["1.weight", "1.bias"]), ("2", ["0.weight"])]
 
 
+def test_parameters_and_statistics_that_no_layer_follows_join_the_group_that_there_is() -> None:
+    class Tail(nn.Sequential):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__(*layers)
+            self.scale = nn.Parameter(torch.ones(()))
+
+    assert named(Tail(nn.Linear(3, 2))) == [("0", ["scale", "0.weight", "0.bias"])]
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), Tail(nn.ReLU()))
+    assert named(model) == [("0", ["1.scale", "0.weight", "0.bias"])]
+    norm = nn.BatchNorm2d(1, affine=False)
+    assert depth_groups(nn.Sequential(norm, nn.Flatten(), nn.Linear(4, 2)))[0].bare_norms == [norm]
+
+
 def test_a_block_used_twice_is_one_group() -> None:
     layer = nn.Linear(3, 3)
     assert [name for name, _ in named(nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(3, 2)))] == ["0", "3"]

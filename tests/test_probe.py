@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.conftest import mlp
 
 import heptane as hp
 from heptane import probe
 from heptane.criterion import CrossEntropy, Elementwise
 from heptane.probe import choose_precision, median_seconds, to_channels_last, unused_parameters
-from tests.conftest import mlp
 
 MSE = Elementwise("mse", torch.nn.functional.mse_loss)
 

@@ -49,3 +49,14 @@ def test_numpys_and_pythons_own_generators_are_left_alone() -> None:
     generator(0, "order", 0).random(3)
     seed_torch(0, 1)
     assert np.array_equal(before, np.random.get_state()[1])
+
+
+def test_gpus_are_seeded_where_they_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    seed_torch(1, 2)
+    assert seeds == []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    seed_torch(1, 2)
+    assert seeds == [torch.initial_seed()]

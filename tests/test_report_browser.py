@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import make_images, mlp
 
 import heptane as hp
-from tests.conftest import make_images, mlp
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no chromium on the PATH")
@@ -45,7 +45,14 @@ def test_the_page_has_its_text_and_pictures_and_no_console_error(report: Path) -
     answer = browse(report, "--dump-dom")
     assert console_lines(answer) == []
     seen = re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]+>", " ", answer.stdout, flags=re.DOTALL))
-    for wanted in ("net reached", "patterns &lt;b&gt;", "The seven tricks", "Label smoothing".lower(), "3 recorded", "Command"):
+    for wanted in (
+        "net reached",
+        "patterns &lt;b&gt;",
+        "The seven tricks",
+        "Label smoothing".lower(),
+        "3 recorded",
+        "Command",
+    ):
         assert wanted in seen, wanted
     assert answer.stdout.count("<svg") == 4
 

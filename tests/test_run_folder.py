@@ -161,8 +161,10 @@ def test_events_are_lines_of_strict_json(tmp_path: Path) -> None:
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
     first, second = (json.loads(line, parse_constant=lambda word: pytest.fail(word)) for line in lines)
     assert {key: first[key] for key in ("event", "epoch", "train_loss", "name")} == {
-        **{"event": "epoch", "epoch": 1},
-        **{"train_loss": None, "name": "zwölf\n"},
+        "event": "epoch",
+        "epoch": 1,
+        "train_loss": None,
+        "name": "zwölf\n",
     }
     assert second["event"] == "end"
     assert first["time"] <= second["time"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.checks import check_finite, check_optimizer, check_targets, try_output
+from heptane.checks import check_finite, check_model, check_optimizer, check_targets, try_output
 from heptane.clock import Clock
 from heptane.criterion import Criterion, CrossEntropy, Loss, Own, choose_criterion
 from heptane.data.augment import Augment
@@ -145,8 +145,7 @@ def assemble(
     """
     tricks, clock, plan = tricks or Tricks(), clock or Clock(), Plan(**settings)
     clock.resume()
-    if not isinstance(model, torch.nn.Module):
-        raise InputError(f"model of type {type(model).__name__}: expected a torch.nn.Module")
+    check_model(model)
     notes: list[str] = []
     why: dict[str, str] = {}
     place = Place(find_device(plan.device or default_device()), plan.seed, plan.augment)

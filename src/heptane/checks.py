@@ -13,6 +13,16 @@ from heptane.tricks.label_smoothing import find_class_dim
 from heptane.tricks.mixed_precision import Precision, evaluation
 
 
+def check_model(model: Any) -> None:
+    """Refuse what is no model, or has nothing to train."""
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"model of type {type(model).__name__}: expected a torch.nn.Module")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        frozen = any(True for _ in model.parameters())
+        remedy = "; call requires_grad_(True) on some" if frozen else ""
+        raise InputError(f"{type(model).__name__} has no parameter that trains{remedy}")
+
+
 def check_optimizer(built: Any, num_groups: int | None) -> None:
     """Refuse what an optimizer factory returned, unless it is an optimizer that this loop can step, of so many groups."""
     if not isinstance(built, torch.optim.Optimizer):

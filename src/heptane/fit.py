@@ -13,13 +13,13 @@ from heptane.criterion import Loss, choose_criterion
 from heptane.data.augment import Augment
 from heptane.data.batches import Place, as_loader, each
 from heptane.errors import InputError, check_range
+from heptane.layers import find_head
 from heptane.loop import Step, evaluate_with, steps
 from heptane.result import Recorder, Result, check_target
-from heptane.run_folder import RunFolder, write_text
+from heptane.run_folder import RunFolder, check_folder, write_text
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import join_group, launch, this_worker, under_launcher
 from heptane.tricks.transfer import swap_head
-from heptane.weights import find_head
 
 
 def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, **settings: Any) -> Iterator[Step]:
@@ -146,6 +146,8 @@ def fit(
     workers = tricks.data_parallel.resolve()[0] if tricks.data_parallel else 1
     goal = check_target(target, valid)
     check_range("evaluate_every_epochs", evaluate_every_epochs, 0, low_open=True)
+    if run_dir is not None and this_worker().rank == 0:
+        check_folder(run_dir, force=force, resume=resume)
     if workers > 1 and not under_launcher():
         result: Result = launch(fit, arguments, workers)
         if (head := find_head(result.model)) and tricks.transfer and tricks.transfer.swap_head:
@@ -156,9 +158,6 @@ def fit(
     if tricks.data_parallel and under_launcher():
         join_group(torch.device(device or default_device()).type)
     clock = Clock(started)
-    folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and this_worker().rank == 0 else None
-    if folder and about and "settings_toml" in about:
-        write_text(folder.path / "settings.toml", about["settings_toml"])
     run = assemble(
         model,
         train,
@@ -175,6 +174,10 @@ def fit(
         seed=seed,
         clock=clock,
     )
+    folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and run.worker.rank == 0 else None
+    if folder and about and "settings_toml" in about:
+        folder.begin()
+        write_text(folder.path / "settings.toml", about["settings_toml"])
     recorder = Recorder(run, valid, metrics, goal, folder, evaluate_every_epochs, progress)
     recorder.go(checkpoint.latest(RunFolder.checkpoints_of(run_dir)) if resume and run_dir is not None else None)
     result = recorder.result(tricks, test)

@@ -66,12 +66,11 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
     while True:
         seed_torch(run.plan.seed, step, run.worker.rank)
         run.optimizer.zero_grad(set_to_none=True)
-        loss, seen = gradients(run, forward, batch, step)
+        loss = gradients(run, forward, batch, step)
         if run.precision.step(run.optimizer, run.plan.clip_norm, run.clipped):
-            for output, targets in seen:
-                run.meter.add(output, targets)
             return loss
         run.skipped += 1
+        run.meter.discard()
         for buffer, before in zip(run.model.buffers(), kept, strict=True):
             buffer.copy_(before)
         if run.precision.exhausted:
@@ -81,16 +80,15 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
             )
 
 
-def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> tuple[torch.Tensor, list[tuple[Any, Any]]]:
-    """Forward and backward over this worker's share of ``batch``, in micro-batches.
+def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
+    """Forward and backward over this worker's share of ``batch``, in micro-batches; its part of the loss.
 
-    Returns the loss, this worker's part of it, and the (outputs, targets) that its averages are made of.
     One part is a mean, as in a loop written by hand. Of several, each is a sum over the *global* count of what is averaged,
     times the workers, whose gradients are averaged; they synchronise on their last part only.
     """
     parts = micro_batches(run.worker.share(batch.size), run.plan.accumulate)
     whole = run.worker.size == 1 and len(parts) == 1
-    losses, seen, count = [], [], None
+    losses, count = [], None
     for part in parts:
         empty = part.stop == part.start  # a batch smaller than the workers: take part in the all-reduce, weighing nothing
         inputs, targets = run.mix.take(batch, slice(None) if whole else slice(0, 1) if empty else part, step)
@@ -106,8 +104,8 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> tu
             run.precision.backward(loss)
         losses.append(loss.detach())
         if not empty:
-            seen.append((output, targets))
-    return losses[0] if whole else torch.stack(losses).sum(), seen
+            run.meter.add(output, targets)
+    return losses[0] if whole else torch.stack(losses).sum()
 
 
 def micro_batches(share: slice, count: int) -> list[slice]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.errors import InputError, check_range, nearest
-from heptane.layers import find_head as find_head
+from heptane.layers import find_head
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 WRAPPERS = ("state_dict", "model_state_dict", "model")

@@ -234,6 +234,12 @@ def test_python_objects_are_refused_and_never_unpickled(tmp_path, monkeypatch):
     sneaky[at : at + 4] = b"'f8'"  # says numbers, holds a pickle
     with pytest.raises(hp.InputError):
         hp.load_data(zip_of(tmp_path / "a.npz", x=bytes(sneaky), y=npy(Y[:4])))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:  # two members that answer to the same name
+        archive.writestr("x", npy(np.array([Trap()] * 40)))
+        archive.writestr("x.npy", npy(X))
+        archive.writestr("y.npy", npy(Y))
+    with pytest.raises(hp.InputError, match="cannot be read"):
+        hp.load_data(tmp_path / "a.npz")
     assert not (tmp_path / "unpickled").exists()
 
 

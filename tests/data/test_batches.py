@@ -287,9 +287,22 @@ def test_evaluation_leaves_the_global_random_state_alone(kind):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_empty_evaluation_data_is_no_batch():
+def test_empty_evaluation_data_is_refused_by_every_worker():
     for data in ((torch.zeros(0, 2), torch.zeros(0)), Squares(0), DataLoader(Squares(0), batch_size=2)):
-        assert list(as_loader(data, 2, Worker().share)) == []
+        for rank in (0, 1):
+            with pytest.raises(hp.InputError, match="the data to evaluate on is empty: 0 samples"):
+                list(as_loader(data, 2, Worker(rank, 2).share))
+
+
+def test_a_worker_without_a_share_reads_nothing_and_is_no_error():
+    for data in ((torch.zeros(1, 2), torch.zeros(1)), Squares(1), DataLoader(Squares(1), batch_size=2)):
+        assert list(as_loader(data, 2, Worker(0, 2).share)) == []
+
+
+@pytest.mark.parametrize("batch_size", [0, -3, 1.5])
+def test_a_bad_batch_size_for_evaluation_is_refused(batch_size):
+    with pytest.raises(hp.InputError, match=f"batch_size={batch_size}"):
+        list(as_loader((torch.zeros(4, 2), torch.zeros(4)), batch_size, Worker().share))
 
 
 def test_evaluation_needs_no_length_of_a_loader():

@@ -252,7 +252,7 @@ def test_a_failing_apt_is_named_and_the_next_source_is_tried(cache, tmp_path, se
 def test_a_package_with_other_content_is_not_believed(tmp_path):
     fake_apt(tmp_path)
     put(tmp_path / "package", {FIRST: idx_gz(PIXELS[0] + 1)})
-    with pytest.raises(DataUnavailable, match="apt-get download .* has the wrong checksum"):
+    with pytest.raises(DataUnavailable, match=r"apt-get download .* has the wrong checksum"):
         load()
 
 
@@ -412,7 +412,7 @@ def test_the_fallback_is_digits_with_a_note():
 def test_the_fallback_is_not_used_where_the_set_is_there_or_the_argument_is_wrong(cache):
     put(cache)
     assert load(fallback="digits").name == "fashion-mnist"
-    with pytest.raises(hp.InputError, match="setting aside 0.01 of 36 samples leaves a part"):
+    with pytest.raises(hp.InputError, match=r"setting aside 0\.01 of 36 samples leaves a part"):
         load(fallback="digits", valid_fraction=0.01)
 
 

@@ -231,6 +231,13 @@ def test_exif_rotation_is_applied_before_sizes_are_compared(tmp_path, suffix, fm
     assert difference.max() <= (6 if fmt in ("JPEG", "MPO") else 0)
 
 
+def test_a_palette_with_alpha_and_one_with_transparency_per_colour_lose_it(tmp_path):
+    palette = picture(6, 5).quantize(200)
+    alpha = tmp_path / "alpha.png"
+    palette.save(alpha, transparency=bytes(range(200)))
+    assert np.array_equal(load_one(tmp_path / "root", alpha.read_bytes()), chw(palette.convert("RGB")))
+
+
 def test_the_first_picture_of_an_animation_is_used(tmp_path):
     frames = [picture(seed=i).quantize(256) for i in range(3)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])

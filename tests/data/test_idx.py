@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from heptane import InputError
-from heptane.data.idx import read_idx
+from heptane.data.idx import CHUNK_BYTES, read_idx
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -71,6 +71,15 @@ def test_a_header_that_claims_less_is_refused(tmp_path):
     content = b"\0\0\x08\x01" + struct.pack(">I", 10) + bytes(11)
     with pytest.raises(InputError, match="has more bytes of values where its header says 10"):
         read_idx(write(tmp_path / "a.idx", content))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bytes])
+def test_one_byte_too_many_is_noticed_where_a_piece_ends(tmp_path, compress):
+    content = b"\0\0\x08\x01" + struct.pack(">I", CHUNK_BYTES) + bytes(CHUNK_BYTES + 1)
+    path = write(tmp_path / "a.idx", compress(content[:-1]))
+    assert read_idx(path).shape == (CHUNK_BYTES,)
+    with pytest.raises(InputError, match="has more bytes"):
+        read_idx(write(path, compress(content)))
 
 
 def test_a_header_that_claims_petabytes_is_refused_before_reading(tmp_path):

@@ -144,7 +144,7 @@ def test_batches_are_those_of_the_plain_loop(name):
 def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(name):
     stop = 3 * source_of(name).steps_per_epoch
     whole = taken(source_of(name), 0, stop)
-    starts = (5,) if "workers" in name else range(stop)
+    starts = (5, stop - 1) if "workers" in name else range(stop)
     for start in starts:
         torch.manual_seed(start)
         torch.rand(7)

@@ -25,33 +25,42 @@ class Terminal(io.StringIO):
         return self._tty
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, redraw_seconds: float = 0.0) -> Terminal:
+    """Called in the test's body: between a fixture and its test pytest puts a stderr of its own in place."""
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(console, "_REDRAW_SECONDS", 0.0)
+    monkeypatch.setattr(console, "_REDRAW_SECONDS", redraw_seconds)
     return terminal
 
 
 RECORD = {
-    **{"epoch": 3, "step": 30, "train_loss": 0.51234, "train_accuracy": 0.87654, "valid_accuracy": None},
-    **{"valid_loss": 0.25, "learning_rate": 0.05, "train_seconds": 41.2},
+    "epoch": 3,
+    "step": 30,
+    "train_loss": 0.51234,
+    "train_accuracy": 0.87654,
+    "valid_accuracy": None,
+    "valid_loss": 0.25,
+    "learning_rate": 0.05,
+    "train_seconds": 41.2,
 }
 LINE = "epoch 3: train loss 0.5123, train accuracy 87.65%, validation loss 0.25, learning rate 0.05, 41 s"
 
 
-def test_on_a_terminal_the_bar_shows_step_epoch_and_figures(terminal: Terminal) -> None:
+def test_on_a_terminal_the_bar_shows_step_epoch_and_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
     with Progress(200) as progress:
         assert progress.enabled
         progress.update(100, epoch=2, loss=0.51234, accuracy=0.9, images_per_second=12345.6)
     shown = terminal.getvalue()
     for part in ("epoch 2", "50%", "loss 0.512", "90.0%", "12,346 images/s", "left"):
         assert part in shown, part
+    assert "[progress" not in shown
 
 
-def test_figures_that_are_not_known_are_left_out(terminal: Terminal) -> None:
+def test_figures_that_are_not_known_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
     with Progress(200) as progress:
         progress.update(1, epoch=1)
         progress.update(2, epoch=1, images_per_second=float("inf"))
@@ -59,7 +68,8 @@ def test_figures_that_are_not_known_are_left_out(terminal: Terminal) -> None:
     assert "images/s" not in terminal.getvalue()
 
 
-def test_an_epochs_line_stays_above_the_bar(terminal: Terminal) -> None:
+def test_an_epochs_line_stays_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
     with Progress(200) as progress:
         progress.update(100, epoch=2, loss=0.5)
         progress.epoch_line(RECORD)
@@ -70,15 +80,16 @@ def test_an_epochs_line_stays_above_the_bar(terminal: Terminal) -> None:
     assert shown.endswith("\x1b[?25h") or "\x1b[?25h" in shown, "the cursor is shown again"
 
 
-def test_the_bar_is_taken_down_when_training_fails(terminal: Terminal) -> None:
+def test_the_bar_is_taken_down_when_training_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
     with pytest.raises(RuntimeError), Progress(10) as progress:
         raise RuntimeError
     assert "\x1b[?25h" in terminal.getvalue()
     progress.update(5, epoch=1)
 
 
-def test_updates_are_few_but_the_last_is_shown(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_REDRAW_SECONDS", 3600.0)
+def test_updates_are_few_but_the_last_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch, redraw_seconds=3600.0)
     with Progress(3) as progress:
         for step in (1, 2, 3):
             progress.update(step, epoch=step, loss=float(step))
@@ -144,7 +155,9 @@ def test_the_summary_says_measures_clocks_target_tricks_notes_and_files(
     ):
         assert wanted in lines, wanted
     assert "model" not in [line.split(" ")[0] for line in lines]
-    assert lines.index("test accuracy 92.60%") < lines.index("validation accuracy 95.00%") < lines.index("validation loss 0.2")
+    assert (
+        lines.index("test accuracy 92.60%") < lines.index("validation accuracy 95.00%") < lines.index("validation loss 0.2")
+    )
     assert "\x1b" not in out
 
 

@@ -48,8 +48,14 @@ class Page(HTMLParser):
 
 def record(epoch: int) -> dict[str, Any]:
     return {
-        **{"epoch": epoch, "step": 10 * epoch, "train_loss": 2.0 / epoch, "train_accuracy": 0.5 + epoch / 40},
-        **{"valid_loss": 2.5 / epoch, "valid_accuracy": 0.4 + epoch / 30, "learning_rate": 0.1, "train_seconds": 3.0 * epoch},
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "train_loss": 2.0 / epoch,
+        "train_accuracy": 0.5 + epoch / 40,
+        "valid_loss": 2.5 / epoch,
+        "valid_accuracy": 0.4 + epoch / 30,
+        "learning_rate": 0.1,
+        "train_seconds": 3.0 * epoch,
     }
 
 
@@ -76,6 +82,17 @@ def full() -> dict[str, Any]:
         "notes": ["loss cross_entropy: the targets are integer classes"],
         "files": {"model": "runs/a/model.safetensors"},
     }
+
+
+@pytest.fixture
+def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty picture with its description in place of each chart, which takes a while to draw and has its own tests."""
+
+    def draw(lines: Any, *, description: str, **_: Any) -> str:
+        names = ", ".join(line.name for line in lines)
+        return f'<svg role="img" aria-label="{description}"><text>{names}</text></svg>'
+
+    monkeypatch.setattr("heptane.report.html.line_chart", draw)
 
 
 def test_the_page_says_what_the_result_holds() -> None:
@@ -118,7 +135,7 @@ def test_an_empty_result_is_a_page_too() -> None:
     assert "the model trained on the data (0 epochs)" in Page(render({})).texts
 
 
-def test_a_page_without_a_history_says_so() -> None:
+def test_a_page_without_a_history_says_so(sketch: None) -> None:
     text = Page(render({**full(), "history": []})).texts
     assert "No epoch was finished." in text
 
@@ -149,7 +166,7 @@ def test_values_that_are_not_finite_leave_gaps_and_dashes() -> None:
     assert page.tags.count("svg") == 2
 
 
-def test_a_target_that_was_not_reached_is_marked() -> None:
+def test_a_target_that_was_not_reached_is_marked(sketch: None) -> None:
     result = full()
     assert 'class="value good">reached in 18 s' in render(result)
     result["target"]["reached_seconds"] = None
@@ -169,7 +186,7 @@ def test_a_regression_shows_its_loss_where_others_show_accuracy() -> None:
     assert page.tags.count("svg") == 3
 
 
-def test_sets_that_are_not_there_and_sets_that_were_not_measured_differ() -> None:
+def test_sets_that_are_not_there_and_sets_that_were_not_measured_differ(sketch: None) -> None:
     result = full()
     result["metrics"], result["data"]["num_test"] = {"valid_accuracy": 0.5}, 0
     assert "no test set" in Page(render(result)).texts
@@ -177,7 +194,7 @@ def test_sets_that_are_not_there_and_sets_that_were_not_measured_differ() -> Non
     assert "not measured" in Page(render(result)).texts
 
 
-def test_training_curves_under_mixup_are_said_to_be() -> None:
+def test_training_curves_under_mixup_are_said_to_be(sketch: None) -> None:
     result = full()
     for entry in result["history"]:
         entry["train_accuracy_mixed"] = entry.pop("train_accuracy")
@@ -187,7 +204,7 @@ def test_training_curves_under_mixup_are_said_to_be() -> None:
     assert "measured on mixup" not in render(full())
 
 
-def test_under_smoothing_the_loss_without_it_is_drawn() -> None:
+def test_under_smoothing_the_loss_without_it_is_drawn(sketch: None) -> None:
     result = full()
     for entry in result["history"]:
         entry["train_loss_unsmoothed"] = entry["train_loss"] - 0.1
@@ -197,7 +214,7 @@ def test_under_smoothing_the_loss_without_it_is_drawn() -> None:
     assert "training from 2 to 0.25" in render(full())
 
 
-def test_a_trick_that_is_not_in_the_record_of_every_epoch_still_has_its_column() -> None:
+def test_a_trick_that_is_not_in_the_record_of_every_epoch_still_has_its_column(sketch: None) -> None:
     result = full()
     result["history"][3]["valid_f1"] = 0.125
     page = Page(render(result))
@@ -205,18 +222,18 @@ def test_a_trick_that_is_not_in_the_record_of_every_epoch_still_has_its_column()
     assert page.texts.count("–") >= 7
 
 
-def test_many_epochs_are_folded_away() -> None:
+def test_many_epochs_are_folded_away(sketch: None) -> None:
     few, many = full(), full()
     many["history"] = [record(epoch) for epoch in range(1, 17)]
     assert "<details open>" in render(few)
     assert "<details>" in render(many)
 
 
-def test_a_start_that_is_no_date_is_shown_as_it_is() -> None:
+def test_a_start_that_is_no_date_is_shown_as_it_is(sketch: None) -> None:
     assert "yesterday · heptane 0.1.0" in Page(render({**full(), "started": "yesterday"})).texts
 
 
-def test_the_file_is_written_whole_in_utf_8_and_its_folder_made(tmp_path: Path) -> None:
+def test_the_file_is_written_whole_in_utf_8_and_its_folder_made(sketch: None, tmp_path: Path) -> None:
     path = tmp_path / "new" / "report.html"
     result = {**full(), "files": {"model": "caf\udce9/ü"}}
     write_report(result, path)

@@ -28,14 +28,20 @@ HISTORY = [{"epoch": 1}, {"epoch": 2}]
             "resnet reached 92.6% test accuracy on digits in 41 s of training (2 epochs)",
         ),
         ({"metrics": {"valid_accuracy": 0.5}}, "the model has 50.0% validation accuracy on the data (0 epochs)"),
-        ({"metrics": {"test_loss": 0.25}, "history": HISTORY}, "the model reached a test loss of 0.25 on the data (2 epochs)"),
+        (
+            {"metrics": {"test_loss": 0.25}, "history": HISTORY},
+            "the model reached a test loss of 0.25 on the data (2 epochs)",
+        ),
         ({"metrics": {"valid_loss": math.nan}}, "the model failed on the data: its loss is not a number (0 epochs)"),
         ({"metrics": {"valid_loss": None}, "model": None}, "the model trained on the data (0 epochs)"),
         (
             {"metrics": {"valid_loss": 1.5}, "history": [{"epoch": 0.5}], "seconds": {"train": 0.02}},
             "the model reached a validation loss of 1.5 on the data in 20 ms of training (0.5 epochs)",
         ),
-        ({"metrics": {"test_loss": 1.0}, "history": [{}, {}, {}]}, "the model reached a test loss of 1 on the data (3 epochs)"),
+        (
+            {"metrics": {"test_loss": 1.0}, "history": [{}, {}, {}]},
+            "the model reached a test loss of 1 on the data (3 epochs)",
+        ),
     ],
 )
 def test_the_headline_says_what_reached_what_on_what_in_how_long(result: dict[str, Any], words: str) -> None:
@@ -149,7 +155,10 @@ def test_settings_on_one_line() -> None:
     ("target", "words"),
     [
         (None, ("none set", "")),
-        ({"metric": "valid_accuracy", "value": 0.92, "reached_seconds": 37}, ("reached in 37 s", "validation accuracy 92.0%")),
+        (
+            {"metric": "valid_accuracy", "value": 0.92, "reached_seconds": 37},
+            ("reached in 37 s", "validation accuracy 92.0%"),
+        ),
         ({"metric": "valid_loss", "value": 0.3, "reached_seconds": None}, ("not reached", "validation loss 0.3")),
         ({"metric": "valid_loss", "value": 0.3, "reached_seconds": 0.0}, ("reached in 0.00 s", "validation loss 0.3")),
         ({"value": None}, ("not reached", "metric –")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from functools import partial
 from itertools import pairwise
@@ -407,6 +408,14 @@ def test_evaluation_passes_through_a_hidden_layer_untouched():
     _, targets = mixer.take(batch_of(tokens, labels), slice(None), 5)
     assert isinstance(targets, torch.Tensor)
     assert torch.equal(model(tokens), before)
+
+
+def test_a_model_keeps_no_mark_of_the_runs_that_blended_inside_it():
+    model, data = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)), (torch.randn(8, 3), torch.arange(8) % 2)
+    tricks = hp.Tricks(mixup=hp.Mixup(layer="0"))
+    hp.fit(model, data, optimizer=partial(torch.optim.SGD, lr=0.1), epochs=1, batch_size=4, tricks=tricks)
+    gc.collect()
+    assert not model[0]._forward_hooks
 
 
 def test_a_layer_that_is_not_there_is_refused_with_the_nearest_name():

@@ -152,7 +152,8 @@ def check_parts(parts: dict[str, tuple[torch.Tensor, torch.Tensor]], notes: list
             if have != want:
                 raise InputError(f"{letter}{suffix} has samples of {have}, {letter} of {want}: make them the same")
     if y.is_floating_point():
-        return y.shape[1] if y.ndim == 2 else None
+        labels = y.ndim == 2 and bool(((y >= 0) & (y <= 1)).all())  # several labels, or a distribution
+        return y.shape[1] if labels else None
     present = set(y.tolist())
     num_classes = int(y.max()) + 1
     if len(present) == 1 or num_classes > max(1000, len(y)):

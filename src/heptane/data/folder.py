@@ -209,7 +209,5 @@ def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDAr
     upright = ImageOps.exif_transpose(image)
     if upright.mode[0] == "I":  # Pillow would clip 16 bits where their upper half is wanted
         upright = Image.fromarray((np.clip(np.asarray(upright), 0, 65535) >> 8).astype(np.uint8))
-    if upright.mode in ("P", "PA"):
-        upright = upright.convert("RGBA")
     fitted = ImageOps.fit(upright.convert("L" if is_grey else "RGB"), size, method=Image.Resampling.BILINEAR)
     return np.array(fitted).reshape(size[1], size[0], -1).transpose(2, 0, 1)

@@ -114,7 +114,6 @@ class Loader:
             iter(loader)  # starts the workers as epoch 0 does
         self._restore()
         for index in range(epoch if self._generators else 0):
-            self._set_epoch(index)
             indices = iter(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
             if loader.generator is not None and (index == 0 or not loader.persistent_workers):
                 torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # the seed of a pass's workers

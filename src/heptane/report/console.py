@@ -39,7 +39,7 @@ class Progress:
         self.enabled = able if enabled is None else enabled
         self._total_steps = total_steps
         self._bar: RichProgress | None = None
-        self._drawn_at = 0.0
+        self._drawn_at = float("-inf")
 
     def __enter__(self) -> Progress:
         if self.enabled:
@@ -175,7 +175,7 @@ def _make_bar() -> RichProgress:
     return progress.Progress(
         progress.TextColumn("{task.fields[epoch]}", markup=False),
         progress.BarColumn(bar_width=None),
-        progress.TaskProgressColumn(markup=False),
+        progress.TaskProgressColumn("{task.percentage:>3.0f}%", markup=False),
         progress.TextColumn("{task.fields[figures]}", markup=False),
         progress.TimeRemainingColumn(compact=True),
         progress.TextColumn("left", markup=False),

@@ -20,6 +20,7 @@ Costs, and when it does not help
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,10 @@ class Mixup:
     def fill(self, model: torch.nn.Module, seed: int, total_steps: int, steps_per_epoch: int) -> Mixer:
         """What fills the slot ``mix`` for this run."""
         hidden = HiddenBlend(model, self.layer) if self.layer else None
-        return Mixer(self, seed, total_steps - round(self.off_last_epochs * steps_per_epoch), hidden)
+        mixer = Mixer(self, seed, total_steps - round(self.off_last_epochs * steps_per_epoch), hidden)
+        if hidden:
+            weakref.finalize(mixer, hidden.handle.remove)  # the model outlives the run, and should not show it
+        return mixer
 
 
 class Mixer:
