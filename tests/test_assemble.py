@@ -29,7 +29,7 @@ def points() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(N, 6, generator=random), torch.arange(N) % CLASSES
 
 
-def run(model: Any = None, data: Any = None, tricks: hp.Tricks | None = None, **more: Any) -> Run:
+def run(model: Any = None, data: Any = None, tricks: Any = None, **more: Any) -> Run:
     settings: dict[str, Any] = {"optimizer": sgd, "epochs": 4, "batch_size": 8, "device": "cpu"} | more
     return assemble(net() if model is None else model, points() if data is None else data, tricks=tricks, **settings)
 
@@ -75,6 +75,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "one probability per class",
     ),
     "a tuple as targets": ({"data": (X, (Y, Y))}, "pass loss="),
+    "tricks that are none": ({"tricks": {"mixup": 0.2}}, r"tricks=\{'mixup': 0\.2\}: expected a heptane\.Tricks"),
+    "one trick, not a set": ({"tricks": hp.Mixup()}, r"tricks=Mixup\(.*\): expected a heptane\.Tricks"),
     "a setting that is none": ({"tricks": hp.Tricks(transfer=hp.Transfer(freeze=7))}, r"Transfer\.freeze=7"),
     "a layer to mix that is none": ({"tricks": hp.Tricks(mixup=hp.Mixup(layer="9"))}, r"Mixup\.layer='9' is not a module"),
     "momentum to cycle where there is none": (

@@ -88,8 +88,7 @@ def test_the_training_clock_stands_while_the_caller_has_control() -> None:
         time.sleep(0.05)
         assert run.clock.train_seconds == run.clock.train_seconds
     spent = run.clock.train_seconds - assembled
-    assert 0 < spent < 0.1
-    assert run.clock.read()["wall"] > 0.15
+    assert 0 < spent <= run.clock.read()["wall"] - 0.15
     time.sleep(0.01)
     assert run.clock.train_seconds == spent + assembled
 

@@ -33,7 +33,7 @@ def everything(folder: Path) -> set[str]:
 
 
 def test_a_new_folder_is_made_with_its_parents_and_stays_empty(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "a" / "b").begin()
+    RunFolder(tmp_path / "a" / "b")
     assert everything(tmp_path) == {"a", "a/b"}
 
 
@@ -53,34 +53,14 @@ def test_a_folder_that_holds_any_part_of_a_run_is_refused(tmp_path: Path, name: 
 
 
 def test_force_removes_the_older_run_and_nothing_of_the_users(tmp_path: Path) -> None:
-    RunFolder(old_run(tmp_path), force=True).begin()
+    RunFolder(old_run(tmp_path), force=True)
     assert everything(tmp_path) == {"notes.txt"}
 
 
 def test_force_keeps_what_the_user_put_among_the_checkpoints(tmp_path: Path) -> None:
     (old_run(tmp_path) / "checkpoints" / "best.pt").write_text("mine")
-    RunFolder(tmp_path, force=True).begin()
+    RunFolder(tmp_path, force=True)
     assert everything(tmp_path) == {"notes.txt", "checkpoints", "checkpoints/best.pt"}
-
-
-def test_force_removes_nothing_before_the_run_begins(tmp_path: Path) -> None:
-    before = everything(old_run(tmp_path))
-    folder = RunFolder(tmp_path, force=True)
-    assert everything(tmp_path) == before
-    folder.event("epoch", {"step": 1})
-    assert everything(tmp_path) == {"notes.txt", "events.jsonl"}
-    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 1
-
-
-def test_what_this_run_has_written_already_survives_its_beginning(tmp_path: Path) -> None:
-    folder = RunFolder(old_run(tmp_path), force=True)
-    write_text(tmp_path / "settings.toml", "new")
-    folder.begin()
-    assert everything(tmp_path) == {"notes.txt", "settings.toml"}
-    assert (tmp_path / "settings.toml").read_text() == "new"
-    folder.event("epoch", {})
-    folder.begin()
-    assert (tmp_path / "events.jsonl").exists()
 
 
 def test_force_removes_a_link_and_not_what_it_points_to(tmp_path: Path) -> None:
@@ -89,14 +69,14 @@ def test_force_removes_a_link_and_not_what_it_points_to(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "mine")
     (tmp_path / "run" / "report.html").symlink_to(tmp_path / "mine" / "weights.pt")
-    RunFolder(tmp_path / "run", force=True).begin()
+    RunFolder(tmp_path / "run", force=True)
     assert everything(tmp_path) == {"mine", "mine/weights.pt", "run"}
 
 
 def test_resume_keeps_everything_even_with_force(tmp_path: Path) -> None:
     before = everything(old_run(tmp_path))
     for force in (False, True):
-        RunFolder(tmp_path, force=force, resume=True).begin()
+        RunFolder(tmp_path, force=force, resume=True)
         assert everything(tmp_path) == before
 
 

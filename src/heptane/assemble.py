@@ -143,9 +143,11 @@ def assemble(
     Raises:
         InputError: input that is wrong, or tricks that exclude each other, before anything is trained.
     """
-    tricks, clock, plan = tricks or Tricks(), clock or Clock(), Plan(**settings)
+    tricks, clock, plan = Tricks() if tricks is None else tricks, clock or Clock(), Plan(**settings)
     clock.resume()
     check_model(model)
+    if not isinstance(tricks, Tricks):
+        raise InputError(f"tricks={tricks!r}: expected a heptane.Tricks(...), or None for all off")
     notes: list[str] = []
     why: dict[str, str] = {}
     place = Place(find_device(plan.device or default_device()), plan.seed, plan.augment)

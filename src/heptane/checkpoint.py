@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from heptane._lazy import torch
 from heptane.assemble import Run
 from heptane.errors import InputError
 from heptane.run_folder import CHECKPOINTS
+from heptane.tricks import Tricks
 
-FORMAT = 2
+FORMAT = 3
 
 
 def save_model(model: torch.nn.Module, path: Path) -> None:
@@ -31,7 +33,11 @@ def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path) -> Pa
         "fixed": _fixed(run),
         "model": _pack(run.model.state_dict(), "model", tensors),
         "optimizer": _pack(run.optimizer.state_dict(), "optimizer", tensors),
-        "precision": {"name": run.precision.name, "state": run.precision.state()},
+        "precision": {
+            "name": run.precision.name,
+            "channels_last": run.place.channels_last,
+            "state": run.precision.state(),
+        },
         "skipped": run.skipped,
         "nonfinite": [run.meter.nonfinite, run.meter.first_nonfinite],
         "seconds": run.clock.read(),
@@ -51,22 +57,24 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob(CHECKPOINTS[0]), default=None)
 
 
+def as_decided(tricks: Tricks, path: Path | None) -> Tricks:
+    """``tricks`` with what was measured when the run began in place of "auto": a second one may differ."""
+    trick = tricks.mixed_precision
+    if path is None or trick is None:
+        return tricks
+    found = _read(path)[0]["precision"]
+    last = ("on" if found["channels_last"] else "off") if trick.channels_last == "auto" else trick.channels_last
+    dtype = found["name"] if trick.dtype == "auto" else trick.dtype
+    return replace(tricks, mixed_precision=replace(trick, dtype=dtype, channels_last=last))
+
+
 def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
     """Put a checkpoint's state into ``run``; return the step it was taken at and the history up to there.
 
     Raises:
         InputError: the file is not a checkpoint of this run: another model, optimizer, data size, batch or seed.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["heptane"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if facts["format"] != FORMAT:
-            raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"checkpoint {path} cannot be read ({error}): remove it, and the run starts again") from None
+    facts, tensors = _read(path)
     model, optimizer = _unpack(facts["model"], tensors), _unpack(facts["optimizer"], tensors)
     _check_model(run.model, model, path)
     for name, value in _fixed(run).items():
@@ -84,6 +92,20 @@ def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
     run.meter.nonfinite, run.meter.first_nonfinite = facts["nonfinite"]
     run.clock.carry(facts["seconds"])
     return facts["step"], facts["history"]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["heptane"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if facts["format"] != FORMAT:
+            raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}")
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"checkpoint {path} cannot be read ({error}): remove it, and the run starts again") from None
+    return facts, tensors
 
 
 def _fixed(run: Run) -> dict[str, Any]:

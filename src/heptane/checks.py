@@ -6,9 +6,10 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.criterion import Criterion, CrossEntropy, Elementwise
-from heptane.data.batches import Source, Tensors, each
+from heptane.data.batches import Place, Source, Tensors, as_loader, each, pair
 from heptane.errors import InputError
 from heptane.modes import eval_mode
+from heptane.tricks import Tricks
 from heptane.tricks.label_smoothing import find_class_dim
 from heptane.tricks.mixed_precision import Precision, evaluation
 
@@ -21,6 +22,13 @@ def check_model(model: Any) -> None:
         frozen = any(True for _ in model.parameters())
         remedy = "; call requires_grad_(True) on some" if frozen else ""
         raise InputError(f"{type(model).__name__} has no parameter that trains{remedy}")
+
+
+def check_tricks(tricks: Any) -> Tricks:
+    """The tricks, all off for None; refuse what is no :class:`heptane.Tricks`."""
+    if tricks is not None and not isinstance(tricks, Tricks):
+        raise InputError(f"tricks={tricks!r}: expected heptane.Tricks(mixup=heptane.Mixup(), ...), or None for all off")
+    return tricks or Tricks()
 
 
 def check_optimizer(built: Any, num_groups: int | None) -> None:
@@ -89,6 +97,27 @@ def check_targets(criterion: Criterion, output: Any, targets: Any) -> None:
             f"label {int(targets[at])} of sample {where} is out of range: the model has {num_classes} outputs, "
             f"so labels are 0 to {num_classes - 1}"
         )
+
+
+def first_batch(data: Any, batch_size: int, name: str) -> tuple[Any, Any]:
+    """The first batch of evaluation data; refuse data without a sample."""
+    first = next(as_loader(data, batch_size, lambda size: slice(0, size)), None)
+    if first is None:
+        raise InputError(f"{name} is empty: 0 samples")
+    return first
+
+
+def check_evaluation(model: torch.nn.Module, criterion: Criterion, place: Place, name: str, data: Any) -> None:
+    """Refuse evaluation data that would fail after an epoch of training: empty, or in memory with targets out of range."""
+    if not isinstance(data, (tuple, list)):
+        if hasattr(data, "__len__") and len(data) == 0:
+            raise InputError(f"{name} is empty: 0 samples")
+        return
+    try:
+        inputs, _ = first_batch(data, 2, "it")
+        check_targets(criterion, try_output(model, place.inputs(inputs, None)), place.move(pair(data)[1]))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def _shape(output: Any) -> str:

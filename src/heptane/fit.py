@@ -7,18 +7,20 @@ from typing import Any
 
 from heptane import checkpoint
 from heptane._lazy import torch
-from heptane.assemble import OptimizerFactory, assemble, check_targets, default_device, try_output
+from heptane.assemble import OptimizerFactory, assemble
+from heptane.checks import check_evaluation, check_targets, check_tricks, first_batch, try_output
 from heptane.clock import Clock
 from heptane.criterion import Loss, choose_criterion
 from heptane.data.augment import Augment
-from heptane.data.batches import Place, as_loader, each
+from heptane.data.batches import Place, each, pair
 from heptane.errors import InputError, check_range
+from heptane.launch import launch
 from heptane.layers import find_head
 from heptane.loop import Step, evaluate_with, steps
 from heptane.result import Recorder, Result, check_target
 from heptane.run_folder import RunFolder, check_folder, write_text
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import join_group, launch, this_worker, under_launcher
+from heptane.tricks.data_parallel import under_launcher
 from heptane.tricks.transfer import swap_head
 
 
@@ -39,7 +41,7 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
         1 2
         2 4
     """
-    yield from steps(assemble(model, train, tricks=tricks, **settings))
+    yield from steps(assemble(model, train, tricks=check_tricks(tricks), **settings))
 
 
 def evaluate(
@@ -63,13 +65,11 @@ def evaluate(
         ``loss``, ``accuracy`` where it has a meaning, and the metrics.
     """
     place = Place(next((p.device for p in model.parameters()), torch.device("cpu")))
-    first = next(as_loader(data, batch_size, lambda size: slice(0, size)), None)
-    if first is None:
-        raise InputError("the data to evaluate on is empty: 0 samples")
-    few = each(lambda t: t[:2], place.move(first))
-    output = try_output(model, few[0])
-    criterion, _ = choose_criterion(loss, output, few[1], None)
-    check_targets(criterion, output, data[1] if isinstance(data, (tuple, list)) else first[1])
+    first = first_batch(data, batch_size, "the data to evaluate on")
+    output = try_output(model, each(lambda t: t[:2], place.move(first))[0])
+    targets = pair(data)[1] if isinstance(data, (tuple, list)) else first[1]
+    criterion, _ = choose_criterion(loss, output, targets, None)
+    check_targets(criterion, output, targets)
     return evaluate_with(model, data, criterion, metrics=metrics, batch_size=batch_size, place=place)
 
 
@@ -142,22 +142,17 @@ def fit(
         ['cpu', 'evaluate', 'train', 'wall']
     """
     arguments = dict(locals())
-    tricks = tricks or Tricks()
-    workers = tricks.data_parallel.resolve()[0] if tricks.data_parallel else 1
-    goal = check_target(target, valid)
+    tricks = check_tricks(tricks)
+    goal = check_target(target, valid, metrics)
     check_range("evaluate_every_epochs", evaluate_every_epochs, 0, low_open=True)
-    if run_dir is not None and this_worker().rank == 0:
+    if resume and run_dir is None:
+        raise InputError("resume=True goes on from a run_dir, and there is none: pass run_dir")
+    if run_dir is not None:
         check_folder(run_dir, force=force, resume=resume)
+    workers = tricks.data_parallel.resolve()[0] if tricks.data_parallel else 1
     if workers > 1 and not under_launcher():
-        result: Result = launch(fit, arguments, workers)
-        if (head := find_head(result.model)) and tricks.transfer and tricks.transfer.swap_head:
-            swap_head(model, len(head[1].weight))  # theirs was swapped in their process
-        model.load_state_dict(result.model.state_dict())
-        result.model = model
-        return result
-    if tricks.data_parallel and under_launcher():
-        join_group(torch.device(device or default_device()).type)
-    clock = Clock(started)
+        return _launched(model, tricks, launch(fit, arguments, workers))
+    saved = checkpoint.latest(RunFolder.checkpoints_of(run_dir)) if resume else None
     run = assemble(
         model,
         train,
@@ -165,22 +160,33 @@ def fit(
         epochs=epochs,
         batch_size=batch_size,
         loss=loss,
-        tricks=tricks,
+        tricks=checkpoint.as_decided(tricks, saved),
         accumulate=accumulate,
         clip_norm=clip_norm,
         augment=augment,
         compile=compile,
         device=device,
         seed=seed,
-        clock=clock,
+        clock=Clock(started),
     )
+    for name, data in (("valid", valid), ("test", test)):
+        if data is not None:
+            check_evaluation(run.model, run.criterion, run.place, name, data)
     folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and run.worker.rank == 0 else None
     if folder and about and "settings_toml" in about:
-        folder.begin()
         write_text(folder.path / "settings.toml", about["settings_toml"])
     recorder = Recorder(run, valid, metrics, goal, folder, evaluate_every_epochs, progress)
-    recorder.go(checkpoint.latest(RunFolder.checkpoints_of(run_dir)) if resume and run_dir is not None else None)
+    recorder.go(saved)
     result = recorder.result(tricks, test)
     if folder:
         folder.finish(result, run, about or {})
+    return result
+
+
+def _launched(model: torch.nn.Module, tricks: Tricks, result: Result) -> Result:
+    """The result of workers started for this call, in the caller's own model."""
+    if (head := find_head(result.model)) and tricks.transfer and tricks.transfer.swap_head:
+        swap_head(model, len(head[1].weight))  # theirs was swapped in their process
+    model.load_state_dict(result.model.state_dict())
+    result.model = model
     return result

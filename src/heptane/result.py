@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from heptane import checkpoint
 from heptane._lazy import torch
 from heptane.assemble import Run, named_settings
 from heptane.clock import Clock
-from heptane.errors import InputError, check_range
+from heptane.errors import InputError, check_choice, check_range
 from heptane.loop import Step, evaluate_with, steps
 from heptane.report.console import Progress
 from heptane.run_folder import RunFolder
@@ -64,7 +65,7 @@ class Recorder:
         self.evaluate_seconds = 0.0
         shown = progress and run.worker.rank == 0
         self.progress = Progress(run.total_steps) if shown else None
-        self._shown_at = 0.0
+        self._shown_at, self._began_at, self._began_seconds = -math.inf, 0, 0.0
 
     def go(self, saved: Any) -> None:
         """Train to the end or the target, from a checkpoint where there is one."""
@@ -72,17 +73,21 @@ class Recorder:
         if saved is not None:
             start, self.history = checkpoint.load(run, saved)
             self.reached = self._reached_in_history()
+            self.evaluate_seconds = self.history[-1]["evaluate_seconds"] if self.history else 0.0
             if self.reached is not None:
                 return
+        self._began_at, self._began_seconds = start, run.clock.train_seconds
+        _switch(run.optimizer, "train")
         with self.progress or nullcontext():
             for event in steps(run, start):
-                self._show(event, start)
+                self._show(event)
                 if event.step % self.every_steps and event.step != run.total_steps:
                     continue
                 self._record(event)
                 if self.reached is not None:
                     break
         run.clock.pause()
+        _switch(run.optimizer, "eval")  # the weights that were evaluated are those that are kept
         check_replicas(run.model)
 
     def result(self, tricks: Tricks, test: Any) -> Result:
@@ -118,13 +123,14 @@ class Recorder:
             notes=run.notes,
         )
 
-    def _show(self, event: Step, start: int) -> None:
+    def _show(self, event: Step) -> None:
         now = time.monotonic()
         if self.progress is None or now - self._shown_at < SHOW_SECONDS:
             return
         self._shown_at = now
         averages = event.run.meter.read(everywhere=False)
-        rate = (event.step - start) * event.run.source.batch_size / max(event.run.clock.train_seconds, 1e-9)
+        seconds = max(event.run.clock.train_seconds - self._began_seconds, 1e-9)
+        rate = (event.step - self._began_at) * event.run.source.batch_size / seconds
         accuracy = averages.get("train_accuracy", averages.get("train_accuracy_mixed"))
         self.progress.update(
             event.step, epoch=event.epoch, loss=averages["train_loss"], accuracy=accuracy, images_per_second=rate
@@ -138,7 +144,9 @@ class Recorder:
         run.meter.reset()
         if self.valid is not None:
             record |= {f"valid_{key}": value for key, value in self._evaluate(self.valid).items()}
+            _switch(run.optimizer, "train")
         record |= {"learning_rate": event.learning_rate, "train_seconds": run.clock.train_seconds}
+        record["evaluate_seconds"] = self.evaluate_seconds
         self.history.append(record)
         if self.progress:
             self.progress.epoch_line(record)
@@ -163,7 +171,6 @@ class Recorder:
             metrics=self.metrics,
             place=self.run.place,
         )
-        _switch(self.run.optimizer, "train")
         self.evaluate_seconds += clock.train_seconds
         return found
 
@@ -175,16 +182,21 @@ def _switch(optimizer: Any, mode: str) -> None:
         switch()
 
 
-def check_target(target: float | tuple[str, float] | None, valid: Any) -> tuple[str, float] | None:
+def check_target(target: Any, valid: Any, metrics: dict[str, Any] | None) -> tuple[str, float] | None:
+    """The metric and the value to stop at; refuse a target that could never be compared."""
     if target is None:
         return None
-    metric, value = target if isinstance(target, (tuple, list)) else ("valid_accuracy", target)
-    if not metric.startswith("valid_"):
-        raise InputError(f"target metric {metric!r}: expected a validation metric, such as 'valid_accuracy' or 'valid_loss'")
+    pair = tuple(target) if isinstance(target, (tuple, list)) else ("valid_accuracy", target)
+    if len(pair) != 2 or not isinstance(pair[0], str):
+        raise InputError(f"target={target!r}: expected an accuracy, or a metric and a value, such as ('valid_loss', 0.3)")
+    metric, value = pair
+    known = ["valid_accuracy", "valid_loss", *(f"valid_{name}" for name in metrics or {})]
+    check_choice("target metric", metric, known)
     if valid is None:
         raise InputError(f"target={value!r} is on validation data, and there is none: pass valid")
-    if metric == "valid_accuracy":
-        check_range("target", value, 0, 1)
+    check_range(
+        "target", value, 0 if metric == "valid_accuracy" else -math.inf, 1 if metric == "valid_accuracy" else math.inf
+    )
     return metric, float(value)
 
 
@@ -192,7 +204,7 @@ def _reaches(goal: tuple[str, float], record: dict[str, Any]) -> bool:
     metric, value = goal
     if metric not in record:
         known = ", ".join(key for key in record if key.startswith("valid_"))
-        raise InputError(f"target metric {metric!r} is not among this run's: {known}")
+        raise InputError(f"target metric {metric!r} has no meaning here: this run measures {known}")
     lower = any(word in metric for word in LOWER_IS_BETTER)
     return bool(record[metric] <= value if lower else record[metric] >= value)
 

@@ -30,7 +30,8 @@ class RunFolder:
 
     Args:
         path: made if it is not there.
-        force: remove what an earlier run left in it (its own files only), once this run has begun.
+        force: remove what an earlier run left in it (its own files only); input that is refused must cost no older run,
+            so make this after :func:`check_folder` and all other checks.
         resume: keep what is there.
 
     Raises:
@@ -38,11 +39,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Any, *, force: bool = False, resume: bool = False) -> None:
-        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-            raise InputError(f"run_dir={path!r}: expected the path of a folder; '.' is the current one")
-        self.path = Path(path)
+        self.path = check_folder(path, force=force, resume=resume)
         self.checkpoints = self.checkpoints_of(path)
-        check_folder(self.path, force=force, resume=resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -50,27 +48,16 @@ class RunFolder:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"cannot write to {str(self.path)!r} ({reason}): choose another folder") from None
-        self._old = _files(self.path) if force and not resume else {}
+        if force and not resume:
+            self._clear()
 
     @staticmethod
     def checkpoints_of(path: Any) -> Path:
         """Where a run in ``path`` keeps its checkpoints."""
         return Path(path) / "checkpoints"
 
-    def begin(self) -> None:
-        """Remove what is to be overwritten. Not before a run is assembled: input that is refused must cost no older run."""
-        old, self._old = self._old, {}
-        now = _files(self.path) if old else {}
-        for path, identity in old.items():
-            if now.get(path) == identity:  # else it is this run's already, such as its settings
-                path.unlink(missing_ok=True)
-        if old and self.checkpoints.is_dir():
-            with contextlib.suppress(OSError):  # it holds something of the user's
-                self.checkpoints.rmdir()
-
     def event(self, kind: str, facts: dict[str, Any]) -> None:
         """Add a line to ``events.jsonl``."""
-        self.begin()
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), "event": kind, **clean(facts)}) + "\n")
 
@@ -79,13 +66,23 @@ class RunFolder:
         from heptane.checkpoint import save_model
         from heptane.report.html import write_report
 
-        self.begin()
         save_model(result.model, self.path / "model.safetensors")
         record: dict[str, Any] = clean(self._record(result, run, about))
         write_text(self.path / "result.json", json.dumps(record, indent=1) + "\n")
         self.event("end", {"metrics": record["metrics"], "seconds": record["seconds"], "steps": record["steps"]})
         write_report(record, self.path / "report.html")
         return record
+
+    def _clear(self) -> None:
+        """Remove the files of an earlier run, and nothing of the user's."""
+        for path in (self.path / name for name in OWN):
+            if path.is_symlink() or path.is_file():
+                path.unlink()
+        for path in [path for pattern in CHECKPOINTS for path in self.checkpoints.glob(pattern)]:
+            path.unlink()
+        if self.checkpoints.is_dir():
+            with contextlib.suppress(OSError):  # it holds something of the user's
+                self.checkpoints.rmdir()
 
     def _record(self, result: Result, run: Run, about: dict[str, Any]) -> dict[str, Any]:
         from heptane import __version__
@@ -127,20 +124,16 @@ class RunFolder:
         }
 
 
-def _files(folder: Path) -> dict[Path, tuple[int, int]]:
-    """The files of a run in ``folder``, none of the user's, each with what changes when it is replaced."""
-    found = [folder / name for name in OWN] + [path for one in CHECKPOINTS for path in (folder / "checkpoints").glob(one)]
-    there = [path for path in found if path.is_symlink() or path.is_file()]
-    return {path: (path.lstat().st_ino, path.lstat().st_mtime_ns) for path in there}
-
-
-def check_folder(path: Path, *, force: bool = False, resume: bool = False) -> None:
-    """Refuse a folder that a run could not use, without making or changing anything.
+def check_folder(folder: Any, *, force: bool = False, resume: bool = False) -> Path:
+    """The folder as a path; refuse a folder that a run could not use, without making or changing anything.
 
     Raises:
         InputError: it holds a run already, is no folder, cannot be written, or its disk is full.
     """
-    there = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
+    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+        raise InputError(f"run_dir={folder!r}: expected the path of a folder; '.' is the current one")
+    path = Path(folder)
+    there = next(above for above in (path, *path.absolute().parents) if os.path.exists(above))
     if not there.is_dir():
         raise InputError(f"cannot write to {path} ({there} is a file, not a folder): choose another folder")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -151,6 +144,7 @@ def check_folder(path: Path, *, force: bool = False, resume: bool = False) -> No
     held = [name for name in OWN if os.path.lexists(path / name)]
     if held and not (force or resume):
         raise InputError(f"{path} already holds a run ({', '.join(held)}): choose another folder, or use --force")
+    return path
 
 
 def write_text(path: Path, text: str) -> None:

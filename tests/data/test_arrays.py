@@ -127,7 +127,10 @@ def test_uint8_that_is_no_image_keeps_its_values(load, shape):
         (Y.astype("f8"), torch.float32, None),
         (np.eye(4)[Y], torch.float32, 4),
         (np.eye(4)[Y].astype("?"), torch.float32, 4),
-        (X[:, :1], torch.float32, 1),
+        (X, torch.float32, None),
+        (X[:, :1], torch.float32, None),
+        (Y[:, None] / 3, torch.float32, 1),
+        (Y[:, None] > 1, torch.float32, 1),
     ],
 )
 def test_targets_are_classes_numbers_or_rows_by_their_kind(load, y, dtype, num_classes):

@@ -254,6 +254,7 @@ def test_images_of_one_size_keep_it_and_others_become_64_by_64(tmp_path):
     assert hp.load_data(tmp_path / "odd").input_shape == (3, 64, 64)
     assert hp.load_data(tmp_path / "same", image_size=16).input_shape == (3, 16, 16)
     assert hp.load_data(tmp_path / "odd", image_size=1).input_shape == (3, 1, 1)
+    assert hp.load_data(tmp_path / "odd", image_size=(10, 12)).input_shape == (3, 10, 12)
 
 
 @pytest.mark.parametrize(("width", "height", "box"), [(40, 20, (10, 0, 30, 20)), (20, 40, (0, 10, 20, 30))])

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 import heptane as hp
-from heptane.loop import micro_batches
+from heptane.assemble import Phase, assemble
+from heptane.loop import micro_batches, steps
 from heptane.tricks.data_parallel import Worker, check_replicas, launch, share_buffers, this_worker
 
 SAMPLES, CLASSES = 22, 3
@@ -129,6 +131,7 @@ def run_all(workers: int) -> dict[str, Any]:
     found["replicas"] = [replicas_after(change) for change in (None, "last bit", "all are NaN")]
     found["another number"] = refusal(hp.DataParallel(workers=workers + 5))
     found["off in a group"] = run({}, 1)
+    found["all-reduces"] = all_reduces(workers)
     return found
 
 
@@ -159,6 +162,29 @@ def replicas_after(change: str | None) -> str:
     except RuntimeError as error:
         return str(error)
     return "equal"
+
+
+def all_reduces(workers: int) -> int:
+    """How often the gradients of 3 steps of 4 micro-batches are summed over the workers."""
+    sums = []
+
+    def count(state, bucket):  # PyTorch refuses annotations that are text
+        sums.append(bucket.index())
+        return default_hooks.allreduce_hook(state, bucket)
+
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=workers))
+    one = assemble(mlp(), points(), tricks=tricks, optimizer=sgd, epochs=1, batch_size=8, accumulate=4)
+    enter = one.enter
+
+    def enter_and_count(phase: Phase) -> torch.nn.Module:
+        wrapped = enter(phase)
+        wrapped.register_comm_hook(None, count)
+        return wrapped
+
+    one.enter = enter_and_count  # type: ignore[method-assign]
+    for _ in steps(one):
+        pass
+    return len(sums)
 
 
 def refusal(trick: hp.DataParallel) -> str:
@@ -228,6 +254,10 @@ def test_another_number_of_workers_than_runs_is_refused(two: dict[str, Any]) -> 
         "or call heptane.fit, which starts them"
     )
     assert refusal(hp.DataParallel(workers=2)).startswith("DataParallel.workers=2, and 1 run")
+
+
+def test_the_workers_meet_once_per_step_not_once_per_micro_batch(several: dict[str, Any]) -> None:
+    assert several["all-reduces"] == 3
 
 
 def test_off_in_a_process_group_each_process_trains_alone(two: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ def evaluate(flags: argparse.Namespace) -> int:
     folder_of_images = len(shape) == 3 and Path(flags.data or settings["data"]).is_dir()
     data = load_data(
         flags.data or settings["data"],
-        image_size=shape[1] if folder_of_images else None,
+        image_size=(shape[1], shape[2]) if folder_of_images else None,
         valid_fraction=settings.get("valid_fraction"),
         skip_bad=flags.skip_bad or settings.get("skip_bad", False),
     )

@@ -7,13 +7,20 @@ import sys
 
 from heptane.tricks import KINDS
 
+COSTS = "Costs, and when it does not help"
+
 
 def tricks() -> int:
     """Print the seven."""
     from heptane.report.console import tricks_table
 
-    tricks_table([{"name": name, "title": title(name), **sections(name)} for name in KINDS])
+    tricks_table([_row(name) for name in KINDS])
     return 0
+
+
+def _row(name: str) -> dict[str, str]:
+    said = sections(name)
+    return {"name": name, "title": title(name), "fills": said["Meets the loop at"], COSTS.lower(): said[COSTS]}
 
 
 def title(name: str) -> str:
@@ -31,7 +38,7 @@ def sections(name: str, *, joined: bool = True) -> dict[str, str]:
         elif heading:
             found.setdefault(heading, []).append(line.strip())
     texts = {heading: "\n".join(lines).strip() for heading, lines in found.items()}
-    return {heading: " ".join(text.split()) if joined else text for heading, text in texts.items()}
+    return {heading: " ".join(text.replace("``", "").split()) if joined else text for heading, text in texts.items()}
 
 
 def _docstring(name: str) -> str:

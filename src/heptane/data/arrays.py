@@ -4,8 +4,8 @@ Inputs: uint8 of three dimensions are grey images (N, H, W); uint8 of four are i
 the last dimension is 1, 3 or 4 and the second is not. Images are scaled to [0, 1] and normalised per channel; any other
 numbers become float32 and keep their values.
 
-Targets: whole numbers (or 1-D booleans) are classes 0 to K-1; floats of shape (N,) are for regression; floats or
-booleans of shape (N, K) are soft targets or several labels per sample.
+Targets: whole numbers (or 1-D booleans) are classes 0 to K-1; booleans, or floats that all lie in [0, 1], of shape (N, K)
+are soft targets or several labels per sample; other floats, of shape (N,) or (N, K), are for regression.
 """
 
 from __future__ import annotations

@@ -223,33 +223,30 @@ def as_loader(data: Any, batch_size: int, part: Callable[[int], slice]) -> Itera
         part: from a number of samples to this worker's slice of them.
 
     Raises:
-        InputError: there is no sample at all, or ``data`` is of no accepted kind.
+        InputError: ``data`` is of no accepted kind, or its inputs and targets do not fit together.
     """
     check_range("batch_size", batch_size, 1, whole=True)
     utils = torch.utils.data
     if isinstance(data, utils.DataLoader):
         from heptane.data.loader import in_fixed_order
 
-        total = 0
         for batch in in_fixed_order(data):
             size = len(first_tensor(batch))
-            total += size
             mine = part(size)
             if mine == slice(0, size):
                 yield batch
             elif mine.stop > mine.start:
                 yield rows(batch, mine)
-        check_any(total)
         return
     if isinstance(data, utils.TensorDataset) and len(data.tensors) == 2:
         data = data.tensors
     if isinstance(data, (tuple, list)):
         data = pair(data)
-        mine = part(check_any(count_samples(data)))
+        mine = part(count_samples(data))
         for start in range(mine.start, mine.stop, batch_size):
             yield rows(data, slice(start, min(start + batch_size, mine.stop)))
         return
-    mine = part(check_any(check_dataset(data)))
+    mine = part(check_dataset(data))
     own = torch.Generator()  # so that reading leaves PyTorch's global one alone
     for batch in utils.DataLoader(utils.Subset(data, range(mine.start, mine.stop)), batch_size, generator=own):
         yield pair(batch)
@@ -273,13 +270,6 @@ def pair(data: Any) -> tuple[Any, Any]:
         found = f"{len(data)} items" if isinstance(data, (tuple, list)) else type(data).__name__
         raise InputError(f"data of {found}: expected two things, inputs and targets")
     return data[0], data[1]
-
-
-def check_any(num_samples: int) -> int:
-    """``num_samples``, or an error where it is 0."""
-    if num_samples == 0:
-        raise InputError("the data to evaluate on is empty: 0 samples")
-    return num_samples
 
 
 def check_batch(batch_size: int, num_samples: int) -> None:

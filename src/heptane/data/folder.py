@@ -1,7 +1,7 @@
 """Load a folder of images: ``ROOT/CLASS/*``, split by a seed, or ``ROOT/train/CLASS/*`` with ``valid`` and ``test``.
 
 Pixels become RGB, or one channel if every image is grey; 16-bit grey keeps its upper 8 bits. EXIF rotation is applied,
-transparency dropped, and of an animation only the first picture used. Each image is scaled so that its shorter side is
+transparency dropped, and of an animation only the first picture used. Each image is scaled until it covers
 ``image_size`` and cropped to the centre. Without ``image_size``, images that all share one size of at most 256 by 256
 keep it, and others become 64 by 64.
 """
@@ -40,8 +40,10 @@ class Sample(NamedTuple):
     path: Path
 
 
-def load_folder(root: Path, *, seed: int, image_size: int | None, valid_fraction: float | None, skip_bad: bool) -> Data:
-    """Load the images under ``root``; what is not split already is split by ``seed``, 80/10/10, evenly over classes.
+def load_folder(
+    root: Path, *, seed: int, image_size: tuple[int, int] | None, valid_fraction: float | None, skip_bad: bool
+) -> Data:
+    """Load the images under ``root``, of ``image_size`` (height, width); what is not split is split by ``seed``, 80/10/10.
 
     Raises:
         InputError: the layout is wrong, a class has no image, an image is bad, or memory is short.
@@ -143,14 +145,14 @@ def check_classes(samples: list[Sample], folders: dict[str, Path], classes: list
 
 
 def read_pixels(
-    samples: list[Sample], root: Path, image_size: int | None, bad: list[str] | None
+    samples: list[Sample], root: Path, image_size: tuple[int, int] | None, bad: list[str] | None
 ) -> tuple[list[Sample], torch.Tensor]:
     """The samples that can be read, and their pixels: uint8 (N, 1 or 3, H, W)."""
     probed = list(read_each(samples, probe, root, bad))
     sizes = {size for _, (size, _) in probed}
     width, height = sizes.pop() if len(sizes) == 1 else (math.inf, math.inf)
     if image_size is not None or max(width, height) > MAX_KEPT_SIZE:
-        width = height = image_size or DEFAULT_SIZE
+        height, width = image_size or (DEFAULT_SIZE, DEFAULT_SIZE)
     size, is_grey = (int(width), int(height)), all(grey for _, (_, grey) in probed)
     shape = (len(probed), 1 if is_grey else 3, size[1], size[0])
     check_memory(f"{str(root)!r} as float32 {shape}", 4 * math.prod(shape), "lower --image-size, or use a DataLoader")

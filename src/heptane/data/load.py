@@ -54,7 +54,7 @@ def load_data(
     name_or_path: str | os.PathLike[str],
     *,
     seed: int = 0,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     valid_fraction: float | None = None,
     skip_bad: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -66,7 +66,7 @@ def load_data(
         name_or_path: ``fashion-mnist``, ``digits``, a directory, or a file that ends in ``.npz``.
         seed: of the split into parts, in [0, 2**32). It is *not* the seed of a run: leave it alone between runs,
             so that runs with different seeds are judged on the same samples and can be compared.
-        image_size: height and width in pixels, in [1, 4096], for a folder; None picks one (see ``folder.py``).
+        image_size: pixels in [1, 4096], of height and width or a pair of both, for a folder; None picks (see ``folder.py``).
         valid_fraction: in (0, 1), the share to set aside for validation, of all the samples that are split: the
             60,000 of Fashion-MNIST, all of ``digits`` or a flat folder, else the training part. None: 1/12, 0.2, 0.1.
         skip_bad: leave out images that cannot be read, and say so in ``notes``, where otherwise they are an error.
@@ -79,8 +79,11 @@ def load_data(
     if not isinstance(name_or_path, (str, os.PathLike)) or not os.fspath(name_or_path):
         raise InputError(f"data={name_or_path!r}: expected a name ({', '.join(BUILT_IN)}), a directory or an .npz file")
     check_range("seed", seed, 0, 2**32 - 1, whole=True)
-    if image_size is not None:
-        check_range("image_size", image_size, 1, 4096, whole=True)
+    sides = () if image_size is None else image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    if image_size is not None and len(sides) != 2:
+        raise InputError(f"image_size={image_size!r}: expected one whole number, or a pair, (height, width)")
+    for side in sides:
+        check_range("image_size", side, 1, 4096, whole=True)
     if valid_fraction is not None:
         check_range("valid_fraction", valid_fraction, 0, 1, low_open=True, high_open=True)
     if fallback is not None:
@@ -90,7 +93,8 @@ def load_data(
     if path is not None and path.is_dir():
         from heptane.data.folder import load_folder
 
-        return load_folder(path, seed=seed, image_size=image_size, valid_fraction=valid_fraction, skip_bad=skip_bad)
+        size = (sides[0], sides[1]) if sides else None
+        return load_folder(path, seed=seed, image_size=size, valid_fraction=valid_fraction, skip_bad=skip_bad)
     if image_size is not None:
         raise InputError(f"image_size={image_size}: only a folder of images can be resized; leave it out for {name!r}")
     if path is not None:
@@ -108,6 +112,16 @@ def load_data(
             raise
         data = load_data(fallback, seed=seed, valid_fraction=valid_fraction, cache_dir=cache_dir)
         return replace(data, notes=(f"{name} could not be had, so this is {fallback} instead: {error}", *data.notes))
+
+
+def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) from one side or both."""
+    sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(sides) != 2:
+        raise InputError(f"image_size={image_size!r}: expected a whole number, or (height, width)")
+    for side in sides:
+        check_range("image_size", side, 1, 4096, whole=True)
+    return sides
 
 
 def existing_path(name: str) -> Path:

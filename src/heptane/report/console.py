@@ -9,10 +9,12 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from heptane.report import duration, figure, headline, is_finite, label, measure, section, settings_text, target_text
+from heptane.tricks import KINDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,13 +120,16 @@ def summary(result: Mapping[str, Any]) -> None:
 
 
 def tricks_table(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print what each trick fills, costs and does not help with, from ``name, title, fills, costs, does_not_help``."""
+    """Print the tricks: of each its ``title`` and ``name``, then whatever else a row holds, by its key."""
     console = _console(sys.stdout)
     for row in rows:
-        table = _grid(("", 15), ("", None))
-        table.add_row(*(_printable(row.get(key, ""), sys.stdout) for key in ("title", "name")), style="bold")
-        for key in ("fills", "costs", "does_not_help"):
-            table.add_row(f"  {label(key)}", _printable(row.get(key, ""), sys.stdout))
+        table = _grid(("", 16), ("", None))
+        table.add_row(
+            _printable(row.get("name", ""), sys.stdout), _printable(row.get("title", ""), sys.stdout), style="bold"
+        )
+        for key, text in row.items():
+            if key not in ("name", "title"):
+                table.add_row(f"  {_printable(key, sys.stdout)}", _printable(text, sys.stdout))
         console.print(table)
         console.print()
 
@@ -147,10 +152,17 @@ def _tricks_of_run(tricks: Iterable[Mapping[str, Any]]) -> Table:
     for trick in tricks:
         on = bool(trick.get("on"))
         title = _printable(label(str(trick.get("title") or trick.get("name") or "")), sys.stdout)
-        parts = [settings_text(section(trick, "settings")) if on else "", str(trick.get("why") or "")]
+        parts = [settings_text(_changed(trick)) if on else "", str(trick.get("why") or "")]
         text = _printable("; ".join(part for part in parts if part), sys.stdout)
         table.add_row(title, "on" if on else "off", text, style="" if on else "dim")
     return table
+
+
+def _changed(trick: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not the trick's own defaults; ``result.json`` and the report have them all."""
+    kind = KINDS.get(str(trick.get("name")))
+    defaults = {field.name: field.default for field in fields(kind)} if kind else {}
+    return {key: value for key, value in section(trick, "settings").items() if defaults.get(key, ...) != value}
 
 
 def _grid(*columns: tuple[str, int | None], heading: bool = False) -> Table:
