@@ -79,11 +79,7 @@ def load_data(
     if not isinstance(name_or_path, (str, os.PathLike)) or not os.fspath(name_or_path):
         raise InputError(f"data={name_or_path!r}: expected a name ({', '.join(BUILT_IN)}), a directory or an .npz file")
     check_range("seed", seed, 0, 2**32 - 1, whole=True)
-    sides = () if image_size is None else image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    if image_size is not None and len(sides) != 2:
-        raise InputError(f"image_size={image_size!r}: expected one whole number, or a pair, (height, width)")
-    for side in sides:
-        check_range("image_size", side, 1, 4096, whole=True)
+    size = None if image_size is None else check_size(image_size)
     if valid_fraction is not None:
         check_range("valid_fraction", valid_fraction, 0, 1, low_open=True, high_open=True)
     if fallback is not None:
@@ -93,7 +89,6 @@ def load_data(
     if path is not None and path.is_dir():
         from heptane.data.folder import load_folder
 
-        size = (sides[0], sides[1]) if sides else None
         return load_folder(path, seed=seed, image_size=size, valid_fraction=valid_fraction, skip_bad=skip_bad)
     if image_size is not None:
         raise InputError(f"image_size={image_size}: only a folder of images can be resized; leave it out for {name!r}")
@@ -118,10 +113,10 @@ def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) from one side or both."""
     sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     if len(sides) != 2:
-        raise InputError(f"image_size={image_size!r}: expected a whole number, or (height, width)")
+        raise InputError(f"image_size={image_size!r}: expected one whole number, or a pair, (height, width)")
     for side in sides:
         check_range("image_size", side, 1, 4096, whole=True)
-    return sides
+    return sides[0], sides[1]
 
 
 def existing_path(name: str) -> Path:
