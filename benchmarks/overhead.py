@@ -26,6 +26,10 @@ from results import save, spread
 
 SKIPPED_STEPS = 20
 Batches = tuple[Tensor, Tensor]
+KEPT: list[torch.library.Library] = []
+MISSING = ["nms", "qnms", "qroi_align", "deform_conv2d", "_deform_conv2d_backward"]
+MISSING += [f"{prefix}{kind}" for kind in ("roi_align", "roi_pool") for prefix in ("", "ps_")]
+MISSING += [f"_{prefix}{kind}_backward" for kind in ("roi_align", "roi_pool") for prefix in ("", "ps_")]
 
 
 class Timed(nn.Module):
@@ -81,6 +85,14 @@ def heptane_mixed(model: nn.Module, data: Batches, batch: int, steps: int) -> No
     heptane(model, data, batch, steps, hp.Tricks(mixed_precision=hp.MixedPrecision()))
 
 
+def declare_torchvision() -> None:
+    """Its PyPI build does not import beside a CPU build of PyTorch: some operators are missing. Their schemas are enough."""
+    library = torch.library.Library("torchvision", "DEF")
+    KEPT.append(library)
+    for name in MISSING:
+        library.define(f"{name}(Tensor x) -> Tensor")
+
+
 def lightning(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
     """As its documentation shows; logging, checkpoints and the progress bar are off, to its advantage."""
     import lightning as L
@@ -124,13 +136,13 @@ def accelerate(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
 
 
 def fastai(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
+    import fastai.callback.progress  # gives Learner its no_bar and no_logging
+    from fastai.callback.core import Callback, CancelFitException
+    from fastai.data.core import DataLoaders
+    from fastai.data.load import DataLoader as FastLoader
     from fastai.learner import Learner
     from fastai.optimizer import OptimWrapper
     from fastcore.basics import partial
-
-    from fastai.callback.core import CancelFitException, Callback  # isort: skip
-    from fastai.data.core import DataLoaders  # isort: skip
-    from fastai.data.load import DataLoader as FastLoader  # isort: skip
 
     class Stop(Callback):
         def after_batch(self) -> None:
@@ -207,6 +219,7 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES)
     flags = parser.parse_args()
     logging.getLogger("lightning").setLevel(logging.ERROR)
+    declare_torchvision()
     data = hp.load_data("fashion-mnist").train
     cases = {name: measure(name, flags.rounds, data) for name in CASES if flags.case in (None, name)}
     if flags.case is None:

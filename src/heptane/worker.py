@@ -35,7 +35,7 @@ def main(task: str, answer: str) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End now: threads of the process group that outlive it abort an ordinary exit, once in a while."""
+    """End now: what a traceback still holds, a DDP wrapper above all, may abort an ordinary exit and hide its code."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

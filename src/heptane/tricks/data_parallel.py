@@ -19,6 +19,8 @@ Costs, and when it does not help
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from dataclasses import dataclass
 
@@ -69,6 +71,8 @@ def join_group(device: str) -> Worker:
                 )
             torch.cuda.set_device(local)
         distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        # A DDP wrapper that outlives the interpreter, as garbage in a cycle does, may abort the process at its very end.
+        atexit.register(gc.collect)
     return this_worker()
 
 
