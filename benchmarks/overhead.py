@@ -136,7 +136,6 @@ def accelerate(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
 
 
 def fastai(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
-    import fastai.callback.progress  # gives Learner its no_bar and no_logging
     from fastai.callback.core import Callback, CancelFitException
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader as FastLoader

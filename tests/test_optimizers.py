@@ -35,6 +35,8 @@ def test_sgd_has_nesterov_momentum_by_default_and_none_where_asked() -> None:
 
 def test_weight_decay_reaches_the_optimizer() -> None:
     assert factory("sgd", 0.1, weight_decay=5e-4)(parameters()).defaults["weight_decay"] == 5e-4
+    assert factory("sgd", 0.1)(parameters()).defaults["weight_decay"] == 5e-4
+    assert factory("sgd", 0.1, weight_decay=0.0)(parameters()).defaults["weight_decay"] == 0
     assert factory("adamw", 0.1)(parameters()).defaults["weight_decay"] == 0.01
 
 

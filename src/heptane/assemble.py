@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heptane._lazy import torch
@@ -206,6 +206,9 @@ def _criterion(plan: Plan, model: torch.nn.Module, source: Source, sample: Any, 
     targets = source.targets if isinstance(source, Tensors) else sample[1]
     criterion, reason = choose_criterion(plan.loss, output, targets, tricks.label_smoothing)
     check_targets(criterion, output, targets)
+    if isinstance(criterion, CrossEntropy) and isinstance(source, Tensors) and targets.ndim == 1:
+        ignored = criterion.weight is not None or criterion.log_probs or bool((targets == criterion.ignore_index).any())
+        criterion = replace(criterion, all_count=not ignored)
     per_sample = tricks.mixup is not None and tricks.mixup.per_sample
     if per_sample and isinstance(criterion, Own) and not first_tensor(targets).is_floating_point():
         raise InputError("Mixup.per_sample=True with a loss of your own and integer targets: its mean cannot be weighted")

@@ -77,6 +77,7 @@ class CrossEntropy:
     ignore_index: int = IGNORE_INDEX
     class_dim: int | None = None
     log_probs: bool = False  # the outputs are, as for torch.nn.NLLLoss
+    all_count: bool = False  # logits, no weight, nothing ignored: the mean is PyTorch's own, without a guard against 0 / 0
     name: str = "cross_entropy"
 
     def __post_init__(self) -> None:
@@ -85,6 +86,8 @@ class CrossEntropy:
     def mean(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
         if isinstance(targets, MixedTargets):
             return self.total(output, targets) / divisor(self.count(targets))
+        if self.all_count and output.ndim == 2:
+            return torch.nn.functional.cross_entropy(output, targets, label_smoothing=self.eps)
         return self._loss(output, targets, self.eps, "mean")
 
     def total(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
@@ -246,10 +249,9 @@ class Own:
             return self._mean(output, targets)
         if targets.first.is_floating_point():
             return self._mean(output, blend(targets.first, targets.second, targets.lam))
-        lam = targets.lam[:1]
-        if bool((targets.lam != lam).any()):
+        if bool((targets.lam != targets.lam[:1]).any()):
             raise InputError("Mixup.per_sample=True with a loss of your own and integer targets: set it to False")
-        return blend(self._mean(output, targets.first), self._mean(output, targets.second), lam[0])
+        return blend(self._mean(output, targets.first), self._mean(output, targets.second), targets.lam[0])
 
     def total(self, output: Any, targets: Any) -> torch.Tensor:
         return self.mean(output, targets) * self.count(targets)

@@ -40,6 +40,12 @@ def check_range(
         raise InputError(f"{name}={value!r} is out of range: expected {wanted}")
 
 
+def check_bool(name: str, value: object) -> None:
+    """Raise :class:`InputError` unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={value!r}: expected True or False")
+
+
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise :class:`InputError` unless ``value`` is one of ``choices``; the message offers the nearest one."""
     known = list(choices)

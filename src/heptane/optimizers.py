@@ -1,4 +1,4 @@
-"""PyTorch's optimizers by name, with the learning rates that are a fair start for a batch of 256."""
+"""PyTorch's optimizers by name, with the learning rates that are a fair start for a batch of 128."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from heptane.errors import InputError, check_range, nearest
 if TYPE_CHECKING:
     from heptane.assemble import OptimizerFactory
 
-REFERENCE_BATCH = 256
+REFERENCE_BATCH = 128
 RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "nadam": 1e-3, "radam": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 PEAK = 4.0  # a cycle's peak may stand this far above a constant rate
-MOMENTUM = 0.9
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD
 NOT_HERE = ("optimizer", "lbfgs", "sparseadam")  # the base class; many losses per step; sparse gradients only
 
 
@@ -24,7 +24,7 @@ def names() -> dict[str, type[torch.optim.Optimizer]]:
 
 
 def default_rate(name: str, *, peak: bool) -> float:
-    """The learning rate for a batch of 256 where none is given; as the peak of a cycle it is 4 times as high.
+    """The learning rate for a batch of 128 where none is given; as the peak of a cycle it is 4 times as high.
 
     Raises:
         InputError: an optimizer without a default.
@@ -45,7 +45,7 @@ def factory(name: str, lr: float, *, momentum: float | None = None, weight_decay
         name: of a class in ``torch.optim``, in any case, such as "sgd" or "adamw".
         lr: learning rate, above 0.
         momentum: in [0, 1); None is 0.9 with Nesterov's form for SGD, and the optimizer's own default elsewhere.
-        weight_decay: at least 0; None is the optimizer's own default.
+        weight_decay: at least 0; None is 5e-4 for SGD, and the optimizer's own default elsewhere.
 
     Raises:
         InputError: an unknown name, with the nearest one, or a value out of range.
@@ -61,6 +61,7 @@ def factory(name: str, lr: float, *, momentum: float | None = None, weight_decay
     settings: dict[str, Any] = {"lr": lr}
     if name.lower() == "sgd":
         momentum = MOMENTUM if momentum is None else momentum
+        weight_decay = WEIGHT_DECAY if weight_decay is None else weight_decay
         settings["nesterov"] = momentum > 0
     if momentum is not None:
         check_range("momentum", momentum, 0, 1, high_open=True)

@@ -28,7 +28,7 @@ class Settings:
     """The model: resnet, resnet-wide, mlp, timm:NAME or package.module:factory. Default: resnet for images, else mlp."""
     epochs: float = 10.0
     """Passes over the training data, above 0; a fraction is allowed."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Samples per optimizer step, over all workers and micro-batches."""
     optimizer: str = "sgd"
     """An optimizer of torch.optim by name, such as sgd, adam or adamw."""
@@ -37,7 +37,7 @@ class Settings:
     momentum: float | None = None
     """Momentum, in [0, 1). Default: 0.9 for sgd, else the optimizer's own."""
     weight_decay: float | None = None
-    """Weight decay, at least 0. Default: the optimizer's own."""
+    """Weight decay, at least 0. Default: 5e-4 for sgd, else the optimizer's own."""
     loss: str | None = None
     """cross_entropy, binary_cross_entropy, mse, l1 or smooth_l1. Default: by the targets."""
     target: float | None = None

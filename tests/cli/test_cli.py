@@ -18,7 +18,7 @@ from PIL import Image
 from heptane.cli import main
 from heptane.tricks import KINDS
 
-FAST = ["--data", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "128"]
+FAST = ["--data", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "120"]
 
 
 def train(out: Path, *flags: str) -> int:
@@ -117,7 +117,7 @@ def test_rate_is_scaled_to_the_batch_only_where_the_default_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "run", "--dry-run") == 0
-    assert "reference_batch = 256" in capsys.readouterr().out
+    assert "reference_batch = 128" in capsys.readouterr().out
     assert train(tmp_path / "run", "--dry-run", "--lr", "0.2") == 0
     printed = capsys.readouterr().out
     assert "reference_batch" not in printed

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heptane.errors import InputError, check_choice, check_range
+from heptane.errors import InputError, check_bool, check_choice, check_range
 from heptane.schedule import ANNEALS, Rates, Schedule, constant, hold, piecewise
 
 SHAPES = ("one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts")
@@ -170,6 +170,7 @@ class Cyclical:
 
     def __post_init__(self) -> None:
         check_choice("Cyclical.shape", self.shape, SHAPES)
+        check_bool("Cyclical.cycle_momentum", self.cycle_momentum)
         check_range("Cyclical.start", self.start, 0, 1)
         check_range("Cyclical.final", self.final, 0, 1)
         _check_one_cycle("Cyclical.", self.warm_fraction, self.phases, self.anneal)

@@ -25,7 +25,7 @@ import os
 from dataclasses import dataclass
 
 from heptane._lazy import torch
-from heptane.errors import InputError, check_range
+from heptane.errors import InputError, check_bool, check_range
 from heptane.launch import launch as launch
 
 
@@ -139,8 +139,7 @@ class DataParallel:
             raise InputError(f"DataParallel.workers={self.workers!r}: expected 'auto' or a whole number in [1, inf)")
         if self.workers != "auto":
             check_range("DataParallel.workers", self.workers, 1, whole=True)  # type: ignore[arg-type]
-        if not isinstance(self.sync_batchnorm, bool):
-            raise InputError(f"DataParallel.sync_batchnorm={self.sync_batchnorm!r}: expected True or False")
+        check_bool("DataParallel.sync_batchnorm", self.sync_batchnorm)
         check_range("DataParallel.bucket_mib", self.bucket_mib, 0, low_open=True)
 
     def join(self, device: str) -> Worker:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heptane._lazy import np, torch
-from heptane.errors import InputError, check_range, nearest
+from heptane.errors import InputError, check_bool, check_range, nearest
 from heptane.randomness import generator
 
 if TYPE_CHECKING:
@@ -125,6 +125,9 @@ class Mixup:
     """Epochs at the end that train without blending, in [0, inf)."""
 
     def __post_init__(self) -> None:
+        check_bool("Mixup.per_sample", self.per_sample)
+        if self.layer is not None and (not isinstance(self.layer, str) or not self.layer):
+            raise InputError(f"Mixup.layer={self.layer!r}: expected the name of a module, or None for the inputs")
         check_range("Mixup.alpha", self.alpha, 0)
         check_range("Mixup.cutmix_alpha", self.cutmix_alpha, 0)
         check_range("Mixup.cutmix_probability", self.cutmix_probability, 0, 1)

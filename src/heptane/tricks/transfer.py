@@ -27,7 +27,7 @@ from math import ceil
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.errors import InputError, check_range
+from heptane.errors import InputError, check_bool, check_range
 from heptane.layers import depth_groups, find_head
 from heptane.weights import load_weights
 
@@ -222,8 +222,7 @@ class Transfer:
             object.__setattr__(self, "weights", os.fspath(self.weights))
         if self.weights is not None and (not isinstance(self.weights, str) or not self.weights):
             raise InputError(f"Transfer.weights={self.weights!r}: expected the path of a file, or None")
-        if not isinstance(self.swap_head, bool):
-            raise InputError(f"Transfer.swap_head={self.swap_head!r}: expected True or False")
+        check_bool("Transfer.swap_head", self.swap_head)
         check_range("Transfer.freeze", self.freeze, -1, whole=True)
         check_range("Transfer.unfreeze_every_epochs", self.unfreeze_every_epochs, 0)
         check_range("Transfer.rate_factor", self.rate_factor, 1)
