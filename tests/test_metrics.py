@@ -121,7 +121,7 @@ def test_reading_twice_gives_the_same_and_does_not_reset() -> None:
     meter = TrainMeter(CrossEntropy())
     meter.add(torch.eye(3), torch.arange(3))
     meter.add_step(0, torch.tensor(1.0), 3)
-    assert meter.read() == meter.read(everywhere=False) == {"train_loss": 1.0, "train_accuracy": 1.0}
+    assert meter.read() == meter.peek() == {"train_loss": 1.0, "train_accuracy": 1.0}
 
 
 def test_with_nothing_to_average_the_loss_is_not_a_number() -> None:

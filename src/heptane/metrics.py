@@ -9,7 +9,7 @@ from heptane.criterion import Criterion
 from heptane.tricks.data_parallel import all_sum
 from heptane.tricks.mixup import MixedTargets
 
-PENDING_ELEMENTS = 1 << 16  # of outputs kept before they are reduced: about 100 steps of 64 x 10, one step of a big model
+PENDING_ELEMENTS = 1 << 15  # of outputs kept before they are reduced: about 50 steps of 64 x 10, one step of a big model
 NONFINITE_LIMIT = 20  # steps with a loss that is not finite, after which training is stopped
 
 
@@ -76,15 +76,22 @@ class TrainMeter:
                 "lower the learning rate, clip gradients (clip_norm=1.0), or look at the inputs of that step"
             )
 
-    def read(self, *, everywhere: bool = True) -> dict[str, float]:
-        """The averages, over all workers (or this one's).
+    def peek(self) -> dict[str, float]:
+        """The averages of this worker as of the last reduction; a look leaves the sums, to the last bit, as they would be."""
+        return self._averages(self._sums)
+
+    def read(self) -> dict[str, float]:
+        """The averages, over all workers.
 
         ``train_loss``; where it has a meaning ``train_accuracy`` (under mixup ``train_accuracy_mixed``, weighted by the
         coefficients); with smoothing ``train_loss_unsmoothed``.
         """
         if self._losses:
             self.flush()
-        loss, size, plain, count, correct, out_of = (all_sum(self._sums.clone()) if everywhere else self._sums).tolist()
+        return self._averages(all_sum(self._sums.clone()))
+
+    def _averages(self, sums: torch.Tensor) -> dict[str, float]:
+        loss, size, plain, count, correct, out_of = sums.tolist()
         found = {"train_loss": loss / size if size else float("nan")}
         if _smooths(self.criterion) and count:
             found["train_loss_unsmoothed"] = plain / count

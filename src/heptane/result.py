@@ -128,13 +128,12 @@ class Recorder:
         if self.progress is None or now - self._shown_at < SHOW_SECONDS:
             return
         self._shown_at = now
-        averages = event.run.meter.read(everywhere=False)
+        averages = event.run.meter.peek()
         seconds = max(event.run.clock.train_seconds - self._began_seconds, 1e-9)
         rate = (event.step - self._began_at) * event.run.source.batch_size / seconds
+        loss = averages["train_loss"] if math.isfinite(averages["train_loss"]) else None
         accuracy = averages.get("train_accuracy", averages.get("train_accuracy_mixed"))
-        self.progress.update(
-            event.step, epoch=event.epoch, loss=averages["train_loss"], accuracy=accuracy, images_per_second=rate
-        )
+        self.progress.update(event.step, epoch=event.epoch, loss=loss, accuracy=accuracy, images_per_second=rate)
 
     def _record(self, event: Step) -> None:
         run = self.run
