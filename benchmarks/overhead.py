@@ -137,6 +137,7 @@ def accelerate(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
 
 def fastai(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
     from fastai.callback.core import Callback, CancelFitException
+    from fastai.callback.progress import ProgressCallback
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader as FastLoader
     from fastai.learner import Learner
@@ -152,7 +153,8 @@ def fastai(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
     few = FastLoader(TensorDataset(data[0][:batch], data[1][:batch]), bs=batch, num_workers=0)
     optimizer = partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)
     learner = Learner(DataLoaders(train, few), model, loss_func=nn.CrossEntropyLoss(), opt_func=optimizer, lr=0.05)
-    with learner.no_bar(), learner.no_logging():
+    learner.remove_cb(ProgressCallback)
+    with learner.no_logging():
         learner.fit(1, cbs=[Stop()])
 
 

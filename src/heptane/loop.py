@@ -86,12 +86,12 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
     One part is a mean, as in a loop written by hand. Of several, each is a sum over the *global* count of what is averaged,
     times the workers, whose gradients are averaged; they synchronise on their last part only.
     """
-    parts = micro_batches(run.worker.share(batch.size), run.plan.accumulate)
-    whole = run.worker.size == 1 and len(parts) == 1
+    whole = run.worker.size == 1 and min(run.plan.accumulate, batch.size) == 1
+    parts = [slice(None)] if whole else micro_batches(run.worker.share(batch.size), run.plan.accumulate)
     losses, count = [], None
     for part in parts:
-        empty = part.stop == part.start  # a batch smaller than the workers: take part in the all-reduce, weighing nothing
-        inputs, targets = run.mix.take(batch, slice(None) if whole else slice(0, 1) if empty else part, step)
+        empty = not whole and part.stop == part.start  # fewer samples than workers: it all-reduces, and weighs nothing
+        inputs, targets = run.mix.take(batch, slice(0, 1) if empty else part, step)
         if count is None and not whole:
             count = divisor(run.criterion.count(run.mix.targets(batch, step)))
         with nullcontext() if part is parts[-1] or run.worker.size == 1 else forward.no_sync():  # type: ignore[operator]

@@ -9,7 +9,7 @@ from heptane.criterion import Criterion
 from heptane.tricks.data_parallel import all_sum
 from heptane.tricks.mixup import MixedTargets
 
-PENDING_ELEMENTS = 1 << 15  # of outputs kept before they are reduced: about 50 steps of 64 x 10, one step of a big model
+PENDING_ELEMENTS = 1 << 16  # of outputs kept before they are reduced: about 100 steps of 64 x 10, one step of a big model
 NONFINITE_LIMIT = 20  # steps with a loss that is not finite, after which training is stopped
 
 
@@ -77,7 +77,7 @@ class TrainMeter:
             )
 
     def peek(self) -> dict[str, float]:
-        """The averages of this worker as of the last reduction; a look leaves the sums, to the last bit, as they would be."""
+        """The averages of this worker as of the last reduction; a look changes no bit of what :meth:`read` will give."""
         return self._averages(self._sums)
 
     def read(self) -> dict[str, float]:

@@ -95,10 +95,10 @@ class Batch:
         return self._place.move(self._gather(self._data[1], slice(None)))
 
     def _gather(self, data: Any, positions: Positions) -> Any:
+        whole = isinstance(positions, slice) and positions == slice(None)
         if self._indices is None:
-            whole = isinstance(positions, slice) and positions == slice(None)
             return data if whole else rows(data, positions)
-        chosen = self._indices[positions]
+        chosen = self._indices if whole else self._indices[positions]
         return each(lambda t: t.index_select(0, chosen.to(t.device)), data)
 
     def _draw(self, positions: Positions) -> torch.Tensor | None:
@@ -169,13 +169,12 @@ class Tensors:
         self.steps_per_epoch = math.ceil(self.num_samples / self.batch_size)
 
     def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
-        indices, data = torch.empty(0, dtype=torch.long), (self.inputs, self.targets)
+        data = self.inputs, self.targets
         for step in range(start, stop):
             epoch, at = divmod(step, self.steps_per_epoch)
             if at == 0 or step == start:
-                indices = order(self.num_samples, self.seed, epoch)
-            chosen = indices[at * self.batch_size : (at + 1) * self.batch_size]
-            yield step, Batch(data, chosen, len(chosen), place, step)
+                chosen = torch.split(order(self.num_samples, self.seed, epoch), self.batch_size)
+            yield step, Batch(data, chosen[at], len(chosen[at]), place, step)
 
     def sample(self, size: int) -> tuple[Any, Any]:
         return each(lambda t: t[:size], (self.inputs, self.targets))  # type: ignore[no-any-return]
