@@ -108,7 +108,7 @@ class Run:
     base_rates: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.meter = TrainMeter(self.criterion)
+        self.meter = TrainMeter(self.criterion, self.worker)
         self.base_rates = base_rates(self.optimizer)
         mine = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         # In the model's order, whatever the groups: a norm is a sum, and its last bit depends on the order.

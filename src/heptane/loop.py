@@ -14,7 +14,7 @@ from heptane.metrics import EvalMeter
 from heptane.modes import eval_mode, modes_of, put_back
 from heptane.randomness import seed_torch
 from heptane.schedule import set_rates
-from heptane.tricks.data_parallel import share_buffers, this_worker
+from heptane.tricks.data_parallel import ALONE, Worker, share_buffers
 from heptane.tricks.mixed_precision import Precision, evaluation
 
 if TYPE_CHECKING:
@@ -125,16 +125,18 @@ def evaluate_with(
     metrics: dict[str, Any] | None = None,
     batch_size: int = 512,
     place: Place | None = None,
+    worker: Worker = ALONE,
 ) -> dict[str, float]:
     """Loss, accuracy and torchmetrics of ``model`` on ``data``; the model's modes are put back as they were."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    meter, metrics = EvalMeter(criterion), {name: metric.to(device) for name, metric in (metrics or {}).items()}
+    meter, metrics = EvalMeter(criterion, worker), {name: metric.to(device) for name, metric in (metrics or {}).items()}
     for metric in metrics.values():
         metric.reset()
     precision, place = precision or Precision(), place or Place(device)
-    share_buffers(model)
+    if worker.size > 1:
+        share_buffers(model)
     with eval_mode(model), evaluation(precision):
-        for inputs, targets in as_loader(data, batch_size, this_worker().share):
+        for inputs, targets in as_loader(data, batch_size, worker.share):
             inputs, targets = place.inputs(inputs, None), place.move(targets)
             output = precision.full(model(inputs))
             meter.add(output, targets)

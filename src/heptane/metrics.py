@@ -6,7 +6,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.criterion import Criterion
-from heptane.tricks.data_parallel import all_sum
+from heptane.tricks.data_parallel import ALONE, Worker, all_sum
 from heptane.tricks.mixup import MixedTargets
 
 PENDING_ELEMENTS = 1 << 16  # of outputs kept before they are reduced: about 100 steps of 64 x 10, one step of a big model
@@ -16,8 +16,8 @@ NONFINITE_LIMIT = 20  # steps with a loss that is not finite, after which traini
 class TrainMeter:
     """Loss and accuracy since the last :meth:`reset`; ``add`` only stores references, so no step waits for it."""
 
-    def __init__(self, criterion: Criterion) -> None:
-        self.criterion = criterion
+    def __init__(self, criterion: Criterion, worker: Worker = ALONE) -> None:
+        self.criterion, self.worker = criterion, worker
         self.nonfinite, self.first_nonfinite = 0, -1
         self._pending: list[tuple[Any, Any]] = []
         self._complete = 0  # how many of them belong to steps that are noted
@@ -88,7 +88,7 @@ class TrainMeter:
         """
         if self._losses:
             self.flush()
-        return self._averages(all_sum(self._sums.clone()))
+        return self._averages(all_sum(self._sums.clone(), self.worker))
 
     def _averages(self, sums: torch.Tensor) -> dict[str, float]:
         loss, size, plain, count, correct, out_of = sums.tolist()
@@ -103,8 +103,8 @@ class TrainMeter:
 class EvalMeter:
     """Sums over an evaluation, each sample once over all workers."""
 
-    def __init__(self, criterion: Criterion) -> None:
-        self.criterion = criterion
+    def __init__(self, criterion: Criterion, worker: Worker = ALONE) -> None:
+        self.criterion, self.worker = criterion, worker
         self._sums = torch.zeros(4, dtype=torch.float64)
 
     def add(self, output: Any, targets: Any) -> None:
@@ -113,7 +113,7 @@ class EvalMeter:
 
     def read(self) -> dict[str, float]:
         """``loss`` (unsmoothed) and, where it has a meaning, ``accuracy``."""
-        plain, count, correct, out_of = all_sum(self._sums.clone()).tolist()
+        plain, count, correct, out_of = all_sum(self._sums.clone(), self.worker).tolist()
         found = {"loss": plain / count if count else float("nan")}
         if out_of:
             found["accuracy"] = correct / out_of

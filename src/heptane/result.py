@@ -88,7 +88,8 @@ class Recorder:
                     break
         run.clock.pause()
         _switch(run.optimizer, "eval")  # the weights that were evaluated are those that are kept
-        check_replicas(run.model)
+        if run.worker.size > 1:
+            check_replicas(run.model)
 
     def result(self, tricks: Tricks, test: Any) -> Result:
         """The result; the test set is read here, once."""
@@ -169,6 +170,7 @@ class Recorder:
             precision=self.run.precision,
             metrics=self.metrics,
             place=self.run.place,
+            worker=self.run.worker,
         )
         self.evaluate_seconds += clock.train_seconds
         return found

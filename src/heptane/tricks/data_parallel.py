@@ -46,6 +46,9 @@ class Worker:
         return slice(self.rank * num_samples // self.size, (self.rank + 1) * num_samples // self.size)
 
 
+ALONE = Worker()
+
+
 def this_worker() -> Worker:
     """The worker this process is; the only one where no process group was started."""
     distributed = torch.distributed
@@ -70,15 +73,15 @@ def join_group(device: str) -> Worker:
                     f"DataParallel.workers: {found} GPU(s) found, and none for worker {local}; start at most {found}"
                 )
             torch.cuda.set_device(local)
-        distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
         # A DDP wrapper that outlives the interpreter, as garbage in a cycle does, may abort the process at its very end.
         atexit.register(gc.collect)
     return this_worker()
 
 
-def all_sum(value: torch.Tensor) -> torch.Tensor:
-    """The sum of ``value`` over all workers, in place."""
-    if this_worker().size > 1:
+def all_sum(value: torch.Tensor, worker: Worker) -> torch.Tensor:
+    """The sum of ``value`` over all workers, in place; of a worker alone, whatever group its process is in, as it is."""
+    if worker.size > 1:
         torch.distributed.all_reduce(value)
     return value
 
