@@ -1,0 +1,73 @@
+"""What needs a CUDA device: NCCL, fp16 with loss scaling, bf16, compilation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import heptane as hp
+from heptane.models import resnet
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+
+def images(num_samples: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (num_samples,), generator=random)
+    patterns = torch.randn(4, 1, 12, 12, generator=random)
+    return patterns[labels] + 0.5 * torch.randn(num_samples, 1, 12, 12, generator=random), labels
+
+
+def fit(tricks: hp.Tricks, **settings: object) -> hp.Result:
+    torch.manual_seed(0)
+    data = images()
+    sgd = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731
+    return hp.fit(resnet(4), data, data, optimizer=sgd, epochs=4, batch_size=64, tricks=tricks, **settings)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "auto"])
+def test_every_precision_learns_on_the_gpu(dtype: str) -> None:
+    result = fit(hp.Tricks(mixed_precision=hp.MixedPrecision(dtype=dtype), cyclical=hp.Cyclical()))
+    assert next(result.model.parameters()).device.type == "cuda"
+    assert all(p.dtype is torch.float32 for p in result.model.parameters())
+    assert result.metrics["valid_accuracy"] > 0.9
+
+
+def test_fp16_counts_the_steps_that_a_scale_too_large_skips() -> None:
+    result = fit(hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp16", scale=2.0**60)))
+    assert result.steps["skipped"] > 0
+    assert result.steps["applied"] == result.steps["planned"] == 32
+    assert result.metrics["valid_accuracy"] > 0.9
+
+
+def test_off_is_plain_on_the_gpu() -> None:
+    data, torch.backends.cudnn.deterministic = images(), True
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).cuda()
+    by_hand = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(144, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)
+    ).cuda()
+    by_hand.load_state_dict(model.state_dict())
+    sgd = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731
+    for _ in hp.train(model, data, optimizer=sgd, epochs=1, batch_size=64):
+        pass
+    optimizer, order = sgd(by_hand.parameters()), hp.order(512, seed=0, epoch=0)
+    for rows in order.split(64):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(by_hand(data[0][rows].cuda()), data[1][rows].cuda()).backward()
+        optimizer.step()
+    for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_compiled_learns() -> None:
+    assert fit(hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="bf16")), compile=True).metrics["valid_accuracy"] > 0.9
+
+
+def test_nccl_with_as_many_workers_as_gpus() -> None:
+    workers = torch.cuda.device_count()
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=workers), mixed_precision=hp.MixedPrecision(dtype="bf16"))
+    assert fit(tricks).metrics["valid_accuracy"] > 0.9
