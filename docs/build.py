@@ -85,7 +85,9 @@ def _accuracy() -> list[str]:
     for name, what in (("small", "small ResNet, 4 epochs"), ("wide", "wide ResNet, 16 epochs")):
         if found := read(name):
             test, seconds = found["test_accuracy"], found["train_seconds"]["median"]
-            figure = f"{100 * test['mean']:.2f}% ± {100 * test['std']:.2f} (mean ± std of {len(found['seeds'])} seeds)"
+            count = len(found["seeds"])
+            of = f" ± {100 * test['std']:.2f} (mean ± std of {count} seeds)" if count > 1 else " (one seed)"
+            figure = f"{100 * test['mean']:.2f}%{of}"
             machine = f"{found['environment']['threads']} threads, {found['environment']['cpu']}"
             rows.append(
                 f"| Fashion-MNIST test accuracy, {what}, {seconds:.0f} s of training ({machine}) | {figure} | {link(name)} |"
