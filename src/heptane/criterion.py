@@ -156,15 +156,11 @@ class CrossEntropy:
         return (output.argmax(dim) == truth) & valid, valid
 
 
-@dataclass(frozen=True)
-class Elementwise:
-    """A mean over elements, which takes ``reduction=``: multi-label and regression losses. Outputs match targets' shape."""
+class _Reduced:
+    """The forms of a loss that is one function of (output, targets, eps, reduction)."""
 
-    name: str
-    function: Loss
-    eps: float = 0.0
-    multi_label: bool = False
-    pos_weight: torch.Tensor | None = None
+    eps: float
+    _loss: Callable[..., torch.Tensor]
 
     def mean(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
         return self._loss(output, targets, self.eps, "mean")
@@ -174,6 +170,17 @@ class Elementwise:
 
     def plain(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
         return self._loss(output, targets, 0.0, "sum")
+
+
+@dataclass(frozen=True)
+class Elementwise(_Reduced):
+    """A mean over elements, which takes ``reduction=``: multi-label and regression losses. Outputs match targets' shape."""
+
+    name: str
+    function: Loss
+    eps: float = 0.0
+    multi_label: bool = False
+    pos_weight: torch.Tensor | None = None
 
     def count(self, targets: Any) -> float:
         return float((targets.first if isinstance(targets, MixedTargets) else targets).numel())
@@ -209,22 +216,13 @@ class Elementwise:
 
 
 @dataclass(frozen=True)
-class Ctc:
+class Ctc(_Reduced):
     """CTC: outputs are log-probabilities (T, N, C); targets (labels (N, S), input lengths (N,), target lengths (N,))."""
 
     eps: float = 0.0
     blank: int = 0
     zero_infinity: bool = False
     name: str = "ctc"
-
-    def mean(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
-        return self._loss(output, targets, self.eps, "mean")
-
-    def total(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
-        return self._loss(output, targets, self.eps, "sum")
-
-    def plain(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
-        return self._loss(output, targets, 0.0, "sum")
 
     def count(self, targets: Any) -> float:
         return float(len(targets[1]))
@@ -233,8 +231,9 @@ class Ctc:
         return None
 
     def _loss(self, output: torch.Tensor, targets: Any, eps: float, reduction: str) -> torch.Tensor:
-        kind = {"blank": self.blank, "zero_infinity": self.zero_infinity, "reduction": reduction}
-        return smooth_ctc_loss(output, *targets, eps=eps, **kind)  # type: ignore[arg-type]
+        return smooth_ctc_loss(
+            output, *targets, eps=eps, blank=self.blank, zero_infinity=self.zero_infinity, reduction=reduction
+        )
 
 
 @dataclass(frozen=True)
