@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: help demo test test-all lint wide transfer overhead accuracy imports benchmarks clean
+.PHONY: help demo test test-all lint wide transfer overhead accuracy imports clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
