@@ -7,6 +7,7 @@ from heptane.data.batches import order
 from heptane.errors import InputError
 from heptane.fit import evaluate, fit, train
 from heptane.loop import Step
+from heptane.race import RaceResult, race
 from heptane.result import Result
 from heptane.schedule import as_scheduler, join, multiply
 from heptane.tricks import Tricks
@@ -31,6 +32,7 @@ __all__ = [
     "LabelSmoothing",
     "MixedPrecision",
     "Mixup",
+    "RaceResult",
     "Result",
     "Step",
     "Transfer",
@@ -49,6 +51,7 @@ __all__ = [
     "order",
     "param_groups",
     "precision",
+    "race",
     "scale_lr",
     "smooth",
     "smooth_ctc_loss",

@@ -17,6 +17,7 @@ from heptane.errors import InputError, check_range
 from heptane.launch import launch
 from heptane.layers import find_head
 from heptane.loop import Step, evaluate_with, steps
+from heptane.report.console import Progress
 from heptane.result import Recorder, Result, check_target
 from heptane.run_folder import RunFolder, check_folder, write_text
 from heptane.tricks import Tricks
@@ -84,6 +85,7 @@ def fit(
     loss: str | Loss | None = None,
     tricks: Tricks | None = None,
     target: float | tuple[str, float] | None = None,
+    max_seconds: float | None = None,
     seed: int = 0,
     run_dir: Any = None,
     resume: bool = False,
@@ -95,7 +97,7 @@ def fit(
     evaluate_every_epochs: float = 1.0,
     compile: bool = False,
     device: str | None = None,
-    progress: bool = False,
+    progress: bool | Progress = False,
     force: bool = False,
     about: dict[str, Any] | None = None,
     started: float | None = None,
@@ -113,6 +115,8 @@ def fit(
             numbers: mean squared error); or a name, a ``torch.nn`` loss, or ``function(outputs, targets) -> mean``.
         tricks: the seven; all off by default, which is plain PyTorch, bit for bit.
         target: stop when a validation metric reaches this: an accuracy, or ("valid_loss", 0.3).
+        max_seconds: stop after so many seconds of training, above 0, with a last evaluation; several workers look at the
+            clock only where ``valid`` is evaluated.
         seed: order, augmentation, mixup and dropout are functions of (seed, step). It does not build your model.
         run_dir: a folder for the result, the report, the weights and checkpoints; refused if it holds a run.
         resume: go on from the last checkpoint in ``run_dir``.
@@ -123,7 +127,8 @@ def fit(
         evaluate_every_epochs: how often ``valid`` is evaluated.
         compile: ``torch.compile`` the model; compiling is on the clock.
         device: such as "cpu"; None takes the GPU where there is one.
-        progress: show a progress bar, or a line per epoch where there is no terminal.
+        progress: show a progress bar, or a line per epoch where there is no terminal; or a display of your own with the
+            methods of :class:`heptane.report.console.Progress`.
         force: overwrite a run in ``run_dir``.
         about: facts for the run's record: command, data, model, settings, reasons, notes.
         started: ``time.time()`` from which the wall clock counts; None for now.
@@ -145,6 +150,8 @@ def fit(
     tricks = check_tricks(tricks)
     goal = check_target(target, valid, metrics)
     check_range("evaluate_every_epochs", evaluate_every_epochs, 0, low_open=True)
+    if max_seconds is not None:
+        check_range("max_seconds", max_seconds, 0, low_open=True)
     if resume and run_dir is None:
         raise InputError("resume=True goes on from a run_dir, and there is none: pass run_dir")
     if run_dir is not None:
@@ -175,7 +182,7 @@ def fit(
     folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and run.worker.rank == 0 else None
     if folder and about and "settings_toml" in about:
         write_text(folder.path / "settings.toml", about["settings_toml"])
-    recorder = Recorder(run, valid, metrics, goal, folder, evaluate_every_epochs, progress)
+    recorder = Recorder(run, valid, metrics, goal, folder, evaluate_every_epochs, progress, max_seconds)
     recorder.go(saved)
     result = recorder.result(tricks, test)
     if folder:

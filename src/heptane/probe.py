@@ -14,6 +14,7 @@ from heptane.criterion import Criterion
 from heptane.errors import InputError
 from heptane.tricks.mixed_precision import MixedPrecision
 
+NOTHING_PAYS = "no other variant pays here"
 WORTH = 0.95  # a variant is taken when its step takes at most this share of the plain one's: below that it is noise
 
 
@@ -68,7 +69,7 @@ def choose_precision(
     if seconds[best] > WORTH * seconds[plain]:
         best = plain
     figures = ", ".join(f"{_label(*v)} {1000 * s:.3g} ms" for v, s in seconds.items())
-    verdict = "no other variant pays here" if best == plain else "the fastest here"
+    verdict = NOTHING_PAYS if best == plain else "the fastest here"
     return (*best, f"{_label(*best)}: {verdict}, by the time of a step ({figures})")
 
 

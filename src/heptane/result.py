@@ -17,7 +17,7 @@ from heptane.loop import Step, evaluate_with, steps
 from heptane.report.console import Progress
 from heptane.run_folder import RunFolder
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import check_replicas
+from heptane.tricks.data_parallel import all_sum, check_replicas
 
 SHOW_SECONDS = 0.25
 LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "perplexity")
@@ -56,15 +56,18 @@ class Recorder:
         goal: tuple[str, float] | None,
         folder: RunFolder | None,
         every_epochs: float,
-        progress: bool,
+        progress: bool | Progress,
+        max_seconds: float | None = None,
     ) -> None:
         self.run, self.valid, self.metrics, self.goal, self.folder = run, valid, metrics, goal, folder
+        self.max_seconds = max_seconds
         self.every_steps = max(1, round(every_epochs * run.source.steps_per_epoch))
         self.history: list[dict[str, Any]] = []
         self.reached: float | None = None
         self.evaluate_seconds = 0.0
-        shown = progress and run.worker.rank == 0
-        self.progress = Progress(run.total_steps) if shown else None
+        self.progress: Progress | None = None
+        if progress and run.worker.rank == 0:
+            self.progress = Progress(run.total_steps) if progress is True else progress
         self._shown_at, self._began_at, self._began_seconds = -math.inf, 0, 0.0
 
     def go(self, saved: Any) -> None:
@@ -81,10 +84,12 @@ class Recorder:
         with self.progress or nullcontext():
             for event in steps(run, start):
                 self._show(event)
-                if event.step % self.every_steps and event.step != run.total_steps:
+                planned = event.step % self.every_steps == 0 or event.step == run.total_steps
+                out_of_time = self._out_of_time(planned)
+                if not (planned or out_of_time):
                     continue
                 self._record(event)
-                if self.reached is not None:
+                if self.reached is not None or out_of_time:
                     break
         run.clock.pause()
         _switch(run.optimizer, "eval")  # the weights that were evaluated are those that are kept
@@ -123,6 +128,16 @@ class Recorder:
             why=run.why,
             notes=run.notes,
         )
+
+    def _out_of_time(self, planned: bool) -> bool:
+        """Whether the training clock is past its limit; several workers ask rank 0's, at the planned evaluations only."""
+        run = self.run
+        if self.max_seconds is None or (run.worker.size > 1 and not planned):
+            return False
+        late = run.clock.train_seconds >= self.max_seconds
+        if run.worker.size == 1:
+            return late
+        return bool(all_sum(torch.tensor(float(late and run.worker.rank == 0), device=run.place.device), run.worker))
 
     def _show(self, event: Step) -> None:
         now = time.monotonic()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 CHECKPOINTS = ("step-*.safetensors", ".step-*.safetensors.*")  # the second: left by a process killed while writing
-OWN = ("result.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml", "checkpoints")
+OWN = ("result.json", "race.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml", "checkpoints")
 LEAST_FREE_BYTES = 64 << 20
 
 

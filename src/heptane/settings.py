@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -77,6 +78,58 @@ class Settings:
                 check_range(name, getattr(self, name), 0, high, low_open=low_open)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RaceSettings:
+    """The settings of ``heptane race`` beside those of a run."""
+
+    arms: str = "every"
+    """Which arms: every, or names joined by commas: plain, all, all-TRICK, plain+TRICK."""
+    seeds: int = 3
+    """How many seeds, at least 1; below 5 the intervals are weak."""
+    budget: str | None = None
+    """Time for the whole race, such as 90s, 20m or 2h; what does not fit is left out, and said."""
+    accuracy: str | None = None
+    """Race for the best validation accuracy within this training time, such as 60s, in place of a target."""
+    tune: int = 3
+    """Trials per side before the race: rates for plain, lengths of a cycle for the tricks. 0: none."""
+    peak: float = 4.0
+    """Peak of a cycle, in multiples of --lr, plain's rate; above 0."""
+    cycle_epochs: float | None = None
+    """Length of the arms with a cycle, in epochs. Default: tuned, at most --epochs."""
+
+    @property
+    def arm_names(self) -> list[str] | None:
+        """The names that were given, or None for every arm."""
+        return None if self.arms == "every" else [name.strip() for name in self.arms.split(",") if name.strip()]
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """``budget`` in seconds."""
+        return None if self.budget is None else parse_duration("budget", self.budget)
+
+    @property
+    def accuracy_seconds(self) -> float | None:
+        """``accuracy`` in seconds."""
+        return None if self.accuracy is None else parse_duration("accuracy", self.accuracy)
+
+
+def parse_duration(name: str, text: str) -> float:
+    """Seconds of a time such as ``90``, ``90s``, ``20m`` or ``1.5h``.
+
+    Raises:
+        InputError: it is not one, or not above 0.
+
+    Example:
+        >>> parse_duration("budget", "20m")
+        1200.0
+    """
+    found = re.fullmatch(r"([\d.]+)\s*(s|m|min|h)?", text.strip())
+    number = _float(found[1]) if found else None
+    if not found or number is None or not 0 < number < 1e9:
+        raise InputError(f"{name}={text!r}: expected a time above 0, such as 90s, 20m or 1.5h")
+    return number * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2] or "s"]
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which tricks were asked for: a preset or a list, settings per trick, and those turned off."""
@@ -141,25 +194,28 @@ def read_file(path: str | Path) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"config={str(path)!r} is not TOML: {error}") from None
-    known = [field.name for field in fields(Settings)]
+    tables = {**KINDS, "race": RaceSettings}
+    known = [*(field.name for field in fields(Settings)), *tables, "tricks"]
     for name, value in content.items():
-        if name not in (*known, *KINDS, "tricks"):
-            raise InputError(f"config {str(path)!r}: {name!r} is not known{nearest(name, [*known, *KINDS, 'tricks'])}")
-        if name in KINDS:
+        if name not in known:
+            raise InputError(f"config {str(path)!r}: {name!r} is not known{nearest(name, known)}")
+        if name in tables:
             if not isinstance(value, dict):
                 raise InputError(f"config {str(path)!r}: {name}={value!r}: expected a table, [{name}]")
-            inner = [field.name for field in fields(KINDS[name])]
+            inner = [field.name for field in fields(tables[name])]
             for key in value:
                 if key not in inner:
                     raise InputError(f"config {str(path)!r}: {name}.{key} is not known{nearest(key, inner)}")
     return content
 
 
-def to_toml(settings: Settings, tricks: Tricks) -> str:
-    """The file that repeats a run: every setting, and the tricks that were on with all of theirs."""
+def to_toml(settings: Settings, tricks: Tricks, race: RaceSettings | None = None) -> str:
+    """The file that repeats a run or a race: every setting, and the tricks that were on with all of theirs."""
     import tomli_w
 
     content = {name: value for name, value in asdict(settings).items() if value is not None}
+    if race is not None:
+        content["race"] = {name: value for name, value in asdict(race).items() if value is not None}
     content["tricks"] = tricks.on
     for name in tricks.on:
         own = vars(getattr(tricks, name))

@@ -1,4 +1,4 @@
-"""``heptane train | evaluate | tricks``. Exit codes: 0 done; 2 wrong input; 3 target not reached; 130 interrupted."""
+"""``heptane train | race | evaluate | tricks``. Exit codes: 0 done; 2 wrong input; 3 target not reached; 130 interrupted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from heptane.cli.flags import Parser, add_evaluate, add_train, add_tricks
+from heptane.cli.flags import Parser, add_evaluate, add_race, add_train, add_tricks
 from heptane.errors import InputError
 
 DONE, FAILED, WRONG_INPUT, NOT_REACHED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -17,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="heptane", description="Seven tricks that make a PyTorch model train in a fraction of the time.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     add_train(commands)
+    add_race(commands)
     add_evaluate(commands)
     add_tricks(commands)
     try:
@@ -45,6 +46,10 @@ def _run(parser: Parser, arguments: list[str]) -> int:
         from heptane.cli.evaluate import evaluate
 
         return evaluate(flags)
+    if flags.command == "race":
+        from heptane.cli.race import race
+
+        return race(flags, ["heptane", *arguments])
     from heptane.cli.train import train
 
     return train(flags, ["heptane", *arguments])

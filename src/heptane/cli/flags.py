@@ -7,7 +7,7 @@ from dataclasses import Field, fields
 from typing import Any, NoReturn
 
 from heptane.errors import InputError, nearest
-from heptane.settings import Settings, convert, field_docs
+from heptane.settings import RaceSettings, Settings, convert, field_docs
 from heptane.tricks import KINDS
 
 SEPARATOR = "."
@@ -40,16 +40,44 @@ def add_train(commands: Any) -> None:
         help="train a model with the tricks, and write a report",
         description="Train a model with the tricks; writes result.json, report.html, the weights and a settings file.",
     )
-    general = parser.add_argument_group("run")
+    _add_settings(parser, "run")
+    _add_files(parser, "run")
+    _add_tricks(parser)
+
+
+def add_race(commands: Any) -> None:
+    """``heptane race``."""
+    parser: Parser = commands.add_parser(
+        "race",
+        help="race plain training against the tricks: how much faster, and what each trick is worth",
+        description="Race plain training against the tricks to a target, on this model, data and machine; "
+        "writes race.json, report.html and a settings file.",
+    )
+    race = parser.add_argument_group("race")
+    for field in fields(RaceSettings):
+        _add_field(race, field, "", field_docs(RaceSettings)[field.name])
+    _add_settings(parser, "each run")
+    _add_files(parser, "race")
+    _add_tricks(parser)
+
+
+def _add_settings(parser: Parser, title: str) -> None:
+    general = parser.add_argument_group(title)
     for field in fields(Settings):
         _add_field(general, field, "", field_docs(Settings).get(field.name, ""))
+
+
+def _add_files(parser: Parser, what: str) -> None:
     files = parser.add_argument_group("files")
-    files.add_argument("--out", metavar="DIR", help="Where the run's files go. Default: runs/DATA-MODEL-TIME.")
+    files.add_argument("--out", metavar="DIR", help=f"Where the {what}'s files go. Default: runs/DATA-MODEL-TIME.")
     files.add_argument("--config", metavar="FILE", help="Settings from a TOML file; flags given beside it win.")
-    files.add_argument("--resume", metavar="DIR", help="Go on with the run in DIR; needs no other flag.")
+    files.add_argument("--resume", metavar="DIR", help=f"Go on with the {what} in DIR; needs no other flag.")
     files.add_argument("--force", action="store_true", help="Replace the run that --out holds.")
     files.add_argument("--fallback", metavar="DATA", help="Built-in data to use where --data cannot be had.")
     files.add_argument("--dry-run", action="store_true", help="Print what would be done, and stop.")
+
+
+def _add_tricks(parser: Parser) -> None:
     tricks = parser.add_argument_group("tricks")
     tricks.add_argument(
         "--tricks", metavar="SET", help="none, recommended, or NAME,NAME,... Default: recommended. Flags below add to it."
@@ -89,6 +117,11 @@ def given(flags: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str
     own = _typed(Settings, values, "")
     tricks = {name: _typed(kind, values, f"{name.replace('_', '-')}.") for name, kind in KINDS.items()}
     return own, {name: settings for name, settings in tricks.items() if settings}
+
+
+def given_race(flags: argparse.Namespace) -> dict[str, Any]:
+    """The race's own settings that were given as flags, in their types."""
+    return _typed(RaceSettings, vars(flags), "")
 
 
 def _typed(kind: type[Any], values: dict[str, Any], prefix: str) -> dict[str, Any]:

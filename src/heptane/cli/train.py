@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from heptane.cli.flags import given
+from heptane.cli.flags import given, given_race
 from heptane.clock import process_start
 from heptane.data import Data, load_data
 from heptane.errors import InputError
@@ -20,31 +20,22 @@ from heptane.tricks import KINDS, Tricks, recommend
 
 def train(flags: argparse.Namespace, command: list[str]) -> int:
     """Train as the flags say; returns the exit code."""
-    settings, wanted = read(flags)
-    out = Path(flags.resume or flags.out or _folder(settings))
-    _check_out(out, flags)
-    data = load_data(
-        settings.data,
-        image_size=settings.image_size,
-        valid_fraction=settings.valid_fraction,
-        skip_bad=settings.skip_bad,
-        fallback=flags.fallback,
-    )
-    settings = replace(settings, model=settings.model or _default_model(data))
-    settings, tricks, reasons = _decide(settings, wanted, data)
-    for note in data.notes:
-        print(f"note: {note}", file=sys.stderr)
+    settings, wanted, _ = read(flags)
+    out = out_folder(settings, flags)
+    data = load(settings, flags)
+    settings = replace(settings, model=settings.model or default_model(data))
+    settings, tricks, reasons = decide(settings, wanted, data)
     if flags.dry_run:
         _print_plan(settings, data, tricks, reasons)
         return 0
     return _fit(settings, data, tricks, out, flags, {"command": shlex.join(command), "reasons": reasons})
 
 
-def read(flags: argparse.Namespace) -> tuple[Settings, Choice]:
-    """The settings and the tricks asked for: the defaults, then the file, then the flags."""
+def read(flags: argparse.Namespace, **defaults: Any) -> tuple[Settings, Choice, dict[str, Any]]:
+    """The settings, the tricks asked for and the settings of a race: the defaults, then the file, then the flags."""
     own, tricks = given(flags)
     if flags.resume:
-        if own or tricks or flags.config or flags.tricks or flags.out or flags.off:
+        if own or tricks or given_race(flags) or flags.config or flags.tricks or flags.out or flags.off:
             raise InputError("--resume goes on with the settings of that run: leave out the other flags")
         flags.config = str(Path(flags.resume) / "settings.toml")
         if not Path(flags.config).exists():
@@ -65,11 +56,13 @@ def read(flags: argparse.Namespace) -> tuple[Settings, Choice]:
         n: {**from_file.get(n, {}), **tricks.get(n, {})} for n in KINDS if n in tricks or (n in from_file and n not in off)
     }
     base = flags.tricks or content.get("tricks", "recommended")
-    return Settings(**{**typed, **own}), choice(base, merged, off)
+    return Settings(**{**defaults, **typed, **own}), choice(base, merged, off), content.get("race", {})
 
 
-def _decide(settings: Settings, wanted: Choice, data: Data) -> tuple[Settings, Tricks, dict[str, str]]:
-    """The learning rate and the tricks of this run, and why."""
+def decide(
+    settings: Settings, wanted: Choice, data: Data, *, constant: bool = False
+) -> tuple[Settings, Tricks, dict[str, str]]:
+    """The learning rate (a constant one, or the peak where a cycle is on) and the tricks of this run, and why."""
     from heptane import optimizers
     from heptane._lazy import torch
 
@@ -86,53 +79,33 @@ def _decide(settings: Settings, wanted: Choice, data: Data) -> tuple[Settings, T
     )
     tricks, reasons = wanted.resolve(advice)
     if settings.lr is None:
-        rate = optimizers.default_rate(name, peak=tricks.cyclical is not None)
+        rate = optimizers.default_rate(name, peak=tricks.cyclical is not None and not constant)
         settings = replace(settings, lr=rate)
     return settings, tricks, reasons
 
 
 def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argparse.Namespace, about: dict[str, Any]) -> int:
-    from heptane import optimizers
     from heptane._lazy import torch
-    from heptane.data.augment import CropFlip
     from heptane.fit import fit
     from heptane.models import build
     from heptane.report.console import summary
 
     torch.manual_seed(settings.seed)
-    model = build(str(settings.model), input_shape=data.input_shape, num_classes=_num_outputs(data))
-    assert settings.lr is not None
-    about |= {
-        "settings_toml": to_toml(settings, tricks),
-        "data": _describe(data),
-        "model": {"name": settings.model},
-        "settings": {"optimizer": settings.optimizer, "weight_decay": settings.weight_decay, "augment": settings.augment},
-        "notes": list(data.notes),
-    }
-    augments = {"none": None, "flip": CropFlip(padding=0), "crop-flip": CropFlip()}
+    model = build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data))
+    about |= facts(settings, data) | {"settings_toml": to_toml(settings, tricks)}
     try:
         result = fit(
             model,
             data.train,
             data.valid,
             test=data.test,
-            optimizer=optimizers.factory(
-                settings.optimizer, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-            ),
             epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            loss=settings.loss,
             tricks=tricks,
             target=settings.target,
             seed=settings.seed,
             run_dir=out,
             resume=bool(flags.resume),
-            accumulate=settings.accumulate,
-            clip_norm=settings.clip_norm,
-            augment=augments[settings.augment],
-            evaluate_every_epochs=settings.evaluate_every_epochs,
-            compile=settings.compile,
-            device=settings.device,
+            **arguments(settings),
             progress=True,
             force=flags.force,
             about=about,
@@ -146,6 +119,37 @@ def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argpa
         print(f"heptane: the target, a validation accuracy of {settings.target:g}, was not reached", file=sys.stderr)
         return 3
     return 0
+
+
+def arguments(settings: Settings) -> dict[str, Any]:
+    """The settings as :func:`heptane.fit` takes them, but for those in which the runs of a race differ."""
+    from heptane import optimizers
+    from heptane.data.augment import CropFlip
+
+    assert settings.lr is not None
+    return {
+        "optimizer": optimizers.factory(
+            settings.optimizer, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        ),
+        "batch_size": settings.batch_size,
+        "loss": settings.loss,
+        "accumulate": settings.accumulate,
+        "clip_norm": settings.clip_norm,
+        "augment": {"none": None, "flip": CropFlip(padding=0), "crop-flip": CropFlip()}[settings.augment],
+        "evaluate_every_epochs": settings.evaluate_every_epochs,
+        "compile": settings.compile,
+        "device": settings.device,
+    }
+
+
+def facts(settings: Settings, data: Data) -> dict[str, Any]:
+    """What a record says of the data, the model and the settings."""
+    return {
+        "data": describe(data),
+        "model": {"name": settings.model},
+        "settings": {"optimizer": settings.optimizer, "weight_decay": settings.weight_decay, "augment": settings.augment},
+        "notes": list(data.notes),
+    }
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -167,33 +171,49 @@ def read_result(folder: Path) -> dict[str, Any]:
     return content
 
 
+def load(settings: Settings, flags: argparse.Namespace) -> Data:
+    """The data; what is to be known of it goes to stderr."""
+    data = load_data(
+        settings.data,
+        image_size=settings.image_size,
+        valid_fraction=settings.valid_fraction,
+        skip_bad=settings.skip_bad,
+        fallback=flags.fallback,
+    )
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return data
+
+
+def out_folder(settings: Settings, flags: argparse.Namespace) -> Path:
+    """Where the files go; one that cannot be used is refused before data is loaded."""
+    from heptane.run_folder import check_folder
+
+    out = Path(flags.resume or flags.out or _folder(settings))
+    if not flags.dry_run:
+        check_folder(out, force=flags.force, resume=bool(flags.resume))
+    return out
+
+
 def _folder(settings: Settings) -> str:
     data = Path(settings.data).stem or "data"
     model = (settings.model or "model").replace(":", "-").replace("/", "-")
     return f"runs/{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _check_out(out: Path, flags: argparse.Namespace) -> None:
-    """Refuse an output folder that cannot be used, before data is loaded."""
-    from heptane.run_folder import check_folder
-
-    if not flags.dry_run:
-        check_folder(out, force=flags.force, resume=bool(flags.resume))
-
-
-def _default_model(data: Data) -> str:
+def default_model(data: Data) -> str:
     shape = data.input_shape
     return "resnet" if len(shape) == 3 and min(shape[1:]) >= 8 else "mlp"
 
 
-def _num_outputs(data: Data) -> int:
+def num_outputs(data: Data) -> int:
     if data.num_classes is not None:
         return data.num_classes
     targets = data.train[1]
     return int(targets.shape[1]) if targets.ndim > 1 else 1
 
 
-def _describe(data: Data) -> dict[str, Any]:
+def describe(data: Data) -> dict[str, Any]:
     sizes = {f"num_{part}": len(getattr(data, part)[1]) for part in ("train", "valid", "test") if getattr(data, part)}
     return {
         "name": data.name,

@@ -80,9 +80,9 @@ class Progress:
     def note(self, text: str) -> None:
         """Print one remark, above the bar when there is one."""
         if self._bar is None:
-            print(_printable(text, sys.stderr), file=sys.stderr, flush=True)
+            print(printable(text, sys.stderr), file=sys.stderr, flush=True)
         else:
-            self._bar.console.print(_printable(text, sys.stderr), soft_wrap=True)
+            self._bar.console.print(printable(text, sys.stderr), soft_wrap=True)
 
     def epoch_line(self, record: Mapping[str, Any]) -> None:
         """Print one line for an epoch of the history; it stays on the screen when the bar is gone."""
@@ -98,9 +98,9 @@ class Progress:
 
 def summary(result: Mapping[str, Any]) -> None:
     """Print what a run came to on stdout: measures, clocks, target, tricks and why, and where the files are."""
-    console = _console(sys.stdout)
+    console = make_console(sys.stdout)
     console.print()
-    console.print(_printable(headline(result), sys.stdout), style="bold", soft_wrap=True)
+    console.print(printable(headline(result), sys.stdout), style="bold", soft_wrap=True)
     console.print()
     console.print(_figures_table(result))
     tricks = result.get("tricks") or []
@@ -109,51 +109,49 @@ def summary(result: Mapping[str, Any]) -> None:
         console.print(_tricks_of_run(tricks))
     for note in result.get("notes") or []:
         console.print()
-        console.print(_printable(f"Note: {note}", sys.stdout))
+        console.print(printable(f"Note: {note}", sys.stdout))
     files = {key: path for key, path in section(result, "files").items() if path}
     if files:
         console.print()
     width = max(map(len, files), default=0)
     for key, path in files.items():
         # A path is for copying: it is never wrapped or shortened.
-        console.print(f"{_printable(label(key), sys.stdout):<{width}}  {_printable(path, sys.stdout)}", soft_wrap=True)
+        console.print(f"{printable(label(key), sys.stdout):<{width}}  {printable(path, sys.stdout)}", soft_wrap=True)
 
 
 def tricks_table(rows: Iterable[Mapping[str, Any]]) -> None:
     """Print the tricks: of each its ``title`` and ``name``, then whatever else a row holds, by its key."""
-    console = _console(sys.stdout)
+    console = make_console(sys.stdout)
     for row in rows:
-        table = _grid(("", 16), ("", None))
-        table.add_row(
-            _printable(row.get("name", ""), sys.stdout), _printable(row.get("title", ""), sys.stdout), style="bold"
-        )
+        table = make_table(("", 16), ("", None))
+        table.add_row(printable(row.get("name", ""), sys.stdout), printable(row.get("title", ""), sys.stdout), style="bold")
         for key, text in row.items():
             if key not in ("name", "title"):
-                table.add_row(f"  {_printable(key, sys.stdout)}", _printable(text, sys.stdout))
+                table.add_row(f"  {printable(key, sys.stdout)}", printable(text, sys.stdout))
         console.print(table)
         console.print()
 
 
 def _figures_table(result: Mapping[str, Any]) -> Table:
     metrics, seconds = section(result, "metrics"), section(result, "seconds")
-    table = _grid(("", None), ("", None))
+    table = make_table(("", None), ("", None))
     for key in sorted(metrics, key=lambda key: ("accuracy" not in key, not key.startswith("test"))):
-        table.add_row(_printable(label(key), sys.stdout), measure(key, metrics[key], 2))
+        table.add_row(printable(label(key), sys.stdout), measure(key, metrics[key], 2))
     meanings = {"wall": "wall clock", "train": "training only", "cpu": "CPU time, all cores"}
     for key, meaning in meanings.items():
         table.add_row(meaning, duration(seconds.get(key)))
     verdict, target = target_text(result)
-    table.add_row("target", _printable(f"{verdict} ({target})" if target else verdict, sys.stdout))
+    table.add_row("target", printable(f"{verdict} ({target})" if target else verdict, sys.stdout))
     return table
 
 
 def _tricks_of_run(tricks: Iterable[Mapping[str, Any]]) -> Table:
-    table = _grid(("trick", None), ("", None), ("settings, and why", None), heading=True)
+    table = make_table(("trick", None), ("", None), ("settings, and why", None), heading=True)
     for trick in tricks:
         on = bool(trick.get("on"))
-        title = _printable(label(str(trick.get("title") or trick.get("name") or "")), sys.stdout)
+        title = printable(label(str(trick.get("title") or trick.get("name") or "")), sys.stdout)
         parts = [settings_text(_changed(trick)) if on else "", str(trick.get("why") or "")]
-        text = _printable("; ".join(part for part in parts if part), sys.stdout)
+        text = printable("; ".join(part for part in parts if part), sys.stdout)
         table.add_row(title, "on" if on else "off", text, style="" if on else "dim")
     return table
 
@@ -165,7 +163,7 @@ def _changed(trick: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section(trick, "settings").items() if defaults.get(key, ...) != value}
 
 
-def _grid(*columns: tuple[str, int | None], heading: bool = False) -> Table:
+def make_table(*columns: tuple[str, int | None], heading: bool = False) -> Table:
     """A table without lines; what does not fit is folded onto the next line, never cut."""
     from rich.table import Table
 
@@ -175,7 +173,7 @@ def _grid(*columns: tuple[str, int | None], heading: bool = False) -> Table:
     return table
 
 
-def _console(stream: TextIO, force_terminal: bool | None = None) -> Console:
+def make_console(stream: TextIO, force_terminal: bool | None = None) -> Console:
     from rich.console import Console
 
     return Console(file=stream, markup=False, emoji=False, highlight=False, force_terminal=force_terminal)
@@ -191,7 +189,7 @@ def _make_bar() -> RichProgress:
         progress.TextColumn("{task.fields[figures]}", markup=False),
         progress.TimeRemainingColumn(compact=True),
         progress.TextColumn("left", markup=False),
-        console=_console(sys.stderr, force_terminal=True),
+        console=make_console(sys.stderr, force_terminal=True),
         # A thread that redraws would compete with the training that is being timed.
         auto_refresh=False,
         transient=True,
@@ -201,7 +199,7 @@ def _make_bar() -> RichProgress:
     )
 
 
-def _printable(text: object, stream: TextIO) -> str:
+def printable(text: object, stream: TextIO) -> str:
     """``text`` without control characters, in what the stream's encoding can say."""
     words = figure(text) if not isinstance(text, str) else text
     words = "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in words)

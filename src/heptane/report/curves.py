@@ -6,26 +6,27 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette for colour-blind readers, limited to those with contrast 3:1 on white and on near-black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-_INK = "#010203"  # matplotlib has no currentColor: everything drawn in this colour becomes it
+INK = "#010203"  # matplotlib has no currentColor: everything drawn in this colour becomes it
 _WIDTH, _HEIGHT = 4.6, 2.7  # inches; near a phone's width, so that the text is readable there without scaling
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "text.parse_math": False,
 }
 
@@ -64,24 +65,43 @@ def line_chart(
     Returns:
         An ``<svg>`` element, the same for the same input; an empty string when there is nothing to draw.
     """
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
     drawn = [line for line in lines if any(map(math.isfinite, line.points()[1]))]
     if not drawn:
         return ""
-    stream = io.StringIO()
-    with style.context(["default", {**_STYLE, "svg.hashsalt": ident}]):
-        picture = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+
+    def draw(picture: Figure) -> None:
         axes = picture.add_subplot()
         for index, line in enumerate(drawn):
             _draw(axes, line, index)
         if level is not None:
-            axes.axhline(level, color=_INK, alpha=0.55, linewidth=1, linestyle=(0, (3, 3)), label="target")
-        _dress(axes, x_label, percent)
+            axes.axhline(level, color=INK, alpha=0.55, linewidth=1, linestyle=(0, (3, 3)), label="target")
+        dress(axes, x_label, percent)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
         if len(drawn) > 1 or level is not None:
             columns = len(drawn) + (level is not None)
             picture.legend(loc="outside upper left", ncols=min(columns, 3), frameon=False, handlelength=2.4)
+
+    from matplotlib.ticker import MaxNLocator
+
+    return draw_svg(draw, ident=ident, description=description)
+
+
+def draw_svg(draw: Callable[[Figure], None], *, ident: str, description: str, height: float = _HEIGHT) -> str:
+    """A picture as an ``<svg>`` element that takes the page's font and text colour.
+
+    Args:
+        draw: draws on an empty figure; what is in the colour ``INK`` becomes the page's own.
+        ident: prefix of every id in the picture, unique on the page.
+        description: what it shows, for those who do not see it.
+        height: in inches, beside a width of 4.6.
+    """
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    stream = io.StringIO()
+    with style.context(["default", {**_STYLE, "svg.hashsalt": ident}]):
+        picture = Figure(figsize=(_WIDTH, height), layout="constrained")
+        draw(picture)
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         picture.savefig(stream, format="svg", transparent=True, metadata=nothing)
     return _inline(stream.getvalue(), ident, description)
@@ -106,16 +126,16 @@ def _draw(axes: Axes, line: Line, index: int) -> None:
     )
 
 
-def _dress(axes: Axes, x_label: str, percent: bool) -> None:
+def dress(axes: Axes, x_label: str, percent: bool) -> None:
     """Axes with as little ink as reading needs."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     axes.set_xlabel(x_label)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(axis="y", color=_INK, alpha=0.14, linewidth=0.7)
+    axes.grid(axis="y", color=INK, alpha=0.14, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_alpha(0.4)
@@ -126,7 +146,7 @@ def _inline(svg: str, ident: str, description: str) -> str:
     """Make a stand-alone SVG file fit to stand beside others in a page: own ids, the page's font and colour."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"(<[^<>]*?(?: id=\"|url\(#|href=\"#))", rf"\g<1>{ident}-", svg).replace(_INK, "currentColor")
+    svg = re.sub(r"(<[^<>]*?(?: id=\"|url\(#|href=\"#))", rf"\g<1>{ident}-", svg).replace(INK, "currentColor")
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # matplotlib before 3.10 writes the shorthand
     svg = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", svg)
     svg = re.sub(r"(<svg[^>]*?) width=\"[^\"]*\"", r"\1", svg, count=1)

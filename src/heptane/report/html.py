@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -32,35 +31,51 @@ def write_report(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
         result: the content of ``result.json``; any part may be absent, ``None`` or not a number.
         path: where to write; the file is replaced in one step, and its folder is made.
     """
+    write_page(render(result), path)
+
+
+def write_page(page: str, path: str | os.PathLike[str]) -> None:
+    """Write a page in one step, and make its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # A folder's name that is not valid UTF-8 arrives with lone surrogates, which no file can hold.
-    draft.write_text(render(result), encoding="utf-8", errors="replace")
+    draft.write_text(page, encoding="utf-8", errors="replace")
     draft.replace(path)
+
+
+def fill(template: str, **parts: Any) -> str:
+    """A template of this folder, filled; everything is escaped but what is marked up already."""
+    import jinja2
+
+    house = jinja2.Environment(
+        loader=jinja2.PackageLoader("heptane", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page: str = house.get_template(template).render(**parts)
+    return page
 
 
 def render(result: Mapping[str, Any]) -> str:
     """The page of one run as text."""
-    import jinja2
-
-    template = resources.files("heptane.report").joinpath("run.html.j2").read_text(encoding="utf-8")
-    house = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page: str = house.from_string(template).render(
+    return fill(
+        "run.html.j2",
         headline=headline(result),
-        byline=_byline(result),
+        byline=byline(result),
         cards=_cards(result),
         notes=[str(note) for note in result.get("notes") or []],
         charts=_charts(result),
         tricks=[_trick(trick) for trick in result.get("tricks") or []],
         history=_history(result.get("history") or []),
-        facts=_facts(result),
+        facts=facts(result),
         command=str(result.get("command") or ""),
     )
-    return page
 
 
-def _byline(result: Mapping[str, Any]) -> str:
+def byline(result: Mapping[str, Any]) -> str:
     started = str(result.get("started") or "")
     with contextlib.suppress(ValueError):
         started = datetime.datetime.fromisoformat(started).strftime("%Y-%m-%d %H:%M %Z").strip()
@@ -159,7 +174,7 @@ def _history(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"columns": [label(key) for key in keys], "rows": rows}
 
 
-def _facts(result: Mapping[str, Any]) -> list[tuple[str, Pairs]]:
+def facts(result: Mapping[str, Any]) -> list[tuple[str, Pairs]]:
     """The rest of the result as titled lists of name and value, empty ones left out."""
     metrics = [(label(key), measure(key, value, 2)) for key, value in section(result, "metrics").items()]
     seconds = [(label(key), duration(value)) for key, value in section(result, "seconds").items()]

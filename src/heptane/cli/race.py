@@ -1,0 +1,111 @@
+"""``heptane race``: settings to data, model and optimizer, then :func:`heptane.race`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from heptane.cli.flags import given_race
+from heptane.cli.train import arguments, decide, default_model, facts, load, num_outputs, out_folder, read
+from heptane.data import Data
+from heptane.errors import InputError
+from heptane.settings import RaceSettings, Settings, convert, to_toml
+from heptane.tricks import Tricks
+
+EVALUATE_EVERY_EPOCHS = 0.5  # a time to a target is known to within so much
+
+
+def race(flags: argparse.Namespace, command: list[str]) -> int:
+    """Race as the flags say; returns the exit code."""
+    settings, wanted, from_file = read(flags, evaluate_every_epochs=EVALUATE_EVERY_EPOCHS)
+    typed = {
+        f.name: convert(f"race.{f.name}", str(f.type), from_file[f.name])
+        for f in fields(RaceSettings)
+        if f.name in from_file
+    }
+    own = RaceSettings(**{**typed, **given_race(flags)})
+    if (settings.target is None) == (own.accuracy_seconds is None):
+        raise InputError(
+            "pass --target, such as --target 0.9, or --accuracy and a time, such as --accuracy 60s; and not both"
+        )
+    out = out_folder(settings, flags)
+    data = load(settings, flags)
+    settings = replace(settings, model=settings.model or default_model(data))
+    settings, tricks, reasons = decide(settings, wanted, data, constant=True)
+    about = facts(settings, data) | {
+        "command": shlex.join(command),
+        "reasons": reasons,
+        "settings_toml": to_toml(settings, tricks, own),
+    }
+    return _race(settings, own, data, tricks, out, flags, about)
+
+
+def _race(
+    settings: Settings,
+    own: RaceSettings,
+    data: Data,
+    tricks: Tricks,
+    out: Path,
+    flags: argparse.Namespace,
+    about: dict[str, Any],
+) -> int:
+    from heptane.models import build
+    from heptane.race import race as run
+    from heptane.report.race import race_summary
+
+    try:
+        result = run(
+            lambda: build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data)),
+            data.train,
+            data.valid,
+            test=data.test,
+            epochs=settings.epochs,
+            target=settings.target,
+            accuracy_in=own.accuracy_seconds,
+            tricks=tricks,
+            arms=own.arm_names,
+            seeds=own.seeds,
+            budget=own.budget_seconds,
+            tune=own.tune,
+            peak=own.peak,
+            cycle_epochs=own.cycle_epochs,
+            out=out,
+            resume=bool(flags.resume),
+            force=flags.force,
+            dry_run=flags.dry_run,
+            progress=True,
+            about=about,
+            **arguments(settings),
+        )
+    except KeyboardInterrupt:
+        print(f"heptane: interrupted; go on with: heptane race --resume {shlex.quote(str(out))}", file=sys.stderr)
+        return 130
+    if flags.dry_run:
+        _print_plan(result.record)
+        return 0
+    race_summary(result.record, {"race": out / "race.json", "report": out / "report.html"})
+    every = next((arm for arm in result.record["arms"] if arm["name"] == "all"), None)
+    if settings.target is not None and every and all(run["seconds"] is None for run in every["runs"]):
+        print(f"heptane: the target, a validation accuracy of {settings.target:g}, was not reached by all", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _print_plan(record: dict[str, Any]) -> None:
+    from heptane.report import duration
+
+    plan, expected = record["plan"], record["expected_seconds"]
+    seeds = plan["seeds"]
+    for arm in record["arms"]:
+        on = ", ".join(arm["tricks"]) or "no tricks"
+        length = f"at most {arm['epochs']:.3g} epochs"
+        print(f"{arm['title']:36} {length}, {duration(expected[arm['name']])}  ({on})")
+    racing = seeds * sum(expected.values())
+    tuning = plan["tune"] * sum(expected.get(name, 0.0) for name in ("plain", "all"))
+    count = f"{len(record['arms'])} arms, {seeds} seeds"
+    print(f"\n{count}: at most {duration(racing)} of training, and {duration(tuning)} of tuning.")
+    print("A run stops at the target, and an arm once it can only be slower than plain: most take less.")

@@ -1,0 +1,5 @@
+"""Time to a target, and what each trick is worth: ``docs/protocol.md``."""
+
+from heptane.race.race import RaceResult, race
+
+__all__ = ["RaceResult", "race"]

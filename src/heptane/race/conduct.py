@@ -1,0 +1,324 @@
+"""How a race is run: warm up, tune both sides, then every arm with every seed in turn (``docs/protocol.md``)."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from heptane.assemble import named_settings
+from heptane.environment import describe
+from heptane.errors import InputError
+from heptane.probe import NOTHING_PAYS
+from heptane.race.arms import ALL, PLAIN, Arm
+from heptane.race.attempt import NOT_RUN, REFUSED, STOPPED, Attempt, Course
+from heptane.race.findings import findings
+from heptane.race.tuning import FIRST_LENGTH, LENGTH_STEP, RATE_STEP, Tuning, climb, shorten
+from heptane.report.live import LiveTable
+from heptane.report.race import write_race_report
+from heptane.run_folder import RunFolder, clean, write_text
+from heptane.tricks import Tricks
+
+SCHEMA = 1
+TUNING_SEED = 2**30  # its runs do not race
+CAPS = {"all": 2.0, "plain+": 1.5, "all-": 1.0}  # an arm stops at so many times plain's seconds: it can only be slower
+TUNING_SHARE = 0.4  # of a budget, at most
+SPARE = 0.97  # of a fixed time: what a planned length may take
+
+
+class Conduct:
+    """A race under way: what it is, what is done, and what is left.
+
+    Args:
+        course: what all arms share.
+        arms: those that run; plain and all first.
+        chosen: the set that races as ``all``.
+        plan: ``epochs``, ``seeds``, ``budget_seconds``, ``tune``, ``peak`` and ``cycle_epochs``.
+        about: facts for the record.
+    """
+
+    def __init__(self, course: Course, arms: list[Arm], chosen: Tricks, plan: dict[str, Any], about: dict[str, Any]) -> None:
+        self.course, self.arms, self.chosen, self.plan, self.about = course, arms, chosen, plan, about
+        self.runs: dict[tuple[str, int], Attempt] = {}
+        self.trials: dict[tuple[str, float, int], Attempt] = {}  # by arm, value and which seed of the tuning
+        self.tuning: dict[str, Tuning] = {}
+        self.probes: dict[str, tuple[float, float]] = {}
+        self.folder: RunFolder | None = None
+        self.table: LiveTable | None = None
+        self.environment = describe()
+        self.started, self._since, self._earlier = time.time(), time.perf_counter(), 0.0
+
+    def go(self, out: Any, *, force: bool, resume: bool, progress: bool) -> dict[str, Any]:
+        """Race, and return the record; what is done is in ``race.json`` after every run."""
+        if resume:
+            self._take_up(Path(out) / "race.json")
+        for arm in self._both_sides():
+            self._probe(arm)  # what cannot run is refused here, and what the first run would pay for all is paid
+        if out is not None:
+            self.folder = RunFolder(out, force=force, resume=resume)
+            if "settings_toml" in self.about:
+                write_text(self.folder.path / "settings.toml", self.about["settings_toml"])
+        if progress:
+            self.table = LiveTable(self.arms, self.plan["seeds"], self.course.metric)
+        try:
+            with self.table or nullcontext():
+                self._tune()
+                for seed in range(self.plan["seeds"]):
+                    for arm in self._in_turn(seed):
+                        self._run(arm, seed)
+        except BaseException:
+            self._save("interrupted")
+            raise
+        return self._save("done")
+
+    def dry_run(self) -> dict[str, Any]:
+        """The record with ``expected_seconds``: per arm the longest that a run may take, from a few steps of each."""
+        found = {}
+        for arm in self.arms:
+            before, per_epoch = self._probe(arm)
+            found[arm.name] = self.course.seconds or before + per_epoch * self._rate_and_length(arm)[1]
+        return self._record("planned") | {"expected_seconds": found}
+
+    def _both_sides(self) -> list[Arm]:
+        return [Arm(PLAIN, Tricks()), Arm(ALL, self.chosen)]
+
+    def _probe(self, arm: Arm) -> tuple[float, float]:
+        """Seconds before the first step, and per epoch."""
+        if arm.name not in self.probes:
+            self.probes[arm.name] = self.course.seconds_per_epoch(arm)
+        return self.probes[arm.name]
+
+    # Tuning ---------------------------------------------------------------------------------------------------------
+
+    def _tune(self) -> None:
+        """The rate of plain training, and the length (or, where that is given, the peak) of the arms with a cycle."""
+        plain, every = self._both_sides()
+        if not self.plan["tune"]:
+            return
+        count, epochs = self.plan["tune"], self.plan["epochs"]
+
+        def at_rate(rate: float) -> Attempt:
+            return self._trial(plain, "rate", rate, rate=rate, epochs=epochs)
+
+        self.tuning[PLAIN] = climb(1.0, RATE_STEP, count, at_rate, self.course.rank)
+        if self.chosen.cyclical is None:
+            return
+        peak = self.plan["peak"]
+        if self.course.target is not None and self.plan["cycle_epochs"] is None:
+            best = min((t for (side, *_), t in self.trials.items() if side == PLAIN), key=self.course.rank)
+            first = FIRST_LENGTH * (best.epochs if best.seconds is not None else epochs)
+
+            def of_length(length: float) -> Attempt:
+                run = {"rate": peak, "epochs": length, "raised": self.course.margin}
+                first = self._trial(every, "epochs", length, **run)
+                if first.seconds is None:
+                    return first
+                return max(first, self._trial(every, "epochs", length, again=1, **run), key=self.course.rank)
+
+            shortest = self.course.settings.get("evaluate_every_epochs", 1.0)
+            self.tuning[ALL] = shorten(first, LENGTH_STEP, count, epochs, shortest, of_length)
+            return
+        length = self._planned_length(every)
+
+        def at_peak(rate: float) -> Attempt:
+            return self._trial(every, "peak", rate, rate=rate, epochs=length)
+
+        self.tuning[ALL] = climb(peak, RATE_STEP, count, at_peak, self.course.rank)
+
+    def _trial(self, arm: Arm, knob: str, value: float, again: int = 0, **run: Any) -> Attempt:
+        """One run with a seed of the tuning; a trial of a rate that is slower than the best so far stops."""
+        key = (arm.name, value, again)
+        if key not in self.trials:
+            best = [t.seconds for (name, *_), t in self.trials.items() if name == arm.name and t.seconds is not None]
+            best = best if knob != "epochs" else []
+            limit = min([*best, self._left() * TUNING_SHARE], default=math.inf)
+            if self.table:
+                self.table.tuning(arm, knob, value)
+            limited = limit if math.isfinite(limit) else None
+            made = self.course.run(
+                arm, TUNING_SEED + again, max_seconds=limited, final=False, progress=self.table or False, **run
+            )
+            if made.status == REFUSED:
+                raise InputError(f"arm {arm.name}: {made.note}")
+            self.trials[key] = made
+            self._save("running")
+        return self.trials[key]
+
+    def _rate_and_length(self, arm: Arm) -> tuple[float, float]:
+        """The factor on the optimizer's rate, and the planned length in epochs."""
+        if arm.tricks.cyclical is None:
+            return (self.tuning[PLAIN].chosen if PLAIN in self.tuning else 1.0), self.plan["epochs"]
+        tuned = self.tuning.get(ALL)
+        if tuned and tuned.knob == "epochs":
+            return self.plan["peak"], tuned.chosen
+        return (tuned.chosen if tuned else self.plan["peak"]), self._planned_length(arm)
+
+    def _planned_length(self, arm: Arm) -> float:
+        """Of an arm with a cycle whose length is not tuned: as given, as what fits the time, or as long as any run."""
+        if self.plan["cycle_epochs"] is not None:
+            return float(self.plan["cycle_epochs"])
+        if self.course.seconds is None:
+            return float(self.plan["epochs"])
+        before, per_epoch = self._probe(arm)
+        return max((self.course.seconds - before) * SPARE, 0.1 * self.course.seconds) / per_epoch
+
+    # Runs -----------------------------------------------------------------------------------------------------------
+
+    def _in_turn(self, seed: int) -> list[Arm]:
+        """The arms in order; every other seed backwards, within the two that the others are compared with and the rest."""
+        first = [arm for arm in self.arms if arm.name in (PLAIN, ALL)]
+        rest = [arm for arm in self.arms if arm not in first]
+        return [*first, *rest] if seed % 2 == 0 else [*first[::-1], *rest[::-1]]
+
+    def _run(self, arm: Arm, seed: int) -> None:
+        if (arm.name, seed) in self.runs:
+            return
+        refused = next((r for (name, _), r in self.runs.items() if name == arm.name and r.status == REFUSED), None)
+        if refused:
+            made = replace(refused, seed=seed)
+        elif self._repeats(arm):
+            other = PLAIN if arm.adds else ALL
+            made = Attempt(
+                seed, NOT_RUN, note=f"{arm.trick} changes nothing here: it would repeat {other}".replace("_", " ")
+            )
+        elif self._left() < 0.5 * self._expected(arm):
+            made = Attempt(seed, NOT_RUN, note="the budget would not have been enough")
+        else:
+            made = self._timed(arm, seed)
+        self.runs[arm.name, seed] = made
+        self._save("running")
+        if self.table:
+            self.table.done(arm, made)
+
+    def _repeats(self, arm: Arm) -> bool:
+        """Whether the trick that this arm is about was measured to be off here, so that it can tell nothing."""
+        decided = [run.why.get(arm.trick or "", "") for (name, _), run in self.runs.items() if name == ALL]
+        return any(NOTHING_PAYS in why for why in decided)
+
+    def _timed(self, arm: Arm, seed: int) -> Attempt:
+        rate, epochs = self._rate_and_length(arm)
+        cap, left = self._cap(arm), self._left()
+        limit = min(cap, left)
+        if self.table:
+            self.table.begins(arm, seed, self._elapsed(), self._expected_left())
+        limited = limit if math.isfinite(limit) else None
+        made = self.course.run(arm, seed, rate=rate, epochs=epochs, max_seconds=limited, progress=self.table or False)
+        if made.status == STOPPED:
+            seconds = made.clocks["train"]
+            if left < cap:  # nobody knows how long it would have taken
+                return replace(made, status=NOT_RUN, note=f"the budget ended after {seconds:.1f} s of training")
+            factor = next(value for head, value in CAPS.items() if arm.name.startswith(head))
+            what = "plain's time" if factor == 1 else f"{factor:g} times plain's time"
+            return replace(made, note=f"stopped after {seconds:.1f} s, {what}: it can only be slower")
+        return made
+
+    def _cap(self, arm: Arm) -> float:
+        """Seconds of training after which the arm is slower for certain."""
+        known = [a.seconds for (name, _), a in self.runs.items() if name == PLAIN and a.seconds is not None]
+        if self.course.target is None or arm.name == PLAIN or not known:
+            return math.inf
+        factor = next(value for head, value in CAPS.items() if arm.name.startswith(head))
+        return factor * statistics.median(known)
+
+    # Time -----------------------------------------------------------------------------------------------------------
+
+    def _elapsed(self) -> float:
+        return self._earlier + time.perf_counter() - self._since
+
+    def _left(self) -> float:
+        budget = self.plan["budget_seconds"]
+        return math.inf if budget is None else budget - self._elapsed()
+
+    def _expected(self, arm: Arm) -> float:
+        """Seconds that a run of this arm will take: as its earlier ones, else as planned."""
+        earlier = [r.clocks["wall"] for (name, _), r in self.runs.items() if name == arm.name and "wall" in r.clocks]
+        if earlier:
+            return statistics.median(earlier)
+        if self.course.seconds is not None:
+            return self.course.seconds
+        before, per_epoch = self.probes.get(arm.name) or self.probes[PLAIN if arm.adds else ALL]
+        planned = before + per_epoch * self._rate_and_length(arm)[1]
+        trials = [t.seconds for (name, *_), t in self.trials.items() if name == PLAIN and t.seconds is not None]
+        return min([planned, *trials]) if arm.tricks.cyclical is None else planned
+
+    def _expected_left(self) -> float:
+        """Seconds that the rest of the race will take."""
+        left = [arm for arm in self.arms for seed in range(self.plan["seeds"]) if (arm.name, seed) not in self.runs]
+        return min(sum(map(self._expected, left)), self._left())
+
+    # The record -----------------------------------------------------------------------------------------------------
+
+    def _save(self, status: str) -> dict[str, Any]:
+        record = self._record(status)
+        if self.folder:
+            write_text(self.folder.path / "race.json", json.dumps(record, indent=1) + "\n")
+            if status != "running":
+                write_race_report(record, self.folder.path / "report.html")
+        return record
+
+    def _record(self, status: str) -> dict[str, Any]:
+        from heptane import __version__
+
+        reasons = self.about.get("reasons", {})
+        arms = [self._arm_record(arm, reasons) for arm in self.arms]
+        record: dict[str, Any] = clean(
+            {
+                "schema": SCHEMA,
+                "heptane": __version__,
+                "status": status,
+                "command": self.about.get("command", ""),
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.started)),
+                "elapsed_seconds": self._elapsed(),
+                "environment": self.environment,
+                **{key: self.about.get(key, {}) for key in ("data", "model", "settings")},
+                **self._identity(),
+                "tuning": {side: tuning.record() for side, tuning in self.tuning.items()},
+                "trials": [
+                    {"side": side, "value": v, "again": n, "attempt": t.record()} for (side, v, n), t in self.trials.items()
+                ],
+                "arms": arms,
+                "notes": self.about.get("notes", []),
+            }
+        )
+        return record | findings(record, reasons)
+
+    def _arm_record(self, arm: Arm, reasons: dict[str, str]) -> dict[str, Any]:
+        rate, epochs = self._rate_and_length(arm)
+        runs = [self.runs[arm.name, seed].record() for seed in range(self.plan["seeds"]) if (arm.name, seed) in self.runs]
+        on = {name: settings for name, settings in named_settings(arm.tricks) if settings}
+        return {"name": arm.name, "title": arm.title, "tricks": on, "rate": rate, "epochs": epochs, "runs": runs}
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes two races the same one."""
+        target = {"metric": self.course.metric, "value": self.course.target, "seconds": self.course.seconds}
+        return {"target": target, "plan": self.plan}
+
+    def _take_up(self, path: Path) -> None:
+        """Go on from ``race.json``: what it holds is not run again."""
+        try:
+            content = json.loads(path.read_text())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}): there is no race to go on with") from None
+        except ValueError:
+            raise InputError(f"{path} is damaged: it is not JSON") from None
+        for key, value in self._identity().items():
+            for name, mine in value.items():
+                theirs = content[key][name]
+                if mine != theirs and name not in ("seeds", "budget_seconds"):
+                    raise InputError(
+                        f"{path.parent} holds another race ({name} {theirs}, not {mine}): choose another folder"
+                    )
+        names = [arm["name"] for arm in content["arms"]]
+        if names != [arm.name for arm in self.arms]:
+            raise InputError(f"{path.parent} holds a race of other arms ({', '.join(names)}): choose another folder")
+        self._earlier = content["elapsed_seconds"]
+        self.trials = {(t["side"], t["value"], t["again"]): Attempt.from_record(t["attempt"]) for t in content["trials"]}
+        for arm in content["arms"]:
+            for run in arm["runs"]:
+                if run["status"] != NOT_RUN:
+                    self.runs[arm["name"], run["seed"]] = Attempt.from_record(run)

@@ -1,0 +1,156 @@
+"""The everyday call of a race: check what was asked for, then conduct it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from heptane._lazy import torch
+from heptane.assemble import OptimizerFactory
+from heptane.errors import InputError, check_range
+from heptane.optimizers import PEAK
+from heptane.race.arms import make_arms
+from heptane.race.attempt import Course
+from heptane.race.conduct import Conduct
+from heptane.race.tuning import TRIALS
+from heptane.result import check_target
+from heptane.run_folder import check_folder
+from heptane.tricks import Tricks, recommend
+from heptane.tricks.data_parallel import under_launcher
+
+
+@dataclass
+class RaceResult:
+    """What came of a race; ``record`` is the content of ``race.json``.
+
+    ``speedup`` is how many times sooner all reached the target than plain, ``effects`` what each trick is worth, and
+    ``summary`` the paragraph in words.
+    """
+
+    record: dict[str, Any]
+
+    @property
+    def speedup(self) -> dict[str, Any]:
+        """``median``, ``interval`` and ``values`` per seed."""
+        found: dict[str, Any] = self.record["speedup"]
+        return found
+
+    @property
+    def effects(self) -> list[dict[str, Any]]:
+        """Per trick: ``trick``, ``alone``, ``without``, ``estimate``, ``verdict`` and ``why``."""
+        found: list[dict[str, Any]] = self.record["effects"]
+        return found
+
+    @property
+    def summary(self) -> str:
+        """One paragraph in plain words."""
+        return str(self.record["summary"])
+
+
+def race(
+    model: Callable[[], torch.nn.Module],
+    train: Any,
+    valid: Any,
+    *,
+    optimizer: OptimizerFactory,
+    epochs: float,
+    target: float | tuple[str, float] | None = None,
+    accuracy_in: float | None = None,
+    tricks: Tricks | None = None,
+    arms: Sequence[str] | None = None,
+    seeds: int = 3,
+    budget: float | None = None,
+    tune: int = TRIALS,
+    peak: float = PEAK,
+    cycle_epochs: float | None = None,
+    test: Any = None,
+    out: Any = None,
+    resume: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: bool = False,
+    evaluate_every_epochs: float = 0.5,
+    metrics: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
+    **settings: Any,
+) -> RaceResult:
+    """Race plain training against the tricks, to a target or for a time, and say what each trick is worth.
+
+    Args:
+        model: makes a new model each time; it is called after PyTorch's generator was seeded, alike in all arms.
+        train, valid, test: as in :func:`heptane.fit`; the target is on ``valid``, ``test`` is read at the end of each run.
+        optimizer: a factory, ``params -> torch.optim.Optimizer``, with the learning rate of plain training.
+        epochs: the longest a run may be.
+        target: stop when a validation metric reaches this: an accuracy, or a metric and a value.
+        accuracy_in: race for the best validation accuracy within so many seconds of training instead.
+        tricks: the set to race; None for the recommended one.
+        arms: such as ``["plain", "all"]``, ``all-mixup`` or ``plain+cyclical``; None for every arm.
+        seeds: how many, at least 1; below 5 the intervals are weak.
+        budget: seconds for the whole race, tuning included; what does not fit is left out, and said.
+        tune: trials per side before the race: rates for plain, lengths of the cycle for the arms that have one. 0 takes the
+            optimizer's rate and ``cycle_epochs`` as they are.
+        peak: the peak of a cycle, in multiples of the optimizer's own rate.
+        cycle_epochs: length of the arms with a cycle; None is tuned, or ``epochs`` where nothing is.
+        out: a folder for ``race.json`` and ``report.html``.
+        resume: go on with the race in ``out``: runs that are done are not run again.
+        force: replace the race in ``out``.
+        dry_run: measure a few steps of each arm, and give a record with ``expected_seconds`` per arm; nothing is written.
+        progress: show a live table, or a line per run where there is no terminal.
+        evaluate_every_epochs, metrics, settings: as in :func:`heptane.fit`.
+        about: facts for the record: command, data, model, settings, reasons.
+
+    Returns:
+        A :class:`RaceResult`.
+
+    Raises:
+        InputError: input that is wrong, before any training.
+
+    Example:
+        >>> x = torch.randn(256, 4)
+        >>> data = x, (x.sum(1) > 0).long()
+        >>> sgd = lambda params: torch.optim.SGD(params, lr=0.1)
+        >>> result = hp.race(lambda: torch.nn.Linear(4, 2), data, data, optimizer=sgd, epochs=4, batch_size=32, target=0.8,
+        ...                  tricks=hp.Tricks(cyclical=hp.Cyclical(cycle_momentum=False)), seeds=2, tune=0)
+        >>> [arm["name"] for arm in result.record["arms"]]
+        ['plain', 'all']
+    """
+    check_range("seeds", seeds, 1, 1000, whole=True)
+    check_range("tune", tune, 0, 20, whole=True)
+    check_range("peak", peak, 0, low_open=True)
+    for name, value in (("budget", budget), ("accuracy_in", accuracy_in), ("cycle_epochs", cycle_epochs)):
+        if value is not None:
+            check_range(name, value, 0, low_open=True)
+    if (target is None) == (accuracy_in is None):
+        raise InputError("a race needs a target, such as target=0.9, or a time, such as accuracy_in=60; and not both")
+    if valid is None:
+        raise InputError("valid=None: a race is decided on validation data; pass valid")
+    if under_launcher():
+        raise InputError("a race starts its workers itself: run it without torchrun, with tricks=Tricks(data_parallel=...)")
+    goal = check_target(target, valid, metrics)
+    chosen = recommend(epochs=epochs)[0] if tricks is None else tricks
+    course = Course(
+        model=model,
+        train=train,
+        valid=valid,
+        test=test,
+        optimizer=optimizer,
+        metric=goal[0] if goal else "valid_accuracy",
+        target=goal[1] if goal else None,
+        seconds=accuracy_in,
+        settings={"evaluate_every_epochs": evaluate_every_epochs, "metrics": metrics, **settings},
+    )
+    plan = {
+        "epochs": float(epochs),
+        "seeds": seeds,
+        "budget_seconds": budget,
+        "tune": tune,
+        "peak": float(peak),
+        "cycle_epochs": cycle_epochs,
+    }
+    if out is not None and not dry_run:
+        check_folder(out, force=force, resume=resume)
+    conduct = Conduct(course, make_arms(chosen, arms), chosen, plan, about or {})
+    if dry_run:
+        return RaceResult(conduct.dry_run())
+    return RaceResult(conduct.go(out, force=force, resume=resume, progress=progress))

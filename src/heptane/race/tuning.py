@@ -1,0 +1,93 @@
+"""What is chosen before a race, with equal effort on both sides: the rate of plain training, the length of the cycles.
+
+Both are chosen on the validation split with a seed of their own, which does not race.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from heptane.race.attempt import Attempt
+
+TRIALS = 3  # per side
+RATE_STEP = 3.0  # factor between learning rates that are tried
+LENGTH_STEP = 1.5  # factor between lengths of a cycle that are tried
+FIRST_LENGTH = 0.5  # of the epochs that plain training took
+
+
+@dataclass
+class Tuning:
+    """One side's trials: which setting, what came of it, and what was chosen."""
+
+    knob: str
+    chosen: float
+    trials: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Training seconds that the trials cost."""
+        return float(sum(trial["attempt"]["clocks"].get("train", 0.0) for trial in self.trials))
+
+    def record(self) -> dict[str, Any]:
+        """As ``race.json`` holds it."""
+        return {"knob": self.knob, "chosen": self.chosen, "seconds": self.seconds, "trials": self.trials}
+
+
+Try = Callable[[float], Attempt]
+Rank = Callable[[Attempt], tuple[float, float]]
+
+
+def climb(first: float, step: float, trials: int, attempt: Try, rank: Rank) -> Tuning:
+    """Try ``first``, then its neighbours a factor ``step`` away, and go on in the direction that is better.
+
+    Args:
+        first: where to begin.
+        step: factor between two values.
+        trials: how many to make at most.
+        attempt: makes a run with a value.
+        rank: of an attempt, lower is better.
+
+    Example:
+        >>> made = lambda rate: Attempt(0, "reached", seconds=abs(rate - 5))
+        >>> tried = climb(1.0, 3.0, 3, made, lambda attempt: (attempt.seconds, 0))
+        >>> tried.chosen, [trial["value"] for trial in tried.trials]
+        (3.0, [1.0, 3.0, 9.0])
+    """
+    done: dict[float, Attempt] = {}
+    best, value, direction = first, first, step
+    while len(done) < trials:
+        done[value] = attempt(value)
+        if value != best and rank(done[value]) < rank(done[best]):
+            best = value
+        elif value != first:
+            if direction < 1 or best != first:
+                break
+            direction = 1 / step
+        value = best * direction
+    return Tuning("rate", best, [{"value": v, "attempt": a.record()} for v, a in done.items()])
+
+
+def shorten(first: float, step: float, trials: int, longest: float, shortest: float, attempt: Try) -> Tuning:
+    """The shortest length of a cycle, in epochs, that arrives at the target: shorter while it does, else longer.
+
+    Args:
+        first: where to begin.
+        step: factor between two lengths.
+        trials: how many to make at most.
+        longest, shortest: bounds of a length.
+        attempt: makes runs of a length, with more than one seed; what comes back is the worst of them.
+    """
+    done: dict[float, Attempt] = {}
+    length = min(max(first, shortest), longest)
+    while len(done) < trials and length not in done:
+        done[length] = attempt(length)
+        arrived = [value for value, made in done.items() if made.seconds is not None]
+        if done[length].seconds is None and arrived:
+            break
+        length = length / step if done[length].seconds is not None else length * step
+        length = min(max(length, shortest), longest)
+    arrived = [value for value, made in done.items() if made.seconds is not None]
+    chosen = min(arrived) if arrived else max(done)
+    return Tuning("epochs", chosen, [{"value": v, "attempt": a.record()} for v, a in done.items()])

@@ -1,0 +1,200 @@
+"""A race on one page, and as tables at the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from heptane.race.arms import ALL, PLAIN
+from heptane.report import duration, figure, label, measure, section, settings_text
+from heptane.report.console import make_console, make_table, printable
+from heptane.report.curves import Line, line_chart
+from heptane.report.html import byline, facts, fill, write_page
+from heptane.report.live import outcome_text
+from heptane.report.race_charts import accuracy_against_time, number, time_to_target, worth_of_tricks
+
+Record = Mapping[str, Any]
+
+
+def write_race_report(race: Record, path: str | os.PathLike[str]) -> None:
+    """Write ``report.html`` of a race.
+
+    Args:
+        race: the content of ``race.json``, finished or not.
+        path: where to write; the file is replaced in one step.
+    """
+    write_page(render(race), path)
+
+
+def render(race: Record) -> str:
+    """The page of a race as text."""
+    seeds = list(range(race["plan"]["seeds"]))
+    return fill(
+        "race.html.j2",
+        headline=race["sentence"],
+        byline=byline(race),
+        cards=_cards(race),
+        notes=_notes(race),
+        summary=race["summary"],
+        charts=_charts(race),
+        effects=[_effect_row(race, effect) for effect in race["effects"]],
+        seeds=seeds,
+        arms=[_arm_row(race, arm, seeds) for arm in race["arms"]],
+        facts=[(title, pairs) for title, pairs in facts(race) if title not in ("All measures", "Clocks")],
+        tuning=_tuning_rows(race),
+        command=str(race.get("command") or ""),
+    )
+
+
+def race_summary(race: Record, files: Mapping[str, str | Path]) -> None:
+    """Print what a race came to: arms by seeds, what each trick is worth, the paragraph, the files, the sentence."""
+    console = make_console(sys.stdout)
+    seeds = list(range(race["plan"]["seeds"]))
+    arms = make_table(
+        ("arm", None), *((f"seed {seed}", None) for seed in seeds), ("median", None), ("test", None), heading=True
+    )
+    for arm in race["arms"]:
+        row = _arm_row(race, arm, seeds)
+        arms.add_row(*(printable(cell, sys.stdout) for cell in (row["title"], *row["cells"], row["median"], row["test"])))
+    tricks = make_table(("trick", None), ("alone", None), ("left out", None), ("verdict", None), ("why", None), heading=True)
+    for effect in race["effects"]:
+        row = _effect_row(race, effect)
+        tricks.add_row(*(printable(row[key], sys.stdout) for key in ("title", "alone", "without", "verdict", "why")))
+    for table in (arms, tricks):
+        console.print()
+        console.print(table)
+    for text in (*_notes(race), race["summary"]):
+        console.print()
+        console.print(printable(text, sys.stdout))
+    console.print()
+    width = max(map(len, files), default=0)
+    for name, path in files.items():
+        console.print(f"{name:<{width}}  {printable(str(path), sys.stdout)}", soft_wrap=True)
+    console.print()
+    console.print(printable(race["sentence"], sys.stdout), style="bold", soft_wrap=True)
+
+
+def _cards(race: Record) -> list[dict[str, str]]:
+    speedup, timed = race["speedup"], race["target"]["value"] is not None
+    median = speedup["median"]
+    value = "–" if median is None else times_text(number(median)) if timed else f"{100 * number(median):+.2f} points"
+    tone = "" if median is None else "good" if number(median) > (1 if timed else 0) else "bad"
+    cards = [_card("all against plain", value, _interval_text(speedup, timed), tone)]
+    for name in (PLAIN, ALL):
+        arm = next((arm for arm in race["arms"] if arm["name"] == name), None)
+        if arm:
+            row = _arm_row(race, arm, [])
+            cards.append(_card(name, row["median"], f"test accuracy {row['test']}" if row["test"] != "–" else "", ""))
+    cards.append(_card("seeds", str(race["plan"]["seeds"]), "a weak interval" if speedup["weak"] else "paired", ""))
+    return [*cards, _card("the race took", duration(race["elapsed_seconds"]), "tuning included", "")]
+
+
+def _card(name: str, value: str, detail: str, tone: str) -> dict[str, str]:
+    return {"name": name, "value": value, "detail": detail, "tone": tone}
+
+
+def _notes(race: Record) -> list[str]:
+    notes = [str(note) for note in race.get("notes") or []]
+    if race["status"] != "done":
+        notes.append(f"This race is {race['status']}: what is missing has not been run yet.")
+    for arm in race["arms"]:
+        for status in ("failed", "refused", "stopped", "not run"):
+            found = [run for run in arm["runs"] if run["status"] == status]
+            if found:
+                which = ", ".join(str(run["seed"]) for run in found)
+                notes.append(
+                    f"{arm['title']}, seed {which}: {found[0]['note'] if status == 'stopped' else f'{status}: {found[0]['note']}'}"
+                )
+    return notes
+
+
+def _charts(race: Record) -> list[dict[str, Any]]:
+    import markupsafe
+
+    every = next((arm for arm in race["arms"] if arm["name"] == ALL), None)
+    schedule = next((run["schedule"] for run in every["runs"] if run["schedule"]), None) if every else None
+    rate = ""
+    if schedule:
+        line = Line(name="learning rate", x=schedule["step"], y=schedule["learning_rate"])
+        rate = line_chart([line], ident="rate", description="Learning rate of all by step", x_label="step")
+    charts = [
+        ("What each trick is worth", worth_of_tricks(race), "Lines are 95% intervals; arrows lie outside the picture."),
+        ("Time to the target", time_to_target(race), "A bar ends at the median, a dot is a seed; an open mark missed."),
+        (label(race["target"]["metric"]), accuracy_against_time(race), "A line is a seed; the band is their spread."),
+        ("Learning rate of all", rate, ""),
+    ]
+    return [{"title": t, "svg": markupsafe.Markup(svg), "caption": caption} for t, svg, caption in charts if svg]
+
+
+def _effect_row(race: Record, effect: Record) -> dict[str, str]:
+    timed = race["target"]["value"] is not None
+    return {
+        "title": effect["trick"].replace("_", " "),
+        "alone": _side_text(effect["alone"], timed),
+        "without": _side_text(effect["without"], timed),
+        "verdict": effect["verdict"],
+        "why": effect["why"],
+        "tone": {"helps": "good", "hurts": "bad"}.get(effect["verdict"], ""),
+    }
+
+
+def _side_text(side: Record | None, timed: bool) -> str:
+    if not side or side["median"] is None:
+        return "–"
+    median = number(side["median"])
+    value = times_text(median) if timed else f"{100 * median:+.2f}"
+    return f"{value} ({_interval_text(side, timed)})"
+
+
+def times_text(ratio: float) -> str:
+    """A ratio of times: ``2.1x``; where the one or the other missed the target, ``never`` stands for the infinite time.
+
+    Example:
+        >>> times_text(2.123), times_text(float("inf")), times_text(0.0)
+        ('2.12x', '∞', 'never')
+    """
+    return "∞" if ratio == float("inf") else "never" if ratio == 0 else f"{ratio:.3g}x"
+
+
+def _interval_text(side: Record, timed: bool) -> str:
+    low, high = (number(end) for end in side["interval"])
+    if len(side["values"]) < 2:
+        return "one seed" if side["values"] else "not known"
+    scale, form = (1, ".3g") if timed else (100, "+.2f")
+    return " to ".join("∞" if end == float("inf") else format(scale * end, form) for end in (low, high))
+
+
+def _arm_row(race: Record, arm: Record, seeds: list[int]) -> dict[str, Any]:
+    metric, runs = race["target"]["metric"], {run["seed"]: run for run in arm["runs"]}
+    ran = [run for run in arm["runs"] if run["status"] in ("reached", "missed", "stopped", "failed", "done")]
+    if race["target"]["value"] is None:
+        values = sorted(run["best"] for run in ran if run["best"] is not None)
+        median = measure(metric, values[len(values) // 2], 2) if values else "–"
+    else:
+        times = sorted(float("inf") if run["seconds"] is None else run["seconds"] for run in ran)
+        middle = times[len(times) // 2] if times else None
+        median = "–" if middle is None else "missed" if middle == float("inf") else duration(middle)
+    tests = sorted(run["metrics"]["test_accuracy"] for run in ran if "test_accuracy" in run["metrics"])
+    return {
+        "name": arm["name"],
+        "title": arm["title"],
+        "cells": [outcome_text(runs[seed], metric) if seed in runs else "–" for seed in seeds],
+        "median": median,
+        "test": measure("test_accuracy", tests[len(tests) // 2], 2) if tests else "–",
+        "plan": f"rate times {figure(arm['rate'])}, at most {arm['epochs']:.3g} epochs",
+        "settings": [(name.replace("_", " "), settings_text(settings)) for name, settings in arm["tricks"].items()],
+    }
+
+
+def _tuning_rows(race: Record) -> list[dict[str, str]]:
+    rows = []
+    for side, tuned in section(race, "tuning").items():
+        for trial in tuned["trials"]:
+            knob = f"{tuned['knob']} {trial['value']:.3g}"
+            text = outcome_text(trial["attempt"], race["target"]["metric"])
+            chosen = "chosen" if trial["value"] == tuned["chosen"] else ""
+            rows.append({"side": side, "knob": knob, "text": text, "chosen": chosen})
+    return rows
