@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
+from heptane._lazy import np
 
 CONFIDENCE = 0.95
 ENOUGH_SEEDS = 5  # below this an interval is said to be weak

@@ -105,9 +105,8 @@ def _notes(race: Record) -> list[str]:
             found = [run for run in arm["runs"] if run["status"] == status]
             if found:
                 which = ", ".join(str(run["seed"]) for run in found)
-                notes.append(
-                    f"{arm['title']}, seed {which}: {found[0]['note'] if status == 'stopped' else f'{status}: {found[0]['note']}'}"
-                )
+                what = found[0]["note"] if status == "stopped" else f"{status}: {found[0]['note']}"
+                notes.append(f"{arm['title']}, seed {which}: {what}")
     return notes
 
 
