@@ -44,7 +44,7 @@ class Settings:
     target: float | None = None
     """Stop when the validation accuracy reaches this, in [0, 1]; exit code 3 if it does not."""
     seed: int = 0
-    """Of the initial weights, the order, the augmentation, mixup and dropout."""
+    """Of the initial weights, the order, the augmentation, mixup and dropout; a race begins with it."""
     accumulate: int = 1
     """Micro-batches per step, at least 1: the same step in less memory."""
     clip_norm: float | None = None
@@ -94,7 +94,7 @@ class RaceSettings:
     """Trials per side before the race: rates for plain, lengths of a cycle for the tricks. 0: none."""
     peak: float = 4.0
     """Peak of a cycle, in multiples of --lr, plain's rate; above 0."""
-    cycle_epochs: float | None = None
+    planned_epochs: float | None = None
     """Length of the arms with a cycle, in epochs. Default: tuned, at most --epochs."""
 
     @property

@@ -69,10 +69,11 @@ def _race(
             tricks=tricks,
             arms=own.arm_names,
             seeds=own.seeds,
+            seed=settings.seed,
             budget=own.budget_seconds,
             tune=own.tune,
             peak=own.peak,
-            cycle_epochs=own.cycle_epochs,
+            planned_epochs=own.planned_epochs,
             out=out,
             resume=bool(flags.resume),
             force=flags.force,
@@ -99,7 +100,7 @@ def _print_plan(record: dict[str, Any]) -> None:
     from heptane.report import duration
 
     plan, expected = record["plan"], record["expected_seconds"]
-    seeds = plan["seeds"]
+    seeds = len(plan["seeds"])
     for arm in record["arms"]:
         on = ", ".join(arm["tricks"]) or "no tricks"
         length = f"at most {arm['epochs']:.3g} epochs"

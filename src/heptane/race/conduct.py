@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Conduct:
         course: what all arms share.
         arms: those that run; plain and all first.
         chosen: the set that races as ``all``.
-        plan: ``epochs``, ``seeds``, ``budget_seconds``, ``tune``, ``peak`` and ``cycle_epochs``.
+        plan: ``epochs``, ``seeds``, ``budget_seconds``, ``tune``, ``peak`` and ``planned_epochs``.
         about: facts for the record.
     """
 
@@ -68,8 +68,8 @@ class Conduct:
         try:
             with self.table or nullcontext():
                 self._tune()
-                for seed in range(self.plan["seeds"]):
-                    for arm in self._in_turn(seed):
+                for index, seed in enumerate(self.plan["seeds"]):
+                    for arm in self._in_turn(index):
                         self._run(arm, seed)
         except BaseException:
             self._save("interrupted")
@@ -109,7 +109,7 @@ class Conduct:
         if self.chosen.cyclical is None:
             return
         peak = self.plan["peak"]
-        if self.course.target is not None and self.plan["cycle_epochs"] is None:
+        if self.course.target is not None and self.plan["planned_epochs"] is None:
             best = min((t for (side, *_), t in self.trials.items() if side == PLAIN), key=self.course.rank)
             first = FIRST_LENGTH * (best.epochs if best.seconds is not None else epochs)
 
@@ -160,8 +160,8 @@ class Conduct:
 
     def _planned_length(self, arm: Arm) -> float:
         """Of an arm with a cycle whose length is not tuned: as given, as what fits the time, or as long as any run."""
-        if self.plan["cycle_epochs"] is not None:
-            return float(self.plan["cycle_epochs"])
+        if self.plan["planned_epochs"] is not None:
+            return float(self.plan["planned_epochs"])
         if self.course.seconds is None:
             return float(self.plan["epochs"])
         before, per_epoch = self._probe(arm)
@@ -169,11 +169,11 @@ class Conduct:
 
     # Runs -----------------------------------------------------------------------------------------------------------
 
-    def _in_turn(self, seed: int) -> list[Arm]:
+    def _in_turn(self, index: int) -> list[Arm]:
         """The arms in order; every other seed backwards, within the two that the others are compared with and the rest."""
         first = [arm for arm in self.arms if arm.name in (PLAIN, ALL)]
         rest = [arm for arm in self.arms if arm not in first]
-        return [*first, *rest] if seed % 2 == 0 else [*first[::-1], *rest[::-1]]
+        return [*first, *rest] if index % 2 == 0 else [*first[::-1], *rest[::-1]]
 
     def _run(self, arm: Arm, seed: int) -> None:
         if (arm.name, seed) in self.runs:
@@ -248,7 +248,7 @@ class Conduct:
 
     def _expected_left(self) -> float:
         """Seconds that the rest of the race will take."""
-        left = [arm for arm in self.arms for seed in range(self.plan["seeds"]) if (arm.name, seed) not in self.runs]
+        left = [arm for arm in self.arms for seed in self.plan["seeds"] if (arm.name, seed) not in self.runs]
         return min(sum(map(self._expected, left)), self._left())
 
     # The record -----------------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class Conduct:
                 "environment": self.environment,
                 **{key: self.about.get(key, {}) for key in ("data", "model", "settings")},
                 **self._identity(),
-                "tuning": {side: tuning.record() for side, tuning in self.tuning.items()},
+                "tuning": {side: self._tuning_record(side, tuning) for side, tuning in self.tuning.items()},
                 "trials": [
                     {"side": side, "value": v, "again": n, "attempt": t.record()} for (side, v, n), t in self.trials.items()
                 ],
@@ -289,9 +289,14 @@ class Conduct:
 
     def _arm_record(self, arm: Arm, reasons: dict[str, str]) -> dict[str, Any]:
         rate, epochs = self._rate_and_length(arm)
-        runs = [self.runs[arm.name, seed].record() for seed in range(self.plan["seeds"]) if (arm.name, seed) in self.runs]
+        runs = [self.runs[arm.name, seed].record() for seed in self.plan["seeds"] if (arm.name, seed) in self.runs]
         on = {name: settings for name, settings in named_settings(arm.tricks) if settings}
         return {"name": arm.name, "title": arm.title, "tricks": on, "rate": rate, "epochs": epochs, "runs": runs}
+
+    def _tuning_record(self, side: str, tuning: Tuning) -> dict[str, Any]:
+        made = [trial for (name, *_), trial in self.trials.items() if name == side]
+        seconds = sum(trial.clocks.get("train", 0.0) for trial in made)
+        return {**asdict(tuning), "num_runs": len(made), "seconds": seconds}
 
     def _identity(self) -> dict[str, Any]:
         """What makes two races the same one."""

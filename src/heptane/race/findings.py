@@ -35,7 +35,7 @@ def findings(race: Record, reasons: Mapping[str, str]) -> dict[str, Any]:
 def outcomes(race: Record, name: str) -> list[float | None]:
     """Per seed what an arm came to: seconds to the target (None where it missed) or accuracy; NaN where it was not run."""
     runs = {run["seed"]: run for run in _arm(race, name)["runs"]}
-    return [_outcome(race, runs.get(seed)) for seed in range(race["plan"]["seeds"])]
+    return [_outcome(race, runs.get(seed)) for seed in race["plan"]["seeds"]]
 
 
 def sentence(race: Record, speedup: Estimate) -> str:
@@ -210,10 +210,10 @@ def _effort(race: Record) -> str:
     if PLAIN not in tuning:
         return "Nothing was tuned before the race."
     sides = []
-    for side, name in ((PLAIN, "plain"), (ALL, "the tricks")):
+    for side, name in ((PLAIN, "of plain"), (ALL, "with the tricks")):
         if side in tuning:
             made = tuning[side]
-            sides.append(f"{len(made['trials'])} trials ({duration(made['seconds'])}) for {name}'s {made['knob']}")
+            sides.append(f"the {made['knob']} {name} in {made['num_runs']} runs ({duration(made['seconds'])})")
     return f"Tuned before the race: {' and '.join(sides)}."
 
 

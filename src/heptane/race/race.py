@@ -60,10 +60,11 @@ def race(
     tricks: Tricks | None = None,
     arms: Sequence[str] | None = None,
     seeds: int = 3,
+    seed: int = 0,
     budget: float | None = None,
     tune: int = TRIALS,
     peak: float = PEAK,
-    cycle_epochs: float | None = None,
+    planned_epochs: float | None = None,
     test: Any = None,
     out: Any = None,
     resume: bool = False,
@@ -87,11 +88,12 @@ def race(
         tricks: the set to race; None for the recommended one.
         arms: such as ``["plain", "all"]``, ``all-mixup`` or ``plain+cyclical``; None for every arm.
         seeds: how many, at least 1; below 5 the intervals are weak.
+        seed: the first of them.
         budget: seconds for the whole race, tuning included; what does not fit is left out, and said.
         tune: trials per side before the race: rates for plain, lengths of the cycle for the arms that have one. 0 takes the
-            optimizer's rate and ``cycle_epochs`` as they are.
+            optimizer's rate and ``planned_epochs`` as they are.
         peak: the peak of a cycle, in multiples of the optimizer's own rate.
-        cycle_epochs: length of the arms with a cycle; None is tuned, or ``epochs`` where nothing is.
+        planned_epochs: length of the arms with a cycle; None is tuned, or ``epochs`` where nothing is.
         out: a folder for ``race.json`` and ``report.html``.
         resume: go on with the race in ``out``: runs that are done are not run again.
         force: replace the race in ``out``.
@@ -116,9 +118,10 @@ def race(
         ['plain', 'all']
     """
     check_range("seeds", seeds, 1, 1000, whole=True)
+    check_range("seed", seed, 0, 2**29, whole=True)
     check_range("tune", tune, 0, 20, whole=True)
     check_range("peak", peak, 0, low_open=True)
-    for name, value in (("budget", budget), ("accuracy_in", accuracy_in), ("cycle_epochs", cycle_epochs)):
+    for name, value in (("budget", budget), ("accuracy_in", accuracy_in), ("planned_epochs", planned_epochs)):
         if value is not None:
             check_range(name, value, 0, low_open=True)
     if (target is None) == (accuracy_in is None):
@@ -142,11 +145,11 @@ def race(
     )
     plan = {
         "epochs": float(epochs),
-        "seeds": seeds,
+        "seeds": list(range(seed, seed + seeds)),
         "budget_seconds": budget,
         "tune": tune,
         "peak": float(peak),
-        "cycle_epochs": cycle_epochs,
+        "planned_epochs": planned_epochs,
     }
     if out is not None and not dry_run:
         check_folder(out, force=force, resume=resume)

@@ -6,8 +6,7 @@ Both are chosen on the validation split with a seed of their own, which does not
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from heptane.race.attempt import Attempt
 
@@ -19,20 +18,11 @@ FIRST_LENGTH = 0.5  # of the epochs that plain training took
 
 @dataclass
 class Tuning:
-    """One side's trials: which setting, what came of it, and what was chosen."""
+    """What one side was tuned in, what was tried in turn, and what was chosen."""
 
     knob: str
     chosen: float
-    trials: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """Training seconds that the trials cost."""
-        return float(sum(trial["attempt"]["clocks"].get("train", 0.0) for trial in self.trials))
-
-    def record(self) -> dict[str, Any]:
-        """As ``race.json`` holds it."""
-        return {"knob": self.knob, "chosen": self.chosen, "seconds": self.seconds, "trials": self.trials}
+    tried: list[float]
 
 
 Try = Callable[[float], Attempt]
@@ -51,9 +41,8 @@ def climb(first: float, step: float, trials: int, attempt: Try, rank: Rank) -> T
 
     Example:
         >>> made = lambda rate: Attempt(0, "reached", seconds=abs(rate - 5))
-        >>> tried = climb(1.0, 3.0, 3, made, lambda attempt: (attempt.seconds, 0))
-        >>> tried.chosen, [trial["value"] for trial in tried.trials]
-        (3.0, [1.0, 3.0, 9.0])
+        >>> climb(1.0, 3.0, 3, made, lambda attempt: (attempt.seconds, 0))
+        Tuning(knob='rate', chosen=3.0, tried=[1.0, 3.0, 9.0])
     """
     done: dict[float, Attempt] = {}
     best, value, direction = first, first, step
@@ -66,7 +55,7 @@ def climb(first: float, step: float, trials: int, attempt: Try, rank: Rank) -> T
                 break
             direction = 1 / step
         value = best * direction
-    return Tuning("rate", best, [{"value": v, "attempt": a.record()} for v, a in done.items()])
+    return Tuning("rate", best, list(done))
 
 
 def shorten(first: float, step: float, trials: int, longest: float, shortest: float, attempt: Try) -> Tuning:
@@ -90,4 +79,4 @@ def shorten(first: float, step: float, trials: int, longest: float, shortest: fl
         length = min(max(length, shortest), longest)
     arrived = [value for value, made in done.items() if made.seconds is not None]
     chosen = min(arrived) if arrived else max(done)
-    return Tuning("epochs", chosen, [{"value": v, "attempt": a.record()} for v, a in done.items()])
+    return Tuning("epochs", chosen, list(done))

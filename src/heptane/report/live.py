@@ -27,15 +27,15 @@ class LiveTable:
 
     Args:
         arms: the rows.
-        num_seeds: the columns.
+        seeds: the columns.
         metric: what the target is on, such as ``valid_accuracy``.
         enabled: draw the table; ``None`` draws it only when stderr is a terminal that can redraw.
     """
 
-    def __init__(self, arms: Sequence[Arm], num_seeds: int, metric: str, enabled: bool | None = None) -> None:
+    def __init__(self, arms: Sequence[Arm], seeds: Sequence[int], metric: str, enabled: bool | None = None) -> None:
         able = sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
         self.enabled = able if enabled is None else enabled
-        self._arms, self._seeds, self._metric = arms, num_seeds, metric
+        self._arms, self._seeds, self._metric = arms, seeds, metric
         self._cells: dict[tuple[str, int], str] = {}
         self._best: dict[str, float] = {}
         self._now: tuple[str, int] | None = None
@@ -113,10 +113,10 @@ class LiveTable:
         if self._left:
             since, left = self._left
             caption += f", about {duration(max(left - (time.monotonic() - since), 0))} left"
-        table = make_table(("arm", None), *((f"seed {n}", None) for n in range(self._seeds)), ("best", None), heading=True)
+        table = make_table(("arm", None), *((f"seed {n}", None) for n in self._seeds), ("best", None), heading=True)
         table.caption, table.caption_justify = caption, "left"
         for arm in self._arms:
-            cells = [self._cells.get((arm.name, seed), "") for seed in range(self._seeds)]
+            cells = [self._cells.get((arm.name, seed), "") for seed in self._seeds]
             best = self._best.get(arm.name)
             style = "bold" if self._now and self._now[0] == arm.name else ""
             shown = "" if best is None else measure(self._metric, best)
@@ -136,4 +136,4 @@ def outcome_text(run: Mapping[str, Any], metric: str) -> str:
         return f"missed ({shown} in {duration(tried)})" if shown else f"missed ({duration(tried)})"
     if status == "stopped":
         return f"over {duration(tried)}"
-    return f"{status}: {run['note']}" if run["note"] else str(status)
+    return str(status)

@@ -31,7 +31,7 @@ def write_race_report(race: Record, path: str | os.PathLike[str]) -> None:
 
 def render(race: Record) -> str:
     """The page of a race as text."""
-    seeds = list(range(race["plan"]["seeds"]))
+    seeds = race["plan"]["seeds"]
     return fill(
         "race.html.j2",
         headline=race["sentence"],
@@ -52,7 +52,7 @@ def render(race: Record) -> str:
 def race_summary(race: Record, files: Mapping[str, str | Path]) -> None:
     """Print what a race came to: arms by seeds, what each trick is worth, the paragraph, the files, the sentence."""
     console = make_console(sys.stdout)
-    seeds = list(range(race["plan"]["seeds"]))
+    seeds = race["plan"]["seeds"]
     arms = make_table(
         ("arm", None), *((f"seed {seed}", None) for seed in seeds), ("median", None), ("test", None), heading=True
     )
@@ -81,14 +81,15 @@ def _cards(race: Record) -> list[dict[str, str]]:
     speedup, timed = race["speedup"], race["target"]["value"] is not None
     median = speedup["median"]
     value = "–" if median is None else times_text(number(median)) if timed else f"{100 * number(median):+.2f} points"
-    tone = "" if median is None else "good" if number(median) > (1 if timed else 0) else "bad"
+    low, high = (number(end) for end in speedup["interval"])
+    tone = "good" if low > (1 if timed else 0) else "bad" if high < (1 if timed else 0) else ""
     cards = [_card("all against plain", value, _interval_text(speedup, timed), tone)]
     for name in (PLAIN, ALL):
         arm = next((arm for arm in race["arms"] if arm["name"] == name), None)
         if arm:
             row = _arm_row(race, arm, [])
             cards.append(_card(name, row["median"], f"test accuracy {row['test']}" if row["test"] != "–" else "", ""))
-    cards.append(_card("seeds", str(race["plan"]["seeds"]), "a weak interval" if speedup["weak"] else "paired", ""))
+    cards.append(_card("seeds", str(len(race["plan"]["seeds"])), "a weak interval" if speedup["weak"] else "paired", ""))
     return [*cards, _card("the race took", duration(race["elapsed_seconds"]), "tuning included", "")]
 
 
@@ -191,9 +192,12 @@ def _arm_row(race: Record, arm: Record, seeds: list[int]) -> dict[str, Any]:
 def _tuning_rows(race: Record) -> list[dict[str, str]]:
     rows = []
     for side, tuned in section(race, "tuning").items():
-        for trial in tuned["trials"]:
-            knob = f"{tuned['knob']} {trial['value']:.3g}"
-            text = outcome_text(trial["attempt"], race["target"]["metric"])
-            chosen = "chosen" if trial["value"] == tuned["chosen"] else ""
-            rows.append({"side": side, "knob": knob, "text": text, "chosen": chosen})
+        for trial in race["trials"]:
+            if trial["side"] == side:
+                again = ", second seed" if trial["again"] else ""
+                text = outcome_text(trial["attempt"], race["target"]["metric"])
+                chosen = "chosen" if trial["value"] == tuned["chosen"] else ""
+                rows.append(
+                    {"side": side, "knob": f"{tuned['knob']} {trial['value']:.3g}{again}", "text": text, "chosen": chosen}
+                )
     return rows

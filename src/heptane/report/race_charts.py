@@ -58,7 +58,7 @@ def time_to_target(race: Record) -> str:
             axes.plot(reached, [row] * len(reached), "o", color=colour, markersize=3.5)
             axes.plot(missed, [row] * len(missed), ">", color=colour, markersize=5, fillstyle="none")
             words = duration(median) if median is not None else "missed"
-            axes.annotate(f" {words}", (max([length, *reached, *missed]), row), va="center", fontsize=8)
+            axes.annotate(f"  {words}", (max([length, *reached, *missed]), row), va="center", fontsize=8)
         _rows(axes, [arm["title"] for arm in arms], "seconds of training to the target")
         axes.set_xlim(0, 1.18 * axes.get_xlim()[1])
 
