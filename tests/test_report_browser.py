@@ -29,6 +29,18 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
+@pytest.fixture(scope="module")
+def race_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("race") / "out"
+    data = make_images(96)
+    tricks = hp.Tricks(cyclical=hp.Cyclical(), mixup=hp.Mixup(), label_smoothing=hp.LabelSmoothing())
+    sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    about = {"model": {"name": "net"}, "data": {"name": "patterns <b>"}, "command": "heptane race ..."}
+    settings = {"epochs": 4, "batch_size": 16, "target": 0.9, "seeds": 2, "tune": 1}
+    hp.race(mlp, data, data, optimizer=sgd, tricks=tricks, out=folder, about=about, **settings)
+    return folder / "report.html"
+
+
 def browse(page: Path, *words: str) -> subprocess.CompletedProcess[str]:
     assert BROWSER is not None
     profile = page.parent / "profile"
@@ -57,15 +69,39 @@ def test_the_page_has_its_text_and_pictures_and_no_console_error(report: Path) -
     assert answer.stdout.count("<svg") == 4
 
 
+def test_the_page_of_a_race_has_its_text_and_pictures_and_no_console_error(race_report: Path) -> None:
+    answer = browse(race_report, "--dump-dom")
+    assert console_lines(answer) == []
+    seen = re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]+>", " ", answer.stdout, flags=re.DOTALL))
+    for wanted in (
+        "on this machine",
+        "patterns &lt;b&gt;",
+        "What each trick is worth",
+        "all without label smoothing",
+        "plain with mixup",
+        "not applicable here",
+        "a weak interval",
+        "Tuned before the race",
+        "heptane race ...",
+        "Learning rate of all",
+    ):
+        assert wanted in seen, wanted
+    assert answer.stdout.count("<svg") == 4
+
+
 def test_a_page_with_an_error_would_be_noticed(report: Path) -> None:
     broken = report.with_name("broken.html")
     broken.write_text(report.read_text().replace("</main>", '<img src="https://example.invalid/a.png"></main>'))
     assert any("Content Security Policy" in line for line in console_lines(browse(broken, "--dump-dom")))
 
 
+@pytest.mark.parametrize("kind", ["report", "race_report"])
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "light")])
-def test_it_is_drawn_in_light_and_dark_and_fits_a_phone(report: Path, width: int, scheme: str) -> None:
+def test_it_is_drawn_in_light_and_dark_and_fits_a_phone(
+    kind: str, width: int, scheme: str, request: pytest.FixtureRequest
+) -> None:
     image = pytest.importorskip("PIL.Image")
+    report = request.getfixturevalue(kind)
     shot = report.with_name(f"{width}-{scheme}.png")
     preferred = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
     browse(report, f"--window-size={width},1600", preferred, f"--screenshot={shot}")

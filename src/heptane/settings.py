@@ -97,6 +97,14 @@ class RaceSettings:
     planned_epochs: float | None = None
     """Length of the arms with a cycle, in epochs. Default: tuned, at most --epochs."""
 
+    def __post_init__(self) -> None:
+        check_range("seeds", self.seeds, 1, 1000, whole=True)
+        check_range("tune", self.tune, 0, 20, whole=True)
+        check_range("peak", self.peak, 0, low_open=True)
+        if self.planned_epochs is not None:
+            check_range("planned_epochs", self.planned_epochs, 0, low_open=True)
+        _ = self.budget_seconds, self.accuracy_seconds
+
     @property
     def arm_names(self) -> list[str] | None:
         """The names that were given, or None for every arm."""

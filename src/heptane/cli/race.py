@@ -29,9 +29,7 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
     }
     own = RaceSettings(**{**typed, **given_race(flags)})
     if (settings.target is None) == (own.accuracy_seconds is None):
-        raise InputError(
-            "pass --target, such as --target 0.9, or --accuracy and a time, such as --accuracy 60s; and not both"
-        )
+        raise InputError("pass either --target, such as --target 0.9, or --accuracy with a time, such as --accuracy 60s")
     out = out_folder(settings, flags)
     data = load(settings, flags)
     settings = replace(settings, model=settings.model or default_model(data))

@@ -174,14 +174,19 @@ class Course:
         """Seconds before the first step, and per epoch, from two short runs; their weights are thrown away.
 
         Returns:
-            (seconds before the first step, seconds per epoch).
+            (seconds before the first step, seconds per epoch); (0, 0) where the arm fails, as its runs will say.
+
+        Raises:
+            InputError: what :func:`heptane.fit` refuses.
         """
         quiet = replace(self, valid=None, target=None, seconds=None)
         length = self.steps_per_epoch
         first, second = (quiet.run(arm, 0, rate=1.0, epochs=min(n, length) / length, final=False) for n in (few, more))
         for attempt in (first, second):
-            if attempt.status in (REFUSED, FAILED):
+            if attempt.status == REFUSED:
                 raise InputError(f"arm {arm.name}: {attempt.note}")
+            if attempt.status == FAILED:
+                return 0.0, 0.0
         steps = second.steps["planned"] - first.steps["planned"]
         per_step = (second.clocks["train"] - first.clocks["train"]) / max(steps, 1)
         if steps < 1 or per_step <= 0:

@@ -57,7 +57,7 @@ class Conduct:
         """Race, and return the record; what is done is in ``race.json`` after every run."""
         if resume:
             self._take_up(Path(out) / "race.json")
-        for arm in self._both_sides():
+        for arm in self.arms[:2]:
             self._probe(arm)  # what cannot run is refused here, and what the first run would pay for all is paid
         if out is not None:
             self.folder = RunFolder(out, force=force, resume=resume)
@@ -84,9 +84,6 @@ class Conduct:
             found[arm.name] = self.course.seconds or before + per_epoch * self._rate_and_length(arm)[1]
         return self._record("planned") | {"expected_seconds": found}
 
-    def _both_sides(self) -> list[Arm]:
-        return [Arm(PLAIN, Tricks()), Arm(ALL, self.chosen)]
-
     def _probe(self, arm: Arm) -> tuple[float, float]:
         """Seconds before the first step, and per epoch."""
         if arm.name not in self.probes:
@@ -97,21 +94,22 @@ class Conduct:
 
     def _tune(self) -> None:
         """The rate of plain training, and the length (or, where that is given, the peak) of the arms with a cycle."""
-        plain, every = self._both_sides()
         if not self.plan["tune"]:
             return
+        plain, every = Arm(PLAIN, Tricks()), Arm(ALL, self.chosen)
         count, epochs = self.plan["tune"], self.plan["epochs"]
 
         def at_rate(rate: float) -> Attempt:
             return self._trial(plain, "rate", rate, rate=rate, epochs=epochs)
 
-        self.tuning[PLAIN] = climb(1.0, RATE_STEP, count, at_rate, self.course.rank)
-        if self.chosen.cyclical is None:
+        if any(arm.tricks.cyclical is None for arm in self.arms):
+            self.tuning[PLAIN] = climb(1.0, RATE_STEP, count, at_rate, self.course.rank)
+        if not any(arm.tricks.cyclical for arm in self.arms):
             return
         peak = self.plan["peak"]
         if self.course.target is not None and self.plan["planned_epochs"] is None:
-            best = min((t for (side, *_), t in self.trials.items() if side == PLAIN), key=self.course.rank)
-            first = FIRST_LENGTH * (best.epochs if best.seconds is not None else epochs)
+            needed = [t.epochs for (side, *_), t in self.trials.items() if side == PLAIN and t.seconds is not None]
+            first = FIRST_LENGTH * min(needed, default=epochs)
 
             def of_length(length: float) -> Attempt:
                 run = {"rate": peak, "epochs": length, "raised": self.course.margin}
@@ -128,7 +126,7 @@ class Conduct:
         def at_peak(rate: float) -> Attempt:
             return self._trial(every, "peak", rate, rate=rate, epochs=length)
 
-        self.tuning[ALL] = climb(peak, RATE_STEP, count, at_peak, self.course.rank)
+        self.tuning[ALL] = replace(climb(peak, RATE_STEP, count, at_peak, self.course.rank), knob="peak")
 
     def _trial(self, arm: Arm, knob: str, value: float, again: int = 0, **run: Any) -> Attempt:
         """One run with a seed of the tuning; a trial of a rate that is slower than the best so far stops."""
@@ -241,7 +239,8 @@ class Conduct:
             return statistics.median(earlier)
         if self.course.seconds is not None:
             return self.course.seconds
-        before, per_epoch = self.probes.get(arm.name) or self.probes[PLAIN if arm.adds else ALL]
+        known = (self.probes.get(name) for name in (arm.name, PLAIN if arm.adds else ALL, *self.probes))
+        before, per_epoch = next(filter(None, known))
         planned = before + per_epoch * self._rate_and_length(arm)[1]
         trials = [t.seconds for (name, *_), t in self.trials.items() if name == PLAIN and t.seconds is not None]
         return min([planned, *trials]) if arm.tricks.cyclical is None else planned

@@ -8,6 +8,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.assemble import OptimizerFactory
+from heptane.checks import check_model
 from heptane.errors import InputError, check_range
 from heptane.optimizers import PEAK
 from heptane.race.arms import make_arms
@@ -130,6 +131,10 @@ def race(
         raise InputError("valid=None: a race is decided on validation data; pass valid")
     if under_launcher():
         raise InputError("a race starts its workers itself: run it without torchrun, with tricks=Tricks(data_parallel=...)")
+    first, second = model(), model()
+    check_model(first)
+    if first is second:
+        raise InputError("model: expected a function that makes a new model each time, and it gave the same one twice")
     goal = check_target(target, valid, metrics)
     chosen = recommend(epochs=epochs)[0] if tricks is None else tricks
     course = Course(

@@ -59,24 +59,22 @@ def climb(first: float, step: float, trials: int, attempt: Try, rank: Rank) -> T
 
 
 def shorten(first: float, step: float, trials: int, longest: float, shortest: float, attempt: Try) -> Tuning:
-    """The shortest length of a cycle, in epochs, that arrives at the target: shorter while it does, else longer.
+    """The shortest length of a cycle, in epochs, that arrives at the target: shorter while it does, twice as long if not.
 
     Args:
         first: where to begin.
-        step: factor between two lengths.
-        trials: how many to make at most.
+        step: factor between a length that arrives and the next one.
+        trials: how many to make at most; but the search does not end on a length that is too short.
         longest, shortest: bounds of a length.
         attempt: makes runs of a length, with more than one seed; what comes back is the worst of them.
     """
-    done: dict[float, Attempt] = {}
+    done: dict[float, bool] = {}
     length = min(max(first, shortest), longest)
-    while len(done) < trials and length not in done:
-        done[length] = attempt(length)
-        arrived = [value for value, made in done.items() if made.seconds is not None]
-        if done[length].seconds is None and arrived:
+    while length not in done and (len(done) < trials or not any(done.values())):
+        done[length] = attempt(length).seconds is not None
+        if any(done.values()) and not done[length]:
             break
-        length = length / step if done[length].seconds is not None else length * step
+        length = length / step if done[length] else length * 2
         length = min(max(length, shortest), longest)
-    arrived = [value for value, made in done.items() if made.seconds is not None]
-    chosen = min(arrived) if arrived else max(done)
+    chosen = min((length for length, arrives in done.items() if arrives), default=longest)
     return Tuning("epochs", chosen, list(done))

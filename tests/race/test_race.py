@@ -1,0 +1,272 @@
+"""``hp.race`` and ``heptane race`` on real models and data."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import tomllib
+
+import pytest
+import torch
+
+import heptane as hp
+from heptane.cli import main
+from heptane.race.arms import Arm
+from heptane.race.attempt import Course
+
+SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+TWO = hp.Tricks(cyclical=hp.Cyclical(), label_smoothing=hp.LabelSmoothing())
+DIGITS = ["--data", "digits", "--model", "mlp", "--batch-size", "64", "--optimizer", "sgd", "--lr", "0.02"]
+
+
+def blobs(count=512):
+    """Two classes that a line separates, but for some."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 6, generator=generator)
+    return x, (x[:, 0] + 0.3 * torch.randn(count, generator=generator) > 0).long()
+
+
+def linear():
+    return torch.nn.Linear(6, 2)
+
+
+def race(**changed):
+    settings = {"optimizer": SGD, "epochs": 6, "batch_size": 32, "target": 0.8, "tricks": TWO, "seeds": 2, "tune": 0}
+    return hp.race(changed.pop("model", linear), blobs(), blobs(), **{**settings, **changed})
+
+
+def test_the_record_is_what_the_interface_says(tmp_path):
+    result = race(out=tmp_path / "race", test=blobs(), tune=2)
+    record = json.loads((tmp_path / "race" / "race.json").read_text())
+    assert record == json.loads(json.dumps(result.record))
+    assert [arm["name"] for arm in record["arms"]] == ["plain", "all", "all-cyclical", "all-label_smoothing"]
+    for arm in record["arms"]:
+        assert [run["seed"] for run in arm["runs"]] == [0, 1]
+        for run in arm["runs"]:
+            assert run["seconds"] is None or run["seconds"] > 0
+            assert set(run["clocks"]) == {"wall", "train", "cpu", "evaluate"}
+            assert {"valid_accuracy", "test_accuracy"} <= set(run["metrics"])
+    assert set(record["speedup"]) >= {"median", "interval", "values"}
+    assert [effect["trick"] for effect in record["effects"]] == list(hp.tricks.KINDS)
+    assert {"threads", "governor", "load_average", "torch", "git_commit"} <= set(record["environment"])
+    assert result.summary == record["summary"]
+    assert result.effects == record["effects"]
+    assert result.speedup["weak"]
+    assert "weak" in record["sentence"]
+
+
+def test_seeds_are_paired_and_every_arm_starts_from_the_same_weights():
+    made = []
+
+    def model():
+        net = linear()
+        made.append(net.weight.detach().clone())
+        return net
+
+    race(model=model, seeds=2, seed=5)
+    racing = made[-8:]  # before them, the short runs that warm up
+    assert all(torch.equal(racing[0], weight) for weight in racing[:4])
+    assert all(torch.equal(racing[4], weight) for weight in racing[4:])
+    assert not torch.equal(racing[0], racing[4])
+
+
+def test_plain_is_plain_pytorch():
+    """The plain arm ends with the weights of a fit without tricks, bit for bit."""
+    kept = []
+
+    def model():
+        kept.append(linear())
+        return kept[-1]
+
+    race(model=model, target=1.0, arms=["plain"], seeds=1, epochs=2)
+    torch.manual_seed(0)
+    net = linear()
+    hp.fit(net, blobs(), optimizer=SGD, epochs=2, batch_size=32, seed=0)
+    assert torch.equal(kept[-1].weight, net.weight)
+
+
+def test_a_target_out_of_reach_is_infinite_for_all():
+    result = race(target=("valid_loss", 1e-9), seeds=2)
+    assert result.speedup["median"] is None
+    assert all(run["status"] == "missed" for arm in result.record["arms"] for run in arm["runs"])
+    assert result.record["sentence"].startswith("Neither")
+
+
+def test_a_loss_as_target_is_reached_from_above():
+    result = race(target=("valid_loss", 0.6), seeds=2)
+    assert all(run["status"] == "reached" for run in result.record["arms"][0]["runs"])
+    assert "validation loss of 0.6" in result.record["sentence"]
+
+
+def test_an_arm_that_raises_does_not_lose_the_others():
+    class Fragile(torch.nn.Linear):
+        def forward(self, x):
+            if torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
+                raise RuntimeError("no 16 bits, please")
+            return super().forward(x)
+
+    tricks = hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="bf16"), cyclical=hp.Cyclical())
+    result = race(model=lambda: Fragile(6, 2), tricks=tricks, seeds=2)
+    runs = {arm["name"]: {run["status"] for run in arm["runs"]} for arm in result.record["arms"]}
+    assert runs == {
+        "plain": {"reached"},
+        "all": {"failed"},
+        "all-cyclical": {"failed"},
+        "all-mixed_precision": {"reached"},
+    }
+    assert "no 16 bits, please" in result.record["arms"][1]["runs"][0]["note"]
+    assert "in 2 of 2 seeds" in result.record["sentence"]
+
+
+def test_a_race_for_accuracy_gives_every_arm_its_time():
+    result = race(target=None, accuracy_in=0.3, epochs=500, seeds=2)
+    for arm in result.record["arms"]:
+        for run in arm["runs"]:
+            assert run["status"] == "done"
+            assert run["clocks"]["train"] < 1.5
+    assert result.speedup["kind"] == "points"
+
+
+def test_fit_stops_after_its_seconds_with_an_evaluation():
+    result = hp.fit(linear(), blobs(), blobs(), optimizer=SGD, epochs=100_000, batch_size=32, max_seconds=0.2)
+    assert 0.2 <= result.seconds["train"] < 2
+    assert result.steps["applied"] < result.steps["planned"]
+    assert "valid_accuracy" in result.metrics
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": None}, "a target, such as"),
+        ({"accuracy_in": 3.0}, "a target, such as"),
+        ({"seeds": 0}, "seeds"),
+        ({"tune": -1}, "tune"),
+        ({"budget": 0.0}, "budget"),
+        ({"peak": 0.0}, "peak"),
+        ({"arms": ["plan"]}, "did you mean plain"),
+        ({"tricks": hp.Tricks()}, "at least one trick"),
+        ({"target": 1.5}, "target"),
+        ({"target": ("valid_f1", 0.5)}, "valid_f1"),
+        ({"tricks": hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp16"))}, "fp16"),
+        ({"model": lambda: 3}, "int"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_training(changed, message, tmp_path):
+    with pytest.raises(hp.InputError, match=re.escape(message)):
+        race(out=tmp_path / "race", **changed)
+    assert not (tmp_path / "race").exists()
+
+
+def test_a_model_that_is_the_same_object_each_time_is_refused():
+    net = linear()
+    with pytest.raises(hp.InputError, match="a new model each time"):
+        race(model=lambda: net)
+
+
+def test_a_race_needs_validation_data():
+    with pytest.raises(hp.InputError, match="valid=None"):
+        hp.race(linear, blobs(), None, optimizer=SGD, epochs=1, batch_size=32, target=0.9)
+
+
+def test_under_torchrun_it_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(hp.InputError, match="without torchrun"):
+        race()
+
+
+def test_workers_race_too():
+    result = race(tricks=hp.Tricks(data_parallel=hp.DataParallel(workers=2)), seeds=1, epochs=1, target=0.5)
+    assert {run["status"] for arm in result.record["arms"] for run in arm["runs"]} == {"reached"}
+
+
+def test_the_margin_of_a_tuned_length_is_the_standard_error_of_the_target():
+    course = Course(
+        model=linear,
+        train=blobs(),
+        valid=blobs(400),
+        test=None,
+        optimizer=SGD,
+        metric="valid_accuracy",
+        target=0.9,
+        seconds=None,
+        settings={"batch_size": 32},
+    )
+    assert course.margin == pytest.approx(0.015)
+    before, per_epoch = course.seconds_per_epoch(Arm("plain", hp.Tricks()))
+    assert before >= 0
+    assert 0 < per_epoch < 5
+
+
+# The command -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_races_and_ends_in_the_sentence(tmp_path, capsys):
+    out = tmp_path / "race"
+    flags = [
+        "--target",
+        "0.85",
+        "--epochs",
+        "8",
+        "--seeds",
+        "2",
+        "--arms",
+        "plain,all",
+        "--tricks",
+        "cyclical,label_smoothing",
+    ]
+    assert main(["race", *DIGITS, *flags, "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    record = json.loads((out / "race.json").read_text())
+    assert printed.out.rstrip().endswith(record["sentence"])
+    assert re.search(r"times (faster|slower) to 85.0% on this machine \(95% interval .* 2 seeds", record["sentence"])
+    assert "plain, seed 0: " in printed.err
+    assert record["status"] == "done"
+    assert {path.name for path in out.iterdir()} == {"race.json", "report.html", "settings.toml"}
+    settings = tomllib.loads((out / "settings.toml").read_text())
+    assert settings["race"]["arms"] == "plain,all"
+    assert main(["race", *DIGITS, *flags, "--out", str(out)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    before = record["arms"]
+    assert main(["race", "--resume", str(out)]) == 0
+    assert json.loads((out / "race.json").read_text())["arms"] == before
+
+
+def test_a_dry_run_prints_the_arms_and_the_time(tmp_path, capsys):
+    out = tmp_path / "race"
+    assert main(["race", *DIGITS, "--target", "0.9", "--dry-run", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for arm in ("plain", "all", "all without cyclical", "plain with label smoothing", "at most"):
+        assert arm in printed
+    assert not out.exists()
+
+
+def test_a_target_that_all_misses_is_exit_code_3(tmp_path):
+    flags = ["--target", "1.0", "--epochs", "0.5", "--seeds", "1", "--arms", "plain,all", "--tune", "0"]
+    assert main(["race", *DIGITS, *flags, "--out", str(tmp_path / "race")]) == 3
+
+
+def test_the_command_races_for_accuracy(tmp_path, capsys):
+    flags = ["--accuracy", "0.3s", "--seeds", "1", "--arms", "plain,all", "--tune", "0", "--epochs", "50"]
+    assert main(["race", *DIGITS, *flags, "--out", str(tmp_path / "race")]) == 0
+    assert "accuracy in 0.30 s of training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--target"),
+        (["--target", "0.9", "--accuracy", "3s"], "either"),
+        (["--target", "0.9", "--budget", "soon"], "90s, 20m or 1.5h"),
+        (["--target", "0.9", "--arms", "plan"], "did you mean plain"),
+        (["--target", "0.9", "--tricks", "none"], "at least one trick"),
+        (["--target", "0.9", "--sedes", "3"], "did you mean --seeds"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_exit_code_2(flags, message, tmp_path, capsys):
+    assert main(["race", *DIGITS, *flags, "--out", str(tmp_path / "race")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert [line.startswith(("heptane: ", "note: ")) for line in error.splitlines()].count(False) == 0
+    assert error.count("heptane: ") == 1
