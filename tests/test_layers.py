@@ -46,10 +46,11 @@ def under(model: nn.Module, *prefixes: str) -> list[str]:
 def test_the_groups_of_the_built_in_resnet() -> None:
     model = resnet(10)
     assert named(model) == [
-        ("stem.0", ["stem.0.weight", "stem.1.weight", "stem.1.bias"]),
-        ("blocks.0", under(model, "blocks.0.")),
-        ("blocks.1", under(model, "blocks.1.")),
-        ("blocks.2", under(model, "blocks.2.")),
+        ("stem.conv", ["stem.conv.weight", "stem.norm.weight", "stem.norm.bias"]),
+        ("down1.conv", under(model, "down1.")),
+        ("block1", under(model, "block1.")),
+        ("down2.conv", under(model, "down2.")),
+        ("block2", under(model, "block2.")),
         ("head", ["head.weight", "head.bias"]),
     ]
 
@@ -96,7 +97,7 @@ def test_the_head_is_last_wherever_it_was_registered() -> None:
 def test_a_wrapper_is_opened() -> None:
     model = nn.ModuleDict({"module": resnet(10)})
     assert [name for name, _ in named(model)] == [
-        f"module.{n}" for n in ("stem.0", "blocks.0", "blocks.1", "blocks.2", "head")
+        f"module.{n}" for n in ("stem.conv", "down1.conv", "block1", "down2.conv", "block2", "head")
     ]
 
 

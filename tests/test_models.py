@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from heptane import InputError
-from heptane.models import Block, build, mlp, resnet, resnet_wide
+from heptane.models import Residual, build, convolve, mlp, resnet, resnet_wide
 
 
 def size(model: nn.Module) -> int:
@@ -42,42 +42,41 @@ def multiply_adds(model: nn.Module, image: torch.Tensor) -> int:
 
 def test_resnet_has_the_size_and_cost_that_its_docstring_states() -> None:
     model = resnet(10)
-    block = [9 * a * b + 9 * b * b + 4 * b + (a * b + 2 * b if a != b else 0) for a, b in ((16, 32), (32, 32), (32, 72))]
-    assert size(model) == 9 * 16 + 2 * 16 + sum(block) + 72 * 10 + 10 == 104_122
-    assert round(multiply_adds(model, torch.zeros(1, 1, 28, 28)) / 1e6, 1) == 10.0
+    layers = ((1, 16), (16, 32), (32, 32), (32, 32), (32, 56), (56, 56), (56, 56))
+    assert size(model) == sum(9 * num_in * num_out + 2 * num_out for num_in, num_out in layers) + 56 * 10 + 10 == 96_890
+    assert round(multiply_adds(model, torch.zeros(1, 1, 28, 28)) / 1e6, 1) == 13.3
 
 
 def test_resnet_wide_has_the_size_and_cost_that_its_docstring_states() -> None:
     model = resnet_wide(10)
-    assert round(size(model) / 1000) == 413
-    assert round(multiply_adds(model, torch.zeros(1, 1, 28, 28)) / 1e6) == 40
+    assert round(size(model) / 1000) == 385
+    assert round(multiply_adds(model, torch.zeros(1, 1, 28, 28)) / 1e6) == 53
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 13), (2, 28, 28)])
 def test_resnet_takes_images_of_any_size_and_every_parameter_gets_a_gradient(shape: tuple[int, int, int]) -> None:
-    model = resnet(7, shape[0], 4, zero_init=False)
+    model = resnet(7, shape[0], 4)
     output = model(torch.randn(2, *shape))
     assert output.shape == (2, 7)
     output.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
-def test_a_block_starts_as_its_shortcut_alone() -> None:
-    x = torch.randn(2, 4, 8, 8)
-    assert torch.equal(Block(4, 4, 1)(x), x.relu())
-    assert not torch.equal(Block(4, 4, 1, zero_init=False)(x), x.relu())
-    narrowed = Block(4, 6, 2)
-    assert torch.equal(narrowed(x), narrowed.shortcut(x).relu())
-    assert narrowed(x).shape == (2, 6, 4, 4)
-
-
-def test_a_block_is_relu_of_the_sum() -> None:
-    block, x = Block(2, 2, 1, zero_init=False).eval(), torch.randn(1, 2, 5, 5)
-    conv = nn.functional.conv2d
+def test_a_block_is_its_input_and_two_convolutions() -> None:
+    block, x = Residual(2).eval(), torch.randn(1, 2, 5, 5)
     scale = (1 + 1e-5) ** -0.5  # BatchNorm in eval mode, fresh: mean 0, variance 1
-    inner = (conv(x, block.conv1.weight, padding=1) * scale).relu()
-    expected = (conv(inner, block.conv2.weight, padding=1) * scale + x).relu()
-    torch.testing.assert_close(block(x), expected)
+
+    def f(layers: nn.Sequential, inputs: torch.Tensor) -> torch.Tensor:
+        return (nn.functional.conv2d(inputs, layers.conv.weight, padding=1) * scale).relu()
+
+    torch.testing.assert_close(block(x), x + f(block.second, f(block.first, x)))
+
+
+def test_halving_keeps_the_largest_of_each_four_pixels() -> None:
+    layers, x = convolve(2, 3, halve=True).eval(), torch.randn(1, 2, 6, 6)
+    whole = nn.functional.conv2d(x, layers.conv.weight, padding=1) * (1 + 1e-5) ** -0.5
+    expected = whole.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4).amax(4).relu()
+    torch.testing.assert_close(layers(x), expected)
 
 
 def test_the_same_seed_builds_the_same_model() -> None:
@@ -86,7 +85,7 @@ def test_the_same_seed_builds_the_same_model() -> None:
         torch.manual_seed(seed)
         models.append(build("resnet", input_shape=(1, 8, 8), num_classes=3).state_dict())
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
-    assert not torch.equal(models[0]["stem.0.weight"], models[2]["stem.0.weight"])
+    assert not torch.equal(models[0]["stem.conv.weight"], models[2]["stem.conv.weight"])
 
 
 def test_mlp_flattens_any_shape() -> None:
@@ -96,7 +95,7 @@ def test_mlp_flattens_any_shape() -> None:
     assert mlp(1, (6,))(torch.zeros(1, 6)).shape == (1, 1)
 
 
-@pytest.mark.parametrize(("spec", "kind"), [("resnet", 104_122), ("resnet-wide", 413_162), ("mlp", 784 * 64 + 64 + 650)])
+@pytest.mark.parametrize(("spec", "kind"), [("resnet", 96_890), ("resnet-wide", 385_002), ("mlp", 784 * 64 + 64 + 650)])
 def test_built_in_names_build_their_models(spec: str, kind: int) -> None:
     assert size(build(spec, input_shape=(1, 28, 28), num_classes=10)) == kind
 

@@ -74,7 +74,7 @@ def test_the_page_of_a_race_has_its_text_and_pictures_and_no_console_error(race_
     assert console_lines(answer) == []
     seen = re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]+>", " ", answer.stdout, flags=re.DOTALL))
     for wanted in (
-        "on this machine",
+        "90.0%",
         "patterns &lt;b&gt;",
         "What each trick is worth",
         "all without label smoothing",

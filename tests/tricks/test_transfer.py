@@ -114,8 +114,8 @@ def test_a_number_of_classes_out_of_range_is_refused(bad: Any) -> None:
 
 def test_rates_on_the_built_in_resnet_fall_by_the_papers_factor() -> None:
     groups = param_groups(resnet(10), 0.5)
-    assert [group["name"] for group in groups] == ["stem.0", "blocks.0", "blocks.1", "blocks.2", "head"]
-    golden = [0.5 / 45.6976, 0.5 / 17.576, 0.5 / 6.76, 0.5 / 2.6, 0.5]
+    assert [group["name"] for group in groups] == ["stem.conv", "down1.conv", "block1", "down2.conv", "block2", "head"]
+    golden = [0.5 / 118.81376, 0.5 / 45.6976, 0.5 / 17.576, 0.5 / 6.76, 0.5 / 2.6, 0.5]
     assert [group["lr"] for group in groups] == pytest.approx(golden, rel=1e-12)
 
 
@@ -476,4 +476,4 @@ def test_layer_groups_cover_the_model() -> None:
     model = resnet(10)
     held = [id(p) for _, parameters in layer_groups(model) for p in parameters]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
-    assert len(layer_groups(model)) == 5
+    assert len(layer_groups(model)) == 6

@@ -128,7 +128,7 @@ def _typed(kind: type[Any], values: dict[str, Any], prefix: str) -> dict[str, An
     found = {}
     for field in fields(kind):
         flag = _flag(field, prefix)
-        if values[flag] is not None:
+        if values.get(flag) is not None:
             found[field.name] = convert(f"--{flag}", str(field.type), values[flag])
     return found
 
