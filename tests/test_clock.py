@@ -71,7 +71,7 @@ def test_a_resumed_run_adds_what_it_used_before_but_not_the_time_between(hands: 
     clock.pause()
     found = clock.read()
     assert (found["wall"], found["train"]) == (103, 83)
-    assert 150 <= found["cpu"] < 160
+    assert 149.9 < found["cpu"] < 160
 
 
 def test_cpu_counts_work_and_not_sleep() -> None:

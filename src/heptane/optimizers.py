@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 REFERENCE_BATCH = 128
 RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "nadam": 1e-3, "radam": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
-PEAK = 4.0  # a cycle's peak may stand this far above a constant rate
+PEAK = 3.0  # a cycle's peak may stand this far above a constant rate
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD
 NOT_HERE = ("optimizer", "lbfgs", "sparseadam")  # the base class; many losses per step; sparse gradients only
 
@@ -24,18 +24,18 @@ def names() -> dict[str, type[torch.optim.Optimizer]]:
 
 
 def default_rate(name: str, *, peak: bool) -> float:
-    """The learning rate for a batch of 128 where none is given; as the peak of a cycle it is 4 times as high.
+    """The learning rate for a batch of 128 where none is given; as the peak of a cycle it is 3 times as high.
 
     Raises:
         InputError: an optimizer without a default.
 
     Example:
         >>> default_rate("sgd", peak=True)
-        0.4
+        0.3
     """
     if name not in RATES:
         raise InputError(f"lr=None: there is no default learning rate for optimizer {name!r}; pass --lr")
-    return RATES[name] * (PEAK if peak else 1.0)
+    return round(RATES[name] * (PEAK if peak else 1.0), 12)
 
 
 def factory(name: str, lr: float, *, momentum: float | None = None, weight_decay: float | None = None) -> OptimizerFactory:

@@ -92,7 +92,7 @@ class RaceSettings:
     """Race for the best validation accuracy within this training time, such as 60s, in place of a target."""
     tune: int = 3
     """Trials per side before the race: rates for plain, lengths of a cycle for the tricks. 0: none."""
-    peak: float = 4.0
+    peak: float = 3.0
     """Peak of a cycle, in multiples of --lr, plain's rate; above 0."""
     planned_epochs: float | None = None
     """Length of the arms with a cycle, in epochs. Default: tuned, at most --epochs."""
