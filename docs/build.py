@@ -105,7 +105,36 @@ def _overhead() -> list[str]:
 
 
 def _transfer() -> list[str]:
-    return []
+    found = read("transfer")
+    if not found:
+        return []
+    parts = [f"{_percent(arm['test_accuracy'])} {arm['name']}" for arm in found["arms"]]
+    what = f"EfficientNet-lite0 on 1,000 images of Fashion-MNIST, test accuracy, {len(found['seeds'])} seeds"
+    return [f"| {what} | {', '.join(parts)} | {link('transfer')} |"]
+
+
+def _transfer_measured() -> str:
+    """The table of the page on transfer."""
+    found = read("transfer")
+    if not found:
+        return ""
+    lines = [
+        f"EfficientNet-lite0, {found['data']}; {len(found['seeds'])} seeds, rates tuned alike on the validation split.",
+        "",
+    ]
+    lines += ["| start | epochs | rate | test accuracy | seconds of training |", "|---|---|---|---|---|"]
+    for arm in found["arms"]:
+        seconds = arm["train_seconds"]["median"]
+        lines.append(
+            f"| {arm['name']} | {arm['epochs']} | {arm['rate']:g} | {_percent(arm['test_accuracy'])} | {seconds:.0f} |"
+        )
+    machine = f"{found['environment']['threads']} threads, {found['environment']['cpu']}"
+    where = "[transfer.json](../../benchmarks/results/transfer.json)"
+    return "\n".join([*lines, "", f"{where}, `python benchmarks/transfer.py`, {machine}."])
+
+
+def _percent(values: dict[str, Any]) -> str:
+    return f"{100 * values['mean']:.1f}% ± {100 * (values['std'] or 0):.1f}"
 
 
 def _imports() -> list[str]:
@@ -115,7 +144,7 @@ def _imports() -> list[str]:
     return [f"| importing heptane after torch | {found['added_seconds']:.3f} s more | {link('imports')} |"]
 
 
-MEASURED: dict[str, Any] = {}
+MEASURED: dict[str, Any] = {"transfer": _transfer_measured}
 
 
 if __name__ == "__main__":
