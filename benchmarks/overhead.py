@@ -205,7 +205,12 @@ def measure(name: str, rounds: int, data: Batches) -> dict[str, Any]:
     goals = {arm: {"at_most": most, "ratio": ratios[arm], "met": ratios[arm] <= most} for arm, most in case["goals"].items()}
     for arm, goal in goals.items():
         print(f"{'':26} / {arm:12} {goal['ratio']:10.3f} (goal {goal['at_most']})")
-    return {"rounds": rounds, "seconds_per_step": {arm: spread(v) for arm, v in seconds.items()}, "ratios_of_medians": goals}
+    return {
+        "rounds": rounds,
+        "num_parameters": sum(p.numel() for p in case["model"]().parameters()),
+        "seconds_per_step": {arm: spread(values) for arm, values in seconds.items()},
+        "ratios_of_medians": goals,
+    }
 
 
 def versions() -> dict[str, str]:
