@@ -150,6 +150,7 @@ def test_fit_stops_after_its_seconds_with_an_evaluation():
         ({"target": ("valid_f1", 0.5)}, "valid_f1"),
         ({"tricks": hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp16"))}, "fp16"),
         ({"model": lambda: 3}, "int"),
+        ({"loss": "mse"}, "mse compares element by element"),
     ],
 )
 def test_wrong_input_is_refused_before_any_training(changed, message, tmp_path):
@@ -270,3 +271,10 @@ def test_wrong_flags_are_one_line_and_exit_code_2(flags, message, tmp_path, caps
     assert message in error
     assert [line.startswith(("heptane: ", "note: ")) for line in error.splitlines()].count(False) == 0
     assert error.count("heptane: ") == 1
+
+
+def test_a_regression_has_no_accuracy_to_reach():
+    x = torch.randn(64, 6)
+    settings = {"optimizer": SGD, "epochs": 2, "batch_size": 32, "target": 0.5, "tricks": hp.Tricks(mixup=hp.Mixup())}
+    with pytest.raises(hp.InputError, match="valid_accuracy"):
+        hp.race(lambda: torch.nn.Linear(6, 1), (x, x[:, :1]), (x, x[:, :1]), **settings)

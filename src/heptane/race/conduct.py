@@ -19,6 +19,7 @@ from heptane.race.arms import ALL, PLAIN, Arm
 from heptane.race.attempt import NOT_RUN, REFUSED, STOPPED, Attempt, Course
 from heptane.race.findings import findings
 from heptane.race.tuning import FIRST_LENGTH, LENGTH_STEP, RATE_STEP, Tuning, climb, shorten
+from heptane.report import duration
 from heptane.report.live import LiveTable
 from heptane.report.race import write_race_report
 from heptane.run_folder import RunFolder, clean, write_text
@@ -26,7 +27,7 @@ from heptane.tricks import Tricks
 
 SCHEMA = 1
 TUNING_SEED = 2**30  # its runs do not race
-CAPS = {"all": 2.0, "plain+": 1.5, "all-": 1.0}  # an arm stops at so many times plain's seconds: it can only be slower
+CAPS = {"plain+": 1.5, "all-": 1.0}  # an arm stops at so many times plain's seconds: it can only be slower
 TUNING_SHARE = 0.4  # of a budget, at most
 SPARE = 0.97  # of a fixed time: what a planned length may take
 
@@ -206,22 +207,23 @@ class Conduct:
             self.table.begins(arm, seed, self._elapsed(), self._expected_left())
         limited = limit if math.isfinite(limit) else None
         made = self.course.run(arm, seed, rate=rate, epochs=epochs, max_seconds=limited, progress=self.table or False)
+        if made.status == REFUSED and arm.name in (PLAIN, ALL):
+            raise InputError(f"arm {arm.name}: {made.note}")
         if made.status == STOPPED:
             seconds = made.clocks["train"]
             if left < cap:  # nobody knows how long it would have taken
-                return replace(made, status=NOT_RUN, note=f"the budget ended after {seconds:.1f} s of training")
-            factor = next(value for head, value in CAPS.items() if arm.name.startswith(head))
+                return replace(made, status=NOT_RUN, note=f"the budget ended after {duration(seconds)} of training")
+            factor = CAPS["plain+" if arm.adds else "all-"]
             what = "plain's time" if factor == 1 else f"{factor:g} times plain's time"
-            return replace(made, note=f"stopped after {seconds:.1f} s, {what}: it can only be slower")
+            return replace(made, note=f"stopped after {duration(seconds)}, {what}: it can only be slower")
         return made
 
     def _cap(self, arm: Arm) -> float:
         """Seconds of training after which the arm is slower for certain."""
         known = [a.seconds for (name, _), a in self.runs.items() if name == PLAIN and a.seconds is not None]
-        if self.course.target is None or arm.name == PLAIN or not known:
+        if self.course.target is None or arm.trick is None or not known:
             return math.inf
-        factor = next(value for head, value in CAPS.items() if arm.name.startswith(head))
-        return factor * statistics.median(known)
+        return CAPS["plain+" if arm.adds else "all-"] * statistics.median(known)
 
     # Time -----------------------------------------------------------------------------------------------------------
 
@@ -281,6 +283,7 @@ class Conduct:
                     {"side": side, "value": v, "again": n, "attempt": t.record()} for (side, v, n), t in self.trials.items()
                 ],
                 "arms": arms,
+                "reasons": reasons,
                 "notes": self.about.get("notes", []),
             }
         )
@@ -321,6 +324,7 @@ class Conduct:
         if names != [arm.name for arm in self.arms]:
             raise InputError(f"{path.parent} holds a race of other arms ({', '.join(names)}): choose another folder")
         self._earlier = content["elapsed_seconds"]
+        self.about["reasons"] = content["reasons"]
         self.trials = {(t["side"], t["value"], t["again"]): Attempt.from_record(t["attempt"]) for t in content["trials"]}
         for arm in content["arms"]:
             for run in arm["runs"]:

@@ -99,8 +99,8 @@ def _effect(race: Record, trick: str, reason: str) -> dict[str, Any]:
         return {"trick": trick, "verdict": NOT_APPLICABLE, "why": blocked, "alone": None, "without": None, "estimate": None}
     alone, without = _side(race, f"plain+{trick}", trick, added=True), _side(race, f"all-{trick}", trick, added=False)
     if alone is None and without is None:
-        why = "no arm of this race tells: run it with all arms"
-        return {"trick": trick, "verdict": "not raced", "why": why, "alone": None, "without": None, "estimate": None}
+        why = "this race had no arm that tells; run it with all arms"
+        return {"trick": trick, "verdict": NOT_APPLICABLE, "why": why, "alone": None, "without": None, "estimate": None}
     plain, every = outcomes(race, PLAIN), outcomes(race, ALL)
     if race["target"]["value"] is None:
         sides = [None if side is None else _numbers(side) for side in (alone, without)]
