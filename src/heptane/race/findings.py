@@ -179,10 +179,11 @@ def _summary(race: Record, found: Record) -> str:
 
 
 def _times(race: Record, name: str) -> str:
-    known = sorted(v for v in outcomes(race, name) if v is not None and not math.isnan(v))
-    if race["target"]["value"] is None or not known:
+    """The middle one of an arm's times; nothing where that one missed the target."""
+    times = sorted(math.inf if v is None else v for v in outcomes(race, name) if v is None or not math.isnan(v))
+    if race["target"]["value"] is None or not times or math.isinf(times[len(times) // 2]):
         return ""
-    return duration(known[len(known) // 2])
+    return duration(times[len(times) // 2])
 
 
 def _effects_text(race: Record, effects: Sequence[Record]) -> str:
