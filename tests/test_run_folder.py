@@ -47,7 +47,7 @@ def test_a_folder_with_only_files_of_the_users_is_used_as_it_is(tmp_path: Path) 
 def test_a_folder_that_holds_any_part_of_a_run_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("x")
     for check in (RunFolder, check_folder):
-        with pytest.raises(InputError, match=rf"already holds a run \({name}\): choose another folder, or use --force"):
+        with pytest.raises(InputError, match=rf"already holds a run \({name}\): choose another folder, --force or --resume"):
             check(tmp_path)
     assert (tmp_path / name).read_text() == "x"
 

@@ -23,7 +23,7 @@ SHOW_SECONDS = 0.25
 LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "perplexity")
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """What came of a run.
 
@@ -43,6 +43,9 @@ class Result:
     tricks: Tricks
     why: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"Result(metrics={self.metrics}, seconds={self.seconds}, reached={self.reached}, steps={self.steps})"
 
 
 class Recorder:

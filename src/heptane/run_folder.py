@@ -143,7 +143,7 @@ def check_folder(folder: Any, *, force: bool = False, resume: bool = False) -> P
         raise InputError(f"{path} has {free >> 20} MiB free: at least {LEAST_FREE_BYTES >> 20} MiB are needed")
     held = [name for name in OWN if os.path.lexists(path / name)]
     if held and not (force or resume):
-        raise InputError(f"{path} already holds a run ({', '.join(held)}): choose another folder, or use --force")
+        raise InputError(f"{path} already holds a run ({', '.join(held)}): choose another folder, --force or --resume")
     return path
 
 

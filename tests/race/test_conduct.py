@@ -296,3 +296,55 @@ def test_a_dry_run_says_how_long_each_arm_may_take():
     record = made.dry_run()
     assert record["expected_seconds"]["plain"] == pytest.approx(200.0)
     assert record["expected_seconds"]["all"] == pytest.approx(120.0)
+
+
+def test_a_budget_that_ends_while_tuning_ends_the_race_and_more_can_be_given(tmp_path, monkeypatch):
+    now = [0.0]
+    run = MadeUp.run
+
+    def ticking(self, *args, **kwargs):
+        made = run(self, *args, **kwargs)
+        now[0] += 60.0
+        return made
+
+    monkeypatch.setattr(MadeUp, "run", ticking)
+    monkeypatch.setattr(Conduct, "_elapsed", lambda self: now[0])
+    record = conduct(MadeUp(), tmp_path / "race", tune=3, budget_seconds=90.0)
+    assert {run["status"] for arm in record["arms"] for run in arm["runs"]} == {"not run"}
+    assert record["speedup"]["median"] is None
+    more = conduct(MadeUp(), tmp_path / "race", resume=True, tune=3, budget_seconds=1e6)
+    assert "reached" in {run["status"] for arm in more["arms"] for run in arm["runs"]}
+
+
+def test_all_without_a_trick_is_not_stopped_before_it_is_slower_than_all():
+    """Where all is slower than plain, plain's time says nothing about all without a trick."""
+    course = MadeUp(plain=100.0)
+    made = Conduct(course, make_arms(THREE), THREE, plan(), {})
+    left_out, added = (next(arm for arm in made.arms if arm.name == name) for name in ("all-cyclical", "plain+cyclical"))
+    assert made._cap(left_out) == math.inf
+    made.runs["plain", 0], made.runs["all", 0] = Attempt(0, "reached", 20.0), Attempt(0, "reached", 30.0)
+    assert (made._cap(left_out), made._cap(added)) == (45.0, 30.0)
+    made.runs["all", 0] = Attempt(0, "reached", 10.0)
+    assert made._cap(left_out) == 20.0
+    made.runs["all", 0] = Attempt(0, "missed")
+    assert made._cap(left_out) == math.inf
+    assert made._cap(made.arms[1]) == math.inf
+
+
+def test_a_model_that_gets_through_no_step_is_refused():
+    class Broken(MadeUp):
+        def seconds_per_epoch(self, arm, few=2, more=8):
+            raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(InputError, match="no arm gets through its first steps: shapes cannot be multiplied"):
+        conduct(Broken())
+
+
+def test_a_race_of_another_version_is_refused_in_one_line(tmp_path):
+    conduct(MadeUp(), tmp_path / "race")
+    path = tmp_path / "race" / "race.json"
+    content = json.loads(path.read_text())
+    del content["reasons"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="not a race of this version"):
+        conduct(MadeUp(), tmp_path / "race", resume=True)

@@ -150,6 +150,8 @@ def test_fit_stops_after_its_seconds_with_an_evaluation():
         ({"target": ("valid_f1", 0.5)}, "valid_f1"),
         ({"tricks": hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp16"))}, "fp16"),
         ({"model": lambda: 3}, "int"),
+        ({"arms": "plain,all"}, "a list of names"),
+        ({"tricks": "mixup"}, "Tricks"),
         ({"loss": "mse"}, "mse compares element by element"),
     ],
 )
@@ -258,7 +260,7 @@ def test_the_command_races_for_accuracy(tmp_path, capsys):
     ("flags", "message"),
     [
         ([], "--target"),
-        (["--target", "0.9", "--accuracy", "3s"], "either"),
+        (["--target", "0.9", "--accuracy", "3s"], "two races"),
         (["--target", "0.9", "--budget", "soon"], "90s, 20m or 1.5h"),
         (["--target", "0.9", "--arms", "plan"], "did you mean plain"),
         (["--target", "0.9", "--tricks", "none"], "at least one trick"),
@@ -278,3 +280,20 @@ def test_a_regression_has_no_accuracy_to_reach():
     settings = {"optimizer": SGD, "epochs": 2, "batch_size": 32, "target": 0.5, "tricks": hp.Tricks(mixup=hp.Mixup())}
     with pytest.raises(hp.InputError, match="valid_accuracy"):
         hp.race(lambda: torch.nn.Linear(6, 1), (x, x[:, :1]), (x, x[:, :1]), **settings)
+
+
+def test_a_model_in_place_of_a_function_is_refused_with_the_remedy():
+    with pytest.raises(hp.InputError, match="a function that makes a new model"):
+        race(model=linear())
+
+
+def test_more_seeds_can_be_given_to_a_race_that_is_done(tmp_path, capsys):
+    out = str(tmp_path / "race")
+    flags = ["--target", "0.5", "--epochs", "2", "--seeds", "1", "--arms", "plain,all", "--tune", "0"]
+    assert main(["race", *DIGITS, *flags, "--out", out]) in (0, 3)
+    assert main(["race", "--resume", out, "--seeds", "2"]) in (0, 3)
+    record = json.loads((tmp_path / "race" / "race.json").read_text())
+    assert [run["seed"] for run in record["arms"][0]["runs"]] == [0, 1]
+    assert main(["race", "--resume", out, "--tune", "2"]) == 2
+    assert main(["evaluate", "--run", out]) == 2
+    assert "holds a race" in capsys.readouterr().err

@@ -56,15 +56,15 @@ def add_race(commands: Any) -> None:
     race = parser.add_argument_group("race")
     for field in fields(RaceSettings):
         _add_field(race, field, "", field_docs(RaceSettings)[field.name])
-    _add_settings(parser, "each run")
+    _add_settings(parser, "each run", evaluate_every_epochs=0.5)
     _add_files(parser, "race")
     _add_tricks(parser)
 
 
-def _add_settings(parser: Parser, title: str) -> None:
+def _add_settings(parser: Parser, title: str, **defaults: Any) -> None:
     general = parser.add_argument_group(title)
     for field in fields(Settings):
-        _add_field(general, field, "", field_docs(Settings).get(field.name, ""))
+        _add_field(general, field, "", field_docs(Settings).get(field.name, ""), defaults.get(field.name, field.default))
 
 
 def _add_files(parser: Parser, what: str) -> None:
@@ -137,9 +137,10 @@ def _flag(field: Field[Any], prefix: str) -> str:
     return prefix + field.name.replace("_", "-")
 
 
-def _add_field(group: Any, field: Field[Any], prefix: str, doc: str) -> None:
+def _add_field(group: Any, field: Field[Any], prefix: str, doc: str, default: Any = ...) -> None:
     flag, kind = _flag(field, prefix), str(field.type).removesuffix(" | None")
-    default = "" if field.default in (None, "") else f" Default: {str(field.default).lower()}."
+    default = field.default if default is ... else default
+    default = "" if default in (None, "") else f" Default: {str(default).lower()}."
     settings: dict[str, Any] = {"dest": flag, "help": (doc + default).replace("%", "%%")}
     if kind == "bool":
         settings |= {"nargs": "?", "const": "true", "metavar": "BOOL"}

@@ -28,13 +28,18 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
         if f.name in from_file
     }
     own = RaceSettings(**{**typed, **given_race(flags)})
-    if (settings.target is None) == (own.accuracy_seconds is None):
-        raise InputError("pass either --target, such as --target 0.9, or --accuracy with a time, such as --accuracy 60s")
+    if settings.target is None and own.accuracy is None:
+        raise InputError("--target is missing: pass one, such as --target 0.9, or a time, such as --accuracy 60s")
+    if settings.target is not None and own.accuracy is not None:
+        raise InputError(f"--target {settings.target:g} and --accuracy {own.accuracy} are two races: leave one out")
     out = out_folder(settings, flags)
     data = load(settings, flags)
     settings = replace(settings, model=settings.model or default_model(data))
     settings, tricks, reasons = decide(settings, wanted, data, constant=True)
-    about = facts(settings, data) | {
+    about = facts(settings, data)
+    chosen = ("lr", "momentum", "batch_size", "epochs", "accumulate", "clip_norm", "evaluate_every_epochs")
+    about["settings"] |= {name: getattr(settings, name) for name in chosen}
+    about |= {
         "command": shlex.join(command),
         "reasons": reasons,
         "settings_toml": to_toml(settings, tricks, own),

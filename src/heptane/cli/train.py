@@ -35,7 +35,15 @@ def read(flags: argparse.Namespace, **defaults: Any) -> tuple[Settings, Choice, 
     """The settings, the tricks asked for and the settings of a race: the defaults, then the file, then the flags."""
     own, tricks = given(flags)
     if flags.resume:
-        if own or tricks or given_race(flags) or flags.config or flags.tricks or flags.out or flags.off:
+        if (
+            own
+            or tricks
+            or set(given_race(flags)) - {"seeds", "budget"}
+            or flags.config
+            or flags.tricks
+            or flags.out
+            or flags.off
+        ):
             raise InputError("--resume goes on with the settings of that run: leave out the other flags")
         flags.config = str(Path(flags.resume) / "settings.toml")
         if not Path(flags.config).exists():
@@ -160,6 +168,8 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     import json
 
+    if (folder / "race.json").exists():
+        raise InputError(f"{folder} holds a race, whose models are not kept; expected a folder of heptane train")
     try:
         content = json.loads((folder / "result.json").read_text())
     except OSError as error:

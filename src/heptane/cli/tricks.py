@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 
 from heptane.tricks import KINDS
@@ -38,7 +39,12 @@ def sections(name: str, *, joined: bool = True) -> dict[str, str]:
         elif heading:
             found.setdefault(heading, []).append(line.strip())
     texts = {heading: "\n".join(lines).strip() for heading, lines in found.items()}
-    return {heading: " ".join(text.replace("``", "").split()) if joined else text for heading, text in texts.items()}
+    return {heading: _joined(text) if joined else text for heading, text in texts.items()}
+
+
+def _joined(text: str) -> str:
+    """On one line, without markup."""
+    return " ".join(re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "").split())
 
 
 def _docstring(name: str) -> str:

@@ -174,10 +174,11 @@ class Course:
         """Seconds before the first step, and per epoch, from two short runs; their weights are thrown away.
 
         Returns:
-            (seconds before the first step, seconds per epoch); (0, 0) where the arm fails, as its runs will say.
+            (seconds before the first step, seconds per epoch).
 
         Raises:
             InputError: what :func:`heptane.fit` refuses.
+            RuntimeError: the arm fails, as its runs will.
         """
         quiet = replace(self, valid=None, target=None, seconds=None)
         length = self.steps_per_epoch
@@ -186,7 +187,7 @@ class Course:
             if attempt.status == REFUSED:
                 raise InputError(f"arm {arm.name}: {attempt.note}")
             if attempt.status == FAILED:
-                return 0.0, 0.0
+                raise RuntimeError(attempt.note)
         steps = second.steps["planned"] - first.steps["planned"]
         per_step = (second.clocks["train"] - first.clocks["train"]) / max(steps, 1)
         if steps < 1 or per_step <= 0:

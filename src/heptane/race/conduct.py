@@ -18,6 +18,7 @@ from heptane.probe import NOTHING_PAYS
 from heptane.race.arms import ALL, PLAIN, Arm
 from heptane.race.attempt import NOT_RUN, REFUSED, STOPPED, Attempt, Course
 from heptane.race.findings import findings
+from heptane.race.resume import read_race
 from heptane.race.tuning import FIRST_LENGTH, LENGTH_STEP, RATE_STEP, Tuning, climb, shorten
 from heptane.report import duration
 from heptane.report.live import LiveTable
@@ -27,7 +28,7 @@ from heptane.tricks import Tricks
 
 SCHEMA = 1
 TUNING_SEED = 2**30  # its runs do not race
-CAPS = {"plain+": 1.5, "all-": 1.0}  # an arm stops at so many times plain's seconds: it can only be slower
+CAP = 1.5  # an arm stops at so many times the seconds of the arm that it is compared with: it can only be slower
 TUNING_SHARE = 0.4  # of a budget, at most
 SPARE = 0.97  # of a fixed time: what a planned length may take
 
@@ -49,6 +50,7 @@ class Conduct:
         self.trials: dict[tuple[str, float, int], Attempt] = {}  # by arm, value and which seed of the tuning
         self.tuning: dict[str, Tuning] = {}
         self.probes: dict[str, tuple[float, float]] = {}
+        self.broken: dict[str, str] = {}
         self.folder: RunFolder | None = None
         self.table: LiveTable | None = None
         self.environment = describe()
@@ -57,9 +59,10 @@ class Conduct:
     def go(self, out: Any, *, force: bool, resume: bool, progress: bool) -> dict[str, Any]:
         """Race, and return the record; what is done is in ``race.json`` after every run."""
         if resume:
-            self._take_up(Path(out) / "race.json")
-        for arm in self.arms[:2]:
-            self._probe(arm)  # what cannot run is refused here, and what the first run would pay for all is paid
+            earlier = read_race(Path(out) / "race.json", self._identity(), [arm.name for arm in self.arms])
+            self._earlier, self.trials, self.runs = earlier.elapsed_seconds, earlier.trials, earlier.runs
+            self.about["reasons"] = earlier.reasons
+        self._warm_up()
         if out is not None:
             self.folder = RunFolder(out, force=force, resume=resume)
             if "settings_toml" in self.about:
@@ -85,10 +88,21 @@ class Conduct:
             found[arm.name] = self.course.seconds or before + per_epoch * self._rate_and_length(arm)[1]
         return self._record("planned") | {"expected_seconds": found}
 
+    def _warm_up(self) -> None:
+        """A few steps of the first arms: what cannot run is refused, and what the first run would pay for all is paid."""
+        first = self.arms[:2]
+        for arm in first:
+            self._probe(arm)
+        if all(arm.name in self.broken for arm in first):
+            raise InputError(f"no arm gets through its first steps: {self.broken[first[0].name]}")
+
     def _probe(self, arm: Arm) -> tuple[float, float]:
         """Seconds before the first step, and per epoch."""
         if arm.name not in self.probes:
-            self.probes[arm.name] = self.course.seconds_per_epoch(arm)
+            try:
+                self.probes[arm.name] = self.course.seconds_per_epoch(arm)
+            except RuntimeError as error:
+                self.probes[arm.name], self.broken[arm.name] = (0.0, 0.0), str(error)
         return self.probes[arm.name]
 
     # Tuning ---------------------------------------------------------------------------------------------------------
@@ -135,6 +149,8 @@ class Conduct:
         if key not in self.trials:
             best = [t.seconds for (name, *_), t in self.trials.items() if name == arm.name and t.seconds is not None]
             best = best if knob != "epochs" else []
+            if self._left() <= 0:
+                return Attempt(TUNING_SEED + again, NOT_RUN, note="the budget was spent")
             limit = min([*best, self._left() * TUNING_SHARE], default=math.inf)
             if self.table:
                 self.table.tuning(arm, knob, value)
@@ -145,6 +161,8 @@ class Conduct:
             if made.status == REFUSED:
                 raise InputError(f"arm {arm.name}: {made.note}")
             self.trials[key] = made
+            if self.table:
+                self.table.tuned(arm, knob, value, made)
             self._save("running")
         return self.trials[key]
 
@@ -185,7 +203,7 @@ class Conduct:
             made = Attempt(
                 seed, NOT_RUN, note=f"{arm.trick} changes nothing here: it would repeat {other}".replace("_", " ")
             )
-        elif self._left() < 0.5 * self._expected(arm):
+        elif self._left() <= 0 or self._left() < 0.5 * self._expected(arm):
             made = Attempt(seed, NOT_RUN, note="the budget would not have been enough")
         else:
             made = self._timed(arm, seed)
@@ -196,8 +214,8 @@ class Conduct:
 
     def _repeats(self, arm: Arm) -> bool:
         """Whether the trick that this arm is about was measured to be off here, so that it can tell nothing."""
-        decided = [run.why.get(arm.trick or "", "") for (name, _), run in self.runs.items() if name == ALL]
-        return any(NOTHING_PAYS in why for why in decided)
+        decided = [run.why[arm.trick] for (name, _), run in self.runs.items() if name == ALL and arm.trick in run.why]
+        return bool(decided) and all(NOTHING_PAYS in why for why in decided)
 
     def _timed(self, arm: Arm, seed: int) -> Attempt:
         rate, epochs = self._rate_and_length(arm)
@@ -213,17 +231,21 @@ class Conduct:
             seconds = made.clocks["train"]
             if left < cap:  # nobody knows how long it would have taken
                 return replace(made, status=NOT_RUN, note=f"the budget ended after {duration(seconds)} of training")
-            factor = CAPS["plain+" if arm.adds else "all-"]
-            what = "plain's time" if factor == 1 else f"{factor:g} times plain's time"
-            return replace(made, note=f"stopped after {duration(seconds)}, {what}: it can only be slower")
+            what = f"{CAP:g} times plain's time" if arm.adds else f"plain's time and {CAP:g} times that of all"
+            return replace(made, note=f"stopped after {duration(seconds)}, over {what}: it can only be slower")
         return made
 
     def _cap(self, arm: Arm) -> float:
         """Seconds of training after which the arm is slower for certain."""
-        known = [a.seconds for (name, _), a in self.runs.items() if name == PLAIN and a.seconds is not None]
-        if self.course.target is None or arm.trick is None or not known:
+        if self.course.target is None or arm.trick is None:
             return math.inf
-        return CAPS["plain+" if arm.adds else "all-"] * statistics.median(known)
+        plain, every = self._median_seconds(PLAIN), self._median_seconds(ALL)
+        return CAP * plain if arm.adds else max(plain, CAP * every)
+
+    def _median_seconds(self, name: str) -> float:
+        """Of an arm, over the seeds so far; infinite where it is not known, or the middle one missed the target."""
+        runs = [run for (arm, _), run in self.runs.items() if arm == name and run.status != NOT_RUN]
+        return statistics.median([math.inf if r.seconds is None else r.seconds for r in runs] or [math.inf])
 
     # Time -----------------------------------------------------------------------------------------------------------
 
@@ -304,29 +326,3 @@ class Conduct:
         """What makes two races the same one."""
         target = {"metric": self.course.metric, "value": self.course.target, "seconds": self.course.seconds}
         return {"target": target, "plan": self.plan}
-
-    def _take_up(self, path: Path) -> None:
-        """Go on from ``race.json``: what it holds is not run again."""
-        try:
-            content = json.loads(path.read_text())
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}): there is no race to go on with") from None
-        except ValueError:
-            raise InputError(f"{path} is damaged: it is not JSON") from None
-        for key, value in self._identity().items():
-            for name, mine in value.items():
-                theirs = content[key][name]
-                if mine != theirs and name not in ("seeds", "budget_seconds"):
-                    raise InputError(
-                        f"{path.parent} holds another race ({name} {theirs}, not {mine}): choose another folder"
-                    )
-        names = [arm["name"] for arm in content["arms"]]
-        if names != [arm.name for arm in self.arms]:
-            raise InputError(f"{path.parent} holds a race of other arms ({', '.join(names)}): choose another folder")
-        self._earlier = content["elapsed_seconds"]
-        self.about["reasons"] = content["reasons"]
-        self.trials = {(t["side"], t["value"], t["again"]): Attempt.from_record(t["attempt"]) for t in content["trials"]}
-        for arm in content["arms"]:
-            for run in arm["runs"]:
-                if run["status"] != NOT_RUN:
-                    self.runs[arm["name"], run["seed"]] = Attempt.from_record(run)

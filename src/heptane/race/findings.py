@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median as _median
 from typing import Any
 
 from heptane.probe import NOTHING_PAYS
@@ -41,6 +42,9 @@ def outcomes(race: Record, name: str) -> list[float | None]:
 def sentence(race: Record, speedup: Estimate) -> str:
     """The result in one sentence: ``3.4 times faster to 91.0% on this machine (95% interval 2.9 to 4.0, ...)``."""
     goal, median = goal_text(race), speedup.median
+    absent = [name for name in (PLAIN, ALL) if not any(arm["name"] == name for arm in race["arms"])]
+    if absent:
+        return f"No speed-up is known: this race has no arm {' and none '.join(absent)}."
     plain, every = outcomes(race, PLAIN), outcomes(race, ALL)
     if race["target"]["value"] is None:
         if median is None:
@@ -51,12 +55,11 @@ def sentence(race: Record, speedup: Estimate) -> str:
         tried = sum(value is None for value in (*plain, *every))
         return f"Neither plain nor all reached {goal}." if tried else f"No seed has both plain and all to {goal} yet."
     if median == math.inf:
-        missed, seconds = sum(value is None for value in plain), [v for v in every if v is not None and not math.isnan(v)]
-        took = f" in {duration(sorted(seconds)[len(seconds) // 2])}" if seconds else ""
-        return f"With the tricks it reached {goal}{took}; plain did not, in {missed} of {len(plain)} seeds."
+        seconds = [value for value in every if value is not None and not math.isnan(value)]
+        took = f" in {duration(middle(seconds))}" if seconds else ""
+        return f"With the tricks it reached {goal}{took} {_count(every, True)}; plain did not, {_count(plain, False)}."
     if median == 0:
-        missed = sum(value is None for value in every)
-        return f"Plain reached {goal}; with the tricks it did not, in {missed} of {len(every)} seeds."
+        return f"Plain reached {goal} {_count(plain, True)}; with the tricks it did not, {_count(every, False)}."
     factor, word = (median, "faster") if median >= 1 else (1 / median, "slower")
     return f"{factor:.3g} times {word} to {goal} on this machine ({interval_text(speedup, inverse=median < 1)})"
 
@@ -81,8 +84,20 @@ def interval_text(estimate: Estimate, *, inverse: bool = False, points: bool = F
     scale, form = (100, ".2f") if points else (1, ".3g")
     ends = " to ".join("any number" if math.isinf(end) else format(scale * end, form) for end in (low, high))
     unit = " points" if points else ""
+    unit += ", no difference among them" if estimate.low <= (0 if points else 1) <= estimate.high else ""
     weak = f": a weak interval, {statistics.ENOUGH_SEEDS} would do" if estimate.weak else ""
     return f"95% interval {ends}{unit}, {seeds}{weak}"
+
+
+def middle(times: Sequence[float]) -> float:
+    """The median; infinite where an infinite time is in the middle."""
+    return float(_median(times))
+
+
+def _count(values: Sequence[float | None], reached: bool) -> str:
+    """``in 2 of 3 seeds``: of those that were run, how many reached the target, or did not."""
+    ran = [value for value in values if value is None or not math.isnan(value)]
+    return f"in {sum((value is not None) == reached for value in ran)} of {len(ran)} seeds"
 
 
 def _speedup(race: Record) -> tuple[Estimate, str]:
@@ -99,7 +114,7 @@ def _effect(race: Record, trick: str, reason: str) -> dict[str, Any]:
         return {"trick": trick, "verdict": NOT_APPLICABLE, "why": blocked, "alone": None, "without": None, "estimate": None}
     alone, without = _side(race, f"plain+{trick}", trick, added=True), _side(race, f"all-{trick}", trick, added=False)
     if alone is None and without is None:
-        why = "this race had no arm that tells; run it with all arms"
+        why = "not measured: this race had no arm that tells; run it with all arms"
         return {"trick": trick, "verdict": NOT_APPLICABLE, "why": why, "alone": None, "without": None, "estimate": None}
     plain, every = outcomes(race, PLAIN), outcomes(race, ALL)
     if race["target"]["value"] is None:
@@ -130,10 +145,10 @@ def _side(race: Record, name: str, trick: str, *, added: bool) -> list[float | N
 def _not_applicable(race: Record, trick: str, reason: str) -> str:
     if trick not in _arm(race, ALL)["tricks"]:
         return reason or "not in the set that was raced"
-    for arm in race["arms"]:
-        for run in arm["runs"]:
-            if trick in arm["tricks"] and NOTHING_PAYS in run["why"].get(trick, ""):
-                return str(run["why"][trick])
+    with_it = [run for name in (ALL, f"plain+{trick}") for run in _arm(race, name)["runs"]]
+    decided = [run["why"][trick] for run in with_it if trick in run["why"]]
+    if decided and all(NOTHING_PAYS in why for why in decided):
+        return str(decided[0])
     refused = [
         run["note"] for arm in race["arms"] for run in arm["runs"] if run["status"] == REFUSED and trick in arm["name"]
     ]
@@ -180,10 +195,10 @@ def _summary(race: Record, found: Record) -> str:
 
 def _times(race: Record, name: str) -> str:
     """The middle one of an arm's times; nothing where that one missed the target."""
-    times = sorted(math.inf if v is None else v for v in outcomes(race, name) if v is None or not math.isnan(v))
-    if race["target"]["value"] is None or not times or math.isinf(times[len(times) // 2]):
+    times = [math.inf if v is None else v for v in outcomes(race, name) if v is None or not math.isnan(v)]
+    if race["target"]["value"] is None or not times or math.isinf(middle(times)):
         return ""
-    return duration(times[len(times) // 2])
+    return duration(middle(times))
 
 
 def _effects_text(race: Record, effects: Sequence[Record]) -> str:

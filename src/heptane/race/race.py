@@ -8,7 +8,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.assemble import OptimizerFactory
-from heptane.checks import check_model
+from heptane.checks import check_model, check_tricks
 from heptane.errors import InputError, check_range
 from heptane.optimizers import PEAK
 from heptane.race.arms import make_arms
@@ -21,7 +21,7 @@ from heptane.tricks import Tricks, recommend
 from heptane.tricks.data_parallel import under_launcher
 
 
-@dataclass
+@dataclass(repr=False)
 class RaceResult:
     """What came of a race; ``record`` is the content of ``race.json``.
 
@@ -30,6 +30,9 @@ class RaceResult:
     """
 
     record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"RaceResult({self.summary!r})"
 
     @property
     def speedup(self) -> dict[str, Any]:
@@ -131,12 +134,17 @@ def race(
         raise InputError("valid=None: a race is decided on validation data; pass valid")
     if under_launcher():
         raise InputError("a race starts its workers itself: run it without torchrun, with tricks=Tricks(data_parallel=...)")
+    if isinstance(model, torch.nn.Module) or not callable(model):
+        kind = type(model).__name__
+        raise InputError(f"model of type {kind}: expected a function that makes a new model, such as lambda: Net()")
     first, second = model(), model()
     check_model(first)
     if first is second:
         raise InputError("model: expected a function that makes a new model each time, and it gave the same one twice")
     goal = check_target(target, valid, metrics)
-    chosen = recommend(epochs=epochs)[0] if tricks is None else tricks
+    chosen = recommend(epochs=epochs)[0] if tricks is None else check_tricks(tricks)
+    if isinstance(arms, str):
+        raise InputError(f"arms={arms!r}: expected a list of names, such as {arms.split(',')!r}")
     course = Course(
         model=model,
         train=train,

@@ -63,8 +63,12 @@ class LiveTable:
 
     def tuning(self, arm: Arm, knob: str, value: float) -> None:
         """A trial before the race begins."""
-        self._now, self._caption = None, f"tuning {arm.title}: {knob} {value:.3g}"
-        self._say(self._caption)
+        self._now, self._caption = None, f"tuning {arm.title}: {knob_text(knob, value)}"
+        self._draw(force=True)
+
+    def tuned(self, arm: Arm, knob: str, value: float, attempt: Attempt) -> None:
+        """A trial ended."""
+        self._say(f"tuning {arm.title}, {knob_text(knob, value)}: {outcome_text(attempt.record(), self._metric)}")
 
     def begins(self, arm: Arm, seed: int, elapsed: float, left: float) -> None:
         """A run begins; ``elapsed`` and ``left`` are the race's seconds."""
@@ -122,6 +126,11 @@ class LiveTable:
             shown = "" if best is None else measure(self._metric, best)
             table.add_row(*(printable(text, sys.stderr) for text in (arm.title, *cells, shown)), style=style)
         return table
+
+
+def knob_text(knob: str, value: float) -> str:
+    """What was tried: ``3 times the rate``, ``1.5 epochs``."""
+    return f"{value:.3g} epochs" if knob == "epochs" else f"{value:.3g} times the rate"
 
 
 def outcome_text(run: Mapping[str, Any], metric: str) -> str:

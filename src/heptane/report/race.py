@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from heptane.race.arms import ALL, PLAIN
+from heptane.race.findings import middle
 from heptane.report import duration, figure, label, measure, section, settings_text
 from heptane.report.console import make_console, make_table, printable
 from heptane.report.curves import Line, line_chart
 from heptane.report.html import byline, facts, fill, write_page
-from heptane.report.live import outcome_text
+from heptane.report.live import knob_text, outcome_text
 from heptane.report.race_charts import accuracy_against_time, number, time_to_target, worth_of_tricks
 
 Record = Mapping[str, Any]
@@ -101,13 +102,14 @@ def _notes(race: Record) -> list[str]:
     notes = [str(note) for note in race.get("notes") or []]
     if race["status"] != "done":
         notes.append(f"This race is {race['status']}: what is missing has not been run yet.")
+    alike: dict[str, list[str]] = {}
     for arm in race["arms"]:
-        for status in ("failed", "refused", "stopped", "not run"):
-            found = [run for run in arm["runs"] if run["status"] == status]
-            if found:
-                which = ", ".join(str(run["seed"]) for run in found)
-                what = found[0]["note"] if status == "stopped" else f"{status}: {found[0]['note']}"
-                notes.append(f"{arm['title']}, seed {which}: {what}")
+        for run in arm["runs"]:
+            if run["status"] in ("failed", "refused", "stopped", "not run"):
+                what = run["note"] if run["status"] == "stopped" else f"{run['status']}: {run['note']}"
+                alike.setdefault(what, []).append(f"{arm['title']}, seed {run['seed']}")
+    for what, which in alike.items():
+        notes.append(f"{'; '.join(which) if len(which) <= 3 else f'{len(which)} runs'}: {what}")
     return notes
 
 
@@ -136,9 +138,16 @@ def _effect_row(race: Record, effect: Record) -> dict[str, str]:
         "alone": _side_text(effect["alone"], timed),
         "without": _side_text(effect["without"], timed),
         "verdict": effect["verdict"],
-        "why": effect["why"],
+        "why": "; ".join(filter(None, [_together(effect, timed), effect["why"]])),
         "tone": {"helps": "good", "hurts": "bad"}.get(effect["verdict"], ""),
     }
+
+
+def _together(effect: Record, timed: bool) -> str:
+    """What the verdict goes by, where there are two sides."""
+    if not effect["alone"] or not effect["without"]:
+        return ""
+    return f"together {_side_text(effect['estimate'], timed)}"
 
 
 def _side_text(side: Record | None, timed: bool) -> str:
@@ -146,7 +155,8 @@ def _side_text(side: Record | None, timed: bool) -> str:
         return "–"
     median = number(side["median"])
     value = times_text(median) if timed else f"{100 * median:+.2f}"
-    return f"{value} ({_interval_text(side, timed)})"
+    unknown = f"; {side['unknown']} unknown" if side["unknown"] else ""
+    return f"{value} ({_interval_text(side, timed)}{unknown})"
 
 
 def times_text(ratio: float) -> str:
@@ -172,18 +182,17 @@ def _arm_row(race: Record, arm: Record, seeds: list[int]) -> dict[str, Any]:
     ran = [run for run in arm["runs"] if run["status"] in ("reached", "missed", "stopped", "failed", "done")]
     if race["target"]["value"] is None:
         values = sorted(run["best"] for run in ran if run["best"] is not None)
-        median = measure(metric, values[len(values) // 2], 2) if values else "–"
+        median = measure(metric, middle(values), 2) if values else "–"
     else:
-        times = sorted(float("inf") if run["seconds"] is None else run["seconds"] for run in ran)
-        middle = times[len(times) // 2] if times else None
-        median = "–" if middle is None else "missed" if middle == float("inf") else duration(middle)
+        times = [float("inf") if run["seconds"] is None else run["seconds"] for run in ran]
+        median = "–" if not times else "missed" if middle(times) == float("inf") else duration(middle(times))
     tests = sorted(run["metrics"]["test_accuracy"] for run in ran if "test_accuracy" in run["metrics"])
     return {
         "name": arm["name"],
         "title": arm["title"],
         "cells": [outcome_text(runs[seed], metric) if seed in runs else "–" for seed in seeds],
         "median": median,
-        "test": measure("test_accuracy", tests[len(tests) // 2], 2) if tests else "–",
+        "test": measure("test_accuracy", middle(tests), 2) if tests else "–",
         "plan": f"rate times {figure(arm['rate'])}, at most {arm['epochs']:.3g} epochs",
         "settings": [(name.replace("_", " "), settings_text(settings)) for name, settings in arm["tricks"].items()],
     }
@@ -198,6 +207,6 @@ def _tuning_rows(race: Record) -> list[dict[str, str]]:
                 text = outcome_text(trial["attempt"], race["target"]["metric"])
                 chosen = "chosen" if trial["value"] == tuned["chosen"] else ""
                 rows.append(
-                    {"side": side, "knob": f"{tuned['knob']} {trial['value']:.3g}{again}", "text": text, "chosen": chosen}
+                    {"side": side, "knob": knob_text(tuned["knob"], trial["value"]) + again, "text": text, "chosen": chosen}
                 )
     return rows
