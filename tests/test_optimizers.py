@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from heptane import InputError
-from heptane.optimizers import RATES, default_rate, factory, has_momentum, names
+from heptane.optimizers import PEAK, RATES, default_rate, factory, has_momentum, names
+from heptane.settings import RaceSettings
 
 
 def parameters() -> list[torch.nn.Parameter]:
@@ -47,8 +48,9 @@ def test_has_momentum() -> None:
     assert not has_momentum(factory("adagrad", 0.1))
 
 
-def test_a_cycle_peaks_at_four_times_the_rate() -> None:
-    assert default_rate("adamw", peak=True) == pytest.approx(4 * default_rate("adamw", peak=False))
+def test_a_cycle_peaks_at_three_times_the_rate_in_training_and_in_a_race() -> None:
+    assert default_rate("adamw", peak=True) == pytest.approx(3 * default_rate("adamw", peak=False))
+    assert RaceSettings().peak == PEAK == 3.0
 
 
 @pytest.mark.parametrize(
