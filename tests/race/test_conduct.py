@@ -272,7 +272,7 @@ def test_a_race_for_accuracy_plans_each_cycle_to_fit_its_time():
 
 
 def test_leave_one_out_and_add_one_in_cost_at_most_six_plain_runs():
-    """With the worst that is allowed: tricks that do nothing alone, and of which each is all that helps in the set."""
+    """For a set of three, with made-up times; the trials before the race are not counted."""
     course = MadeUp()
     record = conduct(course, tune=3)
     cost = sum(
