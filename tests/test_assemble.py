@@ -113,6 +113,14 @@ def test_refused_before_anything_is_trained(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_finite_inputs_whose_sum_overflows_are_taken_and_opposite_infinities_are_not() -> None:
+    large = torch.full((16, 3), 3e38)
+    assemble(torch.nn.Linear(3, 2), (large, torch.zeros(16).long()), optimizer=torch.optim.SGD, epochs=1, batch_size=8)
+    large[4, 0], large[9, 0] = torch.inf, -torch.inf
+    with pytest.raises(hp.InputError, match="inputs hold NaN or infinity, first in sample 4"):
+        assemble(torch.nn.Linear(3, 2), (large, torch.zeros(16).long()), optimizer=torch.optim.SGD, epochs=1, batch_size=8)
+
+
 def test_an_unknown_setting_is_an_error_that_names_it() -> None:
     with pytest.raises(TypeError, match="num_epochs"):
         run(num_epochs=3)

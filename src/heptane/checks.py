@@ -50,8 +50,12 @@ def check_finite(source: Source, sample: tuple[Any, Any]) -> None:
     for what, data in (("inputs", inputs), ("targets", targets)):
 
         def check(tensor: torch.Tensor, what: str = what) -> torch.Tensor:
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                where = int((~torch.isfinite(tensor.reshape(len(tensor), -1))).any(1).nonzero()[0])
+            # A finite sum holds neither, and needs no second tensor; one that is not may also be an overflow.
+            if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
+                return tensor
+            bad = (~torch.isfinite(tensor.reshape(len(tensor), -1))).any(1).nonzero()
+            if len(bad):
+                where = int(bad[0])
                 raise InputError(f"the training {what} hold NaN or infinity, first in sample {where}: clean the data first")
             return tensor
 
