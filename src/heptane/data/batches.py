@@ -87,7 +87,7 @@ class Batch:
 
     def take(self, positions: Positions) -> tuple[Any, Any]:
         """Inputs and targets at ``positions`` of the global batch, on the device."""
-        inputs, targets = self._gather(self._data, positions)
+        inputs, targets = (self._gather(part, positions) for part in self._data)
         return self._place.inputs(inputs, self._draw(positions)), self._place.move(targets)
 
     def targets(self) -> Any:
@@ -99,7 +99,7 @@ class Batch:
         if self._indices is None:
             return data if whole else rows(data, positions)
         chosen = self._indices if whole else self._indices[positions]
-        return each(lambda t: t.index_select(0, chosen.to(t.device)), data)
+        return each(lambda t: t.index_select(0, chosen if t.is_cpu else chosen.to(t.device)), data)
 
     def _draw(self, positions: Positions) -> torch.Tensor | None:
         augment = self._place.augment
@@ -119,6 +119,9 @@ class Place:
     augment: Augment | None = None
     channels_last: bool = False
 
+    def __post_init__(self) -> None:
+        self._stays = self.device.type == "cpu"
+
     def inputs(self, inputs: Any, draws: torch.Tensor | None) -> Any:
         """The inputs on the device, augmented and in the memory format."""
         inputs = self.move(inputs)
@@ -135,7 +138,7 @@ class Place:
 
     def move(self, data: Any) -> Any:
         """``data`` on the device."""
-        if self.device.type == "cpu":
+        if self._stays:
             return data
         return each(lambda t: t.to(self.device, non_blocking=True), data)
 
