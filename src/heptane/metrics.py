@@ -57,12 +57,12 @@ class TrainMeter:
         Raises:
             FloatingPointError: too many steps had a loss that is not finite; the message names the first.
         """
-        losses = torch.stack([loss.detach() for loss in self._losses]).cpu().double()
+        with torch.no_grad():
+            losses = torch.stack(self._losses).cpu().double()
+            scores = _score(self.criterion, _joined(self._pending))
         sizes = torch.tensor([size for _, size in self._steps], dtype=torch.float64)
         finite = losses.isfinite()
-        sums = [torch.dot(losses.where(finite, 0.0), sizes * finite), (sizes * finite).sum()]
-        with torch.no_grad():
-            sums += _score(self.criterion, _joined(self._pending))
+        sums = [torch.dot(losses.where(finite, 0.0), sizes * finite), (sizes * finite).sum(), *scores]
         self.mixed |= any(isinstance(targets, MixedTargets) for _, targets in self._pending)
         self._sums += _vector(sums)
         bad = (~finite).nonzero().flatten().tolist()
