@@ -1,4 +1,4 @@
-"""What does a step cost, against other loops? Arms interleaved in rotating order, in several processes.
+"""What does a step cost, against other loops? Arms interleaved in random order, in several processes.
 
 Where tensors come to lie in memory differs from process to process, and changes a small step by a tenth either way: a figure
 is the median over the rounds of all.
@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -205,8 +206,8 @@ def measure(name: str, rounds: int, data: Batches) -> dict[str, list[float]]:
     case = CASES[name]
     seconds: dict[str, list[float]] = {arm.__name__: [] for arm in case["arms"]}
     for number in range(rounds + 1):
-        first = number % len(case["arms"])  # what ran just before leaves its caches behind: let it be each arm in turn
-        for arm in case["arms"][first:] + case["arms"][:first]:
+        # what ran just before leaves its caches and its holes in memory behind: no arm always follows the same one
+        for arm in random.Random(f"{os.getpid()} {number}").sample(case["arms"], len(case["arms"])):
             taken = seconds_per_step(arm, case, data)
             if number:  # the first round is warm-up
                 seconds[arm.__name__].append(taken)

@@ -212,7 +212,7 @@ def test_what_is_clipped_is_all_that_the_optimizer_holds_in_the_models_order() -
     def backwards(params: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD([outside, *reversed(list(params)[1:])], lr=0.1)
 
-    clipped = run(model, optimizer=backwards).clipped
+    clipped = run(model, optimizer=backwards).parameters
     assert [id(p) for p in clipped] == [id(p) for p in [*list(model.parameters())[1:], outside]]
 
 

@@ -45,6 +45,22 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
         torch.testing.assert_close(value, theirs[key], rtol=0, atol=atol)
 
 
+def test_an_optimizer_with_a_zero_grad_of_its_own_is_asked_and_others_start_without_gradients() -> None:
+    asked = []
+
+    class Own(torch.optim.SGD):
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            asked.append(set_to_none)
+            super().zero_grad(set_to_none)
+
+    own = trained(net(), optimizer=lambda params: Own(params, lr=0.1, momentum=0.9))
+    assert asked == [True] * 9
+    left = net()
+    for parameter in left.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert_close(trained(left), own, atol=0)
+
+
 def test_an_event_after_each_step_counts_from_one_and_says_where_an_epoch_ends() -> None:
     events = list(hp.train(net(), points(), optimizer=sgd, epochs=2.4, batch_size=BATCH))
     assert [(e.step, e.epoch, e.ends_epoch) for e in events] == [

@@ -112,7 +112,7 @@ class Run:
         self.base_rates = base_rates(self.optimizer)
         mine = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         # In the model's order, whatever the groups: a norm is a sum, and its last bit depends on the order.
-        self.clipped = [mine.pop(id(p)) for p in self.model.parameters() if id(p) in mine] + list(mine.values())
+        self.parameters = [mine.pop(id(p)) for p in self.model.parameters() if id(p) in mine] + list(mine.values())
 
     @property
     def seed(self) -> int:

@@ -65,9 +65,9 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
     kept = [b.clone() for b in run.model.buffers()] if run.precision.retries else []
     while True:
         seed_torch(run.plan.seed, step, run.worker.rank)
-        run.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(run)
         loss = gradients(run, forward, batch, step)
-        if run.precision.step(run.optimizer, run.plan.clip_norm, run.clipped):
+        if run.precision.step(run.optimizer, run.plan.clip_norm, run.parameters):
             return loss
         run.skipped += 1
         run.meter.discard()
@@ -78,6 +78,15 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
                 f"step {step}: the gradients are not finite at any loss scale, so it is not a matter of scale; "
                 "look at this step's inputs, lower the learning rate, or set mixed_precision.dtype='bf16'"
             )
+
+
+def clear_gradients(run: Run) -> None:
+    """``optimizer.zero_grad(set_to_none=True)``; PyTorch's own without its profiler's entry, 2% of a small step."""
+    if getattr(run.optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
+        run.optimizer.zero_grad(set_to_none=True)
+        return
+    for parameter in run.parameters:
+        parameter.grad = None
 
 
 def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
