@@ -37,7 +37,8 @@ def check_range(
     if isinstance(value, bool) or not isinstance(value, accepted) or not _is_finite(value):
         raise InputError(f"{name}={value!r}: expected {wanted}")
     if value < low or value > high or (low_open and value == low) or (high_open and value == high):
-        raise InputError(f"{name}={value!r} is out of range: expected {wanted}")
+        share = f" (did you mean {value / 100:g}?)" if (low, high) == (0, 1) and 2 <= value <= 100 else ""
+        raise InputError(f"{name}={value!r} is out of range{share}: expected {wanted}")
 
 
 def check_bool(name: str, value: object) -> None:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
-from heptane.errors import InputError, nearest
+from heptane.errors import InputError, check_choice, nearest
 from heptane.settings import RaceSettings, Settings, convert, field_docs
 from heptane.tricks import KINDS
 
@@ -24,9 +24,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
         """Parse, or raise :class:`InputError` for what is not known."""
+        commands = next(action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        if arguments and not arguments[0].startswith("-"):
+            check_choice("command", arguments[0], commands.choices)
         flags, unknown = self.parse_known_args(arguments)
         if unknown:
-            commands = next(action for action in self._actions if isinstance(action, argparse._SubParsersAction))
             known = list(commands.choices[flags.command]._option_string_actions)
             word = unknown[0].split("=")[0]
             raise InputError(f"{word!r} is not known{nearest(word, known)}; see heptane {flags.command} --help")
