@@ -109,9 +109,9 @@ def test_arms_are_interleaved_seeds_paired_and_every_other_seed_runs_backwards()
     course = MadeUp()
     conduct(course, names=["plain", "all", "all-cyclical", "all-mixed_precision"])
     assert [(name, seed) for name, seed, *_ in course.log] == [
-        *(("plain", 0), ("all", 0), ("all-cyclical", 0), ("all-mixed_precision", 0)),
-        *(("all", 1), ("plain", 1), ("all-mixed_precision", 1), ("all-cyclical", 1)),
-        *(("plain", 2), ("all", 2), ("all-cyclical", 2), ("all-mixed_precision", 2)),
+        *(("all", 0), ("plain", 0), ("all-cyclical", 0), ("all-mixed_precision", 0)),
+        *(("plain", 1), ("all", 1), ("all-mixed_precision", 1), ("all-cyclical", 1)),
+        *(("all", 2), ("plain", 2), ("all-cyclical", 2), ("all-mixed_precision", 2)),
     ]
 
 
@@ -216,6 +216,18 @@ def test_a_run_that_the_budget_cuts_off_is_unknown_not_infinite():
     assert record["speedup"]["unknown"] == 1
     every = next(arm for arm in record["arms"] if arm["name"] == "all")
     assert "the budget ended" in every["runs"][2]["note"]
+
+
+def test_a_budget_that_ends_in_the_middle_of_plain_gives_a_speed_up_of_at_least():
+    cut = Attempt(0, "stopped", clocks={"train": 500.0, "wall": 500.0})
+    arrived = Attempt(0, "reached", seconds=40.0, clocks={"train": 40.0, "wall": 41.0})
+    course = MadeUp(failing={("plain", 0): cut, ("all", 0): arrived})
+    record = conduct(course, names=["plain", "all"], seeds=[0], budget_seconds=1e6)
+    assert record["sentence"].startswith("At least 12.5 times faster to ")
+    assert "plain had not reached it after 8 min 20 s, when the budget ended; 1 seed: no interval" in record["sentence"]
+    assert record["speedup"]["median"] is None
+    sooner = MadeUp(failing={("plain", 0): Attempt(0, "stopped", clocks={"train": 39.0}), ("all", 0): arrived})
+    assert "At least" not in conduct(sooner, names=["plain", "all"], seeds=[0], budget_seconds=1e6)["sentence"]
 
 
 def test_an_interrupted_race_goes_on_where_it_stopped(tmp_path):

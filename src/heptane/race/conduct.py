@@ -187,8 +187,11 @@ class Conduct:
     # Runs -----------------------------------------------------------------------------------------------------------
 
     def _in_turn(self, index: int) -> list[Arm]:
-        """The arms in order; every other seed backwards, within the two that the others are compared with and the rest."""
-        first = [arm for arm in self.arms if arm.name in (PLAIN, ALL)]
+        """The arms in order; every other seed backwards, within the two that the others are compared with and the rest.
+
+        All begins: where a budget ends in the middle of plain, it is known that plain takes longer than all did.
+        """
+        first = [arm for name in (ALL, PLAIN) for arm in self.arms if arm.name == name]
         rest = [arm for arm in self.arms if arm not in first]
         return [*first, *rest] if index % 2 == 0 else [*first[::-1], *rest[::-1]]
 

@@ -52,6 +52,9 @@ def sentence(race: Record, speedup: Estimate) -> str:
         more = "more" if median >= 0 else "less"
         return f"{100 * abs(median):.2f} points {more} accuracy {goal} ({interval_text(speedup, points=True)})"
     if median is None:
+        bound = _at_least(race, every)
+        if bound:
+            return bound
         tried = sum(value is None for value in (*plain, *every))
         return f"Neither plain nor all reached {goal}." if tried else f"No seed has both plain and all to {goal} yet."
     if median == math.inf:
@@ -62,6 +65,21 @@ def sentence(race: Record, speedup: Estimate) -> str:
         return f"Plain reached {goal} {_count(plain, True)}; with the tricks it did not, {_count(every, False)}."
     factor, word = (median, "faster") if median >= 1 else (1 / median, "slower")
     return f"{factor:.3g} times {word} to {goal} on this machine ({interval_text(speedup, inverse=median < 1)})"
+
+
+def _at_least(race: Record, every: Sequence[float | None]) -> str:
+    """What is known where all arrived and the budget ended while plain, with the same seed, was still on its way."""
+    runs = {run["seed"]: run for run in _arm(race, PLAIN)["runs"] if run["status"] == NOT_RUN}
+    tried = [runs.get(seed, {}).get("clocks", {}).get("train", 0.0) for seed in race["plan"]["seeds"]]
+    pairs = [(cut / took, took, cut) for cut, took in zip(tried, every, strict=True) if took and cut > took]
+    if not pairs:
+        return ""
+    ratio, took, cut = min(pairs)
+    seeds = f"{len(pairs)} seed{'' if len(pairs) == 1 else 's'}"
+    return (
+        f"At least {math.floor(10 * ratio) / 10:g} times faster to {goal_text(race)} on this machine ({duration(took)} with "
+        f"the tricks; plain had not reached it after {duration(cut)}, when the budget ended; {seeds}: no interval)"
+    )
 
 
 def goal_text(race: Record) -> str:
