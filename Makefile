@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: help demo race peers test test-all lint wide transfer overhead accuracy imports clean
+.PHONY: help demo race peers papers test test-all lint wide transfer overhead accuracy imports clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ transfer: $(VENV)/.dev ## ImageNet weights against none on 1,000 images: benchma
 
 peers: .venv-peers/.done ## time to a target against other libraries: benchmarks/results/peers.json; hours, and goes on where it stopped
 	KERAS_BACKEND=torch .venv-peers/bin/python benchmarks/peers/race.py
+
+papers: $(VENV)/.dev ## the sources' claims in miniature: benchmarks/results/papers-*.json and .svg
+	for name in lr_scaling one_cycle mixup label_smoothing mixed_precision; do $(BIN)/python benchmarks/papers/$$name.py || exit 1; done
 
 overhead: .venv-peers/.done ## seconds per step against other loops: benchmarks/results/overhead.json
 	.venv-peers/bin/python benchmarks/overhead.py

@@ -21,13 +21,18 @@ def save(name: str, question: str, content: dict[str, Any]) -> Path:
     path = FOLDER / f"{name}.json"
     facts = {
         "question": question,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", _script(), *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "environment": describe(),
     }
     path.write_text(json.dumps({**facts, **content}, indent=1) + "\n")
     print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return path
+
+
+def _script() -> str:
+    path, root = Path(sys.argv[0]).resolve(), FOLDER.parents[1]
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

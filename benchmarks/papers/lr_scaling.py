@@ -1,0 +1,63 @@
+"""Does gradual warm-up save the linear rule as the batch grows 16 and 32 times, and where does it break?
+
+Goyal et al. 2017, arXiv:1706.02677, table 1: top-1 error 23.60 at batch 256; at 8192 without warm-up 24.84, with constant
+warm-up 25.88, with gradual 23.74.
+"""
+
+from __future__ import annotations
+
+from experiment import SEEDS, Outcome, accuracy, best, data, trained
+
+from heptane import warmup
+from heptane.schedule import Schedule, multiply
+
+BATCH, EPOCHS, WARM_EPOCHS, TUNING_SEED = 64, 12, 3, 1000
+FACTORS = (16, 32, 64, 128)
+ARMS = ("rate not scaled", "no warm-up", "constant warm-up", "gradual warm-up")
+
+
+def drops(total_steps: int) -> Schedule:
+    """A tenth of the rate from two thirds of the run on, a hundredth for its last ninth."""
+    return lambda step: 0.1 ** ((step >= 2 * total_steps // 3) + (step >= 8 * total_steps // 9))
+
+
+def test_accuracy(arm: str, lr: float, factor: int, seed: int) -> float:
+    def schedule(total_steps: int, steps_per_epoch: int) -> Schedule:
+        warm = WARM_EPOCHS * steps_per_epoch
+        ramps: dict[str, Schedule] = {
+            "constant warm-up": lambda step: 1 / factor if step < warm else 1.0,
+            "gradual warm-up": warmup(warm, 1 / factor),
+        }
+        return multiply(ramps.get(arm, lambda step: 1.0), drops(total_steps))
+
+    train, _, test = data()
+    scaled = lr if arm == ARMS[0] else lr * factor
+    model = trained(train, lr=scaled, batch=BATCH * factor, epochs=EPOCHS, seed=seed, schedule=schedule)
+    return accuracy(model, test)
+
+
+def main() -> None:
+    train, valid, _ = data()
+
+    def at(lr: float) -> float:
+        fixed = trained(train, lr=lr, batch=BATCH, epochs=EPOCHS, seed=TUNING_SEED, schedule=lambda total, _: drops(total))
+        return accuracy(fixed, valid)
+
+    lr = best((0.003, 0.01, 0.03), at)
+    claim = "With the rate scaled linearly and gradual warm-up, a batch 16 or 32 times as large costs no accuracy"
+    found = Outcome("lr-scaling", claim, "Goyal et al. 2017, arXiv:1706.02677", "test accuracy")
+    reference = [test_accuracy("no warm-up", lr, 1, seed) for seed in SEEDS]
+    for factor in FACTORS:
+        batch = BATCH * factor
+        found.add(batch, f"batch {BATCH}", reference)
+        for arm in ARMS:
+            found.add(batch, arm, [test_accuracy(arm, lr, factor, seed) for seed in SEEDS])
+        found.compare(batch, "gradual warm-up", "rate not scaled")
+        found.compare(batch, "gradual warm-up", "no warm-up")
+        found.compare(batch, "gradual warm-up", "constant warm-up")
+        found.compare(batch, "gradual warm-up", f"batch {BATCH}")
+    found.write("batch", rate=lr, epochs=EPOCHS, warmup_epochs=WARM_EPOCHS)
+
+
+if __name__ == "__main__":
+    main()
