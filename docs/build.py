@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from torch import nn
@@ -39,6 +40,8 @@ def pages() -> dict[Path, str]:
     head, _, rest = readme.read_text().partition(BEGIN)
     _, _, tail = rest.partition(END)
     found[readme] = f"{head}{BEGIN}\n{figures()}{END}{tail}"
+    if claims := papers():
+        found[ROOT / "docs" / "papers.md"] = claims
     return found
 
 
@@ -151,6 +154,35 @@ def _imports() -> list[str]:
     if not found:
         return []
     return [f"| importing heptane after torch | {found['added_seconds']:.3f} s more | {link('imports')} |"]
+
+
+def papers() -> str:
+    """What became of the sources' claims in miniature: a table, a plot and a verdict each; nothing before `make papers`."""
+    found = [json.loads(path.read_text()) | {"name": path.stem} for path in sorted(RESULTS.glob("papers-*.json"))]
+    if not found:
+        return ""
+    lines = ["# The sources' claims, in miniature", ""]
+    lines += [
+        "`make papers`: Fashion-MNIST, a network with one hidden layer, five seeds. Does the direction of a claim show here?"
+    ]
+    lines += ["Its size depends on the network and the data; measure it on yours with `heptane race`.", ""]
+    for claim in found:
+        arms = list(dict.fromkeys(row["arm"] for row in claim["rows"]))
+        lines += [f"## {claim['claim']}", "", f"*Source*: {claim['source']}.", ""]
+        lines += [f"| {claim['value']} | {' | '.join(arms)} |", f"|---|{'---|' * len(arms)}"]
+        for setting in dict.fromkeys(row["setting"] for row in claim["rows"]):
+            values = {row["arm"]: row["values"] for row in claim["rows"] if row["setting"] == setting}
+            cells = [f"{fmean(values[arm]):.4f} ± {stdev(values[arm]):.4f}" if arm in values else "" for arm in arms]
+            lines.append(f"| {setting} | {' | '.join(cells)} |")
+        lines += ["", *(f"- {verdict}" for verdict in claim["verdicts"]), ""]
+        where = f"../benchmarks/results/{claim['name']}"
+        lines += [
+            f"![{claim['value']}]({where}.svg)",
+            "",
+            f"[{claim['name']}.json]({where}.json), `{claim['command']}`.",
+            "",
+        ]
+    return "\n".join(lines)
 
 
 MEASURED: dict[str, Any] = {"transfer": _transfer_measured}
