@@ -154,6 +154,7 @@ def assemble(
     data_parallel = tricks.data_parallel or DataParallel()
     worker = data_parallel.join(place.device.type) if tricks.data_parallel else Worker()
     source = as_source(train, plan.batch_size, plan.seed, plan.accumulate)
+    data_parallel.check_shares(source.num_samples, source.batch_size, plan.accumulate, worker)
     total_steps = max(1, round(plan.epochs * source.steps_per_epoch))
 
     # model: weights, head, frozen groups; then the device

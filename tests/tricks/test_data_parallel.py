@@ -40,6 +40,15 @@ def mlp(num_out: int = CLASSES) -> torch.nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, num_out)).double()
 
 
+def normalising() -> torch.nn.Sequential:
+    """BatchNorm with and without parameters and running statistics, over samples and over positions."""
+    nn = torch.nn
+    torch.manual_seed(0)
+    norms = nn.BatchNorm1d(4), nn.BatchNorm2d(4, affine=False), nn.BatchNorm1d(5, momentum=None)
+    around = nn.Linear(6, 8), nn.Unflatten(1, (4, 2)), norms[0], nn.Unflatten(2, (2, 1)), norms[1], nn.Flatten()
+    return nn.Sequential(*around, nn.Tanh(), nn.Linear(8, 5), norms[2], nn.Tanh(), nn.Linear(5, CLASSES)).double()
+
+
 class Tagger(torch.nn.Module):
     """(N, T) tokens to (N, T, C) scores."""
 
@@ -102,6 +111,13 @@ CASES: dict[str, Case] = {
     "mixup of hidden features": {"mixup": hp.Mixup(alpha=1.0, layer="1"), "accumulate": 2},
     "unfreezing": {"transfer": hp.Transfer(freeze=-1, unfreeze_every_epochs=1, rate_factor=2)},
     "a layer that is not used": {"model": Detour},
+    "BatchNorm over all workers": {"model": normalising, "sync_batchnorm": True},
+    "BatchNorm over all workers, under mixup and clipping": {
+        "model": normalising,
+        "sync_batchnorm": True,
+        "mixup": hp.Mixup(alpha=1.0),
+        "clip_norm": 0.05,  # and not Adam: it enlarges the rounding that is all the gradient of a bias before BatchNorm
+    },
     "one sum for many buckets": {"bucket_mib": 1e-5},
 }
 
@@ -110,8 +126,9 @@ def run(case: Case, workers: int) -> tuple[dict[str, torch.Tensor], dict[str, fl
     """The parameters after 3 epochs of uneven batches, and the averages of the whole run."""
     model, data = case.get("model", mlp)(), case.get("data", points)()
     names = ("mixup", "label_smoothing", "transfer")
+    parallel = {name: case[name] for name in ("bucket_mib", "sync_batchnorm") if name in case}
     tricks = hp.Tricks(
-        data_parallel=hp.DataParallel(workers=workers, bucket_mib=case.get("bucket_mib", 25)) if workers > 1 else None,
+        data_parallel=hp.DataParallel(workers=workers, **parallel) if workers > 1 else None,
         **{name: case[name] for name in names if name in case},
     )
     settings = {"optimizer": sgd, "epochs": 3, "batch_size": 8, "accumulate": 1, "clip_norm": None, "loss": None}
@@ -130,6 +147,7 @@ def run_all(workers: int) -> dict[str, Any]:
     found["normalised"] = normalised(workers)
     found["replicas"] = [replicas_after(change) for change in (None, "last bit", "all are NaN")]
     found["another number"] = refusal(hp.DataParallel(workers=workers + 5))
+    found["too few to normalise"] = refusal(hp.DataParallel(workers=workers, sync_batchnorm=True), batch_size=7)
     found["off in a group"] = run({} if torch.distributed.get_rank() == 0 else {"optimizer": adamw}, 1)
     found["all-reduces"] = all_reduces(workers)
     return found
@@ -187,9 +205,10 @@ def all_reduces(workers: int) -> int:
     return len(sums)
 
 
-def refusal(trick: hp.DataParallel) -> str:
+def refusal(trick: hp.DataParallel, batch_size: int = 8) -> str:
+    tricks = hp.Tricks(data_parallel=trick)
     try:
-        next(hp.train(mlp(), points(), tricks=hp.Tricks(data_parallel=trick), optimizer=sgd, epochs=1, batch_size=8))
+        next(hp.train(mlp(), points(), tricks=tricks, optimizer=sgd, epochs=1, batch_size=batch_size))
     except hp.InputError as error:
         return str(error)
     return "not refused"
@@ -254,6 +273,10 @@ def test_another_number_of_workers_than_runs_is_refused(two: dict[str, Any]) -> 
         "or call heptane.fit, which starts them"
     )
     assert refusal(hp.DataParallel(workers=2)).startswith("DataParallel.workers=2, and 1 run")
+
+
+def test_batchnorm_over_all_workers_wants_a_sample_for_each(several: dict[str, Any]) -> None:
+    assert several["too few to normalise"].startswith("DataParallel.sync_batchnorm=True with a batch of 1 samples for ")
 
 
 def test_the_workers_meet_once_per_step_not_once_per_micro_batch(several: dict[str, Any]) -> None:

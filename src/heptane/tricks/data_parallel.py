@@ -133,7 +133,7 @@ class DataParallel:
     workers: int | str = "auto"
     """Processes on this host, at least 1; auto: one per GPU, or one where there is no GPU."""
     sync_batchnorm: bool = False
-    """Let BatchNorm normalise over the global batch instead of each worker's share (GPU only)."""
+    """Let BatchNorm normalise over the global batch instead of each worker's share; on a CPU too."""
     bucket_mib: float = 25.0
     """Size of the buckets in which gradients are reduced, in MiB, above 0."""
 
@@ -159,6 +159,15 @@ class DataParallel:
             )
         return worker
 
+    def check_shares(self, num_samples: int, batch_size: int, accumulate: int, worker: Worker) -> None:
+        """Refuse a batch of which a worker would hold fewer parts than the others, where each part is a meeting."""
+        smallest = num_samples % batch_size or batch_size
+        if self.sync_batchnorm and worker.size > 1 and smallest < worker.size * accumulate:
+            raise InputError(
+                f"DataParallel.sync_batchnorm=True with a batch of {smallest} samples for {worker.size} workers, each in "
+                f"{accumulate} part(s): expected a sample for each; choose a batch_size that leaves more to the last batch"
+            )
+
     def resolve(self) -> tuple[int, str]:
         """How many workers to start, and why."""
         if self.workers != "auto":
@@ -167,11 +176,13 @@ class DataParallel:
         return (gpus, f"one per GPU, {gpus} found") if gpus else (1, "no GPU, and one process uses all cores of a CPU")
 
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model with SyncBatchNorm where asked for; otherwise as it is."""
+        """The model with its BatchNorm over the global batch where asked for; otherwise as it is."""
         if not self.sync_batchnorm or this_worker().size == 1:
             return model
-        if not torch.cuda.is_available():
-            raise InputError("DataParallel.sync_batchnorm=True needs GPUs: PyTorch has none for CPUs; leave it off")
+        if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+            from heptane.batchnorm import over_workers
+
+            return over_workers(model)
         converted: torch.nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
 
