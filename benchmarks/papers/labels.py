@@ -1,0 +1,35 @@
+"""What are pretrained weights worth as the number of labels grows from 10 to 1,000 per class?
+
+Howard and Ruder 2018, arXiv:1801.06146, figure 3: the fewer the labels, the larger the gain. EfficientNet-lite0 with
+ImageNet's weights against the same network from scratch; both get 400 to 800 steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from experiment import Outcome
+
+import heptane as hp
+from transfer import ARMS, balanced, prepared, run
+
+LABELS = {10: 200, 100: 20, 1000: 4}  # per class: epochs
+NUM_SEEDS, IMAGE_SIZE = 3, 32
+
+
+def main() -> None:
+    data = hp.load_data("fashion-mnist")
+    test = prepared(data, data.test, IMAGE_SIZE)
+    claim = "Pretrained weights are worth more, the fewer labels there are"
+    found = Outcome("transfer", claim, "Howard and Ruder 2018, arXiv:1801.06146", "test accuracy")
+    for per_class, epochs in LABELS.items():
+        train = prepared(data, balanced(*data.train, per_class), IMAGE_SIZE)
+        for arm in ARMS[:2]:
+            results = [run(replace(arm, epochs=epochs), train, seed, test=test) for seed in range(NUM_SEEDS)]
+            found.add(per_class, arm.name, [result.metrics["test_accuracy"] for result in results])
+        found.compare(per_class, ARMS[0].name, ARMS[1].name)
+    found.write("labels per class", image_size=IMAGE_SIZE, epochs=list(LABELS.values()))
+
+
+if __name__ == "__main__":
+    main()
