@@ -44,6 +44,7 @@ def add_train(commands: Any) -> None:
     )
     _add_settings(parser, "run")
     _add_files(parser, "run")
+    _add_plan(parser)
     _add_tricks(parser)
 
 
@@ -77,6 +78,18 @@ def _add_files(parser: Parser, what: str) -> None:
     files.add_argument("--force", action="store_true", help="Replace the run that --out holds.")
     files.add_argument("--fallback", metavar="DATA", help="Built-in data to use where --data cannot be had.")
     files.add_argument("--dry-run", action="store_true", help="Print what would be done, and stop.")
+
+
+def _add_plan(parser: Parser) -> None:
+    more = parser.add_argument_group("more workers, predicted")
+    more.add_argument("--plan-workers", metavar="N,N", help="Predict what so many would bring, and stop: such as 2,8,64.")
+    for name, default, doc in (
+        ("bandwidth", 10.0, "Between the hosts, in gigabits per second"),
+        ("latency", 50.0, "Of a message between the hosts, in microseconds"),
+        ("per-host", 1, "Workers on a host"),
+    ):
+        kind = type(default)
+        more.add_argument(f"--plan-{name}", type=kind, default=default, metavar="NUM", help=f"{doc}. Default: {default:g}.")
 
 
 def _add_tricks(parser: Parser) -> None:

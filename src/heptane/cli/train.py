@@ -28,6 +28,8 @@ def train(flags: argparse.Namespace, command: list[str]) -> int:
     if flags.dry_run:
         _print_plan(settings, data, tricks, reasons)
         return 0
+    if flags.plan_workers:
+        return _predict(settings, data, tricks, flags)
     return _fit(settings, data, tricks, out, flags, {"command": shlex.join(command), "reasons": reasons})
 
 
@@ -90,6 +92,38 @@ def decide(
         rate = optimizers.default_rate(name, peak=tricks.cyclical is not None and not constant)
         settings = replace(settings, lr=rate)
     return settings, tricks, reasons
+
+
+def _predict(settings: Settings, data: Data, tricks: Tricks, flags: argparse.Namespace) -> int:
+    """``--plan-workers``: a table of what more workers would bring."""
+    from heptane.models import build
+    from heptane.plan import plan
+
+    counts = [convert("--plan-workers", "int", part) for part in flags.plan_workers.split(",")]
+    found, cost, rule = plan(
+        build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data)),
+        data.train,
+        counts,
+        gigabits_per_second=flags.plan_bandwidth,
+        latency_microseconds=flags.plan_latency,
+        per_host=flags.plan_per_host,
+        tricks=tricks.without("data_parallel"),
+        epochs=settings.epochs,
+        seed=settings.seed,
+        **{name: value for name, value in arguments(settings).items() if name != "evaluate_every_epochs"},
+    )
+    megabytes = sum(cost.buckets) / 1e6
+    print(
+        f"measured: a step of one worker with {settings.batch_size} samples computes {1e3 * cost.compute_seconds:.3g} ms, "
+        f"{1e3 * cost.backward_seconds:.3g} of them backward; its gradients are {megabytes:.3g} MB\n"
+        f"assumed: {flags.plan_bandwidth:g} Gbit/s and {flags.plan_latency:g} us between hosts of {flags.plan_per_host} "
+        f"worker(s), a ring, sums hidden behind the backward pass\npredicted, the rate by the {rule}:\n"
+    )
+    print(f"{'workers':>8} {'hosts':>6} {'batch':>9} {'rate':>9} {'samples/s':>12} {'efficiency':>11}")
+    for row in found:
+        numbers = f"{row.batch_size:9,} {row.learning_rate:9.4g} {row.samples_per_second:12,.0f} {row.efficiency:11.0%}"
+        print(f"{row.workers:8} {row.hosts:6} {numbers}")
+    return 0
 
 
 def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argparse.Namespace, about: dict[str, Any]) -> int:
@@ -200,7 +234,7 @@ def out_folder(settings: Settings, flags: argparse.Namespace) -> Path:
     from heptane.run_folder import check_folder
 
     out = Path(flags.resume or flags.out or _folder(settings))
-    if not flags.dry_run:
+    if not flags.dry_run and not getattr(flags, "plan_workers", None):
         check_folder(out, force=flags.force, resume=bool(flags.resume))
     return out
 
