@@ -42,10 +42,10 @@ def plain(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, wat
 
 
 def heptane(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, watch: Watch) -> None:
-    """The recommended tricks, as ``heptane train`` uses them."""
+    """The recommended tricks, as ``heptane train`` uses them, and smaller images at first."""
     sgd = lambda params: torch.optim.SGD(params, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)  # noqa: E731
-    tricks = hp.Tricks.recommended(epochs=epochs)
-    for step in hp.train(model, data, optimizer=sgd, epochs=epochs, batch_size=128, tricks=tricks, seed=seed):
+    tricks, small = hp.Tricks.recommended(epochs=epochs), hp.ProgressiveResize(size=20, until=0.6)
+    for step in hp.train(model, data, optimizer=sgd, epochs=epochs, batch_size=128, tricks=tricks, seed=seed, resize=small):
         if step.ends_epoch and watch.look(model):
             break
 
@@ -184,20 +184,22 @@ def skorch(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, wa
 
 @dataclass(frozen=True)
 class Peer:
-    """A loop, the rate that its documentation begins with, and whether its schedule must know its length."""
+    """A loop, the rate that its documentation begins with, whether its schedule must know its length, and which other peer
+    does the same arithmetic, so that the two share their tuning."""
 
     loop: Callable[..., None]
     rate: float
     planned: bool = False
+    trains_as: str | None = None
 
 
 PEERS = {
     "plain": Peer(plain, 1e-3),
     "heptane": Peer(heptane, 0.3, planned=True),
     "fastai": Peer(fastai, 3e-3, planned=True),
-    "lightning": Peer(lightning, 1e-3),
+    "lightning": Peer(lightning, 1e-3, trains_as="plain"),
     "accelerate": Peer(accelerate, 1e-2, planned=True),
     "composer": Peer(composer, 1e-3),
-    "keras": Peer(keras, 1e-3),
+    "keras": Peer(keras, 1e-3, trains_as="skorch"),
     "skorch": Peer(skorch, 1e-3),
 }

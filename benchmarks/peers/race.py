@@ -1,11 +1,13 @@
 """heptane against plain PyTorch and the other libraries: time to plain's best validation accuracy. ``make peers``.
 
-1. The target: plain trains for ``--epochs`` with each of its rates; the best validation accuracy is the target.
-2. Tuning, the same number of trials for every peer, with a seed that does not race: three rates, a factor of 3 apart; a peer
-   whose schedule must know its length tries three lengths instead, with its documentation's rate.
-3. The race: seed by seed, every peer in turn, to the target or for ``--epochs``.
+1. Tuning, with a seed that does not race, by accuracy and epochs, which do not depend on how busy the machine is. Loops that
+   train alike share it (Lightning and plain; Keras and skorch). A constant rate: three, a factor of 3 apart, two epochs of
+   each. The target: plain with its rate, for ``--epochs``; its best validation accuracy. A schedule that must know its
+   length: 3 and 4 epochs with its documentation's rate; the shorter that reaches the target, or else 6.
+2. The race, on a machine that does nothing else: seed by seed, every peer in turn, to the target or for ``--epochs``.
 
-Every finished run is a line of ``results/peers.jsonl`` and is not run again: an interrupted race goes on.
+Every finished run is a line of ``results/peers.jsonl`` and is not run again: an interrupted race goes on, and
+``--tune-only`` stops before it. Ratios are taken within a seed, so the seeds may be run on different days.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import contextlib
 import gc
 import json
+import math
 import os
 import statistics
 import sys
@@ -23,6 +26,7 @@ from typing import Any
 import torch
 
 import heptane as hp
+from heptane.environment import describe
 from heptane.models import resnet
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -32,7 +36,7 @@ from watch import Watch
 from overhead import declare_torchvision
 from results import FOLDER, save, spread
 
-TUNING_SEED = 1000
+TUNING_SEED, TUNING_EPOCHS, LENGTHS = 1000, 2, (3, 4, 6)
 LINES = FOLDER / "peers.jsonl"
 
 
@@ -47,19 +51,19 @@ class Runs:
         assert data.valid is not None
         self.train, self.valid = data.train, data.valid
 
-    def get(
-        self, peer: str, rate: float, epochs: int, seed: int, target: float | None, limit: float | None
-    ) -> dict[str, Any]:
+    def get(self, peer: str, rate: float, epochs: int, seed: int, target: float | None) -> dict[str, Any]:
         """A run, from disk if it is there."""
         wanted = {"peer": peer, "rate": rate, "epochs": epochs, "seed": seed, "target": target}
         key = self._key(wanted)
         if key not in self.done:
-            found = {**wanted, **self._run(peer, rate, epochs, seed, target, limit)}
+            here = describe()
+            about = {name: here[name] for name in ("cpu", "threads", "git_commit")}
+            found = {**wanted, **about, **self._run(peer, rate, epochs, seed, target)}
             self.done[key] = found
             with self.path.open("a") as file:
                 file.write(json.dumps(found) + "\n")
             reached = found["seconds"]
-            shown = f"{reached:.1f} s" if reached is not None else f"missed: best {found['best']}"
+            shown = f"{reached:.1f} s" if reached is not None else f"best {found['best']} {found.get('failed', '')}"
             print(f"{peer:12} rate {rate:<8.3g} epochs {epochs:<3} seed {seed:<5} {shown}", flush=True)
         return self.done[key]
 
@@ -67,15 +71,13 @@ class Runs:
         """Import the library and run a few steps, so that its first run does not pay for it."""
         few = (self.train[0][:256], self.train[1][:256])
         with contextlib.suppress(Exception):  # what fails will fail again, and be on record
-            PEERS[name].loop(resnet(), few, PEERS[name].rate, 1, 0, Watch(few, None, None))
+            PEERS[name].loop(resnet(), few, PEERS[name].rate, 1, 0, Watch(few, None))
 
-    def _run(
-        self, peer: str, rate: float, epochs: int, seed: int, target: float | None, limit: float | None
-    ) -> dict[str, Any]:
+    def _run(self, peer: str, rate: float, epochs: int, seed: int, target: float | None) -> dict[str, Any]:
         torch.manual_seed(seed)
         model = resnet()
         gc.collect()
-        watch = Watch(self.valid, target, limit)
+        watch = Watch(self.valid, target)
         try:
             PEERS[peer].loop(model, self.train, rate, epochs, seed, watch)
         except Exception as error:
@@ -88,66 +90,65 @@ class Runs:
         return tuple(run[name] for name in ("peer", "rate", "epochs", "seed", "target"))
 
 
-def rank(run: dict[str, Any]) -> tuple[float, float]:
-    """Lower is better: sooner at the target; of two that missed it, nearer."""
-    return (run["seconds"] if run["seconds"] is not None else float("inf"), -(run["best"] or 0.0))
-
-
-def tune(runs: Runs, name: str, epochs: int, lengths: tuple[int, ...], target: float) -> tuple[float, int]:
-    """The best of three trials."""
+def tune(runs: Runs, name: str, target: float | None) -> tuple[float, int]:
+    """The rate and the planned epochs of a peer: 0 for as many as it takes."""
     peer = PEERS[name]
-    trials = []
-    choices = [(peer.rate, n) for n in lengths] if peer.planned else [(peer.rate * f, epochs) for f in (1.0, 1 / 3, 3.0)]
-    for rate, length in choices:
-        known = [trial["seconds"] for trial in trials if trial["seconds"] is not None]
-        limit = min(known, default=None)
-        trials.append(runs.get(name, rate, length, TUNING_SEED, target, limit))
-    best = min(trials, key=rank)
-    return best["rate"], best["epochs"]
+    recipe = peer.trains_as or name
+    if not peer.planned:
+        tries = [runs.get(recipe, peer.rate * f, TUNING_EPOCHS, TUNING_SEED, None) for f in (1.0, 1 / 3, 3.0)]
+        return max(tries, key=lambda found: found["best"] or 0.0)["rate"], 0
+    for length in LENGTHS[:-1]:
+        found = runs.get(recipe, peer.rate, length, TUNING_SEED, None)
+        if target is not None and (found["best"] or 0.0) >= target:
+            return peer.rate, length
+    return peer.rate, LENGTHS[-1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10, help="the longest a run may be")
-    parser.add_argument("--lengths", default="3,4,6", help="of schedules that must know theirs")
+    parser.add_argument("--epochs", type=int, default=8, help="the longest a run may be")
     parser.add_argument("--only", default=",".join(PEERS), help="which peers")
     parser.add_argument("--lines", type=Path, default=LINES, help="where finished runs are kept")
+    parser.add_argument("--tune-only", action="store_true", help="stop before the race")
     flags = parser.parse_args()
     os.environ["KERAS_BACKEND"] = "torch"
     declare_torchvision()
     runs = Runs(flags.lines)
-    lengths, names = tuple(int(n) for n in flags.lengths.split(",")), flags.only.split(",")
+    names = flags.only.split(",")
+    rate, _ = tune(runs, "plain", None)
+    target = runs.get("plain", rate, flags.epochs, TUNING_SEED, None)["best"]
+    print(f"target: {target:.4f}, the best validation accuracy of plain in {flags.epochs} epochs", flush=True)
+    chosen = {name: tune(runs, name, target) for name in names}
+    if flags.tune_only:
+        print(chosen)
+        return
     for name in names:
         runs.warm_up(name)
-    tries = [runs.get("plain", PEERS["plain"].rate * f, flags.epochs, TUNING_SEED, None, None) for f in (1.0, 1 / 3, 3.0)]
-    target = max(found["best"] or 0.0 for found in tries)
-    print(f"target: {target:.4f}, the best validation accuracy of plain in {flags.epochs} epochs")
-    chosen = {name: tune(runs, name, flags.epochs, lengths, target) for name in names}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in range(flags.seeds):
         for name in names if seed % 2 == 0 else names[::-1]:
-            results[name].append(runs.get(name, *chosen[name], seed, target, None))
-    report(flags, target, chosen, results)
+            rate, length = chosen[name]
+            results[name].append(runs.get(name, rate, length or flags.epochs, seed, target))
+        report(target, chosen, results)
 
 
-def report(flags: Any, target: float, chosen: dict[str, Any], results: dict[str, list[dict[str, Any]]]) -> None:
+def report(target: float, chosen: dict[str, Any], results: dict[str, list[dict[str, Any]]]) -> None:
     """Medians, ratios to heptane, and whether the goals are met; a run that missed the target is infinite."""
     times = {
-        name: [r["seconds"] if r["seconds"] is not None else float("inf") for r in found] for name, found in results.items()
+        name: [r["seconds"] if r["seconds"] is not None else math.inf for r in found] for name, found in results.items()
     }
-    ours = statistics.median(times["heptane"])
     rows = {}
     for name, values in times.items():
-        finite = [value for value in values if value != float("inf")]
-        median = statistics.median(values)
+        finite = [value for value in values if value != math.inf]
+        paired = [value / ours for value, ours in zip(values, times["heptane"], strict=True) if ours != math.inf]
+        ratio = statistics.median(paired) if paired else math.inf
         rows[name] = {
             "rate": chosen[name][0],
-            "epochs": chosen[name][1],
+            "planned_epochs": chosen[name][1] or None,
             "seconds": spread(finite) if finite else None,
             "missed": len(values) - len(finite),
-            "median_seconds": None if median == float("inf") else median,
-            "times_heptane": None if float("inf") in (median, ours) else median / ours,
+            "times_heptane": None if ratio == math.inf else ratio,
             "failed": [found["failed"] for found in results[name] if "failed" in found],
         }
     others = [
@@ -159,13 +160,13 @@ def report(flags: Any, target: float, chosen: dict[str, Any], results: dict[str,
         "time to plain's best validation accuracy on Fashion-MNIST, small ResNet",
         {
             "target": target,
-            "seeds": flags.seeds,
+            "seeds": list(range(len(results["plain"]))),
             "peers": rows,
             "goals": {name: {"at_least": least, "ratio": ratio} for name, (ratio, least) in goals.items()},
         },
     )
     for name, row in rows.items():
-        print(f"{name:12} {row['median_seconds']} s, {row['times_heptane']} times heptane")
+        print(f"{name:12} {row['seconds'] and row['seconds']['median']} s, {row['times_heptane']} times heptane")
 
 
 if __name__ == "__main__":

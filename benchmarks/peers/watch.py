@@ -14,11 +14,10 @@ class Watch:
     Args:
         valid: images and labels.
         target: accuracy at which training is to stop; None goes on to the end.
-        max_seconds: of training, after which it is to stop; None for no limit.
     """
 
-    def __init__(self, valid: tuple[Tensor, Tensor], target: float | None, max_seconds: float | None) -> None:
-        self.valid, self.target, self.max_seconds = valid, target, max_seconds
+    def __init__(self, valid: tuple[Tensor, Tensor], target: float | None) -> None:
+        self.valid, self.target = valid, target
         self.curve: list[tuple[float, float]] = []
         self.seconds = 0.0
         self._since = time.perf_counter()
@@ -35,8 +34,7 @@ class Watch:
         accuracy = right / len(self.valid[1])
         self.curve.append((self.seconds, accuracy))
         self._since = time.perf_counter()
-        reached = self.target is not None and accuracy >= self.target
-        return reached or (self.max_seconds is not None and self.seconds > self.max_seconds)
+        return self.target is not None and accuracy >= self.target
 
     @property
     def reached(self) -> float | None:

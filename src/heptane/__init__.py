@@ -4,6 +4,7 @@ from heptane.criterion import CrossEntropy
 from heptane.data import Data, load_data
 from heptane.data.augment import CropFlip
 from heptane.data.batches import order
+from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError
 from heptane.fit import evaluate, fit, train
 from heptane.loop import Step
@@ -32,6 +33,7 @@ __all__ = [
     "LabelSmoothing",
     "MixedPrecision",
     "Mixup",
+    "ProgressiveResize",
     "RaceResult",
     "Result",
     "Step",

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.checks import check_finite, check_model, check_optimizer, check_targets, try_output
+from heptane.checks import check_finite, check_model, check_optimizer, check_resize, check_targets, try_output
 from heptane.clock import Clock
 from heptane.criterion import Criterion, CrossEntropy, Loss, Own, choose_criterion
 from heptane.data.augment import Augment
 from heptane.data.batches import Batch, Place, Source, Tensors, as_source, first_tensor, rows
+from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, check_range
 from heptane.metrics import TrainMeter
 from heptane.probe import choose_precision, unused_parameters
@@ -48,6 +49,7 @@ class Plan:
     accumulate: int = 1
     clip_norm: float | None = None
     augment: Augment | None = None
+    resize: ProgressiveResize | None = None
     compile: bool = False
     device: str | None = None
     seed: int = 0
@@ -162,6 +164,9 @@ def assemble(
         notes += tricks.transfer.prepare(model, _num_classes(source), plan.seed)
     model.to(place.device)
     sample = _sample(source, place)
+    if plan.resize:
+        check_resize(model, plan.resize, sample[0])
+        place.sizes = plan.resize.sizes(total_steps)
     # criterion: the one owner of targets
     criterion, reason = _criterion(plan, model, source, sample, tricks)
     notes.append(reason)

@@ -7,7 +7,8 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.criterion import Criterion, CrossEntropy, Elementwise
 from heptane.data.batches import Place, Source, Tensors, as_loader, each, pair
-from heptane.errors import InputError
+from heptane.data.resize import ProgressiveResize
+from heptane.errors import InputError, one_line
 from heptane.modes import eval_mode
 from heptane.tricks import Tricks
 from heptane.tricks.label_smoothing import find_class_dim
@@ -69,6 +70,18 @@ def try_output(model: torch.nn.Module, inputs: Any) -> Any:
         return model(inputs)
 
 
+def check_resize(model: torch.nn.Module, resize: ProgressiveResize, inputs: Any) -> None:
+    """Refuse small images that the model cannot take."""
+    small = resize.check(inputs)
+    try:
+        try_output(model, small)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"ProgressiveResize.size={resize.size}: the model does not take images of {resize.size}x{resize.size} "
+            f"({one_line(error)}): leave it out, or end the network in a mean over the image"
+        ) from None
+
+
 def check_targets(criterion: Criterion, output: Any, targets: Any) -> None:
     """Refuse targets that the model's outputs cannot be compared with: labels out of range, other shapes."""
     if isinstance(criterion, Elementwise) and isinstance(targets, torch.Tensor):
@@ -119,7 +132,7 @@ def check_evaluation(model: torch.nn.Module, criterion: Criterion, place: Place,
         return
     try:
         inputs, _ = first_batch(data, 2, "it")
-        check_targets(criterion, try_output(model, place.inputs(inputs, None)), place.move(pair(data)[1]))
+        check_targets(criterion, try_output(model, place.inputs(inputs)), place.move(pair(data)[1]))
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
 

@@ -67,3 +67,9 @@ def _is_finite(value: numbers.Real) -> bool:
 
 def _edge(limit: float) -> str:
     return str(limit) if isinstance(limit, int) else f"{limit:g}"
+
+
+def one_line(error: BaseException) -> str:
+    """The start of somebody else's message, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

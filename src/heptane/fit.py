@@ -13,6 +13,7 @@ from heptane.clock import Clock
 from heptane.criterion import Loss, choose_criterion
 from heptane.data.augment import Augment
 from heptane.data.batches import Place, each, pair
+from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, check_range
 from heptane.launch import launch
 from heptane.layers import find_head
@@ -31,7 +32,7 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
     Args:
         model, train, tricks: as in :func:`fit`.
         settings: ``optimizer``, ``epochs``, ``batch_size``, ``loss``, ``accumulate``, ``clip_norm``, ``augment``,
-            ``compile``, ``device`` and ``seed``, as in :func:`fit`.
+            ``resize``, ``compile``, ``device`` and ``seed``, as in :func:`fit`.
 
     Example:
         >>> data = torch.randn(64, 4), torch.randint(0, 2, (64,))
@@ -94,6 +95,7 @@ def fit(
     accumulate: int = 1,
     clip_norm: float | None = None,
     augment: Augment | None = None,
+    resize: ProgressiveResize | None = None,
     evaluate_every_epochs: float = 1.0,
     compile: bool = False,
     device: str | None = None,
@@ -124,6 +126,7 @@ def fit(
         accumulate: micro-batches per step; the batch is split into so many, or so many batches of a ``DataLoader`` joined.
         clip_norm: largest norm of all gradients together, above 0.
         augment: such as ``hp.CropFlip()``.
+        resize: smaller images at first, such as ``hp.ProgressiveResize(size=20)``.
         evaluate_every_epochs: how often ``valid`` is evaluated.
         compile: ``torch.compile`` the model; compiling is on the clock.
         device: such as "cpu"; None takes the GPU where there is one.
@@ -171,6 +174,7 @@ def fit(
         accumulate=accumulate,
         clip_norm=clip_norm,
         augment=augment,
+        resize=resize,
         compile=compile,
         device=device,
         seed=seed,

@@ -146,7 +146,7 @@ def evaluate_with(
         share_buffers(model)
     with eval_mode(model), evaluation(precision):
         for inputs, targets in as_loader(data, batch_size, worker.share):
-            inputs, targets = place.inputs(inputs, None), place.move(targets)
+            inputs, targets = place.inputs(inputs), place.move(targets)
             output = precision.full(model(inputs))
             meter.add(output, targets)
             for metric in metrics.values():

@@ -18,8 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from heptane.errors import InputError, check_range, nearest
-from heptane.weights import one_line
+from heptane.errors import InputError, check_range, nearest, one_line
 
 BUILT_IN = ("resnet", "resnet-wide", "mlp")
 

@@ -51,6 +51,10 @@ class Settings:
     """Largest norm of all gradients together, above 0."""
     augment: str = "none"
     """Of images: none, flip (left and right), or crop-flip (shifts of up to 2 pixels too)."""
+    progressive_size: int | None = None
+    """Height and width of the images at first, in pixels: progressive resizing. Default: whole images throughout."""
+    progressive_until: float = 0.6
+    """Share of the steps on the smaller images, in (0, 1)."""
     image_size: int | None = None
     """Height and width of a folder's images, in pixels. Default: from the images."""
     valid_fraction: float | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.errors import InputError, check_range, nearest
+from heptane.errors import InputError, check_range, nearest, one_line
 from heptane.layers import find_head
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
@@ -329,9 +329,3 @@ def _few(names: Iterable[str], limit: int = 4) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def one_line(error: BaseException) -> str:
-    """The start of somebody else's message, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."

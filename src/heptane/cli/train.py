@@ -167,8 +167,10 @@ def arguments(settings: Settings) -> dict[str, Any]:
     """The settings as :func:`heptane.fit` takes them, but for those in which the runs of a race differ."""
     from heptane import optimizers
     from heptane.data.augment import CropFlip
+    from heptane.data.resize import ProgressiveResize
 
     assert settings.lr is not None
+    small = settings.progressive_size
     return {
         "optimizer": optimizers.factory(
             settings.optimizer, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
@@ -178,6 +180,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
         "accumulate": settings.accumulate,
         "clip_norm": settings.clip_norm,
         "augment": {"none": None, "flip": CropFlip(padding=0), "crop-flip": CropFlip()}[settings.augment],
+        "resize": ProgressiveResize(size=small, until=settings.progressive_until) if small is not None else None,
         "evaluate_every_epochs": settings.evaluate_every_epochs,
         "compile": settings.compile,
         "device": settings.device,

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias
 
 from heptane._lazy import torch
 from heptane.data.augment import Augment
+from heptane.data.resize import resized
 from heptane.errors import InputError, check_range
 from heptane.randomness import generator
 
@@ -88,7 +89,7 @@ class Batch:
     def take(self, positions: Positions) -> tuple[Any, Any]:
         """Inputs and targets at ``positions`` of the global batch, on the device."""
         inputs, targets = (self._gather(part, positions) for part in self._data)
-        return self._place.inputs(inputs, self._draw(positions)), self._place.move(targets)
+        return self._place.inputs(inputs, self._draw(positions), self._step), self._place.move(targets)
 
     def targets(self) -> Any:
         """The targets of the whole global batch, on the device."""
@@ -112,18 +113,19 @@ class Batch:
 
 @dataclass
 class Place:
-    """Where batches go, and in what form: device, memory format, augmentation."""
+    """Where batches go, and in what form: device, memory format, augmentation, and the size of a step's images."""
 
     device: torch.device
     seed: int = 0
     augment: Augment | None = None
     channels_last: bool = False
+    sizes: Callable[[int], int | None] | None = None
 
     def __post_init__(self) -> None:
         self._stays = self.device.type == "cpu"
 
-    def inputs(self, inputs: Any, draws: torch.Tensor | None) -> Any:
-        """The inputs on the device, augmented and in the memory format."""
+    def inputs(self, inputs: Any, draws: torch.Tensor | None = None, step: int | None = None) -> Any:
+        """The inputs on the device, augmented, in the memory format, and as large as they are to be at ``step``."""
         inputs = self.move(inputs)
         if draws is not None:
             assert self.augment is not None
@@ -132,6 +134,9 @@ class Place:
                 raise InputError(f"augment with inputs of type {kind}: expected one tensor; augment in the Dataset instead")
             inputs = self.augment.apply(inputs, draws)
             inputs = inputs if self.channels_last else inputs.contiguous()  # models may call view()
+        size = self.sizes(step) if self.sizes is not None and step is not None else None
+        if size is not None:
+            inputs = resized(inputs, size)
         if self.channels_last and isinstance(inputs, torch.Tensor) and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs

@@ -11,11 +11,10 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.assemble import OptimizerFactory
 from heptane.data.batches import as_source
-from heptane.errors import InputError
+from heptane.errors import InputError, one_line
 from heptane.fit import fit
 from heptane.race.arms import Arm
 from heptane.result import LOWER_IS_BETTER, Result
-from heptane.weights import one_line
 
 REACHED, MISSED, STOPPED, FAILED, REFUSED, NOT_RUN = "reached", "missed", "stopped", "failed", "refused", "not run"
 DRAWN = 60  # points of a schedule that are kept
