@@ -9,12 +9,10 @@ with what had to be assumed for them.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,12 +26,13 @@ import torch.distributed as dist
 from torch import nn
 
 from heptane.scaling import Cluster, Link, StepCost, efficiency, in_buckets, step_seconds
+from namespaces import address, network, start
 from results import save
 
 HOSTS, MEGABITS = (2, 3, 4), (100, 300, 1000)
 WIDTH, BATCH, STEPS = 1400, 64, 16
 ERROR_GOAL, PUBLISHED_GOAL = 0.15, 0.10
-PREFIX, NETWORK, PORT = "heptane-h", "10.77.0", 29511
+PORT = 29511
 
 
 def main() -> None:
@@ -104,46 +103,14 @@ def run(hosts: int, megabits: int) -> dict[str, Any]:
         answer = Path(folder, "answer.json")
         processes = []
         for rank in range(hosts):
-            environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(hosts), "MASTER_ADDR": f"{NETWORK}.1"}
+            environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(hosts), "MASTER_ADDR": address(0)}
             environment |= {"MASTER_PORT": str(PORT), "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
-            command = ["ip", "netns", "exec", f"{PREFIX}{rank}", sys.executable, __file__, str(answer)]
-            processes.append(subprocess.Popen(command, env=environment))
+            processes.append(start(rank, [sys.executable, __file__, str(answer)], env=environment))
         codes = [process.wait(timeout=300) for process in processes]
         if any(codes):
             raise SystemExit(f"{hosts} hosts at {megabits} Mbit/s: exit codes {codes}")
         found: dict[str, Any] = json.loads(answer.read_text())
         return found
-
-
-@contextlib.contextmanager
-def network(hosts: int, megabits: int) -> Iterator[None]:
-    """``hosts`` namespaces on one bridge, each sending at most so many megabits per second."""
-    bridge = f"{PREFIX}br"
-    try:
-        ip(f"link add {bridge} type bridge")
-        ip(f"link set {bridge} up")
-        for rank in range(hosts):
-            name, there = f"{PREFIX}{rank}", f"ip netns exec {PREFIX}{rank}"
-            ip(f"netns add {name}")
-            ip(f"link add {name} type veth peer name eth0 netns {name}")
-            ip(f"link set {name} master {bridge} up")
-            ip(f"-n {name} addr add {NETWORK}.{rank + 1}/24 dev eth0")
-            ip(f"-n {name} link set eth0 up")
-            ip(f"-n {name} link set lo up")
-            call(f"{there} tc qdisc add dev eth0 root tbf rate {megabits}mbit burst 256kb latency 200ms")
-        yield
-    finally:
-        for rank in range(hosts):
-            subprocess.run(["ip", "netns", "del", f"{PREFIX}{rank}"], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "del", bridge], check=False, capture_output=True)
-
-
-def ip(command: str) -> None:
-    call(f"ip {command}")
-
-
-def call(command: str) -> None:
-    subprocess.run(command.split(), check=True)
 
 
 # One host -------------------------------------------------------------------------------------------------------------

@@ -35,8 +35,11 @@ TABLE = {
         {"workers": 2, "bucket_mib": 1.5},
         {
             "workers": (0, -1, 1.5, "two", None, True),
+            "strategy": ("zero", "", None),
             "sync_batchnorm": ("no", 1, None),
             "bucket_mib": (0, -1.0, *NOT_NUMBERS),
+            "timeout_seconds": (0, -1.0, *NOT_NUMBERS),
+            "restarts": (-1, 0.5, *NOT_NUMBERS),
         },
     ),
     "lr_scaling": Row(

@@ -14,6 +14,7 @@ from heptane.data.augment import Augment
 from heptane.data.batches import Batch, Place, Source, Tensors, as_source, first_tensor, rows
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, check_range
+from heptane.heartbeat import Heartbeat
 from heptane.metrics import TrainMeter
 from heptane.probe import choose_precision, unused_parameters
 from heptane.schedule import Rates, base_rates, check_momentum, constant, multiply
@@ -106,10 +107,13 @@ class Run:
     find_unused: bool
     notes: list[str]
     why: dict[str, str]
+    outline: torch.nn.Module | None = None
+    """a sharded model's, to gather it in"""
     skipped: int = 0
     base_rates: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.heartbeat = Heartbeat(self.worker, self.data_parallel.timeout_seconds)
         self.meter = TrainMeter(self.criterion, self.worker)
         self.base_rates = base_rates(self.optimizer)
         mine = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
@@ -120,6 +124,14 @@ class Run:
     def seed(self) -> int:
         """The run's seed."""
         return self.plan.seed
+
+    def gathered(self) -> torch.nn.Module:
+        """The model as an ordinary one: itself, or, where it is sharded, its parts together; then all workers must ask."""
+        if self.outline is None:
+            return self.model
+        from heptane.sharding import gathered
+
+        return gathered(self.model, self.outline)
 
     @property
     def total_steps(self) -> int:
@@ -172,11 +184,12 @@ def assemble(
     notes.append(reason)
     # mixed precision: measured, then the memory format, before any wrap
     precision = _precision(tricks, model, criterion, sample, place, worker, why)
-    # data parallel: converted here, wrapped where a phase begins
+    # data parallel: converted or sharded here, wrapped where a phase begins
     model = data_parallel.convert(model)
+    outline = data_parallel.shard(model)
     # optimizer: all groups up front; base rates scaled once
     optimizer, phases = _optimizer(model, plan.optimizer, tricks, total_steps, source.steps_per_epoch)
-    find_unused = worker.size > 1 and _looks_for_unused(model, criterion, sample, phases, notes)
+    find_unused = worker.size > 1 and outline is None and _looks_for_unused(model, criterion, sample, phases, notes)
     if tricks.lr_scaling:
         why["lr_scaling"] = tricks.lr_scaling.apply(optimizer, source.batch_size)
     # schedules: warm-up times cycle
@@ -185,7 +198,7 @@ def assemble(
     mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch) if mixup else Unmixed()
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
-    return Run(*slots, clock, worker, data_parallel, find_unused, notes, why)
+    return Run(*slots, clock, worker, data_parallel, find_unused, notes, why, outline)
 
 
 def default_device() -> str:
@@ -238,7 +251,7 @@ def _precision(
     if worker.size > 1:
         torch.distributed.broadcast_object_list(choice, 0)  # a measurement may come out differently on each worker
     dtype, place.channels_last, why["mixed_precision"] = choice[0]
-    if place.channels_last:
+    if place.channels_last and not (tricks.data_parallel and tricks.data_parallel.shards):  # shards are contiguous
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return trick.build(dtype, place.device.type)
 

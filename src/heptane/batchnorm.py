@@ -30,7 +30,7 @@ class GlobalBatchNorm(_BatchNorm):
         x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
         size = x.new_tensor([x.numel() / x.shape[1]])
         sums = _over_workers(torch.cat([x.sum(dims), size]))
-        count = float(sums[-1])
+        count = float(sums[-1].detach())
         mean = sums[:-1] / count
         centred = x - mean.view(shape)
         variance = _over_workers(centred.square().sum(dims)) / count

@@ -23,14 +23,18 @@ def save_model(model: torch.nn.Module, path: Path) -> None:
     _write(path, tensors, {"format": "pt"})
 
 
-def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path) -> Path:
-    """Write everything that a run needs to go on from ``step``; older checkpoints in ``folder`` are removed after."""
+def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path | None) -> Path | None:
+    """Write everything that a run needs to go on from ``step``; older checkpoints in ``folder`` are removed after.
+
+    Of a sharded run all workers must call it, those that write nothing with ``folder`` None.
+    """
     tensors: dict[str, torch.Tensor] = {}
     facts = {
         "format": FORMAT,
         "step": step,
         "history": history,
         "fixed": _fixed(run),
+        "workers": run.worker.size,
         "model": _pack(run.model.state_dict(), "model", tensors),
         "optimizer": _pack(run.optimizer.state_dict(), "optimizer", tensors),
         "precision": {
@@ -42,6 +46,8 @@ def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path) -> Pa
         "nonfinite": [run.meter.nonfinite, run.meter.first_nonfinite],
         "seconds": run.clock.read(),
     }
+    if folder is None:
+        return None
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.safetensors"
     _write(path, tensors, {"heptane": json.dumps(facts)})
@@ -82,16 +88,34 @@ def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
             raise InputError(f"checkpoint {path} was written with {name} {facts['fixed'][name]}, and this run has {value}")
     if facts["step"] > run.total_steps:
         raise InputError(f"checkpoint {path} is at step {facts['step']}, past this run's {run.total_steps}: raise epochs")
+    if run.outline is not None:
+        model, optimizer = _sharded(run, model, optimizer)
     run.model.load_state_dict(model)
     run.optimizer.load_state_dict(optimizer)
     if facts["precision"]["name"] == run.precision.name:
         run.precision.load_state(facts["precision"]["state"])
     else:  # dtype="auto" measures again, and may decide otherwise on another machine
         run.notes.append(f"from step {facts['step']} on in {run.precision.name}; before in {facts['precision']['name']}")
+    if (before := facts.get("workers", 1)) != run.worker.size:
+        kept = f"the global batch of {run.source.batch_size} and the learning rate are kept, each worker's share changes"
+        run.notes.append(f"from step {facts['step']} on with {run.worker.size} worker(s), before with {before}: {kept}")
     run.skipped = facts["skipped"]
     run.meter.nonfinite, run.meter.first_nonfinite = facts["nonfinite"]
     run.clock.carry(facts["seconds"])
     return facts["step"], facts["history"]
+
+
+def _sharded(run: Run, model: dict[str, Any], optimizer: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Whole states as the parts that this worker holds."""
+    from heptane.sharding import like
+
+    own = run.model.state_dict()
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    state = {
+        index: {key: like(value, parameters[index]) for key, value in kept.items()}
+        for index, kept in optimizer["state"].items()
+    }
+    return {name: like(value, own[name]) for name, value in model.items()}, {**optimizer, "state": state}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -139,7 +163,7 @@ def _shape(state: dict[str, Any], name: str) -> str:
 def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     """``value`` as JSON; its tensors go to ``tensors``, under their names."""
     if isinstance(value, torch.Tensor):
-        tensors[name] = value
+        tensors[name] = value.full_tensor() if hasattr(value, "full_tensor") else value  # a sharded one, from all workers
         return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[key, _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]}

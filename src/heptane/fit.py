@@ -20,9 +20,9 @@ from heptane.layers import find_head
 from heptane.loop import Step, evaluate_with, steps
 from heptane.report.console import Progress
 from heptane.result import Recorder, Result, check_target
-from heptane.run_folder import RunFolder, check_folder, write_text
+from heptane.run_folder import RunFolder, check_folder, goes_on, write_text
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import under_launcher
+from heptane.tricks.data_parallel import DataParallel, under_launcher
 from heptane.tricks.transfer import swap_head
 
 
@@ -158,10 +158,15 @@ def fit(
     if resume and run_dir is None:
         raise InputError("resume=True goes on from a run_dir, and there is none: pass run_dir")
     if run_dir is not None:
+        resume = resume or goes_on(run_dir)
         check_folder(run_dir, force=force, resume=resume)
     workers = tricks.data_parallel.resolve()[0] if tricks.data_parallel else 1
     if workers > 1 and not under_launcher():
-        return _launched(model, tricks, launch(fit, arguments, workers))
+        parallel = tricks.data_parallel or DataParallel()
+        if parallel.restarts and run_dir is None:
+            raise InputError(f"DataParallel.restarts={parallel.restarts} go on from checkpoints: pass run_dir to keep them")
+        limits = parallel.restarts, parallel.timeout_seconds
+        return _launched(model, tricks, launch(fit, arguments, workers, *limits))
     saved = checkpoint.latest(RunFolder.checkpoints_of(run_dir)) if resume else None
     run = assemble(
         model,
@@ -186,7 +191,7 @@ def fit(
     folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and run.worker.rank == 0 else None
     if folder and about and "settings_toml" in about:
         write_text(folder.path / "settings.toml", about["settings_toml"])
-    recorder = Recorder(run, valid, metrics, goal, folder, evaluate_every_epochs, progress, max_seconds)
+    recorder = Recorder(run, valid, metrics, goal, folder, evaluate_every_epochs, progress, max_seconds, run_dir is not None)
     recorder.go(saved)
     result = recorder.result(tricks, test)
     if folder:

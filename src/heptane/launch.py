@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +21,18 @@ from heptane.errors import InputError
 _SAME: tuple[type[BaseException], ...] = (InputError, FloatingPointError, KeyboardInterrupt)  # raised again as they are
 
 
-def launch(function: Callable[..., Any], kwargs: dict[str, Any], workers: int) -> Any:
+def launch(
+    function: Callable[..., Any],
+    kwargs: dict[str, Any],
+    workers: int,
+    restarts: int = 0,
+    timeout_seconds: float = 600.0,
+) -> Any:
     """Run ``function(**kwargs)`` in ``workers`` new processes on this host; return what rank 0 returned.
 
     The processes are started by ``torch.distributed``'s elastic launcher, each as a fresh interpreter: functions and classes
-    of the calling script travel by value, so it needs no ``if __name__ == "__main__"``.
+    of the calling script travel by value, so it needs no ``if __name__ == "__main__"``. When one dies, all are started
+    again, up to ``restarts`` times. A worker waits ``timeout_seconds`` for another.
 
     Raises:
         InputError, FloatingPointError, KeyboardInterrupt: a worker raised it, and it comes back with its message.
@@ -37,16 +45,16 @@ def launch(function: Callable[..., Any], kwargs: dict[str, Any], workers: int) -
 
     with tempfile.TemporaryDirectory(prefix="heptane-") as folder, _quiet_launcher(workers):
         task, answer = Path(folder, "task.pt"), Path(folder, "answer.pt")
-        torch.save((function, kwargs), task, pickle_module=cloudpickle)
+        torch.save((function, kwargs, timeout_seconds), task, pickle_module=cloudpickle)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=workers,
-            run_id="heptane",
+            run_id=f"heptane-{uuid.uuid4().hex}",
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
             local_addr="127.0.0.1",
-            max_restarts=0,
+            max_restarts=restarts,
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=str(Path(folder, "logs")), tee=Std.NONE),
         )
@@ -92,7 +100,8 @@ def record_failure(error: BaseException, folder: Path) -> None:
     """For the process that launched this worker: what it raised. The first line is the cause, others follow from it."""
     text = "".join(traceback.format_exception(error)).rstrip()
     kind = next((kind.__name__ for kind in _SAME if isinstance(error, kind)), type(error).__name__)
-    fact = {"rank": os.environ.get("RANK"), "kind": kind, "message": str(error), "traceback": text}
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    fact = {"attempt": attempt, "rank": os.environ.get("RANK"), "kind": kind, "message": str(error), "traceback": text}
     with Path(folder, "failures").open("a") as file:
         file.write(json.dumps(fact) + "\n")
 
@@ -105,7 +114,8 @@ def _raise_failure(failures: Path, workers: int, silent: dict[int, int]) -> NoRe
         )
     if not failures.exists():
         raise RuntimeError(f"the {workers} workers could not start: what they printed says why")
-    fact = json.loads(failures.read_text().splitlines()[0])
+    facts = [json.loads(line) for line in failures.read_text().splitlines()]
+    fact = next(fact for fact in facts if fact["attempt"] == facts[-1]["attempt"])
     for kind in _SAME:
         if fact["kind"] == kind.__name__:
             raise kind(*filter(None, [fact["message"]]))

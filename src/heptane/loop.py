@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heptane._lazy import torch
 from heptane.criterion import divisor
-from heptane.data.batches import Batch, Place, as_loader
+from heptane.data.batches import Batch, Place, as_loader, rows
 from heptane.metrics import EvalMeter
 from heptane.modes import eval_mode, modes_of, put_back
 from heptane.randomness import seed_torch
 from heptane.schedule import set_rates
-from heptane.tricks.data_parallel import ALONE, Worker, share_buffers
+from heptane.tricks.data_parallel import ALONE, Worker, all_sum, is_sharded, share_buffers, without_sums
 from heptane.tricks.mixed_precision import Precision, evaluation
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def steps(run: Run, start: int = 0) -> Iterator[Step]:
         for step, batch in run.source.batches(max(start, phase.start), phase.stop, run.place):
             momentum = run.rates.momentum(step) if run.rates.momentum else None
             set_rates(run.optimizer, run.base_rates, run.rates.learning_rate(step), momentum)
-            loss = update(run, forward, batch, step)
+            with run.heartbeat.at(step) if run.worker.size > 1 else nullcontext():
+                loss = update(run, forward, batch, step)
             run.meter.add_step(step, loss, batch.size)
             epoch, at = divmod(step, run.source.steps_per_epoch)
             rate = float(run.optimizer.param_groups[-1]["lr"])
@@ -96,14 +97,15 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
     times the workers, whose gradients are averaged; they synchronise on their last part only.
     """
     whole = run.worker.size == 1 and min(run.plan.accumulate, batch.size) == 1
-    parts = [slice(None)] if whole else micro_batches(run.worker.share(batch.size), run.plan.accumulate)
+    share, alike = run.worker.share(batch.size), run.outline is not None
+    parts = [slice(None)] if whole else micro_batches(share, run.plan.accumulate, alike)
     losses, count = [], None
     for part in parts:
         empty = not whole and part.stop == part.start  # fewer samples than workers: it all-reduces, and weighs nothing
         inputs, targets = run.mix.take(batch, slice(0, 1) if empty else part, step)
         if count is None and not whole:
             count = divisor(run.criterion.count(run.mix.targets(batch, step)))
-        with nullcontext() if part is parts[-1] or run.worker.size == 1 else forward.no_sync():  # type: ignore[operator]
+        with nullcontext() if part is parts[-1] or run.worker.size == 1 else without_sums(forward):
             with run.precision.autocast():
                 output = run.precision.full(forward(inputs))
             if count is None:
@@ -117,10 +119,11 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
     return losses[0] if whole else torch.stack(losses).sum()
 
 
-def micro_batches(share: slice, count: int) -> list[slice]:
-    """``share`` cut into at most ``count`` parts, as even as it goes, none empty unless all is."""
+def micro_batches(share: slice, count: int, exactly: bool = False) -> list[slice]:
+    """``share`` cut into at most ``count`` parts, as even as it goes, none empty unless all is; or into ``exactly`` so many,
+    since the workers of a sharded model must run it equally often."""
     size = share.stop - share.start
-    count = max(1, min(count, size))
+    count = count if exactly else max(1, min(count, size))
     edges = [share.start + index * size // count for index in range(count + 1)]
     return [slice(low, high) for low, high in pairwise(edges)]
 
@@ -145,10 +148,30 @@ def evaluate_with(
     if worker.size > 1:
         share_buffers(model)
     with eval_mode(model), evaluation(precision):
-        for inputs, targets in as_loader(data, batch_size, worker.share):
-            inputs, targets = place.inputs(inputs), place.move(targets)
-            output = precision.full(model(inputs))
+        batches = as_loader(data, batch_size, worker.share)
+        for inputs, targets in batches if not is_sharded(model) else together(batches, data, worker, place):
+            output = precision.full(model(place.inputs(inputs)))
+            if targets is None:
+                continue
+            targets = place.move(targets)
             meter.add(output, targets)
             for metric in metrics.values():
                 metric.update(output, targets)
     return {**meter.read(), **{name: float(metric.compute()) for name, metric in metrics.items()}}
+
+
+def together(batches: Iterator[Any], data: Any, worker: Worker, place: Place) -> Iterator[tuple[Any, Any]]:
+    """``batches``, and then one sample's inputs without targets until every worker is done: all must run a sharded model
+    equally often."""
+    spare = None
+    while True:
+        batch = next(batches, None)
+        if not all_sum(torch.tensor(float(batch is not None), device=place.device), worker):
+            return
+        if batch is not None:
+            spare = rows(batch[0], slice(0, 1))
+            yield batch
+        else:
+            if spare is None:
+                spare = rows(next(as_loader(data, 1, ALONE.share))[0], slice(0, 1))
+            yield spare, None

@@ -61,9 +61,11 @@ class Recorder:
         every_epochs: float,
         progress: bool | Progress,
         max_seconds: float | None = None,
+        keeps: bool = False,
     ) -> None:
         self.run, self.valid, self.metrics, self.goal, self.folder = run, valid, metrics, goal, folder
         self.max_seconds = max_seconds
+        self.keeps = folder is not None or (keeps and run.outline is not None)
         self.every_steps = max(1, round(every_epochs * run.source.steps_per_epoch))
         self.history: list[dict[str, Any]] = []
         self.reached: float | None = None
@@ -110,7 +112,7 @@ class Recorder:
         shown = range(0, run.total_steps, max(1, run.total_steps // 400))
         momentum = run.rates.momentum
         return Result(
-            model=run.model,
+            model=run.gathered(),
             history=self.history,
             metrics=metrics,
             seconds={**run.clock.read(), "evaluate": self.evaluate_seconds},
@@ -160,6 +162,7 @@ class Recorder:
         record: dict[str, Any] = {"epoch": int(epoch) if epoch == int(epoch) else round(epoch, 3), "step": event.step}
         record |= run.meter.read()
         run.meter.reset()
+        check_replicas(run.model)
         if self.valid is not None:
             record |= {f"valid_{key}": value for key, value in self._evaluate(self.valid).items()}
             _switch(run.optimizer, "train")
@@ -171,7 +174,8 @@ class Recorder:
         self.reached = self._reached_in_history()
         if self.folder:
             self.folder.event("epoch", record)
-            checkpoint.save(run, event.step, self.history, self.folder.checkpoints)
+        if self.keeps:
+            checkpoint.save(run, event.step, self.history, self.folder.checkpoints if self.folder else None)
 
     def _reached_in_history(self) -> float | None:
         reached = (r["train_seconds"] for r in self.history if self.goal and _reaches(self.goal, r))
@@ -181,15 +185,16 @@ class Recorder:
         clock = Clock()
         clock.resume()
         _switch(self.run.optimizer, "eval")
-        found = evaluate_with(
-            self.run.model,
-            data,
-            self.run.criterion,
-            precision=self.run.precision,
-            metrics=self.metrics,
-            place=self.run.place,
-            worker=self.run.worker,
-        )
+        with self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step"):
+            found = evaluate_with(
+                self.run.model,
+                data,
+                self.run.criterion,
+                precision=self.run.precision,
+                metrics=self.metrics,
+                place=self.run.place,
+                worker=self.run.worker,
+            )
         self.evaluate_seconds += clock.train_seconds
         return found
 

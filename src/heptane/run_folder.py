@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 CHECKPOINTS = ("step-*.safetensors", ".step-*.safetensors.*")  # the second: left by a process killed while writing
+JOB = "job"
 OWN = ("result.json", "race.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml", "checkpoints")
 LEAST_FREE_BYTES = 64 << 20
 
@@ -50,6 +51,9 @@ class RunFolder:
             raise InputError(f"cannot write to {str(self.path)!r} ({reason}): choose another folder") from None
         if force and not resume:
             self._clear()
+        if job := this_job():
+            self.checkpoints.mkdir(exist_ok=True)
+            write_text(self.checkpoints / JOB, job)
 
     @staticmethod
     def checkpoints_of(path: Any) -> Path:
@@ -78,6 +82,7 @@ class RunFolder:
         for path in (self.path / name for name in OWN):
             if path.is_symlink() or path.is_file():
                 path.unlink()
+        (self.checkpoints / JOB).unlink(missing_ok=True)
         for path in [path for pattern in CHECKPOINTS for path in self.checkpoints.glob(pattern)]:
             path.unlink()
         if self.checkpoints.is_dir():
@@ -142,9 +147,25 @@ def check_folder(folder: Any, *, force: bool = False, resume: bool = False) -> P
     if free < LEAST_FREE_BYTES:
         raise InputError(f"{path} has {free >> 20} MiB free: at least {LEAST_FREE_BYTES >> 20} MiB are needed")
     held = [name for name in OWN if os.path.lexists(path / name)]
-    if held and not (force or resume):
+    if held and not (force or resume or goes_on(path)):
         raise InputError(f"{path} already holds a run ({', '.join(held)}): choose another folder, --force or --resume")
     return path
+
+
+def this_job() -> str:
+    """The elastic job that this process is a worker of; empty for none."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if job == "none" else job
+
+
+def goes_on(folder: Any) -> bool:
+    """Whether ``folder`` holds the unfinished run of this process's own job, whose workers were started again."""
+    try:
+        return bool(this_job()) and not Path(folder, "result.json").exists() and (
+            RunFolder.checkpoints_of(folder) / JOB
+        ).read_text() == this_job()  # fmt: skip
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,9 +18,10 @@ def main(task: str, answer: str) -> None:
     """Run the pickled call; rank 0 writes what it returned. A failure is written down for the parent, which reports it."""
     try:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        function, kwargs = torch.load(task, weights_only=False, mmap=True)  # written by our own parent process
+        # written by our own parent process
+        function, kwargs, timeout_seconds = torch.load(task, weights_only=False, mmap=True)
         device = kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-        join_group(torch.device(device).type)
+        join_group(torch.device(device).type, timeout_seconds)
         result = function(**kwargs)
         if torch.distributed.get_rank() == 0:
             import cloudpickle

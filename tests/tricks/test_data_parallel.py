@@ -61,6 +61,19 @@ class Tagger(torch.nn.Module):
         return self.head(torch.tanh(self.embed(tokens)))
 
 
+class Tied(torch.nn.Module):
+    """Two layers are one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = (torch.nn.Linear(6, num).double() for num in (6, 6, CLASSES))
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(inputs)))))
+
+
 class Detour(torch.nn.Module):
     """One layer gets no gradient."""
 
@@ -120,13 +133,19 @@ CASES: dict[str, Case] = {
     },
     "one sum for many buckets": {"bucket_mib": 1e-5},
 }
+TIED = {"model": lambda: Tied(), "data": points}
+CASES |= {
+    f"sharded: {name}": {**case, "strategy": "fsdp"}
+    for name, case in {**CASES, "a shared weight": TIED}.items()
+    if name not in ("one sum for many buckets", "batches of one sample", "several labels", "class weights")
+}
 
 
 def run(case: Case, workers: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """The parameters after 3 epochs of uneven batches, and the averages of the whole run."""
     model, data = case.get("model", mlp)(), case.get("data", points)()
     names = ("mixup", "label_smoothing", "transfer")
-    parallel = {name: case[name] for name in ("bucket_mib", "sync_batchnorm") if name in case}
+    parallel = {name: case[name] for name in ("bucket_mib", "sync_batchnorm", "strategy") if name in case}
     tricks = hp.Tricks(
         data_parallel=hp.DataParallel(workers=workers, **parallel) if workers > 1 else None,
         **{name: case[name] for name in names if name in case},
@@ -137,7 +156,7 @@ def run(case: Case, workers: int) -> tuple[dict[str, torch.Tensor], dict[str, fl
     for event in hp.train(model, data, tricks=tricks, seed=3, **settings):  # noqa: B007
         pass
     assert event is not None
-    return dict(model.state_dict()), event.run.meter.read()
+    return dict(event.run.gathered().state_dict()), event.run.meter.read()
 
 
 def run_all(workers: int) -> dict[str, Any]:
@@ -385,6 +404,50 @@ def test_what_breaks_in_a_worker_is_named_once_with_its_traceback(capfd: pytest.
     assert lines[-1] == "ZeroDivisionError: no such luck"
     assert any("in forward" in line for line in lines)
     assert capfd.readouterr() == ("", "")
+
+
+def sharded(epochs: float, run_dir: Path, **more: Any) -> hp.Result:
+    """``fit`` in a group of workers, its model in parts, its validation data less than the workers."""
+    model, (x, y) = normalising(), points()
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(strategy="fsdp"), mixed_precision=hp.MixedPrecision(dtype="fp32"))
+    settings = {"optimizer": adamw, "batch_size": 8, "clip_norm": 0.5, "seed": 3, **more}
+    return hp.fit(model, (x, y), (x[:1], y[:1]), tricks=tricks, epochs=epochs, run_dir=run_dir, **settings)
+
+
+def sharded_runs(folder: Path) -> dict[str, Any]:
+    """One without a stop, one that stops after an epoch and goes on, and what 16 bits make of it."""
+    whole = sharded(2, folder / "whole")
+    sharded(2, folder / "stopped", target=("valid_loss", 1e9))
+    (path,) = (folder / "stopped" / "checkpoints").glob("*.safetensors")
+    resumed = sharded(2, folder / "stopped", resume=True)
+    torch.manual_seed(0)
+    images, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % 2
+    nn = torch.nn
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    bf16 = hp.MixedPrecision(dtype="bf16", channels_last="on")
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(strategy="fsdp"), mixed_precision=bf16)
+    small = hp.fit(net, (images, labels), optimizer=sgd, epochs=2, batch_size=8, tricks=tricks)
+    found = {"whole": whole, "resumed": resumed, "bf16": small}
+    return {
+        **{name: dict(result.model.state_dict()) for name, result in found.items()},
+        "history": [len(result.history) for result in (whole, resumed)],
+        "kind": type(whole.model).__name__,
+        "file": path.name,
+    }
+
+
+def test_a_sharded_run_goes_on_bitwise_and_leaves_an_ordinary_model_and_file(tmp_path: Path) -> None:
+    found = launch(sharded_runs, {"folder": tmp_path}, 2)
+    assert found["kind"] == "Sequential"
+    assert found["file"] == "step-000000003.safetensors"
+    assert found["history"] == [2, 2]
+    for key, value in found["whole"].items():
+        assert torch.equal(value, found["resumed"][key]), key
+    assert all(torch.isfinite(value).all() for value in found["bf16"].values())
+    again = normalising()
+    hp.load_weights(again, tmp_path / "whole" / "model.safetensors")
+    for key, value in again.state_dict().items():
+        assert torch.equal(value, found["whole"][key]), key
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -86,8 +87,14 @@ def decide(
         momentum=optimizers.has_momentum(trial),
         reference_batch=optimizers.REFERENCE_BATCH if by_default else None,
         num_gpus=torch.cuda.device_count() if settings.device is None else 0,
+        launched=launched(),
     )
     tricks, reasons = wanted.resolve(advice)
+    if launched() > 1 and tricks.data_parallel is None:
+        raise InputError(
+            f"torchrun started {launched()} workers, and data parallel is off, so each would train alone and write the same "
+            "folder: turn it on, such as with --workers auto, or start one process"
+        )
     if settings.lr is None:
         rate = optimizers.default_rate(name, peak=tricks.cyclical is not None and not constant)
         settings = replace(settings, lr=rate)
@@ -156,7 +163,8 @@ def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argpa
     except KeyboardInterrupt:
         print(f"heptane: interrupted; go on with: heptane train --resume {shlex.quote(str(out))}", file=sys.stderr)
         return 130
-    summary(read_result(out))
+    if is_first():
+        summary(read_result(out))
     if settings.target is not None and result.reached is None:
         print(f"heptane: the target, a validation accuracy of {settings.target:g}, was not reached", file=sys.stderr)
         return 3
@@ -227,7 +235,7 @@ def load(settings: Settings, flags: argparse.Namespace) -> Data:
         skip_bad=settings.skip_bad,
         fallback=flags.fallback,
     )
-    for note in data.notes:
+    for note in data.notes if is_first() else ():
         print(f"note: {note}", file=sys.stderr)
     return data
 
@@ -242,10 +250,22 @@ def out_folder(settings: Settings, flags: argparse.Namespace) -> Path:
     return out
 
 
+def launched() -> int:
+    """Workers that torchrun started; 1 where it did not start this process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def is_first() -> bool:
+    """Whether this process speaks: of several that torchrun started, rank 0 does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _folder(settings: Settings) -> str:
+    from heptane.run_folder import this_job
+
     data = Path(settings.data).stem or "data"
     model = (settings.model or "model").replace(":", "-").replace("/", "-")
-    return f"runs/{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"runs/{data}-{model}-{this_job() or time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def default_model(data: Data) -> str:

@@ -72,6 +72,7 @@ def recommend(
     reference_batch: int | None = None,
     weights: str | None = None,
     num_gpus: int | None = None,
+    launched: int = 1,
 ) -> tuple[Tricks, dict[str, str]]:
     """Choose tricks for a task and a machine, with the reason for each.
 
@@ -82,6 +83,7 @@ def recommend(
         reference_batch: the batch for which the learning rate was chosen; None: it was chosen for the batch in use.
         weights: a file of pretrained weights, if there is one.
         num_gpus: GPUs of this machine; None counts them.
+        launched: workers that torchrun started; 1 where it did not start this process.
 
     Returns:
         The tricks, and for each of the seven why it is on or off.
@@ -91,7 +93,11 @@ def recommend(
     why: dict[str, str] = {}
     long = epochs >= LONG_EPOCHS
     why["data_parallel"] = (
-        f"{num_gpus} GPUs share each batch" if num_gpus > 1 else "one process already uses this machine's cores"
+        f"torchrun started {launched} workers"
+        if launched > 1
+        else f"{num_gpus} GPUs share each batch"
+        if num_gpus > 1
+        else "one process already uses this machine's cores"
     )
     why["lr_scaling"] = (
         f"the rate was chosen for a batch of {reference_batch}"
@@ -106,7 +112,7 @@ def recommend(
     why["transfer"] = "weights were given" if weights else "no pretrained weights were given"
     why["mixed_precision"] = "kept only where a measurement on this machine says that it pays"
     tricks = Tricks(
-        data_parallel=DataParallel() if num_gpus > 1 else None,
+        data_parallel=DataParallel() if num_gpus > 1 or launched > 1 else None,
         lr_scaling=LRScaling(reference_batch=reference_batch) if reference_batch else None,
         cyclical=Cyclical(cycle_momentum=momentum),
         mixup=Mixup() if long else None,

@@ -7,9 +7,11 @@ Equation
 Source
     Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 3, arXiv:1706.02677.
     Li et al. 2020, "PyTorch Distributed", VLDB 13(12).
+    Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277.
 
 Meets the loop at
-    Before the loop: the model is wrapped after its memory format is set, and again where layers are unfrozen.
+    Before the loop: DDP wraps the model after its memory format is set, and again where layers are unfrozen; FSDP shards it
+    before the optimizer is made.
     In the loop, each worker takes its share of the global batch.
 
 Costs, and when it does not help
@@ -23,9 +25,11 @@ import atexit
 import gc
 import os
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 from heptane._lazy import torch
-from heptane.errors import InputError, check_bool, check_range
+from heptane.errors import InputError, check_bool, check_choice, check_range
 from heptane.launch import launch as launch
 
 
@@ -62,7 +66,7 @@ def under_launcher() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def join_group(device: str) -> Worker:
+def join_group(device: str, timeout_seconds: float = 600.0) -> Worker:
     """Join the process group that the launcher's environment describes: NCCL for GPUs, gloo for CPUs."""
     distributed = torch.distributed
     if not distributed.is_initialized():
@@ -73,7 +77,8 @@ def join_group(device: str) -> Worker:
                     f"DataParallel.workers: {found} GPU(s) found, and none for worker {local}; start at most {found}"
                 )
             torch.cuda.set_device(local)
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
         # A DDP wrapper that outlives the interpreter, as garbage in a cycle does, may abort the process at its very end.
         atexit.register(gc.collect)
     return this_worker()
@@ -84,6 +89,24 @@ def all_sum(value: torch.Tensor, worker: Worker) -> torch.Tensor:
     if worker.size > 1:
         torch.distributed.all_reduce(value)
     return value
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether the workers each hold a part of ``model``."""
+    if this_worker().size == 1:
+        return False
+    from heptane import sharding
+
+    return sharding.is_sharded(model)
+
+
+def without_sums(forward: torch.nn.Module) -> Any:
+    """A context in which backward passes do not sum gradients over the workers: all but the last micro-batch of a step."""
+    if not is_sharded(forward):
+        return forward.no_sync()  # type: ignore[operator]
+    from heptane import sharding
+
+    return sharding.without_sums(forward)
 
 
 def share_buffers(model: torch.nn.Module) -> None:
@@ -103,7 +126,7 @@ def check_replicas(model: torch.nn.Module) -> None:
         RuntimeError: the replicas are not equal.
     """
     names = [name for name, _ in model.named_parameters()]
-    if this_worker().size == 1 or not names:
+    if this_worker().size == 1 or not names or is_sharded(model):
         return
     low = torch.stack([_hash(parameter) for parameter in model.parameters()])
     high = low.clone()
@@ -132,18 +155,27 @@ class DataParallel:
 
     workers: int | str = "auto"
     """Processes on this host, at least 1; auto: one per GPU, or one where there is no GPU."""
+    strategy: str = "ddp"
+    """ddp: each worker holds the whole model; fsdp: a part of it, for models that do not fit one device."""
     sync_batchnorm: bool = False
     """Let BatchNorm normalise over the global batch instead of each worker's share; on a CPU too."""
     bucket_mib: float = 25.0
     """Size of the buckets in which gradients are reduced, in MiB, above 0."""
+    timeout_seconds: float = 600.0
+    """How long a worker waits for another before it gives up and says for which, in seconds, above 0."""
+    restarts: int = 0
+    """How often the workers are started again from the last checkpoint after one has died; under torchrun, its own flag."""
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, str) and self.workers != "auto":
             raise InputError(f"DataParallel.workers={self.workers!r}: expected 'auto' or a whole number in [1, inf)")
         if self.workers != "auto":
             check_range("DataParallel.workers", self.workers, 1, whole=True)  # type: ignore[arg-type]
+        check_choice("DataParallel.strategy", self.strategy, ("ddp", "fsdp"))
         check_bool("DataParallel.sync_batchnorm", self.sync_batchnorm)
         check_range("DataParallel.bucket_mib", self.bucket_mib, 0, low_open=True)
+        check_range("DataParallel.timeout_seconds", self.timeout_seconds, 0, low_open=True)
+        check_range("DataParallel.restarts", self.restarts, 0, whole=True)
 
     def join(self, device: str) -> Worker:
         """This process's place among the workers that run.
@@ -151,7 +183,7 @@ class DataParallel:
         Raises:
             InputError: another number of workers was asked for than runs.
         """
-        worker = join_group(device) if under_launcher() else this_worker()
+        worker = join_group(device, self.timeout_seconds) if under_launcher() else this_worker()
         if self.workers not in ("auto", worker.size):
             raise InputError(
                 f"DataParallel.workers={self.workers}, and {worker.size} run: expected as many; start the script with "
@@ -186,9 +218,25 @@ class DataParallel:
         converted: torch.nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
 
+    @property
+    def shards(self) -> bool:
+        """Whether the workers of this process group each hold a part of the model."""
+        return self.strategy == "fsdp" and this_worker().size > 1
+
+    def shard(self, model: torch.nn.Module) -> torch.nn.Module | None:
+        """Shard ``model`` in place where asked for; the outline in which it is gathered again, or None."""
+        if not self.shards:
+            return None
+        from heptane import sharding
+
+        empty = sharding.outline(model)
+        sharding.shard(model, next(model.parameters()).device.type, this_worker().size)
+        return empty
+
     def wrap(self, model: torch.nn.Module, *, find_unused: bool = False) -> torch.nn.Module:
-        """DDP around ``model`` where there is more than one worker; wrap again when other parameters become trainable."""
-        if this_worker().size == 1:
+        """DDP around ``model`` where there is more than one worker; wrap again when other parameters become trainable.
+        A sharded model needs none."""
+        if this_worker().size == 1 or self.shards:
             return model
         return torch.nn.parallel.DistributedDataParallel(
             model, bucket_cap_mb=self.bucket_mib, find_unused_parameters=find_unused, gradient_as_bucket_view=True

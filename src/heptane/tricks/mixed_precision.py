@@ -265,8 +265,15 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 def _all_finite(gradients: list[torch.Tensor]) -> bool:
     # The largest magnitude, not the Euclidean norm, which overflows where every element is finite.
     stored = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    parts = [g.to_local() for g in stored if hasattr(g, "to_local")]
+    stored = parts or [g for g in stored if g.numel()]
     stored = [g for g in stored if g.numel()]
-    return not stored or bool(torch.isfinite(torch.stack(torch._foreach_norm(stored, math.inf))).all())
+    finite = not stored or bool(torch.isfinite(torch.stack(torch._foreach_norm(stored, math.inf))).all())
+    if parts:  # each worker sees its part of a sharded model, and all must decide alike
+        agreed = torch.tensor(float(finite), device=parts[0].device)
+        torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
+        finite = bool(agreed)
+    return finite
 
 
 def _clip(

@@ -1,0 +1,90 @@
+"""FSDP2: each worker keeps its part of every parameter, gradient and optimizer state; layers are whole only while they run.
+
+Source: Rajbhandari et al. 2020, "ZeRO", arXiv:1910.02054, section 5; Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(model: nn.Module, device: str, workers: int) -> None:
+    """Shard ``model`` in place over the workers, a unit per layer: what is gathered, used and let go together."""
+    mesh = init_device_mesh(device, (workers,))
+    for unit in units(model):
+        fully_shard(unit, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def units(model: nn.Module) -> list[nn.Module]:
+    """The outermost layers below containers, in order; none where layers share a parameter, which only a whole can hold.
+
+    Example:
+        >>> [type(unit).__name__ for unit in units(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))]
+        ['Linear', 'Linear']
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    return [] if len(names) != len(list(model.parameters())) else list(_units(model))
+
+
+def _units(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if type(child) in (nn.Sequential, nn.ModuleList):
+            yield from _units(child)
+        elif any(True for _ in child.parameters()):
+            yield child
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether :func:`shard` was there."""
+    return isinstance(model, FSDPModule)
+
+
+@contextmanager
+def without_sums(model: nn.Module) -> Iterator[None]:
+    """Backward passes whose gradients are kept on their worker, to be summed by the next one outside."""
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def whole(value: Any) -> Any:
+    """A sharded tensor as a whole one; all workers must ask. Other things as they are."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def like(value: Any, sharded: Any) -> Any:
+    """The whole tensor ``value`` sharded as ``sharded`` is; as it is where that is not sharded, or of another shape."""
+    if not isinstance(sharded, DTensor) or not isinstance(value, Tensor) or value.shape != sharded.shape:
+        return value
+    return distribute_tensor(value.to(sharded.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
+
+
+def outline(model: nn.Module) -> nn.Module:
+    """A copy of a model that is not sharded yet, its parameters without memory: what :func:`gathered` fills."""
+    empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
+    made: nn.Module = copy.deepcopy(model, dict(empty))
+    return made
+
+
+def gathered(model: nn.Module, outline: nn.Module) -> nn.Module:
+    """The sharded ``model`` as an ordinary one, on every worker; all must ask."""
+    found: dict[int, nn.Parameter] = {}  # a parameter that two layers share stays one
+    for mine, theirs in zip(outline.modules(), model.modules(), strict=True):
+        for name, part in theirs._parameters.items():
+            if part is not None and id(part) not in found:
+                found[id(part)] = nn.Parameter(whole(part.detach()), requires_grad=part.requires_grad)
+            mine._parameters[name] = None if part is None else found[id(part)]
+        mine._buffers.update(theirs._buffers)
+    return outline.train(model.training)

@@ -1,0 +1,89 @@
+"""A worker that dies or falls silent: the others say which, and a run that may start again goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+import heptane as hp
+from heptane.run_folder import goes_on
+
+
+class Trouble(Dataset[Any]):
+    """Twelve samples; reading one of them as rank 1, for the first time, kills the worker or keeps it asleep."""
+
+    def __init__(self, mark: Path, at: int, how: str) -> None:
+        self.mark, self.at, self.how = mark, at, how
+        self.x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        if os.environ.get("RANK") == "1" and self.reads > self.at and not self.mark.exists():
+            self.mark.touch()
+            if self.how == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+        return self.x[index], index % 2
+
+
+def fit(data: Any, run_dir: Path | None, **parallel: Any) -> hp.Result:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).double()
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2, **parallel), cyclical=hp.Cyclical())
+    sgd = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731
+    return hp.fit(model, data, optimizer=sgd, epochs=3, batch_size=4, tricks=tricks, run_dir=run_dir)
+
+
+def test_a_worker_that_is_killed_is_started_again_and_the_result_is_that_of_a_run_without_trouble(tmp_path: Path) -> None:
+    straight = fit(Trouble(tmp_path / "mark", 10**9, "die"), None)
+    result = fit(Trouble(tmp_path / "mark", 20, "die"), tmp_path / "run", restarts=1)
+    assert (tmp_path / "mark").exists()
+    for one, other in zip(straight.model.parameters(), result.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert [record["epoch"] for record in result.history] == [1, 2, 3]
+
+
+def test_without_restarts_left_it_is_an_error_that_names_the_worker(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"worker 1 of 2 ended without a word \(exit code -9\)"):
+        fit(Trouble(tmp_path / "mark", 20, "die"), tmp_path / "run")
+    with pytest.raises(hp.InputError, match=r"restarts=2.*run_dir"):
+        fit(Trouble(tmp_path / "mark", 20, "die"), None, restarts=2)
+
+
+def test_a_silent_worker_is_named_after_the_timeout_and_no_one_hangs(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(RuntimeError) as caught:
+        fit(Trouble(tmp_path / "mark", 20, "sleep"), None, timeout_seconds=4)
+    assert time.monotonic() - start < 45
+    message = str(caught.value).splitlines()[0]
+    assert "worker 0 of 2 waited" in message
+    assert "for worker 1 (last heard of" in message
+    assert "DataParallel.timeout_seconds=4" in message
+
+
+def test_only_the_unfinished_run_of_the_same_job_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "job").write_text("seven")
+    assert not goes_on(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "eight")
+    assert not goes_on(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "seven")
+    assert goes_on(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    assert not goes_on(tmp_path)
+    (checkpoints / "job").write_text("none")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    (tmp_path / "result.json").unlink()
+    assert not goes_on(tmp_path)
