@@ -1,0 +1,113 @@
+"""What do two workers cost on one machine? ``python benchmarks/scaling.py``.
+
+The small ResNet of the demo, one global batch, the same threads in all: one worker with two threads against two workers with
+one each, in turns. Of a worker's step: what it computes (DDP with a hook that sends nothing), what summing its gradients costs
+by itself, how long it waits for the other one, and what of both is left in the step beside the computing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import heptane as hp
+from heptane.assemble import assemble
+from heptane.launch import launch
+from heptane.loop import steps
+from heptane.models import resnet
+from heptane.tricks.data_parallel import this_worker
+from results import save, spread
+
+BATCH, STEPS, WARM_UP, ROUNDS, THREADS, GOAL = 256, 24, 4, 5, 2, 0.97
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    one, two, parts = [], [], []
+    for _ in range(ROUNDS):
+        one += launch(seconds, {"threads": THREADS}, 1)["full"]
+        found = launch(seconds, {"threads": THREADS // 2}, 2)
+        two += found.pop("full")
+        parts.append(found)
+        print(f"one worker {statistics.median(one):.4f} s a step, two {statistics.median(two):.4f} s", flush=True)
+    ratio = statistics.median(one) / statistics.median(two)
+    shares = {name: spread([part[name] for part in parts]) for name in parts[0]}
+    content = {
+        "batch": BATCH,
+        "rounds": ROUNDS,
+        "step_seconds": {"1 worker, 2 threads": spread(one), "2 workers, 1 thread each": spread(two)},
+        "of_a_step_of_two_workers": shares,
+        "throughput_ratio": ratio,
+        "goal": {"at_least": GOAL, "met": ratio >= GOAL},
+    }
+    save("scaling", "throughput of 2 workers of 1 thread over 1 worker of 2 threads, small ResNet", content)
+    print(f"two workers reach {ratio:.3f} of the throughput of one")
+
+
+def seconds(threads: int) -> dict[str, Any]:
+    """Of this worker's steps; a worker alone has only whole ones."""
+    torch.set_num_threads(threads)
+    full = timed(None)
+    if this_worker().size == 1:
+        return {"full": full}
+    waits: list[float] = []
+    compute = timed(send_nothing, waits)
+    gradients = torch.zeros(sum(p.numel() for p in resnet().parameters()))
+    sums = []
+    for _ in range(STEPS):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.all_reduce(gradients)
+        sums.append(time.perf_counter() - start)
+    whole, alone = statistics.median(full), statistics.median(compute)
+    return {
+        "full": full,
+        "compute_seconds": alone,
+        "communication_seconds": statistics.median(sums),
+        "waiting_seconds": statistics.median(waits),
+        "not_hidden_seconds": whole - alone,
+    }
+
+
+def timed(hook: Callable[[Any], Any] | None, waits: list[float] | None = None) -> list[float]:
+    """Seconds of each step, all workers beginning together."""
+    torch.manual_seed(0)
+    data = torch.randn(BATCH * 4, 1, 28, 28), torch.randint(0, 10, (BATCH * 4,))
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(), mixed_precision=hp.MixedPrecision(dtype="fp32", channels_last="on"))
+    sgd = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9)  # noqa: E731
+    run = assemble(resnet(), data, tricks=tricks, optimizer=sgd, epochs=(STEPS + WARM_UP) / 4, batch_size=BATCH)
+    enter = run.enter
+
+    def hooked(phase: Any) -> torch.nn.Module:
+        wrapped = enter(phase)
+        if hook:
+            wrapped.register_comm_hook(None, lambda _, bucket: hook(bucket))
+        return wrapped
+
+    run.enter = hooked  # type: ignore[method-assign]
+    times = []
+    start = time.perf_counter()
+    for _ in steps(run):
+        times.append(time.perf_counter() - start)
+        if waits is not None:
+            start = time.perf_counter()
+            dist.barrier()
+            waits.append(time.perf_counter() - start)
+        start = time.perf_counter()
+    return times[WARM_UP:]
+
+
+def send_nothing(bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    """Each worker keeps its own gradients."""
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
+
+
+if __name__ == "__main__":
+    main()
