@@ -1,8 +1,8 @@
 """What do two workers cost on one machine? ``python benchmarks/scaling.py``.
 
 The small ResNet of the demo, one global batch, the same threads in all: one worker with two threads against two workers with
-one each, in turns. Of a worker's step: what it computes (DDP with a hook that sends nothing), what summing its gradients costs
-by itself, how long it waits for the other one, and what of both is left in the step beside the computing.
+one each, in turns. Of a worker's step: what it computes (DDP with a hook that sends nothing), what summing its gradients
+takes by itself, how long it waits for the other one, and what of both is left in the step beside the computing.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 import heptane as hp
 from heptane.assemble import Phase, assemble
-from heptane.loop import micro_batches, steps
+from heptane.loop import gradients, micro_batches, steps
 from heptane.tricks.data_parallel import Worker, check_replicas, launch, share_buffers, this_worker
 
 SAMPLES, CLASSES = 22, 3
@@ -106,8 +106,10 @@ def several_labels() -> tuple[torch.Tensor, torch.Tensor]:
 
 WEIGHTED = torch.nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64))
 CASES: dict[str, Case] = {
-    "sgd": {},
-    "adamw": {"optimizer": adamw},
+    "sgd": {"epochs": 7},
+    "adamw": {"epochs": 7, "optimizer": adamw},
+    "sgd in 32 bits": {"epochs": 7, "dtype": torch.float32, "tolerance": 1e-5},
+    "adamw in 32 bits": {"epochs": 7, "optimizer": adamw, "dtype": torch.float32, "tolerance": 1e-5},
     "micro-batches: 3": {"accumulate": 3},
     "micro-batches: 4": {"accumulate": 4, "optimizer": adamw},
     "a last batch of one sample": {"batch_size": 7},
@@ -133,6 +135,7 @@ CASES: dict[str, Case] = {
     },
     "one sum for many buckets": {"bucket_mib": 1e-5},
 }
+OWN_STATISTICS = {"model": normalising}
 TIED = {"model": lambda: Tied(), "data": points}
 CASES |= {
     f"sharded: {name}": {**case, "strategy": "fsdp"}
@@ -144,6 +147,8 @@ CASES |= {
 def run(case: Case, workers: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """The parameters after 3 epochs of uneven batches, and the averages of the whole run."""
     model, data = case.get("model", mlp)(), case.get("data", points)()
+    if "dtype" in case:
+        model, data = model.to(case["dtype"]), (data[0].to(case["dtype"]), data[1])
     names = ("mixup", "label_smoothing", "transfer")
     parallel = {name: case[name] for name in ("bucket_mib", "sync_batchnorm", "strategy") if name in case}
     tricks = hp.Tricks(
@@ -161,7 +166,11 @@ def run(case: Case, workers: int) -> tuple[dict[str, torch.Tensor], dict[str, fl
 
 def run_all(workers: int) -> dict[str, Any]:
     """Everything that is asked of one group of workers, in one start: starting them takes seconds."""
+    if workers == 4:  # what differs from three is how many
+        return {name: run(CASES[name], workers) for name in CASES if name.removeprefix("sharded: ") in ("sgd", "adamw")}
     found: dict[str, Any] = {name: run(case, workers) for name, case in CASES.items()}
+    found["is two"] = workers == 2
+    found["own statistics"] = run(OWN_STATISTICS, workers)
     found["evaluations"] = [hp.evaluate(mlp(), [part[:size] for part in points()]) for size in (1, 2, 7, 22)]
     found["normalised"] = normalised(workers)
     found["replicas"] = [replicas_after(change) for change in (None, "last bit", "all are NaN")]
@@ -243,23 +252,82 @@ def three() -> dict[str, Any]:
     return launch(run_all, {"workers": 3}, 3)
 
 
+@pytest.fixture(scope="module")
+def four() -> dict[str, Any]:
+    return launch(run_all, {"workers": 4}, 4)
+
+
 @pytest.fixture(params=[2, 3], ids=["two workers", "three workers"])
 def several(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.getfixturevalue({2: "two", 3: "three"}[request.param])
 
 
-def assert_close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def assert_close(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float = 1e-12) -> None:
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
-        torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(theirs[key]), rtol=0, atol=1e-12, msg=key)
+        torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(theirs[key]), rtol=0, atol=tolerance, msg=key)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_one_worker(several: dict[str, Any], name: str) -> None:
     alone, averages = run(CASES[name], 1)
     together, theirs = several[name]
-    assert_close(together, alone)
-    assert theirs == pytest.approx(averages, rel=0, abs=1e-6 if "mixup" in CASES[name] else 1e-12)  # hits weigh float32 lam
+    tolerance = CASES[name].get("tolerance", 1e-12)
+    assert_close(together, alone, tolerance)
+    loose = 1e-6 if "mixup" in CASES[name] else tolerance  # hits weigh float32 lam
+    assert theirs == pytest.approx(averages, rel=0, abs=loose)
+
+
+def test_four_are_one_too_and_parts_of_a_model_are_its_copies(four: dict[str, Any]) -> None:
+    for name, (together, _) in four.items():
+        assert_close(together, run(CASES[name], 1)[0])
+    assert_close(four["sharded: sgd"][0], four["sgd"][0])
+    assert_close(four["sharded: adamw"][0], four["adamw"][0])
+
+
+def test_with_statistics_of_their_own_they_are_one_process_that_goes_through_the_shares_in_turn(
+    several: dict[str, Any],
+) -> None:
+    together, _ = several["own statistics"]
+    workers = 2 if several.get("is two") else 3
+    assert_close(together, in_chunks(workers))
+
+
+def in_chunks(workers: int) -> dict[str, torch.Tensor]:
+    """``OWN_STATISTICS`` by hand: every share is normalised by itself, and the running statistics are the first's."""
+    model, (x, y) = normalising(), points()
+    optimizer = sgd(model.parameters())
+    for epoch in range(3):
+        for chosen in hp.order(SAMPLES, 3, epoch).split(8):
+            optimizer.zero_grad()
+            for rank in range(workers):
+                part = chosen[Worker(rank, workers).share(len(chosen))]
+                before = [buffer.clone() for buffer in model.buffers()]
+                loss = torch.nn.functional.cross_entropy(model(x[part]), y[part], reduction="sum")
+                (loss / len(chosen)).backward()
+                if rank > 0:
+                    for buffer, first in zip(model.buffers(), before, strict=True):
+                        buffer.copy_(first)
+            optimizer.step()
+    return dict(model.state_dict())
+
+
+def test_256_workers_of_32_samples_reduce_to_the_gradient_of_8192() -> None:
+    random = torch.Generator().manual_seed(7)
+    x = torch.randn(8192, 6, generator=random, dtype=torch.float64)
+    y = torch.randint(0, CLASSES, (8192,), generator=random)
+    one = assemble(mlp(), (x, y), optimizer=sgd, epochs=1, batch_size=8192)
+
+    def gradient(worker: Worker) -> torch.Tensor:
+        one.worker = worker
+        ((step, batch),) = one.source.batches(0, 1, one.place)
+        one.optimizer.zero_grad()
+        gradients(one, one.model, batch, step)
+        return torch.cat([parameter.grad.reshape(-1) for parameter in one.model.parameters()])
+
+    parts = torch.stack([gradient(Worker(rank, 256)) for rank in range(256)])
+    torch.testing.assert_close(parts.mean(0), gradient(Worker()), rtol=0, atol=1e-14)
+    assert (parts[0] - parts[1]).abs().max() > 1e-3
 
 
 def test_something_was_learned(two: dict[str, Any]) -> None:
