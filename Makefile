@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: help demo race peers papers test test-all lint wide transfer overhead accuracy imports clean
+.PHONY: help demo race peers papers test test-all test-hosts lint wide transfer overhead accuracy imports scaling clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,10 +16,13 @@ race: $(VENV)/.demo ## race plain training against the recommended tricks on Fas
 	$(BIN)/heptane race --config examples/race.toml --fallback digits --out runs/race --force
 
 test: lint ## lint, types, and the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --cov=heptane --cov-report=term --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not hosts" --cov=heptane --cov-report=term --cov-fail-under=95
 
 test-all: lint ## every test, the slow ones too
 	$(BIN)/python -m pytest
+
+test-hosts: $(VENV)/.dev ## two and three hosts, as network namespaces; skipped without root and ip
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hosts -rs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -31,6 +34,10 @@ wide: $(VENV)/.dev ## Fashion-MNIST with the wide ResNet, 3 seeds: benchmarks/re
 
 accuracy: $(VENV)/.dev ## the demo's training, 3 seeds: benchmarks/results/small.json
 	$(BIN)/python benchmarks/accuracy.py small
+
+scaling: $(VENV)/.dev ## two workers against one, and predictions against throttled links (root): benchmarks/results/scaling*.json
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/scaling_model.py
 
 imports: $(VENV)/.dev ## what importing heptane adds to importing torch: benchmarks/results/imports.json
 	$(BIN)/python benchmarks/imports.py

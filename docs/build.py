@@ -30,16 +30,18 @@ EXAMPLES = {
     "transfer": ["load_weights", "freeze", "param_groups", "train_mode"],
     "mixed_precision": ["precision"],
 }
-BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
 
 def pages() -> dict[Path, str]:
     """Every generated file and its content."""
     found = {ROOT / "docs" / "tricks" / f"{name}.md": page(name) for name in KINDS}
-    readme = ROOT / "README.md"
-    head, _, rest = readme.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    found[readme] = f"{head}{BEGIN}\n{figures()}{END}{tail}"
+    for path, mark, content in (
+        (ROOT / "README.md", "figures", figures()),
+        (ROOT / "docs" / "scaling.md", "scaling", scaling()),
+    ):
+        head, _, rest = path.read_text().partition(f"<!-- {mark} -->")
+        _, _, tail = rest.partition(f"<!-- /{mark} -->")
+        found[path] = f"{head}<!-- {mark} -->\n{content}<!-- /{mark} -->{tail}"
     if claims := papers():
         found[ROOT / "docs" / "papers.md"] = claims
     return found
@@ -72,7 +74,7 @@ def _markdown(text: str) -> str:
 
 def figures() -> str:
     """The README's table of what was measured."""
-    rows = [row for part in (_accuracy, _overhead, _transfer, _imports) for row in part()]
+    rows = [row for part in (_accuracy, _peers, _overhead, _transfer, _scaling, _imports) for row in part()]
     return "\n".join(["| what | figure | file |", "|---|---|---|", *rows]) + "\n"
 
 
@@ -154,6 +156,59 @@ def _imports() -> list[str]:
     if not found:
         return []
     return [f"| importing heptane after torch | {found['added_seconds']:.3f} s more | {link('imports')} |"]
+
+
+def _scaling() -> list[str]:
+    rows = []
+    if found := read("scaling"):
+        what = "throughput of 2 workers of 1 thread, of that of 1 worker of 2 threads, small ResNet"
+        rows.append(f"| {what} | {found['throughput_ratio']:.2f} | {link('scaling')} |")
+    if found := read("scaling_model"):
+        what = f"a step on 2 to 4 hosts, predicted, at {len(found['points'])} measured points: largest error"
+        rows.append(f"| {what} | {100 * found['largest_error']:.0f}% | {link('scaling_model')} |")
+    return rows
+
+
+def _peers() -> list[str]:
+    """How much sooner than each other library."""
+    found = read("peers")
+    if not found:
+        return []
+    ratios = [
+        f"{row['times_heptane']:.1f} times {name}" if row["times_heptane"] else f"{name} did not reach it"
+        for name, row in found["peers"].items()
+        if name != "heptane"
+    ]
+    count = len(found["seeds"])
+    what = f"time to {100 * found['target']:.1f}% validation accuracy, small ResNet, heptane is sooner than"
+    return [f"| {what} ({count} seed{'s' if count > 1 else ''}) | {', '.join(ratios)} | {link('peers')} |"]
+
+
+def scaling() -> str:
+    """What was measured and predicted of several workers, for the page on scaling."""
+    lines = []
+    if found := read("scaling_model"):
+        lines += ["| hosts | link | a step | predicted | error |", "|---|---|---|---|---|"]
+        for point in found["points"]:
+            cells = point["hosts"], f"{point['megabits']} Mbit/s", f"{point['step']:.3f} s", f"{point['predicted']:.3f} s"
+            lines.append(f"| {' | '.join(map(str, cells))} | {100 * point['error']:+.0f}% |")
+        lines += ["", "| published | efficiency | predicted |", "|---|---|---|"]
+        lines += [f"| {p['what']} | {p['published']:.0%} | {p['predicted']:.0%} |" for p in found["published"]]
+        lines += [
+            "",
+            "[scaling_model.json](../benchmarks/results/scaling_model.json), `python benchmarks/scaling_model.py`.",
+            "",
+        ]
+    if found := read("scaling"):
+        parts = found["of_a_step_of_two_workers"]
+        named = ", ".join(
+            f"{name.removesuffix('_seconds').replace('_', ' ')} {1e3 * parts[name]['median']:.3g} ms" for name in parts
+        )
+        ratio = f"{found['throughput_ratio']:.2f} of the throughput of one worker of 2 threads"
+        lines += [f"On this machine two workers of 1 thread reach {ratio}, small ResNet, batch {found['batch']}."]
+        lines += [f"Of a step: {named}."]
+        lines += ["", "[scaling.json](../benchmarks/results/scaling.json), `python benchmarks/scaling.py`."]
+    return "\n".join(["", *lines, ""]) if lines else ""
 
 
 def papers() -> str:
