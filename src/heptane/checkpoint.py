@@ -1,4 +1,4 @@
-"""Save and resume: one safetensors file per checkpoint, written aside and renamed; loading one never unpickles."""
+"""Save and resume: safetensors, of a sharded run a file per worker, written aside and renamed; loading never unpickles."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.assemble import Run
-from heptane.errors import InputError
-from heptane.run_folder import CHECKPOINTS
+from heptane.errors import InputError, one_line
+from heptane.run_folder import CHECKPOINTS, FINISHED, remove
 from heptane.tricks import Tricks
 
 FORMAT = 3
+FACTS = "facts.json"
 
 
 def save_model(model: torch.nn.Module, path: Path) -> None:
@@ -23,10 +24,10 @@ def save_model(model: torch.nn.Module, path: Path) -> None:
     _write(path, tensors, {"format": "pt"})
 
 
-def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path | None) -> Path | None:
+def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path) -> Path:
     """Write everything that a run needs to go on from ``step``; older checkpoints in ``folder`` are removed after.
 
-    Of a sharded run all workers must call it, those that write nothing with ``folder`` None.
+    Of a sharded run all workers must call it, and each writes its parts.
     """
     tensors: dict[str, torch.Tensor] = {}
     facts = {
@@ -46,21 +47,22 @@ def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path | None
         "nonfinite": [run.meter.nonfinite, run.meter.first_nonfinite],
         "seconds": run.clock.read(),
     }
-    if folder is None:
-        return None
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:09d}.safetensors"
-    _write(path, tensors, {"heptane": json.dumps(facts)})
-    for pattern in CHECKPOINTS:
-        for old in folder.glob(pattern):
-            if old != path:
-                old.unlink()
+    if run.outline is None:
+        path = folder / f"step-{step:09d}.safetensors"
+        _write(path, tensors, {"heptane": json.dumps(facts)})
+    else:
+        path = folder / f"step-{step:09d}.parts"
+        _write_parts(run, path, tensors, facts)
+    for old in [old for pattern in CHECKPOINTS for old in folder.glob(pattern)] if run.worker.rank == 0 else ():
+        if old != path:
+            remove(old)
     return path
 
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint in ``folder``, or None."""
-    return max(folder.glob(CHECKPOINTS[0]), default=None)
+    return max((path for pattern in FINISHED for path in folder.glob(pattern)), default=None)
 
 
 def as_decided(tricks: Tricks, path: Path | None) -> Tricks:
@@ -80,7 +82,7 @@ def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
     Raises:
         InputError: the file is not a checkpoint of this run: another model, optimizer, data size, batch or seed.
     """
-    facts, tensors = _read(path)
+    facts, tensors = _read(path, run)
     model, optimizer = _unpack(facts["model"], tensors), _unpack(facts["optimizer"], tensors)
     _check_model(run.model, model, path)
     for name, value in _fixed(run).items():
@@ -118,10 +120,13 @@ def _sharded(run: Run, model: dict[str, Any], optimizer: dict[str, Any]) -> tupl
     return {name: like(value, own[name]) for name, value in model.items()}, {**optimizer, "state": state}
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read(path: Path, run: Run | None = None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A checkpoint's facts and tensors; of one in parts the tensors come only with the ``run`` that shards them."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        if path.is_dir():
+            return _read_parts(path, run)
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["heptane"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -130,6 +135,52 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"checkpoint {path} cannot be read ({error}): remove it, and the run starts again") from None
     return facts, tensors
+
+
+def _read_parts(path: Path, run: Run | None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    from heptane.sharding import empty, load_parts
+
+    facts = json.loads((path / FACTS).read_text())
+    if facts["format"] != FORMAT:
+        raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}")
+    if run is None:
+        return facts, {}
+    own = run.model.state_dict()
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    tensors = {}
+    for name, (shape, dtype) in facts["tensors"].items():
+        kind, _, rest = name.partition(".")
+        if kind == "model":
+            sharded = own.get(rest)
+        else:
+            index = int(rest.split(".")[1])
+            sharded = parameters[index] if index < len(parameters) else None
+        tensors[name] = empty(shape, getattr(torch, dtype), sharded)
+    try:
+        load_parts(tensors, path)
+    except Exception as error:  # whatever distributed checkpoint makes of a part that is torn or missing
+        raise ValueError(one_line(error)) from error
+    return facts, tensors
+
+
+def _write_parts(run: Run, path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+    from heptane.sharding import save_parts
+
+    aside, first = path.with_name(f".{path.name}"), run.worker.rank == 0
+    if first:
+        remove(aside)
+        aside.mkdir()
+    torch.distributed.barrier()
+    save_parts(tensors, aside)
+    if first:
+        about = {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in tensors.items()}
+        (aside / FACTS).write_text(json.dumps(facts | {"tensors": about}))
+        for part in aside.iterdir():
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+        remove(path)
+        os.replace(aside, path)
+    torch.distributed.barrier()
 
 
 def _fixed(run: Run) -> dict[str, Any]:
@@ -163,7 +214,7 @@ def _shape(state: dict[str, Any], name: str) -> str:
 def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     """``value`` as JSON; its tensors go to ``tensors``, under their names."""
     if isinstance(value, torch.Tensor):
-        tensors[name] = value.full_tensor() if hasattr(value, "full_tensor") else value  # a sharded one, from all workers
+        tensors[name] = value
         return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[key, _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]}

@@ -191,7 +191,8 @@ def fit(
     folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and run.worker.rank == 0 else None
     if folder and about and "settings_toml" in about:
         write_text(folder.path / "settings.toml", about["settings_toml"])
-    recorder = Recorder(run, valid, metrics, goal, folder, evaluate_every_epochs, progress, max_seconds, run_dir is not None)
+    kept = RunFolder.checkpoints_of(run_dir) if run_dir is not None else None
+    recorder = Recorder(run, valid, metrics, goal, folder, evaluate_every_epochs, progress, max_seconds, kept)
     recorder.go(saved)
     result = recorder.result(tricks, test)
     if folder:

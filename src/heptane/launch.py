@@ -77,6 +77,7 @@ def _quiet_launcher(workers: int) -> Iterator[None]:
     }
     wanted = {
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers)),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or workers that are started again find the addresses of the dead
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
     }
     before = {name: os.environ.get(name) for name in wanted}

@@ -6,6 +6,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from heptane import checkpoint
@@ -61,11 +62,11 @@ class Recorder:
         every_epochs: float,
         progress: bool | Progress,
         max_seconds: float | None = None,
-        keeps: bool = False,
+        checkpoints: Path | None = None,
     ) -> None:
         self.run, self.valid, self.metrics, self.goal, self.folder = run, valid, metrics, goal, folder
         self.max_seconds = max_seconds
-        self.keeps = folder is not None or (keeps and run.outline is not None)
+        self.checkpoints = checkpoints if folder is not None or run.outline is not None else None
         self.every_steps = max(1, round(every_epochs * run.source.steps_per_epoch))
         self.history: list[dict[str, Any]] = []
         self.reached: float | None = None
@@ -174,8 +175,8 @@ class Recorder:
         self.reached = self._reached_in_history()
         if self.folder:
             self.folder.event("epoch", record)
-        if self.keeps:
-            checkpoint.save(run, event.step, self.history, self.folder.checkpoints if self.folder else None)
+        if self.checkpoints:
+            checkpoint.save(run, event.step, self.history, self.checkpoints)
 
     def _reached_in_history(self) -> float | None:
         reached = (r["train_seconds"] for r in self.history if self.goal and _reaches(self.goal, r))

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from heptane.result import Result
 
 SCHEMA = 1
-CHECKPOINTS = ("step-*.safetensors", ".step-*.safetensors.*")  # the second: left by a process killed while writing
+FINISHED = ("step-*.safetensors", "step-*.parts")
+CHECKPOINTS = (*FINISHED, ".step-*.safetensors.*", ".step-*.parts")  # those: left by a process killed while writing
 JOB = "job"
 OWN = ("result.json", "race.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml", "checkpoints")
 LEAST_FREE_BYTES = 64 << 20
@@ -84,7 +85,7 @@ class RunFolder:
                 path.unlink()
         (self.checkpoints / JOB).unlink(missing_ok=True)
         for path in [path for pattern in CHECKPOINTS for path in self.checkpoints.glob(pattern)]:
-            path.unlink()
+            remove(path)
         if self.checkpoints.is_dir():
             with contextlib.suppress(OSError):  # it holds something of the user's
                 self.checkpoints.rmdir()
@@ -150,6 +151,14 @@ def check_folder(folder: Any, *, force: bool = False, resume: bool = False) -> P
     if held and not (force or resume or goes_on(path)):
         raise InputError(f"{path} already holds a run ({', '.join(held)}): choose another folder, --force or --resume")
     return path
+
+
+def remove(path: Path) -> None:
+    """A file or a folder of ours, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def this_job() -> str:

@@ -6,11 +6,17 @@ Source: Rajbhandari et al. 2020, "ZeRO", arXiv:1910.02054, section 5; Zhao et al
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -66,7 +72,8 @@ def whole(value: Any) -> Any:
 
 def like(value: Any, sharded: Any) -> Any:
     """The whole tensor ``value`` sharded as ``sharded`` is; as it is where that is not sharded, or of another shape."""
-    if not isinstance(sharded, DTensor) or not isinstance(value, Tensor) or value.shape != sharded.shape:
+    whole_one = isinstance(value, Tensor) and not isinstance(value, DTensor)
+    if not isinstance(sharded, DTensor) or not whole_one or value.shape != sharded.shape:
         return value
     return distribute_tensor(value.to(sharded.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
 
@@ -88,3 +95,26 @@ def gathered(model: nn.Module, outline: nn.Module) -> nn.Module:
             mine._parameters[name] = None if part is None else found[id(part)]
         mine._buffers.update(theirs._buffers)
     return outline.train(model.training)
+
+
+def save_parts(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Every worker writes its own parts, as safetensors, by PyTorch's distributed checkpoint; all must call."""
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(dict(tensors), storage_writer=writer)
+
+
+def load_parts(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Fill ``tensors``, sharded or whole, from what any number of workers wrote; all must call."""
+    alone = not torch.distributed.is_initialized()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, sharded: Any = None) -> Tensor:
+    """Memory for a tensor that is stored: sharded as ``sharded`` where it has that one's shape, else whole."""
+    if isinstance(sharded, DTensor) and tuple(sharded.shape) == tuple(shape):
+        return torch.zeros_like(sharded, dtype=dtype)
+    return torch.zeros(tuple(shape), dtype=dtype)

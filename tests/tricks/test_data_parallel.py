@@ -18,6 +18,7 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 import heptane as hp
+from heptane import checkpoint
 from heptane.assemble import Phase, assemble
 from heptane.loop import gradients, micro_batches, steps
 from heptane.tricks.data_parallel import Worker, check_replicas, launch, share_buffers, this_worker
@@ -491,7 +492,9 @@ def sharded_runs(folder: Path) -> dict[str, Any]:
     """One without a stop, one that stops after an epoch and goes on, and what 16 bits make of it."""
     whole = sharded(2, folder / "whole")
     sharded(2, folder / "stopped", target=("valid_loss", 1e9))
-    (path,) = (folder / "stopped" / "checkpoints").glob("*.safetensors")
+    (path,) = (folder / "stopped" / "checkpoints").glob("step-*")
+    parts = sorted(part.name for part in path.iterdir())
+    whole_again = unsharded(path)
     resumed = sharded(2, folder / "stopped", resume=True)
     torch.manual_seed(0)
     images, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % 2
@@ -506,14 +509,27 @@ def sharded_runs(folder: Path) -> dict[str, Any]:
         "history": [len(result.history) for result in (whole, resumed)],
         "kind": type(whole.model).__name__,
         "file": path.name,
+        "parts": parts,
+        "by one worker": whole_again,
     }
+
+
+def unsharded(path: Path) -> dict[str, torch.Tensor]:
+    """The model that a worker alone finds in a checkpoint in parts."""
+    x, y = points()
+    settings = {"optimizer": adamw, "batch_size": 8, "clip_norm": 0.5, "seed": 3, "epochs": 2}
+    alone = assemble(normalising(), (x, y), **settings)
+    assert checkpoint.load(alone, path)[0] == 3
+    return dict(alone.model.state_dict())
 
 
 def test_a_sharded_run_goes_on_bitwise_and_leaves_an_ordinary_model_and_file(tmp_path: Path) -> None:
     found = launch(sharded_runs, {"folder": tmp_path}, 2)
     assert found["kind"] == "Sequential"
-    assert found["file"] == "step-000000003.safetensors"
+    assert found["file"] == "step-000000003.parts"
     assert found["history"] == [2, 2]
+    assert [part.split("-")[0] for part in found["parts"]] == ["facts.json", "shard", "shard"]
+    assert all(torch.isfinite(value).all() for value in found["by one worker"].values())
     for key, value in found["whole"].items():
         assert torch.equal(value, found["resumed"][key]), key
     assert all(torch.isfinite(value).all() for value in found["bf16"].values())

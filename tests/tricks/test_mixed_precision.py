@@ -207,22 +207,30 @@ class OverflowsOnce(torch.nn.Module):
 
 
 def overflow_on_one_rank() -> list[list[Any]]:
-    found = []
-    for rank in (0, 1, 2):  # on the third there is none
-        model = OverflowsOnce(rank)
-        tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
-        run = assemble(model, points(), tricks=tricks, optimizer=sgd, epochs=2, batch_size=8, device="cpu")
-        run.precision = fp16(scale=8.0)
-        applied = [step.step for step in steps(run)]
-        mine = [applied, run.skipped, run.precision.state(), model.passes, model.layer.weight.tolist()]
-        both: list[Any] = [None, None]
-        torch.distributed.all_gather_object(both, mine)
-        found.append(both)
+    return [overflow(rank, strategy) for strategy in ("ddp", "fsdp") for rank in (0, 1, 2)]  # on the third there is none
+
+
+def overflow(rank: int, strategy: str) -> list[Any]:
+    model = OverflowsOnce(rank)
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2, strategy=strategy))
+    run = assemble(model, points(), tricks=tricks, optimizer=sgd, epochs=2, batch_size=8, device="cpu")
+    run.precision = fp16(scale=8.0)
+    applied = [step.step for step in steps(run)]
+    mine = [applied, run.skipped, run.precision.state(), model.passes, run.gathered().layer.weight.tolist()]
+    both: list[Any] = [None, None]
+    torch.distributed.all_gather_object(both, mine)
+    return both
+
+
+@pytest.fixture(scope="module")
+def overflows() -> list[list[Any]]:
+    found: list[list[Any]] = launch(overflow_on_one_rank, {}, 2)
     return found
 
 
-def test_an_overflow_on_one_worker_skips_the_step_on_all() -> None:
-    first, second, none = launch(overflow_on_one_rank, {}, 2)
+@pytest.mark.parametrize("strategy", [0, 1], ids=["ddp", "fsdp"])
+def test_an_overflow_on_one_worker_skips_the_step_on_all(overflows: list[list[Any]], strategy: int) -> None:
+    first, second, none = overflows[3 * strategy : 3 * strategy + 3]
     for both in (first, second, none):
         assert both[0] == both[1]
     for (applied, skipped, state, passes, weight), _ in (first, second):
