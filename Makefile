@@ -16,7 +16,7 @@ race: $(VENV)/.demo ## race plain training against the recommended tricks on Fas
 	$(BIN)/heptane race --config examples/race.toml --fallback digits --out runs/race --force
 
 test: lint ## lint, types, and the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not hosts" --cov=heptane --cov-report=term --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not hosts" --cov=heptane --cov-report=term --cov-fail-under=95
 
 test-all: lint ## every test, the slow ones too
 	$(BIN)/python -m pytest

@@ -42,8 +42,7 @@ def pages() -> dict[Path, str]:
         head, _, rest = path.read_text().partition(f"<!-- {mark} -->")
         _, _, tail = rest.partition(f"<!-- /{mark} -->")
         found[path] = f"{head}<!-- {mark} -->\n{content}<!-- /{mark} -->{tail}"
-    if claims := papers():
-        found[ROOT / "docs" / "papers.md"] = claims
+    found |= {ROOT / "docs" / f"{name}.md": text for name, text in (("papers", papers()), ("peers", peers())) if text}
     return found
 
 
@@ -182,6 +181,39 @@ def _peers() -> list[str]:
     count = len(found["seeds"])
     what = f"time to {100 * found['target']:.1f}% validation accuracy, small ResNet, heptane is sooner than"
     return [f"| {what} ({count} seed{'s' if count > 1 else ''}) | {', '.join(ratios)} | {link('peers')} |"]
+
+
+def peers() -> str:
+    """The race against the other libraries, as a table; nothing before `make peers`."""
+    found = read("peers")
+    if not found:
+        return ""
+    seeds, here = len(found["seeds"]), found["environment"]
+    lines = ["# Against the other libraries", ""]
+    lines += [
+        f"Time to {found['target']:.2%} validation accuracy on Fashion-MNIST, the best that plain PyTorch reached in its"
+    ]
+    lines += ["tuning, with the small ResNet of the demo. Each library trains as its own documentation does"]
+    lines += ["([loops.py](../benchmarks/peers/loops.py)), with its rate or its length tuned with equal effort"]
+    lines += ["([race.py](../benchmarks/peers/race.py)); evaluation is off the clock for all.", ""]
+    lines += [
+        "| library | rate | epochs planned | seconds, median | missed | heptane is sooner |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in found["peers"].items():
+        seconds = f"{row['seconds']['median']:.0f}" if row["seconds"] else "-"
+        sooner = f"{row['times_heptane']:.2f} times" if row["times_heptane"] else "-"
+        planned = row["planned_epochs"] or "open"
+        lines.append(f"| {name} | {row['rate']:.2g} | {planned} | {seconds} | {row['missed']} of {seeds} | {sooner} |")
+    lines += ["", "| against | goal | measured |", "|---|---|---|"]
+    for name, goal in found["goals"].items():
+        ratio = f"{goal['ratio']:.2f}" if goal["ratio"] else "-"
+        lines.append(f"| {name} | at least {goal['at_least']} times | {ratio} |")
+    where = "[peers.json](../benchmarks/results/peers.json), [every run](../benchmarks/results/peers.jsonl)"
+    bits = "" if (here["cpu_flags"] or {}).get("avx512_bf16") else ", no 16-bit arithmetic"
+    machine = f"{here['threads']} threads, {here['cpu']}{bits}"
+    lines += ["", f"{where}, `{found['command']}`, {machine}.", ""]
+    return "\n".join(lines)
 
 
 def scaling() -> str:

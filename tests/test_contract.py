@@ -40,6 +40,7 @@ TABLE = {
             "bucket_mib": (0, -1.0, *NOT_NUMBERS),
             "timeout_seconds": (0, -1.0, *NOT_NUMBERS),
             "restarts": (-1, 0.5, *NOT_NUMBERS),
+            "keep": ("rate", None),
         },
     ),
     "lr_scaling": Row(

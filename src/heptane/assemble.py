@@ -113,6 +113,7 @@ class Run:
     base_rates: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.first = {"workers": self.worker.size, "batch_size": self.source.batch_size}  # of the run, before any resume
         self.heartbeat = Heartbeat(self.worker, self.data_parallel.timeout_seconds)
         self.meter = TrainMeter(self.criterion, self.worker)
         self.base_rates = base_rates(self.optimizer)

@@ -13,6 +13,8 @@ from heptane.assemble import Run
 from heptane.errors import InputError, one_line
 from heptane.run_folder import CHECKPOINTS, FINISHED, remove
 from heptane.tricks import Tricks
+from heptane.tricks.data_parallel import launched
+from heptane.tricks.lr_scaling import LRScaling
 
 FORMAT = 3
 FACTS = "facts.json"
@@ -36,6 +38,7 @@ def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path) -> Pa
         "history": history,
         "fixed": _fixed(run),
         "workers": run.worker.size,
+        "first": run.first,
         "model": _pack(run.model.state_dict(), "model", tensors),
         "optimizer": _pack(run.optimizer.state_dict(), "optimizer", tensors),
         "precision": {
@@ -76,6 +79,19 @@ def as_decided(tricks: Tricks, path: Path | None) -> Tricks:
     return replace(tricks, mixed_precision=replace(trick, dtype=dtype, channels_last=last))
 
 
+def followed(tricks: Tricks, path: Path | None, batch_size: int | None) -> tuple[Tricks, int | None]:
+    """The tricks and the batch with which a run goes on where its workers keep their shares and are not as many as at first:
+    the batch in proportion, the rate by the rule of the optimizer's family."""
+    parallel = tricks.data_parallel
+    if path is None or batch_size is None or parallel is None or parallel.keep != "share":
+        return tricks, batch_size
+    first = _read(path)[0].get("first")
+    if first is None or first["workers"] == launched():
+        return tricks, batch_size
+    scaling = tricks.lr_scaling or LRScaling(reference_batch=first["batch_size"], warmup_epochs=0)
+    return replace(tricks, lr_scaling=scaling), max(1, round(first["batch_size"] * launched() / first["workers"]))
+
+
 def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
     """Put a checkpoint's state into ``run``; return the step it was taken at and the history up to there.
 
@@ -85,26 +101,37 @@ def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
     facts, tensors = _read(path, run)
     model, optimizer = _unpack(facts["model"], tensors), _unpack(facts["optimizer"], tensors)
     _check_model(run.model, model, path)
+    before, follows = facts.get("workers", 1), False
+    if before != run.worker.size and run.data_parallel.keep == "share":
+        follows = facts["fixed"]["batch_size"] != run.source.batch_size
     for name, value in _fixed(run).items():
-        if facts["fixed"][name] != value:
+        if facts["fixed"][name] != value and not (follows and name in ("batch_size", "steps per epoch")):
             raise InputError(f"checkpoint {path} was written with {name} {facts['fixed'][name]}, and this run has {value}")
-    if facts["step"] > run.total_steps:
-        raise InputError(f"checkpoint {path} is at step {facts['step']}, past this run's {run.total_steps}: raise epochs")
+    step = facts["step"] * run.source.steps_per_epoch // facts["fixed"]["steps per epoch"]  # the same, unless it follows
+    if step > run.total_steps:
+        raise InputError(f"checkpoint {path} is at step {step}, past this run's {run.total_steps}: raise epochs")
     if run.outline is not None:
         model, optimizer = _sharded(run, model, optimizer)
     run.model.load_state_dict(model)
+    own = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
     run.optimizer.load_state_dict(optimizer)
+    if follows:  # Adam's betas and eps go with the batch
+        for group, settings in zip(run.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+    run.first = facts.get("first", run.first)
     if facts["precision"]["name"] == run.precision.name:
         run.precision.load_state(facts["precision"]["state"])
     else:  # dtype="auto" measures again, and may decide otherwise on another machine
         run.notes.append(f"from step {facts['step']} on in {run.precision.name}; before in {facts['precision']['name']}")
-    if (before := facts.get("workers", 1)) != run.worker.size:
-        kept = f"the global batch of {run.source.batch_size} and the learning rate are kept, each worker's share changes"
-        run.notes.append(f"from step {facts['step']} on with {run.worker.size} worker(s), before with {before}: {kept}")
+    if before != run.worker.size:
+        how = f"the global batch of {run.source.batch_size} and the learning rate are kept, each worker's share changes"
+        if follows:
+            how = f"each keeps its share, so the batch is {run.source.batch_size} and the learning rate follows by the rule"
+        run.notes.append(f"from step {step} on with {run.worker.size} worker(s), before with {before}: {how}")
     run.skipped = facts["skipped"]
     run.meter.nonfinite, run.meter.first_nonfinite = facts["nonfinite"]
     run.clock.carry(facts["seconds"])
-    return facts["step"], facts["history"]
+    return step, facts["history"]
 
 
 def _sharded(run: Run, model: dict[str, Any], optimizer: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -168,6 +168,7 @@ def fit(
         limits = parallel.restarts, parallel.timeout_seconds
         return _launched(model, tricks, launch(fit, arguments, workers, *limits))
     saved = checkpoint.latest(RunFolder.checkpoints_of(run_dir)) if resume else None
+    followed, batch_size = checkpoint.followed(checkpoint.as_decided(tricks, saved), saved, batch_size)
     run = assemble(
         model,
         train,
@@ -175,7 +176,7 @@ def fit(
         epochs=epochs,
         batch_size=batch_size,
         loss=loss,
-        tricks=checkpoint.as_decided(tricks, saved),
+        tricks=followed,
         accumulate=accumulate,
         clip_norm=clip_norm,
         augment=augment,

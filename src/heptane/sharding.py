@@ -31,7 +31,8 @@ def shard(model: nn.Module, device: str, workers: int) -> None:
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """The outermost layers below containers, in order; none where layers share a parameter, which only a whole can hold.
+    """The layers below containers and below what holds a ModuleList, as a transformer holds its blocks, in order; none where
+    layers share a parameter, which only a whole can hold.
 
     Example:
         >>> [type(unit).__name__ for unit in units(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))]
@@ -43,7 +44,7 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
-        if type(child) in (nn.Sequential, nn.ModuleList):
+        if type(child) in (nn.Sequential, nn.ModuleList) or any(type(part) is nn.ModuleList for part in child.children()):
             yield from _units(child)
         elif any(True for _ in child.parameters()):
             yield child

@@ -511,6 +511,7 @@ def sharded_runs(folder: Path) -> dict[str, Any]:
         "file": path.name,
         "parts": parts,
         "by one worker": whole_again,
+        "valid": (whole.history[-1]["valid_loss"], hp.evaluate(whole.model, tuple(part[:1] for part in points()))["loss"]),
     }
 
 
@@ -530,6 +531,7 @@ def test_a_sharded_run_goes_on_bitwise_and_leaves_an_ordinary_model_and_file(tmp
     assert found["history"] == [2, 2]
     assert [part.split("-")[0] for part in found["parts"]] == ["facts.json", "shard", "shard"]
     assert all(torch.isfinite(value).all() for value in found["by one worker"].values())
+    assert found["valid"][0] == pytest.approx(found["valid"][1], abs=1e-12)
     for key, value in found["whole"].items():
         assert torch.equal(value, found["resumed"][key]), key
     assert all(torch.isfinite(value).all() for value in found["bf16"].values())

@@ -76,6 +76,7 @@ def decide(
     """The learning rate (a constant one, or the peak where a cycle is on) and the tricks of this run, and why."""
     from heptane import optimizers
     from heptane._lazy import torch
+    from heptane.tricks.data_parallel import launched
 
     name = settings.optimizer.lower()
     momentum, decay = settings.momentum, settings.weight_decay
@@ -248,11 +249,6 @@ def out_folder(settings: Settings, flags: argparse.Namespace) -> Path:
     if not flags.dry_run and not getattr(flags, "plan_workers", None):
         check_folder(out, force=flags.force, resume=bool(flags.resume))
     return out
-
-
-def launched() -> int:
-    """Workers that torchrun started; 1 where it did not start this process."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def is_first() -> bool:

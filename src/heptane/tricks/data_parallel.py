@@ -66,6 +66,11 @@ def under_launcher() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def launched() -> int:
+    """Workers that ``torchrun`` or an elastic launcher started; 1 where none did."""
+    return int(os.environ["WORLD_SIZE"]) if under_launcher() else 1
+
+
 def join_group(device: str, timeout_seconds: float = 600.0) -> Worker:
     """Join the process group that the launcher's environment describes: NCCL for GPUs, gloo for CPUs."""
     distributed = torch.distributed
@@ -166,6 +171,10 @@ class DataParallel:
     restarts: int = 0
     """How often the workers are started again from the last checkpoint after one has died; under torchrun, its own flag."""
 
+    keep: str = "batch"
+    """When the number of workers changes on the way: batch keeps the global batch and the rate; share keeps each worker's
+    share of it, and the rate follows by the optimizer's rule."""
+
     def __post_init__(self) -> None:
         if isinstance(self.workers, str) and self.workers != "auto":
             raise InputError(f"DataParallel.workers={self.workers!r}: expected 'auto' or a whole number in [1, inf)")
@@ -176,6 +185,7 @@ class DataParallel:
         check_range("DataParallel.bucket_mib", self.bucket_mib, 0, low_open=True)
         check_range("DataParallel.timeout_seconds", self.timeout_seconds, 0, low_open=True)
         check_range("DataParallel.restarts", self.restarts, 0, whole=True)
+        check_choice("DataParallel.keep", self.keep, ("batch", "share"))
 
     def join(self, device: str) -> Worker:
         """This process's place among the workers that run.
