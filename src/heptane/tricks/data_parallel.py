@@ -161,7 +161,7 @@ class DataParallel:
     workers: int | str = "auto"
     """Processes on this host, at least 1; auto: one per GPU, or one where there is no GPU."""
     strategy: str = "ddp"
-    """ddp: each worker holds the whole model; fsdp: a part of it, for models that do not fit one device."""
+    """What a worker holds: ddp, the whole model; fsdp, a part of it, for models that do not fit one device."""
     sync_batchnorm: bool = False
     """Let BatchNorm normalise over the global batch instead of each worker's share; on a CPU too."""
     bucket_mib: float = 25.0
