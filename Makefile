@@ -10,7 +10,7 @@ help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.demo ## train a small ResNet on Fashion-MNIST with the recommended tricks for 4 epochs
-	$(BIN)/heptane train --data fashion-mnist --fallback digits --model resnet --epochs 4 --tricks recommended --out $(OUT) --force
+	$(BIN)/heptane train --data fashion-mnist --fallback digits --model resnet --epochs 4 --progressive-size 20 --tricks recommended --out $(OUT) --force
 
 race: $(VENV)/.demo ## race plain training against the recommended tricks on Fashion-MNIST to 91%, within 280 s
 	$(BIN)/heptane race --config examples/race.toml --fallback digits --out runs/race --force

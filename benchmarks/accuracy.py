@@ -15,7 +15,7 @@ from heptane.cli import main as heptane
 from results import save, spread
 
 RUNS = {
-    "small": ["--model", "resnet", "--epochs", "4"],
+    "small": ["--model", "resnet", "--epochs", "4", "--progressive-size", "20"],
     "wide": ["--model", "resnet-wide", "--epochs", "16", "--augment", "flip"],
 }
 GOALS = {"small": 0.925, "wide": 0.940}
