@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -61,6 +62,14 @@ def cut(host: int) -> None:
     call(f"ip link set {PREFIX}{host} down")
 
 
+def kill(host: int) -> None:
+    """Everything that runs on a host, without a word."""
+    found = subprocess.run(["ip", "netns", "pids", f"{PREFIX}{host}"], capture_output=True, text=True, check=False)
+    for pid in found.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
 def call(command: str) -> None:
     """Run it, or fail."""
     subprocess.run(command.split(), check=True)
@@ -68,9 +77,6 @@ def call(command: str) -> None:
 
 def _remove(hosts: int) -> None:
     for host in range(hosts):
-        found = subprocess.run(["ip", "netns", "pids", f"{PREFIX}{host}"], capture_output=True, text=True, check=False)
-        for pid in found.stdout.split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), 9)
+        kill(host)
         subprocess.run(["ip", "netns", "del", f"{PREFIX}{host}"], check=False, capture_output=True)
     subprocess.run(["ip", "link", "del", f"{PREFIX}br"], check=False, capture_output=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def timed(hook: Callable[[Any], Any] | None, waits: list[float] | None = None) -
     torch.manual_seed(0)
     data = torch.randn(BATCH * 4, 1, 28, 28), torch.randint(0, 10, (BATCH * 4,))
     tricks = hp.Tricks(data_parallel=hp.DataParallel(), mixed_precision=hp.MixedPrecision(dtype="fp32", channels_last="on"))
-    sgd = lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9)  # noqa: E731
+    sgd = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
     run = assemble(resnet(), data, tricks=tricks, optimizer=sgd, epochs=(STEPS + WARM_UP) / 4, batch_size=BATCH)
     enter = run.enter
 
@@ -89,7 +90,7 @@ def timed(hook: Callable[[Any], Any] | None, waits: list[float] | None = None) -
             wrapped.register_comm_hook(None, lambda _, bucket: hook(bucket))
         return wrapped
 
-    run.enter = hooked  # type: ignore[method-assign]
+    run.enter = hooked
     times = []
     start = time.perf_counter()
     for _ in steps(run):

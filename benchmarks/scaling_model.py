@@ -28,6 +28,7 @@ from torch import nn
 from heptane.scaling import Cluster, Link, StepCost, efficiency, in_buckets, step_seconds
 from namespaces import address, network, start
 from results import save
+from scaling import send_nothing
 
 HOSTS, MEGABITS = (2, 3, 4), (100, 300, 1000)
 WIDTH, BATCH, STEPS = 1400, 64, 16
@@ -156,12 +157,6 @@ def work(answer: Path) -> None:
         answer.write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
-
-
-def send_nothing(bucket: Any) -> torch.futures.Future[torch.Tensor]:
-    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    done.set_result(bucket.buffer())
-    return done
 
 
 def link(size: int = 8 << 20) -> tuple[float, float]:

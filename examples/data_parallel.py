@@ -1,5 +1,7 @@
 """Two workers on this host, one global batch of 64: the same result as one worker. Under torchrun nothing changes."""
 
+from functools import partial
+
 import torch
 
 import heptane as hp
@@ -7,5 +9,5 @@ import heptane as hp
 data = torch.randn(256, 8), torch.randint(0, 3, (256,))
 model = torch.nn.Linear(8, 3)
 tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
-sgd = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
+sgd = partial(torch.optim.SGD, lr=0.1)
 print(hp.fit(model, data, data, optimizer=sgd, epochs=2, batch_size=64, tricks=tricks).metrics)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane import checkpoint
+from heptane import checkpoint, storage
 from heptane.assemble import Run, assemble
 from heptane.loop import steps
 
@@ -37,6 +37,10 @@ def trained(num_steps: int, **settings: Any) -> Run:
             break
     run.clock.pause()
     return run
+
+
+def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
+    return checkpoint.load(run, checkpoint.read(path))
 
 
 def flat(value: Any) -> list[Any]:
@@ -68,7 +72,7 @@ def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
     first = trained(3, optimizer=OPTIMIZERS[name])
     path = checkpoint.save(first, 3, [{"epoch": 1, "train_loss": 0.5}], tmp_path)
     second = make(OPTIMIZERS[name], model=mlp(seed=5))
-    assert checkpoint.load(second, path) == (3, [{"epoch": 1, "train_loss": 0.5}])
+    assert load(second, path) == (3, [{"epoch": 1, "train_loss": 0.5}])
     assert flat(second.model.state_dict()) == flat(first.model.state_dict())
     assert flat(second.optimizer.state_dict()) == flat(first.optimizer.state_dict())
 
@@ -78,7 +82,7 @@ def test_going_on_from_a_checkpoint_is_bitwise_the_uninterrupted_run(name: str, 
     whole = trained(6, optimizer=OPTIMIZERS[name])
     path = checkpoint.save(trained(2, optimizer=OPTIMIZERS[name]), 2, [], tmp_path)
     second = make(OPTIMIZERS[name], model=mlp(seed=5))
-    start, _ = checkpoint.load(second, path)
+    start, _ = load(second, path)
     assert [event.step for event in steps(second, start)] == [3, 4, 5, 6]
     assert flat(second.model.state_dict()) == flat(whole.model.state_dict())
 
@@ -99,7 +103,7 @@ class Odd(torch.optim.SGD):
 def test_nested_state_and_counters_in_the_groups_survive(tmp_path: Path) -> None:
     first = trained(2, optimizer=lambda p: Odd(p, lr=0.1, momentum=0.9))
     second = make(lambda p: Odd(p, lr=0.1, momentum=0.9))
-    checkpoint.load(second, checkpoint.save(first, 2, [], tmp_path))
+    load(second, checkpoint.save(first, 2, [], tmp_path))
     assert second.optimizer.param_groups[0]["num_calls"] == 2
     saved, loaded = first.optimizer.state_dict()["state"][0], second.optimizer.state_dict()["state"][0]
     assert flat(loaded["nested"]) == flat(saved["nested"])
@@ -136,7 +140,7 @@ def test_awkward_models_come_back_whole(tmp_path: Path) -> None:
     first = trained(3, model=Awkward())
     first.model.extra = {"seen": 96}  # type: ignore[assignment]
     second = make(model=Awkward())
-    checkpoint.load(second, checkpoint.save(first, 3, [], tmp_path))
+    load(second, checkpoint.save(first, 3, [], tmp_path))
     assert flat(second.model.state_dict()) == flat(first.model.state_dict())
     assert second.model.first.weight is second.model.second.weight  # type: ignore[union-attr]
     assert second.model.conv.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr,operator]
@@ -165,7 +169,7 @@ def test_counts_and_clocks_go_on(tmp_path: Path) -> None:
     first.clock.train, first.clock.started = 50.0, first.clock.started - 70  # type: ignore[operator]
     second = make()
     before = second.clock.read()
-    checkpoint.load(second, checkpoint.save(first, 3, [], tmp_path))
+    load(second, checkpoint.save(first, 3, [], tmp_path))
     after = second.clock.read()
     assert (second.skipped, second.meter.nonfinite, second.meter.first_nonfinite) == (4, 2, 1)
     assert 50 <= after["train"] - before["train"] < 51
@@ -174,7 +178,7 @@ def test_counts_and_clocks_go_on(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_in_the_history_comes_back(tmp_path: Path) -> None:
     run = trained(3)
-    _, history = checkpoint.load(run, checkpoint.save(run, 3, [{"train_loss": float("nan")}], tmp_path))
+    _, history = load(run, checkpoint.save(run, 3, [{"train_loss": float("nan")}], tmp_path))
     assert history[0]["train_loss"] != history[0]["train_loss"]
 
 
@@ -190,66 +194,190 @@ def test_the_scale_of_fp16_goes_on_and_a_change_of_precision_is_noted(tmp_path: 
     path = checkpoint.save(first, 1, [], tmp_path)
     second = make()
     second.precision = scaled(65536.0)
-    checkpoint.load(second, path)
+    load(second, path)
     assert (second.precision.scale, second.precision.steps_held) == (512.0, 7)
     third = make()
     third.precision = Autocast(torch.bfloat16, "cpu")
-    checkpoint.load(third, path)
+    load(third, path)
     assert third.notes[-1] == "from step 1 on in bf16; before in fp16"
 
 
-def test_only_the_newest_is_kept_and_litter_of_a_killed_process_goes(tmp_path: Path) -> None:
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_newest_and_the_best_are_kept_and_litter_of_a_killed_process_goes(tmp_path: Path) -> None:
     run = trained(1)
-    (tmp_path / ".step-000000001.safetensors.4711").write_text("half")
+    (tmp_path / ".step-000000001").mkdir()
+    (tmp_path / ".step-000000001" / "state.safetensors").write_text("half")
     (tmp_path / "best.safetensors").write_text("mine")
-    assert checkpoint.latest(tmp_path) is None
-    for step in (1, 5, 1_000_000_000):
-        assert checkpoint.latest(tmp_path / "none") is None
-        path = checkpoint.save(run, step, [], tmp_path)
-        assert checkpoint.latest(tmp_path) == path
-    assert {p.name for p in tmp_path.iterdir()} == {"best.safetensors", "step-1000000000.safetensors"}
+    assert checkpoint.find(tmp_path) == (None, []) == checkpoint.find(tmp_path / "none")
+    for step in (1, 5, 7, 1_000_000_000):
+        path = checkpoint.save(run, step, [], tmp_path, keep=2)
+        saved, notes = checkpoint.find(tmp_path)
+        assert saved is not None
+        assert (saved.path, notes) == (path, [])
+    assert names(tmp_path) == {"best.safetensors", "step-000000007", "step-1000000000"}
+    checkpoint.save(run, 8, [], tmp_path, keep=9)
+    checkpoint.prune(tmp_path, 1, best=7)
+    assert names(tmp_path) == {"best.safetensors", "step-000000007", "step-1000000000"}
+    assert checkpoint.steps_in(tmp_path) == [1_000_000_000, 7]
 
 
-def test_a_checkpoint_just_written_is_never_the_one_removed(tmp_path: Path) -> None:
+def test_writing_a_step_again_replaces_it(tmp_path: Path) -> None:
     run = trained(1)
-    checkpoint.save(run, 9, [], tmp_path)
-    assert checkpoint.save(run, 3, [], tmp_path).exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000000003.safetensors"]
+    checkpoint.save(run, 3, [{"epoch": 1}], tmp_path)
+    path = checkpoint.save(run, 3, [{"epoch": 2}], tmp_path)
+    assert load(make(), path) == (3, [{"epoch": 2}])
+    assert names(tmp_path) == {"step-000000003"}
 
 
-def test_a_write_that_fails_leaves_the_older_checkpoint_and_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = trained(2)
-    older = checkpoint.save(run, 1, [], tmp_path)
+class Disk:
+    """Counts what is asked of the disk, and refuses the k-th call."""
 
-    def refuse(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail: int) -> None:
+        self.calls = 0
+        for name in ("open", "write", "fsync", "replace", "rename"):
+            real = getattr(os, name)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", refuse)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.save(run, 2, [], tmp_path)
-    assert list(tmp_path.iterdir()) == [older]
-    assert checkpoint.load(make(), older)[0] == 1
+            def call(*args: Any, real: Any = real, **kwargs: Any) -> Any:
+                self.calls += 1
+                if self.calls == fail:
+                    raise OSError(28, "No space left on device")
+                return real(*args, **kwargs)
+
+            monkeypatch.setattr(storage.os, name, call)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "text", "other", "format", "gone"])
-def test_a_file_that_is_no_checkpoint_is_refused_with_the_remedy(tmp_path: Path, damage: str) -> None:
+def test_whichever_call_to_the_disk_fails_the_last_good_checkpoint_loads(tmp_path: Path) -> None:
+    first, second = trained(1, optimizer=OPTIMIZERS["adamw"]), trained(2, optimizer=OPTIMIZERS["adamw"])
+    fail = 0
+    while True:
+        fail += 1
+        folder = tmp_path / str(fail)
+        older = checkpoint.save(first, 1, [], folder)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            disk = Disk(monkeypatch, fail)
+            try:
+                checkpoint.save(second, 2, [], folder)
+            except OSError as error:
+                assert "No space" in str(error)
+        saved, notes = checkpoint.find(folder)
+        assert saved is not None
+        assert notes == []
+        run = make(OPTIMIZERS["adamw"], model=mlp(seed=5))
+        step, _ = checkpoint.load(run, saved)
+        assert flat(run.model.state_dict()) == flat((first if step == 1 else second).model.state_dict())
+        if disk.calls < fail:
+            break
+        assert saved.path == older or step == 2
+        checkpoint.save(second, 3, [], folder)
+        assert names(folder) == {"step-000000003"}
+    assert fail > 8
+
+
+def test_a_write_that_is_cut_short_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(storage.os, "write", lambda where, content: real(where, content[:7]))
+    run = trained(1)
+    path = checkpoint.save(run, 1, [], tmp_path)
+    assert load(make(), path)[0] == 1
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "empty": lambda path: (path / "state.safetensors").write_bytes(b""),
+    "cut": lambda path: (path / "state.safetensors").write_bytes((path / "state.safetensors").read_bytes()[:200]),
+    "a bit": lambda path: flip(path / "state.safetensors"),
+    "gone": lambda path: (path / "state.safetensors").unlink(),
+    "a link": lambda path: relink(path / "state.safetensors"),
+    "facts gone": lambda path: (path / "facts.json").unlink(),
+    "facts cut": lambda path: (path / "facts.json").write_bytes((path / "facts.json").read_bytes()[:100]),
+    "facts empty": lambda path: (path / "facts.json").write_bytes(b""),
+    "facts text": lambda path: (path / "facts.json").write_text("hello, I am not a checkpoint"),
+    "facts list": lambda path: (path / "facts.json").write_text("[1, 2]"),
+    "facts deep": lambda path: (path / "facts.json").write_text("[" * 100_000),
+    "facts altered": lambda path: (path / "facts.json").write_text(
+        (path / "facts.json").read_text().replace('"seed": 0', '"seed": 1')
+    ),
+}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 4
+    path.write_bytes(content)
+
+
+def relink(path: Path) -> None:
+    path.rename(path.parent / "elsewhere")
+    path.symlink_to(path.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_of_a_damaged_checkpoint_the_one_before_is_used_with_a_note(tmp_path: Path, damage: str) -> None:
+    first = checkpoint.save(trained(1), 1, [], tmp_path, keep=2)
+    second = checkpoint.save(trained(2), 2, [], tmp_path, keep=2)
+    DAMAGE[damage](second)
+    saved, (note,) = checkpoint.find(tmp_path)
+    assert saved is not None
+    assert saved.path == first
+    assert note.startswith(f"checkpoint {second} cannot be used (")
+    assert note.endswith("), and the one before it was")
+    assert checkpoint.load(make(), saved)[0] == 1
+    DAMAGE[damage](first)
+    with pytest.raises(
+        hp.InputError, match=r"cannot be used \(.*\), nor can 1 older one\(s\): remove .*, and the run starts"
+    ):
+        checkpoint.find(tmp_path)
+
+
+def resealed(path: Path, **changes: Any) -> checkpoint.Saved:
+    """A checkpoint with other facts and a checksum that is right: a stranger's."""
+    facts, files = storage.read_facts(path)
+    (path / "facts.json").unlink()
+    storage.seal(path, path.parent / "step-000000009", facts | changes, files)
+    return checkpoint.read(path.parent / "step-000000009")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 3},
+        {"format": None},
+        {"step": "two"},
+        {"history": None},
+        {"model": []},
+        {"meters": {}},
+    ],
+)
+def test_facts_of_another_form_are_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = checkpoint.save(trained(1), 1, [], tmp_path)
-    whole = path.read_bytes()
-    if damage == "other":
-        save_file({"a": torch.zeros(1)}, path)
-    elif damage == "format":
-        save_file({"a": torch.zeros(1)}, path, {"heptane": json.dumps({"format": 99})})
-    elif damage == "gone":
-        path.unlink()
-    else:
-        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"hello, I am not a checkpoint"}[damage])
-    run = make()
-    before = flat(run.model.state_dict())
-    with pytest.raises(hp.InputError, match=r"checkpoint .* cannot be read .*: remove it, and the run starts again"):
-        checkpoint.load(run, path)
-    assert flat(run.model.state_dict()) == before
+    with pytest.raises(storage.Damaged, match=r"its format is|has no \w+ of type"):
+        resealed(path, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {}},
+        {"model": {"tensor": "nowhere"}},
+        {"model": {"list": [1]}},
+        {"model": {"dict": 7}},
+        {"optimizer": {"dict": []}},
+        {"optimizer": {"dict": [["state", {"dict": []}], ["param_groups", {"list": [3]}]]}},
+        {"fixed": {}},
+        {"precision": {}},
+        {"faults": {}},
+        {"meters": [{}]},
+        {"seconds": {"train": "long"}},
+        {"step": -4},
+        {"first": []},
+    ],
+)
+def test_a_strangers_checkpoint_with_nonsense_in_it_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = checkpoint.save(trained(2), 2, [], tmp_path)
+    with pytest.raises((hp.InputError, storage.Damaged)):
+        checkpoint.load(make(), resealed(path, **changes))
 
 
 @pytest.mark.parametrize(
@@ -279,13 +407,13 @@ def test_another_runs_checkpoint_is_refused_and_nothing_is_touched(
     run = make(**settings)
     before = flat(run.model.state_dict()), flat(run.optimizer.state_dict())
     with pytest.raises(hp.InputError, match=message):
-        checkpoint.load(run, path)
+        load(run, path)
     assert (flat(run.model.state_dict()), flat(run.optimizer.state_dict())) == before
 
 
 def test_more_epochs_may_be_added(tmp_path: Path) -> None:
     path = checkpoint.save(trained(6), 6, [], tmp_path)
-    assert checkpoint.load(make(epochs=3), path)[0] == 6
+    assert load(make(epochs=3), path)[0] == 6
 
 
 def test_loading_never_unpickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,4 +422,4 @@ def test_loading_never_unpickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = checkpoint.save(trained(1, optimizer=OPTIMIZERS["adamw"]), 1, [], tmp_path)
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("unpickled"))
-    checkpoint.load(make(OPTIMIZERS["adamw"]), path)
+    load(make(OPTIMIZERS["adamw"]), path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def fit(data: Any, run_dir: Path | None, **parallel: Any) -> hp.Result:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).double()
     tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2, **parallel), cyclical=hp.Cyclical())
-    sgd = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     return hp.fit(model, data, optimizer=sgd, epochs=3, batch_size=4, tricks=tricks, run_dir=run_dir)
 
 
@@ -104,7 +105,7 @@ def half(tmp_path: Path, keep: str, optimizer: Any) -> tuple[hp.Result, hp.Resul
 
 
 def test_with_fewer_workers_the_batch_is_kept_or_their_shares_are_and_the_rate_follows(tmp_path: Path) -> None:
-    sgd = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
+    sgd = partial(torch.optim.SGD, lr=0.1)
     _, same = half(tmp_path / "batch", "batch", sgd)
     assert same.steps["planned"] == 6
     assert same.schedule["learning_rate"][-1] == 0.1
@@ -115,6 +116,6 @@ def test_with_fewer_workers_the_batch_is_kept_or_their_shares_are_and_the_rate_f
     assert "from step 6 on with 1 worker(s), before with 2: each keeps its share, so the batch is 4" in " ".join(
         followed.notes
     )
-    adam = lambda params: torch.optim.Adam(params, lr=0.1)  # noqa: E731
+    adam = partial(torch.optim.Adam, lr=0.1)
     _, rooted = half(tmp_path / "adam", "share", adam)
     assert rooted.schedule["learning_rate"][-1] == pytest.approx(0.1 / 2**0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def images(num_samples: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
 def fit(tricks: hp.Tricks, **settings: object) -> hp.Result:
     torch.manual_seed(0)
     data = images()
-    sgd = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     return hp.fit(resnet(4), data, data, optimizer=sgd, epochs=4, batch_size=64, tricks=tricks, **settings)
 
 
@@ -51,7 +53,7 @@ def test_off_is_plain_on_the_gpu() -> None:
         torch.nn.Flatten(), torch.nn.Linear(144, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)
     ).cuda()
     by_hand.load_state_dict(model.state_dict())
-    sgd = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     for _ in hp.train(model, data, optimizer=sgd, epochs=1, batch_size=64):
         pass
     optimizer, order = sgd(by_hand.parameters()), hp.order(512, seed=0, epoch=0)

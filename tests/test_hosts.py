@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import torch
 from heptane.cli import main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from namespaces import address, cut, network, start, why_not
+from namespaces import address, cut, kill, network, start, why_not
 
 pytestmark = [pytest.mark.hosts, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 TRAIN = ["train", "--data", "digits", "--model", "mlp", "--lr", "0.02", "--batch-size", "120", "--tricks", "cyclical"]
@@ -54,14 +53,12 @@ class Job:
 
     def kill(self, host: int) -> None:
         """The launcher and its worker, without a word."""
-        pids = subprocess.run(["ip", "netns", "pids", f"heptane-h{host}"], capture_output=True, text=True, check=True)
-        for pid in pids.stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+        kill(host)
         self.launchers.pop(host).wait(10)
 
     def step(self) -> int:
         """Of the newest checkpoint."""
-        found = [int(path.stem.split("-")[1]) for path in (self.out / "checkpoints").glob("step-*.safetensors")]
+        found = [int(path.stem.split("-")[1]) for path in (self.out / "checkpoints").glob("step-*")]
         return max(found, default=0)
 
     def logs(self) -> str:

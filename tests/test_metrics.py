@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -148,9 +149,9 @@ def test_losses_that_are_not_finite_are_counted_and_left_out_of_the_mean() -> No
         meter.add(torch.zeros(2, 1), torch.zeros(2, 1))
         meter.add_step(step + 10, torch.tensor(loss), 2)
     assert meter.read() == {"train_loss": 2.0}
-    assert (meter.nonfinite, meter.first_nonfinite) == (3, 11)
+    assert (meter.nonfinite, meter.first_nonfinite, meter.in_a_row) == (3, 13, 2)
     meter.reset()
-    assert (meter.nonfinite, meter.first_nonfinite) == (3, 11)
+    assert (meter.nonfinite, meter.first_nonfinite, meter.in_a_row) == (3, 13, 2)
 
 
 def test_only_losses_that_are_not_finite_have_no_mean() -> None:
@@ -166,7 +167,9 @@ def test_after_the_limit_training_is_stopped_and_the_first_bad_step_named() -> N
         meter.add_step(5 + step, torch.tensor(math.nan), 2)
     meter.flush()
     meter.add_step(99, torch.tensor(math.nan), 2)
-    with pytest.raises(FloatingPointError, match=rf"not finite in {NONFINITE_LIMIT + 1} steps, first at step 5: lower"):
+    with pytest.raises(
+        FloatingPointError, match=rf"not finite in {NONFINITE_LIMIT + 1} steps in a row, first at step 5, though"
+    ):
         meter.flush()
 
 
@@ -198,4 +201,34 @@ def test_sums_are_kept_in_64_bits() -> None:
     train = TrainMeter(MSE)
     train.add_step(0, torch.tensor(1.0), 2**24 + 1)
     train.flush()
-    assert train._sums[1].item() == 2**24 + 1
+    assert train._sums[1] == 2**24 + 1
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+def test_when_sums_are_reduced_changes_no_bit_of_them(smoothed: bool) -> None:
+    criterion = CrossEntropy(eps=0.1 if smoothed else 0.0)
+    random = torch.Generator().manual_seed(0)
+    parts = [(torch.randn(7, 3, generator=random), torch.randint(0, 3, (7,), generator=random)) for _ in range(9)]
+
+    def read(often: bool) -> dict[str, float]:
+        meter = TrainMeter(criterion)
+        for step, (output, targets) in enumerate(parts):
+            meter.add(output, targets)
+            meter.add_step(step, torch.rand((), generator=random.manual_seed(step)), 7)
+            if often:
+                again = TrainMeter(criterion)
+                again.load_state(json.loads(json.dumps(meter.state())))
+                meter = again
+        return meter.read()
+
+    assert read(True) == read(False)
+    assert ("train_loss_unsmoothed" in read(True)) is smoothed
+
+
+def test_the_sums_of_several_workers_are_one() -> None:
+    meters = [TrainMeter(MSE) for _ in range(3)]
+    for step, meter in enumerate(meters):
+        meter.add_step(step, torch.tensor(float(step)), 2)
+    one = TrainMeter(MSE)
+    one.load_state(TrainMeter.together([meter.state() for meter in meters]))
+    assert one.read() == {"train_loss": 1.0}

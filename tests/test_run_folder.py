@@ -14,7 +14,8 @@ import torch
 
 from heptane import run_folder
 from heptane.errors import InputError
-from heptane.run_folder import OWN, RunFolder, check_folder, clean, write_text
+from heptane.run_folder import HOLDER, LOCK, OWN, RunFolder, check_folder, clean
+from heptane.storage import write_text
 
 
 def old_run(folder: Path) -> Path:
@@ -22,14 +23,15 @@ def old_run(folder: Path) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     for name in ("result.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml"):
         (folder / name).write_text(f"old {name}")
-    for name in ("step-000000007.safetensors", ".step-000000009.safetensors.123"):
-        (folder / "checkpoints" / name).write_text("old")
+    for name in ("step-000000007", ".step-000000009"):
+        (folder / "checkpoints" / name).mkdir()
+        (folder / "checkpoints" / name / "state.safetensors").write_text("old")
     (folder / "notes.txt").write_text("mine")
     return folder
 
 
 def everything(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name not in (LOCK, HOLDER)}
 
 
 def test_a_new_folder_is_made_with_its_parents_and_stays_empty(tmp_path: Path) -> None:

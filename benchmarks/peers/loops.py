@@ -10,6 +10,7 @@ import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def plain(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, wat
 
 def heptane(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, watch: Watch) -> None:
     """The recommended tricks, as ``heptane train`` uses them, and smaller images at first."""
-    sgd = lambda params: torch.optim.SGD(params, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)  # noqa: E731
+    sgd = partial(torch.optim.SGD, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
     tricks, small = hp.Tricks.recommended(epochs=epochs), hp.ProgressiveResize(size=20, until=0.6)
     for step in hp.train(model, data, optimizer=sgd, epochs=epochs, batch_size=128, tricks=tricks, seed=seed, resize=small):
         if step.ends_epoch and watch.look(model):

@@ -13,7 +13,8 @@ from heptane.criterion import Criterion, CrossEntropy, Loss, Own, choose_criteri
 from heptane.data.augment import Augment
 from heptane.data.batches import Batch, Place, Source, Tensors, as_source, first_tensor, rows
 from heptane.data.resize import ProgressiveResize
-from heptane.errors import InputError, check_range
+from heptane.errors import InputError, check_choice, check_range
+from heptane.faults import ON_NAN, Faults
 from heptane.heartbeat import Heartbeat
 from heptane.metrics import TrainMeter
 from heptane.probe import choose_precision, unused_parameters
@@ -54,6 +55,8 @@ class Plan:
     compile: bool = False
     device: str | None = None
     seed: int = 0
+    on_nan: str = "skip"
+    nan_limit: int = 10
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, torch.optim.Optimizer) or not callable(self.optimizer):
@@ -64,6 +67,8 @@ class Plan:
         check_range("epochs", self.epochs, 0, low_open=True)
         check_range("accumulate", self.accumulate, 1, whole=True)
         check_range("seed", self.seed, 0, 2**31, whole=True)
+        check_choice("on_nan", self.on_nan, ON_NAN)
+        check_range("nan_limit", self.nan_limit, 1, whole=True)
         if self.clip_norm is not None:
             check_range("clip_norm", self.clip_norm, 0, low_open=True)
 
@@ -76,6 +81,24 @@ class Unmixed:
 
     def targets(self, batch: Batch, step: int) -> Any:
         return batch.targets()
+
+
+class Kept:
+    """A model's buffers as they were before a step, such as BatchNorm's statistics: for a step that is not applied."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._buffers = [buffer for buffer in model.buffers() if buffer.numel()]
+        self._before = [torch.empty_like(buffer) for buffer in self._buffers]
+
+    def keep(self) -> None:
+        """Remember them."""
+        if self._buffers:
+            torch._foreach_copy_(self._before, self._buffers)
+
+    def put_back(self) -> None:
+        """Undo what the step did to them."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._before)
 
 
 @dataclass(frozen=True)
@@ -114,11 +137,14 @@ class Run:
 
     def __post_init__(self) -> None:
         self.first = {"workers": self.worker.size, "batch_size": self.source.batch_size}  # of the run, before any resume
+        self.accumulate = self.plan.accumulate
+        self.faults = Faults(self.plan.on_nan, self.plan.nan_limit)
         self.heartbeat = Heartbeat(self.worker, self.data_parallel.timeout_seconds)
         self.meter = TrainMeter(self.criterion, self.worker)
         self.base_rates = base_rates(self.optimizer)
         mine = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         # In the model's order, whatever the groups: a norm is a sum, and its last bit depends on the order.
+        self.buffers = Kept(self.model)
         self.parameters = [mine.pop(id(p)) for p in self.model.parameters() if id(p) in mine] + list(mine.values())
 
     @property
@@ -185,6 +211,7 @@ def assemble(
     notes.append(reason)
     # mixed precision: measured, then the memory format, before any wrap
     precision = _precision(tricks, model, criterion, sample, place, worker, why)
+    precision.guard = True
     # data parallel: converted or sharded here, wrapped where a phase begins
     model = data_parallel.convert(model)
     outline = data_parallel.shard(model)

@@ -1,41 +1,90 @@
-"""Save and resume: safetensors, of a sharded run a file per worker, written aside and renamed; loading never unpickles."""
+"""Save and resume: a folder per checkpoint, safetensors for tensors and JSON for the rest; loading never unpickles.
+
+``checkpoints/step-000000500/`` holds ``facts.json`` and ``state.safetensors`` (of a sharded run, a file per worker), written
+aside, synced, renamed, and checked by a checksum: :mod:`heptane.storage`. The format is described in docs/checkpoints.md.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import replace
+import math
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from heptane._lazy import torch
 from heptane.assemble import Run
 from heptane.errors import InputError, one_line
-from heptane.run_folder import CHECKPOINTS, FINISHED, remove
+from heptane.metrics import TrainMeter
+from heptane.storage import (
+    FACTS,
+    Damaged,
+    check_files,
+    checksum,
+    read_facts,
+    remove,
+    replace_file,
+    seal,
+    sync,
+    write_file,
+)
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import launched
+from heptane.tricks.data_parallel import ALONE, Worker, from_all, launched, share_buffers, this_worker
 from heptane.tricks.lr_scaling import LRScaling
 
-FORMAT = 3
-FACTS = "facts.json"
+FORMAT = 4
+SCHEMA = {"step": int, "history": list, "fixed": dict, "workers": int, "first": dict, "model": dict, "optimizer": dict} | {
+    "precision": dict, "skipped": int, "faults": dict, "meters": list, "seconds": dict
+}  # fmt: skip
+STATE = "state.safetensors"
+NAME = re.compile(r"step-(\d{9,15})")
+DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read: where it is, what it says, and the checksums of its files."""
+
+    path: Path
+    facts: dict[str, Any]
+    files: dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at a step, on the CPU and independent of the run: what is still to be written."""
+
+    step: int
+    facts: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
 
 
 def save_model(model: torch.nn.Module, path: Path) -> None:
     """The model's parameters and buffers as a safetensors file; a tensor of two names is stored under both."""
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-    _write(path, tensors, {"format": "pt"})
+    replace_file(path, _serialised(_copied(tensors), {"format": "pt"}))
 
 
-def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path) -> Path:
-    """Write everything that a run needs to go on from ``step``; older checkpoints in ``folder`` are removed after.
+def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path, keep: int = 1) -> Path:
+    """Write everything that a run needs to go on from ``step``, and remove older ones but the newest ``keep``.
 
-    Of a sharded run all workers must call it, and each writes its parts.
+    All workers must call it.
     """
+    path = write(take(run, step, history), folder, run)
+    if run.worker.rank == 0:
+        prune(folder, keep)
+    return path
+
+
+def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
+    """Everything that a run needs to go on from ``step``. All workers must call it; of a sharded one each holds its parts."""
+    if run.outline is not None:
+        share_buffers(run.model)  # which worker's copy the library stores is its own choice
     tensors: dict[str, torch.Tensor] = {}
     facts = {
         "format": FORMAT,
         "step": step,
-        "history": history,
+        "history": list(history),
         "fixed": _fixed(run),
         "workers": run.worker.size,
         "first": run.first,
@@ -47,61 +96,152 @@ def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path) -> Pa
             "state": run.precision.state(),
         },
         "skipped": run.skipped,
-        "nonfinite": [run.meter.nonfinite, run.meter.first_nonfinite],
+        "faults": run.faults.state(),
+        "meters": from_all(run.meter.state(), run.worker),
         "seconds": run.clock.read(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    if run.outline is None:
-        path = folder / f"step-{step:09d}.safetensors"
-        _write(path, tensors, {"heptane": json.dumps(facts)})
-    else:
-        path = folder / f"step-{step:09d}.parts"
-        _write_parts(run, path, tensors, facts)
-    for old in [old for pattern in CHECKPOINTS for old in folder.glob(pattern)] if run.worker.rank == 0 else ():
-        if old != path:
-            remove(old)
+    return Snapshot(step, facts, tensors if run.outline is not None else _copied(tensors))
+
+
+def write(snapshot: Snapshot, folder: Path, run: Run) -> Path:
+    """Write a snapshot as a sealed folder. All workers of a sharded run must call it; of others, the first writes."""
+    path = folder / f"step-{snapshot.step:09d}"
+    aside, first = folder / f".{path.name}", run.worker.rank == 0
+    if run.outline is not None:
+        _write_parts(snapshot, aside, path, first)
+    elif first:
+        try:
+            _fresh(aside)
+            write_file(aside / STATE, _serialised(snapshot.tensors, {}))
+            seal(aside, path, snapshot.facts)
+        finally:
+            remove(aside)
     return path
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint in ``folder``, or None."""
-    return max((path for pattern in FINISHED for path in folder.glob(pattern)), default=None)
+def prune(folder: Path, keep: int, best: int | None = None) -> None:
+    """Remove all checkpoints but the newest ``keep`` and that of step ``best``, and what a killed process left."""
+    for _, path in _numbered(folder)[keep:]:
+        if best is None or path.name != f"step-{best:09d}":
+            remove(path)
+    for left in folder.glob(".step-*"):
+        remove(left)
 
 
-def as_decided(tricks: Tricks, path: Path | None) -> Tricks:
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the checkpoints in ``folder``, the newest first."""
+    return [step for step, _ in _numbered(folder)]
+
+
+def find(folder: Path, worker: Worker = ALONE) -> tuple[Saved | None, list[str]]:
+    """The newest checkpoint in ``folder`` that is whole, or None where there is none, and a note on each that is damaged.
+
+    Of several workers the first looks, and all must call it.
+
+    Raises:
+        InputError: there are some, and all are damaged.
+    """
+    if worker.size == 1:
+        return _newest(folder)
+    found: list[Any] = [None]
+    if worker.rank == 0:
+        try:
+            found = [_newest(folder)]
+        except InputError as error:
+            found = [error]
+    torch.distributed.broadcast_object_list(found, 0)
+    if isinstance(found[0], InputError):
+        raise found[0]
+    saved, notes = found[0]
+    return saved, notes
+
+
+def _newest(folder: Path) -> tuple[Saved | None, list[str]]:
+    notes: list[str] = []
+    for _, path in _numbered(folder):
+        try:
+            return read(path), notes
+        except Damaged as error:
+            notes.append(f"checkpoint {path} cannot be used ({error}), and the one before it was")
+    if notes:
+        reason = notes[0].removesuffix(", and the one before it was")
+        others = f", nor can {len(notes) - 1} older one(s)" if len(notes) > 1 else ""
+        raise InputError(f"{reason}{others}: remove {folder}, and the run starts again")
+    return None, notes
+
+
+def read(path: Path) -> Saved:
+    """The checkpoint at ``path``, compared with its checksums.
+
+    Raises:
+        Damaged: it is not what was written, or of another version.
+    """
+    facts, files = read_facts(path)
+    _check_facts(facts)
+    check_files(path, files)
+    return Saved(path, facts, files)
+
+
+def _check_facts(facts: dict[str, Any]) -> None:
+    if facts.get("format") != FORMAT:
+        raise Damaged(f"its format is {facts.get('format')}, and this version reads {FORMAT}")
+    for name, kind in SCHEMA.items():
+        if not isinstance(facts.get(name), kind) or (kind is int and facts[name] < 0):
+            raise Damaged(f"{FACTS} has no {name} of type {kind.__name__}")
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    found = [(NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def as_decided(tricks: Tricks, saved: Saved | None) -> Tricks:
     """``tricks`` with what was measured when the run began in place of "auto": a second one may differ."""
     trick = tricks.mixed_precision
-    if path is None or trick is None:
+    if saved is None or trick is None:
         return tricks
-    found = _read(path)[0]["precision"]
+    found = saved.facts["precision"]
     last = ("on" if found["channels_last"] else "off") if trick.channels_last == "auto" else trick.channels_last
     dtype = found["name"] if trick.dtype == "auto" else trick.dtype
     return replace(tricks, mixed_precision=replace(trick, dtype=dtype, channels_last=last))
 
 
-def followed(tricks: Tricks, path: Path | None, batch_size: int | None) -> tuple[Tricks, int | None]:
+def followed(tricks: Tricks, saved: Saved | None, batch_size: int | None) -> tuple[Tricks, int | None]:
     """The tricks and the batch with which a run goes on where its workers keep their shares and are not as many as at first:
     the batch in proportion, the rate by the rule of the optimizer's family."""
     parallel = tricks.data_parallel
-    if path is None or batch_size is None or parallel is None or parallel.keep != "share":
+    if saved is None or batch_size is None or parallel is None or parallel.keep != "share":
         return tricks, batch_size
-    first = _read(path)[0].get("first")
-    if first is None or first["workers"] == launched():
+    first = saved.facts["first"]
+    if first["workers"] == launched():
         return tricks, batch_size
     scaling = tricks.lr_scaling or LRScaling(reference_batch=first["batch_size"], warmup_epochs=0)
     return replace(tricks, lr_scaling=scaling), max(1, round(first["batch_size"] * launched() / first["workers"]))
 
 
-def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
+def load(run: Run, saved: Saved, *, again: bool = False) -> tuple[int, list[dict[str, Any]]]:
     """Put a checkpoint's state into ``run``; return the step it was taken at and the history up to there.
+
+    Args:
+        again: ``run`` itself was there before, and its clock goes on.
 
     Raises:
         InputError: the file is not a checkpoint of this run: another model, optimizer, data size, batch or seed.
     """
-    facts, tensors = _read(path, run)
+    try:
+        return _load(run, saved, again)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        raise InputError(f"checkpoint {saved.path} does not hold what it should ({one_line(error)}): remove it") from error
+
+
+def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]]]:
+    facts, path = saved.facts, saved.path
+    tensors = _tensors(saved, run)
     model, optimizer = _unpack(facts["model"], tensors), _unpack(facts["optimizer"], tensors)
     _check_model(run.model, model, path)
-    before, follows = facts.get("workers", 1), False
+    before, follows = facts["workers"], False
     if before != run.worker.size and run.data_parallel.keep == "share":
         follows = facts["fixed"]["batch_size"] != run.source.batch_size
     for name, value in _fixed(run).items():
@@ -118,7 +258,7 @@ def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
     if follows:  # Adam's betas and eps go with the batch
         for group, settings in zip(run.optimizer.param_groups, own, strict=True):
             group.update(settings)
-    run.first = facts.get("first", run.first)
+    run.first = facts["first"]
     if facts["precision"]["name"] == run.precision.name:
         run.precision.load_state(facts["precision"]["state"])
     else:  # dtype="auto" measures again, and may decide otherwise on another machine
@@ -129,8 +269,10 @@ def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
             how = f"each keeps its share, so the batch is {run.source.batch_size} and the learning rate follows by the rule"
         run.notes.append(f"from step {step} on with {run.worker.size} worker(s), before with {before}: {how}")
     run.skipped = facts["skipped"]
-    run.meter.nonfinite, run.meter.first_nonfinite = facts["nonfinite"]
-    run.clock.carry(facts["seconds"])
+    run.faults.load_state(facts["faults"])
+    run.meter.load_state(_own_meter(facts["meters"], run.worker))
+    if not again:
+        run.clock.carry(facts["seconds"])
     return step, facts["history"]
 
 
@@ -147,67 +289,75 @@ def _sharded(run: Run, model: dict[str, Any], optimizer: dict[str, Any]) -> tupl
     return {name: like(value, own[name]) for name, value in model.items()}, {**optimizer, "state": state}
 
 
-def _read(path: Path, run: Run | None = None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """A checkpoint's facts and tensors; of one in parts the tensors come only with the ``run`` that shards them."""
-    from safetensors import SafetensorError, safe_open
+def _tensors(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors; of one in parts, sharded as ``run`` is."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     try:
-        if path.is_dir():
-            return _read_parts(path, run)
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["heptane"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if facts["format"] != FORMAT:
-            raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"checkpoint {path} cannot be read ({error}): remove it, and the run starts again") from None
-    return facts, tensors
+        if STATE in saved.files:
+            return dict(load_file(saved.path / STATE))
+        return _parts(saved, run)
+    except (SafetensorError, OSError, Damaged) as error:
+        raise InputError(f"checkpoint {saved.path} cannot be read ({one_line(error)}): remove it") from None
 
 
-def _read_parts(path: Path, run: Run | None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _parts(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
     from heptane.sharding import empty, load_parts
 
-    facts = json.loads((path / FACTS).read_text())
-    if facts["format"] != FORMAT:
-        raise ValueError(f"its format is {facts['format']}, and this version reads {FORMAT}")
-    if run is None:
-        return facts, {}
     own = run.model.state_dict()
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    tensors = {}
-    for name, (shape, dtype) in facts["tensors"].items():
+    tensors, room = {}, sum(size for size, _ in saved.files.values())
+    for name, (shape, dtype) in saved.facts["tensors"].items():
         kind, _, rest = name.partition(".")
         if kind == "model":
             sharded = own.get(rest)
         else:
             index = int(rest.split(".")[1])
             sharded = parameters[index] if index < len(parameters) else None
+        if dtype not in DTYPES or math.prod(shape) * getattr(torch, dtype).itemsize > room:
+            raise Damaged(f"{name} of {dtype} {shape} is not what its files can hold")
         tensors[name] = empty(shape, getattr(torch, dtype), sharded)
     try:
-        load_parts(tensors, path)
-    except Exception as error:  # whatever distributed checkpoint makes of a part that is torn or missing
-        raise ValueError(one_line(error)) from error
-    return facts, tensors
+        load_parts(tensors, saved.path)
+    except Exception as error:  # whatever distributed checkpoint makes of parts that do not fit
+        raise Damaged(one_line(error)) from error
+    return tensors
 
 
-def _write_parts(run: Run, path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+def _write_parts(snapshot: Snapshot, aside: Path, path: Path, first: bool) -> None:
+    """Each worker writes its parts and their checksums; the first seals."""
     from heptane.sharding import save_parts
 
-    aside, first = path.with_name(f".{path.name}"), run.worker.rank == 0
+    tensors = snapshot.tensors
     if first:
-        remove(aside)
-        aside.mkdir()
+        _fresh(aside)
     torch.distributed.barrier()
     save_parts(tensors, aside)
+    worker, parts = this_worker(), sorted(aside.iterdir())
+    found = {}
+    for part in parts[worker.rank :: worker.size]:
+        sync(part)
+        found[part.name] = checksum(part)
+    checksums: dict[str, list[Any]] = {}
+    for some in from_all(found, worker):
+        checksums |= some
     if first:
         about = {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in tensors.items()}
-        (aside / FACTS).write_text(json.dumps(facts | {"tensors": about}))
-        for part in aside.iterdir():
-            with open(part, "rb+") as file:
-                os.fsync(file.fileno())
-        remove(path)
-        os.replace(aside, path)
+        seal(aside, path, snapshot.facts | {"tensors": about}, checksums)
     torch.distributed.barrier()
+
+
+def _fresh(aside: Path) -> None:
+    remove(aside)
+    aside.mkdir(parents=True)
+
+
+def _own_meter(meters: list[Any], worker: Worker) -> Any:
+    """What this worker had summed up; where they were another number, the first has the sum of all."""
+    if len(meters) == worker.size:
+        return meters[worker.rank]
+    return TrainMeter.together(meters) if worker.rank == 0 else None
 
 
 def _fixed(run: Run) -> dict[str, Any]:
@@ -265,15 +415,11 @@ def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    from safetensors.torch import save_file
+def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
-    ready = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(ready, aside, metadata)
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+
+def _serialised(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    from safetensors.torch import save
+
+    return save(tensors, metadata)

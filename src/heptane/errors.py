@@ -12,6 +12,10 @@ class InputError(ValueError):
     """The user's input is wrong. The command line prints the message as one line and exits with 2."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped a run; what is saved is saved, and the message says how to go on."""
+
+
 def check_range(
     name: str,
     value: float,

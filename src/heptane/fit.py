@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from heptane import checkpoint
 from heptane._lazy import torch
-from heptane.assemble import OptimizerFactory, assemble
+from heptane.assemble import OptimizerFactory, Run, assemble, default_device
 from heptane.checks import check_evaluation, check_targets, check_tricks, first_batch, try_output
 from heptane.clock import Clock
 from heptane.criterion import Loss, choose_criterion
@@ -15,14 +16,18 @@ from heptane.data.augment import Augment
 from heptane.data.batches import Place, each, pair
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, check_range
+from heptane.interruption import Interruption
+from heptane.keeper import Every, Keeper
 from heptane.launch import launch
 from heptane.layers import find_head
 from heptane.loop import Step, evaluate_with, steps
 from heptane.report.console import Progress
 from heptane.result import Recorder, Result, check_target
-from heptane.run_folder import RunFolder, check_folder, goes_on, write_text
+from heptane.run_folder import RunFolder, check_folder, goes_on
+from heptane.storage import write_text
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import DataParallel, under_launcher
+from heptane.tricks.data_parallel import ALONE, DataParallel, Worker, under_launcher
+from heptane.tricks.mixed_precision import find_device
 from heptane.tricks.transfer import swap_head
 
 
@@ -32,7 +37,7 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
     Args:
         model, train, tricks: as in :func:`fit`.
         settings: ``optimizer``, ``epochs``, ``batch_size``, ``loss``, ``accumulate``, ``clip_norm``, ``augment``,
-            ``resize``, ``compile``, ``device`` and ``seed``, as in :func:`fit`.
+            ``resize``, ``compile``, ``device``, ``seed``, ``on_nan`` and ``nan_limit``, as in :func:`fit`.
 
     Example:
         >>> data = torch.randn(64, 4), torch.randint(0, 2, (64,))
@@ -43,6 +48,8 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
         1 2
         2 4
     """
+    if settings.get("on_nan") == "rewind":
+        raise InputError("on_nan='rewind' needs checkpoints, which fit keeps: use skip or stop here")
     yield from steps(assemble(model, train, tricks=check_tricks(tricks), **settings))
 
 
@@ -101,6 +108,10 @@ def fit(
     device: str | None = None,
     progress: bool | Progress = False,
     force: bool = False,
+    checkpoint_every: int | str | None = None,
+    keep_checkpoints: int = 2,
+    on_nan: str = "skip",
+    nan_limit: int = 10,
     about: dict[str, Any] | None = None,
     started: float | None = None,
 ) -> Result:
@@ -133,6 +144,12 @@ def fit(
         progress: show a progress bar, or a line per epoch where there is no terminal; or a display of your own with the
             methods of :class:`heptane.report.console.Progress`.
         force: overwrite a run in ``run_dir``.
+        checkpoint_every: how often to save in ``run_dir``: a number of steps, or a time such as "90s" or "5m"; None is at
+            each evaluation. The last step and the best evaluation are saved in any case.
+        keep_checkpoints: how many of the newest stay, at least 1; the best one stays too.
+        on_nan: where gradients are not finite (in fp16: at any loss scale): skip (that step is not applied), stop, or rewind
+            (back to the last checkpoint, then past that batch; needs ``run_dir``).
+        nan_limit: after so many of these steps in a row the run stops, at least 1.
         about: facts for the run's record: command, data, model, settings, reasons, notes.
         started: ``time.time()`` from which the wall clock counts; None for now.
 
@@ -141,7 +158,9 @@ def fit(
 
     Raises:
         InputError: input that is wrong, before any training.
-        FloatingPointError: the loss stopped being finite.
+        FloatingPointError: gradients or losses are not finite, and the run is to stop; the message says where it began.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1 with a ``run_dir``: the step was finished and saved; resume goes on from it.
+            A second Ctrl-C stops at once.
 
     Example:
         >>> data = torch.randn(64, 4), torch.randint(0, 2, (64,))
@@ -155,11 +174,14 @@ def fit(
     check_range("evaluate_every_epochs", evaluate_every_epochs, 0, low_open=True)
     if max_seconds is not None:
         check_range("max_seconds", max_seconds, 0, low_open=True)
+    every = Every.parse(checkpoint_every)
+    check_range("keep_checkpoints", keep_checkpoints, 1, whole=True)
+    if on_nan == "rewind" and run_dir is None:
+        raise InputError("on_nan='rewind' goes back to a checkpoint, and there is none: pass run_dir")
     if resume and run_dir is None:
         raise InputError("resume=True goes on from a run_dir, and there is none: pass run_dir")
     if run_dir is not None:
-        resume = resume or goes_on(run_dir)
-        check_folder(run_dir, force=force, resume=resume)
+        resume = resume or goes_on(check_folder(run_dir, force=force, resume=resume))
     workers = tricks.data_parallel.resolve()[0] if tricks.data_parallel else 1
     if workers > 1 and not under_launcher():
         parallel = tricks.data_parallel or DataParallel()
@@ -167,38 +189,77 @@ def fit(
             raise InputError(f"DataParallel.restarts={parallel.restarts} go on from checkpoints: pass run_dir to keep them")
         limits = parallel.restarts, parallel.timeout_seconds
         return _launched(model, tricks, launch(fit, arguments, workers, *limits))
-    saved = checkpoint.latest(RunFolder.checkpoints_of(run_dir)) if resume else None
-    followed, batch_size = checkpoint.followed(checkpoint.as_decided(tricks, saved), saved, batch_size)
-    run = assemble(
-        model,
-        train,
-        optimizer=optimizer,
-        epochs=epochs,
-        batch_size=batch_size,
-        loss=loss,
-        tricks=followed,
-        accumulate=accumulate,
-        clip_norm=clip_norm,
-        augment=augment,
-        resize=resize,
-        compile=compile,
-        device=device,
-        seed=seed,
-        clock=Clock(started),
-    )
-    for name, data in (("valid", valid), ("test", test)):
-        if data is not None:
-            check_evaluation(run.model, run.criterion, run.place, name, data)
-    folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and run.worker.rank == 0 else None
-    if folder and about and "settings_toml" in about:
-        write_text(folder.path / "settings.toml", about["settings_toml"])
-    kept = RunFolder.checkpoints_of(run_dir) if run_dir is not None else None
-    recorder = Recorder(run, valid, metrics, goal, folder, evaluate_every_epochs, progress, max_seconds, kept)
-    recorder.go(saved)
-    result = recorder.result(tricks, test)
-    if folder:
-        folder.finish(result, run, about or {})
-    return result
+    keeps = RunFolder.checkpoints_of(run_dir) if run_dir is not None else None
+    interruption = Interruption(active=keeps is not None)
+    folder: RunFolder | None = None
+    try:
+        with interruption:
+            saved, notes = None, list[str]()
+            if resume and keeps is not None:
+                saved, notes = checkpoint.find(keeps, _joined(tricks, device))
+            followed, batch_size = checkpoint.followed(checkpoint.as_decided(tricks, saved), saved, batch_size)
+            run = assemble(
+                model,
+                train,
+                optimizer=optimizer,
+                epochs=epochs,
+                batch_size=batch_size,
+                loss=loss,
+                tricks=followed,
+                accumulate=accumulate,
+                clip_norm=clip_norm,
+                augment=augment,
+                resize=resize,
+                compile=compile,
+                device=device,
+                seed=seed,
+                on_nan=on_nan,
+                nan_limit=nan_limit,
+                clock=Clock(started),
+            )
+            run.notes += notes
+            for name, data in (("valid", valid), ("test", test)):
+                if data is not None:
+                    check_evaluation(run.model, run.criterion, run.place, name, data)
+            if run_dir is not None and run.worker.rank == 0:
+                folder = RunFolder(run_dir, force=force, resume=resume)
+            if folder and about and "settings_toml" in about:
+                write_text(folder.path / "settings.toml", about["settings_toml"])
+            keeper = Keeper(run, keeps, every, keep_checkpoints)
+            loop = run, valid, metrics, goal, folder, evaluate_every_epochs, progress, keeper, interruption, max_seconds
+            recorder = Recorder(*loop)
+            try:
+                recorder.go(saved)
+                result = recorder.result(tricks, test)
+            finally:
+                keeper.wait()
+            if folder:
+                _write(folder, result, run, about or {})
+            return result
+    finally:
+        if folder:
+            folder.close()
+
+
+def _joined(tricks: Tricks, device: str | None) -> Worker:
+    """This worker among those that a launcher started."""
+    if tricks.data_parallel is None:
+        return ALONE
+    return tricks.data_parallel.join(find_device(device or default_device()).type)
+
+
+def _write(folder: RunFolder, result: Result, run: Run, about: dict[str, Any]) -> None:
+    """The files of a result. A disk that has no room for them costs the files, and not the result."""
+    if folder.unwritten:
+        result.notes.append(f"not all of {folder.unwritten} was written")
+    try:
+        folder.finish(result, run, about)
+    except OSError as error:
+        where = error.filename2 or error.filename or folder.path
+        result.notes.append(
+            f"cannot write {where} ({error.strerror}): make room, and go on with resume, which trains no more"
+        )
+        warnings.warn(result.notes[-1], stacklevel=3)
 
 
 def _launched(model: torch.nn.Module, tricks: Tricks, result: Result) -> Result:

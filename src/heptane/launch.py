@@ -11,14 +11,19 @@ import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from heptane._lazy import torch
-from heptane.errors import InputError
+from heptane.errors import InputError, Interrupted
 
-_SAME: tuple[type[BaseException], ...] = (InputError, FloatingPointError, KeyboardInterrupt)  # raised again as they are
+_SAME: tuple[type[BaseException], ...] = (
+    InputError,
+    FloatingPointError,
+    Interrupted,
+    KeyboardInterrupt,
+)  # raised again as they are
 
 
 def launch(
@@ -64,7 +69,7 @@ def launch(
             silent = {rank: f.exitcode for rank, f in error.failures.items() if f.exitcode not in (1, -signal.SIGTERM)}
             _raise_failure(Path(folder, "failures"), workers, silent)
         except SignalException as error:
-            raise KeyboardInterrupt if error.sigval == signal.SIGINT else error from None
+            raise Interrupted(_last_words(Path(folder, "failures")) or signal.Signals(error.sigval).name) from None
         return torch.load(answer, weights_only=False)  # our own file, in a folder that only this user can read
 
 
@@ -82,6 +87,8 @@ def _quiet_launcher(workers: int) -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
+    with suppress(ValueError):  # in another thread than the main one there are no handlers
+        handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     log.setLevel(logging.CRITICAL)
     try:
         yield
@@ -105,6 +112,12 @@ def record_failure(error: BaseException, folder: Path) -> None:
     fact = {"attempt": attempt, "rank": os.environ.get("RANK"), "kind": kind, "message": str(error), "traceback": text}
     with Path(folder, "failures").open("a") as file:
         file.write(json.dumps(fact) + "\n")
+
+
+def _last_words(failures: Path) -> str:
+    """What the first worker had to say about where it stopped for a signal."""
+    facts = [json.loads(line) for line in failures.read_text().splitlines()] if failures.exists() else []
+    return next((str(fact["message"]) for fact in facts if fact["kind"] == "Interrupted" and fact["rank"] == "0"), "")
 
 
 def _raise_failure(failures: Path, workers: int, silent: dict[int, int]) -> NoReturn:

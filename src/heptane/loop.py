@@ -20,6 +20,8 @@ from heptane.tricks.mixed_precision import Precision, evaluation
 if TYPE_CHECKING:
     from heptane.assemble import Run
 
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
 
 class Step(NamedTuple):
     """What the loop yields after each applied optimizer step."""
@@ -36,6 +38,8 @@ class Step(NamedTuple):
     """of the last parameter group (the head's, where depths differ)"""
     run: Run
     """everything the loop works on; ``run.meter.read()`` gives the epoch's averages, ``run.clock`` the time"""
+    applied: bool = True
+    """False for a step that was passed over, since its gradients were not finite; its loss is NaN"""
 
 
 def steps(run: Run, start: int = 0) -> Iterator[Step]:
@@ -51,34 +55,75 @@ def steps(run: Run, start: int = 0) -> Iterator[Step]:
             set_rates(run.optimizer, run.base_rates, run.rates.learning_rate(step), momentum)
             with run.heartbeat.at(step) if run.worker.size > 1 else nullcontext():
                 loss = update(run, forward, batch, step)
-            run.meter.add_step(step, loss, batch.size)
+            if loss is not None:
+                run.meter.add_step(step, loss, batch.size)
             epoch, at = divmod(step, run.source.steps_per_epoch)
             rate = float(run.optimizer.param_groups[-1]["lr"])
             run.clock.pause()
-            yield Step(step + 1, epoch + 1, at + 1 == run.source.steps_per_epoch, loss, rate, run)
+            shown = torch.full((), torch.nan) if loss is None else loss
+            yield Step(step + 1, epoch + 1, at + 1 == run.source.steps_per_epoch, shown, rate, run, loss is not None)
             run.clock.resume()
             put_back(modes)  # the caller may have evaluated, or called model.train() over frozen layers
     run.clock.pause()
 
 
-def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
-    """One optimizer step on one global batch. If it overflows it is tried again, from the same state, at a lower scale."""
-    kept = [b.clone() for b in run.model.buffers()] if run.precision.retries else []
+def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor | None:
+    """One optimizer step on one global batch; None if it was passed over, since its gradients are not finite.
+
+    If it overflows it is tried again, from the same state, at a lower scale; if memory is short, in more micro-batches.
+    """
+    if step in run.faults.passed_over or not batch.size:
+        return None
+    run.buffers.keep()
+    before = run.precision.state()
     while True:
         seed_torch(run.plan.seed, step, run.worker.rank)
         clear_gradients(run)
-        loss = gradients(run, forward, batch, step)
-        if run.precision.step(run.optimizer, run.plan.clip_norm, run.parameters):
-            return loss
-        run.skipped += 1
+        try:
+            loss = gradients(run, forward, batch, step)
+        except RuntimeError as error:
+            in_smaller_parts(run, batch, step, error)
+        else:
+            if run.precision.step(run.optimizer, run.plan.clip_norm, run.parameters):
+                run.faults.fine()
+                return loss
+            if run.precision.exhausted:
+                pass_over(run, batch, step, before)
+                return None
+            run.skipped += 1
         run.meter.discard()
-        for buffer, before in zip(run.model.buffers(), kept, strict=True):
-            buffer.copy_(before)
-        if run.precision.exhausted:
-            raise FloatingPointError(
-                f"step {step}: the gradients are not finite at any loss scale, so it is not a matter of scale; "
-                "look at this step's inputs, lower the learning rate, or set mixed_precision.dtype='bf16'"
-            )
+        run.buffers.put_back()
+
+
+def pass_over(run: Run, batch: Batch, step: int, scale: dict[str, float]) -> None:
+    """Undo what ``step`` did, the loss scale too, and do with it as the run was told to."""
+    run.meter.discard()
+    run.precision.load_state(scale)
+    run.buffers.put_back()
+    try:
+        run.faults.nonfinite(run, batch, step)
+    finally:
+        run.buffers.put_back()  # finding out where it began was a forward pass
+        clear_gradients(run)
+
+
+def in_smaller_parts(run: Run, batch: Batch, step: int, error: RuntimeError) -> None:
+    """After ``error``, if it says that memory is short: twice as many micro-batches; the global batch stays what it is.
+
+    Raises:
+        RuntimeError: it is another error; several workers, who would have to agree; or there is one sample to a part.
+    """
+    short = isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
+    if not short or run.worker.size > 1 or run.accumulate >= batch.size:
+        raise error
+    error.__traceback__ = None  # it holds what the step has allocated
+    run.accumulate = min(2 * run.accumulate, batch.size)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    run.faults.say(
+        f"step {step}: not enough memory for a batch of {batch.size}: from here on each is computed in {run.accumulate} "
+        "micro-batches; BatchNorm normalises over a micro-batch"
+    )
 
 
 def clear_gradients(run: Run) -> None:
@@ -96,9 +141,9 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
     One part is a mean, as in a loop written by hand. Of several, each is a sum over the *global* count of what is averaged,
     times the workers, whose gradients are averaged; they synchronise on their last part only.
     """
-    whole = run.worker.size == 1 and min(run.plan.accumulate, batch.size) == 1
+    whole = run.worker.size == 1 and min(run.accumulate, batch.size) == 1
     share, alike = run.worker.share(batch.size), run.outline is not None
-    parts = [slice(None)] if whole else micro_batches(share, run.plan.accumulate, alike)
+    parts = [slice(None)] if whole else micro_batches(share, run.accumulate, alike)
     losses, count = [], None
     for part in parts:
         empty = not whole and part.stop == part.start  # fewer samples than workers: it all-reduces, and weighs nothing

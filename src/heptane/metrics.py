@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from heptane._lazy import torch
@@ -14,11 +15,14 @@ NONFINITE_LIMIT = 20  # steps with a loss that is not finite, after which traini
 
 
 class TrainMeter:
-    """Loss and accuracy since the last :meth:`reset`; ``add`` only stores references, so no step waits for it."""
+    """Loss and accuracy since the last :meth:`reset`; ``add`` only stores references, so no step waits for it.
+
+    Sums are added step by step and in 64 bits, so that when they are reduced, for a checkpoint say, changes no bit of them.
+    """
 
     def __init__(self, criterion: Criterion, worker: Worker = ALONE) -> None:
         self.criterion, self.worker = criterion, worker
-        self.nonfinite, self.first_nonfinite = 0, -1
+        self.nonfinite, self.first_nonfinite, self.in_a_row = 0, -1, 0
         self._pending: list[tuple[Any, Any]] = []
         self._complete = 0  # how many of them belong to steps that are noted
         self._losses: list[torch.Tensor] = []
@@ -30,7 +34,7 @@ class TrainMeter:
         """Forget the averages, not the count of steps that were not finite."""
         self.flush() if self._losses else None
         self.mixed = False
-        self._sums = torch.zeros(6, dtype=torch.float64)
+        self._sums = [0.0] * 6
 
     def add(self, output: Any, targets: Any) -> None:
         """Keep one part's output and targets for the accuracy and the unsmoothed loss."""
@@ -39,7 +43,7 @@ class TrainMeter:
         self._elements += _elements(output)
 
     def discard(self) -> None:
-        """Forget the parts added since the last :meth:`add_step`: their step was not applied and is tried again."""
+        """Forget the parts added since the last :meth:`add_step`: their step was not applied."""
         del self._pending[self._complete :]
         self._elements = sum(_elements(output) for output, _ in self._pending)
 
@@ -55,25 +59,27 @@ class TrainMeter:
         """Reduce what is kept.
 
         Raises:
-            FloatingPointError: too many steps had a loss that is not finite; the message names the first.
+            FloatingPointError: too many steps in a row had a loss that is not finite; the message names the first.
         """
         with torch.no_grad():
-            losses = torch.stack(self._losses).cpu().double()
-            scores = _score(self.criterion, _joined(self._pending))
-        sizes = torch.tensor([size for _, size in self._steps], dtype=torch.float64)
-        finite = losses.isfinite()
-        sums = [torch.dot(losses.where(finite, 0.0), sizes * finite), (sizes * finite).sum(), *scores]
+            losses = torch.stack(self._losses).tolist()
+            scores = _score(self.criterion, _joined(self._pending, self.criterion))
         self.mixed |= any(isinstance(targets, MixedTargets) for _, targets in self._pending)
-        self._sums += _vector(sums)
-        bad = (~finite).nonzero().flatten().tolist()
-        if bad and self.first_nonfinite < 0:
-            self.first_nonfinite = self._steps[bad[0]][0]
-        self.nonfinite += len(bad)
+        for loss, (step, size) in zip(losses, self._steps, strict=True):
+            if math.isfinite(loss):
+                self._sums[0] += loss * size
+                self._sums[1] += size
+                self.in_a_row = 0
+                continue
+            self.first_nonfinite = step if not self.in_a_row else self.first_nonfinite
+            self.nonfinite, self.in_a_row = self.nonfinite + 1, self.in_a_row + 1
+        for part in scores:
+            self._sums[2:] = [before + more for before, more in zip(self._sums[2:], part, strict=True)]
         self._pending, self._losses, self._steps, self._elements, self._complete = [], [], [], 0, 0
-        if self.nonfinite > NONFINITE_LIMIT:
+        if self.in_a_row > NONFINITE_LIMIT:
             raise FloatingPointError(
-                f"the loss was not finite in {self.nonfinite} steps, first at step {self.first_nonfinite}: "
-                "lower the learning rate, clip gradients (clip_norm=1.0), or look at the inputs of that step"
+                f"the loss was not finite in {self.in_a_row} steps in a row, first at step {self.first_nonfinite}, though "
+                "gradients were: look at the inputs of that step, and at what the loss adds that has no gradient"
             )
 
     def peek(self) -> dict[str, float]:
@@ -88,10 +94,32 @@ class TrainMeter:
         """
         if self._losses:
             self.flush()
-        return self._averages(all_sum(self._sums.clone(), self.worker))
+        return self._averages(all_sum(torch.tensor(self._sums, dtype=torch.float64), self.worker).tolist())
 
-    def _averages(self, sums: torch.Tensor) -> dict[str, float]:
-        loss, size, plain, count, correct, out_of = sums.tolist()
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this worker's sums."""
+        if self._losses:
+            self.flush()
+        return {
+            "sums": list(self._sums),
+            "mixed": self.mixed,
+            "nonfinite": [self.nonfinite, self.first_nonfinite, self.in_a_row],
+        }
+
+    def load_state(self, state: dict[str, Any] | None) -> None:
+        """What :meth:`state` gave; None where it is added up in another worker's."""
+        if state is not None:
+            self._sums, self.mixed = [float(value) for value in state["sums"]], bool(state["mixed"])
+            self.nonfinite, self.first_nonfinite, self.in_a_row = state["nonfinite"]
+
+    @staticmethod
+    def together(states: list[dict[str, Any]]) -> dict[str, Any]:
+        """The states of several workers as one."""
+        sums = [math.fsum(values) for values in zip(*(state["sums"] for state in states), strict=True)]
+        return {**states[0], "sums": sums, "mixed": any(state["mixed"] for state in states)}
+
+    def _averages(self, sums: list[float]) -> dict[str, float]:
+        loss, size, plain, count, correct, out_of = sums
         found = {"train_loss": loss / size if size else float("nan")}
         if _smooths(self.criterion) and count:
             found["train_loss_unsmoothed"] = plain / count
@@ -109,7 +137,8 @@ class EvalMeter:
 
     def add(self, output: Any, targets: Any) -> None:
         """Add one batch."""
-        self._sums += _vector(_score(self.criterion, [(output, targets)], always_plain=True))
+        (scores,) = _score(self.criterion, [(output, targets)], always_plain=True)
+        self._sums += torch.tensor(scores, dtype=torch.float64)
 
     def read(self) -> dict[str, float]:
         """``loss`` (unsmoothed) and, where it has a meaning, ``accuracy``."""
@@ -120,24 +149,19 @@ class EvalMeter:
         return found
 
 
-def _score(criterion: Criterion, batches: list[tuple[Any, Any]], *, always_plain: bool = False) -> list[Any]:
-    plain: Any = 0.0
-    count: Any = 0.0
-    correct: Any = 0.0
-    out_of: Any = 0.0
+def _score(
+    criterion: Criterion, batches: list[tuple[Any, Any]], *, always_plain: bool = False
+) -> list[tuple[float, float, float, float]]:
+    """Of each batch the sum of the unsmoothed loss and what it is a mean over, the hits and what they are out of."""
+    found = []
     for output, targets in batches:
+        plain: Any = 0.0
+        count: Any = 0.0
         if always_plain or _smooths(criterion):
-            plain, count = plain + criterion.plain(output, targets), count + criterion.count(targets)
-        hits = criterion.correct(output, targets)
-        if hits is not None:
-            correct, out_of = correct + hits[0], out_of + hits[1]
-    return [plain, count, correct, out_of]
-
-
-def _vector(values: list[Any]) -> torch.Tensor:
-    """Numbers and scalar tensors of any device as one float64 vector on the CPU."""
-    plain = [value.detach().cpu().double().item() if isinstance(value, torch.Tensor) else float(value) for value in values]
-    return torch.tensor(plain, dtype=torch.float64)
+            plain, count = criterion.plain(output, targets), criterion.count(targets)
+        correct, out_of = criterion.correct(output, targets) or (0.0, 0.0)
+        found.append((plain, count, correct, out_of))
+    return [(float(plain), float(count), float(correct), float(out_of)) for plain, count, correct, out_of in found]
 
 
 def _elements(output: Any) -> int:
@@ -148,9 +172,9 @@ def _smooths(criterion: Criterion) -> bool:
     return bool(getattr(criterion, "eps", 0))
 
 
-def _joined(pending: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Several batches of (N, K) outputs and (N,) targets as one; anything else as it is."""
-    if len(pending) < 2 or not all(_is_flat(output, targets) for output, targets in pending):
+def _joined(pending: list[tuple[Any, Any]], criterion: Criterion) -> list[tuple[Any, Any]]:
+    """Several batches of (N, K) outputs and (N,) targets as one, where only hits are counted; anything else as it is."""
+    if len(pending) < 2 or _smooths(criterion) or not all(_is_flat(output, targets) for output, targets in pending):
         return pending
     return [(torch.cat([output for output, _ in pending]), torch.cat([targets for _, targets in pending]))]
 

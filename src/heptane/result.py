@@ -6,21 +6,24 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from heptane import checkpoint
 from heptane._lazy import torch
 from heptane.assemble import Run, named_settings
 from heptane.clock import Clock
-from heptane.errors import InputError, check_choice, check_range
+from heptane.errors import InputError, Interrupted, check_choice, check_range
+from heptane.faults import REMEDY, Rewind
+from heptane.interruption import Interruption
+from heptane.keeper import Keeper
 from heptane.loop import Step, evaluate_with, steps
 from heptane.report.console import Progress
 from heptane.run_folder import RunFolder
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import all_sum, check_replicas
+from heptane.tricks.data_parallel import all_sum, any_of, check_replicas
 
 SHOW_SECONDS = 0.25
+DIVERGED = 0.5  # of what the training loss has come down: where it has gone up by so much, and doubled, it is said
 LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "perplexity")
 
 
@@ -61,12 +64,12 @@ class Recorder:
         folder: RunFolder | None,
         every_epochs: float,
         progress: bool | Progress,
+        keeper: Keeper,
+        interruption: Interruption,
         max_seconds: float | None = None,
-        checkpoints: Path | None = None,
     ) -> None:
         self.run, self.valid, self.metrics, self.goal, self.folder = run, valid, metrics, goal, folder
-        self.max_seconds = max_seconds
-        self.checkpoints = checkpoints if folder is not None or run.outline is not None else None
+        self.keeper, self.interruption, self.max_seconds = keeper, interruption, max_seconds
         self.every_steps = max(1, round(every_epochs * run.source.steps_per_epoch))
         self.history: list[dict[str, Any]] = []
         self.reached: float | None = None
@@ -74,33 +77,109 @@ class Recorder:
         self.progress: Progress | None = None
         if progress and run.worker.rank == 0:
             self.progress = Progress(run.total_steps) if progress is True else progress
-        self._shown_at, self._began_at, self._began_seconds = -math.inf, 0, 0.0
+        self._shown_at, self._began_at, self._began_seconds, self._told = -math.inf, 0, 0.0, 0
+        self._diverged = False
 
-    def go(self, saved: Any) -> None:
-        """Train to the end or the target, from a checkpoint where there is one."""
+    def go(self, saved: checkpoint.Saved | None) -> None:
+        """Train to the end or the target, from a checkpoint where there is one.
+
+        Raises:
+            Interrupted: a signal came, and the run is saved.
+            FloatingPointError: numbers stopped being finite.
+        """
         run, start = self.run, 0
         if saved is not None:
-            start, self.history = checkpoint.load(run, saved)
-            self.reached = self._reached_in_history()
-            self.evaluate_seconds = self.history[-1]["evaluate_seconds"] if self.history else 0.0
-            if self.reached is not None:
-                return
-        self._began_at, self._began_seconds = start, run.clock.train_seconds
-        _switch(run.optimizer, "train")
+            start = self._take_up(*checkpoint.load(run, saved))
+        self._told = len(run.faults.messages)
+        if run.faults.on_nan == "rewind" and saved is None:
+            self.keeper.save(0, self.history, None, wait=True)
         with self.progress or nullcontext():
-            for event in steps(run, start):
-                self._show(event)
-                planned = event.step % self.every_steps == 0 or event.step == run.total_steps
-                out_of_time = self._out_of_time(planned)
-                if not (planned or out_of_time):
-                    continue
-                self._record(event)
-                if self.reached is not None or out_of_time:
+            while True:
+                self._began_at, self._began_seconds = start, run.clock.train_seconds
+                _switch(run.optimizer, "train")
+                try:
+                    with self.interruption.waiting():
+                        self._train(start)
                     break
-        run.clock.pause()
+                except Rewind as back:
+                    start = self._go_back(back.step)
+                finally:
+                    run.clock.pause()
+                    self._tell()
+        self.keeper.wait()
+        self._tell()
         _switch(run.optimizer, "eval")  # the weights that were evaluated are those that are kept
         if run.worker.size > 1:
             check_replicas(run.model)
+
+    def _train(self, start: int) -> None:
+        run = self.run
+        if self.reached is not None:
+            return
+        if start and self._planned(start) and (not self.history or self.history[-1]["step"] < start):
+            self._record(start)  # what a signal had cut short
+        for event in steps(run, start) if self.reached is None else ():
+            self._show(event)
+            self._tell()
+            stop, due = False, self.keeper.due(event.step)
+            if self.keeper.folder is not None:
+                stop, due = any_of([bool(self.interruption.asked), due], run.worker)
+            if stop:
+                self._leave(event.step)
+            out_of_time = self._out_of_time(self._planned(event.step))
+            if out_of_time or self._planned(event.step):
+                self._record(event.step)
+                ends = out_of_time or self.reached is not None or event.step == run.total_steps
+                best = self._best_step()
+                if due or ends or best == event.step or self.keeper.every is None:
+                    self.keeper.save(event.step, self.history, best, wait=ends)
+                if ends:
+                    return
+            elif due:
+                self.keeper.save(event.step, self.history, self._best_step())
+
+    def _planned(self, step: int) -> bool:
+        return step % self.every_steps == 0 or step == self.run.total_steps
+
+    def _take_up(self, step: int, history: list[dict[str, Any]]) -> int:
+        """Go on from ``step`` with this history."""
+        self.history = history
+        self.reached = self._reached_in_history()
+        self.evaluate_seconds = history[-1]["evaluate_seconds"] if history else 0.0
+        return step
+
+    def _go_back(self, step: int) -> int:
+        """To the last checkpoint, since ``step`` came out wrong; where to go on."""
+        run = self.run
+        self.keeper.wait()
+        saved, _ = checkpoint.find(self.keeper.folder, run.worker) if self.keeper.folder else (None, [])
+        if saved is None:
+            raise FloatingPointError(f"{run.faults.messages[-1]}, but there is no checkpoint: {REMEDY}")
+        before = run.faults.state()
+        start = self._take_up(*checkpoint.load(run, saved, again=True))
+        run.faults.gone_back(step, before)
+        return start
+
+    def _leave(self, step: int) -> NoReturn:
+        """Save, and stop for a signal."""
+        self.keeper.save(step, self.history, self._best_step(), wait=True)
+        kept = self.keeper.saved
+        where = (
+            f"saved at step {step}" if not self.keeper.failed else f"step {step} could not be saved ({self.keeper.failed})"
+        )
+        if self.keeper.failed and kept is not None:
+            where += f", step {kept} was"
+        raise Interrupted(f"{self.interruption.asked or 'another worker'}: {where}")
+
+    def _tell(self) -> None:
+        """Show and record what went wrong since the last look."""
+        messages = self.run.faults.messages
+        while self._told < len(messages):
+            if self.progress:
+                self.progress.note(f"note: {messages[self._told]}")
+            if self.folder:
+                self.folder.event("fault", {"message": messages[self._told]})
+            self._told += 1
 
     def result(self, tricks: Tricks, test: Any) -> Result:
         """The result; the test set is read here, once."""
@@ -109,7 +188,8 @@ class Recorder:
         metrics = {key: value for key, value in last.items() if key.startswith("valid_")}
         if test is not None:
             metrics |= {f"test_{key}": value for key, value in self._evaluate(test).items()}
-        applied = int(last.get("step", 0))
+        passed_over = run.faults.not_applied
+        applied = int(last.get("step", 0)) - passed_over
         shown = range(0, run.total_steps, max(1, run.total_steps // 400))
         momentum = run.rates.momentum
         return Result(
@@ -123,7 +203,7 @@ class Recorder:
                 "planned": run.total_steps,
                 "applied": applied,
                 "skipped": run.skipped,
-                "nonfinite": run.meter.nonfinite,
+                "nonfinite": run.meter.nonfinite + passed_over,
             },
             schedule={
                 "step": list(shown),
@@ -132,7 +212,7 @@ class Recorder:
             },
             tricks=tricks,
             why=run.why,
-            notes=run.notes,
+            notes=[*run.notes, *run.faults.messages],
         )
 
     def _out_of_time(self, planned: bool) -> bool:
@@ -157,26 +237,60 @@ class Recorder:
         accuracy = averages.get("train_accuracy", averages.get("train_accuracy_mixed"))
         self.progress.update(event.step, epoch=event.epoch, loss=loss, accuracy=accuracy, images_per_second=rate)
 
-    def _record(self, event: Step) -> None:
+    def _record(self, step: int) -> None:
+        """Evaluate after ``step``, and add a record to the history."""
         run = self.run
-        epoch = event.step / run.source.steps_per_epoch
-        record: dict[str, Any] = {"epoch": int(epoch) if epoch == int(epoch) else round(epoch, 3), "step": event.step}
+        epoch = step / run.source.steps_per_epoch
+        record: dict[str, Any] = {"epoch": int(epoch) if epoch == int(epoch) else round(epoch, 3), "step": step}
         record |= run.meter.read()
-        run.meter.reset()
         check_replicas(run.model)
         if self.valid is not None:
-            record |= {f"valid_{key}": value for key, value in self._evaluate(self.valid).items()}
-            _switch(run.optimizer, "train")
-        record |= {"learning_rate": event.learning_rate, "train_seconds": run.clock.train_seconds}
+            record |= {f"valid_{key}": value for key, value in self._validate(step).items()}
+        run.meter.reset()
+        learning_rate = float(run.optimizer.param_groups[-1]["lr"])
+        record |= {"learning_rate": learning_rate, "train_seconds": run.clock.train_seconds}
         record["evaluate_seconds"] = self.evaluate_seconds
+        self._notice_divergence(record)
         self.history.append(record)
         if self.progress:
             self.progress.epoch_line(record)
         self.reached = self._reached_in_history()
         if self.folder:
             self.folder.event("epoch", record)
-        if self.checkpoints:
-            checkpoint.save(run, event.step, self.history, self.checkpoints)
+
+    def _validate(self, step: int) -> dict[str, float]:
+        """On ``valid``; a signal does not wait for it, and the checkpoint is one that evaluates first. Several workers, who
+        would have to agree on that, end the evaluation."""
+        try:
+            with self.interruption.at_once() if self.run.worker.size == 1 else nullcontext():
+                return self._evaluate(self.valid)
+        except Interrupted:
+            _switch(self.run.optimizer, "train")
+            self._leave(step)
+        finally:
+            _switch(self.run.optimizer, "train")
+
+    def _notice_divergence(self, record: dict[str, Any]) -> None:
+        """Say once when the training loss is far above what it was."""
+        losses = [(r["train_loss"], r["epoch"]) for r in self.history if math.isfinite(r.get("train_loss", math.nan))]
+        if not losses or self._diverged:
+            return
+        (best, when), now = min(losses), record["train_loss"]
+        if now > best + max(abs(best), DIVERGED * (losses[0][0] - best)) or not math.isfinite(now):
+            self._diverged = True
+            self.run.faults.say(
+                f"diverging: the training loss is {now:.3g} at epoch {record['epoch']}, after {best:.3g} at epoch {when}: "
+                f"lower the learning rate ({record['learning_rate']:.3g} here)"
+            )
+
+    def _best_step(self) -> int | None:
+        """The step of the best evaluation so far."""
+        metric = self.goal[0] if self.goal else "valid_accuracy"
+        metric = metric if any(metric in record for record in self.history) else "valid_loss"
+        known = [r for r in self.history if math.isfinite(r.get(metric, math.nan))]
+        sign = -1 if _lower_is_better(metric) else 1
+        best = max(known, key=lambda record: sign * record[metric], default=None)
+        return None if best is None else int(best["step"])
 
     def _reached_in_history(self) -> float | None:
         reached = (r["train_seconds"] for r in self.history if self.goal and _reaches(self.goal, r))
@@ -230,8 +344,11 @@ def _reaches(goal: tuple[str, float], record: dict[str, Any]) -> bool:
     if metric not in record:
         known = ", ".join(key for key in record if key.startswith("valid_"))
         raise InputError(f"target metric {metric!r} has no meaning here: this run measures {known}")
-    lower = any(word in metric for word in LOWER_IS_BETTER)
-    return bool(record[metric] <= value if lower else record[metric] >= value)
+    return bool(record[metric] <= value if _lower_is_better(metric) else record[metric] >= value)
+
+
+def _lower_is_better(metric: str) -> bool:
+    return any(word in metric for word in LOWER_IS_BETTER)
 
 
 def trick_rows(result: Result, reasons: dict[str, str]) -> list[dict[str, Any]]:

@@ -7,22 +7,25 @@ import json
 import math
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from heptane.errors import InputError
+from heptane.storage import remove, write_text
 
 if TYPE_CHECKING:
     from heptane.assemble import Run
     from heptane.result import Result
 
 SCHEMA = 1
-FINISHED = ("step-*.safetensors", "step-*.parts")
-CHECKPOINTS = (*FINISHED, ".step-*.safetensors.*", ".step-*.parts")  # those: left by a process killed while writing
+CHECKPOINTS = ("step-" + 9 * "[0-9]" + "*", ".step-*")  # those: left by a process killed while writing
 JOB = "job"
+LOCK, HOLDER = ".lock", ".lock.json"
+DYING_SECONDS = 15.0  # for which what a killed run has started may outlive it, and hold its lock
 OWN = ("result.json", "race.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml", "checkpoints")
 LEAST_FREE_BYTES = 64 << 20
 
@@ -50,6 +53,9 @@ class RunFolder:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"cannot write to {str(self.path)!r} ({reason}): choose another folder") from None
+        self._lock = _locked(self.path)
+        self.unwritten = ""
+        """why a line of ``events.jsonl`` or a file of the result could not be written"""
         if force and not resume:
             self._clear()
         if job := this_job():
@@ -63,11 +69,26 @@ class RunFolder:
 
     def event(self, kind: str, facts: dict[str, Any]) -> None:
         """Add a line to ``events.jsonl``."""
-        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), "event": kind, **clean(facts)}) + "\n")
+        try:
+            with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": time.time(), "event": kind, **clean(facts)}) + "\n")
+        except OSError as error:  # a full disk stops no training
+            self.unwritten = f"{self.path / 'events.jsonl'} ({error.strerror})"
+
+    def close(self) -> None:
+        """Let another run have the folder."""
+        if self._lock is not None:
+            for name in (HOLDER, LOCK):
+                (self.path / name).unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
 
     def finish(self, result: Result, run: Run, about: dict[str, Any]) -> dict[str, Any]:
-        """Write the weights, the result and the report; return the result's record."""
+        """Write the weights, the result and the report; return the result's record.
+
+        Raises:
+            OSError: one of them could not be written; what was there before is still there.
+        """
         from heptane.checkpoint import save_model
         from heptane.report.html import write_report
 
@@ -153,14 +174,6 @@ def check_folder(folder: Any, *, force: bool = False, resume: bool = False) -> P
     return path
 
 
-def remove(path: Path) -> None:
-    """A file or a folder of ours, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def this_job() -> str:
     """The elastic job that this process is a worker of; empty for none."""
     job = os.environ.get("TORCHELASTIC_RUN_ID", "")
@@ -177,15 +190,54 @@ def goes_on(folder: Any) -> bool:
         return False
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file aside, then rename: never half a file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+def _locked(path: Path) -> Any:
+    """The lock on a run's folder; None where the file system has none. The system lets go of a dead process's lock."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path / LOCK)
     try:
-        # A folder's name that is not valid UTF-8 arrives with lone surrogates, which no file can hold.
-        aside.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder(path)
+        if alive(who):
+            _refuse(path, who)
+        try:  # its data loader's processes have a few seconds to find out
+            lock.acquire(timeout=DYING_SECONDS)
+        except Timeout:
+            _refuse(path, who)
+    except (NotImplementedError, OSError):
+        return None
+    here = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    with contextlib.suppress(OSError):
+        (path / HOLDER).write_text(json.dumps(here))
+    return lock
+
+
+def holder(path: Path) -> dict[str, Any]:
+    """Who works on a run's folder, as far as it is known."""
+    try:
+        found = json.loads((path / HOLDER).read_text())
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def alive(who: dict[str, Any]) -> bool:
+    """Whether the process that took a lock is known to live, or cannot be asked, since it is on another host."""
+    if who.get("host") != socket.gethostname() or not isinstance(who.get("pid"), int) or who["pid"] <= 0:
+        return who.get("host") is not None
+    try:
+        os.kill(who["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _refuse(path: Path, who: dict[str, Any]) -> NoReturn:
+    known = f" (process {who['pid']} on {who['host']}, since {who['since']})" if {"pid", "host", "since"} <= set(who) else ""
+    raise InputError(f"another run is working in {path}{known}: wait for it, stop it, or choose another folder")
 
 
 def clean(value: Any) -> Any:

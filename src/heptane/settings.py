@@ -65,6 +65,14 @@ class Settings:
     """How often to evaluate, in epochs, above 0."""
     compile: bool = False
     """Compile the model with torch.compile; compiling is on the clock."""
+    checkpoint_every: str | None = None
+    """How often to save: a number of steps, or a time such as 90s or 5m. Default: at each evaluation."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay, at least 1; the best one stays too."""
+    on_nan: str = "skip"
+    """Where gradients are not finite: skip the step, stop, or rewind to the last checkpoint and go on past the batch."""
+    nan_limit: int = 10
+    """After so many of these steps in a row the run stops, at least 1."""
     device: str | None = None
     """Such as cpu or cuda. Default: the GPU where there is one."""
 
@@ -77,6 +85,9 @@ class Settings:
         check_range("seed", self.seed, 0, 2**31, whole=True)
         check_range("evaluate_every_epochs", self.evaluate_every_epochs, 0, low_open=True)
         check_choice("augment", self.augment, AUGMENTS)
+        check_choice("on_nan", self.on_nan, ("skip", "stop", "rewind"))
+        check_range("nan_limit", self.nan_limit, 1, whole=True)
+        check_range("keep_checkpoints", self.keep_checkpoints, 1, whole=True)
         for name, low_open, high in (("lr", True, 1e6), ("clip_norm", True, 1e30), ("target", False, 1.0)):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 0, high, low_open=low_open)

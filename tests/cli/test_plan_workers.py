@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_the_model_is_left_as_it_was_and_frozen_layers_send_nothing() -> None:
     model[0].requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     data = torch.randn(64, 4), torch.randint(0, 2, (64,))
-    sgd = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
+    sgd = partial(torch.optim.SGD, lr=0.1)
     _, cost, _ = plan(model, data, [2], optimizer=sgd, epochs=1, batch_size=32)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert sum(cost.buckets) == 4 * (8 + 8 + 16 + 2)

@@ -32,6 +32,8 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
         raise InputError("--target is missing: pass one, such as --target 0.9, or a time, such as --accuracy 60s")
     if settings.target is not None and own.accuracy is not None:
         raise InputError(f"--target {settings.target:g} and --accuracy {own.accuracy} are two races: leave one out")
+    if settings.on_nan == "rewind":
+        raise InputError("--on-nan rewind goes back to checkpoints, and the runs of a race keep none: use skip or stop")
     out = out_folder(settings, flags)
     data = load(settings, flags)
     settings = replace(settings, model=settings.model or default_model(data))

@@ -158,12 +158,19 @@ def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argpa
             **arguments(settings),
             progress=True,
             force=flags.force,
+            checkpoint_every=settings.checkpoint_every,
+            keep_checkpoints=settings.keep_checkpoints,
             about=about,
             started=process_start(),
         )
-    except KeyboardInterrupt:
-        print(f"heptane: interrupted; go on with: heptane train --resume {shlex.quote(str(out))}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if is_first():
+            what = str(error) or "interrupted"
+            print(f"heptane: {what}; go on with: heptane train --resume {shlex.quote(str(out))}", file=sys.stderr)
         return 130
+    if not (out / "result.json").exists() and is_first():
+        print(f"heptane: {result.notes[-1]}", file=sys.stderr)
+        return 1
     if is_first():
         summary(read_result(out))
     if settings.target is not None and result.reached is None:
@@ -193,6 +200,8 @@ def arguments(settings: Settings) -> dict[str, Any]:
         "evaluate_every_epochs": settings.evaluate_every_epochs,
         "compile": settings.compile,
         "device": settings.device,
+        "on_nan": settings.on_nan,
+        "nan_limit": settings.nan_limit,
     }
 
 

@@ -86,6 +86,11 @@ class Batch:
         self._place, self._step = place, step
         self._draws: torch.Tensor | None = None
 
+    @property
+    def indices(self) -> list[int] | None:
+        """Which samples of the training data these are; None where only a loader knows."""
+        return None if self._indices is None else self._indices.tolist()
+
     def take(self, positions: Positions) -> tuple[Any, Any]:
         """Inputs and targets at ``positions`` of the global batch, on the device."""
         inputs, targets = (self._gather(part, positions) for part in self._data)

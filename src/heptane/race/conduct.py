@@ -23,13 +23,15 @@ from heptane.race.tuning import FIRST_LENGTH, LENGTH_STEP, RATE_STEP, Tuning, cl
 from heptane.report import duration
 from heptane.report.live import LiveTable
 from heptane.report.race import write_race_report
-from heptane.run_folder import RunFolder, clean, write_text
+from heptane.run_folder import RunFolder, clean
+from heptane.storage import write_text
 from heptane.tricks import Tricks
 
 SCHEMA = 1
 TUNING_SEED = 2**30  # its runs do not race
 CAP = 1.5  # an arm stops at so many times the seconds of the arm that it is compared with: it can only be slower
 TUNING_SHARE = 0.4  # of a budget, at most
+BUDGET = "the budget"  # how the note of a run begins that it left out or cut short
 SPARE = 0.97  # of a fixed time: what a planned length may take
 
 
@@ -150,7 +152,7 @@ class Conduct:
             best = [t.seconds for (name, *_), t in self.trials.items() if name == arm.name and t.seconds is not None]
             best = best if knob != "epochs" else []
             if self._left() <= 0:
-                return Attempt(TUNING_SEED + again, NOT_RUN, note="the budget was spent")
+                return Attempt(TUNING_SEED + again, NOT_RUN, note=f"{BUDGET} was spent")
             limit = min([*best, self._left() * TUNING_SHARE], default=math.inf)
             if self.table:
                 self.table.tuning(arm, knob, value)
@@ -206,14 +208,24 @@ class Conduct:
             made = Attempt(
                 seed, NOT_RUN, note=f"{arm.trick} changes nothing here: it would repeat {other}".replace("_", " ")
             )
-        elif self._left() <= 0 or self._left() < 0.5 * self._expected(arm):
-            made = Attempt(seed, NOT_RUN, note="the budget would not have been enough")
+        elif self._too_late(arm, seed):
+            made = Attempt(seed, NOT_RUN, note=f"{BUDGET} would not have been enough")
         else:
             made = self._timed(arm, seed)
         self.runs[arm.name, seed] = made
         self._save("running")
         if self.table:
             self.table.done(arm, made)
+
+    def _too_late(self, arm: Arm, seed: int) -> bool:
+        """Whether too little of the budget is left to learn anything: a seed that would not be complete is not begun, but
+        plain is let run after all, which it may outlast."""
+        left, every = self._left(), self.runs.get((ALL, seed))
+        if arm.name == PLAIN and every and every.seconds is not None:
+            return left <= every.seconds
+        earlier = [run for (_, other), run in self.runs.items() if other < seed]
+        cut = any(run.status == NOT_RUN and run.note.startswith(BUDGET) for run in earlier)
+        return cut or left <= 0 or left < 0.5 * self._expected(arm)
 
     def _repeats(self, arm: Arm) -> bool:
         """Whether the trick that this arm is about was measured to be off here, so that it can tell nothing."""
@@ -233,7 +245,7 @@ class Conduct:
         if made.status == STOPPED:
             seconds = made.clocks["train"]
             if left < cap:  # nobody knows how long it would have taken
-                return replace(made, status=NOT_RUN, note=f"the budget ended after {duration(seconds)} of training")
+                return replace(made, status=NOT_RUN, note=f"{BUDGET} ended after {duration(seconds)} of training")
             what = f"{CAP:g} times plain's time" if arm.adds else f"plain's time and {CAP:g} times that of all"
             return replace(made, note=f"stopped after {duration(seconds)}, over {what}: it can only be slower")
         return made

@@ -96,6 +96,24 @@ def all_sum(value: torch.Tensor, worker: Worker) -> torch.Tensor:
     return value
 
 
+def from_all(value: Any, worker: Worker) -> list[Any]:
+    """What every worker gives, in the order of their ranks."""
+    found = [value] * worker.size
+    if worker.size > 1:
+        torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def any_of(flags: list[bool], worker: Worker) -> list[bool]:
+    """For each flag whether some worker has raised it: one small message on the CPU, which no GPU waits for."""
+    if worker.size == 1:
+        return flags
+    device = "cpu" if "gloo" in str(torch.distributed.get_backend_config()) else "cuda"
+    together = torch.tensor(flags, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in together.tolist()]
+
+
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether the workers each hold a part of ``model``."""
     if this_worker().size == 1:
@@ -170,7 +188,6 @@ class DataParallel:
     """How long a worker waits for another before it gives up and says for which, in seconds, above 0."""
     restarts: int = 0
     """How often the workers are started again from the last checkpoint after one has died; under torchrun, its own flag."""
-
     keep: str = "batch"
     """When the number of workers changes on the way: batch keeps the global batch and the rate; share keeps each worker's
     share of it, and the rate follows by the optimizer's rule."""

@@ -40,6 +40,7 @@ class Precision:
     name = "fp32"
     retries = False  # whether a step may come out as not applied
     exhausted = False  # whether the step that was not applied cannot be helped by a lower scale
+    guard = False  # whether to look at the gradients before the step
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of the forward pass."""
@@ -59,13 +60,16 @@ class Precision:
         clip_norm: float | None = None,
         parameters: Iterable[torch.Tensor] | None = None,
     ) -> bool:
-        """Unscale, clip once, step; False if the step was not applied.
+        """Unscale, clip once, step; False if the step was not applied, since the gradients are not finite.
 
         Args:
             optimizer: holds the parameters that step.
             clip_norm: largest norm of all gradients together, above 0; None does not clip.
             parameters: the optimizer's, in the order in which their norms are to be added; None is its own order.
         """
+        self.exhausted = self.guard and not all_finite(parameters or _parameters(optimizer))
+        if self.exhausted:
+            return False
         _clip(optimizer, clip_norm, parameters)
         optimizer.step()
         return True
@@ -262,15 +266,23 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def all_finite(parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether the gradients are, of all workers together; they are the same in each, or parts of one."""
+    return _all_finite([p.grad for p in parameters if p.grad is not None])
+
+
 def _all_finite(gradients: list[torch.Tensor]) -> bool:
     # The largest magnitude, not the Euclidean norm, which overflows where every element is finite.
     stored = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    parts = [g.to_local() for g in stored if hasattr(g, "to_local")]
-    stored = parts or [g for g in stored if g.numel()]
+    sharded = any(hasattr(g, "to_local") for g in stored)
+    stored = [g.to_local() if hasattr(g, "to_local") else g for g in stored]
+    device = stored[0].device if stored else torch.device("cpu")
     stored = [g for g in stored if g.numel()]
-    finite = not stored or bool(torch.isfinite(torch.stack(torch._foreach_norm(stored, math.inf))).all())
-    if parts:  # each worker sees its part of a sharded model, and all must decide alike
-        agreed = torch.tensor(float(finite), device=parts[0].device)
+    alike = len({(g.dtype, g.device) for g in stored}) == 1
+    largest = list(torch._foreach_norm(stored, math.inf)) if stored else []
+    finite = bool(torch.stack(largest).isfinite().all()) if alike else all(bool(norm.isfinite()) for norm in largest)
+    if sharded:  # each worker sees its part of the model, and all must decide alike
+        agreed = torch.tensor(float(finite), device=device)
         torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
         finite = bool(agreed)
     return finite

@@ -1,0 +1,178 @@
+"""Numbers that are not finite: the step is not applied, where it began is found, and the run skips it, stops or rewinds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from heptane._lazy import torch
+from heptane.data.batches import Batch, each
+from heptane.randomness import seed_torch
+
+if TYPE_CHECKING:
+    from heptane.assemble import Run
+
+ON_NAN = ("skip", "stop", "rewind")
+SHOWN_SAMPLES = 8
+MOST_MESSAGES = 100
+REMEDY = "lower the learning rate, clip gradients (clip_norm=1.0), or look at the inputs of that step"
+
+
+class Rewind(Exception):
+    """Go back to the last checkpoint, and past this step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+@dataclass
+class Faults:
+    """What went wrong so far, and what is done about it.
+
+    Args:
+        on_nan: skip (the step is not applied, the next batch comes), stop, or rewind (to the last checkpoint, then past it).
+        limit: after so many in a row the run stops.
+    """
+
+    on_nan: str = "skip"
+    limit: int = 10
+    passed_over: set[int] = field(default_factory=set)
+    """steps that are not tried again"""
+    not_applied: int = 0
+    messages: list[str] = field(default_factory=list)
+    """what happened, in order: for the report"""
+    _in_a_row: int = 0
+    _first: str = ""
+
+    def nonfinite(self, run: Run, batch: Batch, step: int) -> None:
+        """The gradients of ``step`` are not finite, and no lower loss scale helps.
+
+        Raises:
+            FloatingPointError: the run is to stop.
+            Rewind: it is to go back.
+        """
+        self._in_a_row += 1
+        if self._in_a_row == 1:
+            self._first = f"step {step}: the gradients are not finite; {where_it_began(run, batch, step)}"
+        stops = self.on_nan == "stop" or self._in_a_row >= self.limit
+        if stops:
+            many = f"{self._in_a_row} steps in a row, the first at " if self._in_a_row > 1 else ""
+            fp16 = ", or compute in bf16 (mixed_precision.dtype='bf16')" if run.precision.name == "fp16" else ""
+            raise FloatingPointError(f"{many}{self._first}: {REMEDY}{fp16}")
+        self.not_applied += 1
+        self.passed_over.add(step)
+        how = "passed over" if self.on_nan == "skip" else "went back to the last checkpoint, then past it"
+        self.say(f"step {step}: the gradients are not finite, {how}" if self._in_a_row > 1 else f"{self._first}; {how}")
+        if self.on_nan == "rewind":
+            raise Rewind(step)
+
+    def fine(self) -> None:
+        """A step was applied."""
+        self._in_a_row = 0
+
+    def say(self, message: str) -> None:
+        """Remember what happened."""
+        if len(self.messages) < MOST_MESSAGES:
+            self.messages.append(message)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "passed_over": sorted(self.passed_over),
+            "not_applied": self.not_applied,
+            "messages": list(self.messages),
+            "in_a_row": [self._in_a_row, self._first],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """What :meth:`state` gave."""
+        self.passed_over, self.not_applied = set(state["passed_over"]), state["not_applied"]
+        self.messages = list(state["messages"])
+        self._in_a_row, self._first = state["in_a_row"]
+
+    def gone_back(self, step: int, before: dict[str, Any]) -> None:
+        """After the checkpoint was loaded: what is known from the time that was undone."""
+        self.passed_over |= {*before["passed_over"], step}
+        self.not_applied, self.messages = before["not_applied"], before["messages"]
+        self._in_a_row, self._first = before["in_a_row"]
+
+
+def where_it_began(run: Run, batch: Batch, step: int) -> str:
+    """The first layer whose output is not finite, or the last through which the gradients came back so; and the samples.
+
+    The step's forward pass once more, from the same state and draws. Buffers are for the caller to put back.
+    """
+    share = run.worker.share(batch.size)
+    share = share if share.stop > share.start else slice(0, 1)
+    order: list[str] = []
+    found: list[tuple[str, list[int]]] = []
+
+    def look(name: str, kind: str) -> Any:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            order.append(name)
+            if not found and (rows := nonfinite_rows(output, share.stop - share.start)) is not None:
+                found.append((f"it began in the output of layer {name!r} ({kind})" if name else "in the output", rows))
+
+        return hook
+
+    seed_torch(run.plan.seed, step, run.worker.rank)
+    inputs, targets = run.mix.take(batch, share, step)
+    if (rows := nonfinite_rows(inputs, share.stop - share.start)) is not None:
+        return f"its inputs are not{_samples(batch, share, rows)}"
+    hooks = []
+    try:
+        for name, module in run.model.named_modules():
+            if not any(True for _ in module.children()):
+                hooks.append(module.register_forward_hook(look(name, type(module).__name__)))
+        with torch.no_grad(), run.precision.autocast():
+            output = run.precision.full(run.model(inputs))
+            loss = run.criterion.mean(output, targets)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if found:
+        return found[0][0] + _samples(batch, share, found[0][1])
+    if not bool(loss.isfinite()):
+        return f"it began in the loss{_samples(batch, share, [])}"
+    bad = [
+        name.rpartition(".")[0]
+        for name, p in run.model.named_parameters()
+        if p.grad is not None and not bool(_local(p.grad).isfinite().all())
+    ]
+    last = max(bad, key=lambda name: order.index(name) if name in order else -1, default="")
+    return f"it began on the way back, at layer {last!r}{_samples(batch, share, [])}"
+
+
+def nonfinite_rows(data: Any, size: int) -> list[int] | None:
+    """Which of ``size`` rows hold NaN or infinity, or an empty list where rows cannot be told; None where all is finite."""
+    bad: list[torch.Tensor] = []
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            bad.append(tensor)
+        return tensor
+
+    each(look, data)
+    if not bad:
+        return None
+    if bad[0].ndim == 0 or len(bad[0]) != size:
+        return []
+    rows: list[int] = (~bad[0].isfinite()).reshape(size, -1).any(1).nonzero().flatten().tolist()
+    return rows if len(rows) < size else []
+
+
+def _samples(batch: Batch, share: slice, rows: list[int]) -> str:
+    """``; samples 5, 7``: those at fault, or of the whole batch where nobody knows which."""
+    known = batch.indices
+    if known is None:
+        at = ", ".join(str(share.start + row) for row in rows[:SHOWN_SAMPLES])
+        return f"; at {at} of its batch" if rows else ""
+    chosen = [known[share.start + row] for row in rows] or known
+    shown = ", ".join(map(str, chosen[:SHOWN_SAMPLES])) + (", ..." if len(chosen) > SHOWN_SAMPLES else "")
+    return f"; sample{'s' if len(chosen) > 1 else ''} {shown}"
+
+
+def _local(gradient: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return found.coalesce().values() if found.is_sparse else found

@@ -1,0 +1,151 @@
+"""Files that are whole or not there: written aside, synced, renamed, and checked by a checksum when they are read.
+
+A *sealed* folder holds files and ``facts.json``, which has the size and SHA-256 of each of them and of itself. All writing
+goes through :func:`write_file`, so a disk that is full or a process that is killed leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+FACTS = "facts.json"
+PIECE = 1 << 22  # bytes written or read at a time
+MOST_FACTS_BYTES = 1 << 28
+
+
+class Damaged(ValueError):
+    """What was stored is not what is there now; the message says what differs."""
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a new file and wait until it is on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(descriptor, left[:PIECE]) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """``path`` with new content, or as it was."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_file(aside, content)
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """``path`` with new text, or as it was."""
+    # A folder's name that is not valid UTF-8 arrives with lone surrogates, which no file can hold.
+    replace_file(path, text.encode("utf-8", errors="replace"))
+
+
+def seal(aside: Path, path: Path, facts: dict[str, Any], checksums: dict[str, list[Any]] | None = None) -> None:
+    """Add ``facts`` to the folder ``aside``, whose files are written, and give it its name.
+
+    Args:
+        checksums: of the files, where they are known.
+    """
+    if checksums is None:
+        checksums = {part.name: checksum(part) for part in sorted(aside.iterdir())}
+    body = {"files": checksums, "facts": facts}
+    write_file(aside / FACTS, json.dumps({"sha256": _of_body(body), **body}).encode())
+    sync_folder(aside)
+    remove(path)
+    os.replace(aside, path)
+    sync_folder(path.parent)
+
+
+def read_facts(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The facts of a sealed folder, and the sizes and checksums of its files, which are not read yet.
+
+    Raises:
+        Damaged: they are not as they were written.
+    """
+    try:
+        if (path / FACTS).stat().st_size > MOST_FACTS_BYTES:
+            raise Damaged(f"{FACTS} is larger than {MOST_FACTS_BYTES >> 20} MiB")
+        found = json.loads((path / FACTS).read_bytes())
+        body = {"files": found["files"], "facts": found["facts"]}
+        if found["sha256"] != _of_body(body):
+            raise Damaged(f"{FACTS} was altered")
+        return dict(body["facts"]), dict(body["files"])
+    except Damaged:
+        raise
+    except OSError as error:
+        raise Damaged(f"{FACTS}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"{FACTS} is not what was written ({type(error).__name__})") from None
+
+
+def check_files(path: Path, files: dict[str, list[Any]]) -> None:
+    """Compare the files of a sealed folder with their checksums.
+
+    Raises:
+        Damaged: one is missing, torn or altered.
+    """
+    for name, wanted in files.items():
+        part = path / name
+        if os.path.basename(name) != name or part.is_symlink():
+            raise Damaged(f"{name!r} is not a file of the folder")
+        try:
+            found = checksum(part) if part.stat().st_size == wanted[0] else [part.stat().st_size]
+        except OSError as error:
+            raise Damaged(f"{name}: {error.strerror}") from None
+        if found[0] != wanted[0]:
+            raise Damaged(f"{name} has {found[0]} of {wanted[0]} bytes")
+        if found != wanted:
+            raise Damaged(f"{name} was altered")
+
+
+def checksum(path: Path) -> list[Any]:
+    """The size of a file in bytes, and its SHA-256."""
+    found, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE):
+            found.update(piece)
+            size += len(piece)
+    return [size, found.hexdigest()]
+
+
+def sync(path: Path) -> None:
+    """Wait until a file that somebody else wrote is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk; where folders cannot be synced, names are written anyway."""
+    with contextlib.suppress(PermissionError):
+        sync(path)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder of ours, if it is there; a folder loses its name first, so it is never seen half removed."""
+    if path.is_dir() and not path.is_symlink():
+        if not path.name.startswith("."):
+            aside = path.with_name(f".{path.name}.old")
+            shutil.rmtree(aside, ignore_errors=True)
+            path = path.rename(aside)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _of_body(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body).encode()).hexdigest()
