@@ -293,9 +293,8 @@ def torture(runs: int, seed: int = 0, say: Callable[[str], None] = lambda _: Non
             kills.append(times)
             if different:
                 wrong.append({"run": index, "case": name, "different": different})
-            say(
-                f"{index + 1}/{runs} {name}: killed {times} times, {'DIFFERS in ' + ', '.join(different) if different else 'equal'}"
-            )
+            verdict = f"DIFFERS: {', '.join(different)}" if different else "equal"
+            say(f"{index + 1}/{runs} {name}: killed {times} times, {verdict}")
             shutil.rmtree(root / str(index), ignore_errors=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)

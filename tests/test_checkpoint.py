@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -258,10 +259,8 @@ def test_whichever_call_to_the_disk_fails_the_last_good_checkpoint_loads(tmp_pat
         older = checkpoint.save(first, 1, [], folder)
         with pytest.MonkeyPatch.context() as monkeypatch:
             disk = Disk(monkeypatch, fail)
-            try:
+            with contextlib.suppress(OSError):
                 checkpoint.save(second, 2, [], folder)
-            except OSError as error:
-                assert "No space" in str(error)
         saved, notes = checkpoint.find(folder)
         assert saved is not None
         assert notes == []

@@ -77,7 +77,7 @@ def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path, keep:
 
 
 def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
-    """Everything that a run needs to go on from ``step``. All workers must call it; of a sharded one each holds its parts."""
+    """Everything that a run needs to go on from ``step``. All workers must call it; if sharded, each holds its parts."""
     if run.outline is not None:
         share_buffers(run.model)  # which worker's copy the library stores is its own choice
     tensors: dict[str, torch.Tensor] = {}

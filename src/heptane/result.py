@@ -169,6 +169,8 @@ class Recorder:
         )
         if self.keeper.failed and kept is not None:
             where += f", step {kept} was"
+        if self.folder:
+            self.folder.event("interrupted", {"step": step, "signal": self.interruption.asked, "saved": kept})
         raise Interrupted(f"{self.interruption.asked or 'another worker'}: {where}")
 
     def _tell(self) -> None:

@@ -1,0 +1,206 @@
+"""Numbers that are not finite: the step is not applied, where it began is named, and the run skips, stops or rewinds."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import make_images, mlp
+from torch.utils.data import DataLoader, TensorDataset
+
+import heptane as hp
+from heptane.assemble import assemble
+from heptane.loop import steps
+
+X, Y = make_images(48)
+sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+BAD_SAMPLE = 7
+BAD_STEP = hp.order(48, 0, 0).tolist().index(BAD_SAMPLE) // 16
+
+
+def spoilt(value: float = math.nan) -> tuple[torch.Tensor, torch.Tensor]:
+    """One sample turns bad after the data was looked at, as a file does that is read anew."""
+    x = X.clone()
+    x[BAD_SAMPLE, 0, 0, 0] = value
+    return x, Y
+
+
+class Turns(torch.nn.Module):
+    """Its first layer gives NaN for samples whose first pixel is above 100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        nn = torch.nn
+        self.norm, self.flat, self.first, self.head = nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(self.flat(self.norm(x) * torch.where(x[:, :1, :1, :1] > 100, math.nan, 1.0)))
+        out: torch.Tensor = self.head(hidden)
+        return out
+
+
+def fit(model: torch.nn.Module, data: Any, **settings: Any) -> hp.Result:
+    settings = {"optimizer": sgd, "epochs": 4, "batch_size": 16, "device": "cpu", **settings}
+    return hp.fit(model, data, **settings)
+
+
+def test_a_bad_batch_is_passed_over_as_if_it_had_not_been_there() -> None:
+    model = Turns()
+    result = fit(model, spoilt(200.0))
+    by_hand, (x, y) = Turns(), spoilt(200.0)
+    optimizer, step = sgd(by_hand.parameters()), 0
+    for epoch in range(4):
+        for chosen in hp.order(48, 0, epoch).split(16):
+            step += 1
+            if BAD_SAMPLE in chosen:
+                continue
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(by_hand(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+    for (name, ours), theirs in zip(model.state_dict().items(), by_hand.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert result.steps == {"planned": 12, "applied": 8, "skipped": 0, "nonfinite": 4}
+    assert all(math.isfinite(record["train_loss"]) for record in result.history)
+    assert "the gradients are not finite; it began in the output of layer 'flat' (Flatten)" in result.notes[-4]
+    assert f"; sample {BAD_SAMPLE}; passed over" in result.notes[-4]
+
+
+def test_stop_stops_before_anything_is_spoilt_and_says_where_and_what_to_try() -> None:
+    model = Turns()
+    with pytest.raises(FloatingPointError) as caught:
+        fit(model, spoilt(200.0), on_nan="stop")
+    assert str(caught.value) == (
+        f"step {BAD_STEP}: the gradients are not finite; it began "
+        f"in the output of layer 'flat' (Flatten); sample {BAD_SAMPLE}: lower the learning rate, clip gradients "
+        "(clip_norm=1.0), or look at the inputs of that step"
+    )
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_after_so_many_in_a_row_it_stops_and_names_the_first() -> None:
+    x = X.clone()
+    x[:, 0, 0, 0] = 200.0
+    with pytest.raises(
+        FloatingPointError, match=r"^3 steps in a row, the first at step 0: .*'flat'.*; samples \d+, .*, \.\.\.:"
+    ):
+        fit(Turns(), (x, Y), nan_limit=3)
+
+
+class Rooted(torch.nn.Module):
+    """Its loss is finite, and its gradient is not: the slope of a root at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.flat, self.low, self.head = torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head((self.low(self.flat(x)) * 0).abs().sqrt())
+        return out
+
+
+def test_what_goes_wrong_on_the_way_back_is_found_too() -> None:
+    with pytest.raises(
+        FloatingPointError, match=r"^step 0: the gradients are not finite; it began on the way back, at layer 'low'"
+    ):
+        fit(Rooted(), (X, Y), on_nan="stop")
+
+
+def test_inputs_that_turn_bad_are_named_by_their_samples() -> None:
+    data = spoilt()
+    run = assemble(mlp(), (X.clone(), Y), optimizer=sgd, epochs=1, batch_size=48, on_nan="stop", device="cpu")
+    run.source.inputs[BAD_SAMPLE] = data[0][BAD_SAMPLE]
+    with pytest.raises(FloatingPointError, match=rf"its inputs are not; sample {BAD_SAMPLE}:"):
+        next(steps(run))
+
+
+def test_of_a_loaders_batch_the_place_in_it_is_named() -> None:
+    loader = DataLoader(TensorDataset(*spoilt(200.0)), 48)
+    where = BAD_SAMPLE
+    with pytest.raises(FloatingPointError, match=rf"'flat' \(Flatten\); at {where} of its batch:"):
+        fit(Turns(), loader, batch_size=None, on_nan="stop")
+
+
+def test_rewinding_goes_back_to_the_last_checkpoint_and_past_the_batch(tmp_path: Path) -> None:
+    result = fit(Turns(), spoilt(200.0), on_nan="rewind", run_dir=tmp_path / "back", checkpoint_every=2)
+    skipped = fit(Turns(), spoilt(200.0), on_nan="skip")
+    for ours, theirs in zip(result.model.parameters(), skipped.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert result.steps == skipped.steps
+    assert "went back to the last checkpoint, then past it" in " ".join(result.notes)
+    events = [json.loads(line) for line in (tmp_path / "back" / "events.jsonl").read_text().splitlines()]
+    assert sum(event["event"] == "fault" for event in events) == 4
+
+
+def test_rewinding_needs_somewhere_to_go_back_to() -> None:
+    with pytest.raises(hp.InputError, match=r"on_nan='rewind' goes back to a checkpoint, and there is none: pass run_dir"):
+        fit(Turns(), (X, Y), on_nan="rewind")
+    with pytest.raises(hp.InputError, match="use skip or stop"):
+        next(hp.train(Turns(), (X, Y), optimizer=sgd, epochs=1, batch_size=16, on_nan="rewind"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"), [({"on_nan": "hope"}, "on_nan='hope' is not known"), ({"nan_limit": 0}, "nan_limit=0")]
+)
+def test_other_words_are_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(hp.InputError, match=message):
+        fit(Turns(), (X, Y), **setting)
+
+
+def test_a_run_that_diverges_says_so_once() -> None:
+    def rates(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(params, lr=1.5)
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    y = x @ torch.randn(4, 1)
+    grows = hp.Tricks(cyclical=hp.Cyclical(warm_fraction=0.99, cycle_momentum=False))
+    result = hp.fit(torch.nn.Linear(4, 1), (x, y), optimizer=rates, epochs=12, batch_size=8, tricks=grows, device="cpu")
+    said = [note for note in result.notes if note.startswith("diverging: the training loss is ")]
+    assert len(said) == 1
+    assert "lower the learning rate" in said[0]
+    calm = hp.fit(
+        torch.nn.Linear(4, 1), (x, y), optimizer=partial(torch.optim.SGD, lr=0.01), epochs=12, batch_size=8, device="cpu"
+    )
+    assert not any("diverging" in note for note in calm.notes)
+
+
+class Hungry(torch.nn.Module):
+    """Takes no more than so many samples at once."""
+
+    def __init__(
+        self, most: int, word: str = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    ) -> None:
+        super().__init__()
+        self.inner, self.most, self.word = mlp(), most, word
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and len(x) > self.most:
+            raise RuntimeError(self.word)
+        out: torch.Tensor = self.inner(x)
+        return out
+
+
+def test_where_memory_is_short_the_batch_is_kept_in_smaller_parts_and_it_is_said() -> None:
+    model = Hungry(5)
+    result = fit(model, (X, Y))
+    whole = fit(mlp(), (X, Y))
+    for ours, theirs in zip(model.inner.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    said = [note for note in result.notes if "not enough memory" in note]
+    start, end = "step 0: not enough memory for a batch of 16: from here on each is computed in", "over a micro-batch"
+    assert said == [f"{start} {parts} micro-batches; BatchNorm normalises {end}" for parts in (2, 4)]
+    assert result.steps == whole.steps
+
+
+def test_another_error_of_the_model_is_not_taken_for_want_of_memory() -> None:
+    with pytest.raises(RuntimeError, match=r"^no such luck$"):
+        fit(Hungry(5, "no such luck"), (X, Y))
+    with pytest.raises(RuntimeError, match=r"can.t allocate"):
+        fit(Hungry(0), (X, Y))

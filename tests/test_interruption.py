@@ -1,0 +1,166 @@
+"""Signals: the step at hand is saved and the run can be gone on with; a second Ctrl-C stops at once; handlers are put back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import make_images, mlp
+
+import heptane as hp
+from heptane import checkpoint, result
+from heptane.errors import Interrupted
+from heptane.interruption import NAMES, SAME_SECONDS, Interruption
+
+TRAIN, VALID = make_images(48), make_images(30, seed=1)
+sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+
+
+def fit(folder: Path | None, valid: Any = VALID, **settings: Any) -> hp.Result:
+    settings = {"epochs": 4, "batch_size": 16, "optimizer": sgd, "device": "cpu", **settings}
+    return hp.fit(mlp(), TRAIN, valid, run_dir=folder, **settings)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
+    """Do something in the loop's body after a step."""
+    real = result.steps
+
+    def steps(run: Any, start: int = 0) -> Any:
+        for event in real(run, start):
+            if event.step == number:
+                act()
+            yield event
+
+    monkeypatch.setattr(result, "steps", steps)
+
+
+def me(name: str) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), getattr(signal, name))
+
+
+def same(first: hp.Result, second: hp.Result) -> None:
+    for (name, a), b in zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert first.metrics == second.metrics
+    assert first.steps == second.steps
+    timeless = [[{k: v for k, v in r.items() if "seconds" not in k} for r in each.history] for each in (first, second)]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("step", [1, 4, 6])
+def test_a_signal_saves_the_step_and_the_run_goes_on_bitwise(
+    name: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: signal.getsignal(getattr(signal, name)) for name in NAMES}
+    with monkeypatch.context() as patch:
+        at_step(patch, step, me(name))
+        with pytest.raises(Interrupted, match=rf"^{name}: saved at step {step}$"):
+            fit(tmp_path / "run")
+    assert {name: signal.getsignal(getattr(signal, name)) for name in NAMES} == before
+    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints")[0] == step
+    assert not (tmp_path / "run" / "result.json").exists()
+    same(fit(tmp_path / "run", resume=True), fit(None))
+
+
+class Slow:
+    """Validation data that sends a signal while it is read for the n-th time."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.times = at, 0
+
+    def __len__(self) -> int:
+        return len(VALID[0])
+
+    def __getitem__(self, index: int) -> Any:
+        self.times += index == 0
+        if index == 3 and self.times == self.at:
+            me("SIGTERM")()
+        return VALID[0][index], VALID[1][index]
+
+
+def test_an_evaluation_is_not_waited_for_and_is_made_up_for(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match=r"^SIGTERM: saved at step 6$"):
+        fit(tmp_path / "run", Slow(2))
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert events.count('"event": "epoch"') == 1
+    assert events.count('"event": "interrupted"') == 1
+    same(fit(tmp_path / "run", resume=True), fit(None))
+
+
+def test_without_a_folder_handlers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_step(monkeypatch, 2, me("SIGINT"))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(None)
+    assert not isinstance(caught.value, Interrupted)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_what_was_saved_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> None:
+        me("SIGINT")()
+        time.sleep(SAME_SECONDS + 0.1)
+        me("SIGINT")()
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, twice)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            fit(tmp_path / "run", checkpoint_every=2)
+    assert not isinstance(caught.value, Interrupted)
+    saved, notes = checkpoint.find(tmp_path / "run" / "checkpoints")
+    assert saved is not None
+    assert notes == []
+    assert saved.facts["step"] < 5
+    same(fit(tmp_path / "run", resume=True), fit(None))
+
+
+def test_the_same_ctrl_c_from_the_terminal_and_from_a_launcher_is_one() -> None:
+    with Interruption(active=True) as interruption, interruption.waiting():
+        me("SIGINT")()
+        me("SIGINT")()
+        me("SIGTERM")()
+        assert interruption.asked == "SIGINT"
+
+
+def test_outside_of_a_step_it_is_raised_at_once_and_only_once() -> None:
+    with pytest.raises(Interrupted, match="^SIGTERM$"), Interruption(active=True):
+        me("SIGTERM")()
+    with Interruption(active=True) as interruption, interruption.waiting():
+        me("SIGTERM")()
+        with pytest.raises(Interrupted), interruption.at_once():
+            pytest.fail("it was asked for already")
+
+
+def test_in_another_thread_there_are_no_handlers(tmp_path: Path) -> None:
+    done: list[hp.Result] = []
+    thread = threading.Thread(target=lambda: done.append(fit(tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert done[0].steps["applied"] == 12
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_command_line_ends_with_130_and_the_line_that_goes_on(workers: int, tmp_path: Path) -> None:
+    out = tmp_path / "a run"
+    command = [sys.executable, "-m", "heptane.cli", "train", "--data", "digits", "--model", "mlp", "--epochs", "4000"]
+    command += ["--tricks", "none", "--workers", str(workers), "--checkpoint-every", "50", "--out", str(out)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    until = time.monotonic() + 90
+    while not list(out.glob("checkpoints/step-*")) and time.monotonic() < until:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    step = checkpoint.steps_in(out / "checkpoints")[0]
+    assert errors.splitlines()[-1] == (
+        f"heptane: SIGTERM: saved at step {step}; go on with: heptane train --resume '{out}'"
+    )
