@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import make_images, mlp
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import heptane as hp
 from heptane.assemble import assemble
@@ -120,11 +121,22 @@ def test_inputs_that_turn_bad_are_named_by_their_samples() -> None:
         next(steps(run))
 
 
-def test_of_a_loaders_batch_the_place_in_it_is_named() -> None:
-    loader = DataLoader(TensorDataset(*spoilt(200.0)), 48)
-    where = BAD_SAMPLE
-    with pytest.raises(FloatingPointError, match=rf"'flat' \(Flatten\); at {where} of its batch:"):
+class Stream(IterableDataset[Any]):
+    """Samples without an index."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(zip(*spoilt(200.0), strict=True)))
+
+    def __len__(self) -> int:
+        return 48
+
+
+def test_of_a_loaders_batch_the_sample_is_named_or_its_place_in_the_batch() -> None:
+    loader = DataLoader(TensorDataset(*spoilt(200.0)), 16, shuffle=True)
+    with pytest.raises(FloatingPointError, match=rf"'flat' \(Flatten\); sample {BAD_SAMPLE}:"):
         fit(Turns(), loader, batch_size=None, on_nan="stop")
+    with pytest.raises(FloatingPointError, match=rf"'flat' \(Flatten\); at {BAD_SAMPLE} of its batch:"):
+        fit(Turns(), DataLoader(Stream(), 48), batch_size=None, on_nan="stop")
 
 
 def test_rewinding_goes_back_to_the_last_checkpoint_and_past_the_batch(tmp_path: Path) -> None:

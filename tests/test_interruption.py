@@ -1,4 +1,4 @@
-"""Signals: the step at hand is saved and the run can be gone on with; a second Ctrl-C stops at once; handlers are put back."""
+"""A signal saves the step at hand and the run can be gone on with; a second Ctrl-C stops at once; handlers are put back."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_same_ctrl_c_from_the_terminal_and_from_a_launcher_is_one() -> None:
 
 
 def test_outside_of_a_step_it_is_raised_at_once_and_only_once() -> None:
-    with pytest.raises(Interrupted, match="^SIGTERM$"), Interruption(active=True):
+    with pytest.raises(Interrupted, match=r"^SIGTERM$"), Interruption(active=True):
         me("SIGTERM")()
     with Interruption(active=True) as interruption, interruption.waiting():
         me("SIGTERM")()
@@ -161,6 +161,4 @@ def test_the_command_line_ends_with_130_and_the_line_that_goes_on(workers: int, 
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130, errors
     step = checkpoint.steps_in(out / "checkpoints")[0]
-    assert errors.splitlines()[-1] == (
-        f"heptane: SIGTERM: saved at step {step}; go on with: heptane train --resume '{out}'"
-    )
+    assert errors.splitlines()[-1] == (f"heptane: SIGTERM: saved at step {step}; go on with: heptane train --resume '{out}'")

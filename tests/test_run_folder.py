@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -196,3 +201,55 @@ def test_a_text_is_replaced_whole_and_leaves_nothing_aside(tmp_path: Path, monke
         write_text(tmp_path / "a.txt", "two")
     assert everything(tmp_path) == {"a.txt"}
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "one ü ?"
+
+
+def test_two_runs_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path)
+    for force in (False, True):
+        with pytest.raises(
+            InputError, match=rf"another run is working in .* \(process {os.getpid()} on .*, since .*\): wait for"
+        ):
+            RunFolder(tmp_path, force=force, resume=not force)
+    first.close()
+    second = RunFolder(tmp_path)
+    second.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_a_process_that_was_killed_is_stale(tmp_path: Path) -> None:
+    code = "import os, sys; from heptane.run_folder import RunFolder; f = RunFolder(sys.argv[1]); os.kill(os.getpid(), 9)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == -9
+    assert (tmp_path / LOCK).exists()
+    RunFolder(tmp_path).close()
+
+
+def test_what_a_killed_run_had_started_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = filelock.FileLock(tmp_path / LOCK, thread_local=False)
+    held.acquire()
+    (tmp_path / HOLDER).write_text(json.dumps({"pid": 2**22 - 3, "host": socket.gethostname(), "since": "then"}))
+    threading.Timer(0.3, held.release).start()
+    RunFolder(tmp_path).close()
+    held.acquire()
+    (tmp_path / HOLDER).write_text("{}")
+    monkeypatch.setattr(run_folder, "DYING_SECONDS", 0.2)
+    with pytest.raises(InputError, match=r"another run is working in \S+: wait for it, stop it, or choose another folder"):
+        RunFolder(tmp_path)
+    held.release()
+
+
+def test_the_holder_on_another_host_is_taken_to_live(tmp_path: Path) -> None:
+    assert run_folder.alive({"pid": 1, "host": "elsewhere"})
+    assert run_folder.alive({"pid": os.getpid(), "host": socket.gethostname()})
+    assert not run_folder.alive({"pid": 2**22 - 3, "host": socket.gethostname()})
+    assert not run_folder.alive({})
+    for text in ("", "[]", "{"):
+        (tmp_path / HOLDER).write_text(text)
+        assert run_folder.holder(tmp_path) == {}
+
+
+def test_a_line_that_cannot_be_written_is_remembered(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "events.jsonl").mkdir()
+    folder.event("epoch", {})
+    assert folder.unwritten == f"{tmp_path / 'events.jsonl'} (Is a directory)"

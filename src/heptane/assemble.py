@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.checks import check_finite, check_model, check_optimizer, check_resize, check_targets, try_output
+from heptane.checks import check_finite, check_model, check_optimizer, check_resize, check_targets, classes_of, try_output
 from heptane.clock import Clock
 from heptane.criterion import Criterion, CrossEntropy, Loss, Own, choose_criterion
 from heptane.data.augment import Augment
 from heptane.data.batches import Batch, Place, Source, Tensors, as_source, first_tensor, rows
+from heptane.data.guard import Bad, labels_beyond
+from heptane.data.loader import Loader
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, check_choice, check_range
 from heptane.faults import ON_NAN, Faults
@@ -57,6 +59,7 @@ class Plan:
     seed: int = 0
     on_nan: str = "skip"
     nan_limit: int = 10
+    skip_bad: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, torch.optim.Optimizer) or not callable(self.optimizer):
@@ -69,6 +72,7 @@ class Plan:
         check_range("seed", self.seed, 0, 2**31, whole=True)
         check_choice("on_nan", self.on_nan, ON_NAN)
         check_range("nan_limit", self.nan_limit, 1, whole=True)
+        check_range("skip_bad", self.skip_bad, 0, whole=True)
         if self.clip_norm is not None:
             check_range("clip_norm", self.clip_norm, 0, low_open=True)
 
@@ -138,7 +142,7 @@ class Run:
     def __post_init__(self) -> None:
         self.first = {"workers": self.worker.size, "batch_size": self.source.batch_size}  # of the run, before any resume
         self.accumulate = self.plan.accumulate
-        self.faults = Faults(self.plan.on_nan, self.plan.nan_limit)
+        self.faults = Faults(self.plan.on_nan, self.plan.nan_limit, bad=getattr(self.source, "bad", Bad(self.plan.skip_bad)))
         self.heartbeat = Heartbeat(self.worker, self.data_parallel.timeout_seconds)
         self.meter = TrainMeter(self.criterion, self.worker)
         self.base_rates = base_rates(self.optimizer)
@@ -195,6 +199,8 @@ def assemble(
     data_parallel = tricks.data_parallel or DataParallel()
     worker = data_parallel.join(place.device.type) if tricks.data_parallel else Worker()
     source = as_source(train, plan.batch_size, plan.seed, plan.accumulate)
+    if isinstance(source, Loader):
+        source.bad.limit, source.worker = plan.skip_bad, worker
     data_parallel.check_shares(source.num_samples, source.batch_size, plan.accumulate, worker)
     total_steps = max(1, round(plan.epochs * source.steps_per_epoch))
 
@@ -208,6 +214,8 @@ def assemble(
         place.sizes = plan.resize.sizes(total_steps)
     # criterion: the one owner of targets
     criterion, reason = _criterion(plan, model, source, sample, tricks)
+    if isinstance(source, Loader) and source.labels and labels_beyond(sample[1], *source.labels):
+        sample = _sample(source, place)  # without them, or an error that names them
     notes.append(reason)
     # mixed precision: measured, then the memory format, before any wrap
     precision = _precision(tricks, model, criterion, sample, place, worker, why)
@@ -252,7 +260,10 @@ def _criterion(plan: Plan, model: torch.nn.Module, source: Source, sample: Any, 
     output = try_output(model, rows(sample[0], slice(2)))
     targets = source.targets if isinstance(source, Tensors) else sample[1]
     criterion, reason = choose_criterion(plan.loss, output, targets, tricks.label_smoothing)
-    check_targets(criterion, output, targets)
+    if not isinstance(source, Loader) or not isinstance(criterion, CrossEntropy):
+        check_targets(criterion, output, targets)
+    elif (num_classes := classes_of(criterion, output, targets)) is not None:
+        source.labels = num_classes, criterion.ignore_index  # looked at batch by batch
     if isinstance(criterion, CrossEntropy) and isinstance(source, Tensors) and targets.ndim == 1:
         ignored = criterion.weight is not None or criterion.log_probs or bool((targets == criterion.ignore_index).any())
         criterion = replace(criterion, all_count=not ignored)

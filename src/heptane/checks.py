@@ -91,21 +91,10 @@ def check_targets(criterion: Criterion, output: Any, targets: Any) -> None:
                 f"{criterion.name} compares element by element, so give the model as many outputs as there are targets"
             )
         return
-    if not isinstance(criterion, CrossEntropy) or not isinstance(targets, torch.Tensor):
+    num_classes = classes_of(criterion, output, targets)
+    if num_classes is None:
         return
-    if not isinstance(output, torch.Tensor) or output.ndim < 2:
-        raise InputError(f"cross_entropy needs outputs (N, C), one score per class; the model gave {_shape(output)}")
-    if targets.is_floating_point():
-        if targets.shape[1:] != output.shape[1:]:
-            raise InputError(
-                f"soft targets of shape {tuple(targets.shape[1:])} and outputs of shape {tuple(output.shape[1:])} per "
-                "sample: cross_entropy needs one probability per class"
-            )
-        return
-    if targets.dtype != torch.long:
-        raise InputError(f"targets of type {targets.dtype}: cross_entropy needs int64 classes; use targets.long()")
-    dim = find_class_dim(output.shape, (len(output), *targets.shape[1:]), False, criterion.class_dim)
-    num_classes = output.shape[dim]
+    assert isinstance(criterion, CrossEntropy)
     bad = ((targets < 0) | (targets >= num_classes)) & (targets != criterion.ignore_index)
     if bool(bad.any()):
         at = tuple(bad.nonzero()[0].tolist())
@@ -114,6 +103,29 @@ def check_targets(criterion: Criterion, output: Any, targets: Any) -> None:
             f"label {int(targets[at])} of sample {where} is out of range: the model has {num_classes} outputs, "
             f"so labels are 0 to {num_classes - 1}"
         )
+
+
+def classes_of(criterion: Criterion, output: Any, targets: Any) -> int | None:
+    """How many classes the model tells apart; None where targets are not the numbers of classes.
+
+    Raises:
+        InputError: outputs and targets do not go together.
+    """
+    if not isinstance(criterion, CrossEntropy) or not isinstance(targets, torch.Tensor):
+        return None
+    if not isinstance(output, torch.Tensor) or output.ndim < 2:
+        raise InputError(f"cross_entropy needs outputs (N, C), one score per class; the model gave {_shape(output)}")
+    if targets.is_floating_point():
+        if targets.shape[1:] != output.shape[1:]:
+            raise InputError(
+                f"soft targets of shape {tuple(targets.shape[1:])} and outputs of shape {tuple(output.shape[1:])} per "
+                "sample: cross_entropy needs one probability per class"
+            )
+        return None
+    if targets.dtype != torch.long:
+        raise InputError(f"targets of type {targets.dtype}: cross_entropy needs int64 classes; use targets.long()")
+    dim = find_class_dim(output.shape, (len(output), *targets.shape[1:]), False, criterion.class_dim)
+    return int(output.shape[dim])
 
 
 def first_batch(data: Any, batch_size: int, name: str) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane._lazy import torch
 from heptane.data.batches import Batch, each
+from heptane.data.guard import Bad, left_out
 from heptane.randomness import seed_torch
 
 if TYPE_CHECKING:
@@ -42,8 +43,15 @@ class Faults:
     not_applied: int = 0
     messages: list[str] = field(default_factory=list)
     """what happened, in order: for the report"""
+    bad: Bad = field(default_factory=Bad)
+    """samples that cannot be used"""
     _in_a_row: int = 0
     _first: str = ""
+
+    def __post_init__(self) -> None:
+        for name, reason in self.bad.found.items():  # in the first batch, which was looked at before the run
+            self.say(left_out(name, reason))
+        self.bad.say = self.say
 
     def nonfinite(self, run: Run, batch: Batch, step: int) -> None:
         """The gradients of ``step`` are not finite, and no lower loss scale helps.
@@ -82,6 +90,7 @@ class Faults:
             "passed_over": sorted(self.passed_over),
             "not_applied": self.not_applied,
             "messages": list(self.messages),
+            "bad": dict(self.bad.found),
             "in_a_row": [self._in_a_row, self._first],
         }
 
@@ -89,12 +98,14 @@ class Faults:
         """What :meth:`state` gave."""
         self.passed_over, self.not_applied = set(state["passed_over"]), state["not_applied"]
         self.messages = list(state["messages"])
+        self.bad.found = dict(state["bad"])
         self._in_a_row, self._first = state["in_a_row"]
 
     def gone_back(self, step: int, before: dict[str, Any]) -> None:
         """After the checkpoint was loaded: what is known from the time that was undone."""
         self.passed_over |= {*before["passed_over"], step}
         self.not_applied, self.messages = before["not_applied"], before["messages"]
+        self.bad.found = before["bad"]
         self._in_a_row, self._first = before["in_a_row"]
 
 

@@ -37,7 +37,7 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
     Args:
         model, train, tricks: as in :func:`fit`.
         settings: ``optimizer``, ``epochs``, ``batch_size``, ``loss``, ``accumulate``, ``clip_norm``, ``augment``,
-            ``resize``, ``compile``, ``device``, ``seed``, ``on_nan`` and ``nan_limit``, as in :func:`fit`.
+            ``resize``, ``compile``, ``device``, ``seed``, ``on_nan``, ``nan_limit`` and ``skip_bad``, as in :func:`fit`.
 
     Example:
         >>> data = torch.randn(64, 4), torch.randint(0, 2, (64,))
@@ -112,6 +112,7 @@ def fit(
     keep_checkpoints: int = 2,
     on_nan: str = "skip",
     nan_limit: int = 10,
+    skip_bad: int = 0,
     about: dict[str, Any] | None = None,
     started: float | None = None,
 ) -> Result:
@@ -150,6 +151,8 @@ def fit(
         on_nan: where gradients are not finite (in fp16: at any loss scale): skip (that step is not applied), stop, or rewind
             (back to the last checkpoint, then past that batch; needs ``run_dir``).
         nan_limit: after so many of these steps in a row the run stops, at least 1.
+        skip_bad: leave out up to so many samples that a data set fails to give, that are not like the others of their batch,
+            or whose label is out of range; they are named in the notes. 0: the first is an error.
         about: facts for the run's record: command, data, model, settings, reasons, notes.
         started: ``time.time()`` from which the wall clock counts; None for now.
 
@@ -215,6 +218,7 @@ def fit(
                 seed=seed,
                 on_nan=on_nan,
                 nan_limit=nan_limit,
+                skip_bad=skip_bad,
                 clock=Clock(started),
             )
             run.notes += notes

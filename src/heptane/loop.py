@@ -19,6 +19,7 @@ from heptane.tricks.mixed_precision import Precision, evaluation
 
 if TYPE_CHECKING:
     from heptane.assemble import Run
+    from heptane.data.guard import Bad
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -183,8 +184,11 @@ def evaluate_with(
     batch_size: int = 512,
     place: Place | None = None,
     worker: Worker = ALONE,
+    bad: Bad | None = None,
+    name: str = "evaluation",
 ) -> dict[str, float]:
-    """Loss, accuracy and torchmetrics of ``model`` on ``data``; the model's modes are put back as they were."""
+    """Loss, accuracy and torchmetrics of ``model`` on ``data``; the model's modes are put back as they were. Samples that
+    cannot be read are noted in ``bad``, under ``name``, or are an error."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     meter, metrics = EvalMeter(criterion, worker), {name: metric.to(device) for name, metric in (metrics or {}).items()}
     for metric in metrics.values():
@@ -193,7 +197,7 @@ def evaluate_with(
     if worker.size > 1:
         share_buffers(model)
     with eval_mode(model), evaluation(precision):
-        batches = as_loader(data, batch_size, worker.share)
+        batches = as_loader(data, batch_size, worker.share, bad, name)
         for inputs, targets in batches if not is_sharded(model) else together(batches, data, worker, place):
             output = precision.full(model(place.inputs(inputs)))
             if targets is None:

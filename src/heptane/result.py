@@ -12,6 +12,7 @@ from heptane import checkpoint
 from heptane._lazy import torch
 from heptane.assemble import Run, named_settings
 from heptane.clock import Clock
+from heptane.data.guard import DataError
 from heptane.errors import InputError, Interrupted, check_choice, check_range
 from heptane.faults import REMEDY, Rewind
 from heptane.interruption import Interruption
@@ -77,6 +78,7 @@ class Recorder:
         self.progress: Progress | None = None
         if progress and run.worker.rank == 0:
             self.progress = Progress(run.total_steps) if progress is True else progress
+        self._at: int | None = None
         self._shown_at, self._began_at, self._began_seconds, self._told = -math.inf, 0, 0.0, 0
         self._diverged = False
 
@@ -103,6 +105,8 @@ class Recorder:
                     break
                 except Rewind as back:
                     start = self._go_back(back.step)
+                except DataError as error:
+                    raise self._after_saving(error) from error
                 finally:
                     run.clock.pause()
                     self._tell()
@@ -119,6 +123,7 @@ class Recorder:
         if start and self._planned(start) and (not self.history or self.history[-1]["step"] < start):
             self._record(start)  # what a signal had cut short
         for event in steps(run, start) if self.reached is None else ():
+            self._at = event.step
             self._show(event)
             self._tell()
             stop, due = False, self.keeper.due(event.step)
@@ -137,6 +142,15 @@ class Recorder:
                     return
             elif due:
                 self.keeper.save(event.step, self.history, self._best_step())
+
+    def _after_saving(self, error: DataError) -> DataError:
+        """What to say of data that went bad: what was trained until then is saved first. Several workers would have to agree
+        on that; of them the last checkpoint stays."""
+        if self.keeper.folder is None or self.run.worker.size > 1 or self._at in (None, self.keeper.saved):
+            return error
+        self.run.meter.discard()
+        self.keeper.save(self._at, self.history, self._best_step(), wait=True)
+        return error if self.keeper.failed else DataError(f"{error}; saved at step {self._at}, from where resume goes on")
 
     def _planned(self, step: int) -> bool:
         return step % self.every_steps == 0 or step == self.run.total_steps
@@ -189,7 +203,7 @@ class Recorder:
         last = self.history[-1] if self.history else {}
         metrics = {key: value for key, value in last.items() if key.startswith("valid_")}
         if test is not None:
-            metrics |= {f"test_{key}": value for key, value in self._evaluate(test).items()}
+            metrics |= {f"test_{key}": value for key, value in self._evaluate(test, "test").items()}
         passed_over = run.faults.not_applied
         applied = int(last.get("step", 0)) - passed_over
         shown = range(0, run.total_steps, max(1, run.total_steps // 400))
@@ -265,7 +279,7 @@ class Recorder:
         would have to agree on that, end the evaluation."""
         try:
             with self.interruption.at_once() if self.run.worker.size == 1 else nullcontext():
-                return self._evaluate(self.valid)
+                return self._evaluate(self.valid, "validation")
         except Interrupted:
             _switch(self.run.optimizer, "train")
             self._leave(step)
@@ -298,7 +312,7 @@ class Recorder:
         reached = (r["train_seconds"] for r in self.history if self.goal and _reaches(self.goal, r))
         return next(reached, None)
 
-    def _evaluate(self, data: Any) -> dict[str, float]:
+    def _evaluate(self, data: Any, name: str) -> dict[str, float]:
         clock = Clock()
         clock.resume()
         _switch(self.run.optimizer, "eval")
@@ -311,6 +325,8 @@ class Recorder:
                 metrics=self.metrics,
                 place=self.run.place,
                 worker=self.run.worker,
+                bad=self.run.faults.bad,
+                name=name,
             )
         self.evaluate_seconds += clock.train_seconds
         return found

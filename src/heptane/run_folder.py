@@ -79,7 +79,8 @@ class RunFolder:
         """Let another run have the folder."""
         if self._lock is not None:
             for name in (HOLDER, LOCK):
-                (self.path / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
 

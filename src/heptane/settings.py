@@ -59,8 +59,8 @@ class Settings:
     """Height and width of a folder's images, in pixels. Default: from the images."""
     valid_fraction: float | None = None
     """Share of the samples set aside for validation, in (0, 1), where the data brings no such part."""
-    skip_bad: bool = False
-    """Leave out images that cannot be read, and say how many."""
+    skip_bad: int = 0
+    """Leave out up to so many images that cannot be read, at least 0, and name them."""
     evaluate_every_epochs: float = 1.0
     """How often to evaluate, in epochs, above 0."""
     compile: bool = False
@@ -87,6 +87,7 @@ class Settings:
         check_choice("augment", self.augment, AUGMENTS)
         check_choice("on_nan", self.on_nan, ("skip", "stop", "rewind"))
         check_range("nan_limit", self.nan_limit, 1, whole=True)
+        check_range("skip_bad", self.skip_bad, 0, whole=True)
         check_range("keep_checkpoints", self.keep_checkpoints, 1, whole=True)
         for name, low_open, high in (("lr", True, 1e6), ("clip_norm", True, 1e30), ("target", False, 1.0)):
             if getattr(self, name) is not None:

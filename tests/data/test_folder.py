@@ -153,7 +153,7 @@ def test_links_that_lead_to_no_file_are_named(tmp_path, target):
         link.symlink_to(target)
     with pytest.raises(hp.InputError, match=r"image '.*cat/000\.png' cannot be read .*--skip-bad"):
         hp.load_data(tmp_path)
-    assert "1 bad file(s) were left out: 'cat/000.png'" in hp.load_data(tmp_path, skip_bad=True).notes
+    assert "1 bad file(s) were left out: 'cat/000.png'" in hp.load_data(tmp_path, skip_bad=7).notes
 
 
 # --- pixels
@@ -282,10 +282,14 @@ def test_a_truncated_image_is_named_with_the_way_out(tmp_path):
 
 
 def test_skip_bad_leaves_them_out_and_says_how_many(tmp_path):
-    data = hp.load_data(damaged(tmp_path, 7), skip_bad=True)
+    data = hp.load_data(damaged(tmp_path, 7), skip_bad=7)
     assert sum(len(part[1]) for part in (data.train, data.valid, data.test)) == 33
-    names = ", ".join(f"'dog/{i:03}.png'" for i in range(5))
-    assert data.notes[0] == f"7 bad file(s) were left out: {names}, ..."
+    names = ", ".join(f"'dog/{i:03}.png'" for i in range(7))
+    assert data.notes[0] == f"7 bad file(s) were left out: {names}"
+    with pytest.raises(
+        hp.InputError, match=r"dog/006\.png' cannot be read .*: it is one more than --skip-bad 6 allows, after 'd"
+    ):
+        hp.load_data(tmp_path, skip_bad=6)
     labels = torch.cat([part[1] for part in (data.train, data.valid, data.test)])
     assert torch.bincount(labels).tolist() == [20, 13]
     seen = {image.tobytes() for part in ("train", "valid", "test") for image in pixels_of(data, part)}
@@ -294,7 +298,7 @@ def test_skip_bad_leaves_them_out_and_says_how_many(tmp_path):
 
 def test_skip_bad_without_bad_files_changes_nothing(tmp_path):
     fill(tmp_path)
-    one, two = hp.load_data(tmp_path), hp.load_data(tmp_path, skip_bad=True)
+    one, two = hp.load_data(tmp_path), hp.load_data(tmp_path, skip_bad=7)
     assert torch.equal(one.train[0], two.train[0])
     assert one.notes == two.notes
 
@@ -323,7 +327,7 @@ def test_bad_content_is_named_or_skipped(tmp_path, content):
     with pytest.raises(hp.InputError, match=r"image '.*cat/003\.png' cannot be read") as caught:
         hp.load_data(tmp_path)
     assert "\n" not in str(caught.value)
-    assert "1 bad file(s) were left out: 'cat/003.png'" in hp.load_data(tmp_path, skip_bad=True).notes
+    assert "1 bad file(s) were left out: 'cat/003.png'" in hp.load_data(tmp_path, skip_bad=7).notes
 
 
 def test_a_class_of_only_bad_images_is_refused_even_when_they_may_be_skipped(tmp_path):
@@ -331,7 +335,7 @@ def test_a_class_of_only_bad_images_is_refused_even_when_they_may_be_skipped(tmp
     for path in (tmp_path / "cat").iterdir():
         path.write_bytes(b"x")
     with pytest.raises(hp.InputError, match=r"class folder '.*cat' has no readable image: add some, or remove it"):
-        hp.load_data(tmp_path, skip_bad=True)
+        hp.load_data(tmp_path, skip_bad=100)
 
 
 # --- refusals

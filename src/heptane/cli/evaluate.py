@@ -29,7 +29,7 @@ def evaluate(flags: argparse.Namespace) -> int:
         flags.data or settings["data"],
         image_size=(shape[1], shape[2]) if folder_of_images else None,
         valid_fraction=settings.get("valid_fraction"),
-        skip_bad=flags.skip_bad or settings.get("skip_bad", False),
+        skip_bad=max(flags.skip_bad, settings.get("skip_bad", 0)),
     )
     if list(data.input_shape) != list(shape):
         raise InputError(f"data {data.name!r} has samples of shape {data.input_shape}; the run's model takes {tuple(shape)}")

@@ -114,7 +114,7 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--data", metavar="DATA", help="As for train. Default: the data of the run.")
     parser.add_argument("--part", choices=("test", "valid", "train", "all"), default="test", help="Default: test.")
     parser.add_argument("--batch-size", type=int, default=512, metavar="INT", help="Samples per forward pass. Default: 512.")
-    parser.add_argument("--skip-bad", action="store_true", help="Leave out images that cannot be read.")
+    parser.add_argument("--skip-bad", type=int, default=0, metavar="INT", help="Leave out up to so many bad images.")
 
 
 def add_tricks(commands: Any) -> None:

@@ -6,13 +6,16 @@ import copy
 import math
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from heptane._lazy import torch
 from heptane.data.augment import Augment
 from heptane.data.resize import resized
 from heptane.errors import InputError, check_range
 from heptane.randomness import generator
+
+if TYPE_CHECKING:
+    from heptane.data.guard import Bad
 
 Positions: TypeAlias = "slice | torch.Tensor"
 
@@ -81,15 +84,23 @@ def count_samples(data: tuple[Any, Any]) -> int:
 class Batch:
     """One global batch, not yet gathered: ``take`` gathers, augments and moves the positions asked for."""
 
-    def __init__(self, data: tuple[Any, Any], indices: torch.Tensor | None, size: int, place: Place, step: int) -> None:
-        self._data, self._indices, self.size = data, indices, size
+    def __init__(
+        self,
+        data: tuple[Any, Any],
+        indices: torch.Tensor | None,
+        size: int,
+        place: Place,
+        step: int,
+        samples: list[int] | None = None,
+    ) -> None:
+        self._data, self._indices, self.size, self._samples = data, indices, size, samples
         self._place, self._step = place, step
         self._draws: torch.Tensor | None = None
 
     @property
     def indices(self) -> list[int] | None:
         """Which samples of the training data these are; None where only a loader knows."""
-        return None if self._indices is None else self._indices.tolist()
+        return self._samples if self._indices is None else self._indices.tolist()
 
     def take(self, positions: Positions) -> tuple[Any, Any]:
         """Inputs and targets at ``positions`` of the global batch, on the device."""
@@ -226,13 +237,17 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int) -> 
     return Loader(loader, 1, seed)
 
 
-def as_loader(data: Any, batch_size: int, part: Callable[[int], slice]) -> Iterator[tuple[Any, Any]]:
+def as_loader(
+    data: Any, batch_size: int, part: Callable[[int], slice], bad: Bad | None = None, name: str = "evaluation"
+) -> Iterator[tuple[Any, Any]]:
     """Evaluation data as batches, in order, this worker's part of it: each sample once over all workers.
 
     Args:
         data: as for :func:`as_source`, and a ``DataLoader`` need not have a length.
         batch_size: samples per batch; a ``DataLoader`` brings its own.
         part: from a number of samples to this worker's slice of them.
+        bad: where samples that cannot be read are noted; None: they are an error.
+        name: what to call the data in a message.
 
     Raises:
         InputError: ``data`` is of no accepted kind, or its inputs and targets do not fit together.
@@ -242,7 +257,7 @@ def as_loader(data: Any, batch_size: int, part: Callable[[int], slice]) -> Itera
     if isinstance(data, utils.DataLoader):
         from heptane.data.loader import in_fixed_order
 
-        for batch in in_fixed_order(data):
+        for batch in in_fixed_order(data, bad, name):
             size = len(first_tensor(batch))
             mine = part(size)
             if mine == slice(0, size):
@@ -258,10 +273,11 @@ def as_loader(data: Any, batch_size: int, part: Callable[[int], slice]) -> Itera
         for start in range(mine.start, mine.stop, batch_size):
             yield rows(data, slice(start, min(start + batch_size, mine.stop)))
         return
+    from heptane.data.loader import sound
+
     mine = part(check_dataset(data))
     own = torch.Generator()  # so that reading leaves PyTorch's global one alone
-    for batch in utils.DataLoader(utils.Subset(data, range(mine.start, mine.stop)), batch_size, generator=own):
-        yield pair(batch)
+    yield from sound(utils.DataLoader(data, batch_size, sampler=range(mine.start, mine.stop), generator=own), bad, name)
 
 
 def check_dataset(data: Any) -> int:

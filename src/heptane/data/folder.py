@@ -28,6 +28,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: an 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VALID_NAMES = ("valid", "val", "validation")
 MAX_KEPT_SIZE, DEFAULT_SIZE = 256, 64  # pixels
+MOST_NAMED = 50  # bad files that a note names
 LAYOUT = "expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with valid/ and test/ beside train/"
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Sample(NamedTuple):
 
 
 def load_folder(
-    root: Path, *, seed: int, image_size: tuple[int, int] | None, valid_fraction: float | None, skip_bad: bool
+    root: Path, *, seed: int, image_size: tuple[int, int] | None, valid_fraction: float | None, skip_bad: int
 ) -> Data:
     """Load the images under ``root``, of ``image_size`` (height, width); what is not split is split by ``seed``, 80/10/10.
 
@@ -58,9 +59,10 @@ def load_folder(
     if "train" in folders and unused:
         notes.append(f"folders beside train/ that are no part were left out: {', '.join(unused)}")
     bad: list[str] = []
-    samples, pixels = read_pixels(samples, root, image_size, bad if skip_bad else None)
+    samples, pixels = read_pixels(samples, root, image_size, bad, skip_bad)
     if bad:
-        notes.append(f"{len(bad)} bad file(s) were left out: {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}")
+        named = ", ".join([*bad[:MOST_NAMED], *(["..."] if len(bad) > MOST_NAMED else [])])
+        notes.append(f"{len(bad)} bad file(s) were left out: {named}")
     check_classes(samples, folders, classes)
     parts = {part: torch.tensor([i for i, s in enumerate(samples) if s.part == part]) for part in folders}
     if "valid" not in parts:
@@ -145,10 +147,10 @@ def check_classes(samples: list[Sample], folders: dict[str, Path], classes: list
 
 
 def read_pixels(
-    samples: list[Sample], root: Path, image_size: tuple[int, int] | None, bad: list[str] | None
+    samples: list[Sample], root: Path, image_size: tuple[int, int] | None, bad: list[str], limit: int
 ) -> tuple[list[Sample], torch.Tensor]:
     """The samples that can be read, and their pixels: uint8 (N, 1 or 3, H, W)."""
-    probed = list(read_each(samples, probe, root, bad))
+    probed = list(read_each(samples, probe, root, bad, limit))
     sizes = {size for _, (size, _) in probed}
     width, height = sizes.pop() if len(sizes) == 1 else (math.inf, math.inf)
     if image_size is not None or max(width, height) > MAX_KEPT_SIZE:
@@ -158,16 +160,16 @@ def read_pixels(
     check_memory(f"{str(root)!r} as float32 {shape}", 4 * math.prod(shape), "lower --image-size, or use a DataLoader")
     kept: list[Sample] = []
     pixels = torch.empty(shape, dtype=torch.uint8)
-    for sample, image in read_each([s for s, _ in probed], lambda i: decode(i, size, is_grey), root, bad):
+    for sample, image in read_each([s for s, _ in probed], lambda i: decode(i, size, is_grey), root, bad, limit):
         pixels[len(kept)] = torch.from_numpy(image)
         kept.append(sample)
     return kept, pixels[: len(kept)]
 
 
 def read_each(
-    samples: list[Sample], read: Callable[[Image.Image], T], root: Path, bad: list[str] | None
+    samples: list[Sample], read: Callable[[Image.Image], T], root: Path, bad: list[str], limit: int
 ) -> Iterator[tuple[Sample, T]]:
-    """Each sample with what ``read`` makes of its image; bad ones go into ``bad``, or are an error where it is None."""
+    """Each sample with what ``read`` makes of its image; bad ones go into ``bad``, and are an error past ``limit``."""
     from PIL import Image
 
     for sample in samples:
@@ -180,9 +182,11 @@ def read_each(
                 with Image.open(sample.path, formats=FORMATS) as image:
                     result = read(image)
         except Exception as error:  # Pillow's readers raise many kinds for damaged files
-            if bad is None:
+            if len(bad) >= limit:
                 reason = " ".join(str(error).split()) or type(error).__name__
-                remedy = "repair or remove it, or leave out bad files with --skip-bad"
+                remedy = "repair or remove it, or leave out bad files with --skip-bad N"
+                if limit:
+                    remedy = f"it is one more than --skip-bad {limit} allows, after {', '.join(bad[:5])}"
                 raise InputError(f"image {str(sample.path)!r} cannot be read ({reason}): {remedy}") from error
             bad.append(repr(str(sample.path.relative_to(root))))
         else:

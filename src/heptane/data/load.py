@@ -56,7 +56,7 @@ def load_data(
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     valid_fraction: float | None = None,
-    skip_bad: bool = False,
+    skip_bad: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     fallback: str | None = None,
 ) -> Data:
@@ -69,7 +69,7 @@ def load_data(
         image_size: pixels in [1, 4096], of height and width or a pair of both, for a folder; None picks (see ``folder.py``).
         valid_fraction: in (0, 1), the share to set aside for validation, of all the samples that are split: the
             60,000 of Fashion-MNIST, all of ``digits`` or a flat folder, else the training part. None: 1/12, 0.2, 0.1.
-        skip_bad: leave out images that cannot be read, and say so in ``notes``, where otherwise they are an error.
+        skip_bad: leave out up to so many images that cannot be read, and name them in ``notes``; 0: they are an error.
         cache_dir: where downloads are kept; None: ``$HEPTANE_CACHE``, else ``heptane`` in the user's cache folder.
         fallback: the built-in set to load, with a note, where the one asked for cannot be had on this machine.
 

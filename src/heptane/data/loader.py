@@ -12,8 +12,10 @@ from typing import Any
 
 from heptane._lazy import np, torch
 from heptane.data.batches import Batch, Place, first_tensor, length, like, pair, rows
-from heptane.errors import InputError
+from heptane.data.guard import Bad, Collated, DataError, guarded, labels_beyond, without
+from heptane.errors import InputError, one_line
 from heptane.randomness import generator
+from heptane.tricks.data_parallel import ALONE, Worker, any_of, from_all
 
 
 @dataclass
@@ -30,8 +32,15 @@ class Loader:
     window: int
     seed: int
     steps_per_epoch: int = field(init=False)
+    bad: Bad = field(default_factory=Bad)
+    """the samples that were left out"""
+    worker: Worker = ALONE
+    """of those that must leave out the same"""
+    labels: tuple[int, int] | None = None
+    """where targets are classes: how many there are, and the number that is ignored"""
 
     def __post_init__(self) -> None:
+        self._own, self.loader = self.loader, guarded(self.loader)
         num_batches = length(self.loader)
         if num_batches is None:
             raise InputError(
@@ -65,12 +74,14 @@ class Loader:
                 fetched = epoch * self.steps_per_epoch + index
                 draw = generator(self.seed, "fetch", fetched).integers(1 << 63)
                 torch.manual_seed(int(draw) if index else self.seed + epoch)
-                data = next(windows, None)
-                if data is None:
+                window = next(windows, None)
+                if window is None:
                     raise self._wrong_length(f"fewer than the {len(self.loader)} batches")
                 if index < skip:
                     continue
-                yield fetched, Batch(data, None, len(first_tensor(data)), place, fetched)
+                data, indices = window
+                size = len(first_tensor(data)) if data is not None else 0
+                yield fetched, Batch(data, None, size, place, fetched, indices)
                 step += 1
                 if step >= stop:
                     return
@@ -81,21 +92,49 @@ class Loader:
         """The first samples of a batch, at most ``size`` of them; the loader and all random states stay as they were."""
         with unchanged(self.loader):
             torch.manual_seed(self.seed)
-            inputs, targets = pair(next(iter(self.loader)))
+            data, _ = self._sound(_next(iter(self.loader)))
+        if data is None:
+            raise InputError("the first batch of the training data has no sample that can be used")
+        inputs, targets = data
         return rows((inputs, targets), slice(size))  # type: ignore[no-any-return]
 
     def _measure(self) -> int:
         return len(first_tensor(self.sample(1 << 30)[0]))
 
-    def _windows(self) -> Iterator[tuple[Any, Any]]:
-        waiting: list[tuple[Any, Any]] = []
-        for data in self.loader:
-            waiting.append(pair(data))
+    def _windows(self) -> Iterator[tuple[Any, list[int] | None]]:
+        """Inputs and targets of a step, or None where no sample is left; and which samples they are, where it is known."""
+        waiting: list[tuple[Any, list[int] | None]] = []
+        batches = iter(self.loader)
+        while True:
+            try:
+                waiting.append(self._sound(_next(batches)))
+            except StopIteration:
+                break
             if len(waiting) == self.window:
-                yield joined(waiting)
+                yield self._joined(waiting)
                 waiting = []
         if waiting:
-            yield joined(waiting)
+            yield self._joined(waiting)
+
+    def _joined(self, waiting: list[tuple[Any, list[int] | None]]) -> tuple[Any, list[int] | None]:
+        left = [data for data, _ in waiting if data is not None]
+        indices = [index for _, some in waiting for index in some or ()]
+        return (joined(left) if left else None), (None if waiting[0][1] is None else indices)
+
+    def _sound(self, batch: Any) -> tuple[Any, list[int] | None]:
+        """The samples of a batch that can be used, the same on every worker."""
+        if not isinstance(batch, Collated):
+            return pair(batch), None
+        bad = list(batch.bad)
+        if self.labels is not None and batch.data is not None:
+            num_classes, ignored = self.labels
+            for row, label in labels_beyond(pair(batch.data)[1], num_classes, ignored):
+                bad.append((batch.indices[row], f"label {label} is out of range: labels are 0 to {num_classes - 1}"))
+        if self.bad.limit and any_of([bool(bad)], self.worker)[0]:
+            bad = sorted(dict(entry for some in from_all(bad, self.worker) for entry in some).items())
+        self.bad.add("training", bad)
+        batch = without(batch, {index for index, _ in bad})
+        return (None if batch.data is None else pair(batch.data)), batch.indices
 
     def _set_epoch(self, epoch: int) -> None:
         for name in ("sampler", "batch_sampler"):
@@ -165,7 +204,7 @@ def unchanged(loader: Any) -> Iterator[None]:
             each_one.set_state(state)
 
 
-def in_fixed_order(loader: Any) -> Iterator[tuple[Any, Any]]:
+def in_fixed_order(loader: Any, bad: Bad | None = None, name: str = "evaluation") -> Iterator[tuple[Any, Any]]:
     """A loader's batches, shuffled the same way in each worker process if at all; PyTorch's global state is left alone."""
     check_sampler(loader)
     batches: Iterator[Any] | None = None
@@ -174,14 +213,49 @@ def in_fixed_order(loader: Any) -> Iterator[tuple[Any, Any]]:
         state = torch.random.get_rng_state()
         torch.manual_seed(index)
         try:
-            batches = iter(loader) if batches is None else batches
+            batches = sound(loader, bad, name) if batches is None else batches
             data = next(batches)
         except StopIteration:
             return
         finally:
             torch.random.set_rng_state(state)
-        yield pair(data)
+        yield data
         index += 1
+
+
+def sound(loader: Any, bad: Bad | None, name: str) -> Iterator[tuple[Any, Any]]:
+    """A loader's batches, without the samples that cannot be read: they go to ``bad``, or are an error."""
+    bad = bad or Bad()
+    batches = iter(guarded(loader))
+    while True:
+        try:
+            batch = _next(batches)
+        except StopIteration:
+            return
+        if isinstance(batch, Collated):
+            bad.add(name, batch.bad)
+            batch = batch.data
+        if batch is not None:
+            yield pair(batch)
+
+
+def _next(batches: Iterator[Any]) -> Any:
+    """The next batch; what else than a sample goes wrong in reading it, as one line."""
+    try:
+        return next(batches)
+    except (StopIteration, InputError):
+        raise
+    except Exception as error:
+        if ("DataLoader worker" in str(error) and "exit" in str(error)) or "killed by signal" in str(error):
+            remedy = "for want of memory? lower num_workers or the size of a batch"
+            raise DataError(f"a process that reads the data was killed ({one_line(error)}): {remedy}") from error
+        raise DataError(f"the data cannot be read ({type(error).__name__}: {_last_line(error)})") from error
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong, of an error that carries the traceback of another process."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return one_line(ValueError(lines[-1])) if lines else type(error).__name__
 
 
 def joined(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:

@@ -1,0 +1,207 @@
+"""Samples that cannot be read, or are not like the others: named by index and file, and left out where that is wished.
+
+Reading happens in a loader's own processes, whose errors arrive as text; so what went wrong travels beside the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from heptane._lazy import torch
+from heptane.data.batches import each, rows
+from heptane.errors import InputError, one_line
+
+MOST_NAMED = 5
+
+
+class DataError(InputError):
+    """Data went bad while training; what was trained until then is not lost."""
+
+
+class Collated(NamedTuple):
+    """A batch on its way from a loader's process: the samples that it holds, and those that it does not, with the reason."""
+
+    data: Any
+    indices: list[int]
+    bad: list[tuple[int, str]]
+
+
+class _Bad(NamedTuple):
+    reason: str
+
+
+class _Guarded:
+    """A data set whose samples come with their index, or with what reading them raised."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> tuple[Any, Any]:
+        try:
+            return index, self.dataset[index]
+        except Exception as error:
+            return index, _Bad(f"{file_of(self.dataset, index)}{type(error).__name__}: {one_line(error)}")
+
+
+class _GuardedMany(_Guarded):
+    """The same for one that reads several samples at once."""
+
+    def __getitems__(self, indices: list[Any]) -> list[tuple[Any, Any]]:
+        try:
+            return list(zip(indices, self.dataset.__getitems__(indices), strict=True))
+        except Exception:
+            return [self[index] for index in indices]
+
+
+class _Collate:
+    """A loader's own ``collate_fn`` on the samples that were read; those that do not fit the others are left out of it."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+        self._kinds: Any = None
+
+    def __call__(self, fetched: list[tuple[Any, Any]]) -> Collated:
+        bad = [(index, item.reason) for index, item in fetched if isinstance(item, _Bad)]
+        good = [(index, item) for index, item in fetched if not isinstance(item, _Bad)]
+        try:
+            data = self._joined(good)
+        except Exception as error:
+            usual = Counter(map(_form, (item for _, item in good))).most_common(1)[0][0]
+            odd = [(index, _form(item)) for index, item in good if _form(item) != usual]
+            if not odd:
+                raise
+            bad += [(index, f"it is {form}, and others are {usual}") for index, form in odd]
+            good = [(index, item) for index, item in good if _form(item) == usual]
+            try:
+                data = self._joined(good)
+            except Exception:
+                raise error from None
+        return Collated(data, [int(index) for index, _ in good], [(int(index), reason) for index, reason in bad])
+
+    def _joined(self, good: list[tuple[Any, Any]]) -> Any:
+        if not good:
+            return None
+        if self._kinds is None and len(types := {_types(item) for _, item in good}) > 1:
+            raise TypeError(f"samples of {' and of '.join(sorted(types))}")
+        data = self.collate([item for _, item in good])
+        kinds = _kinds(data)
+        self._kinds = self._kinds or kinds
+        if kinds != self._kinds:  # a sample of another dtype makes all of its batch so
+            raise TypeError(f"a batch of {kinds}, after one of {self._kinds}")
+        return data
+
+
+def guarded(loader: Any) -> Any:
+    """A copy of a ``DataLoader`` that yields :class:`Collated`; the loader itself where its samples have no index."""
+    indexed = not isinstance(loader.dataset, torch.utils.data.IterableDataset) and loader.batch_sampler is not None
+    if not indexed or isinstance(loader.dataset, _Guarded):
+        return loader
+    made = copy.copy(loader)
+    kind = _GuardedMany if hasattr(loader.dataset, "__getitems__") else _Guarded
+    made.__dict__.update(dataset=kind(loader.dataset), collate_fn=_Collate(loader.collate_fn), _iterator=None)
+    return made
+
+
+def file_of(dataset: Any, index: Any) -> str:
+    """``'photo.jpg': `` where a data set says from which file a sample comes, as torchvision's folders do; or nothing."""
+    try:
+        while isinstance(dataset, torch.utils.data.Subset):
+            dataset, index = dataset.dataset, dataset.indices[index]
+        for name in ("samples", "imgs", "files", "paths"):
+            entry = getattr(dataset, name, None)
+            if entry is not None:
+                path = entry[index]
+                path = path[0] if isinstance(path, (tuple, list)) else path
+                return f"{str(path)!r}: "
+    except Exception:  # whatever a stranger's attribute does
+        return ""
+    return ""
+
+
+@dataclass
+class Bad:
+    """The samples that were left out of a run so far, at most ``limit``; by part of the data and index, with the reason."""
+
+    limit: int = 0
+    found: dict[str, str] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda message: None
+
+    def add(self, part: str, bad: list[tuple[int, str]]) -> None:
+        """Take note of more.
+
+        Raises:
+            DataError: they are too many.
+        """
+        for index, reason in bad:
+            name = f"{part} sample {index}"
+            if name in self.found:
+                continue
+            if len(self.found) >= self.limit:
+                remedy = "repair or remove it, or leave such samples out with skip_bad"
+                if self.limit:
+                    named = ", ".join(list(self.found)[:MOST_NAMED])
+                    remedy = f"it is one more than skip_bad={self.limit} allows, after {named}"
+                raise DataError(f"{name} cannot be used ({reason}): {remedy}")
+            self.found[name] = reason
+            self.say(left_out(name, reason))
+
+
+def left_out(name: str, reason: str) -> str:
+    """What a report says of it."""
+    return f"{name} was left out: {reason}"
+
+
+def without(collated: Collated, unwanted: set[int]) -> Collated:
+    """The batch without those samples."""
+    if not unwanted & set(collated.indices):
+        return collated
+    keep = [at for at, index in enumerate(collated.indices) if index not in unwanted]
+    data = rows(collated.data, torch.tensor(keep)) if keep else None
+    return Collated(data, [collated.indices[at] for at in keep], collated.bad)
+
+
+def labels_beyond(targets: Any, num_classes: int, ignore_index: int) -> list[tuple[int, int]]:
+    """Which rows of integer targets are no class, and what they hold."""
+    if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or not targets.numel():
+        return []
+    low, high = (int(value) for value in torch.aminmax(targets))
+    if low >= 0 and high < num_classes:
+        return []
+    wrong = ((targets < 0) | (targets >= num_classes)) & (targets != ignore_index)
+    where = wrong.reshape(len(targets), -1).any(1).nonzero().flatten().tolist()
+    return [(row, int(targets[row][wrong[row]].flatten()[0])) for row in where]
+
+
+def _form(item: Any) -> str:
+    """Shapes and types of a sample, in words that can be compared."""
+    if isinstance(item, (tuple, list)):
+        return f"({', '.join(map(_form, item))})"
+    if isinstance(item, dict):
+        return "{" + ", ".join(f"{key}: {_form(value)}" for key, value in item.items()) + "}"
+    if hasattr(item, "shape") and hasattr(item, "dtype"):
+        return f"{str(item.dtype).removeprefix('torch.')} {tuple(item.shape)}"
+    return type(item).__name__
+
+
+def _types(item: Any) -> str:
+    """The same without the shapes, which may differ where a loader pads."""
+    return re.sub(r"(?<=\w) \([\d, ]*\)", "", _form(item))
+
+
+def _kinds(data: Any) -> list[torch.dtype]:
+    found: list[torch.dtype] = []
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor.dtype)
+        return tensor
+
+    each(look, data)
+    return found

@@ -1,0 +1,228 @@
+"""Samples that cannot be used: named by index and file, left out up to a limit, the same on every worker, and listed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import make_images, mlp
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+import heptane as hp
+from heptane import checkpoint
+from heptane.data.guard import Bad, DataError, guarded, labels_beyond
+from heptane.tricks.data_parallel import launch, this_worker
+
+X, Y = make_images(48)
+sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+
+
+class Files(Dataset[Any]):
+    """Some samples do something else than be read."""
+
+    def __init__(self, odd: dict[int, Any], after: int = 0) -> None:
+        self.odd, self.after, self.reads = odd, after, 0
+        self.samples = [(f"photos/{i:03}.png", int(label)) for i, label in enumerate(Y)]
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        found = self.odd.get(index)
+        if found is None or self.reads <= self.after:
+            return X[index], int(Y[index])
+        return found()
+
+
+class Many(Files):
+    """The same, read several at a time."""
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self[index] for index in indices]
+
+
+def fails() -> Any:
+    raise OSError("cannot identify image file")
+
+
+USUAL = r"\(float32 \(1, 8, 8\), int\)"
+ODD: dict[str, tuple[Any, str]] = {
+    "raises": (fails, r"'photos/007\.png': OSError: cannot identify image file"),
+    "another shape": (
+        lambda: (X[7][:, :5], 0),
+        r"it is \(float32 \(1, 5, 8\), int\), and others are \(float32 \(1, 8, 8\), int\)",
+    ),
+    "another type": (
+        lambda: (X[7].double(), 0),
+        r"it is \(float64 \(1, 8, 8\), int\), and others are \(float32 \(1, 8, 8\), int\)",
+    ),
+    "a label too high": (lambda: (X[7], 4), r"label 4 is out of range: labels are 0 to 3"),
+    "a label below 0": (lambda: (X[7], -1), r"label -1 is out of range: labels are 0 to 3"),
+    "nothing": (lambda: None, rf"it is NoneType, and others are {USUAL}"),
+}
+HOW: dict[str, Any] = {
+    "dataset": lambda data: data,
+    "many at once": lambda data: Many(data.odd, data.after),
+    "loader": lambda data: DataLoader(data, 16, shuffle=True),
+    "loader with processes": lambda data: DataLoader(data, 16, num_workers=1, multiprocessing_context="fork"),
+}
+
+
+def fit(data: Any, **settings: Any) -> hp.Result:
+    batch_size = None if isinstance(data, DataLoader) else 16
+    settings = {"optimizer": sgd, "epochs": 3, "batch_size": batch_size, "device": "cpu", **settings}
+    return hp.fit(mlp(), data, **settings)
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("how", HOW)
+def test_a_bad_sample_is_named_and_may_be_left_out(how: str, kind: str) -> None:
+    odd, reason = ODD[kind]
+    with pytest.raises(DataError, match=rf"^training sample 7 cannot be used \({reason}\): repair or remove it, or") as e:
+        fit(HOW[how](Files({7: odd})))
+    assert "\n" not in str(e.value)
+    result = fit(HOW[how](Files({7: odd})), skip_bad=1)
+    (note,) = [note for note in result.notes if "was left out" in note]
+    assert note.startswith("training sample 7 was left out: ")
+    assert result.steps["applied"] == 9
+    assert all(record["train_loss"] == record["train_loss"] for record in result.history)
+
+
+def test_what_is_left_is_trained_as_if_the_others_had_not_been_there() -> None:
+    model = mlp()
+    hp.fit(model, Files({7: fails, 30: fails}), optimizer=sgd, epochs=2, batch_size=16, device="cpu", skip_bad=2)
+    by_hand = mlp()
+    optimizer = sgd(by_hand.parameters())
+    for epoch in range(2):
+        for chosen in hp.order(48, 0, epoch).split(16):
+            rows = torch.tensor([i for i in chosen.tolist() if i not in (7, 30)])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(by_hand(X[rows]), Y[rows]).backward()
+            optimizer.step()
+    for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_past_the_limit_it_is_an_error_that_names_those_before() -> None:
+    first, second = sorted((7, 30), key=hp.order(48, 0, 0).tolist().index)
+    with pytest.raises(DataError, match=rf"sample {second} .*: it is one more than skip_bad=1 allows, after .*{first}$"):
+        fit(Files({7: fails, 30: fails}), skip_bad=1)
+
+
+def test_a_batch_of_which_nothing_is_left_is_passed_over() -> None:
+    chosen = hp.order(48, 0, 0)[16:32].tolist()
+    result = fit(Files(dict.fromkeys(chosen, fails)), skip_bad=16, epochs=1)
+    assert len([note for note in result.notes if "was left out" in note]) == 16
+    with pytest.raises(hp.InputError, match="the first batch of the training data has no sample that can be used"):
+        fit(Files(dict.fromkeys(hp.order(48, 0, 0)[:16].tolist(), fails)), skip_bad=48)
+
+
+def test_bad_samples_of_the_validation_data_are_named_as_such_and_count_too() -> None:
+    with pytest.raises(DataError, match=r"^validation sample 7 cannot be used \('photos/007\.png': OSError"):
+        fit((X, Y), valid=Files({7: fails}))
+    result = fit((X, Y), valid=DataLoader(Files({7: fails}), 16), test=Files({3: fails}), skip_bad=2)
+    assert sorted(note.split(":")[0] for note in result.notes if "was left out" in note) == [
+        "test sample 3 was left out",
+        "validation sample 7 was left out",
+    ]
+
+
+def test_data_that_goes_bad_in_hour_nine_costs_nothing_that_was_trained(tmp_path: Path) -> None:
+    data = Files({7: fails}, after=100)
+    with pytest.raises(DataError, match=r"; saved at step \d+, from where resume goes on$"):
+        fit(data, run_dir=tmp_path / "run")
+    (at, *_) = checkpoint.steps_in(tmp_path / "run" / "checkpoints")
+    assert at in (6, 7, 8)
+    repaired = fit(Files({}), run_dir=tmp_path / "run", resume=True)
+    whole = fit(Files({}))
+    for ours, theirs in zip(repaired.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_what_was_left_out_before_a_stop_is_listed_after_it(tmp_path: Path) -> None:
+    fit(Files({7: fails}), run_dir=tmp_path / "run", skip_bad=1, valid=(X, Y), target=("valid_loss", 1e9))
+    again = fit(Files({}), run_dir=tmp_path / "run", skip_bad=1, valid=(X, Y), resume=True)
+    assert [note for note in again.notes if note.startswith("training sample 7 was left out")]
+
+
+def test_a_reading_process_that_is_killed_is_said_in_one_line() -> None:
+    data = DataLoader(
+        Files({7: lambda: os.kill(os.getpid(), signal.SIGKILL)}), 16, num_workers=1, multiprocessing_context="fork"
+    )
+    with pytest.raises(DataError, match=r"^a process that reads the data was killed \(.*\): for want of memory\? lower"):
+        fit(data)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        yield from zip(X[:20], Y[:20], strict=True)
+        raise OSError("the line went dead")
+
+    def __len__(self) -> int:
+        return 48
+
+
+def test_of_samples_without_an_index_the_reason_is_given() -> None:
+    with pytest.raises(DataError, match=r"^the data cannot be read \(OSError: the line went dead\)"):
+        fit(DataLoader(Stream(), 16))
+
+
+def test_the_file_of_a_subset_is_that_of_the_whole() -> None:
+    with pytest.raises(DataError, match=r"^training sample 2 cannot be used \('photos/007\.png': OSError"):
+        fit(Subset(Files({7: fails}), [5, 6, 7, *range(20, 40)]))
+
+
+def test_a_guarded_loader_is_a_copy_and_the_users_is_as_it_was() -> None:
+    loader = DataLoader(TensorDataset(X, Y), 16)
+    before = dict(vars(loader))
+    made = guarded(loader)
+    assert made is not loader
+    assert guarded(made) is made
+    assert vars(loader) == before
+    assert next(iter(made)).indices == list(range(16))
+    unbatched = DataLoader(TensorDataset(X, Y), batch_size=None)
+    assert guarded(unbatched) is unbatched
+
+
+def test_labels_beyond_are_found_row_by_row() -> None:
+    assert labels_beyond(torch.tensor([0, 2, 1]), 3, -100) == []
+    assert labels_beyond(torch.tensor([0, 3, -100, -1]), 3, -100) == [(1, 3), (3, -1)]
+    assert labels_beyond(torch.tensor([[0, -100], [2, 5]]), 3, -100) == [(1, 5)]
+    assert labels_beyond(torch.tensor([0.5]), 1, -100) == []
+    assert labels_beyond([1, 2], 1, -100) == []
+
+
+def test_one_sample_counts_once() -> None:
+    bad = Bad(limit=1)
+    for _ in range(3):
+        bad.add("training", [(7, "torn")])
+    assert bad.found == {"training sample 7": "torn"}
+
+
+class OnOne(Files):
+    """A sample that only the second worker cannot read."""
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 7 and this_worker().rank == 1:
+            fails()
+        return X[index], int(Y[index])
+
+
+def over_workers() -> Any:
+    tricks = hp.Tricks(data_parallel=hp.DataParallel())
+    result = hp.fit(mlp(), OnOne({}), optimizer=sgd, epochs=2, batch_size=16, tricks=tricks, device="cpu", skip_bad=1)
+    return result.notes, dict(result.model.state_dict())
+
+
+def test_every_worker_leaves_out_what_one_cannot_read() -> None:
+    notes, state = launch(over_workers, {}, 2)
+    assert [note for note in notes if note.startswith("training sample 7 was left out: ")]
+    alone = hp.fit(mlp(), Files({7: fails}), optimizer=sgd, epochs=2, batch_size=16, device="cpu", skip_bad=1)
+    for key, value in alone.model.state_dict().items():
+        torch.testing.assert_close(state[key], value, rtol=0, atol=1e-5)
