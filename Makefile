@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: help demo train peers papers test test-all test-hosts lint wide transfer overhead accuracy imports scaling clean
+.PHONY: help demo train peers papers test test-all test-hosts lint wide transfer overhead accuracy imports scaling torture fuzz checkpoint soak clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,18 @@ accuracy: $(VENV)/.dev ## the training of make train, 3 seeds: benchmarks/result
 scaling: $(VENV)/.dev ## two workers against one, and predictions against throttled links (root): benchmarks/results/scaling*.json
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/scaling_model.py
+
+torture: $(VENV)/.dev ## 200 runs killed at random moments and resumed, against one never stopped: benchmarks/results/torture.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
+
+fuzz: $(VENV)/.dev ## 10,000 mutated files and 10,000 sets of flags: benchmarks/results/fuzz.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
+
+checkpoint: $(VENV)/.dev ## what a checkpoint costs: benchmarks/results/checkpoint.json
+	$(BIN)/python benchmarks/checkpoint.py
+
+soak: $(VENV)/.dev ## an hour with two workers, checkpoints and resumes: benchmarks/results/soak.json
+	$(BIN)/python benchmarks/soak.py
 
 imports: $(VENV)/.dev ## what importing heptane adds to importing torch: benchmarks/results/imports.json
 	$(BIN)/python benchmarks/imports.py

@@ -89,7 +89,7 @@ def link(name: str) -> str:
 
 def _accuracy() -> list[str]:
     rows = []
-    for name, what in (("small", "small ResNet, 4 epochs"), ("wide", "wide ResNet, 16 epochs")):
+    for name, what in (("small", "small ResNet, 4 epochs, on smaller images at first"), ("wide", "wide ResNet, 16 epochs")):
         if found := read(name):
             test, seconds = found["test_accuracy"], found["train_seconds"]["median"]
             count = len(found["seeds"])

@@ -5,7 +5,7 @@ from heptane.data import Data, load_data
 from heptane.data.augment import CropFlip
 from heptane.data.batches import order
 from heptane.data.resize import ProgressiveResize
-from heptane.errors import InputError
+from heptane.errors import InputError, Interrupted
 from heptane.fit import evaluate, fit, train
 from heptane.loop import Step
 from heptane.race import RaceResult, race
@@ -29,6 +29,7 @@ __all__ = [
     "Data",
     "DataParallel",
     "InputError",
+    "Interrupted",
     "LRScaling",
     "LabelSmoothing",
     "MixedPrecision",

@@ -77,10 +77,13 @@ class Conduct:
                 for index, seed in enumerate(self.plan["seeds"]):
                     for arm in self._in_turn(index):
                         self._run(arm, seed)
+            return self._save("done")
         except BaseException:
             self._save("interrupted")
             raise
-        return self._save("done")
+        finally:
+            if self.folder:
+                self.folder.close()
 
     def dry_run(self) -> dict[str, Any]:
         """The record with ``expected_seconds``: per arm the longest that a run may take, from a few steps of each."""

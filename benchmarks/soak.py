@@ -1,0 +1,138 @@
+"""Do memory and open files stay flat in an hour of training with two workers, checkpoints and resumes? ``make soak``.
+
+Two workers train under one launcher, save every 50 steps, and are stopped by SIGTERM every few minutes and resumed, until
+the time is over. Every few seconds the resident memory and the open files of the workers are read; a slope is fitted within
+each piece between two stops, past its first minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heptane.checkpoint import find
+from results import save
+
+PIECE_SECONDS, EVERY_SECONDS, WARM_UP_SECONDS = 300.0, 5.0, 60.0
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes below ``pid`` that train."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except (OSError, ValueError):
+            continue
+        if b"heptane.worker" in command and ancestor(int(entry.name), pid):
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def ancestor(pid: int, wanted: int) -> bool:
+    while pid > 1:
+        if pid == wanted:
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def look(pid: int) -> tuple[float, int]:
+    """Resident MiB, and open files."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def piece(out: Path, resume: bool, seconds: float) -> dict[str, Any]:
+    """One start of the run, until it is stopped."""
+    if resume:
+        command = ["train", "--resume", str(out)]
+    else:
+        command = ["train", "--data", "digits", "--model", "resnet", "--epochs", "1000000", "--tricks", "recommended"]
+        command += [
+            "--workers",
+            "2",
+            "--batch-size",
+            "64",
+            "--checkpoint-every",
+            "50",
+            "--out",
+            str(out),
+            "--mixup.alpha",
+            "0.2",
+        ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (out.parent / "log").open("ab") as log:
+        running = subprocess.Popen([sys.executable, "-m", "heptane.cli", *command], stdout=log, stderr=log, env=environment)
+    began, looks = time.monotonic(), []
+    while time.monotonic() - began < seconds:
+        time.sleep(EVERY_SECONDS)
+        if running.poll() is not None:
+            raise RuntimeError((out.parent / "log").read_text()[-3000:])
+        try:
+            seen = [look(pid) for pid in workers_of(running.pid)]
+        except OSError:
+            continue
+        if len(seen) == 2:
+            looks.append((time.monotonic() - began, sum(m for m, _ in seen), sum(f for _, f in seen)))
+    running.send_signal(signal.SIGTERM)
+    code = running.wait(60)
+    saved, _ = find(out / "checkpoints")
+    assert saved is not None
+    late = np.array([entry for entry in looks if entry[0] > WARM_UP_SECONDS])
+    return {
+        "exit_code": code,
+        "step": saved.facts["step"],
+        "mebibytes": statistics.median(late[:, 1]),
+        "files": statistics.median(late[:, 2]),
+        "mebibytes_per_hour": slope(late[:, 0], late[:, 1]),
+        "files_per_hour": slope(late[:, 0], late[:, 2]),
+        "looks": [[round(value, 2) for value in entry] for entry in looks[::6]],
+    }
+
+
+def slope(seconds: Any, values: Any) -> list[float]:
+    """Per hour, and twice its standard error."""
+    (rate, _), covariance = np.polyfit(seconds / 3600, values, 1, cov=True)
+    return [float(rate), 2 * float(np.sqrt(covariance[0, 0]))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    flags = parser.parse_args()
+    pieces: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="heptane-soak-") as folder:
+        out, began = Path(folder, "run"), time.monotonic()
+        while time.monotonic() - began < 60 * flags.minutes:
+            pieces.append(piece(out, bool(pieces), PIECE_SECONDS))
+            print({key: value for key, value in pieces[-1].items() if key != "looks"}, flush=True)
+            content = {"minutes": (time.monotonic() - began) / 60, "pieces": pieces, **over_all(pieces)}
+            save("soak", "memory and open files of two workers in an hour with checkpoints and resumes", content)
+
+
+def over_all(pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """The pieces together: the median slope within, and how the medians of the first and the last differ."""
+    return {
+        "mebibytes_per_hour": statistics.median(p["mebibytes_per_hour"][0] for p in pieces),
+        "files_per_hour": statistics.median(p["files_per_hour"][0] for p in pieces),
+        "mebibytes_first_last": [pieces[0]["mebibytes"], pieces[-1]["mebibytes"]],
+        "files_first_last": [pieces[0]["files"], pieces[-1]["files"]],
+    }
+
+
+if __name__ == "__main__":
+    main()

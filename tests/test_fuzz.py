@@ -1,0 +1,41 @@
+"""Mutated files and generated flags: success or one clear error. A few hundred of the 10,000 of ``make fuzz``, and all that
+ever failed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import fuzz
+fuzz.BATCH = 25
+print(json.dumps([fuzz.fuzz_files(25 * len(fuzz.READERS), 1, list(fuzz.READERS)), fuzz.fuzz_flags(100, 1)]))
+"""
+REGRESSIONS = sorted(path for path in (ROOT / "tests" / "regressions").glob("*") if not path.name.startswith("."))
+
+
+def test_a_few_hundred_mutations_and_command_lines_end_in_success_or_one_clear_error() -> None:
+    # a process of its own, since it forks, which one that has computed may not
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, str(ROOT / "benchmarks")], capture_output=True, text=True, check=False, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for found in json.loads(done.stdout.splitlines()[-1]):
+        assert found["failures"] == []
+
+
+@pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: path.name)
+def test_what_once_failed_does_not_fail_again(path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import fuzz
+    finally:
+        sys.path.pop(0)
+    assert fuzz.attempt(fuzz.READERS[path.name.split("-")[0]][1], path) == ""
