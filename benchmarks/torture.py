@@ -87,10 +87,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "bf16, rate scaled": {
         "tricks": hp.Tricks(
-            mixed_precision=hp.MixedPrecision(dtype="bf16"), lr_scaling=hp.LRScaling(reference_batch=4, warmup_epochs=2)
+            mixed_precision=hp.MixedPrecision(dtype="bf16", channels_last="on"),
+            lr_scaling=hp.LRScaling(reference_batch=4, warmup_epochs=2),
         )
     },
     "unfrozen by and by": {"tricks": hp.Tricks(transfer=hp.Transfer(freeze=1, unfreeze_every_epochs=1.5))},
+    "averaged weights": {"average_decay": 0.9, "optimizer": adamw},
     "a data set that draws": {"data": Noisy},
     "a loader": {"data": loader},
     "a loader with two processes": {"data": partial(loader, num_workers=2, multiprocessing_context="fork")},
@@ -106,6 +108,7 @@ CASES: dict[str, dict[str, Any]] = {
     "two workers, sharded": {
         "workers": 2,
         "optimizer": adamw,
+        "average_decay": 0.9,
         "tricks": hp.Tricks(data_parallel=hp.DataParallel(strategy="fsdp"), cyclical=hp.Cyclical()),
     },
 }
@@ -146,7 +149,7 @@ def train(case: dict[str, Any], folder: Path) -> dict[str, str]:
     saved, _ = find(RunFolder.checkpoints_of(folder))
     assert saved is not None
     history = [{key: value for key, value in record.items() if "seconds" not in key} for record in result.history]
-    kept = {name: saved.facts[name] for name in ("step", "optimizer", "precision", "skipped", "faults", "meters")}
+    kept = {name: saved.facts[name] for name in ("step", "optimizer", "average", "precision", "skipped", "faults", "meters")}
     return {
         "parameters": digest([value for _, value in sorted(result.model.state_dict().items())]),
         "state": hashlib.sha256(json.dumps([kept, parts(saved)]).encode()).hexdigest(),

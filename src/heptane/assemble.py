@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heptane._lazy import torch
+from heptane.averaging import Average
 from heptane.checks import check_finite, check_model, check_optimizer, check_resize, check_targets, classes_of, try_output
 from heptane.clock import Clock
 from heptane.criterion import Criterion, CrossEntropy, Loss, Own, choose_criterion
@@ -60,6 +61,7 @@ class Plan:
     on_nan: str = "skip"
     nan_limit: int = 10
     skip_bad: int = 0
+    average_decay: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, torch.optim.Optimizer) or not callable(self.optimizer):
@@ -73,6 +75,8 @@ class Plan:
         check_choice("on_nan", self.on_nan, ON_NAN)
         check_range("nan_limit", self.nan_limit, 1, whole=True)
         check_range("skip_bad", self.skip_bad, 0, whole=True)
+        if self.average_decay is not None:
+            check_range("average_decay", self.average_decay, 0, 1, low_open=True, high_open=True)
         if self.clip_norm is not None:
             check_range("clip_norm", self.clip_norm, 0, low_open=True)
 
@@ -148,6 +152,8 @@ class Run:
         self.base_rates = base_rates(self.optimizer)
         mine = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         # In the model's order, whatever the groups: a norm is a sum, and its last bit depends on the order.
+        decay = self.plan.average_decay
+        self.average = Average(self.model, decay) if decay is not None else None
         self.buffers = Kept(self.model)
         self.parameters = [mine.pop(id(p)) for p in self.model.parameters() if id(p) in mine] + list(mine.values())
 

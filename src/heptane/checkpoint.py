@@ -90,6 +90,7 @@ def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
         "first": run.first,
         "model": _pack(run.model.state_dict(), "model", tensors),
         "optimizer": _pack(run.optimizer.state_dict(), "optimizer", tensors),
+        "average": _pack(run.average.state() if run.average else None, "average", tensors),
         "precision": {
             "name": run.precision.name,
             "channels_last": run.place.channels_last,
@@ -240,6 +241,7 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
     facts, path = saved.facts, saved.path
     tensors = _tensors(saved, run)
     model, optimizer = _unpack(facts["model"], tensors), _unpack(facts["optimizer"], tensors)
+    average = _unpack(facts["average"], tensors)
     _check_model(run.model, model, path)
     before, follows = facts["workers"], False
     if before != run.worker.size and run.data_parallel.keep == "share":
@@ -251,13 +253,17 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
     if step > run.total_steps:
         raise InputError(f"checkpoint {path} is at step {step}, past this run's {run.total_steps}: raise epochs")
     if run.outline is not None:
-        model, optimizer = _sharded(run, model, optimizer)
+        model, optimizer, average = _sharded(run, model, optimizer, average)
     run.model.load_state_dict(model)
     own = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
     run.optimizer.load_state_dict(optimizer)
     if follows:  # Adam's betas and eps go with the batch
         for group, settings in zip(run.optimizer.param_groups, own, strict=True):
             group.update(settings)
+    if run.average:
+        if average is None:
+            raise InputError(f"checkpoint {path} was written without average_decay, and this run has {run.average.decay}")
+        run.average.load_state(average)
     run.first = facts["first"]
     if facts["precision"]["name"] == run.precision.name:
         run.precision.load_state(facts["precision"]["state"])
@@ -276,7 +282,7 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
     return step, facts["history"]
 
 
-def _sharded(run: Run, model: dict[str, Any], optimizer: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _sharded(run: Run, model: dict[str, Any], optimizer: dict[str, Any], average: dict[str, Any] | None) -> tuple[Any, ...]:
     """Whole states as the parts that this worker holds."""
     from heptane.sharding import like
 
@@ -286,7 +292,8 @@ def _sharded(run: Run, model: dict[str, Any], optimizer: dict[str, Any]) -> tupl
         index: {key: like(value, parameters[index]) for key, value in kept.items()}
         for index, kept in optimizer["state"].items()
     }
-    return {name: like(value, own[name]) for name, value in model.items()}, {**optimizer, "state": state}
+    parts, averages = ({name: like(value, own[name]) for name, value in each.items()} for each in (model, average or {}))
+    return parts, {**optimizer, "state": state}, averages or None
 
 
 def _tensors(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
@@ -310,7 +317,7 @@ def _parts(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
     tensors, room = {}, sum(size for size, _ in saved.files.values())
     for name, (shape, dtype) in saved.facts["tensors"].items():
         kind, _, rest = name.partition(".")
-        if kind == "model":
+        if kind in ("model", "average"):
             sharded = own.get(rest)
         else:
             index = int(rest.split(".")[1])

@@ -37,7 +37,8 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
     Args:
         model, train, tricks: as in :func:`fit`.
         settings: ``optimizer``, ``epochs``, ``batch_size``, ``loss``, ``accumulate``, ``clip_norm``, ``augment``,
-            ``resize``, ``compile``, ``device``, ``seed``, ``on_nan``, ``nan_limit`` and ``skip_bad``, as in :func:`fit`.
+            ``resize``, ``compile``, ``device``, ``seed``, ``on_nan``, ``nan_limit``, ``skip_bad`` and ``average_decay``,
+            as in :func:`fit`.
 
     Example:
         >>> data = torch.randn(64, 4), torch.randint(0, 2, (64,))
@@ -113,6 +114,7 @@ def fit(
     on_nan: str = "skip",
     nan_limit: int = 10,
     skip_bad: int = 0,
+    average_decay: float | None = None,
     about: dict[str, Any] | None = None,
     started: float | None = None,
 ) -> Result:
@@ -153,6 +155,8 @@ def fit(
         nan_limit: after so many of these steps in a row the run stops, at least 1.
         skip_bad: leave out up to so many samples that a data set fails to give, that are not like the others of their batch,
             or whose label is out of range; they are named in the notes. 0: the first is an error.
+        average_decay: evaluate and return an exponential moving average of the weights, with this decay per step, in (0, 1),
+            such as 0.999; less at first.
         about: facts for the run's record: command, data, model, settings, reasons, notes.
         started: ``time.time()`` from which the wall clock counts; None for now.
 
@@ -219,6 +223,7 @@ def fit(
                 on_nan=on_nan,
                 nan_limit=nan_limit,
                 skip_bad=skip_bad,
+                average_decay=average_decay,
                 clock=Clock(started),
             )
             run.notes += notes

@@ -87,6 +87,8 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
         else:
             if run.precision.step(run.optimizer, run.plan.clip_norm, run.parameters):
                 run.faults.fine()
+                if run.average:
+                    run.average.update(step + 1 - run.faults.not_applied)
                 return loss
             if run.precision.exhausted:
                 pass_over(run, batch, step, before)

@@ -79,6 +79,7 @@ class Recorder:
         if progress and run.worker.rank == 0:
             self.progress = Progress(run.total_steps) if progress is True else progress
         self._at: int | None = None
+        self._ended = False
         self._shown_at, self._began_at, self._began_seconds, self._told = -math.inf, 0, 0.0, 0
         self._diverged = False
 
@@ -113,6 +114,9 @@ class Recorder:
         self.keeper.wait()
         self._tell()
         _switch(run.optimizer, "eval")  # the weights that were evaluated are those that are kept
+        self._ended = True
+        if run.average:
+            run.average.take_over()
         if run.worker.size > 1:
             check_replicas(run.model)
 
@@ -316,7 +320,8 @@ class Recorder:
         clock = Clock()
         clock.resume()
         _switch(self.run.optimizer, "eval")
-        with self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step"):
+        averaged = self.run.average.in_place() if self.run.average and not self._ended else nullcontext()
+        with averaged, self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step"):
             found = evaluate_with(
                 self.run.model,
                 data,

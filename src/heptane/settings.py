@@ -65,6 +65,8 @@ class Settings:
     """How often to evaluate, in epochs, above 0."""
     compile: bool = False
     """Compile the model with torch.compile; compiling is on the clock."""
+    average_decay: float | None = None
+    """Evaluate and keep a moving average of the weights, with this decay per step, in (0, 1), such as 0.999."""
     checkpoint_every: str | None = None
     """How often to save: a number of steps, or a time such as 90s or 5m. Default: at each evaluation."""
     keep_checkpoints: int = 2

@@ -200,6 +200,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
         "evaluate_every_epochs": settings.evaluate_every_epochs,
         "compile": settings.compile,
         "device": settings.device,
+        "average_decay": settings.average_decay,
         "on_nan": settings.on_nan,
         "nan_limit": settings.nan_limit,
     }
