@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 import heptane as hp
 from heptane.run_folder import goes_on
+from heptane.storage import remove
 
 
 class Trouble(Dataset[Any]):
@@ -119,3 +120,28 @@ def test_with_fewer_workers_the_batch_is_kept_or_their_shares_are_and_the_rate_f
     adam = partial(torch.optim.Adam, lr=0.1)
     _, rooted = half(tmp_path / "adam", "share", adam)
     assert rooted.schedule["learning_rate"][-1] == pytest.approx(0.1 / 2**0.5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_from_the_middle_of_an_epoch_another_number_of_workers_goes_on(strategy: str, tmp_path: Path) -> None:
+    x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data = x, torch.arange(24) % 2
+    often = {"optimizer": partial(torch.optim.AdamW, lr=0.01), "epochs": 2, "batch_size": 5, "checkpoint_every": 1}
+
+    def go(workers: int, **more: Any) -> hp.Result:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).double()
+        tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=workers, strategy=strategy), mixup=hp.Mixup(alpha=0.4))
+        return hp.fit(model, data, data, tricks=tricks, keep_checkpoints=50, average_decay=0.9, **often, **more)
+
+    whole = go(1, run_dir=tmp_path / "whole")
+    for before, after in ((2, 1), (1, 2)):
+        folder = tmp_path / f"{before} then {after}"
+        go(before, run_dir=folder)
+        for step in (8, 9, 10):
+            remove(folder / "checkpoints" / f"step-{step:09d}")
+        again = go(after, run_dir=folder, resume=True)
+        for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+        assert again.history[-1]["train_loss"] == pytest.approx(whole.history[-1]["train_loss"], abs=1e-10)
+        assert f"from step 7 on with {after} worker(s), before with {before}" in " ".join(again.notes)

@@ -225,10 +225,12 @@ def test_when_sums_are_reduced_changes_no_bit_of_them(smoothed: bool) -> None:
     assert ("train_loss_unsmoothed" in read(True)) is smoothed
 
 
-def test_the_sums_of_several_workers_are_one() -> None:
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_sums_of_several_workers_are_one(workers: int) -> None:
     meters = [TrainMeter(MSE) for _ in range(3)]
     for step, meter in enumerate(meters):
-        meter.add_step(step, torch.tensor(float(step)), 2)
+        meter.add_step(0, torch.tensor(float(step)), 6)
     one = TrainMeter(MSE)
-    one.load_state(TrainMeter.together([meter.state() for meter in meters]))
+    one.load_state(TrainMeter.together([meter.state() for meter in meters], workers))
     assert one.read() == {"train_loss": 1.0}
+    assert one.state()["sums"][1] == 6 * workers  # as if so many had noted it

@@ -78,6 +78,8 @@ def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path, keep:
 
 def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
     """Everything that a run needs to go on from ``step``. All workers must call it; if sharded, each holds its parts."""
+    import safetensors.torch  # noqa: F401 - not in the thread that writes: a process may be forked while that imports
+
     if run.outline is not None:
         share_buffers(run.model)  # which worker's copy the library stores is its own choice
     tensors: dict[str, torch.Tensor] = {}
@@ -364,7 +366,7 @@ def _own_meter(meters: list[Any], worker: Worker) -> Any:
     """What this worker had summed up; where they were another number, the first has the sum of all."""
     if len(meters) == worker.size:
         return meters[worker.rank]
-    return TrainMeter.together(meters) if worker.rank == 0 else None
+    return TrainMeter.together(meters, worker.size) if worker.rank == 0 else None
 
 
 def _fixed(run: Run) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from heptane import checkpoint
@@ -197,57 +198,49 @@ def fit(
         limits = parallel.restarts, parallel.timeout_seconds
         return _launched(model, tricks, launch(fit, arguments, workers, *limits))
     keeps = RunFolder.checkpoints_of(run_dir) if run_dir is not None else None
-    interruption = Interruption(active=keeps is not None)
-    folder: RunFolder | None = None
-    try:
-        with interruption:
-            saved, notes = None, list[str]()
-            if resume and keeps is not None:
-                saved, notes = checkpoint.find(keeps, _joined(tricks, device))
-            followed, batch_size = checkpoint.followed(checkpoint.as_decided(tricks, saved), saved, batch_size)
-            run = assemble(
-                model,
-                train,
-                optimizer=optimizer,
-                epochs=epochs,
-                batch_size=batch_size,
-                loss=loss,
-                tricks=followed,
-                accumulate=accumulate,
-                clip_norm=clip_norm,
-                augment=augment,
-                resize=resize,
-                compile=compile,
-                device=device,
-                seed=seed,
-                on_nan=on_nan,
-                nan_limit=nan_limit,
-                skip_bad=skip_bad,
-                average_decay=average_decay,
-                clock=Clock(started),
-            )
-            run.notes += notes
-            for name, data in (("valid", valid), ("test", test)):
-                if data is not None:
-                    check_evaluation(run.model, run.criterion, run.place, name, data)
-            if run_dir is not None and run.worker.rank == 0:
-                folder = RunFolder(run_dir, force=force, resume=resume)
-            if folder and about and "settings_toml" in about:
-                write_text(folder.path / "settings.toml", about["settings_toml"])
-            keeper = Keeper(run, keeps, every, keep_checkpoints)
-            loop = run, valid, metrics, goal, folder, evaluate_every_epochs, progress, keeper, interruption, max_seconds
-            recorder = Recorder(*loop)
-            try:
-                recorder.go(saved)
-                result = recorder.result(tricks, test)
-            finally:
-                keeper.wait()
-            if folder:
-                _write(folder, result, run, about or {})
-            return result
-    finally:
+    with ExitStack() as stack:
+        interruption = stack.enter_context(Interruption(active=keeps is not None))
+        saved, damaged = checkpoint.find(keeps, _joined(tricks, device)) if resume and keeps else (None, [])
+        followed, batch_size = checkpoint.followed(checkpoint.as_decided(tricks, saved), saved, batch_size)
+        run = assemble(
+            model,
+            train,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            loss=loss,
+            tricks=followed,
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            augment=augment,
+            resize=resize,
+            compile=compile,
+            device=device,
+            seed=seed,
+            on_nan=on_nan,
+            nan_limit=nan_limit,
+            skip_bad=skip_bad,
+            average_decay=average_decay,
+            clock=Clock(started),
+        )
+        run.notes += damaged
+        for name, data in (("valid", valid), ("test", test)):
+            if data is not None:
+                check_evaluation(run.model, run.criterion, run.place, name, data)
+        folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and run.worker.rank == 0 else None
         if folder:
-            folder.close()
+            stack.callback(folder.close)
+            if about and "settings_toml" in about:
+                write_text(folder.path / "settings.toml", about["settings_toml"])
+        keeper = Keeper(run, keeps, every, keep_checkpoints)
+        stack.callback(keeper.wait)
+        loop = run, valid, metrics, goal, folder, evaluate_every_epochs, progress, keeper, interruption, max_seconds
+        recorder = Recorder(*loop)
+        recorder.go(saved)
+        result = recorder.result(tricks, test)
+        if folder:
+            _write(folder, result, run, about or {})
+    return result
 
 
 def _joined(tricks: Tricks, device: str | None) -> Worker:

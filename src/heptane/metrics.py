@@ -113,9 +113,14 @@ class TrainMeter:
             self.nonfinite, self.first_nonfinite, self.in_a_row = state["nonfinite"]
 
     @staticmethod
-    def together(states: list[dict[str, Any]]) -> dict[str, Any]:
-        """The states of several workers as one."""
+    def together(states: list[dict[str, Any]], workers: int = 1) -> dict[str, Any]:
+        """The states of several workers as that of the first of ``workers``; the others begin with nothing.
+
+        Each of several workers notes a step's loss, whose mean over them is the step's, with the size of the whole batch: so
+        what was noted by other workers than go on has to weigh as if as many had noted it.
+        """
         sums = [math.fsum(values) for values in zip(*(state["sums"] for state in states), strict=True)]
+        sums[:2] = [value * workers / len(states) for value in sums[:2]]
         return {**states[0], "sums": sums, "mixed": any(state["mixed"] for state in states)}
 
     def _averages(self, sums: list[float]) -> dict[str, float]:

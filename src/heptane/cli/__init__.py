@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from heptane.cli.flags import Parser, add_evaluate, add_race, add_train, add_tricks
 from heptane.errors import InputError
 
+DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
 DONE, FAILED, WRONG_INPUT, NOT_REACHED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -34,6 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # such as `heptane tricks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(
+            f"heptane: {error.filename or 'a file'}: {error.strerror}: make room, or choose another folder", file=sys.stderr
+        )
+        return FAILED
 
 
 def _run(parser: Parser, arguments: list[str]) -> int:
