@@ -1,8 +1,8 @@
 """Do memory and open files stay flat in an hour of training with two workers, checkpoints and resumes? ``make soak``.
 
-Two workers train under one launcher, save every 50 steps, and are stopped by SIGTERM every few minutes and resumed, until
+Two workers train under one launcher, save every 50 steps, and are stopped by SIGTERM every ten minutes and resumed, until
 the time is over. Every few seconds the resident memory and the open files of the workers are read; a slope is fitted within
-each piece between two stops, past its first minute.
+each piece between two stops, past its first two minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from heptane.checkpoint import find
 from results import save
 
-PIECE_SECONDS, EVERY_SECONDS, WARM_UP_SECONDS = 300.0, 5.0, 60.0
+PIECE_SECONDS, EVERY_SECONDS, WARM_UP_SECONDS = 600.0, 5.0, 120.0
 
 
 def workers_of(pid: int) -> list[int]:
@@ -96,8 +96,8 @@ def piece(out: Path, resume: bool, seconds: float) -> dict[str, Any]:
     return {
         "exit_code": code,
         "step": saved.facts["step"],
-        "mebibytes": statistics.median(late[:, 1]),
-        "files": statistics.median(late[:, 2]),
+        "mebibytes": float(np.median(late[:, 1])),
+        "files": float(np.median(late[:, 2])),
         "mebibytes_per_hour": slope(late[:, 0], late[:, 1]),
         "files_per_hour": slope(late[:, 0], late[:, 2]),
         "looks": [[round(value, 2) for value in entry] for entry in looks[::6]],
