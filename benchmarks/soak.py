@@ -62,10 +62,9 @@ def piece(out: Path, resume: bool, seconds: float) -> dict[str, Any]:
         command = ["train", "--resume", str(out)]
     else:
         # few evaluations: the history has a record of each, and grows by it
-        command = (
-            "train --data digits --model resnet --epochs 1000000 --tricks recommended --mixup.alpha 0.2 --workers 2".split()
-        )
-        command += ["--batch-size", "64", "--checkpoint-every", "50", "--evaluate-every-epochs", "50", "--out", str(out)]
+        command = ["train", "--data", "digits", "--model", "resnet", "--epochs", "1000000", "--workers", "2"]
+        command += ["--tricks", "recommended", "--mixup.alpha", "0.2", "--batch-size", "64", "--checkpoint-every", "50"]
+        command += ["--evaluate-every-epochs", "50", "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (out.parent / "log").open("ab") as log:
         running = subprocess.Popen([sys.executable, "-m", "heptane.cli", *command], stdout=log, stderr=log, env=environment)

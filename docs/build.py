@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from statistics import fmean, stdev
@@ -73,7 +74,7 @@ def _markdown(text: str) -> str:
 
 def figures() -> str:
     """The README's table of what was measured."""
-    rows = [row for part in (_accuracy, _peers, _overhead, _transfer, _scaling, _imports) for row in part()]
+    rows = [row for part in (_accuracy, _peers, _overhead, _transfer, _scaling, _nothing_lost, _imports) for row in part()]
     return "\n".join(["| what | figure | file |", "|---|---|---|", *rows]) + "\n"
 
 
@@ -135,15 +136,19 @@ def _transfer_measured() -> str:
         f"EfficientNet-lite0, {found['data']}; {len(found['seeds'])} seeds, rates tuned alike on the validation split.",
         "",
     ]
-    lines += ["| start | epochs | rate | test accuracy | seconds of training |", "|---|---|---|---|---|"]
-    for arm in found["arms"]:
-        seconds = arm["train_seconds"]["median"]
-        lines.append(
-            f"| {arm['name']} | {arm['epochs']} | {arm['rate']:g} | {_percent(arm['test_accuracy'])} | {seconds:.0f} |"
-        )
+    rows = [
+        (a["name"], a["epochs"], f"{a['rate']:g}", _percent(a["test_accuracy"]), f"{a['train_seconds']['median']:.0f}")
+        for a in found["arms"]
+    ]
+    lines += table(("start", "epochs", "rate", "test accuracy", "seconds of training"), rows)
     machine = f"{found['environment']['threads']} threads, {found['environment']['cpu']}"
     where = "[transfer.json](../../benchmarks/results/transfer.json)"
     return "\n".join([*lines, "", f"{where}, `python benchmarks/transfer.py`, {machine}."])
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(map(str, row))} |" for row in rows)]
 
 
 def _percent(values: dict[str, Any]) -> str:
@@ -165,6 +170,30 @@ def _scaling() -> list[str]:
     if found := read("scaling_model"):
         what = f"a step on 2 to 4 hosts, predicted, at {len(found['points'])} measured points: largest error"
         rows.append(f"| {what} | {100 * found['largest_error']:.0f}% | {link('scaling_model')} |")
+    return rows
+
+
+def _nothing_lost() -> list[str]:
+    """Of runs that are killed, files that are mutated, checkpoints and an hour of training."""
+    rows = []
+    if found := read("torture"):
+        figure = f"{found['equal']} of {found['runs']} ({found['killed']} kills)"
+        rows.append(f"| runs killed at random moments and resumed that end bitwise equal | {figure} | {link('torture')} |")
+    if found := read("fuzz"):
+        files, flags = found["files"], found["flags"]
+        what = f"{files['files']:,} mutated files and {flags['command_lines']:,} sets of flags: failures"
+        rows.append(f"| {what} | {len(files['failures']) + len(flags['failures'])} | {link('fuzz')} |")
+    if found := read("checkpoint"):
+        shares = ", ".join(f"{m['share_at_30_s']:.2%} ({name})" for name, m in found["models"].items())
+        rows.append(f"| checkpointing every 30 s, of the training time | {shares} | {link('checkpoint')} |")
+    if found := read("soak"):
+        (first, last), slope = found["mebibytes_first_last"], found["mebibytes_per_hour"]
+        figure = (
+            f"{first:.0f} MiB at first, {last:.0f} at last, {slope:+.1f} an hour; open files {found['files_per_hour']:+.1f}"
+        )
+        rows.append(
+            f"| {found['minutes']:.0f} minutes of two workers with checkpoints and resumes | {figure} | {link('soak')} |"
+        )
     return rows
 
 
@@ -196,19 +225,18 @@ def peers() -> str:
     lines += ["tuning, with the small ResNet of the demo. Each library trains as its own documentation does"]
     lines += ["([loops.py](../benchmarks/peers/loops.py)), with its rate or its length tuned with equal effort"]
     lines += ["([race.py](../benchmarks/peers/race.py)); evaluation is off the clock for all.", ""]
-    lines += [
-        "| library | rate | epochs planned | seconds, median | missed | heptane is sooner |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows: list[tuple[Any, ...]] = []
     for name, row in found["peers"].items():
         seconds = f"{row['seconds']['median']:.0f}" if row["seconds"] else "-"
         sooner = f"{row['times_heptane']:.2f} times" if row["times_heptane"] else "-"
         planned = row["planned_epochs"] or "open"
-        lines.append(f"| {name} | {row['rate']:.2g} | {planned} | {seconds} | {row['missed']} of {seeds} | {sooner} |")
-    lines += ["", "| against | goal | measured |", "|---|---|---|"]
-    for name, goal in found["goals"].items():
-        ratio = f"{goal['ratio']:.2f}" if goal["ratio"] else "-"
-        lines.append(f"| {name} | at least {goal['at_least']} times | {ratio} |")
+        rows.append((name, f"{row['rate']:.2g}", planned, seconds, f"{row['missed']} of {seeds}", sooner))
+    lines += table(("library", "rate", "epochs planned", "seconds, median", "missed", "heptane is sooner"), rows)
+    goals = [
+        (name, f"at least {goal['at_least']} times", f"{goal['ratio']:.2f}" if goal["ratio"] else "-")
+        for name, goal in found["goals"].items()
+    ]
+    lines += ["", *table(("against", "goal", "measured"), goals)]
     where = "[peers.json](../benchmarks/results/peers.json), [every run](../benchmarks/results/peers.jsonl)"
     bits = "" if (here["cpu_flags"] or {}).get("avx512_bf16") else ", no 16-bit arithmetic"
     machine = f"{here['threads']} threads, {here['cpu']}{bits}"
@@ -220,12 +248,19 @@ def scaling() -> str:
     """What was measured and predicted of several workers, for the page on scaling."""
     lines = []
     if found := read("scaling_model"):
-        lines += ["| hosts | link | a step | predicted | error |", "|---|---|---|---|---|"]
-        for point in found["points"]:
-            cells = point["hosts"], f"{point['megabits']} Mbit/s", f"{point['step']:.3f} s", f"{point['predicted']:.3f} s"
-            lines.append(f"| {' | '.join(map(str, cells))} | {100 * point['error']:+.0f}% |")
-        lines += ["", "| published | efficiency | predicted |", "|---|---|---|"]
-        lines += [f"| {p['what']} | {p['published']:.0%} | {p['predicted']:.0%} |" for p in found["published"]]
+        points = [
+            (
+                p["hosts"],
+                f"{p['megabits']} Mbit/s",
+                f"{p['step']:.3f} s",
+                f"{p['predicted']:.3f} s",
+                f"{100 * p['error']:+.0f}%",
+            )
+            for p in found["points"]
+        ]
+        lines += table(("hosts", "link", "a step", "predicted", "error"), points)
+        published = [(p["what"], f"{p['published']:.0%}", f"{p['predicted']:.0%}") for p in found["published"]]
+        lines += ["", *table(("published", "efficiency", "predicted"), published)]
         lines += [
             "",
             "[scaling_model.json](../benchmarks/results/scaling_model.json), `python benchmarks/scaling_model.py`.",
