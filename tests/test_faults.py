@@ -139,6 +139,15 @@ def test_of_a_loaders_batch_the_sample_is_named_or_its_place_in_the_batch() -> N
         fit(Turns(), DataLoader(Stream(), 48), batch_size=None, on_nan="stop")
 
 
+def test_ignored_they_go_into_the_weights_as_in_a_plain_loop_until_losses_were_not_finite_for_long() -> None:
+    model = Turns()
+    with pytest.raises(
+        FloatingPointError, match=r"^the loss was not finite in 2\d steps in a row, first at step \d+: look at"
+    ):
+        fit(model, spoilt(200.0), on_nan="ignore", epochs=20)
+    assert not model.head.weight.isfinite().all()
+
+
 def test_rewinding_goes_back_to_the_last_checkpoint_and_past_the_batch(tmp_path: Path) -> None:
     result = fit(Turns(), spoilt(200.0), on_nan="rewind", run_dir=tmp_path / "back", checkpoint_every=2)
     skipped = fit(Turns(), spoilt(200.0), on_nan="skip")

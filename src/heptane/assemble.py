@@ -225,7 +225,7 @@ def assemble(
     notes.append(reason)
     # mixed precision: measured, then the memory format, before any wrap
     precision = _precision(tricks, model, criterion, sample, place, worker, why)
-    precision.guard = True
+    precision.guard = plan.on_nan != "ignore"
     # data parallel: converted or sharded here, wrapped where a phase begins
     model = data_parallel.convert(model)
     outline = data_parallel.shard(model)

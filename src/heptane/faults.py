@@ -13,7 +13,7 @@ from heptane.randomness import seed_torch
 if TYPE_CHECKING:
     from heptane.assemble import Run
 
-ON_NAN = ("skip", "stop", "rewind")
+ON_NAN = ("skip", "stop", "rewind", "ignore")
 SHOWN_SAMPLES = 8
 MOST_MESSAGES = 100
 REMEDY = "lower the learning rate, clip gradients (clip_norm=1.0), or look at the inputs of that step"
@@ -32,7 +32,8 @@ class Faults:
     """What went wrong so far, and what is done about it.
 
     Args:
-        on_nan: skip (the step is not applied, the next batch comes), stop, or rewind (to the last checkpoint, then past it).
+        on_nan: skip (the step is not applied, the next batch comes), stop, rewind (to the last checkpoint, then past it), or
+            ignore (nobody looks).
         limit: after so many in a row the run stops.
     """
 

@@ -151,8 +151,9 @@ def fit(
         checkpoint_every: how often to save in ``run_dir``: a number of steps, or a time such as "90s" or "5m"; None is at
             each evaluation. The last step and the best evaluation are saved in any case.
         keep_checkpoints: how many of the newest stay, at least 1; the best one stays too.
-        on_nan: where gradients are not finite (in fp16: at any loss scale): skip (that step is not applied), stop, or rewind
-            (back to the last checkpoint, then past that batch; needs ``run_dir``).
+        on_nan: where gradients are not finite (in fp16: at any loss scale): skip (that step is not applied), stop, rewind
+            (back to the last checkpoint, then past that batch; needs ``run_dir``), or ignore: then nobody looks, which saves
+            a GPU one wait per step.
         nan_limit: after so many of these steps in a row the run stops, at least 1.
         skip_bad: leave out up to so many samples that a data set fails to give, that are not like the others of their batch,
             or whose label is out of range; they are named in the notes. 0: the first is an error.

@@ -78,8 +78,8 @@ class TrainMeter:
         self._pending, self._losses, self._steps, self._elements, self._complete = [], [], [], 0, 0
         if self.in_a_row > NONFINITE_LIMIT:
             raise FloatingPointError(
-                f"the loss was not finite in {self.in_a_row} steps in a row, first at step {self.first_nonfinite}, though "
-                "gradients were: look at the inputs of that step, and at what the loss adds that has no gradient"
+                f"the loss was not finite in {self.in_a_row} steps in a row, first at step {self.first_nonfinite}: look at "
+                "the inputs of that step, and at what the loss adds that has no gradient; lower the learning rate"
             )
 
     def peek(self) -> dict[str, float]:

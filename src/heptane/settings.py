@@ -72,7 +72,7 @@ class Settings:
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay, at least 1; the best one stays too."""
     on_nan: str = "skip"
-    """Where gradients are not finite: skip the step, stop, or rewind to the last checkpoint and go on past the batch."""
+    """Where gradients are not finite: skip the step, stop, rewind to the last checkpoint and past the batch, or ignore."""
     nan_limit: int = 10
     """After so many of these steps in a row the run stops, at least 1."""
     device: str | None = None
@@ -87,7 +87,7 @@ class Settings:
         check_range("seed", self.seed, 0, 2**31, whole=True)
         check_range("evaluate_every_epochs", self.evaluate_every_epochs, 0, low_open=True)
         check_choice("augment", self.augment, AUGMENTS)
-        check_choice("on_nan", self.on_nan, ("skip", "stop", "rewind"))
+        check_choice("on_nan", self.on_nan, ("skip", "stop", "rewind", "ignore"))
         check_range("nan_limit", self.nan_limit, 1, whole=True)
         check_range("skip_bad", self.skip_bad, 0, whole=True)
         check_range("keep_checkpoints", self.keep_checkpoints, 1, whole=True)
