@@ -40,8 +40,7 @@ class Faults:
     on_nan: str = "skip"
     limit: int = 10
     passed_over: set[int] = field(default_factory=set)
-    """steps that are not tried again"""
-    not_applied: int = 0
+    """steps that are not applied, nor tried again"""
     messages: list[str] = field(default_factory=list)
     """what happened, in order: for the report"""
     bad: Bad = field(default_factory=Bad)
@@ -69,12 +68,15 @@ class Faults:
             many = f"{self._in_a_row} steps in a row, the first at " if self._in_a_row > 1 else ""
             fp16 = ", or compute in bf16 (mixed_precision.dtype='bf16')" if run.precision.name == "fp16" else ""
             raise FloatingPointError(f"{many}{self._first}: {REMEDY}{fp16}")
-        self.not_applied += 1
         self.passed_over.add(step)
         how = "passed over" if self.on_nan == "skip" else "went back to the last checkpoint, then past it"
         self.say(f"step {step}: the gradients are not finite, {how}" if self._in_a_row > 1 else f"{self._first}; {how}")
         if self.on_nan == "rewind":
             raise Rewind(step)
+
+    def applied(self, step: int) -> int:
+        """How many of the first ``step`` steps were applied."""
+        return step - sum(one < step for one in self.passed_over)
 
     def fine(self) -> None:
         """A step was applied."""
@@ -89,7 +91,6 @@ class Faults:
         """What a checkpoint keeps."""
         return {
             "passed_over": sorted(self.passed_over),
-            "not_applied": self.not_applied,
             "messages": list(self.messages),
             "bad": dict(self.bad.found),
             "in_a_row": [self._in_a_row, self._first],
@@ -97,7 +98,7 @@ class Faults:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """What :meth:`state` gave."""
-        self.passed_over, self.not_applied = set(state["passed_over"]), state["not_applied"]
+        self.passed_over = set(state["passed_over"])
         self.messages = list(state["messages"])
         self.bad.found = dict(state["bad"])
         self._in_a_row, self._first = state["in_a_row"]
@@ -105,7 +106,7 @@ class Faults:
     def gone_back(self, step: int, before: dict[str, Any]) -> None:
         """After the checkpoint was loaded: what is known from the time that was undone."""
         self.passed_over |= {*before["passed_over"], step}
-        self.not_applied, self.messages = before["not_applied"], before["messages"]
+        self.messages = before["messages"]
         self.bad.found = before["bad"]
         self._in_a_row, self._first = before["in_a_row"]
 

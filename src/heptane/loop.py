@@ -73,7 +73,9 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
 
     If it overflows it is tried again, from the same state, at a lower scale; if memory is short, in more micro-batches.
     """
-    if step in run.faults.passed_over or not batch.size:
+    if not batch.size:  # no sample of it can be used
+        run.faults.passed_over.add(step)
+    if step in run.faults.passed_over:
         return None
     run.buffers.keep()
     before = run.precision.state()
@@ -88,7 +90,7 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
             if run.precision.step(run.optimizer, run.plan.clip_norm, run.parameters):
                 run.faults.fine()
                 if run.average:
-                    run.average.update(step + 1 - run.faults.not_applied)
+                    run.average.update(run.faults.applied(step + 1))
                 return loss
             if run.precision.exhausted:
                 pass_over(run, batch, step, before)

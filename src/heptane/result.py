@@ -95,7 +95,7 @@ class Recorder:
             start = self._take_up(*checkpoint.load(run, saved))
         self._told = len(run.faults.messages)
         if run.faults.on_nan == "rewind" and saved is None:
-            self.keeper.save(0, self.history, None, wait=True)
+            self._save(0, wait=True)
         with self.progress or nullcontext():
             while True:
                 self._began_at, self._began_seconds = start, run.clock.train_seconds
@@ -130,30 +130,40 @@ class Recorder:
             self._at = event.step
             self._show(event)
             self._tell()
-            stop, due = False, self.keeper.due(event.step)
-            if self.keeper.folder is not None:
-                stop, due = any_of([bool(self.interruption.asked), due], run.worker)
+            stop, due = self._asked(event.step)
             if stop:
                 self._leave(event.step)
             out_of_time = self._out_of_time(self._planned(event.step))
             if out_of_time or self._planned(event.step):
                 self._record(event.step)
                 ends = out_of_time or self.reached is not None or event.step == run.total_steps
-                best = self._best_step()
-                if due or ends or best == event.step or self.keeper.every is None:
-                    self.keeper.save(event.step, self.history, best, wait=ends)
+                if due or ends or self._best_step() == event.step or self.keeper.every is None:
+                    self._save(event.step, wait=ends)
                 if ends:
                     return
             elif due:
-                self.keeper.save(event.step, self.history, self._best_step())
+                self._save(event.step)
+
+    def _asked(self, step: int) -> tuple[bool, bool]:
+        """Whether a signal asks some worker to stop, and whether it is time to save: all workers do the same."""
+        if self.keeper.folder is None:
+            return False, False
+        flags = [bool(self.interruption.asked), self.keeper.due(step)]
+        with self.run.heartbeat.at(step, "after step"):
+            stop, due = any_of(flags, self.run.worker)
+        return stop, due
+
+    def _save(self, step: int, *, wait: bool = False) -> None:
+        with self.run.heartbeat.at(step, "to save step"):
+            self.keeper.save(step, self.history, self._best_step(), wait=wait)
 
     def _after_saving(self, error: DataError) -> DataError:
         """What to say of data that went bad: what was trained until then is saved first. Several workers would have to agree
         on that; of them the last checkpoint stays."""
-        if self.keeper.folder is None or self.run.worker.size > 1 or self._at in (None, self.keeper.saved):
+        if self.keeper.folder is None or self.run.worker.size > 1 or self._at is None or self._at == self.keeper.saved:
             return error
         self.run.meter.discard()
-        self.keeper.save(self._at, self.history, self._best_step(), wait=True)
+        self._save(self._at, wait=True)
         return error if self.keeper.failed else DataError(f"{error}; saved at step {self._at}, from where resume goes on")
 
     def _planned(self, step: int) -> bool:
@@ -180,7 +190,7 @@ class Recorder:
 
     def _leave(self, step: int) -> NoReturn:
         """Save, and stop for a signal."""
-        self.keeper.save(step, self.history, self._best_step(), wait=True)
+        self._save(step, wait=True)
         kept = self.keeper.saved
         where = (
             f"saved at step {step}" if not self.keeper.failed else f"step {step} could not be saved ({self.keeper.failed})"
@@ -208,8 +218,8 @@ class Recorder:
         metrics = {key: value for key, value in last.items() if key.startswith("valid_")}
         if test is not None:
             metrics |= {f"test_{key}": value for key, value in self._evaluate(test, "test").items()}
-        passed_over = run.faults.not_applied
-        applied = int(last.get("step", 0)) - passed_over
+        done = int(last.get("step", 0))
+        applied = run.faults.applied(done)
         shown = range(0, run.total_steps, max(1, run.total_steps // 400))
         momentum = run.rates.momentum
         return Result(
@@ -223,7 +233,7 @@ class Recorder:
                 "planned": run.total_steps,
                 "applied": applied,
                 "skipped": run.skipped,
-                "nonfinite": run.meter.nonfinite + passed_over,
+                "nonfinite": run.meter.nonfinite + done - applied,
             },
             schedule={
                 "step": list(shown),

@@ -118,6 +118,7 @@ def test_past_the_limit_it_is_an_error_that_names_those_before() -> None:
 def test_a_batch_of_which_nothing_is_left_is_passed_over() -> None:
     chosen = hp.order(48, 0, 0)[16:32].tolist()
     result = fit(Files(dict.fromkeys(chosen, fails)), skip_bad=16, epochs=1)
+    assert result.steps["applied"] == 2
     assert len([note for note in result.notes if "was left out" in note]) == 16
     with pytest.raises(hp.InputError, match="the first batch of the training data has no sample that can be used"):
         fit(Files(dict.fromkeys(hp.order(48, 0, 0)[:16].tolist(), fails)), skip_bad=48)
