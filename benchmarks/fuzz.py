@@ -69,7 +69,7 @@ def make_checkpoint(folder: Path) -> Path:
     for event in steps(trained):
         if event.step == 2:
             break
-    return checkpoint.save(trained, 2, [{"epoch": 1, "train_loss": 0.5, "step": 2, "evaluate_seconds": 0.0}], folder)
+    return checkpoint.save(trained, 2, [dict.fromkeys(("epoch", "step", "train_seconds", "evaluate_seconds"), 1)], folder)
 
 
 def read_checkpoint(path: Path) -> None:

@@ -21,6 +21,9 @@ from heptane.loop import steps
 Factory = Callable[[Any], torch.optim.Optimizer]
 
 
+RECORD = {"epoch": 1, "step": 3, "train_seconds": 0.5, "evaluate_seconds": 0.1, "train_loss": 0.5}
+
+
 def sgd(params: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
@@ -71,9 +74,9 @@ OPTIMIZERS: dict[str, Factory] = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
     first = trained(3, optimizer=OPTIMIZERS[name])
-    path = checkpoint.save(first, 3, [{"epoch": 1, "train_loss": 0.5}], tmp_path)
+    path = checkpoint.save(first, 3, [RECORD], tmp_path)
     second = make(OPTIMIZERS[name], model=mlp(seed=5))
-    assert load(second, path) == (3, [{"epoch": 1, "train_loss": 0.5}])
+    assert load(second, path) == (3, [RECORD])
     assert flat(second.model.state_dict()) == flat(first.model.state_dict())
     assert flat(second.optimizer.state_dict()) == flat(first.optimizer.state_dict())
 
@@ -179,7 +182,7 @@ def test_counts_and_clocks_go_on(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_in_the_history_comes_back(tmp_path: Path) -> None:
     run = trained(3)
-    _, history = load(run, checkpoint.save(run, 3, [{"train_loss": float("nan")}], tmp_path))
+    _, history = load(run, checkpoint.save(run, 3, [RECORD | {"train_loss": float("nan")}], tmp_path))
     assert history[0]["train_loss"] != history[0]["train_loss"]
 
 
@@ -227,9 +230,9 @@ def test_the_newest_and_the_best_are_kept_and_litter_of_a_killed_process_goes(tm
 
 def test_writing_a_step_again_replaces_it(tmp_path: Path) -> None:
     run = trained(1)
-    checkpoint.save(run, 3, [{"epoch": 1}], tmp_path)
-    path = checkpoint.save(run, 3, [{"epoch": 2}], tmp_path)
-    assert load(make(), path) == (3, [{"epoch": 2}])
+    checkpoint.save(run, 3, [RECORD], tmp_path)
+    path = checkpoint.save(run, 3, [RECORD | {"epoch": 2}], tmp_path)
+    assert load(make(), path) == (3, [RECORD | {"epoch": 2}])
     assert names(tmp_path) == {"step-000000003"}
 
 
@@ -345,13 +348,16 @@ def resealed(path: Path, **changes: Any) -> checkpoint.Saved:
         {"format": None},
         {"step": "two"},
         {"history": None},
+        {"history": [{}]},
+        {"history": ["a"]},
+        {"history": [RECORD | {"step": "x"}]},
         {"model": []},
         {"meters": {}},
     ],
 )
 def test_facts_of_another_form_are_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = checkpoint.save(trained(1), 1, [], tmp_path)
-    with pytest.raises(storage.Damaged, match=r"its format is|has no \w+ of type"):
+    with pytest.raises(storage.Damaged, match=r"its format is|has no \w+ of type|has a record that is none"):
         resealed(path, **changes)
 
 

@@ -159,6 +159,23 @@ def test_rewinding_goes_back_to_the_last_checkpoint_and_past_the_batch(tmp_path:
     assert sum(event["event"] == "fault" for event in events) == 4
 
 
+@pytest.mark.parametrize("every", [1, 5, 1000])
+def test_how_far_back_it_goes_changes_nothing(every: int, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"average_decay": 0.9, "evaluate_every_epochs": 2}
+    result = fit(Turns(), spoilt(200.0), on_nan="rewind", run_dir=tmp_path / "run", checkpoint_every=every, **settings)
+    skipped = fit(Turns(), spoilt(200.0), on_nan="skip", **settings)
+    for ours, theirs in zip(result.model.state_dict().values(), skipped.model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert [record["train_loss"] for record in result.history] == [record["train_loss"] for record in skipped.history]
+
+
+def test_rewinding_stops_too_after_so_many_in_a_row(tmp_path: Path) -> None:
+    x = X.clone()
+    x[hp.order(48, 0, 0)[8:]] = 200.0
+    with pytest.raises(FloatingPointError, match=r"^3 steps in a row, the first at step 1: .*'flat'"):
+        fit(Turns(), (x, Y), batch_size=8, on_nan="rewind", nan_limit=3, run_dir=tmp_path / "run", checkpoint_every=1000)
+
+
 def test_rewinding_needs_somewhere_to_go_back_to() -> None:
     with pytest.raises(hp.InputError, match=r"on_nan='rewind' goes back to a checkpoint, and there is none: pass run_dir"):
         fit(Turns(), (X, Y), on_nan="rewind")

@@ -164,7 +164,7 @@ def test_on_a_disk_that_fills_up_the_result_is_there_and_the_last_good_checkpoin
 ) -> None:
     monkeypatch.setattr("heptane.run_folder.LEAST_FREE_BYTES", 0)
     (small_disk / "ballast").write_bytes(bytes(2_000_000))
-    with pytest.warns(UserWarning, match=r"cannot write .*: make room, and go on with resume"):
+    with pytest.warns(UserWarning, match=r"cannot write .*: make room, and resume"):
         result = hp.fit(
             torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 512), torch.nn.ReLU(), torch.nn.Linear(512, 4)),
             TRAIN,

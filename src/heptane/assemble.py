@@ -8,7 +8,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.averaging import Average
-from heptane.checks import check_finite, check_model, check_optimizer, check_resize, check_targets, classes_of, try_output
+from heptane.checks import check_finite, check_model, check_optimizer, check_resize, check_targets, labels_of, try_output
 from heptane.clock import Clock
 from heptane.criterion import Criterion, CrossEntropy, Loss, Own, choose_criterion
 from heptane.data.augment import Augment
@@ -69,7 +69,7 @@ class Plan:
                 f"optimizer={type(self.optimizer).__name__}: expected a factory, "
                 "such as lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)"
             )
-        check_range("epochs", self.epochs, 0, low_open=True)
+        check_range("epochs", self.epochs, 0, 1e9, low_open=True)
         check_range("accumulate", self.accumulate, 1, whole=True)
         check_range("seed", self.seed, 0, 2**31, whole=True)
         check_choice("on_nan", self.on_nan, ON_NAN)
@@ -138,6 +138,9 @@ class Run:
     find_unused: bool
     notes: list[str]
     why: dict[str, str]
+    bad: Bad
+    sample_shape: tuple[int, ...] = ()
+    """of the inputs that the model was tried on"""
     outline: torch.nn.Module | None = None
     """a sharded model's, to gather it in"""
     skipped: int = 0
@@ -146,7 +149,7 @@ class Run:
     def __post_init__(self) -> None:
         self.first = {"workers": self.worker.size, "batch_size": self.source.batch_size}  # of the run, before any resume
         self.accumulate = self.plan.accumulate
-        self.faults = Faults(self.plan.on_nan, self.plan.nan_limit, bad=getattr(self.source, "bad", Bad(self.plan.skip_bad)))
+        self.faults = Faults(self.plan.on_nan, self.plan.nan_limit, bad=self.bad)
         self.heartbeat = Heartbeat(self.worker, self.data_parallel.timeout_seconds)
         self.meter = TrainMeter(self.criterion, self.worker)
         self.base_rates = base_rates(self.optimizer)
@@ -205,8 +208,9 @@ def assemble(
     data_parallel = tricks.data_parallel or DataParallel()
     worker = data_parallel.join(place.device.type) if tricks.data_parallel else Worker()
     source = as_source(train, plan.batch_size, plan.seed, plan.accumulate)
+    bad = Bad(plan.skip_bad)
     if isinstance(source, Loader):
-        source.bad.limit, source.worker = plan.skip_bad, worker
+        source.bad, source.worker = bad, worker
     data_parallel.check_shares(source.num_samples, source.batch_size, plan.accumulate, worker)
     total_steps = max(1, round(plan.epochs * source.steps_per_epoch))
 
@@ -219,8 +223,8 @@ def assemble(
         check_resize(model, plan.resize, sample[0])
         place.sizes = plan.resize.sizes(total_steps)
     # criterion: the one owner of targets
-    criterion, reason = _criterion(plan, model, source, sample, tricks)
-    if isinstance(source, Loader) and source.labels and labels_beyond(sample[1], *source.labels):
+    criterion, reason = _criterion(plan, model, source, sample, tricks, bad)
+    if isinstance(source, Loader) and bad.labels and labels_beyond(sample[1], *bad.labels):
         sample = _sample(source, place)  # without them, or an error that names them
     notes.append(reason)
     # mixed precision: measured, then the memory format, before any wrap
@@ -240,7 +244,9 @@ def assemble(
     mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch) if mixup else Unmixed()
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
-    return Run(*slots, clock, worker, data_parallel, find_unused, notes, why, outline)
+    return Run(
+        *slots, clock, worker, data_parallel, find_unused, notes, why, bad, tuple(first_tensor(sample[0]).shape[1:]), outline
+    )
 
 
 def default_device() -> str:
@@ -262,14 +268,15 @@ def _sample(source: Source, place: Place) -> tuple[Any, Any]:
     return inputs, targets
 
 
-def _criterion(plan: Plan, model: torch.nn.Module, source: Source, sample: Any, tricks: Tricks) -> tuple[Criterion, str]:
+def _criterion(
+    plan: Plan, model: torch.nn.Module, source: Source, sample: Any, tricks: Tricks, bad: Bad
+) -> tuple[Criterion, str]:
     output = try_output(model, rows(sample[0], slice(2)))
     targets = source.targets if isinstance(source, Tensors) else sample[1]
     criterion, reason = choose_criterion(plan.loss, output, targets, tricks.label_smoothing)
-    if not isinstance(source, Loader) or not isinstance(criterion, CrossEntropy):
+    if not isinstance(source, Loader):
         check_targets(criterion, output, targets)
-    elif (num_classes := classes_of(criterion, output, targets)) is not None:
-        source.labels = num_classes, criterion.ignore_index  # looked at batch by batch
+    bad.labels = labels_of(criterion, output, targets)  # of loaders, looked at batch by batch
     if isinstance(criterion, CrossEntropy) and isinstance(source, Tensors) and targets.ndim == 1:
         ignored = criterion.weight is not None or criterion.log_probs or bool((targets == criterion.ignore_index).any())
         criterion = replace(criterion, all_count=not ignored)

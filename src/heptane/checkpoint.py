@@ -36,6 +36,7 @@ FORMAT = 4
 SCHEMA = {"step": int, "history": list, "fixed": dict, "workers": int, "first": dict, "model": dict, "optimizer": dict} | {
     "precision": dict, "skipped": int, "faults": dict, "meters": list, "seconds": dict
 }  # fmt: skip
+RECORDED = ("step", "epoch", "train_seconds", "evaluate_seconds")
 STATE = "state.safetensors"
 NAME = re.compile(r"step-(\d{9,15})")
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -191,6 +192,10 @@ def _check_facts(facts: dict[str, Any]) -> None:
     for name, kind in SCHEMA.items():
         if not isinstance(facts.get(name), kind) or (kind is int and facts[name] < 0):
             raise Damaged(f"{FACTS} has no {name} of type {kind.__name__}")
+    for record in facts["history"]:
+        numbers = [record.get(name) for name in RECORDED] if isinstance(record, dict) else [None]
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise Damaged(f"{FACTS} has a record that is none")
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

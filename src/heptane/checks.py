@@ -105,6 +105,12 @@ def check_targets(criterion: Criterion, output: Any, targets: Any) -> None:
         )
 
 
+def labels_of(criterion: Criterion, output: Any, targets: Any) -> tuple[int, int] | None:
+    """How many classes the model tells apart, and the target that is ignored; None where targets are no classes."""
+    num_classes = classes_of(criterion, output, targets)
+    return None if num_classes is None else (num_classes, getattr(criterion, "ignore_index", -100))
+
+
 def classes_of(criterion: Criterion, output: Any, targets: Any) -> int | None:
     """How many classes the model tells apart; None where targets are not the numbers of classes.
 

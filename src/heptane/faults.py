@@ -45,8 +45,7 @@ class Faults:
     """what happened, in order: for the report"""
     bad: Bad = field(default_factory=Bad)
     """samples that cannot be used"""
-    _in_a_row: int = 0
-    _first: str = ""
+    _first: tuple[int, str] = (-1, "")
 
     def __post_init__(self) -> None:
         for name, reason in self.bad.found.items():  # in the first batch, which was looked at before the run
@@ -60,27 +59,26 @@ class Faults:
             FloatingPointError: the run is to stop.
             Rewind: it is to go back.
         """
-        self._in_a_row += 1
-        if self._in_a_row == 1:
-            self._first = f"step {step}: the gradients are not finite; {where_it_began(run, batch, step)}"
-        stops = self.on_nan == "stop" or self._in_a_row >= self.limit
-        if stops:
-            many = f"{self._in_a_row} steps in a row, the first at " if self._in_a_row > 1 else ""
+        first = step
+        while first - 1 in self.passed_over:
+            first -= 1
+        if first == step:
+            self._first = step, f"step {step}: the gradients are not finite; {where_it_began(run, batch, step)}"
+        in_a_row = step - first + 1
+        if self.on_nan == "stop" or in_a_row >= self.limit:
+            began = self._first[1] if self._first[0] == first else f"step {first}: the gradients are not finite"
+            many = f"{in_a_row} steps in a row, the first at " if in_a_row > 1 else ""
             fp16 = ", or compute in bf16 (mixed_precision.dtype='bf16')" if run.precision.name == "fp16" else ""
-            raise FloatingPointError(f"{many}{self._first}: {REMEDY}{fp16}")
+            raise FloatingPointError(f"{many}{began}: {REMEDY}{fp16}")
         self.passed_over.add(step)
         how = "passed over" if self.on_nan == "skip" else "went back to the last checkpoint, then past it"
-        self.say(f"step {step}: the gradients are not finite, {how}" if self._in_a_row > 1 else f"{self._first}; {how}")
+        self.say(f"{self._first[1]}; {how}" if first == step else f"step {step}: the gradients are not finite, {how}")
         if self.on_nan == "rewind":
             raise Rewind(step)
 
     def applied(self, step: int) -> int:
         """How many of the first ``step`` steps were applied."""
         return step - sum(one < step for one in self.passed_over)
-
-    def fine(self) -> None:
-        """A step was applied."""
-        self._in_a_row = 0
 
     def say(self, message: str) -> None:
         """Remember what happened."""
@@ -93,7 +91,7 @@ class Faults:
             "passed_over": sorted(self.passed_over),
             "messages": list(self.messages),
             "bad": dict(self.bad.found),
-            "in_a_row": [self._in_a_row, self._first],
+            "first": list(self._first),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -101,14 +99,14 @@ class Faults:
         self.passed_over = set(state["passed_over"])
         self.messages = list(state["messages"])
         self.bad.found = dict(state["bad"])
-        self._in_a_row, self._first = state["in_a_row"]
+        self._first = (int(state["first"][0]), str(state["first"][1]))
 
     def gone_back(self, step: int, before: dict[str, Any]) -> None:
         """After the checkpoint was loaded: what is known from the time that was undone."""
         self.passed_over |= {*before["passed_over"], step}
         self.messages = before["messages"]
         self.bad.found = before["bad"]
-        self._in_a_row, self._first = before["in_a_row"]
+        self._first = (before["first"][0], before["first"][1])
 
 
 def where_it_began(run: Run, batch: Batch, step: int) -> str:

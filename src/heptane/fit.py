@@ -10,11 +10,12 @@ from typing import Any
 from heptane import checkpoint
 from heptane._lazy import torch
 from heptane.assemble import OptimizerFactory, Run, assemble, default_device
-from heptane.checks import check_evaluation, check_targets, check_tricks, first_batch, try_output
+from heptane.checks import check_evaluation, check_targets, check_tricks, first_batch, labels_of, try_output
 from heptane.clock import Clock
 from heptane.criterion import Loss, choose_criterion
 from heptane.data.augment import Augment
 from heptane.data.batches import Place, each, pair
+from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, check_range
 from heptane.interruption import Interruption
@@ -81,7 +82,8 @@ def evaluate(
     targets = pair(data)[1] if isinstance(data, (tuple, list)) else first[1]
     criterion, _ = choose_criterion(loss, output, targets, None)
     check_targets(criterion, output, targets)
-    return evaluate_with(model, data, criterion, metrics=metrics, batch_size=batch_size, place=place)
+    bad = Bad(labels=labels_of(criterion, output, targets))
+    return evaluate_with(model, data, criterion, metrics=metrics, batch_size=batch_size, place=place, bad=bad)
 
 
 def fit(
@@ -240,7 +242,8 @@ def fit(
         recorder.go(saved)
         result = recorder.result(tricks, test)
         if folder:
-            _write(folder, result, run, about or {})
+            with interruption.waiting():  # it takes a moment, and is all there is left to do
+                _write(folder, result, run, about or {}, keeper)
     return result
 
 
@@ -251,7 +254,7 @@ def _joined(tricks: Tricks, device: str | None) -> Worker:
     return tricks.data_parallel.join(find_device(device or default_device()).type)
 
 
-def _write(folder: RunFolder, result: Result, run: Run, about: dict[str, Any]) -> None:
+def _write(folder: RunFolder, result: Result, run: Run, about: dict[str, Any], keeper: Keeper) -> None:
     """The files of a result. A disk that has no room for them costs the files, and not the result."""
     if folder.unwritten:
         result.notes.append(f"not all of {folder.unwritten} was written")
@@ -259,9 +262,10 @@ def _write(folder: RunFolder, result: Result, run: Run, about: dict[str, Any]) -
         folder.finish(result, run, about)
     except OSError as error:
         where = error.filename2 or error.filename or folder.path
-        result.notes.append(
-            f"cannot write {where} ({error.strerror}): make room, and go on with resume, which trains no more"
+        saved = (
+            f"which goes on from step {keeper.saved}" if keeper.failed or keeper.saved is None else "which trains no more"
         )
+        result.notes.append(f"cannot write {where} ({error.strerror}): make room, and resume, {saved}")
         warnings.warn(result.notes[-1], stacklevel=3)
 
 

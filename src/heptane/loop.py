@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heptane._lazy import torch
 from heptane.criterion import divisor
-from heptane.data.batches import Batch, Place, as_loader, rows
+from heptane.data.batches import Batch, Place, as_loader, first_tensor, rows
+from heptane.data.guard import READER_REMEDY, DataError
+from heptane.errors import one_line
 from heptane.metrics import EvalMeter
 from heptane.modes import eval_mode, modes_of, put_back
 from heptane.randomness import seed_torch
@@ -88,7 +90,6 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
             in_smaller_parts(run, batch, step, error)
         else:
             if run.precision.step(run.optimizer, run.plan.clip_norm, run.parameters):
-                run.faults.fine()
                 if run.average:
                     run.average.update(run.faults.applied(step + 1))
                 return loss
@@ -116,8 +117,18 @@ def in_smaller_parts(run: Run, batch: Batch, step: int, error: RuntimeError) -> 
     """After ``error``, if it says that memory is short: twice as many micro-batches; the global batch stays what it is.
 
     Raises:
+        DataError: a process that reads data died, or these samples are not as those that the model was tried on.
         RuntimeError: it is another error; several workers, who would have to agree; or there is one sample to a part.
     """
+    if "DataLoader worker" in str(error):  # PyTorch raises it wherever the main thread is when a reader dies
+        raise DataError(f"a process that reads the data was killed ({one_line(error)}): {READER_REMEDY}") from error
+    shape = tuple(first_tensor(batch.take(slice(0, 1))[0]).shape[1:])
+    if shape != run.sample_shape and batch.indices:
+        named = ", ".join(map(str, batch.indices[:4]))
+        raise DataError(
+            f"training samples {named}, ... are of shape {shape}, the first were {run.sample_shape}, and the model does not "
+            f"take them ({one_line(error)}): make them alike"
+        ) from error
     short = isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
     if not short or run.worker.size > 1 or run.accumulate >= batch.size:
         raise error

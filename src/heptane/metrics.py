@@ -108,7 +108,10 @@ class TrainMeter:
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         """What :meth:`state` gave; None where it is added up in another worker's."""
-        if state is not None:
+        self._pending, self._losses, self._steps, self._elements, self._complete = [], [], [], 0, 0
+        if state is None:
+            self._sums, self.mixed = [0.0] * 6, False
+        else:
             self._sums, self.mixed = [float(value) for value in state["sums"]], bool(state["mixed"])
             self.nonfinite, self.first_nonfinite, self.in_a_row = state["nonfinite"]
 

@@ -217,7 +217,10 @@ class Recorder:
         last = self.history[-1] if self.history else {}
         metrics = {key: value for key, value in last.items() if key.startswith("valid_")}
         if test is not None:
-            metrics |= {f"test_{key}": value for key, value in self._evaluate(test, "test").items()}
+            try:
+                metrics |= {f"test_{key}": value for key, value in self._evaluate(test, "test").items()}
+            except Interrupted as error:
+                raise Interrupted(f"{error}: saved at step {run.total_steps if not last else last['step']}") from None
         done = int(last.get("step", 0))
         applied = run.faults.applied(done)
         shown = range(0, run.total_steps, max(1, run.total_steps // 400))

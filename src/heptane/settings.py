@@ -81,7 +81,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.data:
             raise InputError("data is missing: pass --data fashion-mnist, digits, a folder of class folders or an .npz file")
-        check_range("epochs", self.epochs, 0, low_open=True)
+        check_range("epochs", self.epochs, 0, 1e9, low_open=True)
         check_range("batch_size", self.batch_size, 1, whole=True)
         check_range("accumulate", self.accumulate, 1, whole=True)
         check_range("seed", self.seed, 0, 2**31, whole=True)
@@ -213,6 +213,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
         InputError: the file is missing, not TOML, or holds a name that is not known.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise InputError(f"config={str(path)!r} is no file: expected a TOML file of settings")
         content = tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise InputError(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,9 @@ def read_facts(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         Damaged: they are not as they were written.
     """
     try:
-        if (path / FACTS).stat().st_size > MOST_FACTS_BYTES:
-            raise Damaged(f"{FACTS} is larger than {MOST_FACTS_BYTES >> 20} MiB")
+        about = (path / FACTS).stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MOST_FACTS_BYTES:
+            raise Damaged(f"{FACTS} is no file of at most {MOST_FACTS_BYTES >> 20} MiB")
         found = json.loads((path / FACTS).read_bytes())
         body = {"files": found["files"], "facts": found["facts"]}
         if found["sha256"] != _of_body(body):
@@ -98,7 +100,7 @@ def check_files(path: Path, files: dict[str, list[Any]]) -> None:
     """
     for name, wanted in files.items():
         part = path / name
-        if os.path.basename(name) != name or part.is_symlink():
+        if os.path.basename(name) != name or part.is_symlink() or (part.exists() and not part.is_file()):
             raise Damaged(f"{name!r} is not a file of the folder")
         try:
             found = checksum(part) if part.stat().st_size == wanted[0] else [part.stat().st_size]

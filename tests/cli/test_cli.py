@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -323,3 +324,40 @@ def test_two_workers_give_the_same_run(tmp_path: Path) -> None:
     assert torch.isclose(
         torch.tensor(one["history"][-1]["valid_loss"]), torch.tensor(two["history"][-1]["valid_loss"]), atol=1e-5
     )
+
+
+def test_the_data_folder_is_no_place_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    for out in ("data", "data/run", "data/../data"):
+        assert main(["train", "--data", str(tmp_path / "data"), "--out", str(tmp_path / out)]) == 2
+        assert "is in the data folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["cat"]
+
+
+def test_resume_takes_no_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(tmp_path), "--force"]) == 2
+    assert "leave out the other flags" in capsys.readouterr().err
+
+
+def test_a_fifo_is_no_settings_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "settings.toml")
+    assert main(["train", "--resume", str(tmp_path)]) == 2
+    assert "is no file: expected a TOML file of settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_before_training_ends_with_130(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heptane.cli.train.load", lambda *_: os.kill(os.getpid(), getattr(signal, name)))
+    assert main(["train", "--data", "digits", "--out", str(tmp_path / "run")]) == 130
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("heptane.cli.train.load", full)
+    assert main(["train", "--data", "digits", "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err == "heptane: somewhere: No space left on device: make room, or choose another folder\n"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.conftest import make_images, mlp
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import heptane as hp
-from heptane import checkpoint
+from heptane import checkpoint, storage
 from heptane.data.guard import Bad, DataError, guarded, labels_beyond
 from heptane.tricks.data_parallel import launch, this_worker
 
@@ -227,3 +229,97 @@ def test_every_worker_leaves_out_what_one_cannot_read() -> None:
     alone = hp.fit(mlp(), Files({7: fails}), optimizer=sgd, epochs=2, batch_size=16, device="cpu", skip_bad=1)
     for key, value in alone.model.state_dict().items():
         torch.testing.assert_close(state[key], value, rtol=0, atol=1e-5)
+
+
+def dropping(items: list[Any]) -> Any:
+    """As many write it: what could not be read is None, and left out."""
+    return torch.utils.data.default_collate([item for item in items if item is not None])
+
+
+def test_a_collate_function_that_leaves_out_is_let_be() -> None:
+    result = fit(DataLoader(Files({7: lambda: None}), 16, collate_fn=dropping))
+    assert result.steps["applied"] == 9
+    with pytest.raises(DataError, match=r"^label 9 is out of range: labels are 0 to 3; it is in row \d+ of a batch"):
+        fit(DataLoader(Files({7: lambda: None, 8: lambda: (X[8], 9)}), 48, collate_fn=dropping), skip_bad=5)
+
+
+def twice(items: list[Any]) -> Any:
+    x, y = torch.utils.data.default_collate(items)
+    return torch.cat([x, x + 1]), torch.cat([y, y])
+
+
+def test_one_that_adds_samples_is_too() -> None:
+    bad = DataLoader(Files({7: lambda: (X[7] * float("nan"), 0)}, after=50), 16, collate_fn=twice)
+    assert fit(bad).steps["nonfinite"] >= 1
+
+
+class Pairs(torch.utils.data.Sampler[Any]):
+    def __len__(self) -> int:
+        return 48
+
+    def __iter__(self) -> Any:
+        return iter([(index, "key") for index in range(48)])
+
+
+class ByPair(Files):
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index[0])
+
+
+def test_an_index_may_be_anything() -> None:
+    assert fit(DataLoader(ByPair({}), 16, sampler=Pairs())).steps["applied"] == 9
+    with pytest.raises(DataError, match=r"^training sample \(7, 'key'\) cannot be used"):
+        fit(DataLoader(ByPair({7: fails}), 16, sampler=Pairs()))
+
+
+def test_numbers_of_several_kinds_are_numbers() -> None:
+    assert fit(Files({7: lambda: (X[7], np.int64(1)), 9: lambda: (X[9], True)})).steps["applied"] == 9
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+@pytest.mark.parametrize("how", ["dataset", "loader"])
+def test_labels_out_of_range_are_named_in_evaluation_data_too(part: str, how: str) -> None:
+    name = {"valid": "validation", "test": "test"}[part]
+    data = HOW[how](Files({40: lambda: (X[40], 7)}))
+    with pytest.raises(DataError, match=rf"^{name} sample 40 cannot be used \(label 7 is out of range: labels are 0 to 3\)"):
+        fit((X, Y), **{part: data})
+    assert any(f"{name} sample 40 was left out" in note for note in fit((X, Y), skip_bad=1, **{part: data}).notes)
+
+
+def test_a_whole_batch_of_another_shape_is_named() -> None:
+    odd = dict.fromkeys(range(32, 48), lambda: (torch.zeros(1, 9, 9), 0))
+    with pytest.raises(
+        DataError, match=r"^training samples 32, 33, 34, 35, \.\.\. are of shape \(1, 9, 9\), the first were"
+    ):
+        fit(DataLoader(Files(odd), 16))
+
+
+class Draws(Files):
+    """From every global generator there is."""
+
+    def __getitem__(self, index: int) -> Any:
+        noise = random.random() + np.random.rand() + float(torch.rand(()))
+        return X[index] + noise, int(Y[index])
+
+
+class Shuffles(torch.utils.data.Sampler[int]):
+    def __len__(self) -> int:
+        return 48
+
+    def __iter__(self) -> Any:
+        order = list(range(48))
+        random.shuffle(order)
+        return iter(order)
+
+
+def test_what_is_drawn_from_python_and_numpy_is_drawn_again_after_a_stop(tmp_path: Path) -> None:
+    def go(**settings: Any) -> hp.Result:
+        return fit(DataLoader(Draws({}), 8, sampler=Shuffles()), **settings)
+
+    whole = go()
+    go(run_dir=tmp_path / "run", checkpoint_every=1, keep_checkpoints=99)
+    for step in range(9, 19):
+        storage.remove(tmp_path / "run" / "checkpoints" / f"step-{step:09d}")
+    again = go(run_dir=tmp_path / "run", resume=True)
+    for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

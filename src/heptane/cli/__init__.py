@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from heptane.cli.flags import Parser, add_evaluate, add_race, add_train, add_tricks
 from heptane.errors import InputError
+from heptane.interruption import Interruption
 
 DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
 DONE, FAILED, WRONG_INPUT, NOT_REACHED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_evaluate(commands)
     add_tricks(commands)
     try:
-        return _run(parser, list(sys.argv[1:] if arguments is None else arguments))
+        with Interruption(active=True):  # SIGTERM and SIGUSR1 end as Ctrl-C does, whatever is going on
+            return _run(parser, list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         print(f"heptane: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG_INPUT

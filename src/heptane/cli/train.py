@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def read(flags: argparse.Namespace, **defaults: Any) -> tuple[Settings, Choice, 
             or flags.tricks
             or flags.out
             or flags.off
+            or flags.force
         ):
             raise InputError("--resume goes on with the settings of that run: leave out the other flags")
         flags.config = str(Path(flags.resume) / "settings.toml")
@@ -144,6 +146,7 @@ def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argpa
     model = build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data))
     about |= facts(settings, data) | {"settings_toml": to_toml(settings, tricks)}
     try:
+        warnings.filterwarnings("ignore", message="cannot write ")  # it is said below
         result = fit(
             model,
             data.train,
@@ -256,6 +259,9 @@ def out_folder(settings: Settings, flags: argparse.Namespace) -> Path:
     from heptane.run_folder import check_folder
 
     out = Path(flags.resume or flags.out or _folder(settings))
+    data = Path(settings.data)
+    if data.is_dir() and data.resolve() in (out.resolve(), *out.resolve().parents):
+        raise InputError(f"--out {out} is in the data folder {data}, whose folders are classes: choose another one")
     if not flags.dry_run and not getattr(flags, "plan_workers", None):
         check_folder(out, force=flags.force, resume=bool(flags.resume))
     return out

@@ -66,13 +66,17 @@ def read_npz(path: Path) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if len(members) < len(archive.infolist()):
+                raise InputError(f"{name} holds two arrays of one name: write it with np.savez")
             wanted = [key for key in KEYS if key in members]
             required = {"x", "y"}.union(*({f"x{key[1:]}", f"y{key[1:]}"} for key in wanted))
             if missing := sorted(required - set(wanted)):
                 raise InputError(f"{name} has no {', '.join(missing)}; it holds {', '.join(members) or 'nothing'}")
             check_memory(name, sum(check_header(archive, members[key], name) for key in wanted), "give a smaller file")
-        with np.load(path, allow_pickle=False) as loaded:
-            arrays = {key: loaded[key] for key in wanted}
+            arrays = {}
+            for key in wanted:  # by the member whose header was looked at: an archive may hold two of a name
+                with archive.open(members[key]) as file:
+                    arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
     except InputError:
         raise
     except Exception as error:  # a damaged header makes NumPy's reader raise many kinds, its tokenizer's too

@@ -6,29 +6,36 @@ Reading happens in a loader's own processes, whose errors arrive as text; so wha
 from __future__ import annotations
 
 import copy
+import numbers
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from heptane._lazy import torch
-from heptane.data.batches import each, rows
+from heptane.data.batches import each, first_tensor, rows
 from heptane.errors import InputError, one_line
 
 MOST_NAMED = 5
+READER_REMEDY = "for want of memory? lower num_workers or the size of a batch"
 
 
 class DataError(InputError):
     """Data went bad while training; what was trained until then is not lost."""
 
 
+Index: TypeAlias = "int | str"
+
+
 class Collated(NamedTuple):
-    """A batch on its way from a loader's process: the samples that it holds, and those that it does not, with the reason."""
+    """A batch on its way from a loader's process: the samples that it holds, and those that it does not, with the reason.
+    ``indices`` is None where the loader's ``collate_fn`` adds or leaves out samples, so that nobody knows."""
 
     data: Any
-    indices: list[int]
-    bad: list[tuple[int, str]]
+    indices: list[Index] | None
+    bad: list[tuple[Index, str]]
 
 
 class _Bad(NamedTuple):
@@ -66,6 +73,7 @@ class _Collate:
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
+        self._stacks = collate is torch.utils.data.default_collate
         self._kinds: Any = None
 
     def __call__(self, fetched: list[tuple[Any, Any]]) -> Collated:
@@ -84,11 +92,15 @@ class _Collate:
                 data = self._joined(good)
             except Exception:
                 raise error from None
-        return Collated(data, [int(index) for index, _ in good], [(int(index), reason) for index, reason in bad])
+        known = data is None or batch_size(data) == len(good)
+        indices = [_name(index) for index, _ in good] if known else None
+        return Collated(data, indices, [(_name(index), reason) for index, reason in bad])
 
     def _joined(self, good: list[tuple[Any, Any]]) -> Any:
         if not good:
             return None
+        if not self._stacks:
+            return self.collate([item for _, item in good])
         if self._kinds is None and len(types := {_types(item) for _, item in good}) > 1:
             raise TypeError(f"samples of {' and of '.join(sorted(types))}")
         data = self.collate([item for _, item in good])
@@ -131,10 +143,30 @@ class Bad:
     """The samples that were left out of a run so far, at most ``limit``; by part of the data and index, with the reason."""
 
     limit: int = 0
+    labels: tuple[int, int] | None = None
+    """where targets are classes: how many there are, and the number that is ignored"""
     found: dict[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = lambda message: None
 
-    def add(self, part: str, bad: list[tuple[int, str]]) -> None:
+    def labels_in(self, batch: Any) -> list[tuple[Index, str]]:
+        """The samples of a batch whose label is no class.
+
+        Raises:
+            DataError: there is one, and nobody knows its index.
+        """
+        data = batch.data if isinstance(batch, Collated) else batch
+        if self.labels is None or not isinstance(data, (tuple, list)) or len(data) != 2:
+            return []
+        num_classes, ignored = self.labels
+        found = []
+        for row, label in labels_beyond(data[1], num_classes, ignored):
+            reason = f"label {label} is out of range: labels are 0 to {num_classes - 1}"
+            if not isinstance(batch, Collated) or batch.indices is None:
+                raise DataError(f"{reason}; it is in row {row} of a batch, whose samples have no index: look there")
+            found.append((batch.indices[row], reason))
+        return found
+
+    def add(self, part: str, bad: list[tuple[Index, str]]) -> None:
         """Take note of more.
 
         Raises:
@@ -159,9 +191,9 @@ def left_out(name: str, reason: str) -> str:
     return f"{name} was left out: {reason}"
 
 
-def without(collated: Collated, unwanted: set[int]) -> Collated:
+def without(collated: Collated, unwanted: set[Index]) -> Collated:
     """The batch without those samples."""
-    if not unwanted & set(collated.indices):
+    if collated.indices is None or not unwanted & set(collated.indices):
         return collated
     keep = [at for at, index in enumerate(collated.indices) if index not in unwanted]
     data = rows(collated.data, torch.tensor(keep)) if keep else None
@@ -182,6 +214,8 @@ def labels_beyond(targets: Any, num_classes: int, ignore_index: int) -> list[tup
 
 def _form(item: Any) -> str:
     """Shapes and types of a sample, in words that can be compared."""
+    if isinstance(item, numbers.Integral):
+        return "int"
     if isinstance(item, (tuple, list)):
         return f"({', '.join(map(_form, item))})"
     if isinstance(item, dict):
@@ -189,6 +223,22 @@ def _form(item: Any) -> str:
     if hasattr(item, "shape") and hasattr(item, "dtype"):
         return f"{str(item.dtype).removeprefix('torch.')} {tuple(item.shape)}"
     return type(item).__name__
+
+
+def batch_size(data: Any) -> int:
+    """Rows of a collated batch; -1 where it has no tensor."""
+    try:
+        return len(first_tensor(data))
+    except (InputError, TypeError):
+        return -1
+
+
+def _name(index: Any) -> Index:
+    """A sampler's index, as a report can name it."""
+    try:
+        return operator.index(index)
+    except TypeError:
+        return str(index)
 
 
 def _types(item: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from heptane._lazy import np, torch
 from heptane.data.batches import Batch, Place, first_tensor, length, like, pair, rows
-from heptane.data.guard import Bad, Collated, DataError, guarded, labels_beyond, without
+from heptane.data.guard import READER_REMEDY, Bad, Collated, DataError, guarded, without
 from heptane.errors import InputError, one_line
 from heptane.randomness import generator
 from heptane.tricks.data_parallel import ALONE, Worker, any_of, from_all
@@ -23,9 +23,9 @@ class Loader:
     """A ``DataLoader`` of the user's: ``window`` of its batches make one global batch, one step.
 
     Its order is its own. A loader without a generator shuffles by PyTorch's global one, which is seeded for each epoch; a
-    generator of its own is played forward to the epoch asked for. From an epoch's second batch on, what a data set draws
-    from PyTorch's global generator is a function of (seed, step), so that a resumed run sees the same samples. Only the
-    random states inside persistent workers are out of reach.
+    generator of its own is played forward to the epoch asked for. What a data set draws from PyTorch's, Python's or NumPy's
+    global generator is a function of (seed, step) from an epoch's second batch on, so that a resumed run sees the same
+    samples. Only the random states inside persistent workers are out of reach.
     """
 
     loader: Any
@@ -36,8 +36,6 @@ class Loader:
     """the samples that were left out"""
     worker: Worker = ALONE
     """of those that must leave out the same"""
-    labels: tuple[int, int] | None = None
-    """where targets are classes: how many there are, and the number that is ignored"""
 
     def __post_init__(self) -> None:
         self._own, self.loader = self.loader, guarded(self.loader)
@@ -73,7 +71,7 @@ class Loader:
             for index in range(self.steps_per_epoch):
                 fetched = epoch * self.steps_per_epoch + index
                 draw = generator(self.seed, "fetch", fetched).integers(1 << 63)
-                torch.manual_seed(int(draw) if index else self.seed + epoch)
+                seed_all(int(draw) if index else self.seed + epoch)
                 window = next(windows, None)
                 if window is None:
                     raise self._wrong_length(f"fewer than the {len(self.loader)} batches")
@@ -91,7 +89,7 @@ class Loader:
     def sample(self, size: int) -> tuple[Any, Any]:
         """The first samples of a batch, at most ``size`` of them; the loader and all random states stay as they were."""
         with unchanged(self.loader):
-            torch.manual_seed(self.seed)
+            seed_all(self.seed)
             data, _ = self._sound(_next(iter(self.loader)))
         if data is None:
             raise InputError("the first batch of the training data has no sample that can be used")
@@ -124,12 +122,10 @@ class Loader:
     def _sound(self, batch: Any) -> tuple[Any, list[int] | None]:
         """The samples of a batch that can be used, the same on every worker."""
         if not isinstance(batch, Collated):
+            self.bad.labels_in(batch)
             return pair(batch), None
         bad = list(batch.bad)
-        if self.labels is not None and batch.data is not None:
-            num_classes, ignored = self.labels
-            for row, label in labels_beyond(pair(batch.data)[1], num_classes, ignored):
-                bad.append((batch.indices[row], f"label {label} is out of range: labels are 0 to {num_classes - 1}"))
+        bad += self.bad.labels_in(batch)
         if self.bad.limit and any_of([bool(bad)], self.worker)[0]:
             bad = sorted(dict(entry for some in from_all(bad, self.worker) for entry in some).items())
         self.bad.add("training", bad)
@@ -169,6 +165,13 @@ class Loader:
             f"the training DataLoader gave {found} that its length promises, and the schedules rely on it: "
             "correct the __len__ of its dataset or sampler"
         )
+
+
+def seed_all(value: int) -> None:
+    """The global generators that a data set or a sampler may draw from: PyTorch's, Python's and NumPy's."""
+    torch.manual_seed(value)
+    random.seed(value)
+    np.random.seed(value % (1 << 32))
 
 
 def check_sampler(loader: Any) -> None:
@@ -232,9 +235,10 @@ def sound(loader: Any, bad: Bad | None, name: str) -> Iterator[tuple[Any, Any]]:
             batch = _next(batches)
         except StopIteration:
             return
+        wrong = bad.labels_in(batch)
         if isinstance(batch, Collated):
-            bad.add(name, batch.bad)
-            batch = batch.data
+            bad.add(name, [*batch.bad, *wrong])
+            batch = without(batch, {index for index, _ in wrong}).data
         if batch is not None:
             yield pair(batch)
 
@@ -247,8 +251,7 @@ def _next(batches: Iterator[Any]) -> Any:
         raise
     except Exception as error:
         if ("DataLoader worker" in str(error) and "exit" in str(error)) or "killed by signal" in str(error):
-            remedy = "for want of memory? lower num_workers or the size of a batch"
-            raise DataError(f"a process that reads the data was killed ({one_line(error)}): {remedy}") from error
+            raise DataError(f"a process that reads the data was killed ({one_line(error)}): {READER_REMEDY}") from error
         raise DataError(f"the data cannot be read ({type(error).__name__}: {_last_line(error)})") from error
 
 
