@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a name": ({"optimizer": "sgd"}, "optimizer=str: expected a factory"),
     "a factory of something else": ({"optimizer": list}, "the optimizer factory returned list: expected a torch.optim"),
     "LBFGS": ({"optimizer": torch.optim.LBFGS}, "LBFGS evaluates the loss many times per step"),
-    "no epochs": ({"epochs": 0}, r"epochs=0 is out of range: expected a number in \(0, inf\)"),
+    "no epochs": ({"epochs": 0}, r"epochs=0 is out of range: expected a number in \(0, 1e\+09\]"),
     "epochs as text": ({"epochs": "3"}, "epochs='3': expected a number"),
     "accumulate": ({"accumulate": 0}, "accumulate=0 is out of range"),
     "half an accumulate": ({"accumulate": 1.5}, "accumulate=1.5: expected a whole number"),
