@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,14 @@ from heptane.interruption import NAMES, SAME_SECONDS, Interruption
 
 TRAIN, VALID = make_images(48), make_images(30, seed=1)
 sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+
+
+@pytest.fixture(autouse=True)
+def _as_in_the_foreground() -> Iterator[None]:
+    """A process that a script starts in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def fit(folder: Path | None, valid: Any = VALID, **settings: Any) -> hp.Result:
