@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # an optimizer imports it, and a fork has it then
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 

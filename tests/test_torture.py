@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 CODE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from torture import torture
-print(json.dumps(torture(20, seed=1, report=False)))
+import torture
+print(json.dumps(torture.torture(20, seed=1, report=False)))
 """
 
 
