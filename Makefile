@@ -9,7 +9,7 @@ OUT ?= runs/demo
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.demo ## race plain training against the recommended tricks on Fashion-MNIST to 91%, within 280 s
+demo: $(VENV)/.demo ## race plain training against the recommended tricks on Fashion-MNIST to 91%, within 5 minutes
 	$(BIN)/heptane race --config examples/race.toml --fallback digits --out $(OUT) --force
 
 train: $(VENV)/.demo ## train a small ResNet on Fashion-MNIST with the recommended tricks for 4 epochs
