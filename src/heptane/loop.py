@@ -87,6 +87,7 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
         try:
             loss = gradients(run, forward, batch, step)
         except RuntimeError as error:
+            run.buffers.put_back()  # the run may be saved after this
             in_smaller_parts(run, batch, step, error)
         else:
             if run.precision.step(run.optimizer, run.plan.clip_norm, run.parameters):
