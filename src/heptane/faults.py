@@ -129,8 +129,7 @@ def where_it_began(run: Run, batch: Batch, step: int) -> str:
 
     seed_torch(run.plan.seed, step, run.worker.rank)
     inputs, targets = run.mix.take(batch, share, step)
-    if (rows := nonfinite_rows(inputs, share.stop - share.start)) is not None:
-        return f"its inputs are not{_samples(batch, share, rows)}"
+    rows = nonfinite_rows(inputs, share.stop - share.start)
     hooks = []
     try:
         for name, module in run.model.named_modules():
@@ -142,6 +141,8 @@ def where_it_began(run: Run, batch: Batch, step: int) -> str:
     finally:
         for hook in hooks:
             hook.remove()
+    if rows is not None:  # and not before: workers may meet in the forward pass
+        return f"its inputs are not{_samples(batch, share, rows)}"
     if found:
         return found[0][0] + _samples(batch, share, found[0][1])
     if not bool(loss.isfinite()):
