@@ -4,6 +4,7 @@ from heptane.criterion import CrossEntropy
 from heptane.data import Data, load_data
 from heptane.data.augment import CropFlip
 from heptane.data.batches import order
+from heptane.data.lengths import LengthBatches, pad
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, Interrupted
 from heptane.fit import evaluate, fit, train
@@ -32,6 +33,7 @@ __all__ = [
     "Interrupted",
     "LRScaling",
     "LabelSmoothing",
+    "LengthBatches",
     "MixedPrecision",
     "Mixup",
     "ProgressiveResize",
@@ -52,6 +54,7 @@ __all__ = [
     "multiply",
     "one_cycle",
     "order",
+    "pad",
     "param_groups",
     "precision",
     "race",

@@ -8,9 +8,18 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.averaging import Average
-from heptane.checks import check_finite, check_model, check_optimizer, check_resize, check_targets, labels_of, try_output
+from heptane.checks import (
+    check_finite,
+    check_model,
+    check_optimizer,
+    check_resize,
+    check_targets,
+    few,
+    labels_of,
+    try_output,
+)
 from heptane.clock import Clock
-from heptane.criterion import Criterion, CrossEntropy, Loss, Own, choose_criterion
+from heptane.criterion import Criterion, CrossEntropy, Loss, Own, Returned, choose_criterion
 from heptane.data.augment import Augment
 from heptane.data.batches import Batch, Place, Source, Tensors, as_source, first_tensor, rows
 from heptane.data.guard import Bad, labels_beyond
@@ -271,7 +280,7 @@ def _sample(source: Source, place: Place) -> tuple[Any, Any]:
 def _criterion(
     plan: Plan, model: torch.nn.Module, source: Source, sample: Any, tricks: Tricks, bad: Bad
 ) -> tuple[Criterion, str]:
-    output = try_output(model, rows(sample[0], slice(2)))
+    output = try_output(model, *few(sample, plan.loss))
     targets = source.targets if isinstance(source, Tensors) else sample[1]
     criterion, reason = choose_criterion(plan.loss, output, targets, tricks.label_smoothing)
     if not isinstance(source, Loader):
@@ -283,6 +292,11 @@ def _criterion(
     per_sample = tricks.mixup is not None and tricks.mixup.per_sample
     if per_sample and isinstance(criterion, Own) and not first_tensor(targets).is_floating_point():
         raise InputError("Mixup.per_sample=True with a loss of your own and integer targets: its mean cannot be weighted")
+    if tricks.mixup is not None and isinstance(criterion, Returned):
+        raise InputError(
+            "mixup with loss='model': the model's own loss takes no blended targets; leave loss out, and it is computed "
+            "from the model's logits, or turn mixup off"
+        )
     return criterion, reason
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.criterion import Criterion, CrossEntropy, Elementwise
-from heptane.data.batches import Place, Source, Tensors, as_loader, each, pair
+from heptane.calling import call
+from heptane.criterion import Criterion, CrossEntropy, Elementwise, Returned
+from heptane.data.batches import Place, Source, Tensors, as_loader, each, in_memory, pair, rows
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, one_line
 from heptane.modes import eval_mode
@@ -63,11 +64,18 @@ def check_finite(source: Source, sample: tuple[Any, Any]) -> None:
         each(check, data)
 
 
-def try_output(model: torch.nn.Module, inputs: Any) -> Any:
-    """The model's output on a few inputs, leaving no mark: eval mode, no gradients, modes and random state put back."""
+def try_output(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
+    """The model's output on a few inputs (and ``labels``, where the loss is the model's own), leaving no mark: eval mode, no
+    gradients, modes and random state put back."""
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with eval_mode(model), evaluation(Precision()), torch.random.fork_rng(devices=sorted(devices, key=str)):
-        return model(inputs)
+        return call(model, inputs, labels)
+
+
+def few(batch: tuple[Any, Any], loss: Any) -> tuple[Any, Any]:
+    """Two samples to try a model on: the inputs, and the labels where the loss is the model's own."""
+    inputs, targets = rows(batch, slice(2))
+    return inputs, targets if loss == "model" else None
 
 
 def check_resize(model: torch.nn.Module, resize: ProgressiveResize, inputs: Any) -> None:
@@ -144,13 +152,14 @@ def first_batch(data: Any, batch_size: int, name: str) -> tuple[Any, Any]:
 
 def check_evaluation(model: torch.nn.Module, criterion: Criterion, place: Place, name: str, data: Any) -> None:
     """Refuse evaluation data that would fail after an epoch of training: empty, or in memory with targets out of range."""
-    if not isinstance(data, (tuple, list)):
+    if not in_memory(data):
         if hasattr(data, "__len__") and len(data) == 0:
             raise InputError(f"{name} is empty: 0 samples")
         return
     try:
-        inputs, _ = first_batch(data, 2, "it")
-        check_targets(criterion, try_output(model, place.inputs(inputs)), place.move(pair(data)[1]))
+        inputs, targets = first_batch(data, 2, "it")
+        output = try_output(model, place.inputs(inputs), place.move(targets) if isinstance(criterion, Returned) else None)
+        check_targets(criterion, output, place.move(pair(data)[1]))
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
 

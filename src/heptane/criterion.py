@@ -7,11 +7,12 @@ unequal parts weigh what they hold. ``plain`` is the loss without smoothing, for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from heptane._lazy import torch
+from heptane.calling import call
 from heptane.errors import InputError, check_choice, check_range
 from heptane.tricks.label_smoothing import (
     IGNORE_INDEX,
@@ -57,6 +58,11 @@ class Criterion(Protocol):
 
     def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, float | torch.Tensor] | None:
         """How many predictions are right, out of how many; None where that has no meaning."""
+
+
+def output_of(criterion: Criterion, model: torch.nn.Module, inputs: Any, targets: Any) -> Any:
+    """The model's output for a batch; where the loss is the model's own, the model is given the targets too."""
+    return call(model, inputs, targets if isinstance(criterion, Returned) else None)
 
 
 def divisor(count: float | torch.Tensor) -> float | torch.Tensor:
@@ -274,6 +280,37 @@ class Own:
         return loss.mean() if loss.ndim else loss
 
 
+@dataclass(frozen=True)
+class Returned:
+    """The loss that a model returns when it is given the labels, as those of transformers do: the mean over the labels that
+    are not ignored. It is the output, or its entry ``loss``."""
+
+    name: str = "model"
+
+    def mean(self, output: Any, targets: Any) -> torch.Tensor:
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if not isinstance(loss, torch.Tensor) or loss.ndim > 1:
+            kind = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"type {type(output).__name__}"
+            raise InputError(f"loss='model': the model gave an output of {kind}, without a loss; pass a loss instead")
+        return loss.mean()
+
+    def total(self, output: Any, targets: Any) -> torch.Tensor:
+        return self.mean(output, targets) * self.count(targets)
+
+    plain = total
+
+    def count(self, targets: Any) -> float | torch.Tensor:
+        if not isinstance(targets, torch.Tensor) or targets.is_floating_point():
+            return float(len(targets))
+        return (targets != IGNORE_INDEX).sum()
+
+    def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        logits = output.get("logits") if isinstance(output, Mapping) else None
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or targets.shape != logits.shape[:1]:
+            return None
+        return None if targets.is_floating_point() else CrossEntropy().correct(logits, targets)
+
+
 def choose_criterion(
     loss: str | Loss | CrossEntropy | None, output: Any, targets: Any, smoothing: LabelSmoothing | None
 ) -> tuple[Criterion, str]:
@@ -288,6 +325,11 @@ def choose_criterion(
     criterion = _by_name(loss, eps) if isinstance(loss, str) else _by_object(loss, eps)
     if smoothing and isinstance(criterion, Elementwise) and not criterion.multi_label:
         raise InputError(f"label_smoothing with loss {criterion.name!r}: regression has no classes to smooth; turn it off")
+    if smoothing and isinstance(criterion, Returned):
+        raise InputError(
+            "label_smoothing with loss='model': heptane cannot smooth inside the model; leave loss out, "
+            "and it is computed from the model's logits, or turn label_smoothing off"
+        )
     if smoothing and isinstance(criterion, Own):
         raise InputError(
             "label_smoothing with a loss of your own: heptane cannot smooth inside it; "
@@ -311,7 +353,9 @@ def _by_targets(output: Any, targets: Any) -> tuple[str, str]:
 
 
 def _by_name(name: str, eps: float) -> Criterion:
-    check_choice("loss", name, LOSSES)
+    if name == "model":
+        return Returned()
+    check_choice("loss", name, [*LOSSES, "model"])
     if name == "cross_entropy":
         return CrossEntropy(eps=eps)
     return Elementwise(name, getattr(torch.nn.functional, LOSSES[name]), eps, name == "binary_cross_entropy")
@@ -320,7 +364,7 @@ def _by_name(name: str, eps: float) -> Criterion:
 def _by_object(loss: Loss | CrossEntropy, eps: float) -> Criterion:
     nn = torch.nn
     if not isinstance(loss, CrossEntropy) and not callable(loss):
-        raise InputError(f"loss={loss!r}: expected None, one of {', '.join(LOSSES)}, a torch.nn loss or a function")
+        raise InputError(f"loss={loss!r}: expected None, one of {', '.join(LOSSES)}, model, a torch.nn loss or a function")
     if getattr(loss, "reduction", "mean") != "mean":
         raise InputError(f"loss={loss!r}: a step's loss is a mean; build it with reduction='mean'")
     for name, function_name in LOSSES.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from heptane._lazy import torch
+from heptane.criterion import output_of
 from heptane.data.batches import Batch, each
 from heptane.data.guard import Bad, left_out
 from heptane.randomness import seed_torch
@@ -136,7 +137,7 @@ def where_it_began(run: Run, batch: Batch, step: int) -> str:
             if not any(True for _ in module.children()):
                 hooks.append(module.register_forward_hook(look(name, type(module).__name__)))
         with torch.no_grad(), run.precision.autocast():
-            output = run.precision.full(run.model(inputs))
+            output = run.precision.full(output_of(run.criterion, run.model, inputs, targets))
             loss = run.criterion.mean(output, targets)
     finally:
         for hook in hooks:

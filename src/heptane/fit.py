@@ -10,11 +10,11 @@ from typing import Any
 from heptane import checkpoint
 from heptane._lazy import torch
 from heptane.assemble import OptimizerFactory, Run, assemble, default_device
-from heptane.checks import check_evaluation, check_targets, check_tricks, first_batch, labels_of, try_output
+from heptane.checks import check_evaluation, check_targets, check_tricks, few, first_batch, labels_of, try_output
 from heptane.clock import Clock
 from heptane.criterion import Loss, choose_criterion
 from heptane.data.augment import Augment
-from heptane.data.batches import Place, each, pair
+from heptane.data.batches import Place, in_memory, pair
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, check_range
@@ -70,7 +70,7 @@ def evaluate(
         model: any module, on its device.
         data: a pair of tensors, a ``Dataset`` or a ``DataLoader``.
         loss: as in :func:`fit`.
-        metrics: torchmetrics by name; each is reset, updated with (outputs, targets) and computed.
+        metrics: by name, as in :func:`fit`: torchmetrics, or functions ``(model, data) -> number``.
         batch_size: samples per forward pass.
 
     Returns:
@@ -78,8 +78,8 @@ def evaluate(
     """
     place = Place(next((p.device for p in model.parameters()), torch.device("cpu")))
     first = first_batch(data, batch_size, "the data to evaluate on")
-    output = try_output(model, each(lambda t: t[:2], place.move(first))[0])
-    targets = pair(data)[1] if isinstance(data, (tuple, list)) else first[1]
+    output = try_output(model, *few(place.move(first), loss))
+    targets = pair(data)[1] if in_memory(data) else first[1]
     criterion, _ = choose_criterion(loss, output, targets, None)
     check_targets(criterion, output, targets)
     bad = Bad(labels=labels_of(criterion, output, targets))
@@ -126,12 +126,15 @@ def fit(
     Args:
         model: any module.
         train, valid, test: tensors, inputs (N, ...) and targets (N, ...), a ``Dataset`` of pairs, or a ``DataLoader``.
-            ``valid`` is evaluated as training goes; ``test`` once, at the end.
+            ``valid`` is evaluated as training goes; ``test`` once, at the end. Inputs that are a dict go to the model by
+            keyword, if ``forward`` has these names; a dict with ``labels`` in place of a pair is taken apart.
         optimizer: a factory, ``params -> torch.optim.Optimizer``.
         epochs: passes over ``train``, above 0; a fraction is allowed.
         batch_size: samples per optimizer step over all workers and micro-batches; a ``DataLoader`` brings its own.
         loss: None goes by the targets (integers and distributions: cross-entropy; several labels: binary cross-entropy; real
-            numbers: mean squared error); or a name, a ``torch.nn`` loss, or ``function(outputs, targets) -> mean``.
+            numbers: mean squared error); or a name, a ``torch.nn`` loss, or ``function(outputs, targets) -> mean``; or
+            "model", the loss that the model returns when it is given the targets as ``labels``. Of a transformers output
+            without a loss the logits are taken.
         tricks: the seven; all off by default, which is plain PyTorch, bit for bit.
         target: stop when a validation metric reaches this: an accuracy, or ("valid_loss", 0.3).
         max_seconds: stop after so many seconds of training, above 0, with a last evaluation; several workers look at the
@@ -139,7 +142,9 @@ def fit(
         seed: order, augmentation, mixup and dropout are functions of (seed, step). It does not build your model.
         run_dir: a folder for the result, the report, the weights and checkpoints; refused if it holds a run.
         resume: go on from the last checkpoint in ``run_dir``.
-        metrics: torchmetrics by name, for the evaluations.
+        metrics: by name, for the evaluations: torchmetrics (anything with ``update``, ``compute`` and ``reset``), or
+            functions ``(model, data) -> number``, called once in each, with the model in eval mode, such as one that
+            decodes.
         accumulate: micro-batches per step; the batch is split into so many, or so many batches of a ``DataLoader`` joined.
         clip_norm: largest norm of all gradients together, above 0.
         augment: such as ``hp.CropFlip()``.

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heptane._lazy import torch
-from heptane.criterion import divisor
+from heptane.criterion import divisor, output_of
 from heptane.data.batches import Batch, Place, as_loader, first_tensor, rows
 from heptane.data.guard import READER_REMEDY, DataError
 from heptane.errors import one_line
@@ -169,7 +169,7 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
             count = divisor(run.criterion.count(run.mix.targets(batch, step)))
         with nullcontext() if part is parts[-1] or run.worker.size == 1 else without_sums(forward):
             with run.precision.autocast():
-                output = run.precision.full(forward(inputs))
+                output = run.precision.full(output_of(run.criterion, forward, inputs, targets))
             if count is None:
                 loss = run.criterion.mean(output, targets)
             else:
@@ -203,11 +203,16 @@ def evaluate_with(
     bad: Bad | None = None,
     name: str = "evaluation",
 ) -> dict[str, float]:
-    """Loss, accuracy and torchmetrics of ``model`` on ``data``; the model's modes are put back as they were. Samples that
-    cannot be read are noted in ``bad``, under ``name``, or are an error."""
+    """Loss, accuracy and metrics of ``model`` on ``data``; the model's modes are put back as they were. Samples that cannot
+    be read are noted in ``bad``, under ``name``, or are an error."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    meter, metrics = EvalMeter(criterion, worker), {name: metric.to(device) for name, metric in (metrics or {}).items()}
-    for metric in metrics.values():
+    meter, metrics = EvalMeter(criterion, worker), metrics or {}
+    running = {
+        name: metric.to(device) if hasattr(metric, "to") else metric
+        for name, metric in metrics.items()
+        if hasattr(metric, "update")
+    }
+    for metric in running.values():
         metric.reset()
     precision, place = precision or Precision(), place or Place(device)
     if worker.size > 1:
@@ -215,14 +220,16 @@ def evaluate_with(
     with eval_mode(model), evaluation(precision):
         batches = as_loader(data, batch_size, worker.share, bad, name)
         for inputs, targets in batches if not is_sharded(model) else together(batches, data, worker, place):
-            output = precision.full(model(place.inputs(inputs)))
+            targets = place.move(targets)
+            output = precision.full(output_of(criterion, model, place.inputs(inputs), targets))
             if targets is None:
                 continue
-            targets = place.move(targets)
             meter.add(output, targets)
-            for metric in metrics.values():
+            for metric in running.values():
                 metric.update(output, targets)
-    return {**meter.read(), **{name: float(metric.compute()) for name, metric in metrics.items()}}
+        found = {name: float(metric.compute()) for name, metric in running.items()}
+        found |= {name: float(metric(model, data)) for name, metric in metrics.items() if name not in found}
+    return {**meter.read(), **{name: found[name] for name in metrics}}
 
 
 def together(batches: Iterator[Any], data: Any, worker: Worker, place: Place) -> Iterator[tuple[Any, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.assemble import Run, assemble
+from heptane.criterion import output_of
 from heptane.data.batches import rows
 from heptane.errors import InputError, check_range
 from heptane.probe import median_seconds
@@ -92,7 +93,7 @@ def measure(run: Run) -> StepCost:
 
     def forward() -> torch.Tensor:
         with run.precision.autocast():
-            return run.criterion.mean(run.precision.full(model(inputs)), targets)
+            return run.criterion.mean(run.precision.full(output_of(run.criterion, model, inputs, targets)), targets)
 
     def both() -> None:
         run.optimizer.zero_grad(set_to_none=True)

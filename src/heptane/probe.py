@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.criterion import Criterion
+from heptane.criterion import Criterion, output_of
 from heptane.errors import InputError
 from heptane.tricks.mixed_precision import MixedPrecision
 
@@ -92,7 +92,7 @@ def _step_seconds(
     def step() -> None:
         trial.zero_grad(set_to_none=True)
         with slot.autocast():
-            output = trial(inputs)
+            output = output_of(criterion, trial, inputs, targets)
         slot.backward(criterion.mean(slot.full(output), targets))
 
     return median_seconds(step, repeats=repeats)
@@ -112,7 +112,7 @@ def unused_parameters(model: torch.nn.Module, criterion: Criterion, inputs: Any,
         if isinstance(module, torch.nn.RNNBase):  # cuDNN has no backward in eval mode
             module.train()
     with _random_state_kept(next((p.device for p in trial.parameters()), torch.device("cpu"))):
-        criterion.mean(trial(inputs), targets).backward()  # type: ignore[no-untyped-call]
+        criterion.mean(output_of(criterion, trial, inputs, targets), targets).backward()  # type: ignore[no-untyped-call]
     return [name for name, p in trial.named_parameters() if p.requires_grad and p.grad is None]
 
 

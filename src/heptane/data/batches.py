@@ -17,6 +17,8 @@ from heptane.randomness import generator
 if TYPE_CHECKING:
     from heptane.data.guard import Bad
 
+LABELS = "labels"  # of a batch that is one dict, as in transformers
+
 Positions: TypeAlias = "slice | torch.Tensor"
 
 
@@ -228,7 +230,7 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int) -> 
     check_range("batch_size", batch_size, 1, whole=True)
     if isinstance(data, utils.TensorDataset) and len(data.tensors) == 2:
         return Tensors(data.tensors[0], data.tensors[1], batch_size, seed)
-    if isinstance(data, (tuple, list)):
+    if in_memory(data):
         inputs, targets = pair(data)
         return Tensors(inputs, targets, batch_size, seed)
     num_samples = check_dataset(data)
@@ -267,7 +269,7 @@ def as_loader(
         return
     if isinstance(data, utils.TensorDataset) and len(data.tensors) == 2:
         data = data.tensors
-    if isinstance(data, (tuple, list)):
+    if in_memory(data):
         data = pair(data)
         mine = part(count_samples(data))
         for start in range(mine.start, mine.stop, batch_size):
@@ -287,16 +289,23 @@ def check_dataset(data: Any) -> int:
     if num_samples is None or isinstance(data, kinds) or not hasattr(data, "__getitem__"):
         raise InputError(
             f"data of type {type(data).__name__}: expected a pair of tensors (inputs, targets), "
-            "a Dataset with a length and an index, or a DataLoader"
+            f"a dict of tensors with {LABELS!r} in it, a Dataset with a length and an index, or a DataLoader"
         )
     return num_samples
 
 
+def in_memory(data: Any) -> bool:
+    """Whether ``data`` are the tensors themselves: inputs and targets, or a dict with ``labels``."""
+    return isinstance(data, (tuple, list)) or (isinstance(data, MutableMapping) and LABELS in data)
+
+
 def pair(data: Any) -> tuple[Any, Any]:
-    """Inputs and targets; an error where ``data`` is not two things."""
+    """Inputs and targets: of two things the first and the second, of a dict with ``labels`` the rest and these."""
+    if isinstance(data, MutableMapping) and LABELS in data:
+        return {key: value for key, value in data.items() if key != LABELS}, data[LABELS]
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         found = f"{len(data)} items" if isinstance(data, (tuple, list)) else type(data).__name__
-        raise InputError(f"data of {found}: expected two things, inputs and targets")
+        raise InputError(f"data of {found}: expected two things, inputs and targets, or a dict with {LABELS!r} in it")
     return data[0], data[1]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from heptane._lazy import torch
-from heptane.data.batches import each, first_tensor, rows
+from heptane.data.batches import each, first_tensor, in_memory, pair, rows
 from heptane.errors import InputError, one_line
 
 MOST_NAMED = 5
@@ -155,11 +155,11 @@ class Bad:
             DataError: there is one, and nobody knows its index.
         """
         data = batch.data if isinstance(batch, Collated) else batch
-        if self.labels is None or not isinstance(data, (tuple, list)) or len(data) != 2:
+        if self.labels is None or not in_memory(data) or (isinstance(data, (tuple, list)) and len(data) != 2):
             return []
         num_classes, ignored = self.labels
         found = []
-        for row, label in labels_beyond(data[1], num_classes, ignored):
+        for row, label in labels_beyond(pair(data)[1], num_classes, ignored):
             reason = f"label {label} is out of range: labels are 0 to {num_classes - 1}"
             if not isinstance(batch, Collated) or batch.indices is None:
                 raise DataError(f"{reason}; it is in row {row} of a batch, whose samples have no index: look there")

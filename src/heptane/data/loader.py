@@ -55,7 +55,7 @@ class Loader:
         self._generators = generators(self.loader)
         self._states = [own.get_state() for own in self._generators]
         self.steps_per_epoch = math.ceil(num_batches / self.window)
-        each_holds = self.loader.batch_size or self._measure()
+        each_holds = self.loader.batch_size or getattr(self.loader.batch_sampler, "batch_size", None) or self._measure()
         self.num_samples = length(self.loader.dataset) or num_batches * each_holds
         self.batch_size = min(each_holds * self.window, self.num_samples)
 

@@ -19,12 +19,15 @@ Costs, and when it does not help
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heptane._lazy import np, torch
+from heptane.data.batches import rows
 from heptane.errors import InputError, check_bool, check_range, nearest
 from heptane.randomness import generator
 
@@ -186,16 +189,14 @@ class Mixer:
         if step >= self.stop:
             return inputs, targets
         self._check(inputs, targets)
-        draw = self._draw(batch, step, (inputs.shape[2], inputs.shape[3]) if inputs.ndim == 4 else None)
-        partner = draw.partner[part]
-        if len(inputs) == batch.size:
-            partner_inputs, partner_targets = inputs[partner], targets[partner]
-        else:
-            partner_inputs, partner_targets = batch.take(partner)
-        lam = draw.lam[part]
+        images = isinstance(inputs, torch.Tensor) and inputs.ndim == 4
+        draw = self._draw(batch, step, (inputs.shape[2], inputs.shape[3]) if images else None)
+        partner, lam = draw.partner[part], draw.lam[part]
+        whole = len(targets) == batch.size
+        partner_inputs, partner_targets = rows((inputs, targets), partner) if whole else batch.take(partner)
         if self.hidden:
-            self.hidden.pending = (lam, partner if len(inputs) == batch.size else None)
-            inputs = inputs if len(inputs) == batch.size else torch.cat([inputs, partner_inputs])
+            self.hidden.pending = (lam, partner if whole else None)
+            inputs = both(inputs, partner_inputs, whole)
         elif draw.box:
             inputs = paste(inputs, partner_inputs, draw.box)
         else:
@@ -214,8 +215,15 @@ class Mixer:
 
     def _check(self, inputs: Any, targets: Any) -> None:
         """Refuse at the first step what only some draws would stumble over."""
-        if not isinstance(inputs, torch.Tensor) or not isinstance(targets, torch.Tensor):
-            raise InputError("mixup needs inputs and targets that are one tensor each; turn it off for this model")
+        if not isinstance(targets, torch.Tensor):
+            raise InputError("mixup needs targets that are one tensor; turn it off for this model")
+        if not isinstance(inputs, torch.Tensor):
+            if self.hidden and isinstance(inputs, MutableMapping):
+                return
+            raise InputError(
+                f"mixup of inputs of type {type(inputs).__name__}: expected one tensor, or a dict and the module of the "
+                "embedding in Mixup.layer; or turn mixup off for this model"
+            )
         cuts = self.trick.cutmix_alpha > 0 and not (self.trick.alpha and self.trick.cutmix_probability == 0)
         if cuts and inputs.ndim != 4:
             raise InputError(_NO_IMAGES)
@@ -230,6 +238,19 @@ class Mixer:
         if self._drawn is None or self._drawn[0] != step:
             self._drawn = step, self.trick.draw(self.seed, step, batch.size, image_size)
         return self._drawn[1]
+
+
+def both(inputs: Any, partners: Any, whole: bool) -> Any:
+    """What a model is given whose hidden features are blended: the inputs, and unless these are the ``whole`` batch, which
+    has the partners in it, the partners after them. Of masks (entries of a dict that are called so, ``attention_mask`` say),
+    which are used after the blend, each row is that of the longer of the two."""
+    if isinstance(inputs, MutableMapping):
+        found = copy.copy(inputs)
+        for key, own in inputs.items():
+            is_mask = str(key).endswith("mask") and isinstance(own, torch.Tensor)
+            found[key] = torch.maximum(own, partners[key]) if is_mask else both(own, partners[key], whole)
+        return found
+    return inputs if whole or not isinstance(inputs, torch.Tensor) else torch.cat([inputs, partners])
 
 
 class HiddenBlend:

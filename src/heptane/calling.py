@@ -1,0 +1,65 @@
+"""How a model is called: a dict of inputs by keyword, and of a transformers answer what the loss looks at."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import MutableMapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from heptane._lazy import torch
+
+_BY_KEYWORD: WeakKeyDictionary[torch.nn.Module, dict[frozenset[str], bool]] = WeakKeyDictionary()
+
+
+def call(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
+    """The model's output for a batch.
+
+    Args:
+        model: a module, also one that is wrapped for several workers or compiled.
+        inputs: a dict whose keys are names of ``forward``'s parameters goes in by keyword; anything else is one argument.
+        labels: given as ``labels=`` to a model that computes its loss itself; None: it is not asked to.
+
+    Returns:
+        What the model gives. Of a transformers ``ModelOutput`` the logits, or all of it as a dict where it holds a loss.
+    """
+    named = inputs if isinstance(inputs, MutableMapping) and by_keyword(model, inputs) else None
+    if labels is not None:
+        output = model(**named, labels=labels) if named is not None else model(inputs, labels=labels)
+    else:
+        output = model(inputs) if named is None else model(**named)
+    if not isinstance(output, MutableMapping) or not hasattr(output, "to_tuple"):
+        return output
+    return output["logits"] if output.get("loss") is None and "logits" in output else dict(output)
+
+
+def by_keyword(model: torch.nn.Module, inputs: MutableMapping[str, Any]) -> bool:
+    """Whether ``inputs`` are what ``forward`` names, and not its one argument, a dict."""
+    known, keys = _BY_KEYWORD.setdefault(model, {}), frozenset(inputs)
+    if keys not in known:
+        known[keys] = _fits(_unwrapped(model).forward, keys)
+    return known[keys]
+
+
+def _fits(forward: Any, keys: frozenset[str]) -> bool:
+    try:
+        parameters = inspect.signature(forward).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    needed = {p.name for p in parameters if p.kind is not p.VAR_POSITIONAL and p.kind is not p.VAR_KEYWORD} - {
+        p.name for p in parameters if p.default is not p.empty
+    }
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return needed <= keys | {"labels"} and (keys <= names or (takes_any and bool(keys & names)))
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The user's own module inside ``DistributedDataParallel`` and ``torch.compile``."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or (
+            model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else None
+        )
+        if inner is None:
+            return model
+        model = inner

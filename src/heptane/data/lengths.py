@@ -1,0 +1,124 @@
+"""Samples of different lengths: batches of similar ones, and padding to the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any
+
+from heptane._lazy import torch
+from heptane.data.batches import LABELS, check_batch, like, order
+from heptane.errors import InputError, check_range
+
+WINDOW = 50  # batches among which samples are sorted: enough to pad little, and few enough to keep the order random
+
+
+class LengthBatches:
+    """A ``batch_sampler`` for a ``DataLoader``: samples of similar length together, in an order that is a function of
+    (seed, epoch); each sample once per epoch, the last batch may be short.
+
+    The samples are shuffled, sorted by length within each window of 50 batches, cut, and the batches shuffled.
+
+    Args:
+        lengths: of each sample, such as its number of tokens.
+        batch_size: samples per batch, 1 to as many as there are.
+        seed: of the order, 0 or more.
+
+    Example:
+        >>> batches = LengthBatches([3, 9, 4, 8, 3, 9], batch_size=2)
+        >>> sorted(sorted(batch) for batch in batches)
+        [[0, 4], [1, 5], [2, 3]]
+        >>> loader = torch.utils.data.DataLoader(range(6), batch_sampler=batches)
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:
+        self.lengths = torch.as_tensor(lengths)
+        if self.lengths.ndim != 1:
+            raise InputError(f"lengths of shape {tuple(self.lengths.shape)}: expected one number per sample")
+        check_range("batch_size", batch_size, 1, whole=True)
+        check_batch(batch_size, len(self.lengths))
+        check_range("seed", seed, 0, whole=True)
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose order :func:`iter` gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        shuffled = order(len(self.lengths), self.seed, self.epoch)
+        batches: list[torch.Tensor] = []
+        for window in torch.split(shuffled, WINDOW * self.batch_size):
+            batches += torch.split(window[self.lengths[window].argsort(stable=True)], self.batch_size)
+        for at in order(len(batches), self.seed + 1, self.epoch).tolist():
+            yield batches[at].tolist()
+
+
+def pad(samples: Sequence[Any], *, value: float = 0, target_value: float = -100, multiple: int = 1) -> Any:
+    """A ``collate_fn`` for a ``DataLoader``: samples as one batch, those of different lengths padded at their end.
+
+    Args:
+        samples: pairs (inputs, targets), or dicts, maybe with ``labels``. Their entries are tensors or lists of numbers,
+            whose first dimension may differ from sample to sample; numbers; or dicts of these.
+        value: pads the inputs (and so a mask, where it is 0).
+        target_value: pads the targets; cross-entropy leaves out -100.
+        multiple: pad to a multiple of so many, 1 or more; 8 suits 16-bit arithmetic.
+
+    Returns:
+        The same structure, of tensors with a row per sample.
+
+    Raises:
+        InputError: samples whose dimensions beyond the first, or whose entries, differ.
+
+    Example:
+        >>> pad([([5, 6, 7], 0), ([8], 1)])
+        (tensor([[5, 6, 7],
+                [8, 0, 0]]), tensor([0, 1]))
+        >>> pad([{"input_ids": [5, 6], "labels": [1, 2]}, {"input_ids": [7], "labels": [3]}])["labels"]
+        tensor([[   1,    2],
+                [   3, -100]])
+    """
+    check_range("multiple", multiple, 1, whole=True)
+    if not samples:
+        raise InputError("pad of no samples: a batch holds 1 or more")
+    if isinstance(samples[0], tuple) and len(samples[0]) == 2:
+        inputs, targets = ([sample[at] for sample in samples] for at in (0, 1))
+        return _padded(inputs, value, multiple, "inputs"), _padded(targets, target_value, multiple, "targets")
+    if isinstance(samples[0], MutableMapping):
+        return {
+            key: _padded([s[key] for s in samples], target_value if key == LABELS else value, multiple, str(key))
+            for key in _keys(samples, "samples")
+        }
+    raise InputError(f"pad of samples of type {type(samples[0]).__name__}: expected pairs (inputs, targets), or dicts")
+
+
+def _padded(items: list[Any], value: float, multiple: int, name: str) -> Any:
+    head = items[0]
+    if isinstance(head, MutableMapping):
+        keys = _keys(items, name)
+        return {key: _padded([item[key] for item in items], value, multiple, f"{name}[{key!r}]") for key in keys}
+    if isinstance(head, tuple):
+        columns = [list(column) for column in zip(*items, strict=True)]
+        return like(head, [_padded(column, value, multiple, f"{name}[{at}]") for at, column in enumerate(columns)])
+    tensors = [torch.as_tensor(item) for item in items]
+    first = tensors[0]
+    for other in tensors:
+        if (other.ndim, other.shape[1:], other.dtype) != (first.ndim, first.shape[1:], first.dtype):
+            two = " and ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (first, other))
+            raise InputError(f"{name} of {two} in one batch: only the first dimension may differ")
+    if first.ndim == 0:
+        return torch.stack(tensors)
+    longest = -(-max(map(len, tensors)) // multiple) * multiple
+    whole = first.new_full((len(tensors), longest, *first.shape[1:]), value)
+    for row, tensor in zip(whole, tensors, strict=True):
+        row[: len(tensor)] = tensor
+    return whole
+
+
+def _keys(samples: Sequence[Any], name: str) -> list[Any]:
+    for sample in samples:
+        if set(sample) != set(samples[0]):
+            one, other = (", ".join(sorted(map(str, each))) for each in (samples[0], sample))
+            raise InputError(f"{name} with the entries {one} and with {other} in one batch: they must be the same")
+    return list(samples[0])

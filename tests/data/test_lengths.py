@@ -1,0 +1,134 @@
+"""Batches of similar lengths, and padding."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import heptane as hp
+
+LENGTHS = torch.randint(1, 50, (333,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def batches(epoch: int = 0, **settings):
+    sampler = hp.LengthBatches(LENGTHS, **{"batch_size": 8, **settings})
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_each_sample_is_in_one_batch_and_all_but_one_are_full():
+    found = batches()
+    assert sorted(index for batch in found for index in batch) == list(range(333))
+    assert sorted(map(len, found)) == [5] + [8] * 41
+    assert len(hp.LengthBatches(LENGTHS, 8)) == len(found) == 42
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    assert batches(1) == batches(1)
+    assert batches(0) != batches(1)
+    assert batches(0) != batches(0, seed=1)
+
+
+def test_a_batch_holds_samples_of_like_length():
+    padding = sum(max(LENGTHS[i] for i in b) * len(b) for b in batches()) / sum(LENGTHS)
+    at_random = sum(max(LENGTHS[i] for i in b.tolist()) * len(b) for b in torch.arange(333).split(8)) / sum(LENGTHS)
+    assert padding < 1.1 < 1.5 < at_random
+
+
+def test_short_and_long_batches_come_in_random_order():
+    means = [sum(LENGTHS[i] for i in b) / len(b) for b in batches()]
+    assert means != sorted(means)
+    assert torch.corrcoef(torch.stack([torch.tensor(means), torch.arange(len(means)).float()]))[0, 1].abs() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], 1), "empty"),
+        (([1, 2], 3), "batch_size=3 is larger"),
+        (([1, 2], 0), "batch_size"),
+        (([[1], [2]], 1), "lengths of shape"),
+    ],
+)
+def test_wrong_input_is_named(arguments, message):
+    with pytest.raises(hp.InputError, match=message):
+        hp.LengthBatches(*arguments)
+
+
+def test_padding_keeps_what_is_there_and_fills_the_rest():
+    inputs, targets = hp.pad([(torch.ones(2, 3), [4, 5]), (torch.ones(4, 3), [6])], value=-1, multiple=3)
+    assert inputs.shape == (2, 6, 3)
+    assert inputs[0, :2].eq(1).all()
+    assert inputs[0, 2:].eq(-1).all()
+    assert targets.tolist() == [[4, 5, -100], [6, -100, -100]]
+
+
+def test_nested_dicts_and_tuples_are_padded():
+    inputs, targets = hp.pad([({"ids": [1, 2], "n": 2}, ([1], 1)), ({"ids": [3], "n": 1}, ([1, 2], 2))])
+    assert inputs["ids"].tolist() == [[1, 2], [3, 0]]
+    assert inputs["n"].tolist() == [2, 1]
+    assert isinstance(targets, tuple)
+    assert targets[0].tolist() == [[1, -100], [1, 2]]
+    assert targets[1].tolist() == [1, 2]
+
+
+def test_samples_that_do_not_go_together_are_named():
+    with pytest.raises(hp.InputError, match=r"inputs of .*\(2, 3\) and .*\(2, 4\)"):
+        hp.pad([(torch.ones(2, 3), 0), (torch.ones(2, 4), 0)])
+    with pytest.raises(hp.InputError, match="entries"):
+        hp.pad([{"a": [1]}, {"b": [1]}])
+    with pytest.raises(hp.InputError, match="type int"):
+        hp.pad([1, 2])
+
+
+class Text(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(LENGTHS)
+
+    def __getitem__(self, index):
+        ids = torch.full((LENGTHS[index],), index % 5 + 1)
+        return {"ids": ids, "attention_mask": torch.ones(len(ids))}, index % 5 % 2
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = torch.nn.Embedding(6, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, ids, attention_mask):
+        hidden = self.embedding(ids) * attention_mask[..., None]
+        return self.head(hidden.sum(1) / attention_mask.sum(1, keepdim=True))
+
+
+def fitted(tmp_path=None, epochs=2, **settings):
+    loader = torch.utils.data.DataLoader(Text(), batch_sampler=hp.LengthBatches(LENGTHS, 8), collate_fn=hp.pad)
+    model = Net()
+    optimizer = partial(torch.optim.AdamW, lr=0.02)
+    result = hp.fit(model, loader, optimizer=optimizer, epochs=epochs, run_dir=tmp_path, **settings)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), result
+
+
+def test_training_on_them_learns_and_a_resumed_run_is_the_same(tmp_path):
+    whole, result = fitted()
+    assert result.history[-1]["train_accuracy"] > 0.95
+    assert result.steps["applied"] == 84
+    taken = []
+
+    def stop_late(model, data):
+        taken.append(len(taken))
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+        return 0.0
+
+    with pytest.raises((hp.Interrupted, KeyboardInterrupt)):
+        fitted(
+            tmp_path / "run",
+            valid=hp.pad([Text()[i] for i in range(8)]),
+            metrics={"m": stop_late},
+            evaluate_every_epochs=0.6,
+        )
+    again, _ = fitted(tmp_path / "run", resume=True, evaluate_every_epochs=0.6)
+    assert torch.equal(again, whole)

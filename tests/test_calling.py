@@ -1,0 +1,299 @@
+"""How a model is called: dicts by keyword, a transformers answer, the model's own loss, metrics that decode."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+
+import pytest
+import torch
+
+import heptane as hp
+from heptane.calling import call
+from heptane.fit import train
+
+TOKENS, CLASSES = 11, 3
+sgd = partial(torch.optim.SGD, lr=0.1)
+
+
+class Answer(OrderedDict):
+    """As transformers' ``ModelOutput`` is: a dict with attributes, that refuses ``update``."""
+
+    def to_tuple(self):
+        return tuple(self.values())
+
+    def update(self, *_, **__):
+        raise Exception("You cannot use update on a ModelOutput instance.")
+
+
+class Encoder(torch.nn.Module):
+    """A mean of embeddings under a mask, and a head; computes its loss where it is given labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(TOKENS, 6)
+        self.head = torch.nn.Linear(6, CLASSES)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        hidden = self.embedding(input_ids)
+        mask = torch.ones(hidden.shape[:2]) if attention_mask is None else attention_mask
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        logits = self.head(mean)
+        if labels is None:
+            return Answer(logits=logits)
+        return Answer(loss=torch.nn.functional.cross_entropy(logits, labels), logits=logits)
+
+
+class TakesADict(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(4, CLASSES)
+
+    def forward(self, batch):
+        return self.head(batch["a"] + batch["b"])
+
+
+class Rows(torch.utils.data.Dataset):
+    """A dict of tensors, sample by sample."""
+
+    def __init__(self, data) -> None:
+        self.data = data
+
+    def __len__(self):
+        return len(self.data["labels"])
+
+    def __getitem__(self, index):
+        return {key: value[index] for key, value in self.data.items()}
+
+
+def text(count: int = 40, length: int = 7):
+    draw = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, length + 1, (count,), generator=draw)
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    ids = torch.randint(1, TOKENS, (count, length), generator=draw) * mask
+    return {"input_ids": ids, "attention_mask": mask}, ids.sum(1) % CLASSES
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def trained(model, data, **settings):
+    hp.fit(model, data, optimizer=sgd, epochs=2, batch_size=8, **settings)
+    return weights(model)
+
+
+def by_hand(loss_of):
+    """Two epochs of a plain loop in heptane's order."""
+    model, (inputs, targets) = Encoder(), text()
+    optimizer = sgd(model.parameters())
+    for epoch in range(2):
+        for chosen in hp.order(40, 0, epoch).split(8):
+            optimizer.zero_grad()
+            loss_of(model, {k: v[chosen] for k, v in inputs.items()}, targets[chosen]).backward()
+            optimizer.step()
+    return weights(model)
+
+
+def test_a_dict_goes_in_by_keyword_and_the_logits_come_out():
+    inputs, _ = text(5)
+    model = Encoder()
+    assert torch.equal(call(model, inputs), model(**inputs)["logits"])
+    assert set(call(model, inputs, torch.zeros(5, dtype=torch.long))) == {"loss", "logits"}
+
+
+def test_a_dict_that_is_the_models_one_argument_stays_one():
+    assert call(TakesADict(), {"a": torch.ones(2, 4), "b": torch.ones(2, 4)}).shape == (2, CLASSES)
+
+
+def test_names_that_the_model_does_not_know_are_no_keywords():
+    with pytest.raises(TypeError):
+        call(Encoder(), {"pixels": torch.zeros(2, 3)})
+
+
+def test_keywords_pass_through_a_compiled_model():
+    inputs, _ = text(5)
+    model = Encoder()
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(call(compiled, inputs), call(model, inputs))
+
+
+@pytest.mark.parametrize("kind", ["pair", "one dict", "data set of dicts"])
+def test_training_on_dicts_is_a_loop_by_hand(kind):
+    inputs, targets = text()
+    data = (inputs, targets) if kind == "pair" else {**inputs, "labels": targets}
+    if kind == "data set of dicts":
+        data = Rows(data)
+    expected = by_hand(lambda m, x, y: torch.nn.functional.cross_entropy(m(**x)["logits"], y))
+    assert torch.equal(trained(Encoder(), data), expected)
+
+
+def test_the_models_own_loss_is_a_loop_by_hand():
+    expected = by_hand(lambda m, x, y: m(**x, labels=y)["loss"])
+    assert torch.equal(trained(Encoder(), text(), loss="model"), expected)
+
+
+def test_the_models_own_loss_has_accuracy_and_validation():
+    result = hp.fit(Encoder(), text(), text(), optimizer=sgd, epochs=1, batch_size=8, loss="model")
+    plain = hp.fit(Encoder(), text(), text(), optimizer=sgd, epochs=1, batch_size=8)
+    assert result.metrics == pytest.approx(plain.metrics)
+    assert {"valid_accuracy", "valid_loss"} <= set(result.metrics)
+    assert "train_accuracy" in result.history[-1]
+
+
+def test_the_models_own_loss_in_micro_batches_is_that_of_the_batch():
+    torch.testing.assert_close(
+        trained(Encoder(), text(), loss="model", accumulate=4), trained(Encoder(), text(), loss="model")
+    )
+
+
+def test_a_model_that_gives_nothing_but_a_loss_trains():
+    class OnlyLoss(Encoder):
+        def forward(self, input_ids, attention_mask, labels):
+            return super().forward(input_ids, attention_mask, labels)["loss"]
+
+    expected = by_hand(lambda m, x, y: m(**x, labels=y)["loss"])
+    assert torch.equal(trained(OnlyLoss(), text(), loss="model"), expected)
+
+
+@pytest.mark.parametrize("trick", [{"label_smoothing": hp.LabelSmoothing()}, {"mixup": hp.Mixup(layer="embedding")}])
+def test_what_cannot_reach_into_the_models_loss_is_refused(trick):
+    with pytest.raises(hp.InputError, match=r"loss='model'.*leave loss out"):
+        trained(Encoder(), text(), loss="model", tricks=hp.Tricks(**trick))
+
+
+def test_a_model_without_a_loss_is_refused():
+    class NoLoss(Encoder):
+        def forward(self, input_ids, attention_mask, labels=None):
+            return super().forward(input_ids, attention_mask)
+
+    with pytest.raises(hp.InputError, match="without a loss"):
+        trained(NoLoss(), text(), loss="model")
+
+
+def test_labels_out_of_range_in_a_dict_are_named():
+    inputs, targets = text()
+    targets[7] = 9
+    with pytest.raises(hp.InputError, match="label 9 of sample 7"):
+        trained(Encoder(), {**inputs, "labels": targets})
+
+
+def test_all_of_the_loss_tricks_apply_to_dicts():
+    tricks = hp.Tricks(
+        mixup=hp.Mixup(layer="embedding", alpha=0.4),
+        label_smoothing=hp.LabelSmoothing(),
+        cyclical=hp.Cyclical(cycle_momentum=False),
+        mixed_precision=hp.MixedPrecision(dtype="bf16", channels_last="off"),
+    )
+    result = hp.fit(Encoder(), text(), text(), optimizer=sgd, epochs=2, batch_size=8, tricks=tricks)
+    assert 0 <= result.metrics["valid_accuracy"] <= 1
+
+
+def test_mixup_of_embeddings_keeps_the_longer_mask_and_does_not_change_with_micro_batches():
+    tricks = hp.Tricks(mixup=hp.Mixup(layer="embedding", alpha=0.4))
+    whole, parts = (trained(Encoder(), text(), tricks=tricks, accumulate=count) for count in (1, 4))
+    torch.testing.assert_close(parts, whole)
+    (inputs, targets), model = text(), Encoder()
+    optimizer, step = sgd(model.parameters()), 0
+    for epoch in range(2):
+        for chosen in hp.order(40, 0, epoch).split(8):
+            draw = tricks.mixup.draw(0, step, 8)
+            lam, ids, mask = draw.lam[0].item(), inputs["input_ids"][chosen], inputs["attention_mask"][chosen]
+            hidden = model.embedding(ids)
+            hidden = lam * hidden + (1 - lam) * hidden[draw.partner]
+            mask = mask | mask[draw.partner]
+            logits = model.head((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+            y = targets[chosen]
+            own, other = (torch.nn.functional.cross_entropy(logits, t) for t in (y, y[draw.partner]))
+            optimizer.zero_grad()
+            (lam * own + (1 - lam) * other).backward()
+            optimizer.step()
+            step += 1
+    torch.testing.assert_close(whole, weights(model))
+
+
+def test_mixup_of_a_dict_without_a_layer_names_it():
+    with pytest.raises(hp.InputError, match=r"Mixup\.layer"):
+        trained(Encoder(), text(), tricks=hp.Tricks(mixup=hp.Mixup()))
+
+
+def test_a_function_is_a_metric_and_sees_the_model_in_eval_mode():
+    seen = []
+
+    def longest(model, data):
+        seen.append((model.training, torch.is_grad_enabled()))
+        with pytest.raises(AttributeError):
+            data.nothing  # noqa: B018
+        return float(data[0]["attention_mask"].sum(1).max())
+
+    result = hp.fit(
+        Encoder(),
+        text(),
+        text(),
+        optimizer=sgd,
+        epochs=2,
+        batch_size=8,
+        metrics={"longest": longest},
+        target=("valid_longest", 99),
+    )
+    assert result.metrics["valid_longest"] == 7
+    assert seen == [(False, False)] * 2
+
+
+def test_a_metric_of_ones_own_needs_no_torchmetrics():
+    class Count:
+        def reset(self):
+            self.count = 0
+
+        def update(self, output, targets):
+            self.count += len(targets)
+
+        def compute(self):
+            return self.count
+
+    assert hp.evaluate(Encoder(), text(), metrics={"count": Count()})["count"] == 40
+
+
+def test_a_loss_per_token_is_the_mean_over_all_tokens_that_count():
+    class Tagger(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embedding, self.head = torch.nn.Embedding(TOKENS, 6), torch.nn.Linear(6, CLASSES)
+
+        def forward(self, input_ids, attention_mask):
+            return self.head(self.embedding(input_ids) * attention_mask[..., None])
+
+    inputs, _ = text()
+    targets = (inputs["input_ids"] % CLASSES).where(inputs["attention_mask"] == 1, -100)
+    loss = hp.CrossEntropy(class_dim=-1)
+    found = [trained(Tagger(), (inputs, targets), loss=loss, accumulate=count) for count in (1, 3)]
+    torch.testing.assert_close(*found)
+    model = Tagger()
+    optimizer = sgd(model.parameters())
+    for epoch in range(2):
+        for chosen in hp.order(40, 0, epoch).split(8):
+            optimizer.zero_grad()
+            logits = model(inputs["input_ids"][chosen], inputs["attention_mask"][chosen])
+            torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets[chosen]).backward()
+            optimizer.step()
+    torch.testing.assert_close(found[0], weights(model))
+
+
+def test_a_transformers_model_trains_on_its_own_loss_and_on_ours():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=TOKENS, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        num_labels=CLASSES, max_position_embeddings=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    found = []
+    for loss in ("model", None):
+        torch.manual_seed(0)
+        model = transformers.BertForSequenceClassification(config)
+        found.append(hp.fit(model, text(), text(), optimizer=sgd, epochs=1, batch_size=8, loss=loss).metrics)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_train_as_a_generator_takes_dicts():
+    assert len(list(train(Encoder(), text(), optimizer=sgd, epochs=1, batch_size=8))) == 5
