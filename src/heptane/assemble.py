@@ -27,6 +27,7 @@ from heptane.data.loader import Loader
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, check_choice, check_range
 from heptane.faults import ON_NAN, Faults
+from heptane.features import Shortcut, find_shortcut
 from heptane.heartbeat import Heartbeat
 from heptane.metrics import TrainMeter
 from heptane.probe import choose_precision, unused_parameters
@@ -35,7 +36,7 @@ from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import DataParallel, Worker, check_replicas
 from heptane.tricks.mixed_precision import Precision, check_master, find_device
 from heptane.tricks.mixup import Mixer
-from heptane.tricks.transfer import freeze, layer_groups, train_mode
+from heptane.tricks.transfer import Transfer, freeze, layer_groups, train_mode
 
 __all__ = [
     "OptimizerFactory",
@@ -148,8 +149,7 @@ class Run:
     notes: list[str]
     why: dict[str, str]
     bad: Bad
-    sample_shape: tuple[int, ...] = ()
-    """of the inputs that the model was tried on"""
+    transfer: Transfer | None = None
     outline: torch.nn.Module | None = None
     """a sharded model's, to gather it in"""
     skipped: int = 0
@@ -167,6 +167,9 @@ class Run:
         decay = self.plan.average_decay
         self.average = Average(self.model, decay) if decay is not None else None
         self.buffers = Kept(self.model)
+        self.trained: torch.nn.Module = self.model
+        self.shortcut: Shortcut | None = None
+        self._shortcuts: dict[Phase, Shortcut | None] = {}
         self.parameters = [mine.pop(id(p)) for p in self.model.parameters() if id(p) in mine] + list(mine.values())
 
     @property
@@ -187,15 +190,32 @@ class Run:
         """Planned optimizer steps."""
         return self.phases[-1].stop
 
-    def enter(self, phase: Phase) -> torch.nn.Module:
-        """Freeze what this phase freezes, set the modes, and wrap: the module that the loop calls."""
+    def enter(self, phase: Phase) -> tuple[torch.nn.Module, Source]:
+        """Freeze what this phase freezes, set the modes, and wrap: the module that the loop calls, and its batches.
+
+        Where the frozen part was computed once, these are the model's tail, and features.
+        """
         if phase.frozen is not None:
             freeze(self.model, phase.frozen)
-        wrapped = train_mode(self.model)
+        train_mode(self.model)
+        self.shortcut = self._shortcut_in(phase)
+        self.trained, source = (self.shortcut.tail, self.shortcut.source) if self.shortcut else (self.model, self.source)
+        self.sample_shape = tuple(first_tensor(source.sample(1)[0]).shape[1:])
+        wrapped = self.trained
         if self.worker.size > 1:
             check_replicas(self.model)
-            wrapped = self.data_parallel.wrap(self.model, find_unused=self.find_unused)
-        return torch.compile(wrapped) if self.plan.compile else wrapped  # type: ignore[return-value]
+            wrapped = self.data_parallel.wrap(self.trained, find_unused=self.find_unused)
+        return (torch.compile(wrapped) if self.plan.compile else wrapped), source  # type: ignore[return-value]
+
+    def _shortcut_in(self, phase: Phase) -> Shortcut | None:
+        if phase not in self._shortcuts:
+            found: Shortcut | str = ""
+            frozen = not all(p.requires_grad for p in self.model.parameters())
+            if frozen and self.transfer and self.transfer.cache != "off":
+                found = find_shortcut(self, phase, self.transfer.cache, self.transfer.cache_dtype)
+                self.notes.append(f"frozen part not computed once: {found}" if isinstance(found, str) else found.said)
+            self._shortcuts = {phase: None if isinstance(found, str) else found}
+        return self._shortcuts[phase]
 
 
 def assemble(
@@ -253,9 +273,7 @@ def assemble(
     mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch) if mixup else Unmixed()
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
-    return Run(
-        *slots, clock, worker, data_parallel, find_unused, notes, why, bad, tuple(first_tensor(sample[0]).shape[1:]), outline
-    )
+    return Run(*slots, clock, worker, data_parallel, find_unused, notes, why, bad, tricks.transfer, outline)
 
 
 def default_device() -> str:

@@ -137,7 +137,7 @@ def where_it_began(run: Run, batch: Batch, step: int) -> str:
             if not any(True for _ in module.children()):
                 hooks.append(module.register_forward_hook(look(name, type(module).__name__)))
         with torch.no_grad(), run.precision.autocast():
-            output = run.precision.full(output_of(run.criterion, run.model, inputs, targets))
+            output = run.precision.full(output_of(run.criterion, run.trained, inputs, targets))
             loss = run.criterion.mean(output, targets)
     finally:
         for hook in hooks:

@@ -51,9 +51,9 @@ def steps(run: Run, start: int = 0) -> Iterator[Step]:
     for phase in run.phases:
         if phase.stop <= start:
             continue
-        forward = run.enter(phase)
+        forward, source = run.enter(phase)
         modes = modes_of(run.model)
-        for step, batch in run.source.batches(max(start, phase.start), phase.stop, run.place):
+        for step, batch in source.batches(max(start, phase.start), phase.stop, run.place):
             momentum = run.rates.momentum(step) if run.rates.momentum else None
             set_rates(run.optimizer, run.base_rates, run.rates.learning_rate(step), momentum)
             with run.heartbeat.at(step) if run.worker.size > 1 else nullcontext():

@@ -12,6 +12,7 @@ from heptane import checkpoint
 from heptane._lazy import torch
 from heptane.assemble import Run, named_settings
 from heptane.clock import Clock
+from heptane.data.batches import in_memory
 from heptane.data.guard import DataError
 from heptane.errors import InputError, Interrupted, check_choice, check_range
 from heptane.faults import REMEDY, Rewind
@@ -334,13 +335,16 @@ class Recorder:
         clock.resume()
         _switch(self.run.optimizer, "eval")
         averaged = self.run.average.in_place() if self.run.average and not self._ended else nullcontext()
+        model, shown, metrics = self.run.model, data, self.metrics
+        if self.run.shortcut and data is self.valid and in_memory(data):
+            model, shown, metrics = self.run.shortcut.tail, self.run.shortcut.of(data), bound(metrics, model, data)
         with averaged, self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step"):
             found = evaluate_with(
-                self.run.model,
-                data,
+                model,
+                shown,
                 self.run.criterion,
                 precision=self.run.precision,
-                metrics=self.metrics,
+                metrics=metrics,
                 place=self.run.place,
                 worker=self.run.worker,
                 bad=self.run.faults.bad,
@@ -348,6 +352,14 @@ class Recorder:
             )
         self.evaluate_seconds += clock.train_seconds
         return found
+
+
+def bound(metrics: dict[str, Any] | None, model: torch.nn.Module, data: Any) -> dict[str, Any]:
+    """Metrics that are functions look at the whole model and the data themselves, also where only its tail is run."""
+    return {
+        name: metric if hasattr(metric, "update") else lambda _, __, metric=metric: metric(model, data)
+        for name, metric in (metrics or {}).items()
+    }
 
 
 def _switch(optimizer: Any, mode: str) -> None:

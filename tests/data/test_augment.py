@@ -129,3 +129,17 @@ def test_inputs_that_are_a_structure_are_refused():
     _, batch = next(source.batches(0, 1, Place(torch.device("cpu"), augment=hp.CropFlip())))
     with pytest.raises(hp.InputError, match="augment with inputs of type dict: expected one tensor"):
         batch.take(slice(None))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_model_may_view_what_a_convolution_makes_of_augmented_images(channels):
+    class Views(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = torch.nn.Conv2d(channels, 4, 3), torch.nn.Linear(64, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(x).view(len(x), -1))
+
+    data = torch.randn(8, channels, 6, 6), torch.arange(8) % 2
+    hp.fit(Views(), data, optimizer=torch.optim.AdamW, epochs=1, batch_size=4, augment=hp.CropFlip())

@@ -151,7 +151,8 @@ class Place:
                 kind = type(inputs).__name__
                 raise InputError(f"augment with inputs of type {kind}: expected one tensor; augment in the Dataset instead")
             inputs = self.augment.apply(inputs, draws)
-            inputs = inputs if self.channels_last else inputs.contiguous()  # models may call view()
+            if not self.channels_last:  # models may call view(), and with one channel contiguous() leaves the strides
+                inputs = inputs.flatten(1).view(inputs.shape)
         size = self.sizes(step) if self.sizes is not None and step is not None else None
         if size is not None:
             inputs = resized(inputs, size)

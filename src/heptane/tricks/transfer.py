@@ -27,7 +27,7 @@ from math import ceil
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.errors import InputError, check_bool, check_range
+from heptane.errors import InputError, check_bool, check_choice, check_range
 from heptane.layers import depth_groups, find_head
 from heptane.weights import load_weights
 
@@ -217,6 +217,12 @@ class Transfer:
     min_match: float = 0.5
     """Least share of the parameters outside the head that the file must hold, in [0, 1]."""
 
+    cache: str = "auto"
+    """Where what the frozen groups give is kept, computed once: memory, disk, auto (memory, or if that is short the disk) or
+    off. It needs data in memory whose inputs do not change; the run's notes say whether it was done, or why not."""
+    cache_dtype: str = "auto"
+    """Of what is kept: fp32, fp16, bf16, or auto, as it is computed."""
+
     def __post_init__(self) -> None:
         if isinstance(self.weights, os.PathLike):
             object.__setattr__(self, "weights", os.fspath(self.weights))
@@ -227,6 +233,8 @@ class Transfer:
         check_range("Transfer.unfreeze_every_epochs", self.unfreeze_every_epochs, 0)
         check_range("Transfer.rate_factor", self.rate_factor, 1)
         check_range("Transfer.min_match", self.min_match, 0, 1)
+        check_choice("Transfer.cache", self.cache, ("auto", "memory", "disk", "off"))
+        check_choice("Transfer.cache_dtype", self.cache_dtype, ("auto", "fp32", "fp16", "bf16"))
         if self.unfreeze_every_epochs and not self.freeze:
             every = self.unfreeze_every_epochs
             raise InputError(f"Transfer.unfreeze_every_epochs={every:g} has nothing to unfreeze: set freeze, say to -1")

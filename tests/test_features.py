@@ -1,0 +1,307 @@
+"""A frozen part that is computed once: the same training, fewer passes."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import heptane as hp
+from heptane.assemble import assemble
+from heptane.features import find_cut
+from heptane.models import resnet
+
+adamw = partial(torch.optim.AdamW, lr=0.05)
+
+
+class Counting(torch.nn.Module):
+    """Counts the samples that pass, and leaves them as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, x):
+        self.seen += len(x)
+        return x
+
+
+class Block(torch.nn.Module):
+    """A way around: what a chain of modules cannot cut into."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.layer(x).relu()
+
+
+class Net(torch.nn.Module):
+    """Convolution and BatchNorm, a view, a block, dropout and a head."""
+
+    def __init__(self, dropout: float = 0.0, early_dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.count = Counting()
+        self.conv, self.norm = torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)
+        self.early = torch.nn.Dropout(early_dropout)
+        self.block = Block(64)
+        self.dropout, self.head = torch.nn.Dropout(dropout), torch.nn.Linear(64, 3)
+
+    def forward(self, x):
+        x = self.early(self.norm(self.conv(self.count(x))).relu())
+        return self.head(self.dropout(self.block(x.view(len(x), -1))))
+
+
+def data(count: int = 48):
+    draw = torch.Generator().manual_seed(1)
+    y = torch.arange(count) % 3
+    return torch.randn(count, 1, 6, 6, generator=draw) + y.view(-1, 1, 1, 1), y
+
+
+def fitted(model=None, *, epochs=4, transfer=None, tricks=None, train=None, **settings):
+    model = Net() if model is None else model
+    chosen = hp.Tricks(transfer=hp.Transfer(freeze=-1, rate_factor=1.0, **(transfer or {})), **(tricks or {}))
+    given = {"optimizer": adamw, "epochs": epochs, "batch_size": 8, "tricks": chosen, **settings}
+    result = hp.fit(model, data() if train is None else train, data(24), **given)
+    return model, result
+
+
+def weights(model):
+    return torch.cat([v.detach().flatten().double() for v in model.state_dict().values()])
+
+
+def note(result):
+    (found,) = [line for line in result.notes if "computed once" in line]
+    return found
+
+
+@pytest.mark.parametrize("cache", ["auto", "memory", "disk"])
+def test_it_trains_as_without(cache):
+    (plain, before), (model, after) = (fitted(transfer={"cache": kind}) for kind in ("off", cache))
+    torch.testing.assert_close(weights(model), weights(plain))
+    assert after.metrics == pytest.approx(before.metrics, rel=1e-5)
+    assert [r["train_loss"] for r in after.history] == pytest.approx([r["train_loss"] for r in before.history], rel=1e-4)
+    assert "48 samples of 64 features" in note(after)
+    assert ("on the disk" in note(after)) == (cache == "disk")
+
+
+def test_each_sample_passes_through_the_frozen_part_once():
+    seen = {cache: fitted(transfer={"cache": cache}, epochs=10)[0].count.seen for cache in ("off", "memory")}
+    assert seen["off"] >= 10 * (48 + 24)
+    assert seen["memory"] < 48 + 24 + 30  # and a few to look where to cut
+
+
+def test_nothing_is_left_in_the_folder_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    fitted(transfer={"cache": "disk"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dropout_before_the_head_stays_random():
+    torch.testing.assert_close(*(weights(fitted(Net(dropout=0.5), transfer={"cache": c})[0]) for c in ("off", "memory")))
+
+
+def test_dropout_in_the_frozen_part_that_is_in_eval_mode_does_not_matter():
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Sequential(torch.nn.Linear(36, 8), torch.nn.Dropout(0.5)), torch.nn.Linear(8, 3)
+    )
+    _, result = fitted(model)
+    assert "48 samples of 8 features" in note(result)
+
+
+def test_what_is_random_before_the_frozen_parts_end_is_not_kept():
+    _, result = fitted(Net(early_dropout=0.5))
+    assert "not computed once" in note(result)
+    assert "random" in note(result)
+
+
+def test_statistics_stand_still_and_no_hook_is_left():
+    model, _ = fitted()
+    assert int(model.norm.num_batches_tracked) == 0
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_more_than_the_head_may_train():
+    """The block and the head follow the view."""
+    tricks = [hp.Tricks(transfer=hp.Transfer(freeze=1, rate_factor=1.0, cache=c)) for c in ("off", "memory")]
+    models = []
+    for chosen in tricks:
+        model = Net(dropout=0.2)
+        result = hp.fit(model, data(), optimizer=adamw, epochs=3, batch_size=8, tricks=chosen)
+        models.append(weights(model))
+    assert "48 samples of 64 features" in note(result)
+    torch.testing.assert_close(*models)
+
+
+def test_each_phase_has_its_own():
+    (plain, _), (model, result) = (
+        fitted(transfer={"unfreeze_every_epochs": 2.0, "cache": c}, epochs=8, tricks={"cyclical": hp.Cyclical()})
+        for c in ("off", "auto")
+    )
+    torch.testing.assert_close(weights(model), weights(plain), rtol=1e-3, atol=1e-4)
+    assert len([line for line in result.notes if "computed once" in line]) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"augment": hp.CropFlip()}, "augmentation"),
+        ({"resize": hp.ProgressiveResize(size=4)}, "resizing"),
+        ({"epochs": 1}, "no more than an epoch"),
+        ({"tricks": {"mixup": hp.Mixup()}}, "mixup"),
+        ({"tricks": {"mixup": hp.Mixup(layer="conv")}}, "mixup"),
+        ({"train": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), 8)}, "DataLoader"),
+    ],
+)
+def test_where_inputs_change_it_says_so(settings, reason):
+    settings = {"batch_size": None} | settings if "train" in settings else settings
+    _, result = fitted(**settings) if "resize" not in settings else fitted(Pooled(), **settings)
+    assert "not computed once" in note(result)
+    assert reason in note(result)
+
+
+class Pooled(torch.nn.Module):
+    """Takes images of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool, self.head = torch.nn.Conv2d(1, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.pool(self.conv(x)).flatten(1))
+
+
+def test_mixup_after_the_cut_is_the_same():
+    mixup = {"mixup": hp.Mixup(layer="dropout")}
+    pairs = [fitted(Net(dropout=0.2), tricks=mixup, transfer={"cache": c}, accumulate=2) for c in ("off", "memory")]
+    torch.testing.assert_close(*(weights(model) for model, _ in pairs))
+    assert "48 samples" in note(pairs[1][1])
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp16", 2), ("bf16", 2), ("fp32", 4)])
+def test_in_fewer_bits(dtype, size):
+    model, result = fitted(transfer={"cache_dtype": dtype})
+    assert f"{48 * 64 * size / 2**20:.3g} MiB" in note(result)
+    plain, _ = fitted(transfer={"cache": "off"})
+    torch.testing.assert_close(weights(model), weights(plain), rtol=0.05, atol=0.05)
+
+
+def test_features_that_do_not_fit_into_16_bits_are_an_error():
+    model = Net()
+    with torch.no_grad():
+        model.block.layer.weight.mul_(1e6)
+    with pytest.raises(hp.InputError, match=r"cache_dtype='float16' cannot hold .*bf16"):
+        fitted(model, transfer={"cache_dtype": "fp16"})
+
+
+def test_a_disk_without_room_is_an_error_that_names_it(monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5))
+    with pytest.raises(hp.InputError, match="TMPDIR"):
+        fitted(transfer={"cache": "disk"})
+
+
+def test_under_16_bit_arithmetic_they_are_what_it_gives():
+    _, result = fitted(tricks={"mixed_precision": hp.MixedPrecision(dtype="bf16", channels_last="off")})
+    assert "bfloat16" in note(result) or "float32" in note(result)
+
+
+def test_a_resumed_run_is_bitwise_the_same(tmp_path):
+    whole, _ = fitted(run_dir=tmp_path / "whole")
+    settings = {"run_dir": tmp_path / "cut", "evaluate_every_epochs": 0.5}
+    fitted(epochs=4, max_seconds=1e-9, **settings)
+    model, result = fitted(resume=True, **settings)
+    assert result.steps["applied"] == 24
+    assert torch.equal(weights(model), weights(whole))
+
+
+def test_functions_as_metrics_see_the_whole_model_and_the_data():
+    seen = []
+    fitted(metrics={"shape": lambda model, data: seen.append((type(model), tuple(data[0].shape))) or 0.0})
+    assert set(seen) == {(Net, (24, 1, 6, 6))}
+
+
+def test_averaged_weights_are_evaluated_too():
+    pairs = [fitted(transfer={"cache": c}, average_decay=0.9) for c in ("off", "memory")]
+    torch.testing.assert_close(*(weights(model) for model, _ in pairs))
+    assert pairs[0][1].metrics == pytest.approx(pairs[1][1].metrics, rel=1e-4)
+
+
+def test_nan_in_a_feature_names_the_sample():
+    model = Net()
+    model.conv.weight.data.fill_(1)
+    x, y = data()
+    x[5] = 3e38
+    _, result = fitted(model, train=(x, y))
+    assert any("5" in line and "gradients are not finite" in line for line in result.notes)
+
+
+def test_a_user_who_froze_the_body_needs_no_freeze():
+    model = Net()
+    for module in (model.conv, model.norm, model.block):
+        module.requires_grad_(False)
+    result = hp.fit(
+        model, data(), optimizer=adamw, epochs=3, batch_size=8, tricks=hp.Tricks(transfer=hp.Transfer(rate_factor=1.0))
+    )
+    assert "48 samples of 64 features" in note(result)
+
+
+def test_two_workers_share_the_work():
+    tricks = {"data_parallel": hp.DataParallel(workers=2)}
+    (plain, _), (model, result) = (fitted(transfer={"cache": c}, tricks=t) for c, t in (("off", {}), ("auto", tricks)))
+    torch.testing.assert_close(weights(model), weights(plain), rtol=1e-4, atol=1e-5)
+    assert "48 samples of 64 features" in note(result)
+
+
+def test_a_model_that_takes_a_dict():
+    class Text(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embedding, self.head = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 3)
+
+        def forward(self, ids, attention_mask):
+            return self.head((self.embedding(ids) * attention_mask[..., None]).mean(1))
+
+    ids = torch.randint(0, 9, (48, 5), generator=torch.Generator().manual_seed(0))
+    train = {"ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 3}
+    found = []
+    for cache in ("off", "auto"):
+        model = Text()
+        tricks = hp.Tricks(transfer=hp.Transfer(freeze=-1, rate_factor=1.0, cache=cache))
+        result = hp.fit(model, train, train, optimizer=adamw, epochs=3, batch_size=8, tricks=tricks)
+        found.append(weights(model))
+    assert "48 samples of 4 features" in note(result)
+    torch.testing.assert_close(*found)
+
+
+def test_a_head_whose_output_is_changed_on_the_way_out_is_left_alone():
+    class Scaled(Net):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    _, result = fitted(Scaled())
+    assert "not computed once" in note(result)
+
+
+def test_the_cut_is_as_late_as_can_be():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    model[1].requires_grad_(False)
+    cut = find_cut(model, data()[0])
+    assert cut.tail == [model[3]]
+
+
+def test_it_is_found_for_the_built_in_network_at_each_depth():
+    run = assemble(
+        resnet(3),
+        (torch.randn(16, 1, 16, 16), torch.arange(16) % 3),
+        optimizer=adamw, epochs=9, batch_size=8,
+        tricks=hp.Tricks(transfer=hp.Transfer(freeze=-1, unfreeze_every_epochs=2.0)),
+    )  # fmt: skip
+    for phase in run.phases[:4]:
+        _, source = run.enter(phase)
+        assert source is not run.source, phase
