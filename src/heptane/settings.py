@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,7 @@ def to_toml(settings: Settings, tricks: Tricks, race: RaceSettings | None = None
     return tomli_w.dumps(content)
 
 
+@cache
 def field_docs(kind: type[Any]) -> dict[str, str]:
     """The docstring under each field of a dataclass, on one line."""
     body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
