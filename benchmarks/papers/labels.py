@@ -11,7 +11,8 @@ from dataclasses import replace
 from experiment import Outcome
 
 import heptane as hp
-from transfer import ARMS, balanced, prepared, run
+from efficientnet import balanced, prepared
+from transfer import ARMS, run
 
 LABELS = {10: 200, 100: 20, 1000: 4}  # per class: epochs
 NUM_SEEDS, IMAGE_SIZE = 3, 32
