@@ -415,3 +415,8 @@ def test_16_bit_master_weights_are_refused(dtype: torch.dtype) -> None:
 
 def test_a_worker_knows_its_place() -> None:
     assert this_worker() == Worker()
+
+
+def test_a_device_that_holds_no_numbers_is_refused():
+    with pytest.raises(hp.InputError, match=r"device='meta' cannot be used here"):
+        find_device("meta")

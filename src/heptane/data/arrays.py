@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane._lazy import np, torch
 from heptane.data.load import Data, normalise, split
-from heptane.errors import InputError
+from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -80,7 +80,7 @@ def read_npz(path: Path) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
     except InputError:
         raise
     except Exception as error:  # a damaged header makes NumPy's reader raise many kinds, its tokenizer's too
-        raise InputError(f"{name} cannot be read ({' '.join(str(error).split())}): write it with np.savez") from error
+        raise InputError(f"{name} cannot be read ({one_line(error)}): write it with np.savez") from error
     others = sorted(set(members) - set(wanted))
     return arrays, [f"arrays left out: {', '.join(map(repr, others))}"] if others else []
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from heptane._lazy import np, torch
 from heptane.data.arrays import check_memory
 from heptane.data.load import Data, normalise, split
-from heptane.errors import InputError
+from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -183,11 +183,10 @@ def read_each(
                     result = read(image)
         except Exception as error:  # Pillow's readers raise many kinds for damaged files
             if len(bad) >= limit:
-                reason = " ".join(str(error).split()) or type(error).__name__
                 remedy = "repair or remove it, or leave out bad files with --skip-bad N"
                 if limit:
                     remedy = f"it is one more than --skip-bad {limit} allows, after {', '.join(bad[:5])}"
-                raise InputError(f"image {str(sample.path)!r} cannot be read ({reason}): {remedy}") from error
+                raise InputError(f"image {str(sample.path)!r} cannot be read ({one_line(error)}): {remedy}") from error
             bad.append(repr(str(sample.path.relative_to(root))))
         else:
             yield sample, result

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.errors import InputError, check_choice, check_range
+from heptane.errors import InputError, check_choice, check_range, one_line
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 
@@ -239,11 +239,10 @@ def find_device(device: str | torch.device) -> torch.device:
     """The device of this name; refused where PyTorch does not know it, or this machine does not have it."""
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+        torch.zeros(1, device=found).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split(".")[0].split())
         raise InputError(
-            f"device={str(device)!r} cannot be used here ({reason}): expected 'cpu', or a device that is"
+            f"device={str(device)!r} cannot be used here ({one_line(error)}): expected 'cpu', or a device that is"
         ) from None
     return found
 
