@@ -117,10 +117,13 @@ def trained(
     schedule: Callable[[int, int], Schedule] | None = None,
     decay: float = 5e-4,
     hidden: int = 256,
+    batch_norm: bool = False,
 ) -> nn.Module:
     """A network trained with Nesterov momentum; ``schedule`` makes the rate's multiplier of (steps, steps per epoch)."""
     torch.manual_seed(seed)
     model = mlp(10, (1, 28, 28), hidden)
+    if batch_norm:
+        model.insert(2, nn.BatchNorm1d(hidden))
     sgd = torch.optim.SGD
     run = assemble(
         model,

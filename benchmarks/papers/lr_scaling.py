@@ -1,10 +1,12 @@
 """Does gradual warm-up save the linear rule as the batch grows 16 and 32 times, and where does it break?
 
 Goyal et al. 2017, arXiv:1706.02677, table 1: top-1 error 23.60 at batch 256; at 8192 without warm-up 24.84, with constant
-warm-up 25.88, with gradual 23.74.
+warm-up 25.88, with gradual 23.74. Their networks have BatchNorm; here one with it, and one without.
 """
 
 from __future__ import annotations
+
+import sys
 
 from experiment import SEEDS, Outcome, accuracy, best, data, trained
 
@@ -21,7 +23,7 @@ def drops(total_steps: int) -> Schedule:
     return lambda step: 0.1 ** ((step >= 2 * total_steps // 3) + (step >= 8 * total_steps // 9))
 
 
-def test_accuracy(arm: str, lr: float, factor: int, seed: int) -> float:
+def test_accuracy(arm: str, lr: float, factor: int, seed: int, batch_norm: bool) -> float:
     def schedule(total_steps: int, steps_per_epoch: int) -> Schedule:
         warm = WARM_EPOCHS * steps_per_epoch
         ramps: dict[str, Schedule] = {
@@ -32,31 +34,39 @@ def test_accuracy(arm: str, lr: float, factor: int, seed: int) -> float:
 
     train, _, test = data()
     scaled = lr if arm == ARMS[0] else lr * factor
-    model = trained(train, lr=scaled, batch=BATCH * factor, epochs=EPOCHS, seed=seed, schedule=schedule)
+    settings = {"batch": BATCH * factor, "epochs": EPOCHS, "seed": seed, "batch_norm": batch_norm}
+    model = trained(train, lr=scaled, schedule=schedule, **settings)
     return accuracy(model, test)
 
 
-def main() -> None:
+def experiment(batch_norm: bool) -> None:
+    """One network: its rate tuned at the small batch, then every arm at every factor."""
     train, valid, _ = data()
 
     def at(lr: float) -> float:
-        fixed = trained(train, lr=lr, batch=BATCH, epochs=EPOCHS, seed=TUNING_SEED, schedule=lambda total, _: drops(total))
-        return accuracy(fixed, valid)
+        settings = {"batch": BATCH, "epochs": EPOCHS, "seed": TUNING_SEED, "batch_norm": batch_norm}
+        return accuracy(trained(train, lr=lr, schedule=lambda total, _: drops(total), **settings), valid)
 
     lr = best((0.003, 0.01, 0.03), at)
     claim = "With the rate scaled linearly and gradual warm-up, a batch 16 or 32 times as large costs no accuracy"
-    found = Outcome("lr-scaling", claim, "Goyal et al. 2017, arXiv:1706.02677", "test accuracy")
-    reference = [test_accuracy("no warm-up", lr, 1, seed) for seed in SEEDS]
+    claim += " (a network with BatchNorm)" if batch_norm else " (a network without BatchNorm)"
+    found = Outcome("lr-scaling-norm" if batch_norm else "lr-scaling", claim, "Goyal et al. 2017, arXiv:1706.02677", "test accuracy")
+    reference = [test_accuracy("no warm-up", lr, 1, seed, batch_norm) for seed in SEEDS]
     for factor in FACTORS:
         batch = BATCH * factor
         found.add(batch, f"batch {BATCH}", reference)
         for arm in ARMS:
-            found.add(batch, arm, [test_accuracy(arm, lr, factor, seed) for seed in SEEDS])
+            found.add(batch, arm, [test_accuracy(arm, lr, factor, seed, batch_norm) for seed in SEEDS])
         found.compare(batch, "gradual warm-up", "rate not scaled")
         found.compare(batch, "gradual warm-up", "no warm-up")
         found.compare(batch, "gradual warm-up", "constant warm-up")
         found.compare(batch, "gradual warm-up", f"batch {BATCH}")
     found.write("batch", rate=lr, epochs=EPOCHS, warmup_epochs=WARM_EPOCHS)
+
+
+def main() -> None:
+    for kind in sys.argv[1:] or ("with", "without"):
+        experiment(kind == "with")
 
 
 if __name__ == "__main__":
