@@ -297,3 +297,32 @@ def test_a_transformers_model_trains_on_its_own_loss_and_on_ours():
 
 def test_train_as_a_generator_takes_dicts():
     assert len(list(train(Encoder(), text(), optimizer=sgd, epochs=1, batch_size=8))) == 5
+
+
+@pytest.mark.parametrize("kind", ["tensors", "loader"])
+def test_two_workers_on_dicts_are_one(kind):
+    inputs, targets = text()
+    data = {**inputs, "labels": targets}
+    settings = {"batch_size": 8}
+    if kind == "loader":
+        data, settings = torch.utils.data.DataLoader(Rows(data), 8, num_workers=1), {}
+    alone, both = Encoder(), Encoder()
+    hp.fit(alone, data, optimizer=sgd, epochs=2, **settings)
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
+    hp.fit(both, data, optimizer=sgd, epochs=2, tricks=tricks, **settings)
+    torch.testing.assert_close(weights(both), weights(alone))
+
+
+def test_a_bad_sample_of_a_dict_is_left_out_and_named():
+    inputs, targets = text()
+    targets[11] = 7
+
+    class Torn(Rows):
+        def __getitem__(self, index):
+            if index == 5:
+                raise OSError("torn")
+            return super().__getitem__(index)
+
+    result = hp.fit(Encoder(), Torn({**inputs, "labels": targets}), optimizer=sgd, epochs=1, batch_size=8, skip_bad=2)
+    assert any("sample 5 was left out" in note and "torn" in note for note in result.notes)
+    assert any("sample 11 was left out" in note and "label 7" in note for note in result.notes)

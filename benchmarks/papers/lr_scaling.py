@@ -50,7 +50,8 @@ def experiment(batch_norm: bool) -> None:
     lr = best((0.003, 0.01, 0.03), at)
     claim = "With the rate scaled linearly and gradual warm-up, a batch 16 or 32 times as large costs no accuracy"
     claim += " (a network with BatchNorm)" if batch_norm else " (a network without BatchNorm)"
-    found = Outcome("lr-scaling-norm" if batch_norm else "lr-scaling", claim, "Goyal et al. 2017, arXiv:1706.02677", "test accuracy")
+    name = "lr-scaling-norm" if batch_norm else "lr-scaling"
+    found = Outcome(name, claim, "Goyal et al. 2017, arXiv:1706.02677", "test accuracy")
     reference = [test_accuracy("no warm-up", lr, 1, seed, batch_norm) for seed in SEEDS]
     for factor in FACTORS:
         batch = BATCH * factor
