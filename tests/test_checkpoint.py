@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,45 @@ def test_whichever_call_to_the_disk_fails_the_last_good_checkpoint_loads(tmp_pat
         checkpoint.save(second, 3, [], folder)
         assert names(folder) == {"step-000000003"}
     assert fail > 8
+
+
+class Order:
+    """What is asked of the disk, in order: the call, and the names of what it is about."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, ...]] = []
+        self.names: dict[int, str] = {}
+        for name in ("open", "write", "fsync", "replace", "rename"):
+            monkeypatch.setattr(storage.os, name, partial(self.call, name, getattr(os, name)))
+
+    def call(self, name: str, real: Any, *args: Any, **kwargs: Any) -> Any:
+        found = real(*args, **kwargs)
+        if name == "open":
+            self.names[found] = Path(args[0]).name
+        elif name in ("write", "fsync"):
+            self.calls.append((name, self.names[args[0]]))
+        else:
+            self.calls.append(("rename", *(Path(path).name for path in args)))
+        return found
+
+
+def test_a_checkpoint_gets_its_name_by_one_rename_after_all_of_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(2)
+    order = Order(monkeypatch)
+    checkpoint.save(run, 2, [], tmp_path / "checkpoints")
+    aside, parts = ".step-000000002", ("state.safetensors", "facts.json")
+    written = [(call, part) for part in parts for call in ("write", "fsync")]
+    named = [("fsync", aside), ("rename", aside, "step-000000002"), ("fsync", "checkpoints")]
+    assert order.calls == written + named
+
+
+def test_so_does_a_file_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = Order(monkeypatch)
+    checkpoint.save_model(mlp(), tmp_path / "w")
+    aside = f".w.{os.getpid()}"
+    assert order.calls == [("write", aside), ("fsync", aside), ("rename", aside, "w"), ("fsync", tmp_path.name)]
 
 
 def test_a_write_that_is_cut_short_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

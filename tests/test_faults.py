@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.conftest import make_images, mlp
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.loop import steps
+from heptane.run_folder import RunFolder
 
 X, Y = make_images(48)
 sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -242,3 +244,29 @@ def test_another_error_of_the_model_is_not_taken_for_want_of_memory() -> None:
         fit(Hungry(5, "no such luck"), (X, Y))
     with pytest.raises(RuntimeError, match=r"can.t allocate"):
         fit(Hungry(0), (X, Y))
+
+
+class Larger(Dataset[Any]):
+    """From some step on the images are larger: BatchNorm takes them, and the layer after it does not."""
+
+    def __init__(self, from_step: int) -> None:
+        self.odd = set(hp.order(48, 0, 0)[16 * from_step :].tolist())
+
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, index: int) -> Any:
+        return (torch.full((1, 9, 9), 50.0) if index in self.odd else X[index]), int(Y[index])
+
+
+def test_a_step_that_fails_on_its_way_leaves_no_trace_in_what_is_saved_after_it(tmp_path: Path) -> None:
+    with pytest.raises(hp.InputError, match=r"are of shape \(1, 9, 9\), .*; saved at step 2, from where resume goes on"):
+        fit(Turns(), Larger(from_step=2), epochs=1, run_dir=tmp_path / "failed")
+    fit(Turns(), (X, Y), epochs=1, run_dir=tmp_path / "whole", checkpoint_every=1, keep_checkpoints=3)
+    found, wanted = (
+        load_file(RunFolder.checkpoints_of(tmp_path / name) / "step-000000002" / "state.safetensors")
+        for name in ("failed", "whole")
+    )
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name

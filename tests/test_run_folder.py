@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from heptane import run_folder
+from heptane.cli import main
 from heptane.errors import InputError
 from heptane.run_folder import HOLDER, LOCK, OWN, RunFolder, check_folder, clean
 from heptane.storage import write_text
@@ -222,6 +224,73 @@ def test_the_lock_of_a_process_that_was_killed_is_stale(tmp_path: Path) -> None:
     assert done.returncode == -9
     assert (tmp_path / LOCK).exists()
     RunFolder(tmp_path).close()
+
+
+WAITING_MODEL = """
+import os, threading, time
+from pathlib import Path
+import torch
+
+class Waits(torch.nn.Linear):
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features)
+        self.passes = 0
+
+    def forward(self, x):
+        self.passes += self.training
+        if self.passes == 20 and "HERE" in os.environ:
+            for thread in threading.enumerate():
+                if thread.name == "heptane-checkpoint":
+                    thread.join()
+            here = Path(os.environ["HERE"])
+            (here / "waits").touch()
+            while not (here / "go").exists():
+                time.sleep(0.02)
+        return super().forward(x.flatten(1))
+
+def make(input_shape, num_classes):
+    return Waits(input_shape[-1] * input_shape[-2], num_classes)
+"""
+
+
+def test_a_second_run_is_refused_while_the_first_works_and_the_first_is_not_disturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_net.py").write_text(WAITING_MODEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", x=draw.integers(0, 255, (100, 4, 4), dtype=np.uint8), y=np.arange(100) % 3)
+    settings = ["train", "--data", str(tmp_path / "d.npz"), "--model", "my_net:make", "--epochs", "6", "--batch-size", "16"]
+    settings += ["--tricks", "none", "--checkpoint-every", "5"]
+    out = tmp_path / "run"
+    environment = os.environ | {"HERE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "heptane.cli", *settings, "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as first:
+        try:
+            until = time.monotonic() + 90
+            while not (tmp_path / "waits").exists() and first.poll() is None and time.monotonic() < until:
+                time.sleep(0.02)
+            before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+            working = f"another run is working in {out} (process {first.pid} on "
+            assert refused([*settings, "--out", str(out)], capsys).startswith(f"heptane: {out} already holds a run")
+            assert refused([*settings, "--out", str(out), "--force"], capsys).startswith(f"heptane: {working}")
+            assert refused(["train", "--resume", str(out)], capsys).startswith(f"heptane: {working}")
+            assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+        finally:
+            (tmp_path / "go").touch()
+        _, errors = first.communicate(timeout=60)
+    assert first.returncode == 0, errors
+    record = json.loads((out / "result.json").read_text())
+    assert record["steps"]["applied"] == record["steps"]["planned"]
+    assert not (out / LOCK).exists()
+
+
+def refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that is said of it, notes on the data aside."""
+    capsys.readouterr()
+    assert main(command) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: "))
+    return line
 
 
 def test_what_a_killed_run_had_started_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

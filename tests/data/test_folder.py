@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import resource
+import struct
+import time
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +334,89 @@ def test_bad_content_is_named_or_skipped(tmp_path, content):
         hp.load_data(tmp_path)
     assert "\n" not in str(caught.value)
     assert "1 bad file(s) were left out: 'cat/003.png'" in hp.load_data(tmp_path, skip_bad=7).notes
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, *between: bytes) -> bytes:
+    """A PNG of 4 by 4 pixels that claims another size."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(4 * (1 + 3 * 4))))
+    return b"".join([b"\x89PNG\r\n\x1a\n", header, *between, pixels, chunk(b"IEND", b"")])
+
+
+def gif(screen: tuple[int, int], frame: tuple[int, int]) -> bytes:
+    content = bytearray(bytes_of(picture(4, 4).quantize(4), "GIF"))
+    content[6:10] = struct.pack("<HH", *screen)
+    at = content.index(b",\0\0\0\0")
+    content[at + 5 : at + 9] = struct.pack("<HH", *frame)
+    return bytes(content)
+
+
+def tiff(width: int, height: int, num_bytes: int, compression: int = 1) -> bytes:
+    """One strip that claims ``num_bytes``, of which twelve are there."""
+    tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, compression), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
+    tags += [(278, 4, height), (279, 4, num_bytes)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return struct.pack("<2sHI", b"II", 42, 20) + bytes(12) + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+HOSTILE = {
+    "a bomb": ("png", png(50_000, 50_000)),
+    "a size that Pillow only warns of": ("png", png(13_000, 13_000)),
+    "a size just below a bomb's": ("png", png(9_000, 9_000)),
+    "a size of nothing": ("png", png(0, 4)),
+    "text that grows": ("png", png(4, 4, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(64 << 20))))),
+    "a screen of 65,535 by 65,535": ("gif", gif((65_535, 65_535), (4, 4))),
+    "a frame larger than its screen": ("gif", gif((4, 4), (65_535, 65_535))),
+    "a bitmap": (
+        "bmp",
+        bytes_of(picture(4, 4), "BMP").replace(struct.pack("<II", 4, 4), struct.pack("<II", 50_000, 50_000)),
+    ),
+    "numbers in text": ("ppm", b"P6 50000 50000 255\n" + bytes(48)),
+    "a strip that is not there": ("tif", tiff(5_000, 5_000, 25_000_000)),
+    "a compressed strip of 4 GiB": ("tif", tiff(4, 4, 2**32 - 1, compression=5)),
+    "a TIFF bomb": ("tif", tiff(2**31 - 1, 2**31 - 1, 12)),
+    "half a JPEG": ("jpg", bytes_of(picture(64, 64), "JPEG")[:1500]),
+    "SVG": ("png", b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'),
+}
+
+
+@contextlib.contextmanager
+def bounded(seconds: float, num_bytes: int) -> Iterator[None]:
+    """Inside, more memory than there is now and ``num_bytes`` cannot be had."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + num_bytes, hard))
+    began = time.process_time()
+    try:
+        yield
+        assert time.process_time() - began < seconds
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_file_that_lies_costs_little_and_is_named_or_skipped(tmp_path: Path, kind: str) -> None:
+    suffix, content = HOSTILE[kind]
+    fill(tmp_path)
+    (tmp_path / "cat" / f"bad.{suffix}").write_bytes(content)
+    with bounded(seconds=5, num_bytes=1 << 29):
+        with pytest.raises(hp.InputError, match=rf"^image '.*cat/bad\.{suffix}' cannot be read \((?!MemoryError)") as caught:
+            hp.load_data(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert f"1 bad file(s) were left out: 'cat/bad.{suffix}'" in hp.load_data(tmp_path, skip_bad=1).notes
+
+
+def test_a_folder_with_the_name_of_an_image_is_left_out_and_said(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "cat" / "003.png").unlink()
+    (tmp_path / "cat" / "003.png").mkdir()
+    data = hp.load_data(tmp_path)
+    assert sum(len(part[1]) for part in (data.train, data.valid, data.test)) == 19
+    assert any(note.startswith("1 folder(s) inside class folders were left out") for note in data.notes)
 
 
 def test_a_class_of_only_bad_images_is_refused_even_when_they_may_be_skipped(tmp_path):

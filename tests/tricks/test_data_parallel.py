@@ -21,7 +21,7 @@ import heptane as hp
 from heptane import checkpoint
 from heptane.assemble import Phase, assemble
 from heptane.loop import gradients, micro_batches, steps
-from heptane.tricks.data_parallel import Worker, check_replicas, launch, share_buffers, this_worker
+from heptane.tricks.data_parallel import Worker, check_replicas, from_all, launch, share_buffers, this_worker
 
 SAMPLES, CLASSES = 22, 3
 Case = dict[str, Any]
@@ -197,6 +197,7 @@ def run_all(workers: int) -> dict[str, Any]:
     found: dict[str, Any] = {name: run(case, workers) for name, case in CASES.items()}
     found["is two"] = workers == 2
     found["own statistics"] = run(OWN_STATISTICS, workers)
+    found["bad inputs"] = [with_bad_inputs(row) for row in (0, 7)]
     found["evaluations"] = [hp.evaluate(mlp(), [part[:size] for part in points()]) for size in (1, 2, 7, 22)]
     found["normalised"] = normalised(workers)
     found["replicas"] = [replicas_after(change) for change in (None, "last bit", "all are NaN")]
@@ -219,6 +220,17 @@ def normalised(workers: int) -> tuple[dict[str, torch.Tensor], list[float]]:
         if event.ends_epoch
     ]
     return dict(model.state_dict()), losses
+
+
+def with_bad_inputs(row: int) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+    """BatchNorm over all workers, and an input of the first batch that is not finite: in the share of the first worker or of
+    the last. The parameters, and what each worker has to say."""
+    tricks = hp.Tricks(data_parallel=hp.DataParallel(sync_batchnorm=True))
+    one = assemble(normalising(), points(), tricks=tricks, optimizer=sgd, epochs=1, batch_size=8)
+    one.source.inputs[hp.order(SAMPLES, 0, 0)[row]] = float("nan")  # after the data was looked at
+    for _ in steps(one):
+        pass
+    return dict(one.model.state_dict()), from_all(one.faults.messages, one.worker)
 
 
 def replicas_after(change: str | None) -> str:
@@ -270,17 +282,17 @@ def refusal(trick: hp.DataParallel, batch_size: int = 8) -> str:
 
 @pytest.fixture(scope="module")
 def two() -> dict[str, Any]:
-    return launch(run_all, {"workers": 2}, 2)
+    return launch(run_all, {"workers": 2}, 2, timeout_seconds=60)
 
 
 @pytest.fixture(scope="module")
 def three() -> dict[str, Any]:
-    return launch(run_all, {"workers": 3}, 3)
+    return launch(run_all, {"workers": 3}, 3, timeout_seconds=60)
 
 
 @pytest.fixture(scope="module")
 def four() -> dict[str, Any]:
-    return launch(run_all, {"workers": 4}, 4)
+    return launch(run_all, {"workers": 4}, 4, timeout_seconds=60)
 
 
 @pytest.fixture(params=[2, 3], ids=["two workers", "three workers"])
@@ -317,6 +329,18 @@ def test_with_statistics_of_their_own_they_are_one_process_that_goes_through_the
     together, _ = several["own statistics"]
     workers = 2 if several.get("is two") else 3
     assert_close(together, in_chunks(workers))
+
+
+@pytest.mark.parametrize("row", [0, 7])
+def test_where_one_worker_has_bad_inputs_all_look_for_the_layer_and_none_waits(several: dict[str, Any], row: int) -> None:
+    together, said = several["bad inputs"][row == 7]
+    alone, ((message,),) = with_bad_inputs(row)
+    assert_close(together, alone)
+    bad = hp.order(SAMPLES, 0, 0)[row]
+    assert message == f"step 0: the gradients are not finite; its inputs are not; sample {bad}; passed over"
+    assert said.pop(0 if row == 0 else -1) == [message]
+    for (other,) in said:
+        assert "it began in the output of layer '2' (GlobalBatchNorm)" in other
 
 
 def in_chunks(workers: int) -> dict[str, torch.Tensor]:
