@@ -123,7 +123,8 @@ def trained(
     torch.manual_seed(seed)
     model = mlp(10, (1, 28, 28), hidden)
     if batch_norm:
-        model.insert(2, nn.BatchNorm1d(hidden))
+        flatten, linear, *rest = model
+        model = nn.Sequential(flatten, linear, nn.BatchNorm1d(hidden), *rest)
     sgd = torch.optim.SGD
     run = assemble(
         model,
