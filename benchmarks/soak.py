@@ -1,8 +1,8 @@
 """Do memory and open files stay flat in an hour of training with two workers, checkpoints and resumes? ``make soak``.
 
-Two workers train under one launcher, save every 50 steps, and are stopped by SIGTERM every ten minutes and resumed, until
+Two workers train under one launcher, save every 50 steps, and are stopped by SIGTERM every twenty minutes and resumed, until
 the time is over. Every few seconds the resident memory and the open files of the workers are read; a slope is fitted within
-each piece between two stops, past its first two minutes.
+each piece between two stops, past its first ten minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from heptane.checkpoint import find
 from results import save
 
-PIECE_SECONDS, EVERY_SECONDS, WARM_UP_SECONDS = 600.0, 5.0, 120.0
+PIECE_SECONDS, EVERY_SECONDS, WARM_UP_SECONDS = 1200.0, 5.0, 600.0  # allocators settle for some minutes
 
 
 def workers_of(pid: int) -> list[int]:
@@ -80,7 +80,7 @@ def piece(out: Path, resume: bool, seconds: float) -> dict[str, Any]:
         if len(seen) == 2:
             looks.append((time.monotonic() - began, sum(m for m, _ in seen), sum(f for _, f in seen)))
     running.send_signal(signal.SIGTERM)
-    code = running.wait(60)
+    code = running.wait(300)
     saved, _ = find(out / "checkpoints")
     assert saved is not None
     late = np.array([entry for entry in looks if entry[0] > WARM_UP_SECONDS])
