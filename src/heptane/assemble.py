@@ -29,6 +29,7 @@ from heptane.errors import InputError, check_choice, check_range
 from heptane.faults import ON_NAN, Faults
 from heptane.features import Shortcut, find_shortcut
 from heptane.heartbeat import Heartbeat
+from heptane.lora import merge
 from heptane.metrics import TrainMeter
 from heptane.probe import choose_precision, unused_parameters
 from heptane.schedule import Rates, base_rates, check_momentum, constant, multiply
@@ -180,10 +181,16 @@ class Run:
     def gathered(self) -> torch.nn.Module:
         """The model as an ordinary one: itself, or, where it is sharded, its parts together; then all workers must ask."""
         if self.outline is None:
+            self.release()
             return self.model
         from heptane.sharding import gathered
 
         return gathered(self.model, self.outline)
+
+    def release(self) -> None:
+        """Leave the user's model as an ordinary one: adapters become part of the layers that they stand beside."""
+        if self.transfer and self.transfer.lora_rank:
+            merge(self.model)
 
     @property
     def total_steps(self) -> int:
@@ -245,6 +252,8 @@ def assemble(
 
     # model: weights, head, frozen groups; then the device
     if tricks.transfer:
+        if tricks.transfer.lora_rank and data_parallel.shards:
+            raise InputError("Transfer.lora_rank with DataParallel.strategy='fsdp': adapters are small, so use 'ddp'")
         notes += tricks.transfer.prepare(model, _num_classes(source), plan.seed)
     model.to(place.device)
     sample = _sample(source, place)

@@ -53,7 +53,11 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
     """
     if settings.get("on_nan") == "rewind":
         raise InputError("on_nan='rewind' needs checkpoints, which fit keeps: use skip or stop here")
-    yield from steps(assemble(model, train, tricks=check_tricks(tricks), **settings))
+    run = assemble(model, train, tricks=check_tricks(tricks), **settings)
+    try:
+        yield from steps(run)
+    finally:
+        run.release()
 
 
 def evaluate(
@@ -231,6 +235,7 @@ def fit(
             average_decay=average_decay,
             clock=Clock(started),
         )
+        stack.callback(run.release)
         run.notes += damaged
         for name, data in (("valid", valid), ("test", test)):
             if data is not None:

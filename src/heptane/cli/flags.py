@@ -102,7 +102,7 @@ def _add_tricks(parser: Parser) -> None:
         flag = name.replace("_", "-")
         section = parser.add_argument_group(name.replace("_", " "))
         section.add_argument(f"--no-{flag}", dest="off", action="append_const", const=name, help="Turn it off.")
-        docs = field_docs(kind)
+        docs = field_docs(kind)  # type: ignore[arg-type]
         for field in fields(kind):
             _add_field(section, field, f"{flag}.", docs.get(field.name, ""))
 

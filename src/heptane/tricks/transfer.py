@@ -29,6 +29,7 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.errors import InputError, check_bool, check_choice, check_range
 from heptane.layers import depth_groups, find_head
+from heptane.lora import adapt
 from heptane.weights import load_weights
 
 _SLACK = 1e-9  # of a period: keeps a step that lies on a boundary there when the period is a rounded product
@@ -217,6 +218,10 @@ class Transfer:
     min_match: float = 0.5
     """Least share of the parameters outside the head that the file must hold, in [0, 1]."""
 
+    lora_rank: int = 0
+    """Rank of adapters beside the linear layers, which train in place of these, at least 0; 0: none. With freeze=0."""
+    lora_alpha: float | None = None
+    """Their weight is alpha / rank; alpha is above 0, None is the rank."""
     cache: str = "auto"
     """Where what the frozen groups give is kept, computed once: memory, disk, auto (memory, or if that is short the disk) or
     off. It needs data in memory whose inputs do not change; the run's notes say whether it was done, or why not."""
@@ -233,6 +238,13 @@ class Transfer:
         check_range("Transfer.unfreeze_every_epochs", self.unfreeze_every_epochs, 0)
         check_range("Transfer.rate_factor", self.rate_factor, 1)
         check_range("Transfer.min_match", self.min_match, 0, 1)
+        check_range("Transfer.lora_rank", self.lora_rank, 0, whole=True)
+        if self.lora_alpha is not None:
+            check_range("Transfer.lora_alpha", self.lora_alpha, 0, low_open=True)
+        if self.lora_rank and self.freeze:
+            raise InputError(
+                f"Transfer.lora_rank={self.lora_rank} freezes all but adapters and head by itself: leave freeze 0"
+            )
         check_choice("Transfer.cache", self.cache, ("auto", "memory", "disk", "off"))
         check_choice("Transfer.cache_dtype", self.cache_dtype, ("auto", "fp32", "fp16", "bf16"))
         if self.unfreeze_every_epochs and not self.freeze:
@@ -258,6 +270,9 @@ class Transfer:
             said.append(f"head {name} {done}")
         elif self.swap_head:
             said.append("head kept: the targets do not say how many classes there are")
+        if self.lora_rank:
+            head = find_head(model)
+            said.append(adapt(model, self.lora_rank, self.lora_alpha, head[1] if head else None, seed))
         groups = layer_groups(model)
         frozen = _count_frozen("Transfer.freeze", self.freeze, len(groups))
         if frozen:

@@ -1,0 +1,68 @@
+"""Low-rank adapters (LoRA), by peft: beside each frozen linear layer a product of two thin matrices, which trains.
+
+Equation
+    W x + (alpha / r) B A x, with A (r, inputs) drawn at random and B (outputs, r) zero: at first it is the layer itself.
+
+Source
+    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, section 4.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heptane._lazy import torch
+from heptane.errors import InputError
+
+ADAPTER = "heptane"
+
+
+def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn.Module | None, seed: int | None) -> str:
+    """Put adapters beside each linear layer but the head, and stop the gradients of all else but the head; says what it did.
+
+    Args:
+        model: changed in place; it computes what it did.
+        rank: r, 1 or more.
+        alpha: of the equation; None: r, a factor of 1.
+        head: trains as it is.
+        seed: draws A, leaving PyTorch's generator as it was; None draws from that generator.
+
+    Raises:
+        InputError: peft is missing, or the model has no linear layer but its head.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise InputError('Transfer.lora_rank needs peft, which is missing: pip install "heptane[lora]"') from error
+    merge(model)
+    targets = [n for n, module in model.named_modules() if type(module) is torch.nn.Linear and module is not head and n]
+    if not targets:
+        raise InputError(f"Transfer.lora_rank={rank}: {type(model).__name__} has no linear layer but its head: set it to 0")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    config: dict[str, Any] = {"r": rank, "lora_alpha": rank if alpha is None else alpha, "target_modules": targets}
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(**config), model, adapter_name=ADAPTER)
+    added = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    for parameter in head.parameters() if head else ():
+        parameter.requires_grad_(True)
+    model._heptane_stopped_for_adapters = [p for p in trained if not p.requires_grad]  # type: ignore[assignment]
+    whole = sum(p.numel() for p in model.parameters()) - added
+    return (
+        f"adapters of rank {rank} in {len(targets)} linear layers: {added:,} parameters, {added / whole:.1%} of the model's"
+    )
+
+
+def merge(model: torch.nn.Module) -> None:
+    """Add the adapters to the layers that they belong to, and leave an ordinary model; nothing where there are none."""
+    stopped = model.__dict__.pop("_heptane_stopped_for_adapters", None)
+    if stopped is None:
+        return
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "get_base_layer"):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    model.__dict__.pop("peft_config", None)
+    for parameter in stopped:
+        parameter.requires_grad_(True)

@@ -1,0 +1,166 @@
+"""Adapters beside the linear layers: what trains, what comes out, and that an ordinary model is left."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import heptane as hp
+from heptane import lora
+
+pytest.importorskip("peft")
+sgd = partial(torch.optim.SGD, lr=0.1)
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(6, 8),
+        torch.nn.LayerNorm(8),
+        torch.nn.ReLU(),
+        torch.nn.Linear(8, 8),
+        torch.nn.ReLU(),
+        torch.nn.Linear(8, 3),
+    )
+
+
+def data():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(48, 6, generator=draw)
+    return x, x[:, :3].argmax(1)
+
+
+def fitted(model=None, *, rank=2, epochs=3, optimizer=sgd, tricks=None, **settings):
+    model = network() if model is None else model
+    chosen = hp.Tricks(transfer=hp.Transfer(lora_rank=rank, rate_factor=1.0), **(tricks or {}))
+    given = {"optimizer": optimizer, "epochs": epochs, "batch_size": 8, "tricks": chosen, **settings}
+    return model, hp.fit(model, data(), data(), **given)
+
+
+def weights(model):
+    return torch.cat([v.flatten() for v in model.state_dict().values()])
+
+
+def test_at_first_the_model_computes_what_it_did_and_only_adapters_and_head_train():
+    model = network()
+    x, before = data()[0], network()(data()[0])
+    said = lora.adapt(model, 2, None, model[5], 0)
+    assert torch.equal(model(x), before)
+    assert "2 linear layers" in said
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        *(f"{i}.lora_{ab}.heptane.weight" for i in (0, 3) for ab in "AB"),
+        "5.weight",
+        "5.bias",
+    }
+
+
+def test_the_adapted_layer_is_the_equation():
+    model = network()
+    lora.adapt(model, 2, 6.0, model[5], 0)
+    layer = model[0]
+    torch.nn.init.normal_(layer.lora_B["heptane"].weight)
+    x, (a, b) = data()[0], (layer.lora_A["heptane"].weight, layer.lora_B["heptane"].weight)
+    torch.testing.assert_close(layer(x), network()[0](x) + 6.0 / 2 * x @ a.T @ b.T)
+    after = model(x)
+    lora.merge(model)
+    assert type(model[0]) is torch.nn.Linear
+    torch.testing.assert_close(model(x), after)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_run_is_a_loop_by_hand():
+    model, _ = fitted()
+    other = network()
+    lora.adapt(other, 2, None, other[5], 0)
+    optimizer = sgd([p for p in other.parameters() if p.requires_grad])
+    x, y = data()
+    for epoch in range(3):
+        for chosen in hp.order(48, 0, epoch).split(8):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(other(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+    lora.merge(other)
+    torch.testing.assert_close(weights(model), weights(other))
+    assert not torch.equal(model[0].weight, network()[0].weight)
+    assert torch.equal(model[1].weight, network()[1].weight)
+
+
+def test_an_ordinary_model_and_file_are_left(tmp_path):
+    model, result = fitted(run_dir=tmp_path / "run")
+    assert result.model is model
+    assert list(model.state_dict()) == list(network().state_dict())
+    fresh = network()
+    hp.load_weights(fresh, tmp_path / "run" / "model.safetensors")
+    assert torch.equal(weights(fresh), weights(model))
+    assert hp.evaluate(fresh, data())["loss"] == pytest.approx(result.metrics["valid_loss"], rel=1e-5)
+    assert any("adapters of rank 2 in 2 linear layers" in note for note in result.notes)
+
+
+def test_a_resumed_run_is_bitwise_the_same_with_the_same_model_or_a_new_one(tmp_path):
+    adamw = partial(torch.optim.AdamW, lr=0.01)
+    whole, _ = fitted(optimizer=adamw)
+    settings = {"optimizer": adamw, "evaluate_every_epochs": 0.5}
+    cut, _ = fitted(run_dir=tmp_path / "a", max_seconds=1e-9, **settings)
+    assert list(cut.state_dict()) == list(network().state_dict())
+    for model in (cut, network()):
+        again, result = fitted(model, run_dir=tmp_path / "a", resume=True, **settings)
+        assert result.steps["applied"] == 18
+    again, _ = fitted(network(), run_dir=tmp_path / "a", resume=True, **settings)
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_a_run_that_raises_leaves_an_ordinary_model():
+    def fails(model, data):
+        raise ValueError("stop")
+
+    model = network()
+    with pytest.raises(ValueError, match="stop"):
+        fitted(model, metrics={"m": fails})
+    assert list(model.state_dict()) == list(network().state_dict())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_over_two_workers_it_is_the_same():
+    alone, _ = fitted()
+    both, _ = fitted(tricks={"data_parallel": hp.DataParallel(workers=2)})
+    torch.testing.assert_close(weights(both), weights(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_the_generator_leaves_an_ordinary_model():
+    model = network()
+    for _ in hp.train(
+        model, data(), optimizer=sgd, epochs=1, batch_size=8, tricks=hp.Tricks(transfer=hp.Transfer(lora_rank=2))
+    ):
+        pass
+    assert list(model.state_dict()) == list(network().state_dict())
+
+
+def test_averaged_weights_are_merged():
+    model, result = fitted(average_decay=0.9)
+    assert hp.evaluate(model, data())["loss"] == pytest.approx(result.metrics["valid_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora_rank": -1}, r"Transfer\.lora_rank"),
+        ({"lora_rank": 2, "freeze": 1}, "leave freeze 0"),
+        ({"lora_rank": 2, "lora_alpha": 0.0}, r"Transfer\.lora_alpha"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(hp.InputError, match=message):
+        hp.Transfer(**settings)
+
+
+def test_a_model_without_linear_layers_is_refused():
+    with pytest.raises(hp.InputError, match="no linear layer but its head"):
+        fitted(torch.nn.Sequential(torch.nn.Linear(6, 3)))
+
+
+def test_without_peft_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(hp.InputError, match=r"heptane\[lora\]"):
+        fitted()
