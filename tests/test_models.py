@@ -308,6 +308,7 @@ def test_timm_is_asked_for_no_weights_and_for_the_images_channels(stand_in: Path
         "from torch import nn\n"
         "def list_models(): return ['net']\n"
         "def is_model(name): return name in list_models()\n"
+        "def get_pretrained_cfg(name): return None\n"
         "def create_model(name, *, pretrained, in_chans, num_classes):\n"
         "    if num_classes == 3: raise RuntimeError('no three')\n"
         "    return 'net' if pretrained or num_classes == 4 else nn.Conv2d(in_chans, num_classes, 1)\n"

@@ -1,4 +1,4 @@
-"""Small built-in models for images, and everybody else's by name: ``timm:NAME`` and ``package.module:factory``.
+"""Small built-in models for images, and everybody else's by name: ``timm:NAME``, ``hf:NAME``, ``package.module:factory``.
 
 *Source*: He et al. 2016, arXiv:1512.03385 (residual blocks); Page 2018, "How to train your ResNet" (a shallow one that pools
 after a convolution, and so keeps what a stride would skip).
@@ -127,8 +127,9 @@ def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Modu
     """The model that a name stands for.
 
     Args:
-        spec: ``resnet``, ``resnet-wide``, ``mlp``, ``timm:NAME``, or ``package.module:factory``, looked for in the
-            current directory too. A factory is called with ``num_classes`` and ``input_shape`` if it takes them.
+        spec: ``resnet``, ``resnet-wide``, ``mlp``, ``timm:NAME``, ``hf:NAME[@REVISION]`` or ``hf:FOLDER`` (a classifier of
+            transformers, from its config.json), or ``package.module:factory``, looked for in the current directory too. A
+            factory is called with ``num_classes`` and ``input_shape`` if it takes them.
         input_shape: the shape of one sample: (channels, height, width) for images.
         num_classes: outputs wanted.
 
@@ -136,7 +137,8 @@ def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Modu
         A new model, with random weights from PyTorch's generator.
 
     Raises:
-        InputError: an unknown name (the nearest is offered); timm missing; a factory that is missing, that raises, or
+        InputError: an unknown name (the nearest is offered); timm or transformers missing; a config.json that cannot
+            be built; a factory that is missing, that raises, or
             that gives something else than a module.
 
     Example:
@@ -145,18 +147,24 @@ def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Modu
         >>> build("resnt", input_shape=(1, 28, 28), num_classes=10)
         Traceback (most recent call last):
         heptane.errors.InputError: model='resnt' is not known (did you mean resnet?): expected one of resnet, \
-resnet-wide, mlp, timm:NAME, package.module:factory
+resnet-wide, mlp, timm:NAME, hf:NAME, package.module:factory
     """
     check_range("num_classes", num_classes, 1, whole=True)
     if spec.startswith("timm:"):
-        return _from_timm(spec, spec.removeprefix("timm:"), input_shape, num_classes)
+        from heptane.hubs import timm_hub
+
+        return _checked(spec, timm_hub.build(spec, input_shape, num_classes))
+    if spec.startswith("hf:"):
+        from heptane.hubs import transformers_hub
+
+        return _checked(spec, transformers_hub.build(spec, input_shape, num_classes))
     if ":" in spec:
         return _from_factory(spec, input_shape, num_classes)
     if spec == "mlp":
         return mlp(num_classes, input_shape)
     if spec in BUILT_IN:
         return (resnet if spec == "resnet" else resnet_wide)(num_classes, _image_channels(spec, input_shape))
-    kinds = (*BUILT_IN, "timm:NAME", "package.module:factory")
+    kinds = (*BUILT_IN, "timm:NAME", "hf:NAME", "package.module:factory")
     raise InputError(f"model={spec!r} is not known{nearest(spec, kinds)}: expected one of {', '.join(kinds)}")
 
 
@@ -169,27 +177,6 @@ def _image_channels(spec: str, input_shape: Sequence[int]) -> int:
         shape = tuple(input_shape)
         raise InputError(f"model={spec!r} takes images of (channels, height, width) from 8x8, got {shape}; use mlp")
     return input_shape[0]
-
-
-def _from_timm(spec: str, name: str, input_shape: Sequence[int], num_classes: int) -> nn.Module:
-    try:
-        import timm
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "timm":
-            raise InputError(f'model={spec!r} needs timm: pip install "heptane[timm]"') from error
-        # torchvision built for another PyTorch fails with a RuntimeError on one of its operators
-        remedy = "install the torchvision that was built for this PyTorch" if "torchvision" in str(error) else "mend it"
-        what = f"model={spec!r}: timm is installed but does not import ({one_line(error)}); {remedy}"
-        raise InputError(what) from error
-    if not timm.is_model(name):
-        raise InputError(f"model={spec!r}: timm has no such model{nearest(name, timm.list_models())}")
-    if len(input_shape) != 3:
-        raise InputError(f"model={spec!r} takes images of (channels, height, width), got {tuple(input_shape)}")
-    try:
-        made = timm.create_model(name, pretrained=False, in_chans=input_shape[0], num_classes=num_classes)
-    except Exception as error:
-        raise InputError(f"model={spec!r}: timm could not build it: {one_line(error)}") from error
-    return _checked(spec, made)
 
 
 def _from_factory(spec: str, input_shape: Sequence[int], num_classes: int) -> nn.Module:
