@@ -3,8 +3,8 @@
 The clothes are enlarged to 64x64 and given three channels, as the network wants them. Three arms at each number of labels:
 the network as it is drawn (scratch); ImageNet's weights, of which all but the head are frozen, so that their features are
 computed once (head); and the same, trained throughout with a lower rate the deeper a layer lies (all). All have 1cycle,
-label smoothing and AdamW. Scratch is given several times the epochs that the others get; how soon do they reach the best accuracy
-that it comes to on 500 validation images? The accuracy is that on 1,000 test images, read once at the end.
+label smoothing and AdamW. Scratch is given several times the epochs that the others get; how soon do they reach the best
+accuracy that it comes to on 500 validation images? The accuracy is that on 1,000 test images, read once at the end.
 """
 
 from __future__ import annotations
