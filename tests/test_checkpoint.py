@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane import checkpoint, storage
+from heptane import checkpoint, restore, storage
 from heptane.assemble import Run, assemble
 from heptane.loop import steps
+from heptane.packing import save_model
 
 Factory = Callable[[Any], torch.optim.Optimizer]
 
@@ -45,7 +46,7 @@ def trained(num_steps: int, **settings: Any) -> Run:
 
 
 def load(run: Run, path: Path) -> tuple[int, list[dict[str, Any]]]:
-    return checkpoint.load(run, checkpoint.read(path))
+    return restore.load(run, checkpoint.read(path))
 
 
 def flat(value: Any) -> list[Any]:
@@ -153,7 +154,7 @@ def test_awkward_models_come_back_whole(tmp_path: Path) -> None:
 
 def test_the_weights_file_holds_every_tensor_by_its_name(tmp_path: Path) -> None:
     model = Awkward()
-    checkpoint.save_model(model, tmp_path / "model.safetensors")
+    save_model(model, tmp_path / "model.safetensors")
     found = load_file(tmp_path / "model.safetensors")
     wanted = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     assert set(found) == set(wanted)
@@ -269,7 +270,7 @@ def test_whichever_call_to_the_disk_fails_the_last_good_checkpoint_loads(tmp_pat
         assert saved is not None
         assert notes == []
         run = make(OPTIMIZERS["adamw"], model=mlp(seed=5))
-        step, _ = checkpoint.load(run, saved)
+        step, _ = restore.load(run, saved)
         assert flat(run.model.state_dict()) == flat((first if step == 1 else second).model.state_dict())
         if disk.calls < fail:
             break
@@ -313,7 +314,7 @@ def test_a_checkpoint_gets_its_name_by_one_rename_after_all_of_it_is_on_the_disk
 
 def test_so_does_a_file_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = Order(monkeypatch)
-    checkpoint.save_model(mlp(), tmp_path / "w")
+    save_model(mlp(), tmp_path / "w")
     aside = f".w.{os.getpid()}"
     assert order.calls == [("write", aside), ("fsync", aside), ("rename", aside, "w"), ("fsync", tmp_path.name)]
 
@@ -365,7 +366,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_with_a_note(tmp_path: Pa
     assert saved.path == first
     assert note.startswith(f"checkpoint {second} cannot be used (")
     assert note.endswith("), and the one before it was")
-    assert checkpoint.load(make(), saved)[0] == 1
+    assert restore.load(make(), saved)[0] == 1
     DAMAGE[damage](first)
     with pytest.raises(
         hp.InputError, match=r"cannot be used \(.*\), nor can 1 older one\(s\): remove .*, and the run starts"
@@ -422,7 +423,7 @@ def test_facts_of_another_form_are_damage(tmp_path: Path, changes: dict[str, Any
 def test_a_strangers_checkpoint_with_nonsense_in_it_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = checkpoint.save(trained(2), 2, [], tmp_path)
     with pytest.raises((hp.InputError, storage.Damaged)):
-        checkpoint.load(make(), resealed(path, **changes))
+        restore.load(make(), resealed(path, **changes))
 
 
 @pytest.mark.parametrize(

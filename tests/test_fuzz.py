@@ -14,9 +14,8 @@ ROOT = Path(__file__).parents[1]
 CODE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import fuzz
-fuzz.BATCH = 12
-print(json.dumps([fuzz.fuzz_files(12 * len(fuzz.READERS), 1, list(fuzz.READERS)), fuzz.fuzz_flags(60, 1)]))
+from fuzz import READERS, fuzz_files, fuzz_flags
+print(json.dumps([fuzz_files(12 * len(READERS), 1, list(READERS), batch=12), fuzz_flags(60, 1)]))
 """
 REGRESSIONS = sorted(path for path in (ROOT / "tests" / "regressions").glob("*") if not path.name.startswith("."))
 
@@ -35,7 +34,7 @@ def test_some_mutations_and_command_lines_end_in_success_or_one_clear_error() ->
 def test_what_once_failed_does_not_fail_again(path: Path) -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        import fuzz
+        from fuzz_files import READERS, attempt
     finally:
         sys.path.pop(0)
-    assert fuzz.attempt(fuzz.READERS[path.name.split("-")[0]][1], path) == ""
+    assert attempt(READERS[path.name.split("-")[0]][1], path) == ""

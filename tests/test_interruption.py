@@ -18,7 +18,7 @@ import torch
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane import checkpoint, result
+from heptane import checkpoint, recorder
 from heptane.errors import Interrupted
 from heptane.interruption import NAMES, SAME_SECONDS, Interruption
 
@@ -41,7 +41,7 @@ def fit(folder: Path | None, valid: Any = VALID, **settings: Any) -> hp.Result:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
     """Do something in the loop's body after a step."""
-    real = result.steps
+    real = recorder.steps
 
     def steps(run: Any, start: int = 0) -> Any:
         for event in real(run, start):
@@ -49,7 +49,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None
                 act()
             yield event
 
-    monkeypatch.setattr(result, "steps", steps)
+    monkeypatch.setattr(recorder, "steps", steps)
 
 
 def me(name: str) -> Callable[[], None]:

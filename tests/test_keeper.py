@@ -16,7 +16,7 @@ import torch
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane import checkpoint, keeper, storage
+from heptane import checkpoint, keeper, recorder, storage
 from heptane.keeper import Every
 
 TRAIN, VALID = make_images(48), make_images(30, seed=1)
@@ -83,17 +83,14 @@ def test_at_each_evaluation_unless_it_is_said_how_often(tmp_path: Path, monkeypa
 def test_by_time_it_is_saved_when_so_much_has_gone_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(keeper.time, "monotonic", lambda: now[0])
-    real = hp.result.steps if hasattr(hp, "result") else None
-    from heptane import result as module
-
-    real = module.steps
+    real = recorder.steps
 
     def ticking(run: Any, start: int = 0) -> Iterator[Any]:
         for event in real(run, start):
             now[0] += 10.0
             yield event
 
-    monkeypatch.setattr(module, "steps", ticking)
+    monkeypatch.setattr(recorder, "steps", ticking)
     found = written(monkeypatch)
     hp.fit(
         mlp(), TRAIN, optimizer=sgd, epochs=4, batch_size=16, device="cpu", run_dir=tmp_path / "run", checkpoint_every="45s"
@@ -183,9 +180,7 @@ def test_on_a_disk_that_fills_up_the_result_is_there_and_the_last_good_checkpoin
 
 def test_where_a_disk_turns_read_only_training_goes_on_too(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("heptane.run_folder.LEAST_FREE_BYTES", 0)
-    from heptane import result as module
-
-    real = module.steps
+    real = recorder.steps
 
     def steps_(run: Any, start: int = 0) -> Iterator[Any]:
         for event in real(run, start):
@@ -194,12 +189,12 @@ def test_where_a_disk_turns_read_only_training_goes_on_too(small_disk: Path, mon
                 subprocess.run(["mount", "-o", "remount,ro,bind", small_disk / "run"], check=True)
             yield event
 
-    monkeypatch.setattr(module, "steps", steps_)
+    monkeypatch.setattr(recorder, "steps", steps_)
     with pytest.warns(UserWarning, match=r"cannot write .*Read-only file system"):
         result = fit(small_disk / "run")
     assert result.steps["applied"] == 12
     subprocess.run(["umount", small_disk / "run"], check=True)
-    monkeypatch.setattr(module, "steps", real)
+    monkeypatch.setattr(recorder, "steps", real)
     assert steps(small_disk / "run")[0] == 6
     again = fit(small_disk / "run", resume=True)
     for a, b in zip(result.model.parameters(), again.model.parameters(), strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from heptane import checkpoint
+from heptane import checkpoint, restore
 from heptane._lazy import torch
 from heptane.assemble import OptimizerFactory, Run, assemble, default_device
 from heptane.checks import check_evaluation, check_targets, check_tricks, few, first_batch, labels_of, try_output
@@ -18,13 +18,15 @@ from heptane.data.batches import Place, in_memory, pair
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, check_range
+from heptane.history import check_target
 from heptane.interruption import Interruption
 from heptane.keeper import Every, Keeper
 from heptane.launch import launch
 from heptane.layers import find_head
 from heptane.loop import Step, evaluate_with, steps
+from heptane.recorder import Recorder
 from heptane.report.console import Progress
-from heptane.result import Recorder, Result, check_target
+from heptane.result import Result
 from heptane.run_folder import RunFolder, check_folder, goes_on
 from heptane.storage import write_text
 from heptane.tricks import Tricks
@@ -213,7 +215,7 @@ def fit(
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption(active=keeps is not None))
         saved, damaged = checkpoint.find(keeps, _joined(tricks, device)) if resume and keeps else (None, [])
-        followed, batch_size = checkpoint.followed(checkpoint.as_decided(tricks, saved), saved, batch_size)
+        followed, batch_size = restore.followed(restore.as_decided(tricks, saved), saved, batch_size)
         run = assemble(
             model,
             train,

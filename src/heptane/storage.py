@@ -137,6 +137,12 @@ def sync_folder(path: Path) -> None:
         sync(path)
 
 
+def fresh(folder: Path) -> None:
+    """An empty folder, whatever was there."""
+    remove(folder)
+    folder.mkdir(parents=True)
+
+
 def remove(path: Path) -> None:
     """A file or a folder of ours, if it is there; a folder loses its name first, so it is never seen half removed."""
     if path.is_dir() and not path.is_symlink():

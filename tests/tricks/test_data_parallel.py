@@ -18,7 +18,7 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 import heptane as hp
-from heptane import checkpoint
+from heptane import checkpoint, restore
 from heptane.assemble import Phase, assemble
 from heptane.loop import gradients, micro_batches, steps
 from heptane.tricks.data_parallel import Worker, check_replicas, from_all, launch, share_buffers, this_worker
@@ -564,7 +564,7 @@ def unsharded(path: Path) -> dict[str, torch.Tensor]:
     x, y = points()
     settings = {"optimizer": adamw, "batch_size": 8, "clip_norm": 0.5, "seed": 3, "epochs": 2}
     alone = assemble(normalising(), (x, y), **settings)
-    assert checkpoint.load(alone, checkpoint.read(path))[0] == 3
+    assert restore.load(alone, checkpoint.read(path))[0] == 3
     return dict(alone.model.state_dict())
 
 
@@ -664,7 +664,7 @@ def test_an_interrupt_at_the_keyboard_ends_parent_and_workers(tmp_path: Path) ->
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "out.pt")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
-    assert process.stdout.readline() == "on\n"
+    assert process.stdout.readline().startswith("on")  # both may say so at once
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)

@@ -13,8 +13,9 @@ from heptane.assemble import OptimizerFactory
 from heptane.data.batches import as_source
 from heptane.errors import InputError, one_line
 from heptane.fit import fit
+from heptane.history import lower_is_better
 from heptane.race.arms import Arm
-from heptane.result import LOWER_IS_BETTER, Result
+from heptane.result import Result
 
 REACHED, MISSED, STOPPED, FAILED, REFUSED, NOT_RUN = "reached", "missed", "stopped", "failed", "refused", "not run"
 DRAWN = 60  # points of a schedule that are kept
@@ -78,7 +79,7 @@ class Course:
     @property
     def lower_is_better(self) -> bool:
         """Whether the metric is a loss or an error."""
-        return any(word in self.metric for word in LOWER_IS_BETTER)
+        return lower_is_better(self.metric)
 
     def run(
         self,

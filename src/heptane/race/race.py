@@ -10,12 +10,12 @@ from heptane._lazy import torch
 from heptane.assemble import OptimizerFactory
 from heptane.checks import check_model, check_tricks
 from heptane.errors import InputError, check_range
+from heptane.history import check_target
 from heptane.optimizers import PEAK
 from heptane.race.arms import make_arms
 from heptane.race.attempt import Course
 from heptane.race.conduct import Conduct
 from heptane.race.tuning import TRIALS
-from heptane.result import check_target
 from heptane.run_folder import check_folder
 from heptane.tricks import Tricks, recommend
 from heptane.tricks.data_parallel import under_launcher

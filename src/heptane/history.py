@@ -1,0 +1,74 @@
+"""What the records of a run's evaluations say: whether the target is reached, which was the best, whether it diverges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from heptane.errors import InputError, check_choice, check_range
+
+DIVERGED = 0.5  # of what the training loss has come down: where it has gone up by so much, and doubled, it is said
+LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "perplexity")
+
+Goal = tuple[str, float]
+Records = Sequence[dict[str, Any]]
+
+
+def check_target(target: Any, valid: Any, metrics: dict[str, Any] | None) -> Goal | None:
+    """The metric and the value to stop at; refuse a target that could never be compared."""
+    if target is None:
+        return None
+    pair = tuple(target) if isinstance(target, (tuple, list)) else ("valid_accuracy", target)
+    if len(pair) != 2 or not isinstance(pair[0], str):
+        raise InputError(f"target={target!r}: expected an accuracy, or a metric and a value, such as ('valid_loss', 0.3)")
+    metric, value = pair
+    known = ["valid_accuracy", "valid_loss", *(f"valid_{name}" for name in metrics or {})]
+    check_choice("target metric", metric, known)
+    if valid is None:
+        raise InputError(f"target={value!r} is on validation data, and there is none: pass valid")
+    check_range(
+        "target", value, 0 if metric == "valid_accuracy" else -math.inf, 1 if metric == "valid_accuracy" else math.inf
+    )
+    return metric, float(value)
+
+
+def reached(history: Records, goal: Goal | None) -> float | None:
+    """The training clock when the target was reached, in seconds; None where it was not, or there is none."""
+    return next((record["train_seconds"] for record in history if goal and _reaches(goal, record)), None)
+
+
+def best_step(history: Records, goal: Goal | None) -> int | None:
+    """The step of the best evaluation so far."""
+    metric = goal[0] if goal else "valid_accuracy"
+    metric = metric if any(metric in record for record in history) else "valid_loss"
+    known = [record for record in history if math.isfinite(record.get(metric, math.nan))]
+    sign = -1 if lower_is_better(metric) else 1
+    best = max(known, key=lambda record: sign * record[metric], default=None)
+    return None if best is None else int(best["step"])
+
+
+def divergence(history: Records, record: dict[str, Any]) -> str:
+    """What to say where the training loss of ``record`` is far above what it was; else nothing."""
+    losses = [(r["train_loss"], r["epoch"]) for r in history if math.isfinite(r.get("train_loss", math.nan))]
+    if not losses:
+        return ""
+    (best, when), now = min(losses), record["train_loss"]
+    if now <= best + max(abs(best), DIVERGED * (losses[0][0] - best)):
+        return ""
+    return (
+        f"diverging: the training loss is {now:.3g} at epoch {record['epoch']}, after {best:.3g} at epoch {when}: "
+        f"lower the learning rate ({record['learning_rate']:.3g} here)"
+    )
+
+
+def _reaches(goal: Goal, record: dict[str, Any]) -> bool:
+    metric, value = goal
+    if metric not in record:
+        known = ", ".join(key for key in record if key.startswith("valid_"))
+        raise InputError(f"target metric {metric!r} has no meaning here: this run measures {known}")
+    return bool(record[metric] <= value if lower_is_better(metric) else record[metric] >= value)
+
+
+def lower_is_better(metric: str) -> bool:
+    return any(word in metric for word in LOWER_IS_BETTER)

@@ -1,0 +1,264 @@
+"""What a run does between two steps: it evaluates, records, saves and stops, all of it off the training clock."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, NoReturn
+
+from heptane import checkpoint, restore
+from heptane._lazy import torch
+from heptane.assemble import Run
+from heptane.clock import Clock
+from heptane.data.batches import in_memory
+from heptane.data.guard import DataError
+from heptane.display import Display
+from heptane.errors import Interrupted
+from heptane.faults import REMEDY, Rewind
+from heptane.history import best_step, divergence, reached
+from heptane.interruption import Interruption
+from heptane.keeper import Keeper
+from heptane.loop import evaluate_with, steps
+from heptane.report.console import Progress
+from heptane.result import Result, result_of
+from heptane.run_folder import RunFolder
+from heptane.tricks import Tricks
+from heptane.tricks.data_parallel import all_sum, any_of, check_replicas
+
+
+class Recorder:
+    """One run's loop body: evaluation, history, target, checkpoints."""
+
+    def __init__(
+        self,
+        run: Run,
+        valid: Any,
+        metrics: dict[str, Any] | None,
+        goal: tuple[str, float] | None,
+        folder: RunFolder | None,
+        every_epochs: float,
+        progress: bool | Progress,
+        keeper: Keeper,
+        interruption: Interruption,
+        max_seconds: float | None = None,
+    ) -> None:
+        self.run, self.valid, self.metrics, self.goal, self.folder = run, valid, metrics, goal, folder
+        self.keeper, self.interruption, self.max_seconds = keeper, interruption, max_seconds
+        self.every_steps = max(1, round(every_epochs * run.source.steps_per_epoch))
+        self.history: list[dict[str, Any]] = []
+        self.reached: float | None = None
+        self.evaluate_seconds = 0.0
+        self.display = Display(run, progress, folder)
+        self._at: int | None = None
+        self._ended = False
+        self._diverged = False
+
+    def go(self, saved: checkpoint.Saved | None) -> None:
+        """Train to the end or the target, from a checkpoint where there is one.
+
+        Raises:
+            Interrupted: a signal came, and the run is saved.
+            FloatingPointError: numbers stopped being finite.
+        """
+        run, start = self.run, 0
+        if saved is not None:
+            start = self._take_up(*restore.load(run, saved))
+        self.display.skip()
+        if run.faults.on_nan == "rewind" and saved is None:
+            self._save(0, wait=True)
+        with self.display.shown():
+            while True:
+                self.display.begin(start)
+                _switch(run.optimizer, "train")
+                try:
+                    with self.interruption.waiting():
+                        self._train(start)
+                    break
+                except Rewind as back:
+                    start = self._go_back(back.step)
+                except DataError as error:
+                    raise self._after_saving(error) from error
+                finally:
+                    run.clock.pause()
+                    self.display.tell()
+        self.keeper.wait()
+        self.display.tell()
+        _switch(run.optimizer, "eval")  # the weights that were evaluated are those that are kept
+        self._ended = True
+        if run.average:
+            run.average.take_over()
+        if run.worker.size > 1:
+            check_replicas(run.model)
+
+    def _train(self, start: int) -> None:
+        run = self.run
+        if self.reached is not None:
+            return
+        if start and self._planned(start) and (not self.history or self.history[-1]["step"] < start):
+            self._record(start)  # what a signal had cut short
+        for event in steps(run, start) if self.reached is None else ():
+            self._at = event.step
+            self.display.step(event)
+            self.display.tell()
+            stop, due = self._asked(event.step)
+            if stop:
+                self._leave(event.step)
+            out_of_time = self._out_of_time(self._planned(event.step))
+            if out_of_time or self._planned(event.step):
+                self._record(event.step)
+                ends = out_of_time or self.reached is not None or event.step == run.total_steps
+                if due or ends or best_step(self.history, self.goal) == event.step or self.keeper.every is None:
+                    self._save(event.step, wait=ends)
+                if ends:
+                    return
+            elif due:
+                self._save(event.step)
+
+    def _asked(self, step: int) -> tuple[bool, bool]:
+        """Whether a signal asks some worker to stop, and whether it is time to save: all workers do the same."""
+        if self.keeper.folder is None:
+            return False, False
+        flags = [bool(self.interruption.asked), self.keeper.due(step)]
+        with self.run.heartbeat.at(step, "after step"):
+            stop, due = any_of(flags, self.run.worker)
+        return stop, due
+
+    def _save(self, step: int, *, wait: bool = False) -> None:
+        with self.run.heartbeat.at(step, "to save step"):
+            self.keeper.save(step, self.history, best_step(self.history, self.goal), wait=wait)
+
+    def _after_saving(self, error: DataError) -> DataError:
+        """What to say of data that went bad: what was trained until then is saved first. Several workers would have to agree
+        on that; of them the last checkpoint stays."""
+        if self.keeper.folder is None or self.run.worker.size > 1 or self._at is None or self._at == self.keeper.saved:
+            return error
+        self.run.meter.discard()
+        self._save(self._at, wait=True)
+        return error if self.keeper.failed else DataError(f"{error}; saved at step {self._at}, from where resume goes on")
+
+    def _planned(self, step: int) -> bool:
+        return step % self.every_steps == 0 or step == self.run.total_steps
+
+    def _take_up(self, step: int, history: list[dict[str, Any]]) -> int:
+        """Go on from ``step`` with this history."""
+        self.history = history
+        self.reached = reached(self.history, self.goal)
+        self.evaluate_seconds = history[-1]["evaluate_seconds"] if history else 0.0
+        return step
+
+    def _go_back(self, step: int) -> int:
+        """To the last checkpoint, since ``step`` came out wrong; where to go on."""
+        run = self.run
+        self.keeper.wait()
+        saved, _ = checkpoint.find(self.keeper.folder, run.worker) if self.keeper.folder else (None, [])
+        if saved is None:
+            raise FloatingPointError(f"{run.faults.messages[-1]}, but there is no checkpoint: {REMEDY}")
+        before = run.faults.state()
+        start = self._take_up(*restore.load(run, saved, again=True))
+        run.faults.gone_back(step, before)
+        return start
+
+    def _leave(self, step: int) -> NoReturn:
+        """Save, and stop for a signal."""
+        self._save(step, wait=True)
+        kept = self.keeper.saved
+        where = (
+            f"saved at step {step}" if not self.keeper.failed else f"step {step} could not be saved ({self.keeper.failed})"
+        )
+        if self.keeper.failed and kept is not None:
+            where += f", step {kept} was"
+        if self.folder:
+            self.folder.event("interrupted", {"step": step, "signal": self.interruption.asked, "saved": kept})
+        raise Interrupted(f"{self.interruption.asked or 'another worker'}: {where}")
+
+    def result(self, tricks: Tricks, test: Any) -> Result:
+        """The result; the test set is read here, once."""
+        run = self.run
+        last = self.history[-1] if self.history else {}
+        metrics = {key: value for key, value in last.items() if key.startswith("valid_")}
+        if test is not None:
+            try:
+                metrics |= {f"test_{key}": value for key, value in self._evaluate(test, "test").items()}
+            except Interrupted as error:
+                raise Interrupted(f"{error}: saved at step {run.total_steps if not last else last['step']}") from None
+        return result_of(run, self.history, metrics, self.goal, self.evaluate_seconds, tricks)
+
+    def _out_of_time(self, planned: bool) -> bool:
+        """Whether the training clock is past its limit; several workers ask rank 0's, at the planned evaluations only."""
+        run = self.run
+        if self.max_seconds is None or (run.worker.size > 1 and not planned):
+            return False
+        late = run.clock.train_seconds >= self.max_seconds
+        if run.worker.size == 1:
+            return late
+        return bool(all_sum(torch.tensor(float(late and run.worker.rank == 0), device=run.place.device), run.worker))
+
+    def _record(self, step: int) -> None:
+        """Evaluate after ``step``, and add a record to the history."""
+        run = self.run
+        epoch = step / run.source.steps_per_epoch
+        record: dict[str, Any] = {"epoch": int(epoch) if epoch == int(epoch) else round(epoch, 3), "step": step}
+        record |= run.meter.read()
+        check_replicas(run.model)
+        if self.valid is not None:
+            record |= {f"valid_{key}": value for key, value in self._validate(step).items()}
+        run.meter.reset()
+        learning_rate = float(run.optimizer.param_groups[-1]["lr"])
+        record |= {"learning_rate": learning_rate, "train_seconds": run.clock.train_seconds}
+        record["evaluate_seconds"] = self.evaluate_seconds
+        diverging = divergence(self.history, record)
+        if diverging and not self._diverged:
+            self._diverged = True
+            run.faults.say(diverging)
+        self.history.append(record)
+        self.display.record(record)
+        self.reached = reached(self.history, self.goal)
+
+    def _validate(self, step: int) -> dict[str, float]:
+        """On ``valid``; a signal does not wait for it, and the checkpoint is one that evaluates first. Several workers, who
+        would have to agree on that, end the evaluation."""
+        try:
+            with self.interruption.at_once() if self.run.worker.size == 1 else nullcontext():
+                return self._evaluate(self.valid, "validation")
+        except Interrupted:
+            _switch(self.run.optimizer, "train")
+            self._leave(step)
+        finally:
+            _switch(self.run.optimizer, "train")
+
+    def _evaluate(self, data: Any, name: str) -> dict[str, float]:
+        clock = Clock()
+        clock.resume()
+        _switch(self.run.optimizer, "eval")
+        averaged = self.run.average.in_place() if self.run.average and not self._ended else nullcontext()
+        model, shown, metrics = self.run.model, data, self.metrics
+        if self.run.shortcut and data is self.valid and in_memory(data):
+            model, shown, metrics = self.run.shortcut.tail, self.run.shortcut.of(data), bound(metrics, model, data)
+        with averaged, self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step"):
+            found = evaluate_with(
+                model,
+                shown,
+                self.run.criterion,
+                precision=self.run.precision,
+                metrics=metrics,
+                place=self.run.place,
+                worker=self.run.worker,
+                bad=self.run.faults.bad,
+                name=name,
+            )
+        self.evaluate_seconds += clock.train_seconds
+        return found
+
+
+def bound(metrics: dict[str, Any] | None, model: torch.nn.Module, data: Any) -> dict[str, Any]:
+    """Metrics that are functions look at the whole model and the data themselves, also where only its tail is run."""
+    return {
+        name: metric if hasattr(metric, "update") else lambda _, __, metric=metric: metric(model, data)
+        for name, metric in (metrics or {}).items()
+    }
+
+
+def _switch(optimizer: Any, mode: str) -> None:
+    """Optimizers that keep other weights for training than for evaluation (schedule-free ones) say so by these methods."""
+    switch = getattr(optimizer, mode, None)
+    if callable(switch):
+        switch()

@@ -1,0 +1,141 @@
+"""Put a checkpoint back into a run: what must be the same is compared before anything is touched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from heptane._lazy import torch
+from heptane.assemble import Run
+from heptane.checkpoint import STATE, Saved, fixed
+from heptane.errors import InputError, one_line
+from heptane.metrics import TrainMeter
+from heptane.packing import unpack
+from heptane.parts import as_parts, read_parts
+from heptane.storage import Damaged
+from heptane.tricks import Tricks
+from heptane.tricks.data_parallel import Worker, launched
+from heptane.tricks.lr_scaling import LRScaling
+
+
+def as_decided(tricks: Tricks, saved: Saved | None) -> Tricks:
+    """``tricks`` with what was measured when the run began in place of "auto": a second one may differ."""
+    trick = tricks.mixed_precision
+    if saved is None or trick is None:
+        return tricks
+    found = saved.facts["precision"]
+    last = ("on" if found["channels_last"] else "off") if trick.channels_last == "auto" else trick.channels_last
+    dtype = found["name"] if trick.dtype == "auto" else trick.dtype
+    return replace(tricks, mixed_precision=replace(trick, dtype=dtype, channels_last=last))
+
+
+def followed(tricks: Tricks, saved: Saved | None, batch_size: int | None) -> tuple[Tricks, int | None]:
+    """The tricks and the batch with which a run goes on where its workers keep their shares and are not as many as at first:
+    the batch in proportion, the rate by the rule of the optimizer's family."""
+    parallel = tricks.data_parallel
+    if saved is None or batch_size is None or parallel is None or parallel.keep != "share":
+        return tricks, batch_size
+    first = saved.facts["first"]
+    if first["workers"] == launched():
+        return tricks, batch_size
+    scaling = tricks.lr_scaling or LRScaling(reference_batch=first["batch_size"], warmup_epochs=0)
+    return replace(tricks, lr_scaling=scaling), max(1, round(first["batch_size"] * launched() / first["workers"]))
+
+
+def load(run: Run, saved: Saved, *, again: bool = False) -> tuple[int, list[dict[str, Any]]]:
+    """Put a checkpoint's state into ``run``; return the step it was taken at and the history up to there.
+
+    Args:
+        again: ``run`` itself was there before, and its clock goes on.
+
+    Raises:
+        InputError: the file is not a checkpoint of this run: another model, optimizer, data size, batch or seed.
+    """
+    try:
+        return _load(run, saved, again)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        raise InputError(f"checkpoint {saved.path} does not hold what it should ({one_line(error)}): remove it") from error
+
+
+def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]]]:
+    facts, path = saved.facts, saved.path
+    tensors = _tensors(saved, run)
+    model, optimizer = unpack(facts["model"], tensors), unpack(facts["optimizer"], tensors)
+    average = unpack(facts["average"], tensors)
+    _check_model(run.model, model, path)
+    before, follows = facts["workers"], False
+    if before != run.worker.size and run.data_parallel.keep == "share":
+        follows = facts["fixed"]["batch_size"] != run.source.batch_size
+    for name, value in fixed(run).items():
+        if facts["fixed"][name] != value and not (follows and name in ("batch_size", "steps per epoch")):
+            raise InputError(f"checkpoint {path} was written with {name} {facts['fixed'][name]}, and this run has {value}")
+    step = facts["step"] * run.source.steps_per_epoch // facts["fixed"]["steps per epoch"]  # the same, unless it follows
+    if step > run.total_steps:
+        raise InputError(f"checkpoint {path} is at step {step}, past this run's {run.total_steps}: raise epochs")
+    if run.outline is not None:
+        model, optimizer, average = as_parts(run, model, optimizer, average)
+    run.model.load_state_dict(model)
+    own = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
+    run.optimizer.load_state_dict(optimizer)
+    if follows:  # Adam's betas and eps go with the batch
+        for group, settings in zip(run.optimizer.param_groups, own, strict=True):
+            group.update(settings)
+    if run.average:
+        if average is None:
+            raise InputError(f"checkpoint {path} was written without average_decay, and this run has {run.average.decay}")
+        run.average.load_state(average)
+    run.first = facts["first"]
+    if facts["precision"]["name"] == run.precision.name:
+        run.precision.load_state(facts["precision"]["state"])
+    else:  # dtype="auto" measures again, and may decide otherwise on another machine
+        run.notes.append(f"from step {facts['step']} on in {run.precision.name}; before in {facts['precision']['name']}")
+    if before != run.worker.size:
+        how = f"the global batch of {run.source.batch_size} and the learning rate are kept, each worker's share changes"
+        if follows:
+            how = f"each keeps its share, so the batch is {run.source.batch_size} and the learning rate follows by the rule"
+        run.notes.append(f"from step {step} on with {run.worker.size} worker(s), before with {before}: {how}")
+    run.skipped = facts["skipped"]
+    run.faults.load_state(facts["faults"])
+    run.meter.load_state(_own_meter(facts["meters"], run.worker))
+    if not again:
+        run.clock.carry(facts["seconds"])
+    return step, facts["history"]
+
+
+def _tensors(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors; of one in parts, sharded as ``run`` is."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if STATE in saved.files:
+            return dict(load_file(saved.path / STATE))
+        return read_parts(saved, run)
+    except (SafetensorError, OSError, Damaged) as error:
+        raise InputError(f"checkpoint {saved.path} cannot be read ({one_line(error)}): remove it") from None
+
+
+def _own_meter(meters: list[Any], worker: Worker) -> Any:
+    """What this worker had summed up; where they were another number, the first has the sum of all."""
+    if len(meters) == worker.size:
+        return meters[worker.rank]
+    return TrainMeter.together(meters, worker.size) if worker.rank == 0 else None
+
+
+def _check_model(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> None:
+    """Compare before anything is loaded, so that a refusal leaves the model as it was."""
+    own = model.state_dict()
+    for name in [*own, *saved]:
+        there, here = _shape(saved, name), _shape(own, name)
+        if there != here:
+            raise InputError(f"checkpoint {path} is of another model: in the file {name!r} is {there}, in the model {here}")
+
+
+def _shape(state: dict[str, Any], name: str) -> str:
+    if name not in state:
+        return "absent"
+    value = state[name]
+    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "no tensor"
