@@ -1,5 +1,6 @@
 """heptane: seven tricks that make a PyTorch model reach the same accuracy in a fraction of the time."""
 
+from heptane.anatomy import Anatomy, anatomy
 from heptane.criterion import CrossEntropy
 from heptane.data import Data, load_data
 from heptane.data.augment import CropFlip
@@ -24,6 +25,7 @@ from heptane.weights import load_weights
 
 __version__ = "0.1.0"
 __all__ = [
+    "Anatomy",
     "CropFlip",
     "CrossEntropy",
     "Cyclical",
@@ -42,6 +44,7 @@ __all__ = [
     "Step",
     "Transfer",
     "Tricks",
+    "anatomy",
     "as_scheduler",
     "cosine_restarts",
     "evaluate",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heptane._lazy import torch
+from heptane.anatomy import Anatomy
 from heptane.averaging import Average
 from heptane.checks import (
     check_finite,
@@ -37,7 +38,7 @@ from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import DataParallel, Worker, check_replicas
 from heptane.tricks.mixed_precision import Precision, check_master, find_device
 from heptane.tricks.mixup import Mixer
-from heptane.tricks.transfer import Transfer, freeze, layer_groups, train_mode
+from heptane.tricks.transfer import Transfer, freeze, train_mode
 
 __all__ = [
     "OptimizerFactory",
@@ -153,6 +154,8 @@ class Run:
     transfer: Transfer | None = None
     outline: torch.nn.Module | None = None
     """a sharded model's, to gather it in"""
+    groups: Anatomy | None = None
+    """of transfer: what is frozen, and has its rates, together"""
     skipped: int = 0
     base_rates: list[float] = field(init=False)
 
@@ -203,8 +206,8 @@ class Run:
         Where the frozen part was computed once, these are the model's tail, and features.
         """
         if phase.frozen is not None:
-            freeze(self.model, phase.frozen)
-        train_mode(self.model)
+            freeze(self.model, phase.frozen, self.groups)
+        train_mode(self.model, self.groups)
         self.shortcut = self._shortcut_in(phase)
         self.trained, source = (self.shortcut.tail, self.shortcut.source) if self.shortcut else (self.model, self.source)
         self.sample_shape = tuple(first_tensor(source.sample(1)[0]).shape[1:])
@@ -250,13 +253,14 @@ def assemble(
     data_parallel.check_shares(source.num_samples, source.batch_size, plan.accumulate, worker)
     total_steps = max(1, round(plan.epochs * source.steps_per_epoch))
 
-    # model: weights, head, frozen groups; then the device
+    # model: on the device, where its order of use is seen; weights, head, frozen groups
+    model.to(place.device)
+    sample = _sample(source, place)
+    groups = tricks.transfer.anatomy(model, *few(sample, plan.loss)) if tricks.transfer else None
     if tricks.transfer:
         if tricks.transfer.lora_rank and data_parallel.shards:
             raise InputError("Transfer.lora_rank with DataParallel.strategy='fsdp': adapters are small, so use 'ddp'")
-        notes += tricks.transfer.prepare(model, _num_classes(source), plan.seed)
-    model.to(place.device)
-    sample = _sample(source, place)
+        notes += tricks.transfer.prepare(model, _num_classes(source), plan.seed, groups)
     if plan.resize:
         check_resize(model, plan.resize, sample[0])
         place.sizes = plan.resize.sizes(total_steps)
@@ -272,8 +276,8 @@ def assemble(
     model = data_parallel.convert(model)
     outline = data_parallel.shard(model)
     # optimizer: all groups up front; base rates scaled once
-    optimizer, phases = _optimizer(model, plan.optimizer, tricks, total_steps, source.steps_per_epoch)
-    find_unused = worker.size > 1 and outline is None and _looks_for_unused(model, criterion, sample, phases, notes)
+    optimizer, phases = _optimizer(model, plan.optimizer, tricks, total_steps, source.steps_per_epoch, groups)
+    find_unused = worker.size > 1 and outline is None and _looks_for_unused(model, criterion, sample, phases, notes, groups)
     if tricks.lr_scaling:
         why["lr_scaling"] = tricks.lr_scaling.apply(optimizer, source.batch_size)
     # schedules: warm-up times cycle
@@ -282,7 +286,7 @@ def assemble(
     mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch) if mixup else Unmixed()
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
-    return Run(*slots, clock, worker, data_parallel, find_unused, notes, why, bad, tricks.transfer, outline)
+    return Run(*slots, clock, worker, data_parallel, find_unused, notes, why, bad, tricks.transfer, outline, groups)
 
 
 def default_device() -> str:
@@ -350,34 +354,44 @@ def _precision(
 
 
 def _optimizer(
-    model: torch.nn.Module, factory: OptimizerFactory, tricks: Tricks, total_steps: int, steps_per_epoch: int
+    model: torch.nn.Module,
+    factory: OptimizerFactory,
+    tricks: Tricks,
+    total_steps: int,
+    steps_per_epoch: int,
+    anatomy: Anatomy | None,
 ) -> tuple[torch.optim.Optimizer, list[Phase]]:
     transfer = tricks.transfer
     if transfer is None:
         built = factory(model.parameters())
         check_optimizer(built, None)
         return built, [Phase(0, total_steps)]
-    groups = transfer.param_groups(model, 1.0)
+    groups = transfer.param_groups(model, 1.0, anatomy)
     built = factory([{"params": group["params"], "name": group["name"]} for group in groups])
     check_optimizer(built, len(groups))
     for group, share in zip(built.param_groups, groups, strict=True):
         group["lr"] = group["lr"] * share["lr"]
     if not transfer.freeze:
         return built, [Phase(0, total_steps)]
-    starts = transfer.phases(total_steps, steps_per_epoch, len(layer_groups(model)))
+    starts = transfer.phases(total_steps, steps_per_epoch, len(groups))
     stops = [start for start, _ in starts[1:]] + [total_steps]
     return built, [Phase(start, stop, frozen) for (start, frozen), stop in zip(starts, stops, strict=True)]
 
 
 def _looks_for_unused(
-    model: torch.nn.Module, criterion: Criterion, sample: Any, phases: list[Phase], notes: list[str]
+    model: torch.nn.Module,
+    criterion: Criterion,
+    sample: Any,
+    phases: list[Phase],
+    notes: list[str],
+    groups: Anatomy | None,
 ) -> bool:
     """Whether a step leaves parameters without a gradient that train in some phase."""
     if phases[-1].frozen is not None:
-        freeze(model, phases[-1].frozen)
+        freeze(model, phases[-1].frozen, groups)
     unused = unused_parameters(model, criterion, *rows(sample, slice(2)))
     if phases[0].frozen is not None:
-        freeze(model, phases[0].frozen)
+        freeze(model, phases[0].frozen, groups)
     if unused:
         notes.append(f"no gradient reaches {', '.join(unused[:3])}: the workers look for unused parameters at each step")
     return bool(unused)

@@ -58,6 +58,16 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise InputError(f"{name}={value!r} is not known{nearest(str(value), known)}: expected one of {', '.join(known)}")
 
 
+def check_names(name: str, value: object) -> None:
+    """Raise :class:`InputError` unless ``value`` is a tuple or list of different texts, none of them empty."""
+    names = value if isinstance(value, (tuple, list)) else [None]
+    if not all(isinstance(text, str) and text for text in names):
+        raise InputError(f"{name}={value!r}: expected names, such as ('stem', 'block1')")
+    twice = [text for text in names if names.count(text) > 1]
+    if twice:
+        raise InputError(f"{name}: {twice[0]!r} is there twice: name each once")
+
+
 def nearest(value: str, choices: Iterable[str]) -> str:
     """``' (did you mean X?)'`` for the closest of ``choices``, or an empty string."""
     known = {choice.lower(): choice for choice in choices}

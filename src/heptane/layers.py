@@ -1,12 +1,16 @@
-"""The anatomy of a model: which layer is its head, and which parameters lie at which depth."""
+"""Which layer of a model is its head, and which parameters lie at which depth, by its structure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
 
 from heptane._lazy import torch
 from heptane.errors import InputError
+
+if TYPE_CHECKING:
+    from heptane.usage import Usage
 
 
 class Group(NamedTuple):
@@ -18,48 +22,64 @@ class Group(NamedTuple):
     """normalisations without parameters, but with statistics"""
 
 
-def find_head(model: torch.nn.Module) -> tuple[str, torch.nn.Linear | torch.nn.Conv2d] | None:
-    """The name and module of the classifier: the last ``Linear`` as registered, else the last ``Conv2d`` if 1x1, else None.
+def find_head(model: torch.nn.Module, usage: Usage | None = None) -> tuple[str, torch.nn.Linear | torch.nn.Conv2d] | None:
+    """The name and module of the classifier, or None.
+
+    Args:
+        model: any module.
+        usage: from :func:`heptane.usage.watch`. With it the classifier is the ``Linear`` or 1x1 ``Conv2d`` that is used
+            last on the way to the output; without, the last ``Linear`` as registered, else the last ``Conv2d`` if 1x1.
 
     Example:
         >>> find_head(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)))
         ('2', Linear(in_features=3, out_features=2, bias=True))
     """
-    linears: list[tuple[str, torch.nn.Linear | torch.nn.Conv2d]] = []
-    convolutions: list[tuple[str, torch.nn.Linear | torch.nn.Conv2d]] = []
-    for name, module in model.named_modules():
-        # Attention keeps its output projection in a subclass of Linear that is never a classifier.
-        if isinstance(module, torch.nn.Linear) and type(module).__name__ != "NonDynamicallyQuantizableLinear":
-            linears.append((name, module))
-        elif isinstance(module, torch.nn.Conv2d):
-            convolutions.append((name, module))
-    if linears or not convolutions:
-        return linears[-1] if linears else None
-    last = convolutions[-1][1]
-    return convolutions[-1] if last.kernel_size == (1, 1) and last.groups == 1 else None
+    found = [(name, module) for name, module in model.named_modules() if _maps(module)]
+    if usage is None:
+        found.sort(key=lambda item: isinstance(item[1], torch.nn.Linear))
+    else:
+        found = sorted((f for f in found if usage.last_of(f[1]) >= 0), key=lambda item: usage.last_of(item[1]))
+    linears = [(name, module) for name, module in found if isinstance(module, torch.nn.Linear)]
+    ends = found[-1:] if found and _per_position(found[-1][1]) else linears[-1:]
+    return ends[0] if ends else None
 
 
-def depth_groups(model: torch.nn.Module) -> list[Group]:
-    """The model's groups from the input to the output, as registered, the head last; each parameter is in one of them.
+def _maps(module: torch.nn.Module) -> bool:
+    """A Linear or a Conv2d? Not the output of attention, kept in a subclass of Linear that is never a classifier."""
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    return isinstance(module, kinds) and type(module).__name__ != "NonDynamicallyQuantizableLinear"
+
+
+def _per_position(module: torch.nn.Module) -> bool:
+    """Does it map each position's features by itself, as a classifier does?"""
+    return not isinstance(module, torch.nn.Conv2d) or (module.kernel_size == (1, 1) and module.groups == 1)
+
+
+def depth_groups(model: torch.nn.Module, usage: Usage | None = None) -> list[Group]:
+    """The model's groups from the input to the output, the head last; each parameter is in one of them.
 
     Containers (``Sequential``, ``ModuleList``, ``ModuleDict``), wrappers and bodies that hold a stack of like blocks
-    are opened; other modules with weights are one group each.
+    are opened; other modules with weights are one group each. They are in the order of ``usage``, or as registered; what an
+    evaluation does not use, such as an auxiliary head, is in the head's group.
 
     Raises:
         InputError: a lazy layer, whose parameters do not exist yet.
     """
-    if any(torch.nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
-        raise InputError(f"{type(model).__name__} has lazy layers without a shape yet; run one batch through it first")
-    head_name, head = find_head(model) or ("", None)
+    check_not_lazy(model)
+    head_name, head = find_head(model, usage) or ("", None)
     last = Group(head_name, list(head.parameters()) if head else [], [])
     seen = {id(parameter) for parameter in last.parameters}
     groups: list[Group] = []
     current = waiting = Group("", [], [])  # what comes before the first layer waits for it
-    for name, module, parameters, opened in _walk(model, "", head, spine=True):
+    walk = list(_walk(model, "", head, spine=True))
+    if usage:
+        walk.sort(key=lambda item: usage.first_of(item[1]))
+    for name, module, parameters, opened in walk:
         fresh = [parameter for parameter in dict.fromkeys(parameters) if id(parameter) not in seen]
         seen.update(id(parameter) for parameter in fresh)
-        if module is head:
+        if module is head or (head and usage and fresh and usage.first_of(module) == inf):
             current = last
+            current.parameters.extend(fresh)
         elif not opened and _is_layer(module, fresh):
             current = Group(name, waiting.parameters + fresh, waiting.bare_norms)
             groups.append(current)
@@ -76,6 +96,12 @@ def depth_groups(model: torch.nn.Module) -> list[Group]:
     joined.parameters[:0] = waiting.parameters
     joined.bare_norms.extend(waiting.bare_norms)
     return groups
+
+
+def check_not_lazy(model: torch.nn.Module) -> None:
+    """Refuse a model some of whose parameters do not exist yet."""
+    if any(torch.nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise InputError(f"{type(model).__name__} has lazy layers without a shape yet; run one batch through it first")
 
 
 def _walk(

@@ -17,6 +17,7 @@ from heptane.errors import InputError, check_choice, check_range, nearest
 from heptane.tricks import KINDS, Tricks
 
 PRESETS = ("none", "recommended")
+NAMES = "tuple[str, ...]"  # the annotation of a field that is a list of names
 AUGMENTS = ("none", "flip", "crop-flip")
 
 
@@ -273,12 +274,14 @@ def convert(name: str, annotation: str, value: Any) -> Any:
     kinds = [kind.strip() for kind in annotation.split("|")]
     if value is None or (value == "none" and "None" in kinds and "str" not in kinds):
         return None
-    for kind in ("bool", "int", "float", "str"):
+    for kind in ("bool", "int", "float", "str", NAMES):
         if kind in kinds:
             made = _CONVERT[kind](value)
             if made is not None:
                 return made
-    wanted = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+    wanted = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"} | {
+        NAMES: "names, joined by commas"
+    }
     raise InputError(f"{name}={value!r}: expected {' or '.join(wanted[kind] for kind in kinds if kind != 'None')}")
 
 
@@ -305,9 +308,15 @@ def _float(value: Any) -> float | None:
         return None
 
 
+def _names(value: Any) -> tuple[str, ...] | None:
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
 _CONVERT: dict[str, Callable[[Any], Any]] = {
     "bool": _bool,
     "int": _int,
     "float": _float,
     "str": lambda value: value if isinstance(value, str) else None,
+    NAMES: _names,
 }

@@ -1,4 +1,7 @@
-"""``heptane train | race | evaluate | tricks``. Exit codes: 0 done; 2 wrong input; 3 target not reached; 130 interrupted."""
+"""``heptane train | race | evaluate | layers | tricks``.
+
+Exit codes: 0 done; 2 wrong input; 3 target not reached; 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from heptane.cli.flags import Parser, add_evaluate, add_race, add_train, add_tricks
+from heptane.cli.flags import Parser, add_evaluate, add_layers, add_race, add_train, add_tricks
 from heptane.errors import InputError
 from heptane.interruption import Interruption
 
@@ -22,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_train(commands)
     add_race(commands)
     add_evaluate(commands)
+    add_layers(commands)
     add_tricks(commands)
     try:
         with Interruption(active=True):  # SIGTERM and SIGUSR1 end as Ctrl-C does, whatever is going on
@@ -57,6 +61,10 @@ def _run(parser: Parser, arguments: list[str]) -> int:
         from heptane.cli.evaluate import evaluate
 
         return evaluate(flags)
+    if flags.command == "layers":
+        from heptane.cli.layers import layers
+
+        return layers(flags)
     if flags.command == "race":
         from heptane.cli.race import race
 

@@ -7,7 +7,7 @@ from dataclasses import Field, fields
 from typing import Any, NoReturn
 
 from heptane.errors import InputError, check_choice, nearest
-from heptane.settings import RaceSettings, Settings, convert, field_docs
+from heptane.settings import NAMES, RaceSettings, Settings, convert, field_docs
 from heptane.tricks import KINDS
 
 SEPARATOR = "."
@@ -117,6 +117,22 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--skip-bad", type=int, default=0, metavar="INT", help="Leave out up to so many bad images.")
 
 
+def add_layers(commands: Any) -> None:
+    """``heptane layers``."""
+    parser: Parser = commands.add_parser(
+        "layers",
+        help="show a model's groups of layers: the rate of each, and until when it is frozen",
+        description="Show the groups of layers that transfer freezes, and gives a rate, together, from the input to the output, as "
+        "heptane train with the same flags has them before warm-up and cycle. Without --data the model sees blank images.",
+    )
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    parser.add_argument("--config", metavar="FILE", help="Settings from a TOML file; flags given beside it win.")
+    parser.add_argument("--fallback", metavar="DATA", help="Built-in data to use where --data cannot be had.")
+    parser.set_defaults(resume=None, out=None, force=False)
+    _add_settings(parser, "run")
+    _add_tricks(parser)
+
+
 def add_tricks(commands: Any) -> None:
     """``heptane tricks``."""
     commands.add_parser("tricks", help="list the seven: what each costs, and when it does not help")
@@ -155,10 +171,10 @@ def _flag(field: Field[Any], prefix: str) -> str:
 def _add_field(group: Any, field: Field[Any], prefix: str, doc: str, default: Any = ...) -> None:
     flag, kind = _flag(field, prefix), str(field.type).removesuffix(" | None")
     default = field.default if default is ... else default
-    default = "" if default in (None, "") else f" Default: {str(default).lower()}."
+    default = "" if default in (None, "", ()) else f" Default: {str(default).lower()}."
     settings: dict[str, Any] = {"dest": flag, "help": (doc + default).replace("%", "%%")}
     if kind == "bool":
         settings |= {"nargs": "?", "const": "true", "metavar": "BOOL"}
     else:
-        settings["metavar"] = {"float": "NUM", "int": "INT"}.get(kind, "TEXT")
+        settings["metavar"] = {"float": "NUM", "int": "INT", NAMES: "NAME,.."}.get(kind, "TEXT")
     group.add_argument(f"--{flag}", **settings)

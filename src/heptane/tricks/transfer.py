@@ -27,8 +27,9 @@ from math import ceil
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.errors import InputError, check_bool, check_choice, check_range
-from heptane.layers import depth_groups, find_head
+from heptane.anatomy import Anatomy, anatomy
+from heptane.errors import InputError, check_bool, check_choice, check_names, check_range, nearest
+from heptane.layers import find_head
 from heptane.lora import adapt
 from heptane.weights import load_weights
 
@@ -36,14 +37,16 @@ _SLACK = 1e-9  # of a period: keeps a step that lies on a boundary there when th
 _STOPPED = "_heptane_stopped"  # on a module: names of those of its parameters whose gradients freeze() stopped
 
 
-def swap_head(model: torch.nn.Module, num_classes: int) -> str:
+def swap_head(model: torch.nn.Module, num_classes: int, name: str | None = None) -> str:
     """Replace the classifier by a fresh one of ``num_classes`` outputs, unless it has that many already.
 
     The new layer has PyTorch's usual initial values, on the old one's device and in its dtype, and trains.
 
     Args:
-        model: changed in place; its classifier is the last ``Linear`` as registered, or else the last 1x1 ``Conv2d``.
+        model: changed in place.
         num_classes: outputs wanted, 1 or more.
+        name: the classifier's, such as ``hp.anatomy(model, inputs).head``; None: the last ``Linear`` as registered, or else
+            the last 1x1 ``Conv2d``.
 
     Returns:
         The classifier's dotted name.
@@ -57,7 +60,7 @@ def swap_head(model: torch.nn.Module, num_classes: int) -> str:
         ('1', 10)
     """
     check_range("num_classes", num_classes, 1, whole=True)
-    name, old = _head(model)
+    name, old = _head(model, name)
     if old.weight.shape[0] == num_classes:
         return name
     if not name:
@@ -74,14 +77,14 @@ def swap_head(model: torch.nn.Module, num_classes: int) -> str:
     return name
 
 
-def layer_groups(model: torch.nn.Module) -> list[tuple[str, list[torch.nn.Parameter]]]:
-    """The parameters in groups from the input to the output, as registered; the head is the last group.
-
-    Containers (``Sequential``, ``ModuleList``, ``ModuleDict``), wrappers and bodies that hold a stack of like blocks
-    are opened; other modules with weights are one group each. A normalisation joins the layer before it.
+def layer_groups(model: torch.nn.Module, groups: Anatomy | None = None) -> list[tuple[str, list[torch.nn.Parameter]]]:
+    """The parameters in groups from the input to the output; the head is in the last group.
 
     Args:
         model: any module.
+        groups: its :func:`heptane.anatomy`; None: without a sample, by the library's own grouping, or as registered.
+            Then containers (``Sequential``, ``ModuleList``, ``ModuleDict``), wrappers and bodies that hold a stack of like
+            blocks are opened; other modules with weights are one group each. A normalisation joins the layer before it.
 
     Returns:
         (name, parameters) per group; each parameter once, one shared with the head in the head's group, and the
@@ -94,10 +97,10 @@ def layer_groups(model: torch.nn.Module) -> list[tuple[str, list[torch.nn.Parame
 
     Source: Howard & Ruder 2018, arXiv:1801.06146, section 3.2.
     """
-    return [(group.name, group.parameters) for group in depth_groups(model)]
+    return [(group.name, group.parameters) for group in (groups or anatomy(model)).groups(model)]
 
 
-def freeze(model: torch.nn.Module, num_groups: int) -> list[str]:
+def freeze(model: torch.nn.Module, num_groups: int, groups: Anatomy | None = None) -> list[str]:
     """Stop the gradients of the first groups, and start again those of the others that it stopped before.
 
     What you froze yourself stays frozen. Call it before the optimizer and the data-parallel wrap see the model, and
@@ -106,6 +109,7 @@ def freeze(model: torch.nn.Module, num_groups: int) -> list[str]:
     Args:
         model: changed in place.
         num_groups: how many, from the input; 0 to one less than there are, or -1 for all but the head.
+        groups: the model's :func:`heptane.anatomy`; None: without a sample, by its library's grouping or as registered.
 
     Returns:
         The names of the frozen groups.
@@ -119,9 +123,9 @@ def freeze(model: torch.nn.Module, num_groups: int) -> list[str]:
 
     Source: Howard & Ruder 2018, arXiv:1801.06146, section 3.3.
     """
-    groups = layer_groups(model)
-    count = _count_frozen("num_groups", num_groups, len(groups))
-    frozen = {id(parameter) for _, parameters in groups[:count] for parameter in parameters}
+    layers = layer_groups(model, groups)
+    count = _count_frozen("num_groups", num_groups, len(layers))
+    frozen = {id(parameter) for _, parameters in layers[:count] for parameter in parameters}
     for module in model.modules():
         stopped: set[str] = getattr(module, _STOPPED, set())
         for name, parameter in module.named_parameters(recurse=False):
@@ -133,14 +137,15 @@ def freeze(model: torch.nn.Module, num_groups: int) -> list[str]:
                 stopped.discard(name)
         if stopped:
             setattr(module, _STOPPED, stopped)
-    return [name for name, _ in groups[:count]]
+    return [name for name, _ in layers[:count]]
 
 
-def train_mode(model: torch.nn.Module) -> torch.nn.Module:
+def train_mode(model: torch.nn.Module, groups: Anatomy | None = None) -> torch.nn.Module:
     """``model.train()``, and then what is frozen back in eval mode, so that its BatchNorm keeps its statistics.
 
     Args:
         model: changed in place.
+        groups: the model's :func:`heptane.anatomy`; None: without a sample, by its library's grouping or as registered.
 
     Returns:
         The model.
@@ -158,20 +163,23 @@ def train_mode(model: torch.nn.Module) -> torch.nn.Module:
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
-    for group in depth_groups(model):
+    for group in (groups or anatomy(model)).groups(model):
         if not any(parameter.requires_grad for parameter in group.parameters):
             for norm in group.bare_norms:
                 norm.eval()
     return model
 
 
-def param_groups(model: torch.nn.Module, lr: float, factor: float = 2.6) -> list[dict[str, Any]]:
+def param_groups(
+    model: torch.nn.Module, lr: float, factor: float = 2.6, groups: Anatomy | None = None
+) -> list[dict[str, Any]]:
     """An optimizer's parameter groups, one per depth, each with its own rate; the frozen ones are there too.
 
     Args:
         model: after its head was swapped.
         lr: the rate of the last group, the head; more than 0.
         factor: each group has the rate of the next one divided by this, 1 (all equal) or more.
+        groups: the model's :func:`heptane.anatomy`; None: without a sample, by its library's grouping or as registered.
 
     Returns:
         A dict per group, from the input, with ``params``, ``lr`` and ``name``.
@@ -189,11 +197,11 @@ def param_groups(model: torch.nn.Module, lr: float, factor: float = 2.6) -> list
     """
     check_range("lr", lr, 0, low_open=True)
     check_range("factor", factor, 1)
-    groups = layer_groups(model)
-    if not groups:
+    layers = layer_groups(model, groups)
+    if not layers:
         raise InputError(f"{type(model).__name__} has no parameters: there is nothing to train")
-    rates = [lr * (1 / factor) ** (len(groups) - 1 - depth) for depth in range(len(groups))]
-    return [{"params": params, "lr": rate, "name": name} for (name, params), rate in zip(groups, rates, strict=True)]
+    rates = [lr * (1 / factor) ** (len(layers) - 1 - depth) for depth in range(len(layers))]
+    return [{"params": params, "lr": rate, "name": name} for (name, params), rate in zip(layers, rates, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +222,9 @@ class Transfer:
     """Groups to freeze, from the first, at least 0 (no more than you froze yourself); -1: all but the head."""
     unfreeze_every_epochs: float = 0.0
     """Epochs after which one more group, from the last, is unfrozen, at least 0; 0: never."""
+    groups: tuple[str, ...] = ()
+    """What is frozen, and has its rate, together, from the input to the output: names of modules, or patterns with *; joined
+    by commas as a flag. The head is added. Empty: timm's or transformers' own groups, else blocks in their order of use."""
     rate_factor: float = 2.6
     """Factor between the rate of a group and that of the one before it, at least 1; 1: equal rates."""
     min_match: float = 0.5
@@ -235,6 +246,8 @@ class Transfer:
         if self.weights is not None and (not isinstance(self.weights, str) or not self.weights):
             raise InputError(f"Transfer.weights={self.weights!r}: expected the path of a file, or None")
         check_bool("Transfer.swap_head", self.swap_head)
+        check_names("Transfer.groups", self.groups)
+        object.__setattr__(self, "groups", tuple(self.groups))
         check_range("Transfer.freeze", self.freeze, -1, whole=True)
         check_range("Transfer.unfreeze_every_epochs", self.unfreeze_every_epochs, 0)
         check_range("Transfer.rate_factor", self.rate_factor, 1)
@@ -252,44 +265,53 @@ class Transfer:
             every = self.unfreeze_every_epochs
             raise InputError(f"Transfer.unfreeze_every_epochs={every:g} has nothing to unfreeze: set freeze, say to -1")
 
-    def prepare(self, model: torch.nn.Module, num_classes: int | None, seed: int | None = None) -> list[str]:
+    def anatomy(self, model: torch.nn.Module, inputs: Any, labels: Any = None) -> Anatomy:
+        """The groups that are frozen, and have their rates, together; see :func:`heptane.anatomy`."""
+        return anatomy(model, inputs, labels, groups=self.groups)
+
+    def prepare(
+        self, model: torch.nn.Module, num_classes: int | None, seed: int | None = None, groups: Anatomy | None = None
+    ) -> list[str]:
         """Load, swap the head and freeze, in that order; returns a sentence for the log on each thing done.
 
         ``seed`` draws the new head's values, leaving PyTorch's generator as it was; None draws them from that generator.
         """
         said = []
+        groups = groups or anatomy(model, groups=self.groups)
         if self.weights is not None:
             report = load_weights(model, self.weights, min_match=self.min_match)
             said += [f"{self.weights}: {line}" for line in str(report).splitlines()]
+        if self.freeze or self.rate_factor > 1:
+            said.append(f"{len(groups.layers)} groups from the input to the output, by {groups.by}")
         if self.swap_head and num_classes is not None:
-            outputs = _head(model)[1].weight.shape[0]
+            outputs = _head(model, groups.head)[1].weight.shape[0]
             with torch.random.fork_rng(devices=[], enabled=seed is not None):
                 if seed is not None:
                     torch.default_generator.manual_seed(seed)
-                name = swap_head(model, num_classes) or type(model).__name__
+                name = swap_head(model, num_classes, groups.head) or type(model).__name__
             done = "kept" if outputs == num_classes else f"replaced: {outputs} -> {num_classes} outputs"
             said.append(f"head {name} {done}")
         elif self.swap_head:
             said.append("head kept: the targets do not say how many classes there are")
         if self.lora_rank:
-            head = find_head(model)
-            said.append(adapt(model, self.lora_rank, self.lora_alpha, head[1] if head else None, seed))
-        groups = layer_groups(model)
-        frozen = _count_frozen("Transfer.freeze", self.freeze, len(groups))
+            head = None if groups.head is None else model.get_submodule(groups.head)
+            said.append(adapt(model, self.lora_rank, self.lora_alpha, head, seed))
+        layers = groups.layers
+        frozen = _count_frozen("Transfer.freeze", self.freeze, len(layers))
         if frozen:
-            freeze(model, frozen)
-            said.append(f"frozen: the first {frozen} of {len(groups)} groups, up to {groups[frozen - 1][0]}")
-        if groups and not any(parameter.requires_grad for parameter in model.parameters()):
+            freeze(model, frozen, groups)
+            said.append(f"frozen: the first {frozen} of {len(layers)} groups, up to {layers[frozen - 1].name}")
+        if layers and not any(parameter.requires_grad for parameter in model.parameters()):
             raise InputError(f"{type(model).__name__} has no parameter that trains; call requires_grad_(True) on some")
-        if self.rate_factor > 1 and len(groups) > 1:
-            least = self.rate_factor ** (1 - len(groups))
-            first = f"{groups[0][0]} has {least:.1e} of the head's"
-            said.append(f"rates fall {self.rate_factor:g} times per group, {len(groups)} groups: {first}")
+        if self.rate_factor > 1 and len(layers) > 1:
+            least = self.rate_factor ** (1 - len(layers))
+            first = f"{layers[0].name} has {least:.1e} of the head's"
+            said.append(f"rates fall {self.rate_factor:g} times per group, {len(layers)} groups: {first}")
         return said
 
-    def param_groups(self, model: torch.nn.Module, lr: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, lr: float, groups: Anatomy | None = None) -> list[dict[str, Any]]:
         """All of the optimizer's groups, up front; see :func:`param_groups`."""
-        return param_groups(model, lr, self.rate_factor)
+        return param_groups(model, lr, self.rate_factor, groups or anatomy(model, groups=self.groups))
 
     def phases(self, total_steps: int, steps_per_epoch: int, num_groups: int) -> list[tuple[int, int]]:
         """(first step, frozen groups) for each stretch of steps with the same groups frozen; the first starts at 0."""
@@ -305,14 +327,21 @@ class Transfer:
         return list(starts.items())
 
 
-def _head(model: torch.nn.Module) -> tuple[str, torch.nn.Linear | torch.nn.Conv2d]:
-    found = find_head(model)
+def _head(model: torch.nn.Module, name: str | None = None) -> tuple[str, torch.nn.Linear | torch.nn.Conv2d]:
+    found = find_head(model) if name is None else (name, _layer(model, name))
     if found is None:
         remedy = "set swap_head=False and give the model the right number of outputs yourself"
         raise InputError(f"{type(model).__name__} does not end in a Linear or a 1x1 Conv2d that could be its head; {remedy}")
     if torch.nn.parameter.is_lazy(found[1].weight):
         raise InputError(f"{found[0] or 'the model'} is lazy, without a shape yet; run one batch through the model first")
     return found
+
+
+def _layer(model: torch.nn.Module, name: str) -> torch.nn.Linear | torch.nn.Conv2d:
+    layers = {key: module for key, module in model.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
+    if name not in layers:
+        raise InputError(f"name={name!r} is no Linear or Conv2d of the model{nearest(name, layers)}")
+    return layers[name]
 
 
 def _count_frozen(field: str, value: int, num_groups: int) -> int:

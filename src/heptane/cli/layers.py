@@ -1,0 +1,82 @@
+"""``heptane layers``: a model's groups from the input to the output: the rate of each, and until when it is frozen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+from heptane._lazy import torch
+from heptane.cli.train import arguments, decide, default_model, load, num_outputs, read
+from heptane.data import Data
+from heptane.tricks import Tricks
+from heptane.tricks.transfer import Transfer
+
+BLANK = "blank images"  # what a model is shown where there are no data
+IMAGES, CLASSES, SAMPLES = (3, 224, 224), 10, 1000
+
+
+def layers(flags: argparse.Namespace) -> int:
+    """Print the groups as the flags say; returns the exit code."""
+    settings, wanted, _ = read(flags, data=BLANK)
+    data = load(settings, flags) if settings.data != BLANK else _blank(settings.image_size)
+    settings = replace(settings, model=settings.model or default_model(data))
+    settings, tricks, _ = decide(settings, wanted, data)
+    transfer = tricks.transfer or Transfer()
+    rows, by = groups_of(settings, data, Tricks(transfer=transfer, lr_scaling=tricks.lr_scaling))
+    if flags.json:
+        print(json.dumps({"model": settings.model, "by": by, "groups": rows}, indent=2))
+    else:
+        _print(str(settings.model), rows, by, settings.data == BLANK)
+    return 0
+
+
+def groups_of(settings: Any, data: Data, tricks: Tricks) -> tuple[list[dict[str, Any]], str]:
+    """A row per group, as a run with these settings has them before its first step, and whose grouping it is.
+
+    ``frozen_until_epoch`` is 0 where a group trains from the start, and None where it never does.
+    """
+    from heptane.assemble import assemble
+    from heptane.models import build
+
+    torch.manual_seed(settings.seed)
+    model = build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data))
+    plan = {name: value for name, value in arguments(settings).items() if name != "evaluate_every_epochs"}
+    run = assemble(model, data.train, tricks=tricks, epochs=settings.epochs, seed=settings.seed, **plan)
+    assert run.groups is not None
+    rows = []
+    for depth, (group, rate) in enumerate(zip(run.groups.groups(run.model), run.base_rates, strict=True)):
+        starts = [phase.start for phase in run.phases if depth >= (phase.frozen or 0)]
+        rows.append(
+            {
+                "group": group.name or type(run.model).__name__,
+                "parameters": sum(parameter.numel() for parameter in group.parameters),
+                "rate": rate,
+                "frozen_until_epoch": starts[0] / run.source.steps_per_epoch if starts else None,
+            }
+        )
+    run.release()
+    return rows, run.groups.by
+
+
+def _blank(size: int | None) -> Data:
+    """Images without content: enough to see in which order a model uses its layers."""
+    shape = IMAGES if size is None else (IMAGES[0], size, size)
+    train = torch.zeros(1).expand(SAMPLES, *shape), torch.arange(SAMPLES) % CLASSES
+    return Data(BLANK, train, None, None, CLASSES, (), (), source="made here")
+
+
+def _print(model: str, rows: list[dict[str, Any]], by: str, blank: bool) -> None:
+    from heptane.report.console import make_console, make_table, printable
+
+    console = make_console(sys.stdout)
+    shown = f"; seen on images of {IMAGES[0]} channels, {CLASSES} classes: pass --data for yours" if blank else ""
+    console.print(printable(f"{model}: {len(rows)} groups from the input to the output, by {by}{shown}\n", sys.stdout))
+    table = make_table(("group", None), ("parameters", None), ("rate", None), ("frozen until", None), heading=True)
+    for row in rows:
+        until = row["frozen_until_epoch"]
+        frozen = "never trains" if until is None else f"epoch {until:.3g}" if until else "-"
+        table.add_row(printable(row["group"], sys.stdout), f"{row['parameters']:,}", f"{row['rate']:.3g}", frozen)
+    console.print(table)
