@@ -154,7 +154,9 @@ def _of_timm(model: torch.nn.Module) -> list[Layer] | None:
     from timm.models import group_parameters
 
     found = group_parameters(model, matcher(coarse=False))
-    return [Layer(_name_of(names), tuple(names)) for _, names in sorted(found.items())]
+    vectors = {name for name, parameter in model.named_parameters() if parameter.ndim < 2}
+    named = [(_name_of([n for n in names if n not in vectors] or names), names) for _, names in sorted(found.items())]
+    return [Layer(name, tuple(names)) for name, names in named]
 
 
 def _of_transformers(model: torch.nn.Module) -> list[Layer] | None:

@@ -22,7 +22,6 @@ from heptane.history import check_target
 from heptane.interruption import Interruption
 from heptane.keeper import Every, Keeper
 from heptane.launch import launch
-from heptane.layers import find_head
 from heptane.loop import Step, evaluate_with, steps
 from heptane.recorder import Recorder
 from heptane.report.console import Progress
@@ -210,7 +209,7 @@ def fit(
         if parallel.restarts and run_dir is None:
             raise InputError(f"DataParallel.restarts={parallel.restarts} go on from checkpoints: pass run_dir to keep them")
         limits = parallel.restarts, parallel.timeout_seconds
-        return _launched(model, tricks, launch(fit, arguments, workers, *limits))
+        return _launched(model, launch(fit, arguments, workers, *limits))
     keeps = RunFolder.checkpoints_of(run_dir) if run_dir is not None else None
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption(active=keeps is not None))
@@ -281,10 +280,12 @@ def _write(folder: RunFolder, result: Result, run: Run, about: dict[str, Any], k
         warnings.warn(result.notes[-1], stacklevel=3)
 
 
-def _launched(model: torch.nn.Module, tricks: Tricks, result: Result) -> Result:
+def _launched(model: torch.nn.Module, result: Result) -> Result:
     """The result of workers started for this call, in the caller's own model."""
-    if (head := find_head(result.model)) and tricks.transfer and tricks.transfer.swap_head:
-        swap_head(model, len(head[1].weight))  # theirs was swapped in their process
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for name, parameter in result.model.named_parameters():
+        if shapes[name] != parameter.shape:
+            swap_head(model, len(parameter), name.rpartition(".")[0])  # theirs was swapped in their process
     model.load_state_dict(result.model.state_dict())
     result.model = model
     return result

@@ -122,8 +122,8 @@ def add_layers(commands: Any) -> None:
     parser: Parser = commands.add_parser(
         "layers",
         help="show a model's groups of layers: the rate of each, and until when it is frozen",
-        description="Show the groups of layers that transfer freezes, and gives a rate, together, from the input to the output, as "
-        "heptane train with the same flags has them before warm-up and cycle. Without --data the model sees blank images.",
+        description="Show the groups that transfer freezes, and gives a rate, together, from input to output, as heptane "
+        "train with the same flags has them before warm-up and cycle. Without --data the model sees blank images.",
     )
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     parser.add_argument("--config", metavar="FILE", help="Settings from a TOML file; flags given beside it win.")
