@@ -1,0 +1,89 @@
+"""What the recipes share: their flags, a table of what was measured over seeds, verdicts, and the result file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from heptane.errors import InputError
+from heptane.race.statistics import gain
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from results import FOLDER, save, spread
+
+BETTER, WORSE, UNDECIDED = "better here", "worse here", "no difference detected here"
+
+
+def flags(doc: str | None, seeds: int, argv: Sequence[str] | None) -> argparse.Namespace:
+    """``--seeds``, ``--quick`` and ``--out``, from ``argv`` or else the command line."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"runs of each arm, at least 1 (default {seeds})")
+    parser.add_argument("--quick", action="store_true", help="one seed, little data, few steps; written only with --out")
+    parser.add_argument("--out", type=Path, help="folder for the result file (default benchmarks/results)")
+    found = parser.parse_args(argv)
+    if found.seeds < 1:
+        parser.error(f"--seeds {found.seeds}: expected at least 1")
+    if found.quick:
+        found.seeds = 1
+    elif found.out is None:
+        found.out = FOLDER
+    return found
+
+
+@dataclass
+class Record:
+    """What a recipe measures: for each arm, each metric's value per seed.
+
+    ``metrics`` maps a metric's name to whether more of it is better; the first one is compared.
+    """
+
+    name: str
+    question: str
+    metrics: Mapping[str, bool]
+    arms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    verdicts: list[str] = field(default_factory=list)
+
+    def add(self, arm: str, found: Mapping[str, float]) -> None:
+        """The next seed of an arm, said aloud."""
+        values = self.arms.setdefault(arm, {metric: [] for metric in self.metrics})
+        for metric in self.metrics:
+            values[metric].append(float(found[metric]))
+        print(f"{arm}: " + ", ".join(f"{metric} {found[metric]:.4g}" for metric in self.metrics), flush=True)
+
+    def compare(self, arm: str, other: str) -> None:
+        """Whether ``arm`` is better than ``other``: the median of the differences seed by seed, with a 95% interval."""
+        metric, more_is_better = next(iter(self.metrics.items()))
+        found = gain(self.arms[other][metric], self.arms[arm][metric])
+        higher, lower = (BETTER, WORSE) if more_is_better else (WORSE, BETTER)
+        verdict = higher if found.above(0) else lower if found.below(0) else UNDECIDED
+        interval = f"95% interval {found.low:+.3g} to {found.high:+.3g}"
+        self.verdicts.append(f"{arm} against {other}: {metric} {found.median:+.3g} ({interval}): {verdict}")
+
+    def finish(self, out: Path | None, **facts: Any) -> None:
+        """Print the table and the verdicts; write ``out/recipe-NAME.json`` with ``facts``, unless ``out`` is None."""
+        spreads = {arm: {metric: spread(seeds) for metric, seeds in values.items()} for arm, values in self.arms.items()}
+        width = max(map(len, spreads))
+        print("\n" + " " * width, *(f"{metric:>20}" for metric in self.metrics))
+        for arm, values in spreads.items():
+            print(f"{arm:{width}}", *(f"{_plus_minus(values[metric]):>20}" for metric in self.metrics))
+        print("\n".join(["", *self.verdicts]))
+        if out is not None:
+            seeds = list(range(max(len(seeds) for values in self.arms.values() for seeds in values.values())))
+            content = {"seeds": seeds, "metrics": dict(self.metrics), "arms": spreads, "verdicts": self.verdicts}
+            save(f"recipe-{self.name}", self.question, {**facts, **content}, out)
+
+
+def _plus_minus(values: Mapping[str, Any]) -> str:
+    return f"{values['mean']:.4g}" + (f" ± {values['std']:.2g}" if values["std"] is not None else "")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a recipe; data that cannot be had, or other wrong input, is one line."""
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
