@@ -15,10 +15,10 @@ from heptane.environment import describe
 FOLDER = Path(__file__).parent / "results"
 
 
-def save(name: str, question: str, content: dict[str, Any]) -> Path:
-    """Write ``results/NAME.json``."""
-    FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{name}.json"
+def save(name: str, question: str, content: dict[str, Any], folder: Path = FOLDER) -> Path:
+    """Write ``NAME.json`` in ``folder``, ``results/`` unless told otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     facts = {
         "question": question,
         "command": " ".join(["python", _script(), *sys.argv[1:]]),

@@ -106,14 +106,19 @@ def keep(folder: Path, cache: Path) -> list[str]:
 
 
 def fetch_by_apt(_cache: Path, scratch: Path) -> Path:
-    """Download Debian's package and unpack it in ``scratch``: needs no root, and leaves the system as it is."""
+    """Debian's package, downloaded and unpacked."""
+    return unpack_package("dataset-fashion-mnist", scratch) / DEBIAN_FOLDER.relative_to("/")
+
+
+def unpack_package(name: str, scratch: Path) -> Path:
+    """Download a Debian package and unpack it in ``scratch``: needs no root, and leaves the system as it is."""
     if not shutil.which("apt-get") or not shutil.which("dpkg"):
         raise OSError("this system has no apt-get and dpkg")
     options = ["-o", f"Acquire::http::Timeout={STALL_SECONDS:.0f}", "-o", "Acquire::Retries=1"]
-    run(["apt-get", "download", *options, "dataset-fashion-mnist"], scratch, timeout_seconds=300)
-    for package in scratch.glob("dataset-fashion-mnist_*.deb"):
+    run(["apt-get", "download", *options, name], scratch, timeout_seconds=300)
+    for package in scratch.glob(f"{name}_*.deb"):
         run(["dpkg", "-x", package.name, "unpacked"], scratch, timeout_seconds=60)
-    return scratch / "unpacked" / DEBIAN_FOLDER.relative_to("/")
+    return scratch / "unpacked"
 
 
 def run(command: list[str], folder: Path, timeout_seconds: float) -> None:
