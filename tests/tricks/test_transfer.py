@@ -371,7 +371,8 @@ def test_prepare_loads_swaps_and_freezes_in_that_order_and_says_so(tmp_path: Pat
     assert torch.equal(model[0].weight, source[0].weight)
     assert model[8].out_features == 3
     assert trainable(model) == ["8.weight", "8.bias"]
-    assert said[0].endswith("w.safetensors: loaded 16 tensors: 100.0% of the parameters outside the head")
+    assert said[0] == f"weights: source: {tmp_path / 'w.safetensors'}"
+    assert said[1] == "weights: loaded 16 tensors: 100.0% of the parameters outside the head"
     assert said[-3:] == [
         "head 8 replaced: 1000 -> 3 outputs",
         "frozen: the first 2 of 3 groups, up to 3",

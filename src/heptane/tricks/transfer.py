@@ -280,7 +280,7 @@ class Transfer:
         groups = groups or anatomy(model, groups=self.groups)
         if self.weights is not None:
             report = load_weights(model, self.weights, min_match=self.min_match)
-            said += [f"{self.weights}: {line}" for line in str(report).splitlines()]
+            said += [f"weights: {line}" for line in str(report).splitlines()]
         if self.freeze or self.rate_factor > 1:
             said.append(f"{len(groups.layers)} groups from the input to the output, by {groups.by}")
         if self.swap_head and num_classes is not None:
