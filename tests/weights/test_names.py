@@ -22,7 +22,8 @@ def body(prefix: str = "") -> nn.Module:
 
 
 @pytest.mark.parametrize(("held", "wanted"), [
-    ("bert.", ""), ("", "vit."), ("encoder.", "backbone."), ("base_model.model.", ""), ("a.b.c.", "d.e."), ("bert.", "bert.x."),
+    ("bert.", ""), ("", "vit."), ("encoder.", "backbone."), ("base_model.model.", ""), ("a.b.c.", "d.e."),
+    ("bert.", "bert.x."),
 ])  # fmt: skip
 def test_any_prefix_up_to_three_deep_is_translated_on_either_side(tmp_path: Path, held: str, wanted: str) -> None:
     source, model = body(held), body(wanted)
