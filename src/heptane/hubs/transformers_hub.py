@@ -147,7 +147,12 @@ def _trouble(said: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{said}: transformers could not build it from its config.json: {one_line(error)}") from error
+        first: BaseException = error
+        while cause := first.__cause__ or first.__context__:
+            first = cause
+        remedy = "; install the torchvision that was built for this PyTorch" if "torchvision" in str(first) else ""
+        what = f"transformers could not build it from its config.json: {one_line(first)}{remedy}"
+        raise InputError(f"{said}: {what}") from error
     finally:
         logging.set_verbosity(level)
         if bars:
