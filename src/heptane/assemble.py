@@ -260,7 +260,9 @@ def assemble(
     if tricks.transfer:
         if tricks.transfer.lora_rank and data_parallel.shards:
             raise InputError("Transfer.lora_rank with DataParallel.strategy='fsdp': adapters are small, so use 'ddp'")
-        notes += tricks.transfer.prepare(model, _num_classes(source), plan.seed, groups)
+        transfer, loaded = _with_mode(tricks.transfer, model, groups, source, place, worker, why)
+        tricks = replace(tricks, transfer=transfer)
+        notes += loaded + transfer.prepare(model, _num_classes(source), plan.seed, groups)
     if plan.resize:
         check_resize(model, plan.resize, sample[0])
         place.sizes = plan.resize.sizes(total_steps)
@@ -287,6 +289,28 @@ def assemble(
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
     return Run(*slots, clock, worker, data_parallel, find_unused, notes, why, bad, tricks.transfer, outline, groups)
+
+
+def _with_mode(
+    transfer: Transfer,
+    model: torch.nn.Module,
+    groups: Anatomy | None,
+    source: Source,
+    place: Place,
+    worker: Worker,
+    why: dict[str, str],
+) -> tuple[Transfer, list[str]]:
+    """``transfer`` with what its mode "auto" comes to, measured on the weights that it starts from; and what it said."""
+    if transfer.mode != "auto" or groups is None:
+        return transfer, []
+    from heptane.transfer_mode import choose_mode
+
+    said = transfer.load(model)
+    choice = [choose_mode(model, groups, source, place)]
+    if worker.size > 1:
+        torch.distributed.broadcast_object_list(choice, 0)
+    mode, why["transfer"] = choice[0]
+    return replace(transfer, mode=mode, weights=None), [*said, f"mode {why['transfer']}"]
 
 
 def default_device() -> str:
@@ -371,7 +395,7 @@ def _optimizer(
     check_optimizer(built, len(groups))
     for group, share in zip(built.param_groups, groups, strict=True):
         group["lr"] = group["lr"] * share["lr"]
-    if not transfer.freeze:
+    if not transfer.first_frozen:
         return built, [Phase(0, total_steps)]
     starts = transfer.phases(total_steps, steps_per_epoch, len(groups))
     stops = [start for start, _ in starts[1:]] + [total_steps]

@@ -80,6 +80,7 @@ def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
             "channels_last": run.place.channels_last,
             "state": run.precision.state(),
         },
+        "mode": run.transfer.mode if run.transfer else None,
         "skipped": run.skipped,
         "faults": run.faults.state(),
         "meters": from_all(run.meter.state(), run.worker),

@@ -21,8 +21,12 @@ from heptane.tricks.lr_scaling import LRScaling
 
 def as_decided(tricks: Tricks, saved: Saved | None) -> Tricks:
     """``tricks`` with what was measured when the run began in place of "auto": a second one may differ."""
-    trick = tricks.mixed_precision
-    if saved is None or trick is None:
+    if saved is None:
+        return tricks
+    transfer, trick = tricks.transfer, tricks.mixed_precision
+    if transfer is not None and transfer.mode == "auto":
+        tricks = replace(tricks, transfer=replace(transfer, mode=saved.facts.get("mode") or "auto"))
+    if trick is None:
         return tricks
     found = saved.facts["precision"]
     last = ("on" if found["channels_last"] else "off") if trick.channels_last == "auto" else trick.channels_last

@@ -15,6 +15,7 @@ Meets the loop at
 Costs, and when it does not help
     Nothing per step; frozen groups save their backward pass. The gain is largest on little data (TREC-6: error 10.67%
     to 5.69%) and shrinks as the data grow; weights from a far domain or image size may not pay at all.
+    A new head sends large gradients at first: ``lr_scaling`` warms the rate up in its first epochs, on all groups alike.
     The factor compounds. The paper's network has three LSTM layers; over 20 groups a factor of 2.6 leaves the first one
     1e-8 of the rate, which is freezing: use 1.1 to 1.3 on a deep network.
 """
@@ -33,6 +34,7 @@ from heptane.layers import find_head
 from heptane.lora import adapt
 from heptane.weights import load_weights
 
+MODES = ("head", "head-first", "gradual", "full", "auto")
 _SLACK = 1e-9  # of a period: keeps a step that lies on a boundary there when the period is a rounded product
 _STOPPED = "_heptane_stopped"  # on a module: names of those of its parameters whose gradients freeze() stopped
 
@@ -218,6 +220,11 @@ class Transfer:
     timm:NAME, hf:NAME or hf:FOLDER; None: the weights that the model holds."""
     swap_head: bool = True
     """Replace the classifier when its number of outputs is not the number of classes."""
+    mode: str | None = None
+    """head (it alone trains), head-first (it alone for head_epochs, then all), gradual (a group more at a time, all by half
+    of the run), full, or auto: head, gradual or full by the labels per class and a short probe. None: as freeze says."""
+    head_epochs: float = 1.0
+    """Epochs in which the head trains alone with mode head-first, above 0."""
     freeze: int = 0
     """Groups to freeze, from the first, at least 0 (no more than you froze yourself); -1: all but the head."""
     unfreeze_every_epochs: float = 0.0
@@ -248,6 +255,9 @@ class Transfer:
         check_bool("Transfer.swap_head", self.swap_head)
         check_names("Transfer.groups", self.groups)
         object.__setattr__(self, "groups", tuple(self.groups))
+        if self.mode is not None:
+            check_choice("Transfer.mode", self.mode, MODES)
+        check_range("Transfer.head_epochs", self.head_epochs, 0, low_open=True)
         check_range("Transfer.freeze", self.freeze, -1, whole=True)
         check_range("Transfer.unfreeze_every_epochs", self.unfreeze_every_epochs, 0)
         check_range("Transfer.rate_factor", self.rate_factor, 1)
@@ -265,9 +275,26 @@ class Transfer:
             every = self.unfreeze_every_epochs
             raise InputError(f"Transfer.unfreeze_every_epochs={every:g} has nothing to unfreeze: set freeze, say to -1")
 
+        for name in ("freeze", "unfreeze_every_epochs", "lora_rank"):
+            if self.mode is not None and getattr(self, name):
+                value = getattr(self, name)
+                raise InputError(f"Transfer.mode={self.mode!r} and {name}={value:g} both say what is frozen: leave one out")
+
+    @property
+    def first_frozen(self) -> int:
+        """Groups that are frozen at first, as ``freeze`` counts them."""
+        return -1 if self.mode in ("head", "head-first", "gradual") else self.freeze
+
     def anatomy(self, model: torch.nn.Module, inputs: Any, labels: Any = None) -> Anatomy:
         """The groups that are frozen, and have their rates, together; see :func:`heptane.anatomy`."""
         return anatomy(model, inputs, labels, groups=self.groups)
+
+    def load(self, model: torch.nn.Module) -> list[str]:
+        """Load the weights, if there are any; returns what is to be said of them."""
+        if self.weights is None:
+            return []
+        report = load_weights(model, self.weights, min_match=self.min_match)
+        return [f"weights: {line}" for line in str(report).splitlines()]
 
     def prepare(
         self, model: torch.nn.Module, num_classes: int | None, seed: int | None = None, groups: Anatomy | None = None
@@ -276,12 +303,9 @@ class Transfer:
 
         ``seed`` draws the new head's values, leaving PyTorch's generator as it was; None draws them from that generator.
         """
-        said = []
         groups = groups or anatomy(model, groups=self.groups)
-        if self.weights is not None:
-            report = load_weights(model, self.weights, min_match=self.min_match)
-            said += [f"weights: {line}" for line in str(report).splitlines()]
-        if self.freeze or self.rate_factor > 1:
+        said = self.load(model)
+        if self.first_frozen or self.rate_factor > 1:
             said.append(f"{len(groups.layers)} groups from the input to the output, by {groups.by}")
         if self.swap_head and num_classes is not None:
             outputs = _head(model, groups.head)[1].weight.shape[0]
@@ -297,7 +321,7 @@ class Transfer:
             head = None if groups.head is None else model.get_submodule(groups.head)
             said.append(adapt(model, self.lora_rank, self.lora_alpha, head, seed))
         layers = groups.layers
-        frozen = _count_frozen("Transfer.freeze", self.freeze, len(layers))
+        frozen = _count_frozen("Transfer.freeze", self.first_frozen, len(layers))
         if frozen:
             freeze(model, frozen, groups)
             said.append(f"frozen: the first {frozen} of {len(layers)} groups, up to {layers[frozen - 1].name}")
@@ -317,13 +341,17 @@ class Transfer:
         """(first step, frozen groups) for each stretch of steps with the same groups frozen; the first starts at 0."""
         check_range("total_steps", total_steps, 1, whole=True)
         check_range("steps_per_epoch", steps_per_epoch, 1, whole=True)
-        frozen = _count_frozen("Transfer.freeze", self.freeze, num_groups)
-        every_steps = self.unfreeze_every_epochs * steps_per_epoch
+        frozen = _count_frozen("Transfer.freeze", self.first_frozen, num_groups)
+        every_steps, at_once = self.unfreeze_every_epochs * steps_per_epoch, 1
+        if self.mode == "gradual" and frozen:
+            every_steps = total_steps / 2 / frozen
+        elif self.mode == "head-first":
+            every_steps, at_once = self.head_epochs * steps_per_epoch, frozen
         starts = {0: frozen}
-        for thawed in range(1, frozen + 1 if every_steps else 1):
-            due = (thawed - _SLACK) * every_steps
+        for times in range(1, frozen // at_once + 1 if every_steps and frozen else 1):
+            due = (times - _SLACK) * every_steps
             if due <= total_steps - 1:
-                starts[ceil(due)] = frozen - thawed
+                starts[ceil(due)] = frozen - times * at_once
         return list(starts.items())
 
 
