@@ -6,6 +6,7 @@ import functools
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,11 @@ def race_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def browse(page: Path, *words: str) -> subprocess.CompletedProcess[str]:
     assert BROWSER is not None
-    profile = page.parent / "profile"
-    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}")
-    command = [BROWSER, *quiet, "--enable-logging=stderr", *words, page.as_uri()]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-sync"]
+    quiet += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+    with tempfile.TemporaryDirectory(prefix="heptane-browser-", ignore_cleanup_errors=True) as profile:
+        command = [BROWSER, *quiet, f"--user-data-dir={profile}", "--enable-logging=stderr", *words, page.as_uri()]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 
 def console_lines(answer: subprocess.CompletedProcess[str]) -> list[str]:
@@ -96,15 +98,15 @@ def test_a_page_with_an_error_would_be_noticed(report: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["report", "race_report"])
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "light")])
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1200, 5000, "dark"), (390, 8000, "light")])
 def test_it_is_drawn_in_light_and_dark_and_fits_a_phone(
-    kind: str, width: int, scheme: str, request: pytest.FixtureRequest
+    kind: str, width: int, height: int, scheme: str, request: pytest.FixtureRequest
 ) -> None:
     image = pytest.importorskip("PIL.Image")
     report = request.getfixturevalue(kind)
     shot = report.with_name(f"{width}-{scheme}.png")
     preferred = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
-    browse(report, f"--window-size={width},1600", preferred, f"--screenshot={shot}")
+    browse(report, f"--window-size={width},{height}", preferred, f"--screenshot={shot}")
     with image.open(shot) as picture:
         pixels = picture.convert("L")
         assert pixels.width == width

@@ -134,7 +134,7 @@ def _charts(race: Record) -> list[dict[str, Any]]:
 def _effect_row(race: Record, effect: Record) -> dict[str, str]:
     timed = race["target"]["value"] is not None
     return {
-        "title": effect["trick"].replace("_", " "),
+        "title": label(effect["trick"]),
         "alone": _side_text(effect["alone"], timed),
         "without": _side_text(effect["without"], timed),
         "verdict": effect["verdict"],

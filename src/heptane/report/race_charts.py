@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from heptane.race.arms import ALL, PLAIN
+from heptane.race.findings import middle
 from heptane.report import duration, label, measure
 from heptane.report.curves import COLOURS, INK, draw_svg, dress
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 _OF_ARM = {PLAIN: COLOURS[1], ALL: COLOURS[0]}
+_SIDES = {"alone": ("added to plain", -0.14, COLOURS[1], "o"), "without": ("left out of all", 0.14, COLOURS[0], "s")}
 _ROW = 0.34  # inches of height per row
 
 
@@ -58,7 +60,8 @@ def time_to_target(race: Record) -> str:
             axes.plot(reached, [row] * len(reached), "o", color=colour, markersize=3.5)
             axes.plot(missed, [row] * len(missed), ">", color=colour, markersize=5, fillstyle="none")
             words = duration(median) if median is not None else "missed"
-            axes.annotate(f"  {words}", (max([length, *reached, *missed]), row), va="center", fontsize=8)
+            end = max([length, *reached, *missed]), row
+            axes.annotate(words, end, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
         _rows(axes, [arm["title"] for arm in arms], "seconds of training to the target")
         axes.set_xlim(0, 1.18 * axes.get_xlim()[1])
 
@@ -83,15 +86,17 @@ def worth_of_tricks(race: Record) -> str:
         axes.set_xlim(*((math.exp(-far), math.exp(far)) if ratio else (-far, far)))
         axes.axvline(1 if ratio else 0, color=INK, alpha=0.55, linewidth=1)
         for index, row in enumerate(rows):
-            _interval(axes, row["alone"], index - 0.14, COLOURS[1], "o", "added to plain" if not index else None)
-            _interval(axes, row["without"], index + 0.14, COLOURS[0], "s", "left out of all" if not index else None)
+            for key, (_, shift, colour, mark) in _SIDES.items():
+                _interval(axes, row[key], index + shift, colour, mark)
+        for name, _, colour, mark in _SIDES.values():
+            axes.plot([], [], color=colour, marker=mark, markersize=5, linewidth=1.6, label=name)
         times = "times the training time it saves; right of the line it helps"
-        _rows(axes, [row["trick"].replace("_", " ") for row in rows], times if ratio else "accuracy it brings")
+        _rows(axes, [label(row["trick"]) for row in rows], times if ratio else "accuracy it brings")
         if ratio:
             _plain_ticks(axes)
         picture.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.6)
 
-    words = "; ".join(f"{row['trick'].replace('_', ' ')} {row['verdict']}" for row in rows)
+    words = "; ".join(f"{label(row['trick'])} {row['verdict']}" for row in rows)
     height = 1.0 + 1.35 * _ROW * len(rows)
     return draw_svg(draw, ident="worth", description=f"What each trick is worth: {words}", height=height)
 
@@ -110,8 +115,8 @@ def _curves(axes: Axes, arm: Record) -> None:
             [point["seconds"] for point in curve],
             [point["value"] for point in curve],
             color=colour,
-            alpha=0.75 if shown else 0.22,
-            linewidth=1.5 if shown else 0.8,
+            alpha=1 if shown else 0.22,
+            linewidth=1.3 if shown else 0.8,
             label=arm["title"] if shown and not index else "other arms" if not index and not _labelled(axes) else None,
         )
     if shown and len(runs) > 1:
@@ -144,21 +149,21 @@ def _zoom(axes: Axes, arms: Sequence[Record]) -> None:
     axes.set_xlim(left=0)
 
 
-def _interval(axes: Axes, side: Record | None, row: float, colour: str, mark: str, name: str | None) -> None:
+def _interval(axes: Axes, side: Record | None, row: float, colour: str, mark: str) -> None:
     if not side or side["median"] is None:
         return
     left, right = axes.get_xlim()
     low, high = (min(max(end, left), right) for end in _ends(side))
-    middle = min(max(number(side["median"]), left), right)
+    at = min(max(number(side["median"]), left), right)
     axes.plot([low, high], [row, row], color=colour, linewidth=1.6)
-    beyond = number(side["median"]) != middle
+    beyond = number(side["median"]) != at
     axes.plot(
-        [middle],
+        [at],
         [row],
-        ">" if beyond and middle == right else "<" if beyond else mark,
+        ">" if beyond and at == right else "<" if beyond else mark,
         color=colour,
         markersize=5,
-        label=name,
+        clip_on=False,
     )
 
 
@@ -194,10 +199,10 @@ def _tried(run: Record) -> float | None:
 
 
 def _median_time(arm: Record) -> float | None:
-    """The median over the seeds that ran; None where the middle one missed."""
-    times = sorted(math.inf if run["seconds"] is None else run["seconds"] for run in arm["runs"] if _tried(run) is not None)
-    middle = times[len(times) // 2] if times else math.inf
-    return None if math.isinf(middle) else middle
+    """The median over the seeds that ran; None where it is a time that was missed."""
+    times = [math.inf if run["seconds"] is None else run["seconds"] for run in arm["runs"] if _tried(run) is not None]
+    median = middle(times) if times else math.inf
+    return None if math.isinf(median) else median
 
 
 def _words(arm: Record) -> str:
