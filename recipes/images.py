@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 import heptane as hp
-from efficientnet import balanced, efficientnet_lite0, prepared
 from record import Record, flags, run
+
+# isort: split
+from efficientnet import balanced, efficientnet_lite0, prepared  # of benchmarks/, which record puts on the path
 
 IMAGE_SIZE, BATCH_SIZE, LR, RATE_FACTOR = 64, 50, 4e-3, 1.1
 VALID_IMAGES, TEST_IMAGES, EVALUATIONS = 500, 1000, 10

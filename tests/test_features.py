@@ -10,7 +10,7 @@ import torch
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.features import find_cut
+from heptane.cutting import find_cut
 from heptane.models import resnet
 
 adamw = partial(torch.optim.AdamW, lr=0.05)

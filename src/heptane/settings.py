@@ -28,7 +28,7 @@ class Settings:
     data: str = ""
     """The data: fashion-mnist, digits, a folder of class folders, or an .npz file with x and y."""
     model: str | None = None
-    """The model: resnet, resnet-wide, mlp, timm:NAME or package.module:factory. Default: resnet for images, else mlp."""
+    """The model: resnet, resnet-wide, mlp, timm:NAME, hf:NAME or package.module:factory. Default: resnet for images, else mlp."""
     epochs: float = 10.0
     """Passes over the training data, above 0; a fraction is allowed."""
     batch_size: int = 128
@@ -42,7 +42,7 @@ class Settings:
     weight_decay: float | None = None
     """Weight decay, at least 0. Default: 5e-4 for sgd, else the optimizer's own."""
     loss: str | None = None
-    """cross_entropy, binary_cross_entropy, mse, l1 or smooth_l1. Default: by the targets."""
+    """cross_entropy, binary_cross_entropy, mse, l1, smooth_l1 or model (its own). Default: by the targets."""
     target: float | None = None
     """Stop when the validation accuracy reaches this, in [0, 1]; exit code 3 if it does not."""
     seed: int = 0

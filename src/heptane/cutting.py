@@ -1,0 +1,191 @@
+"""Where a model can be cut, so that what comes before is computed once and the *tail* after it trains.
+
+The tail is a chain, from one module to the next up to the output. Whether the cut is right is not assumed but tried on a few
+samples: the tail must give what the model gives, and what comes to it must be the same in training as in evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from heptane.calling import call
+from heptane.checks import try_output
+from heptane.data.batches import Place, first_tensor, rows
+from heptane.modes import eval_mode
+from heptane.tricks.data_parallel import Worker
+from heptane.tricks.mixed_precision import Precision
+
+CLOSE = 1e-4  # of the largest output: what the tail may differ by
+
+
+class Call(NamedTuple):
+    """One call of a module: from when to when, and from which tensor to which."""
+
+    module: torch.nn.Module
+    number: int
+    """of this module's calls, from 0"""
+    began: int
+    ended: int
+    came: torch.Tensor | None
+    """its one argument, or None where it has another kind or number of them"""
+    went: Any
+
+
+class Cut(NamedTuple):
+    """Where a model is cut: before this call of this module; what follows are ``tail``'s modules, one after another."""
+
+    module: torch.nn.Module
+    number: int
+    tail: list[torch.nn.Module]
+    dtype: torch.dtype
+    """of what comes there"""
+
+
+class As(torch.nn.Module):
+    """What was kept in fewer bits, in those that it had."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.to(self.dtype)
+
+
+class _Reached(Exception):
+    """The forward pass came to the cut."""
+
+
+def find_cut(model: torch.nn.Module, sample: Any) -> Cut | str:
+    """Where ``model`` may be cut: the shortest tail that holds all that trains and all that is random; or why nowhere.
+
+    Its modes and the gradients that are stopped are as in training.
+    """
+    trains = {id(p) for p in model.parameters() if p.requires_grad}
+    if all(p.requires_grad for p in model.parameters()):
+        return "nothing is frozen"
+    with watched(model) as calls:
+        output = try_output(model, sample)
+    if not isinstance(output, torch.Tensor):
+        return "the model's output is not one tensor"
+    chain = chain_to(output, calls, trains, {id(p) for p in model.parameters() if not p.requires_grad})
+    for length in range(1, len(chain) + 1):
+        tail = [c.module for c in chain[-length:]]
+        if not trains <= {id(p) for module in tail for p in module.parameters()}:
+            continue
+        came = chain[-length].came
+        assert came is not None
+        cut = Cut(tail[0], chain[-length].number, tail, came.dtype)
+        if _reproduces(cut, came, output) and _is_constant(model, cut, sample):
+            return cut
+    return "what trains does not follow the frozen part in one chain of modules, or is random before it"
+
+
+@contextmanager
+def watched(model: torch.nn.Module) -> Iterator[list[Call]]:
+    """Calls of ``model``'s modules while it lasts, in the order in which they end."""
+    calls: list[Call] = []
+    begun: list[tuple[torch.nn.Module, int, Any]] = []
+    clock = iter(range(1 << 62))
+
+    def before(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        alone = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
+        begun.append((module, next(clock), args[0] if alone else None))
+
+    def after(module: torch.nn.Module, args: Any, output: Any) -> None:
+        _, began, came = begun.pop()
+        number = sum(c.module is module for c in calls)
+        calls.append(Call(module, number, began, next(clock), came, output))
+
+    hooks = []
+    for module in model.modules():
+        if module is not model:
+            hooks += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def chain_to(output: torch.Tensor, calls: list[Call], trains: set[int], frozen: set[int]) -> list[Call]:
+    """The calls that lead to ``output``, each from the tensor that the one before it gave, none with a frozen parameter;
+    the outermost module, where several give the same."""
+    chain: list[Call] = []
+    tensor, until = output, math.inf
+    while True:
+        fitting = [
+            c
+            for c in calls
+            if c.went is tensor and c.ended < until and c.came is not None
+            and not frozen & {id(p) for p in c.module.parameters()}
+        ]  # fmt: skip
+        if not fitting:
+            return chain[::-1]
+        last = max(fitting, key=lambda c: c.ended)
+        chain.append(last)
+        tensor, until = last.came, last.began  # type: ignore[assignment]
+
+
+def parts(
+    model: torch.nn.Module,
+    cut: Cut,
+    inputs: Any,
+    batch_size: int,
+    place: Place,
+    precision: Precision,
+    worker: Worker,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """This worker's part of the features, batch by batch."""
+    share = worker.share(len(first_tensor(inputs)))
+    with eval_mode(model), torch.no_grad(), precision.autocast():
+        for start in range(share.start, share.stop, batch_size):
+            at = slice(start, min(start + batch_size, share.stop))
+            yield at, reach(model, cut, place.inputs(rows(inputs, at)))
+
+
+def reach(model: torch.nn.Module, cut: Cut, inputs: Any) -> torch.Tensor:
+    """What comes to the cut; the forward pass ends there."""
+    seen, found = 0, []
+
+    def hook(_: Any, args: Any) -> None:
+        nonlocal seen
+        if seen == cut.number:
+            found.append(args[0])
+            raise _Reached
+        seen += 1
+
+    handle = cut.module.register_forward_pre_hook(hook)
+    try:
+        call(model, inputs)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    reached: torch.Tensor = found[0].detach()
+    return reached
+
+
+def _reproduces(cut: Cut, came: torch.Tensor, output: torch.Tensor) -> bool:
+    """Whether the tail makes the model's output of what came to the cut."""
+    tail = torch.nn.Sequential(*cut.tail)
+    with eval_mode(tail), torch.no_grad():
+        again = tail(came)
+    return again.shape == output.shape and bool((again - output).abs().max() <= CLOSE * output.abs().max())
+
+
+def _is_constant(model: torch.nn.Module, cut: Cut, sample: Any) -> bool:
+    """Whether what comes to the cut is the same in training as in evaluation, whatever is drawn."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with eval_mode(model):
+            still = reach(model, cut, sample)
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            if not torch.allclose(reach(model, cut, sample), still, rtol=CLOSE, atol=CLOSE * float(still.abs().max())):
+                return False
+    return True
