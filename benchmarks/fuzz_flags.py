@@ -52,6 +52,8 @@ FAIR: dict[str, st.SearchStrategy[str]] = {
     "weights": st.sampled_from(["", "nowhere.safetensors", "/dev/null", "."]),
 }
 
+SLOW = ("compile", "workers")  # a compiler and processes take their seconds: only their fair values are tried
+
 
 @st.composite
 def flag_sets(draw: st.DrawFn) -> list[str]:
@@ -61,7 +63,7 @@ def flag_sets(draw: st.DrawFn) -> list[str]:
     every += [(f"{name.replace('_', '-')}.", field) for name, kind in KINDS.items() for field in fields(kind)]
     for prefix, field in draw(st.lists(st.sampled_from(every), max_size=6, unique_by=lambda e: e[0] + e[1].name)):
         name, value = field.name, None
-        if name in FAIR and draw(st.integers(0, 9)):
+        if name in FAIR and (name in SLOW or draw(st.integers(0, 9))):
             value = draw(FAIR[name])
         elif "bool" in str(field.type):
             value = draw(st.sampled_from(["true", "false", "maybe"]))

@@ -28,7 +28,7 @@ class Settings:
     data: str = ""
     """The data: fashion-mnist, digits, a folder of class folders, or an .npz file with x and y."""
     model: str | None = None
-    """The model: resnet, resnet-wide, mlp, timm:NAME, hf:NAME or package.module:factory. Default: resnet for images, else mlp."""
+    """The model: resnet, resnet-wide, mlp, timm:NAME, hf:NAME or package.module:factory. Default: resnet, or mlp."""
     epochs: float = 10.0
     """Passes over the training data, above 0; a fraction is allowed."""
     batch_size: int = 128
