@@ -119,6 +119,20 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def _transfer() -> list[str]:
+    return [*_features(), *_pretrained()]
+
+
+def _features() -> list[str]:
+    """A head on what is computed once."""
+    found = read("features")
+    if not found:
+        return []
+    parts = [f"{arm['times_faster']:.0f} times {arm['name']}" for arm in found["arms"][1:]]
+    what = f"a head of EfficientNet-lite0 trains for {found['epochs']} epochs, frozen part computed once, faster than in every step"
+    return [f"| {what} | {', '.join(parts)} | {link('features')} |"]
+
+
+def _pretrained() -> list[str]:
     found = read("transfer")
     if not found:
         return []
