@@ -128,7 +128,7 @@ def _features() -> list[str]:
     if not found:
         return []
     parts = [f"{arm['times_faster']:.0f} times {arm['name']}" for arm in found["arms"][1:]]
-    what = f"a head of EfficientNet-lite0 trains for {found['epochs']} epochs, frozen part computed once, faster than in every step"
+    what = f"{found['epochs']} epochs of a head on EfficientNet-lite0, frozen part computed once: faster than in every step"
     return [f"| {what} | {', '.join(parts)} | {link('features')} |"]
 
 

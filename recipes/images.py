@@ -111,15 +111,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         for arm in ARMS[1:]:
             record.compare(f"{count} labels, {arm.name}", f"{count} labels, {SCRATCH.name}")
             faster[f"{count} labels, {arm.name}"] = times_faster(record, count, arm)
-    record.finish(
-        chosen.out,
-        data="Fashion-MNIST",
-        image_size=IMAGE_SIZE,
-        batch_size=BATCH_SIZE,
-        rate=LR,
-        epochs={arm.name: arm.epochs for arm in ARMS},
-        times_faster_to_scratch_best=faster,
-    )
+        record.finish(  # what there is so far
+            chosen.out,
+            data="Fashion-MNIST",
+            image_size=IMAGE_SIZE,
+            batch_size=BATCH_SIZE,
+            rate=LR,
+            epochs={arm.name: arm.epochs for arm in ARMS},
+            times_faster_to_scratch_best=faster,
+        )
 
 
 def times_faster(record: Record, count: int, arm: Arm) -> list[float]:
