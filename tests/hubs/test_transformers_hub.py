@@ -257,3 +257,16 @@ def test_libraries_that_are_not_installed_name_the_extra(monkeypatch: pytest.Mon
         build("hf:org/tiny", input_shape=(3, 16, 16), num_classes=2)
     with pytest.raises(InputError, match=r'needs huggingface_hub: pip install "heptane\[hf\]"'):
         load_weights(nn.Linear(2, 2), "hf:org/tiny")
+
+
+def test_a_base_models_weights_go_into_a_classifier_and_the_prefix_is_told(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    base = transformers.BertModel(config)
+    base.save_pretrained(tmp_path)
+    model = transformers.BertForSequenceClassification(config)
+    report = load_weights(model, tmp_path)
+    assert report.prefix == "(none) -> bert."
+    assert "names translated: (none) -> bert." in str(report)
+    assert torch.equal(model.bert.embeddings.word_embeddings.weight, base.embeddings.word_embeddings.weight)

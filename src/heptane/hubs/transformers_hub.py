@@ -97,8 +97,11 @@ def translate(model: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: 
     """
     base = getattr(sys.modules.get("transformers"), "PreTrainedModel", None)
     inner = next((m for m in model.modules() if base and isinstance(m, base)), None)
-    if inner is None or not os.path.isfile(folder / "config.json") or tensors.keys() <= inner.state_dict().keys():
+    if inner is None or not os.path.isfile(folder / "config.json"):
         return tensors
+    known, prefix = inner.state_dict().keys(), f"{inner.base_model_prefix}."
+    if any({change(name) for name in tensors} <= known for change in (str, f"{prefix}{{}}".format)):
+        return tensors  # a base model's names lack the prefix, which the rule for prefixes puts on, and says so
     config = read_config(folder, said)
     if config.model_type != inner.config.model_type:
         return tensors
