@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("sklearn")
-
 import tabular
+
+pytest.importorskip("sklearn")
 
 
 def test_a_seed_draws_a_split_in_units_of_its_training_part():
