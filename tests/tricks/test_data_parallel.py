@@ -260,10 +260,10 @@ def all_reduces(workers: int) -> int:
     one = assemble(mlp(), points(), tricks=tricks, optimizer=sgd, epochs=1, batch_size=8, accumulate=4)
     enter = one.enter
 
-    def enter_and_count(phase: Phase) -> torch.nn.Module:
-        wrapped = enter(phase)
+    def enter_and_count(phase: Phase) -> tuple[torch.nn.Module, Any]:
+        wrapped, source = enter(phase)
         wrapped.register_comm_hook(None, count)
-        return wrapped
+        return wrapped, source
 
     one.enter = enter_and_count  # type: ignore[method-assign]
     for _ in steps(one):
