@@ -340,7 +340,7 @@ def recipes() -> str:
 
 
 def _recipe_measured(name: str) -> list[str]:
-    """One recipe's table, its verdicts and examples."""
+    """One recipe's table and its verdicts."""
     script = f"[recipes/{name}.py](../recipes/{name}.py)"
     found = read(f"recipe-{name}")
     if not found:
@@ -349,9 +349,6 @@ def _recipe_measured(name: str) -> list[str]:
     rows = [(arm, *(_mean_std(values.get(metric)) for metric in metrics)) for arm, values in found["arms"].items()]
     lines = table((f"{count} seed{'s' if count > 1 else ''}", *metrics), rows)
     lines += ["", *(f"- {verdict}" for verdict in found["verdicts"]), ""]
-    if "examples" in found:
-        examples = [[str(cell).replace("|", "\\|") for cell in row] for row in found["examples"]]
-        lines += [*table(found["examples_of"], examples), ""]
     here = found["environment"]
     where = f"[recipe-{name}.json](../benchmarks/results/recipe-{name}.json), `{found['command']}`"
     return [*lines, f"{script}, {where}, {here['threads']} threads, {here['cpu']}.", ""]

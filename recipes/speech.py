@@ -245,11 +245,11 @@ def distance(first: Sequence[int], second: Sequence[int]) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     chosen = flags(__doc__, FOLDS, argv)
     question = "do label smoothing and masking lower the letter error rate on speakers that were never heard?"
-    metrics = {"letter error rate": False, "test loss": False, "error rate in training": False}
-    record = Record("speech", question, metrics)
+    record = Record("speech", question, {"letter error rate": False, "test loss": False, "error rate in training": False})
     speech, epochs = load(klettres()), 1 if chosen.quick else EPOCHS
+    parts = folds(speech)
     for seed in range(chosen.seeds):
-        train, test = data(speech, folds(speech)[seed % FOLDS])
+        train, test = data(speech, parts[seed % FOLDS])
         for name in ARMS:
             model, found = train_arm(name, train, test, seed=seed, epochs=epochs)
             record.add(name, found)
@@ -257,23 +257,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in others:
         record.compare(name, plain)
     record.compare(others[-1], others[1])
-    said = [spoken.letters for spoken in speech if spoken.speaker in folds(speech)[seed % FOLDS]]
-    examples = [
-        [true, "".join(LETTERS[at - 1] for at in row)] for true, row in zip(said, heard(model.eval(), test), strict=True)
-    ]
-    speakers = len({spoken.speaker for spoken in speech})
-    described = f"klettres-data, {len(speech)} syllables in {speakers} languages, tested on those of the speakers held out"
-    held_out = [sorted(part) for part in folds(speech)]
-    record.finish(
-        chosen.out,
-        data=described,
-        folds=held_out,
-        epochs=epochs,
-        batch_size=BATCH_SIZE,
-        rate=LR,
-        examples=examples[::8],
-        examples_of=["said", f"heard ({others[-1]})"],
-    )
+    facts = {"syllables": len(speech), "folds": [sorted(part) for part in parts]}
+    record.finish(chosen.out, **facts, epochs=epochs, batch_size=BATCH_SIZE, rate=LR)
+    said = [spoken.letters for spoken in speech if spoken.speaker in parts[seed % FOLDS]]
+    for true, row in list(zip(said, heard(model.eval(), test), strict=True))[::8]:
+        print(f"{true:8} heard as {''.join(LETTERS[letter - 1] for letter in row)}")
 
 
 if __name__ == "__main__":
