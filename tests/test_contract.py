@@ -95,6 +95,13 @@ TABLE = {
             "unfreeze_every_epochs": (-1, *NOT_NUMBERS),
             "rate_factor": (0.5, *NOT_NUMBERS),
             "min_match": (-0.1, 1.1, *NOT_NUMBERS),
+            "mode": ("heads", "", True),
+            "head_epochs": (0, -1, *NOT_NUMBERS),
+            "groups": (3,),
+            "lora_rank": (-1, 1.5, *NOT_NUMBERS),
+            "lora_alpha": (0, -1),
+            "cache": ("ram", "", None),
+            "cache_dtype": ("fp8", "", None),
         },
     ),
     "mixed_precision": Row(
