@@ -222,7 +222,7 @@ class Transfer:
     """Replace the classifier when its number of outputs is not the number of classes."""
     mode: str | None = None
     """What trains: head (it alone), head-first (it alone for head_epochs, then all), gradual (a group more at a time, all by
-    half of the run), full, or auto: head, gradual or full by the labels per class and a short probe. None: as freeze says."""
+    half of the run), full, or auto: head, gradual or full, by labels per class and a short probe. None: as freeze says."""
     head_epochs: float = 1.0
     """Epochs in which the head trains alone with mode head-first, above 0."""
     freeze: int = 0
