@@ -1,7 +1,7 @@
 """Translation: English to German by a small transformer, with label smoothing 0, 0.1 and 0.2, on descriptions of packages.
 
 apt's indexes hold Debian's package descriptions in English and in German. They are matched by the checksum of the
-English one; titles pair up, and so do paragraphs where both have the same number. Of the pairs of at most 12 words
+English one; titles pair up, and so do paragraphs where both have the same number. Of the pairs of at most 8 words
 those to train, validate and test are drawn by source package, whose binary packages describe themselves alike, and a
 pair whose English or German occurs in a part goes into no later one: nothing that is tested was seen in training. Both
 languages share subwords, learnt from the training part (byte-pair encoding).
@@ -30,11 +30,11 @@ from heptane.errors import InputError
 from heptane.randomness import generator
 from record import Record, flags, run
 
-MAX_WORDS, SUBWORDS = 12, 4000
+MAX_WORDS, SUBWORDS = 8, 2000
 TEST_SHARE = 0.04  # of the source packages, to test and again to validate
 PAD, START, END = 0, 1, 2
-WIDTH, HEADS, LAYERS = 128, 4, 2
-EPOCHS, BATCH_SIZE, LR = 8, 64, 3e-3
+WIDTH, HEADS, LAYERS = 96, 4, 2
+EPOCHS, BATCH_SIZE, LR = 4, 64, 3e-3
 SMOOTHING = (0.0, 0.1, 0.2)
 Pair = tuple[str, str]
 
