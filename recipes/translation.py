@@ -34,7 +34,7 @@ MAX_WORDS, SUBWORDS = 8, 2000
 TEST_SHARE = 0.04  # of the source packages, to test and again to validate
 PAD, START, END = 0, 1, 2
 WIDTH, HEADS, LAYERS = 96, 4, 2
-EPOCHS, BATCH_SIZE, LR = 4, 64, 3e-3
+EPOCHS, BATCH_SIZE, LR = 3, 64, 3e-3
 SMOOTHING = (0.0, 0.1, 0.2)
 Pair = tuple[str, str]
 
