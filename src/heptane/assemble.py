@@ -154,6 +154,8 @@ class Run:
     transfer: Transfer | None = None
     outline: torch.nn.Module | None = None
     """a sharded model's, to gather it in"""
+    sample: Any = None
+    """inputs that the model was tried on"""
     groups: Anatomy | None = None
     """of transfer: what is frozen, and has its rates, together"""
     skipped: int = 0
@@ -210,7 +212,8 @@ class Run:
         train_mode(self.model, self.groups)
         self.shortcut = self._shortcut_in(phase)
         self.trained, source = (self.shortcut.tail, self.shortcut.source) if self.shortcut else (self.model, self.source)
-        self.sample_shape = tuple(first_tensor(source.sample(1)[0]).shape[1:])
+        shown = source.sample(1)[0] if self.shortcut else self.sample  # a loader would read a whole batch for it
+        self.sample_shape = tuple(first_tensor(shown).shape[1:])
         wrapped = self.trained
         if self.worker.size > 1:
             check_replicas(self.model)
@@ -288,7 +291,9 @@ def assemble(
     mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch) if mixup else Unmixed()
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
-    return Run(*slots, clock, worker, data_parallel, find_unused, notes, why, bad, tricks.transfer, outline, groups)
+    return Run(
+        *slots, clock, worker, data_parallel, find_unused, notes, why, bad, tricks.transfer, outline, sample[0], groups
+    )
 
 
 def _with_mode(

@@ -141,7 +141,7 @@ def test_data_that_goes_bad_in_hour_nine_costs_nothing_that_was_trained(tmp_path
     with pytest.raises(DataError, match=r"; saved at step \d+, from where resume goes on$"):
         fit(data, run_dir=tmp_path / "run")
     (at, *_) = checkpoint.steps_in(tmp_path / "run" / "checkpoints")
-    assert at in (4, 5, 6, 7, 8)  # where the loader had read ahead to
+    assert at in (6, 7, 8)
     repaired = fit(Files({}), run_dir=tmp_path / "run", resume=True)
     whole = fit(Files({}))
     for ours, theirs in zip(repaired.model.parameters(), whole.model.parameters(), strict=True):
