@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -25,6 +26,22 @@ def sgd() -> Callable[..., torch.optim.SGD]:
 def images() -> tuple[torch.Tensor, torch.Tensor]:
     """96 images (1, 8, 8) of 4 classes that a small model can tell apart."""
     return make_images(96)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``hp.fit`` forks its workers, which is quicker than starting them."""
+    from tests.workers import launch
+
+    import heptane.fit  # noqa: F401 - the module, which is hidden by the function of that name
+
+    monkeypatch.setattr(sys.modules["heptane.fit"], "launch", launch)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report of a run is one word: drawing it takes longer than these runs, and has tests of its own."""
+    monkeypatch.setattr("heptane.report.html.write_report", lambda record, path: path.write_text("page"))
 
 
 def make_images(num_samples: int, num_classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.workers import launch
 
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.loop import steps
-from heptane.tricks.data_parallel import check_replicas, launch, this_worker
+from heptane.tricks.data_parallel import check_replicas, this_worker
 from heptane.tricks.mixed_precision import Scaled
 
 SAMPLES, BATCH, CLASSES = 22, 8, 3  # batches of 8, 8 and 6

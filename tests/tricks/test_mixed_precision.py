@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.workers import launch
 
 import heptane as hp
 from heptane.assemble import Run, assemble
 from heptane.loop import steps
-from heptane.tricks.data_parallel import Worker, launch, this_worker
+from heptane.tricks.data_parallel import Worker, this_worker
 from heptane.tricks.mixed_precision import Autocast, Precision, Scaled, check_master, evaluation, find_device
 
 BIG = 60_000.0  # fp16 ends at 65504
