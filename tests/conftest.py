@@ -60,4 +60,16 @@ def mlp(num_in: int = 64, num_classes: int = 4, seed: int = 0) -> torch.nn.Seque
     )
 
 
-__all__ = ["hp", "make_images", "mlp"]
+class Counting(torch.nn.Module):
+    """A layer that counts its training passes, and ``then``, which makes of its output what a test wants in one of them."""
+
+    def __init__(self, then: Callable[[Counting, torch.Tensor], torch.Tensor], layer: torch.nn.Linear | None = None) -> None:
+        super().__init__()
+        self.layer, self.then, self.passes = layer or torch.nn.Linear(6, 3).double(), then, 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        return self.then(self, self.layer(inputs))
+
+
+__all__ = ["Counting", "hp", "make_images", "mlp"]

@@ -10,11 +10,13 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.conftest import Counting
 from tests.workers import launch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
@@ -510,23 +512,16 @@ def test_wrong_input_that_only_a_worker_sees_comes_back_as_one_line(capfd: pytes
     assert capfd.readouterr() == ("", "")
 
 
-class Breaks(torch.nn.Module):
-    """Fails in the first worker only, in the third training pass."""
-
-    def __init__(self, error: Callable[[], BaseException]) -> None:
-        super().__init__()
-        self.layer, self.error, self.passes = torch.nn.Linear(6, CLASSES).double(), error, 0
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.passes += self.training
-        if self.passes == 3 and this_worker().rank == 1:
-            raise self.error()
-        return self.layer(inputs)
+def breaks(error: Callable[[], BaseException], model: Counting, output: torch.Tensor) -> torch.Tensor:
+    """In the second worker only, in the third training pass."""
+    if model.passes == 3 and this_worker().rank == 1:
+        raise error()
+    return output
 
 
 def test_what_breaks_in_a_worker_is_named_once_with_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError) as caught:
-        fit_two(Breaks(lambda: ZeroDivisionError("no such luck")), points())
+        fit_two(Counting(partial(breaks, lambda: ZeroDivisionError("no such luck"))), points())
     lines = str(caught.value).splitlines()
     assert lines[0] == "worker 1 of 2 failed with ZeroDivisionError: no such luck"
     assert lines[-1] == "ZeroDivisionError: no such luck"
@@ -607,7 +602,7 @@ def test_a_sharded_run_goes_on_bitwise_and_leaves_an_ordinary_model_and_file(tmp
 )
 def test_other_ends_of_a_worker(error: Any, kind: type[BaseException], message: str) -> None:
     with pytest.raises(kind, match=message):
-        fit_two(Breaks(error), points())
+        fit_two(Counting(partial(breaks, error)), points())
 
 
 SCRIPT = """
@@ -685,23 +680,16 @@ def test_an_interrupt_at_the_keyboard_ends_parent_and_workers(tmp_path: Path) ->
         os.killpg(process.pid, 0)
 
 
-class Drifts(torch.nn.Module):
+def drifts(model: Counting, output: torch.Tensor) -> torch.Tensor:
     """One worker's copy of a parameter changes by itself in the third training pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.passes = torch.nn.Linear(6, CLASSES).double(), 0
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.passes += self.training
-        if self.passes == 3 and this_worker().rank == 1:
-            with torch.no_grad():
-                self.layer.bias[0] += 1e-9
-        return self.layer(inputs)
+    if model.passes == 3 and this_worker().rank == 1:
+        with torch.no_grad():
+            model.layer.bias[0] += 1e-9
+    return output
 
 
 @pytest.mark.usefixtures("forked")
 def test_copies_that_drift_apart_on_the_way_are_found_before_anything_is_saved(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"copies of the model have diverged: parameter 'layer\.bias' is the first"):
-        fit_two(Drifts(), points(), valid=points(), run_dir=tmp_path / "run")
+        fit_two(Counting(drifts), points(), valid=points(), run_dir=tmp_path / "run")
     assert list((tmp_path / "run").rglob("step-*")) == []
