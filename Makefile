@@ -17,7 +17,7 @@ train: $(VENV)/.demo ## train a small ResNet on Fashion-MNIST with the recommend
 	$(BIN)/heptane train --data fashion-mnist --fallback digits --model resnet --epochs 4 --progressive-size 20 --tricks recommended --out runs/train --force
 
 test: lint ## lint, types, and the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not hosts" --cov=heptane --cov-report=term --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not hosts" --cov=heptane --cov-report=term --cov-fail-under=95
 
 test-all: lint ## every test, the slow ones too
 	$(BIN)/python -m pytest

@@ -10,10 +10,17 @@ import torch
 
 import heptane as hp
 
+LONG = ("test_torture", "test_fuzz", "test_data_parallel", "test_elastic", "test_race", "test_interruption", "test_package")
+
 # torchvision's usual build does not import beside a CPU build of PyTorch: schemas of its missing operators are enough.
 KEPT = torch.library.Library("torchvision", "DEF") if find_spec("torchvision") else None
 for name in ("nms", "qnms", "qroi_align", "deform_conv2d", "_deform_conv2d_backward") if KEPT else ():
     KEPT.define(f"{name}() -> ()")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process ends with one of them while the others are idle."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)

@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # an optimizer imports it, and a fork has it then
+import torch._dynamo  # what is imported at first use, a fork has then
+import torch.profiler
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
 import heptane as hp
-from heptane import assemble
+from heptane import assemble, sharding  # noqa: F401 - imported at first use too
 from heptane.checkpoint import find
 from heptane.report import html
 from heptane.run_folder import RunFolder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -27,6 +28,22 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     return make_images(96)
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``hp.fit`` forks its workers, which is quicker than starting them."""
+    from tests.workers import launch
+
+    import heptane.fit  # noqa: F401 - the module, which is hidden by the function of that name
+
+    monkeypatch.setattr(sys.modules["heptane.fit"], "launch", launch)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report of a run is one word: drawing it takes longer than these runs, and has tests of its own."""
+    monkeypatch.setattr("heptane.report.html.write_report", lambda record, path: path.write_text("page"))
+
+
 def make_images(num_samples: int, num_classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise plus a pattern per class."""
     random = torch.Generator().manual_seed(seed)
@@ -43,4 +60,16 @@ def mlp(num_in: int = 64, num_classes: int = 4, seed: int = 0) -> torch.nn.Seque
     )
 
 
-__all__ = ["hp", "make_images", "mlp"]
+class Counting(torch.nn.Module):
+    """A layer that counts its training passes, and ``then``, which makes of its output what a test wants in one of them."""
+
+    def __init__(self, then: Callable[[Counting, torch.Tensor], torch.Tensor], layer: torch.nn.Linear | None = None) -> None:
+        super().__init__()
+        self.layer, self.then, self.passes = layer or torch.nn.Linear(6, 3).double(), then, 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        return self.then(self, self.layer(inputs))
+
+
+__all__ = ["Counting", "hp", "make_images", "mlp"]

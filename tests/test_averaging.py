@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from tests.conftest import make_images, mlp
+from tests.workers import launch
 
 import heptane as hp
 from heptane.averaging import Average
-from heptane.tricks.data_parallel import launch
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 TRAIN, VALID = make_images(48), make_images(30, seed=1)
 sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)

@@ -299,6 +299,7 @@ def test_train_as_a_generator_takes_dicts():
     assert len(list(train(Encoder(), text(), optimizer=sgd, epochs=1, batch_size=8))) == 5
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("kind", ["tensors", "loader"])
 def test_two_workers_on_dicts_are_one(kind):
     inputs, targets = text()

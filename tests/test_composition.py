@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.workers import launch
 
 import heptane as hp
 from heptane.tricks import KINDS
-from heptane.tricks.data_parallel import launch
 
 SEED, SAMPLES, BATCH, EPOCHS, CLASSES = 3, 22, 8, 4, 3
 PER_EPOCH = 3  # 8, 8 and 6

@@ -105,6 +105,7 @@ def half(tmp_path: Path, keep: str, optimizer: Any) -> tuple[hp.Result, hp.Resul
     return found[0], found[1]
 
 
+@pytest.mark.usefixtures("forked")
 def test_with_fewer_workers_the_batch_is_kept_or_their_shares_are_and_the_rate_follows(tmp_path: Path) -> None:
     sgd = partial(torch.optim.SGD, lr=0.1)
     _, same = half(tmp_path / "batch", "batch", sgd)
@@ -122,6 +123,7 @@ def test_with_fewer_workers_the_batch_is_kept_or_their_shares_are_and_the_rate_f
     assert rooted.schedule["learning_rate"][-1] == pytest.approx(0.1 / 2**0.5)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_from_the_middle_of_an_epoch_another_number_of_workers_goes_on(strategy: str, tmp_path: Path) -> None:
     x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

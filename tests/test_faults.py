@@ -20,6 +20,8 @@ from heptane.assemble import assemble
 from heptane.loop import steps
 from heptane.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 X, Y = make_images(48)
 sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 BAD_SAMPLE = 7

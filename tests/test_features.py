@@ -250,6 +250,7 @@ def test_a_user_who_froze_the_body_needs_no_freeze():
     assert "48 samples of 64 features" in note(result)
 
 
+@pytest.mark.usefixtures("forked")
 def test_two_workers_share_the_work():
     tricks = {"data_parallel": hp.DataParallel(workers=2)}
     (plain, _), (model, result) = (fitted(transfer={"cache": c}, tricks=t) for c, t in (("off", {}), ("auto", tricks)))

@@ -3,37 +3,28 @@ ever failed."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.workers import BENCHMARKS, alone
 
-ROOT = Path(__file__).parents[1]
+REGRESSIONS = sorted(path for path in (Path(__file__).parent / "regressions").glob("*") if not path.name.startswith("."))
 CODE = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
 from fuzz import READERS, fuzz_files, fuzz_flags
 print(json.dumps([fuzz_files(12 * len(READERS), 1, list(READERS), batch=12), fuzz_flags(60, 1)]))
 """
-REGRESSIONS = sorted(path for path in (ROOT / "tests" / "regressions").glob("*") if not path.name.startswith("."))
 
 
 def test_some_mutations_and_command_lines_end_in_success_or_one_clear_error() -> None:
-    # a process of its own, since it forks, which one that has computed may not
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, str(ROOT / "benchmarks")], capture_output=True, text=True, check=False, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for found in json.loads(done.stdout.splitlines()[-1]):
+    for found in alone(CODE):
         assert found["failures"] == []
 
 
 @pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: path.name)
 def test_what_once_failed_does_not_fail_again(path: Path, tmp_path: Path) -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.insert(0, str(BENCHMARKS))
     try:
         from fuzz_files import READERS, attempt, prepare
     finally:

@@ -22,6 +22,8 @@ from heptane import checkpoint, recorder
 from heptane.errors import Interrupted
 from heptane.interruption import NAMES, SAME_SECONDS, Interruption
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TRAIN, VALID = make_images(48), make_images(30, seed=1)
 sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 

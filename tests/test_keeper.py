@@ -19,6 +19,8 @@ import heptane as hp
 from heptane import checkpoint, keeper, recorder, storage
 from heptane.keeper import Every
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TRAIN, VALID = make_images(48), make_images(30, seed=1)
 sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 

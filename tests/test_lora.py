@@ -122,6 +122,7 @@ def test_a_run_that_raises_leaves_an_ordinary_model():
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.usefixtures("forked")
 def test_over_two_workers_it_is_the_same():
     alone, _ = fitted()
     both, _ = fitted(tricks={"data_parallel": hp.DataParallel(workers=2)})

@@ -14,13 +14,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TRAIN, VALID = make_images(50), make_images(30, seed=1)
-
-
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing the page takes longer than these runs; it has its own tests."""
-    monkeypatch.setattr("heptane.report.html.write_report", lambda record, path: path.write_text("page"))
 
 
 def net(seed: int = 0) -> torch.nn.Module:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import Counting
+from tests.workers import launch
 
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.loop import steps
-from heptane.tricks.data_parallel import check_replicas, launch, this_worker
+from heptane.tricks.data_parallel import check_replicas, this_worker
 from heptane.tricks.mixed_precision import Scaled
 
 SAMPLES, BATCH, CLASSES = 22, 8, 3  # batches of 8, 8 and 6
@@ -403,26 +405,19 @@ def test_trap_28_sixteen_bits_are_measured_or_refused_with_the_measurement() -> 
         trained(net(dtype=torch.float32), points(torch.float32), fp16, device="cpu")
 
 
-class TurnsNaN(torch.nn.Module):
-    """NaN from the eighth training pass on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.passes = torch.nn.Linear(6, CLASSES).double(), 0
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.passes += self.training
-        return self.layer(inputs) * (math.nan if self.passes >= 8 else 1)
+def not_a_number(model: Counting, output: torch.Tensor) -> torch.Tensor:
+    """From the eighth training pass on."""
+    return output * (math.nan if model.passes >= 8 else 1)
 
 
 def test_trap_29_steps_that_are_not_finite_are_counted_and_after_a_limit_the_first_is_named() -> None:
-    result = hp.fit(TurnsNaN(), points(), optimizer=sgd, epochs=4, batch_size=BATCH)
+    result = hp.fit(Counting(not_a_number), points(), optimizer=sgd, epochs=4, batch_size=BATCH)
     assert result.steps["nonfinite"] == 5
     assert all(math.isfinite(record["train_loss"]) for record in result.history[:2])
     with pytest.raises(
         FloatingPointError, match=r"^10 steps in a row, the first at step 7: the gradients are not finite; it"
     ):
-        hp.fit(TurnsNaN(), points(), optimizer=sgd, epochs=20, batch_size=BATCH)
+        hp.fit(Counting(not_a_number), points(), optimizer=sgd, epochs=20, batch_size=BATCH)
 
 
 def test_trap_30_batches_come_in_a_fixed_set_of_shapes() -> None:

@@ -67,7 +67,7 @@ def launch(
             elastic_launch(config, sys.executable)("-P", "-m", "heptane.worker", str(task), str(answer))
         except ChildFailedError as error:
             silent = {rank: f.exitcode for rank, f in error.failures.items() if f.exitcode not in (1, -signal.SIGTERM)}
-            _raise_failure(Path(folder, "failures"), workers, silent)
+            raise_failure(Path(folder, "failures"), workers, silent)
         except SignalException as error:
             raise Interrupted(_last_words(Path(folder, "failures")) or signal.Signals(error.sigval).name) from None
         return torch.load(answer, weights_only=False)  # our own file, in a folder that only this user can read
@@ -120,7 +120,7 @@ def _last_words(failures: Path) -> str:
     return next((str(fact["message"]) for fact in facts if fact["kind"] == "Interrupted" and fact["rank"] == "0"), "")
 
 
-def _raise_failure(failures: Path, workers: int, silent: dict[int, int]) -> NoReturn:
+def raise_failure(failures: Path, workers: int, silent: dict[int, int]) -> NoReturn:
     """Raise the first failure on record; but where a worker ended ``silent``, the others failed for want of it."""
     for rank, code in silent.items():
         raise RuntimeError(

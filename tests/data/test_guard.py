@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 from tests.conftest import make_images, mlp
+from tests.workers import launch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import heptane as hp
 from heptane import checkpoint, storage
 from heptane.data.guard import Bad, DataError, guarded, labels_beyond
-from heptane.tricks.data_parallel import launch, this_worker
+from heptane.tricks.data_parallel import this_worker
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 X, Y = make_images(48)
 sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -138,10 +141,11 @@ def test_bad_samples_of_the_validation_data_are_named_as_such_and_count_too() ->
 
 def test_data_that_goes_bad_in_hour_nine_costs_nothing_that_was_trained(tmp_path: Path) -> None:
     data = Files({7: fails}, after=100)
-    with pytest.raises(DataError, match=r"; saved at step \d+, from where resume goes on$"):
+    with pytest.raises(DataError, match=r"; saved at step \d+, from where resume goes on$") as caught:
         fit(data, run_dir=tmp_path / "run")
     (at, *_) = checkpoint.steps_in(tmp_path / "run" / "checkpoints")
     assert at in (6, 7, 8)
+    assert f"saved at step {at}," in str(caught.value)
     repaired = fit(Files({}), run_dir=tmp_path / "run", resume=True)
     whole = fit(Files({}))
     for ours, theirs in zip(repaired.model.parameters(), whole.model.parameters(), strict=True):

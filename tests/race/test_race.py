@@ -179,6 +179,7 @@ def test_under_torchrun_it_is_refused(monkeypatch):
         race()
 
 
+@pytest.mark.usefixtures("forked")
 def test_workers_race_too():
     result = race(tricks=hp.Tricks(data_parallel=hp.DataParallel(workers=2)), seeds=1, epochs=1, target=0.5)
     assert {run["status"] for arm in result.record["arms"] for run in arm["runs"]} == {"reached"}

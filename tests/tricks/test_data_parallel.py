@@ -10,18 +10,21 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.conftest import Counting
+from tests.workers import launch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 import heptane as hp
 from heptane import checkpoint, restore
 from heptane.assemble import Phase, assemble
 from heptane.loop import gradients, micro_batches, steps
-from heptane.tricks.data_parallel import Worker, check_replicas, from_all, launch, share_buffers, this_worker
+from heptane.tricks.data_parallel import Worker, check_replicas, from_all, share_buffers, this_worker
 
 SAMPLES, CLASSES = 22, 3
 Case = dict[str, Any]
@@ -189,12 +192,17 @@ def run(case: Case, workers: int) -> tuple[dict[str, torch.Tensor], dict[str, fl
     return dict(event.run.gathered().state_dict()), event.run.meter.read()
 
 
+def cases(workers: int) -> list[str]:
+    """Three workers try everything, since their shares are uneven; two all that is not sharded, and four a few."""
+    few = [name for name in CASES if name.removeprefix("sharded: ").split()[0] in ("sgd", "adamw")]
+    return {2: [name for name in CASES if "strategy" not in CASES[name]], 3: list(CASES), 4: few}[workers]
+
+
 def run_all(workers: int) -> dict[str, Any]:
-    """Everything that is asked of one group of workers, in one start: starting them takes seconds."""
-    if workers == 4:  # what differs from three is how many
-        few = [name for name in CASES if name.removeprefix("sharded: ").split()[0] in ("sgd", "adamw")]
-        return {name: run(CASES[name], workers) for name in few}
-    found: dict[str, Any] = {name: run(case, workers) for name, case in CASES.items()}
+    """Everything that is asked of one group of workers, in one start."""
+    found: dict[str, Any] = {name: run(CASES[name], workers) for name in cases(workers)}
+    if workers == 4:
+        return found
     found["is two"] = workers == 2
     found["own statistics"] = run(OWN_STATISTICS, workers)
     found["bad inputs"] = [with_bad_inputs(row) for row in (0, 7)]
@@ -282,17 +290,17 @@ def refusal(trick: hp.DataParallel, batch_size: int = 8) -> str:
 
 @pytest.fixture(scope="module")
 def two() -> dict[str, Any]:
-    return launch(run_all, {"workers": 2}, 2, timeout_seconds=60)
+    return launch(run_all, {"workers": 2}, 2)
 
 
 @pytest.fixture(scope="module")
 def three() -> dict[str, Any]:
-    return launch(run_all, {"workers": 3}, 3, timeout_seconds=60)
+    return launch(run_all, {"workers": 3}, 3)
 
 
 @pytest.fixture(scope="module")
 def four() -> dict[str, Any]:
-    return launch(run_all, {"workers": 4}, 4, timeout_seconds=60)
+    return launch(run_all, {"workers": 4}, 4)
 
 
 @pytest.fixture(params=[2, 3], ids=["two workers", "three workers"])
@@ -306,7 +314,11 @@ def assert_close(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float 
         torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(theirs[key]), rtol=0, atol=tolerance, msg=key)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("several", "name"),
+    [pytest.param(workers, name, id=f"{workers}-{name}") for workers in (2, 3) for name in cases(workers)],
+    indirect=["several"],
+)
 def test_as_one_worker(several: dict[str, Any], name: str) -> None:
     alone, averages = run(CASES[name], 1)
     together, theirs = several[name]
@@ -380,10 +392,10 @@ def test_256_workers_of_32_samples_reduce_to_the_gradient_of_8192() -> None:
     assert (parts[0] - parts[1]).abs().max() > 1e-3
 
 
-def test_something_was_learned(two: dict[str, Any]) -> None:
+def test_something_was_learned(three: dict[str, Any]) -> None:
     for name, case in CASES.items():
         before = case.get("model", mlp)().state_dict()
-        assert any(not torch.equal(value, before[key]) for key, value in two[name][0].items()), name
+        assert any(not torch.equal(value, before[key]) for key, value in three[name][0].items()), name
 
 
 def test_an_evaluation_counts_each_sample_once(several: dict[str, Any]) -> None:
@@ -500,23 +512,16 @@ def test_wrong_input_that_only_a_worker_sees_comes_back_as_one_line(capfd: pytes
     assert capfd.readouterr() == ("", "")
 
 
-class Breaks(torch.nn.Module):
-    """Fails in the first worker only, in the third training pass."""
-
-    def __init__(self, error: Callable[[], BaseException]) -> None:
-        super().__init__()
-        self.layer, self.error, self.passes = torch.nn.Linear(6, CLASSES).double(), error, 0
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.passes += self.training
-        if self.passes == 3 and this_worker().rank == 1:
-            raise self.error()
-        return self.layer(inputs)
+def breaks(error: Callable[[], BaseException], model: Counting, output: torch.Tensor) -> torch.Tensor:
+    """In the second worker only, in the third training pass."""
+    if model.passes == 3 and this_worker().rank == 1:
+        raise error()
+    return output
 
 
 def test_what_breaks_in_a_worker_is_named_once_with_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError) as caught:
-        fit_two(Breaks(lambda: ZeroDivisionError("no such luck")), points())
+        fit_two(Counting(partial(breaks, lambda: ZeroDivisionError("no such luck"))), points())
     lines = str(caught.value).splitlines()
     assert lines[0] == "worker 1 of 2 failed with ZeroDivisionError: no such luck"
     assert lines[-1] == "ZeroDivisionError: no such luck"
@@ -597,7 +602,7 @@ def test_a_sharded_run_goes_on_bitwise_and_leaves_an_ordinary_model_and_file(tmp
 )
 def test_other_ends_of_a_worker(error: Any, kind: type[BaseException], message: str) -> None:
     with pytest.raises(kind, match=message):
-        fit_two(Breaks(error), points())
+        fit_two(Counting(partial(breaks, error)), points())
 
 
 SCRIPT = """
@@ -675,22 +680,16 @@ def test_an_interrupt_at_the_keyboard_ends_parent_and_workers(tmp_path: Path) ->
         os.killpg(process.pid, 0)
 
 
-class Drifts(torch.nn.Module):
+def drifts(model: Counting, output: torch.Tensor) -> torch.Tensor:
     """One worker's copy of a parameter changes by itself in the third training pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.passes = torch.nn.Linear(6, CLASSES).double(), 0
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.passes += self.training
-        if self.passes == 3 and this_worker().rank == 1:
-            with torch.no_grad():
-                self.layer.bias[0] += 1e-9
-        return self.layer(inputs)
+    if model.passes == 3 and this_worker().rank == 1:
+        with torch.no_grad():
+            model.layer.bias[0] += 1e-9
+    return output
 
 
+@pytest.mark.usefixtures("forked")
 def test_copies_that_drift_apart_on_the_way_are_found_before_anything_is_saved(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"copies of the model have diverged: parameter 'layer\.bias' is the first"):
-        fit_two(Drifts(), points(), valid=points(), run_dir=tmp_path / "run")
+        fit_two(Counting(drifts), points(), valid=points(), run_dir=tmp_path / "run")
     assert list((tmp_path / "run").rglob("step-*")) == []

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections import OrderedDict, namedtuple
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from tests.conftest import Counting
+from tests.workers import launch
 
 import heptane as hp
 from heptane.assemble import Run, assemble
 from heptane.loop import steps
-from heptane.tricks.data_parallel import Worker, launch, this_worker
+from heptane.tricks.data_parallel import Worker, this_worker
 from heptane.tricks.mixed_precision import Autocast, Precision, Scaled, check_master, evaluation, find_device
 
 BIG = 60_000.0  # fp16 ends at 65504
@@ -193,18 +196,9 @@ def test_what_no_scale_can_help_is_an_error_that_names_the_step_and_the_model_is
         assert torch.equal(value, before[key]), key
 
 
-class OverflowsOnce(torch.nn.Module):
+def overflows_once(rank: int, model: Counting, output: torch.Tensor) -> torch.Tensor:
     """Its gradient is infinite on one worker, in its third training pass."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer, self.rank, self.passes = torch.nn.Linear(4, 3), rank, 0
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.passes += self.training
-        output = self.layer(inputs)
-        return output * math.inf if self.passes == 3 and this_worker().rank == self.rank else output
+    return output * math.inf if model.passes == 3 and this_worker().rank == rank else output
 
 
 def overflow_on_one_rank() -> list[list[Any]]:
@@ -212,7 +206,8 @@ def overflow_on_one_rank() -> list[list[Any]]:
 
 
 def overflow(rank: int, strategy: str) -> list[Any]:
-    model = OverflowsOnce(rank)
+    torch.manual_seed(0)
+    model = Counting(partial(overflows_once, rank), torch.nn.Linear(4, 3))
     tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2, strategy=strategy))
     run = assemble(model, points(), tricks=tricks, optimizer=sgd, epochs=2, batch_size=8, device="cpu")
     run.precision = fp16(scale=8.0)
