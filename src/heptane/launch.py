@@ -69,7 +69,10 @@ def launch(
             silent = {rank: f.exitcode for rank, f in error.failures.items() if f.exitcode not in (1, -signal.SIGTERM)}
             raise_failure(Path(folder, "failures"), workers, silent)
         except SignalException as error:
-            raise Interrupted(_last_words(Path(folder, "failures")) or signal.Signals(error.sigval).name) from None
+            said = _last_words(Path(folder, "failures"))
+            if error.sigval == signal.SIGINT and not said:  # Ctrl-C where nothing was to be saved: as in any script
+                raise KeyboardInterrupt from None
+            raise Interrupted(said or signal.Signals(error.sigval).name) from None
         return torch.load(answer, weights_only=False)  # our own file, in a folder that only this user can read
 
 

@@ -673,9 +673,8 @@ def test_an_interrupt_at_the_keyboard_ends_parent_and_workers(tmp_path: Path) ->
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    # the launcher's own handler is there once the workers are started, Python's before
-    assert stderr.rstrip().endswith(("KeyboardInterrupt", "heptane.errors.Interrupted: SIGINT"))
-    assert process.returncode in (130, -signal.SIGINT)
+    assert stderr.rstrip().endswith("KeyboardInterrupt")
+    assert process.returncode == -signal.SIGINT  # as any script that Python's own handler ends
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
