@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
-from heptane.assemble import Phase, Plan, Run, assemble, named_settings
+from heptane.assemble import assemble
 from heptane.checks import try_output
+from heptane.run import Phase, Plan, Run
 
 N, CLASSES = 20, 3
 
@@ -231,7 +232,7 @@ def test_a_loader_brings_its_own_batch_size() -> None:
 
 
 def test_settings_by_name_in_order_and_empty_where_off() -> None:
-    found = dict(named_settings(hp.Tricks(mixup=hp.Mixup(alpha=0.4))))
+    found = hp.Tricks(mixup=hp.Mixup(alpha=0.4)).settings()
     assert list(found) == list(hp.Tricks.__dataclass_fields__)
     assert found["mixup"]["alpha"] == 0.4
     assert found["cyclical"] == {}

@@ -16,9 +16,10 @@ from tests.conftest import make_images, mlp
 
 import heptane as hp
 from heptane import checkpoint, restore, storage
-from heptane.assemble import Run, assemble
+from heptane.assemble import assemble
 from heptane.loop import steps
 from heptane.packing import save_model
+from heptane.run import Run
 
 Factory = Callable[[Any], torch.optim.Optimizer]
 

@@ -122,6 +122,25 @@ def test_a_run_that_raises_leaves_an_ordinary_model():
     assert all(p.requires_grad for p in model.parameters())
 
 
+def unready(parameters):
+    raise ValueError("stop")
+
+
+def by_hand(model, *, optimizer=sgd):
+    tricks = hp.Tricks(transfer=hp.Transfer(lora_rank=2))
+    for _ in hp.train(model, data(), optimizer=optimizer, epochs=1, batch_size=8, tricks=tricks):
+        pass
+
+
+@pytest.mark.parametrize("run", [fitted, by_hand])
+def test_so_does_one_that_raises_before_its_first_step(run):
+    model = network()
+    with pytest.raises(ValueError, match="stop"):
+        run(model, optimizer=unready)
+    assert list(model.state_dict()) == list(network().state_dict())
+    assert all(p.requires_grad for p in model.parameters())
+
+
 @pytest.mark.usefixtures("forked")
 def test_over_two_workers_it_is_the_same():
     alone, _ = fitted()
@@ -131,10 +150,7 @@ def test_over_two_workers_it_is_the_same():
 
 def test_the_generator_leaves_an_ordinary_model():
     model = network()
-    for _ in hp.train(
-        model, data(), optimizer=sgd, epochs=1, batch_size=8, tricks=hp.Tricks(transfer=hp.Transfer(lora_rank=2))
-    ):
-        pass
+    by_hand(model)
     assert list(model.state_dict()) == list(network().state_dict())
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.assemble import Run
 from heptane.errors import InputError
 from heptane.packing import copied, pack, serialised
 from heptane.parts import write_parts
+from heptane.run import Run
 from heptane.storage import FACTS, Damaged, check_files, fresh, read_facts, remove, seal, write_file
 from heptane.tricks.data_parallel import ALONE, Worker, from_all, share_buffers
 

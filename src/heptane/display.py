@@ -7,9 +7,9 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from heptane.assemble import Run
 from heptane.loop import Step
 from heptane.report.console import Progress
+from heptane.run import Run
 from heptane.run_folder import RunFolder
 
 SHOW_SECONDS = 0.25

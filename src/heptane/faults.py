@@ -12,7 +12,7 @@ from heptane.data.guard import Bad, left_out
 from heptane.randomness import seed_torch
 
 if TYPE_CHECKING:
-    from heptane.assemble import Run
+    from heptane.run import Run
 
 ON_NAN = ("skip", "stop", "rewind", "ignore")
 SHOWN_SAMPLES = 8

@@ -23,8 +23,8 @@ from heptane.tricks.data_parallel import ALONE, Worker, all_sum
 from heptane.tricks.mixup import Mixer
 
 if TYPE_CHECKING:
-    from heptane.assemble import Phase, Run
     from heptane.cutting import Cut
+    from heptane.run import Phase, Run
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SHARE_OF_MEMORY = 0.25  # of what is available, that features may take before they go to the disk

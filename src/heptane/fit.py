@@ -9,7 +9,7 @@ from typing import Any
 
 from heptane import checkpoint, restore
 from heptane._lazy import torch
-from heptane.assemble import OptimizerFactory, Run, assemble, default_device
+from heptane.assemble import assemble, default_device
 from heptane.checks import check_evaluation, check_targets, check_tricks, few, first_batch, labels_of, try_output
 from heptane.clock import Clock
 from heptane.criterion import Loss, choose_criterion
@@ -23,9 +23,11 @@ from heptane.interruption import Interruption
 from heptane.keeper import Every, Keeper
 from heptane.launch import launch
 from heptane.loop import Step, evaluate_with, steps
+from heptane.lora import merge
 from heptane.recorder import Recorder
 from heptane.report.console import Progress
 from heptane.result import Result
+from heptane.run import OptimizerFactory, Run
 from heptane.run_folder import RunFolder, check_folder, goes_on
 from heptane.storage import write_text
 from heptane.tricks import Tricks
@@ -54,11 +56,10 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
     """
     if settings.get("on_nan") == "rewind":
         raise InputError("on_nan='rewind' needs checkpoints, which fit keeps: use skip or stop here")
-    run = assemble(model, train, tricks=check_tricks(tricks), **settings)
     try:
-        yield from steps(run)
+        yield from steps(assemble(model, train, tricks=check_tricks(tricks), **settings))
     finally:
-        run.release()
+        merge(model)
 
 
 def evaluate(
@@ -214,6 +215,7 @@ def fit(
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption(active=keeps is not None))
         saved, damaged = checkpoint.find(keeps, _joined(tricks, device)) if resume and keeps else (None, [])
+        stack.callback(merge, model)  # whatever happens, the user has an ordinary model
         followed, batch_size = restore.followed(restore.as_decided(tricks, saved), saved, batch_size)
         run = assemble(
             model,
@@ -236,7 +238,6 @@ def fit(
             average_decay=average_decay,
             clock=Clock(started),
         )
-        stack.callback(run.release)
         run.notes += damaged
         for name, data in (("valid", valid), ("test", test)):
             if data is not None:

@@ -13,7 +13,7 @@ from heptane import checkpoint
 from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:
-    from heptane.assemble import Run
+    from heptane.run import Run
 
 SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 

@@ -20,8 +20,8 @@ from heptane.tricks.data_parallel import ALONE, Worker, all_sum, is_sharded, sha
 from heptane.tricks.mixed_precision import Precision, evaluation
 
 if TYPE_CHECKING:
-    from heptane.assemble import Run
     from heptane.data.guard import Bad
+    from heptane.run import Run
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 

@@ -15,6 +15,7 @@ from heptane._lazy import torch
 from heptane.errors import InputError
 
 ADAPTER = "heptane"
+_STOPPED = "_heptane_stopped_for_adapters"  # on a model with adapters: the parameters whose gradients they stopped
 
 
 def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn.Module | None, seed: int | None) -> str:
@@ -47,7 +48,7 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
     added = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for parameter in head.parameters() if head else ():
         parameter.requires_grad_(True)
-    model._heptane_stopped_for_adapters = [p for p in trained if not p.requires_grad]  # type: ignore[assignment]
+    model.__dict__[_STOPPED] = [p for p in trained if not p.requires_grad]
     whole = sum(p.numel() for p in model.parameters()) - added
     return (
         f"adapters of rank {rank} in {len(targets)} linear layers: {added:,} parameters, {added / whole:.1%} of the model's"
@@ -56,7 +57,7 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
 
 def merge(model: torch.nn.Module) -> None:
     """Add the adapters to the layers that they belong to, and leave an ordinary model; nothing where there are none."""
-    stopped = model.__dict__.pop("_heptane_stopped_for_adapters", None)
+    stopped = model.__dict__.pop(_STOPPED, None)
     if stopped is None:
         return
     for name, module in list(model.named_modules()):

@@ -8,7 +8,7 @@ from heptane._lazy import torch
 from heptane.errors import InputError, check_range, nearest
 
 if TYPE_CHECKING:
-    from heptane.assemble import OptimizerFactory
+    from heptane.run import OptimizerFactory
 
 REFERENCE_BATCH = 128
 RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "nadam": 1e-3, "radam": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2}

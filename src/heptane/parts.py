@@ -12,8 +12,8 @@ from heptane.storage import Damaged, checksum, fresh, seal, sync
 from heptane.tricks.data_parallel import from_all, this_worker
 
 if TYPE_CHECKING:
-    from heptane.assemble import Run
     from heptane.checkpoint import Saved, Snapshot
+    from heptane.run import Run
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 

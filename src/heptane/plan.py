@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.assemble import Run, assemble
+from heptane.assemble import assemble
 from heptane.criterion import output_of
 from heptane.data.batches import rows
 from heptane.errors import InputError, check_range
 from heptane.probe import median_seconds
+from heptane.run import Run
 from heptane.scaling import Cluster, Link, StepCost, arrange, efficiency, in_buckets, step_seconds
 from heptane.tricks import Tricks
 from heptane.tricks.lr_scaling import LRScaling, scale_lr

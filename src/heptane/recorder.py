@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 from heptane import checkpoint, restore
 from heptane._lazy import torch
-from heptane.assemble import Run
 from heptane.clock import Clock
 from heptane.data.batches import in_memory
 from heptane.data.guard import DataError
@@ -20,6 +19,7 @@ from heptane.keeper import Keeper
 from heptane.loop import evaluate_with, steps
 from heptane.report.console import Progress
 from heptane.result import Result, result_of
+from heptane.run import Run
 from heptane.run_folder import RunFolder
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import all_sum, any_of, check_replicas

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.assemble import Run, named_settings
 from heptane.history import Goal, reached
+from heptane.run import Run
 from heptane.tricks import Tricks
 
 
@@ -83,5 +83,5 @@ def trick_rows(result: Result, reasons: dict[str, str]) -> list[dict[str, Any]]:
             "settings": settings,
             "why": "; ".join(filter(None, [reasons.get(name, ""), result.why.get(name, "")])),
         }
-        for name, settings in named_settings(result.tricks)
+        for name, settings in result.tricks.settings().items()
     ]

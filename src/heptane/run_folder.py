@@ -18,8 +18,8 @@ from heptane.errors import InputError
 from heptane.storage import remove, write_text
 
 if TYPE_CHECKING:
-    from heptane.assemble import Run
     from heptane.result import Result
+    from heptane.run import Run
 
 SCHEMA = 1
 CHECKPOINTS = ("step-" + 9 * "[0-9]" + "*", ".step-*")  # those: left by a process killed while writing

@@ -57,7 +57,6 @@ def groups_of(settings: Any, data: Data, tricks: Tricks) -> tuple[list[dict[str,
                 "frozen_until_epoch": starts[0] / run.source.steps_per_epoch if starts else None,
             }
         )
-    run.release()
     return rows, run.groups.by
 
 

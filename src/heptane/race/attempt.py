@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.assemble import OptimizerFactory
 from heptane.data.batches import as_source
 from heptane.errors import InputError, one_line
 from heptane.fit import fit
 from heptane.history import lower_is_better
 from heptane.race.arms import Arm
 from heptane.result import Result
+from heptane.run import OptimizerFactory
 
 REACHED, MISSED, STOPPED, FAILED, REFUSED, NOT_RUN = "reached", "missed", "stopped", "failed", "refused", "not run"
 DRAWN = 60  # points of a schedule that are kept

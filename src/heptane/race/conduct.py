@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from heptane.assemble import named_settings
 from heptane.environment import describe
 from heptane.errors import InputError
 from heptane.probe import NOTHING_PAYS
@@ -332,7 +331,7 @@ class Conduct:
     def _arm_record(self, arm: Arm, reasons: dict[str, str]) -> dict[str, Any]:
         rate, epochs = self._rate_and_length(arm)
         runs = [self.runs[arm.name, seed].record() for seed in self.plan["seeds"] if (arm.name, seed) in self.runs]
-        on = {name: settings for name, settings in named_settings(arm.tricks) if settings}
+        on = {name: settings for name, settings in arm.tricks.settings().items() if settings}
         return {"name": arm.name, "title": arm.title, "tricks": on, "rate": rate, "epochs": epochs, "runs": runs}
 
     def _tuning_record(self, side: str, tuning: Tuning) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.assemble import OptimizerFactory
 from heptane.checks import check_model, check_tricks
 from heptane.errors import InputError, check_range
 from heptane.history import check_target
@@ -16,6 +15,7 @@ from heptane.race.arms import make_arms
 from heptane.race.attempt import Course
 from heptane.race.conduct import Conduct
 from heptane.race.tuning import TRIALS
+from heptane.run import OptimizerFactory
 from heptane.run_folder import check_folder
 from heptane.tricks import Tricks, recommend
 from heptane.tricks.data_parallel import under_launcher

@@ -52,6 +52,11 @@ class Tricks:
         """Names of the tricks that are on."""
         return [field.name for field in fields(self) if getattr(self, field.name) is not None]
 
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Of each of the seven, in order, its settings; an empty dict where it is off."""
+        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: {} if trick is None else dict(vars(trick)) for name, trick in chosen.items()}
+
     def without(self, *names: str) -> Tricks:
         """The same set with some turned off."""
         for name in names:

@@ -251,7 +251,7 @@ class Transfer:
         if isinstance(self.weights, os.PathLike):
             object.__setattr__(self, "weights", os.fspath(self.weights))
         if self.weights is not None and (not isinstance(self.weights, str) or not self.weights):
-            raise InputError(f"Transfer.weights={self.weights!r}: expected the path of a file, or None")
+            raise InputError(f"Transfer.weights={self.weights!r}: expected a file, a folder, timm:NAME or hf:NAME, or None")
         check_bool("Transfer.swap_head", self.swap_head)
         check_names("Transfer.groups", self.groups)
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -274,7 +274,6 @@ class Transfer:
         if self.unfreeze_every_epochs and not self.freeze:
             every = self.unfreeze_every_epochs
             raise InputError(f"Transfer.unfreeze_every_epochs={every:g} has nothing to unfreeze: set freeze, say to -1")
-
         for name in ("freeze", "unfreeze_every_epochs", "lora_rank"):
             if self.mode is not None and getattr(self, name):
                 value = getattr(self, name)
