@@ -108,6 +108,21 @@ def test_an_evaluation_is_not_waited_for_and_is_made_up_for(tmp_path: Path) -> N
     same(fit(tmp_path / "run", resume=True), fit(None))
 
 
+def test_an_evaluation_made_up_for_computes_the_frozen_part_as_the_one_cut_short_would_have(tmp_path: Path) -> None:
+    evaluations: list[int] = []
+
+    def stops(model: torch.nn.Module, data: Any) -> float:
+        evaluations.append(1)
+        if len(evaluations) == 2:
+            me("SIGTERM")()
+        return 0.0
+
+    settings: dict[str, Any] = {"tricks": hp.Tricks(transfer=hp.Transfer(freeze=-1, cache_dtype="bf16"))}
+    with pytest.raises(Interrupted, match=r"^SIGTERM: saved at step 6$"):
+        fit(tmp_path / "run", metrics={"m": stops}, **settings)
+    same(fit(tmp_path / "run", resume=True, metrics={"m": stops}, **settings), fit(None, metrics={"m": stops}, **settings))
+
+
 def test_without_a_folder_handlers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     at_step(monkeypatch, 2, me("SIGINT"))
     with pytest.raises(KeyboardInterrupt) as caught:

@@ -94,6 +94,9 @@ class Recorder:
         if self.reached is not None:
             return
         if start and self._planned(start) and (not self.history or self.history[-1]["step"] < start):
+            run.clock.resume()
+            run.settle(run.phase_before(start))
+            run.clock.pause()
             self._record(start)  # what a signal had cut short
         for event in steps(run, start) if self.reached is None else ():
             self._at = event.step
