@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from functools import partial
 
@@ -281,17 +282,21 @@ def test_a_loss_per_token_is_the_mean_over_all_tokens_that_count():
     torch.testing.assert_close(found[0], weights(model))
 
 
-def test_a_transformers_model_trains_on_its_own_loss_and_on_ours():
+@pytest.mark.parametrize("num_labels", [CLASSES, CLASSES + 5])
+def test_a_transformers_model_trains_on_its_own_loss_and_on_ours(num_labels):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         vocab_size=TOKENS, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-        num_labels=CLASSES, max_position_embeddings=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        num_labels=num_labels, max_position_embeddings=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     found = []
     for loss in ("model", None):
         torch.manual_seed(0)
-        model = transformers.BertForSequenceClassification(config)
-        found.append(hp.fit(model, text(), text(), optimizer=sgd, epochs=1, batch_size=8, loss=loss).metrics)
+        model = transformers.BertForSequenceClassification(copy.deepcopy(config))
+        tricks = hp.Tricks(transfer=hp.Transfer(rate_factor=1.0))  # gives it a head of CLASSES outputs
+        settings = {"optimizer": sgd, "epochs": 1, "batch_size": 8, "tricks": tricks}
+        found.append(hp.fit(model, text(), text(), loss=loss, **settings).metrics)
+        assert model.config.num_labels == model.num_labels == CLASSES
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 

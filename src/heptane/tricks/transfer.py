@@ -42,7 +42,8 @@ _STOPPED = "_heptane_stopped"  # on a module: names of those of its parameters w
 def swap_head(model: torch.nn.Module, num_classes: int, name: str | None = None) -> str:
     """Replace the classifier by a fresh one of ``num_classes`` outputs, unless it has that many already.
 
-    The new layer has PyTorch's usual initial values, on the old one's device and in its dtype, and trains.
+    The new layer has PyTorch's usual initial values, on the old one's device and in its dtype, and trains. A transformers
+    model's ``num_labels`` follows.
 
     Args:
         model: changed in place.
@@ -76,6 +77,9 @@ def swap_head(model: torch.nn.Module, num_classes: int, name: str | None = None)
     for other, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
             model.set_submodule(other, new)
+    for owner in (model, getattr(model, "config", None)):  # transformers' own loss goes by it
+        if getattr(owner, "num_labels", None) == len(old.weight):
+            owner.num_labels = num_classes  # type: ignore[union-attr]
     return name
 
 
