@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import heptane as hp
-from heptane import checkpoint, restore, storage
+from heptane import storage
 from heptane.assemble import assemble
+from heptane.checkpoints import checkpoint, restore
 from heptane.data.idx import read_idx
 from heptane.loop import steps
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.launch import launch
+from heptane.distributed.launch import launch
 from heptane.loop import steps
 from heptane.models import resnet
 from heptane.tricks.data_parallel import this_worker

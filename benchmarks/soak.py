@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from heptane.checkpoint import find
+from heptane.checkpoints.checkpoint import find
 from results import save
 
 PIECE_SECONDS, EVERY_SECONDS, WARM_UP_SECONDS = 1200.0, 5.0, 600.0  # allocators settle for some minutes
@@ -34,7 +34,7 @@ def workers_of(pid: int) -> list[int]:
             command = (entry / "cmdline").read_bytes()
         except (OSError, ValueError):
             continue
-        if b"heptane.worker" in command and ancestor(int(entry.name), pid):
+        if b"heptane.distributed.worker" in command and ancestor(int(entry.name), pid):
             found.append(int(entry.name))
     return sorted(found)
 

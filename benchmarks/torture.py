@@ -32,8 +32,9 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
 import heptane as hp
-from heptane import assemble, sharding  # noqa: F401 - imported at first use too
-from heptane.checkpoint import find
+from heptane import assemble
+from heptane.checkpoints.checkpoint import find
+from heptane.distributed import sharding  # noqa: F401 - imported at first use too
 from heptane.report import html
 from heptane.run_folder import RunFolder
 from heptane.tricks.mixed_precision import Scaled

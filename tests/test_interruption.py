@@ -18,7 +18,8 @@ import torch
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane import checkpoint, recorder
+from heptane import recorder
+from heptane.checkpoints import checkpoint
 from heptane.errors import Interrupted
 from heptane.interruption import NAMES, SAME_SECONDS, Interruption
 

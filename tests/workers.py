@@ -19,13 +19,20 @@ from typing import Any
 import cloudpickle
 import torch
 
-from heptane import worker
-from heptane.launch import raise_failure
+from heptane.distributed import worker
+from heptane.distributed.launch import raise_failure
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["pytest", "torch._dynamo", "heptane.fit", "heptane.batchnorm", "heptane.parts", "heptane.sharding"]
+    [
+        "pytest",
+        "torch._dynamo",
+        "heptane.fit",
+        "heptane.distributed.batchnorm",
+        "heptane.checkpoints.parts",
+        "heptane.distributed.sharding",
+    ]
 )
 
 

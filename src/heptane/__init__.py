@@ -1,6 +1,5 @@
 """heptane: seven tricks that make a PyTorch model reach the same accuracy in a fraction of the time."""
 
-from heptane.anatomy import Anatomy, anatomy
 from heptane.criterion import CrossEntropy
 from heptane.data import Data, load_data
 from heptane.data.augment import CropFlip
@@ -13,6 +12,7 @@ from heptane.loop import Step
 from heptane.race import RaceResult, race
 from heptane.result import Result
 from heptane.schedule import as_scheduler, join, multiply
+from heptane.transfer.anatomy import Anatomy, anatomy
 from heptane.tricks import Tricks
 from heptane.tricks.cyclical import Cyclical, cosine_restarts, one_cycle, triangular
 from heptane.tricks.data_parallel import DataParallel

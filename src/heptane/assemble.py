@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.anatomy import Anatomy
 from heptane.checks import (
     check_finite,
     check_model,
@@ -26,6 +25,7 @@ from heptane.errors import InputError
 from heptane.probe import choose_precision, unused_parameters
 from heptane.run import OptimizerFactory, Phase, Plan, Run, Unmixed
 from heptane.schedule import Rates, check_momentum, constant, multiply
+from heptane.transfer.anatomy import Anatomy
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import DataParallel, Worker
 from heptane.tricks.mixed_precision import Precision, check_master, find_device
@@ -109,7 +109,7 @@ def _with_mode(
     """``transfer`` with what its mode "auto" comes to, measured on the weights that it starts from; and what it said."""
     if transfer.mode != "auto" or groups is None:
         return transfer, []
-    from heptane.transfer_mode import choose_mode
+    from heptane.transfer.mode import choose_mode
 
     said = transfer.load(model)
     choice = [choose_mode(model, groups, source, place)]

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from heptane import checkpoint, restore
 from heptane._lazy import torch
 from heptane.assemble import assemble, default_device
+from heptane.checkpoints import checkpoint, restore
+from heptane.checkpoints.keeper import Every, Keeper
 from heptane.checks import check_evaluation, check_targets, check_tricks, few, first_batch, labels_of, try_output
 from heptane.clock import Clock
 from heptane.criterion import Loss, choose_criterion
@@ -17,19 +18,18 @@ from heptane.data.augment import Augment
 from heptane.data.batches import Place, in_memory, pair
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
+from heptane.distributed.launch import launch
 from heptane.errors import InputError, check_range
 from heptane.history import check_target
 from heptane.interruption import Interruption
-from heptane.keeper import Every, Keeper
-from heptane.launch import launch
 from heptane.loop import Step, evaluate_with, steps
-from heptane.lora import merge
 from heptane.recorder import Recorder
 from heptane.report.console import Progress
 from heptane.result import Result
 from heptane.run import OptimizerFactory, Run
 from heptane.run_folder import RunFolder, check_folder, goes_on
 from heptane.storage import write_text
+from heptane.transfer.lora import merge
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import ALONE, DataParallel, Worker, under_launcher
 from heptane.tricks.mixed_precision import find_device

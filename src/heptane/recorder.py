@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any, NoReturn
 
-from heptane import checkpoint, restore
 from heptane._lazy import torch
+from heptane.checkpoints import checkpoint, restore
+from heptane.checkpoints.keeper import Keeper
 from heptane.clock import Clock
 from heptane.data.batches import in_memory
 from heptane.data.guard import DataError
@@ -15,7 +16,6 @@ from heptane.errors import Interrupted
 from heptane.faults import REMEDY, Rewind
 from heptane.history import best_step, divergence, reached
 from heptane.interruption import Interruption
-from heptane.keeper import Keeper
 from heptane.loop import evaluate_with, steps
 from heptane.report.console import Progress
 from heptane.result import Result, result_of

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.anatomy import Anatomy
 from heptane.averaging import Average
 from heptane.clock import Clock
 from heptane.criterion import Criterion, CrossEntropy, Loss
@@ -15,13 +14,14 @@ from heptane.data.augment import Augment
 from heptane.data.batches import Batch, Place, Source, first_tensor
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
+from heptane.distributed.heartbeat import Heartbeat
 from heptane.errors import InputError, check_choice, check_range
 from heptane.faults import ON_NAN, Faults
-from heptane.features import Shortcut, find_shortcut
-from heptane.heartbeat import Heartbeat
-from heptane.lora import merge
 from heptane.metrics import TrainMeter
 from heptane.schedule import Rates, base_rates
+from heptane.transfer.anatomy import Anatomy
+from heptane.transfer.features import Shortcut, find_shortcut
+from heptane.transfer.lora import merge
 from heptane.tricks.data_parallel import DataParallel, Worker, check_replicas
 from heptane.tricks.mixed_precision import Precision
 from heptane.tricks.mixup import Mixer
@@ -163,7 +163,7 @@ class Run:
         if self.outline is None:
             merge(self.model)
             return self.model
-        from heptane.sharding import gathered
+        from heptane.distributed.sharding import gathered
 
         return gathered(self.model, self.outline)
 

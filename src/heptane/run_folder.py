@@ -90,7 +90,7 @@ class RunFolder:
         Raises:
             OSError: one of them could not be written; what was there before is still there.
         """
-        from heptane.packing import save_model
+        from heptane.checkpoints.packing import save_model
         from heptane.report.html import write_report
 
         save_model(result.model, self.path / "model.safetensors")

@@ -17,7 +17,8 @@ from tests.workers import launch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import heptane as hp
-from heptane import checkpoint, storage
+from heptane import storage
+from heptane.checkpoints import checkpoint
 from heptane.data.guard import Bad, DataError, guarded, labels_beyond
 from heptane.tricks.data_parallel import this_worker
 

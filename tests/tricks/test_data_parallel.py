@@ -21,8 +21,8 @@ from tests.workers import launch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 import heptane as hp
-from heptane import checkpoint, restore
 from heptane.assemble import assemble
+from heptane.checkpoints import checkpoint, restore
 from heptane.loop import gradients, micro_batches, steps
 from heptane.run import Phase
 from heptane.tricks.data_parallel import Worker, check_replicas, from_all, share_buffers, this_worker

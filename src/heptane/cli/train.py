@@ -106,8 +106,8 @@ def decide(
 
 def _predict(settings: Settings, data: Data, tricks: Tricks, flags: argparse.Namespace) -> int:
     """``--plan-workers``: a table of what more workers would bring."""
+    from heptane.distributed.plan import plan
     from heptane.models import build
-    from heptane.plan import plan
 
     counts = [convert("--plan-workers", "int", part) for part in flags.plan_workers.split(",")]
     found, cost, rule = plan(

@@ -29,8 +29,8 @@ from datetime import timedelta
 from typing import Any
 
 from heptane._lazy import torch
+from heptane.distributed.launch import launch as launch
 from heptane.errors import InputError, check_bool, check_choice, check_range
-from heptane.launch import launch as launch
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def is_sharded(model: torch.nn.Module) -> bool:
     """Whether the workers each hold a part of ``model``."""
     if this_worker().size == 1:
         return False
-    from heptane import sharding
+    from heptane.distributed import sharding
 
     return sharding.is_sharded(model)
 
@@ -127,7 +127,7 @@ def without_sums(forward: torch.nn.Module) -> Any:
     """A context in which backward passes do not sum gradients over the workers: all but the last micro-batch of a step."""
     if not is_sharded(forward):
         return forward.no_sync()  # type: ignore[operator]
-    from heptane import sharding
+    from heptane.distributed import sharding
 
     return sharding.without_sums(forward)
 
@@ -239,7 +239,7 @@ class DataParallel:
         if not self.sync_batchnorm or this_worker().size == 1:
             return model
         if all(parameter.device.type == "cpu" for parameter in model.parameters()):
-            from heptane.batchnorm import over_workers
+            from heptane.distributed.batchnorm import over_workers
 
             return over_workers(model)
         converted: torch.nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -254,7 +254,7 @@ class DataParallel:
         """Shard ``model`` in place where asked for; the outline in which it is gathered again, or None."""
         if not self.shards:
             return None
-        from heptane import sharding
+        from heptane.distributed import sharding
 
         empty = sharding.outline(model)
         sharding.shard(model, next(model.parameters()).device.type, this_worker().size)

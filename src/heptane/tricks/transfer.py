@@ -28,10 +28,10 @@ from math import ceil
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.anatomy import Anatomy, anatomy
 from heptane.errors import InputError, check_bool, check_choice, check_names, check_range, nearest
-from heptane.layers import find_head
-from heptane.lora import adapt
+from heptane.transfer.anatomy import Anatomy, anatomy
+from heptane.transfer.layers import find_head
+from heptane.transfer.lora import adapt
 from heptane.weights import load_weights
 
 MODES = ("head", "head-first", "gradual", "full", "auto")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from heptane._lazy import torch
 from heptane.errors import InputError, check_range, nearest
-from heptane.layers import find_head
+from heptane.transfer.layers import find_head
 from heptane.weights.files import find_file, read_weights
 from heptane.weights.names import few, pair_names, shown
 from heptane.weights.shapes import adapt, adaptable, can_adapt, shape_of

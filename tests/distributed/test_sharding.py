@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from heptane.distributed.sharding import empty, is_sharded, like, outline, units, whole
 from heptane.models import resnet
-from heptane.sharding import empty, is_sharded, like, outline, units, whole
 
 
 class Block(nn.Module):

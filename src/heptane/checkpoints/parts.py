@@ -12,7 +12,7 @@ from heptane.storage import Damaged, checksum, fresh, seal, sync
 from heptane.tricks.data_parallel import from_all, this_worker
 
 if TYPE_CHECKING:
-    from heptane.checkpoint import Saved, Snapshot
+    from heptane.checkpoints.checkpoint import Saved, Snapshot
     from heptane.run import Run
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -20,7 +20,7 @@ DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16"
 
 def write_parts(snapshot: Snapshot, aside: Path, path: Path, first: bool) -> None:
     """Each worker writes its parts and their checksums; the first seals."""
-    from heptane.sharding import save_parts
+    from heptane.distributed.sharding import save_parts
 
     tensors = snapshot.tensors
     if first:
@@ -47,7 +47,7 @@ def read_parts(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
     Raises:
         Damaged: they are not what its facts say.
     """
-    from heptane.sharding import empty, load_parts
+    from heptane.distributed.sharding import empty, load_parts
 
     own = run.model.state_dict()
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
@@ -71,7 +71,7 @@ def read_parts(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
 
 def as_parts(run: Run, model: dict[str, Any], optimizer: dict[str, Any], average: dict[str, Any] | None) -> tuple[Any, ...]:
     """Whole states as the parts that this worker holds."""
-    from heptane.sharding import like
+    from heptane.distributed.sharding import like
 
     own = run.model.state_dict()
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]

@@ -13,7 +13,7 @@ from torch import nn
 import heptane as hp
 from heptane import Anatomy, InputError, Transfer
 from heptane.models import resnet
-from heptane.usage import watch
+from heptane.transfer.usage import watch
 
 
 def named(groups: Anatomy, model: nn.Module) -> dict[str, list[str]]:

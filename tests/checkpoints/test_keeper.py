@@ -16,8 +16,9 @@ import torch
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane import checkpoint, keeper, recorder, storage
-from heptane.keeper import Every
+from heptane import recorder, storage
+from heptane.checkpoints import checkpoint, keeper
+from heptane.checkpoints.keeper import Every
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -10,8 +10,8 @@ import torch
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.cutting import find_cut
 from heptane.models import resnet
+from heptane.transfer.cutting import find_cut
 
 adamw = partial(torch.optim.AdamW, lr=0.05)
 

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane import checkpoint, restore, storage
+from heptane import storage
 from heptane.assemble import assemble
+from heptane.checkpoints import checkpoint, restore
+from heptane.checkpoints.packing import save_model
 from heptane.loop import steps
-from heptane.packing import save_model
 from heptane.run import Run
 
 Factory = Callable[[Any], torch.optim.Optimizer]

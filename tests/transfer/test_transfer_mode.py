@@ -12,7 +12,7 @@ from torch import nn
 
 import heptane as hp
 from heptane import InputError, Transfer
-from heptane.transfer_mode import ridge_accuracy
+from heptane.transfer.mode import ridge_accuracy
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_probe_leaves_no_mark() -> None:
     before = [parameter.clone() for parameter in net.parameters()]
     random = torch.get_rng_state()
     from heptane.data.batches import Place, as_source
-    from heptane.transfer_mode import choose_mode
+    from heptane.transfer.mode import choose_mode
 
     choose_mode(net, hp.anatomy(net), as_source(data(20, 0.5), 8, 0, 1), Place(torch.device("cpu")))
     assert torch.equal(torch.get_rng_state(), random)

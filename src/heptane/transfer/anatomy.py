@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from heptane._lazy import torch
 from heptane.errors import InputError, nearest
-from heptane.layers import Group, check_not_lazy, depth_groups, find_head
+from heptane.transfer.layers import Group, check_not_lazy, depth_groups, find_head
 
 LISTED, TIMM, TRANSFORMERS = "your list", "timm's own grouping", "the grouping of transformers"
 USED, REGISTERED = "order of use", "order of registration"
@@ -77,7 +77,7 @@ def anatomy(model: torch.nn.Module, inputs: Any = None, labels: Any = None, *, g
     check_not_lazy(model)
     usage = None
     if inputs is not None:
-        from heptane.usage import watch
+        from heptane.transfer.usage import watch
 
         usage = watch(model, inputs, labels)
     head = find_head(model, usage)

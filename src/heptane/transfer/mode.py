@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from heptane.anatomy import Anatomy
 from heptane.checks import try_output
 from heptane.data.batches import Place, Source, Tensors, each, first_tensor, order
+from heptane.transfer.anatomy import Anatomy
 
 SAMPLES, PART, RIDGE = 512, 64, 0.1
 USELESS, ENOUGH = 0.1, 0.95  # of the gain: below it the features need training; from it on they need none

@@ -10,7 +10,7 @@ from heptane._lazy import torch
 from heptane.errors import InputError
 
 if TYPE_CHECKING:
-    from heptane.usage import Usage
+    from heptane.transfer.usage import Usage
 
 
 class Group(NamedTuple):

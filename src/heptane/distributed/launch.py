@@ -64,7 +64,7 @@ def launch(
             logs_specs=DefaultLogsSpecs(log_dir=str(Path(folder, "logs")), tee=Std.NONE),
         )
         try:
-            elastic_launch(config, sys.executable)("-P", "-m", "heptane.worker", str(task), str(answer))
+            elastic_launch(config, sys.executable)("-P", "-m", "heptane.distributed.worker", str(task), str(answer))
         except ChildFailedError as error:
             silent = {rank: f.exitcode for rank, f in error.failures.items() if f.exitcode not in (1, -signal.SIGTERM)}
             raise_failure(Path(folder, "failures"), workers, silent)

@@ -2,7 +2,7 @@
 
 ``checkpoints/step-000000500/`` holds ``facts.json`` and ``state.safetensors`` (of a sharded run, a file per worker), written
 aside, synced, renamed, and checked by a checksum: :mod:`heptane.storage`. The format is described in docs/checkpoints.md;
-:mod:`heptane.restore` puts one back into a run.
+:mod:`heptane.checkpoints.restore` puts one back into a run.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from heptane._lazy import torch
+from heptane.checkpoints.packing import copied, pack, serialised
+from heptane.checkpoints.parts import write_parts
 from heptane.errors import InputError
-from heptane.packing import copied, pack, serialised
-from heptane.parts import write_parts
 from heptane.run import Run
 from heptane.storage import FACTS, Damaged, check_files, fresh, read_facts, remove, seal, write_file
 from heptane.tricks.data_parallel import ALONE, Worker, from_all, share_buffers

@@ -1,4 +1,4 @@
-"""``python -m heptane.worker TASK ANSWER``: one worker of :func:`heptane.launch.launch`."""
+"""``python -m heptane.distributed.worker TASK ANSWER``: one worker of :func:`heptane.launch.launch`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import torch
 
-from heptane.launch import record_failure
+from heptane.distributed.launch import record_failure
 from heptane.tricks.data_parallel import join_group
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heptane import checkpoint
+from heptane.checkpoints import checkpoint
 from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:

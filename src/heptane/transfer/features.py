@@ -1,7 +1,7 @@
 """What a frozen part of a model makes of its inputs, computed once; the rest trains on that.
 
 Where the first layers are frozen and their inputs do not change, neither do their outputs. So a model is cut where the
-frozen part ends (:mod:`heptane.cutting`), what comes to the cut is kept, and the tail after it trains on that.
+frozen part ends (:mod:`heptane.transfer.cutting`), what comes to the cut is kept, and the tail after it trains on that.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from heptane.tricks.data_parallel import ALONE, Worker, all_sum
 from heptane.tricks.mixup import Mixer
 
 if TYPE_CHECKING:
-    from heptane.cutting import Cut
     from heptane.run import Phase, Run
+    from heptane.transfer.cutting import Cut
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SHARE_OF_MEMORY = 0.25  # of what is available, that features may take before they go to the disk
@@ -62,7 +62,7 @@ def find_shortcut(run: Run, phase: Phase, kind: str, dtype: str) -> Shortcut | s
     Raises:
         InputError: features that ``dtype`` cannot hold.
     """
-    from heptane.cutting import As, find_cut, parts
+    from heptane.transfer.cutting import As, find_cut, parts
 
     model, source = run.model, run.source
     if not isinstance(source, Tensors):

@@ -12,10 +12,10 @@ from heptane._lazy import torch
 from heptane.assemble import assemble
 from heptane.criterion import output_of
 from heptane.data.batches import rows
+from heptane.distributed.scaling import Cluster, Link, StepCost, arrange, efficiency, in_buckets, step_seconds
 from heptane.errors import InputError, check_range
 from heptane.probe import median_seconds
 from heptane.run import Run
-from heptane.scaling import Cluster, Link, StepCost, arrange, efficiency, in_buckets, step_seconds
 from heptane.tricks import Tricks
 from heptane.tricks.lr_scaling import LRScaling, scale_lr
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.checkpoint import STATE, Saved, fixed
+from heptane.checkpoints.checkpoint import STATE, Saved, fixed
+from heptane.checkpoints.packing import unpack
+from heptane.checkpoints.parts import as_parts, read_parts
 from heptane.errors import InputError, one_line
 from heptane.metrics import TrainMeter
-from heptane.packing import unpack
-from heptane.parts import as_parts, read_parts
 from heptane.run import Run
 from heptane.storage import Damaged
 from heptane.tricks import Tricks
