@@ -126,6 +126,24 @@ def test_a_resumed_run_keeps_what_auto_came_to(tmp_path: Path, sgd: Callable[...
         assert torch.equal(tensor, second.model.state_dict()[name]), name
 
 
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize(("per_class", "mode"), [(8, "head"), (100, "gradual")])
+def test_two_workers_come_to_the_same_and_to_the_same_new_head(per_class: int, mode: str, sgd: Callable[..., Any]) -> None:
+    found = []
+    for workers in (1, 2):
+        net = nn.Sequential(model()[0], nn.Linear(3, 7))
+        nn.init.zeros_(net[1].weight)
+        tricks = hp.Tricks(
+            transfer=Transfer(mode="auto"), data_parallel=hp.DataParallel(workers=workers) if workers > 1 else None
+        )
+        result = hp.fit(net, data(per_class, 0.5), optimizer=sgd, batch_size=12, epochs=3, tricks=tricks)
+        assert result.model is net
+        assert net[1].out_features == 3
+        assert any(f"{mode}: " in note for note in result.notes)
+        found.append(torch.cat([parameter.flatten() for parameter in net.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
 def test_a_ridge_classifier_against_its_definition() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(12, 3, dtype=torch.float64), torch.tensor([0, 1, 2] * 4)
