@@ -296,6 +296,52 @@ def test_the_cut_is_as_late_as_can_be():
     assert cut.tail == [model[3]]
 
 
+class Convolutions(torch.nn.Module):
+    """Blocks that are called with settings, and a function before the head, as the usual networks for images."""
+
+    def __init__(self, shaped=lambda x: torch.flatten(x, 1)) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = torch.nn.ModuleList([Step(1), Step(4), Step(4)])
+        self.pool, self.head = torch.nn.AdaptiveAvgPool2d(2), torch.nn.Linear(16, 3)
+        self.shaped = shaped
+
+    def forward(self, x):
+        for number, block in enumerate(self.blocks):
+            x = block(x, scale=1.0 + number)
+        return self.head(self.shaped(self.pool(x)))
+
+
+class Step(torch.nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(width, 4, 3, padding=1)
+
+    def forward(self, x, scale=1.0):
+        return scale * self.layer(x).relu()
+
+
+@pytest.mark.parametrize("frozen", [1, 2, 3])
+def test_another_shape_and_settings_between_two_modules_do_not_matter(frozen):
+    found = []
+    for cache in ("off", "memory"):
+        model = Convolutions()
+        tricks = hp.Tricks(transfer=hp.Transfer(freeze=frozen, rate_factor=1.0, cache=cache))
+        result = hp.fit(model, data(), data(24), optimizer=adamw, epochs=3, batch_size=8, tricks=tricks)
+        found.append((weights(model), result.metrics["valid_loss"]))
+    assert f"48 samples of {16 if frozen == 3 else 144} features" in note(result)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    "shaped", [lambda x: x.flatten(1) + 1, lambda x: x.flatten(1).mul_(2), lambda x: x.flatten(1).flip(1)]
+)
+def test_what_else_is_done_between_two_modules_is_no_shape(shaped):
+    model = Convolutions(shaped)
+    tricks = hp.Tricks(transfer=hp.Transfer(freeze=2, rate_factor=1.0))
+    assert "not computed once" in note(hp.fit(model, data(), optimizer=adamw, epochs=3, batch_size=8, tricks=tricks))
+
+
 def test_it_is_found_for_the_built_in_network_at_each_depth():
     run = assemble(
         resnet(3),

@@ -1,7 +1,8 @@
 """Where a model can be cut, so that what comes before is computed once and the *tail* after it trains.
 
-The tail is a chain, from one module to the next up to the output. Whether the cut is right is not assumed but tried on a few
-samples: the tail must give what the model gives, and what comes to it must be the same in training as in evaluation.
+The tail is a chain, from one module to the next up to the output; between two a tensor may get another shape, as by
+``torch.flatten``. Whether the cut is right is not assumed but tried on a few samples: the tail must give what the model
+gives, and what comes to it must be the same in training as in evaluation.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ class Call(NamedTuple):
     began: int
     ended: int
     came: torch.Tensor | None
-    """its one argument, or None where it has another kind or number of them"""
+    """its one tensor, or None where it has another kind or number of arguments"""
+    settings: dict[str, Any]
+    """its keyword arguments, none a tensor"""
     went: Any
 
 
 class Cut(NamedTuple):
-    """Where a model is cut: before this call of this module; what follows are ``tail``'s modules, one after another."""
+    """Where a model is cut: before this call of this module; ``tail`` is what follows, one after another."""
 
     module: torch.nn.Module
     number: int
@@ -55,6 +58,28 @@ class As(torch.nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return features.to(self.dtype)
+
+
+class Called(torch.nn.Module):
+    """A module that the model calls with these settings."""
+
+    def __init__(self, module: torch.nn.Module, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.module, self.settings = module, settings
+
+    def forward(self, features: torch.Tensor) -> Any:
+        return self.module(features, **self.settings)
+
+
+class Shaped(torch.nn.Module):
+    """Samples in another shape."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.reshape(len(features), *self.shape)
 
 
 class _Reached(Exception):
@@ -75,12 +100,12 @@ def find_cut(model: torch.nn.Module, sample: Any) -> Cut | str:
         return "the model's output is not one tensor"
     chain = chain_to(output, calls, trains, {id(p) for p in model.parameters() if not p.requires_grad})
     for length in range(1, len(chain) + 1):
-        tail = [c.module for c in chain[-length:]]
+        tail = list(_links(chain[-length:], output))
         if not trains <= {id(p) for module in tail for p in module.parameters()}:
             continue
         came = chain[-length].came
         assert came is not None
-        cut = Cut(tail[0], chain[-length].number, tail, came.dtype)
+        cut = Cut(chain[-length].module, chain[-length].number, tail, came.dtype)
         if _reproduces(cut, came, output) and _is_constant(model, cut, sample):
             return cut
     return "what trains does not follow the frozen part in one chain of modules, or is random before it"
@@ -90,17 +115,18 @@ def find_cut(model: torch.nn.Module, sample: Any) -> Cut | str:
 def watched(model: torch.nn.Module) -> Iterator[list[Call]]:
     """Calls of ``model``'s modules while it lasts, in the order in which they end."""
     calls: list[Call] = []
-    begun: list[tuple[torch.nn.Module, int, Any]] = []
+    begun: list[tuple[int, torch.Tensor | None, dict[str, Any]]] = []
     clock = iter(range(1 << 62))
 
     def before(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        alone = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
-        begun.append((module, next(clock), args[0] if alone else None))
+        settled = all(isinstance(value, bool | int | float | str | None) for value in kwargs.values())
+        alone = len(args) == 1 and isinstance(args[0], torch.Tensor) and settled
+        begun.append((next(clock), args[0] if alone else None, kwargs))
 
     def after(module: torch.nn.Module, args: Any, output: Any) -> None:
-        _, began, came = begun.pop()
+        began, came, settings = begun.pop()
         number = sum(c.module is module for c in calls)
-        calls.append(Call(module, number, began, next(clock), came, output))
+        calls.append(Call(module, number, began, next(clock), came, settings, output))
 
     hooks = []
     for module in model.modules():
@@ -114,15 +140,15 @@ def watched(model: torch.nn.Module) -> Iterator[list[Call]]:
 
 
 def chain_to(output: torch.Tensor, calls: list[Call], trains: set[int], frozen: set[int]) -> list[Call]:
-    """The calls that lead to ``output``, each from the tensor that the one before it gave, none with a frozen parameter;
-    the outermost module, where several give the same."""
+    """The calls that lead to ``output``, each from what the one before it gave, none with a frozen parameter; the outermost
+    module, where several give the same."""
     chain: list[Call] = []
     tensor, until = output, math.inf
     while True:
         fitting = [
             c
             for c in calls
-            if c.went is tensor and c.ended < until and c.came is not None
+            if _is_same(c.went, tensor) and c.ended < until and c.came is not None
             and not frozen & {id(p) for p in c.module.parameters()}
         ]  # fmt: skip
         if not fitting:
@@ -130,6 +156,23 @@ def chain_to(output: torch.Tensor, calls: list[Call], trains: set[int], frozen: 
         last = max(fitting, key=lambda c: c.ended)
         chain.append(last)
         tensor, until = last.came, last.began  # type: ignore[assignment]
+
+
+def _is_same(went: Any, came: torch.Tensor) -> bool:
+    """Whether what a module gave is what came to the next, if in another shape."""
+    if went is came or not isinstance(went, torch.Tensor):
+        return went is came
+    place = (came.data_ptr(), came.dtype, came.numel(), came.shape[:1])
+    shared = place == (went.data_ptr(), went.dtype, went.numel(), went.shape[:1])
+    return shared and came.numel() > 0 and came.is_contiguous() and went.is_contiguous()
+
+
+def _links(chain: list[Call], output: torch.Tensor) -> Iterator[torch.nn.Module]:
+    """The modules of a chain up to ``output``, with what is between them."""
+    for link, follows in zip(chain, [*(c.came for c in chain[1:]), output], strict=True):
+        yield Called(link.module, link.settings) if link.settings else link.module
+        if link.went is not follows and follows is not None:
+            yield Shaped(follows.shape[1:])
 
 
 def parts(
