@@ -351,7 +351,8 @@ def _recipe_measured(name: str) -> list[str]:
     lines += ["", *(f"- {verdict}" for verdict in found["verdicts"]), ""]
     here = found["environment"]
     where = f"[recipe-{name}.json](../benchmarks/results/recipe-{name}.json), `{found['command']}`"
-    return [*lines, f"{script}, {where}, {here['threads']} threads, {here['cpu']}.", ""]
+    took = f", {found['seconds']} s in all" if "seconds" in found else ""
+    return [*lines, f"{script}, {where}, {here['threads']} threads, {here['cpu']}{took}.", ""]
 
 
 def _mean_std(values: dict[str, Any] | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ class Record:
     metrics: Mapping[str, bool]
     arms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     verdicts: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
 
     def add(self, arm: str, found: Mapping[str, float]) -> None:
         """The next seed of an arm, said aloud."""
@@ -73,7 +75,8 @@ class Record:
         print("\n".join(["", *self.verdicts]))
         if out is not None:
             seeds = list(range(max(len(seeds) for values in self.arms.values() for seeds in values.values())))
-            content = {"seeds": seeds, "metrics": dict(self.metrics), "arms": spreads, "verdicts": self.verdicts}
+            content = {"metrics": dict(self.metrics), "arms": spreads, "verdicts": self.verdicts}
+            facts |= {"seconds": round(time.perf_counter() - self.started), "seeds": seeds}
             save(f"recipe-{self.name}", self.question, {**facts, **content}, out)
 
 
