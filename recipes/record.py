@@ -62,8 +62,10 @@ class Record:
         found = gain(self.arms[other][metric], self.arms[arm][metric])
         higher, lower = (BETTER, WORSE) if more_is_better else (WORSE, BETTER)
         verdict = higher if found.above(0) else lower if found.below(0) else UNDECIDED
-        interval = f"95% interval {found.low:+.3g} to {found.high:+.3g}"
-        self.verdicts.append(f"{arm} against {other}: {metric} {found.median:+.3g} ({interval}): {verdict}")
+        said = f"(95% interval {found.low:+.3g} to {found.high:+.3g}): {verdict}"
+        if len(self.arms[arm][metric]) == 1:
+            said = "(one seed: no interval)"
+        self.verdicts.append(f"{arm} against {other}: {metric} {found.median:+.3g} {said}")
 
     def finish(self, out: Path | None, **facts: Any) -> None:
         """Print the table and the verdicts; write ``out/recipe-NAME.json`` with ``facts``, unless ``out`` is None."""
