@@ -34,7 +34,7 @@ MAX_WORDS, SUBWORDS = 8, 2000
 TEST_SHARE = 0.04  # of the source packages, to test and again to validate
 PAD, START, END = 0, 1, 2
 WIDTH, HEADS, LAYERS = 96, 4, 2
-EPOCHS, BATCH_SIZE, LR = 2.5, 64, 3e-3
+EPOCHS, BATCH_SIZE, LR = 2, 64, 3e-3
 SMOOTHING = (0.0, 0.1, 0.2)
 Pair = tuple[str, str]
 
@@ -72,7 +72,7 @@ def split(pairs: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
     seen: set[str] = set()
     for part, chosen in (("test", order[:held]), ("valid", order[held : 2 * held]), ("train", order[2 * held :])):
         fresh = {pair: None for source in chosen for pair in pairs[source] if seen.isdisjoint(map(str.lower, pair))}
-        found[part] = list(fresh)
+        found[part] = list(fresh) if part == "train" else sorted(fresh, key=lambda pair: len(pair[0]))  # quicker to decode
         seen |= {text.lower() for pair in fresh for text in pair}
     return found
 
