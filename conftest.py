@@ -13,7 +13,7 @@ import heptane as hp
 LONG = ("test_torture", "test_fuzz", "test_data_parallel", "test_elastic", "test_race", "test_interruption", "test_package")
 
 # torchvision's usual build does not import beside a CPU build of PyTorch: schemas of its missing operators are enough.
-KEPT = torch.library.Library("torchvision", "DEF") if find_spec("torchvision") else None
+KEPT = torch.library.Library("torchvision", "DEF") if find_spec("torchvision") and not torch.version.cuda else None
 for name in ("nms", "qnms", "qroi_align", "deform_conv2d", "_deform_conv2d_backward") if KEPT else ():
     KEPT.define(f"{name}() -> ()")
 

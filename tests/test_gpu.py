@@ -1,13 +1,16 @@
-"""What needs a CUDA device: NCCL, fp16 with loss scaling, bf16, compilation."""
+"""What needs a CUDA device: NCCL, fp16 with loss scaling, bf16, compilation, CUDA graphs, data that lies there."""
 
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 import heptane as hp
+from heptane.assemble import assemble
+from heptane.data import batches
 from heptane.models import resnet
 
 pytestmark = [
@@ -65,8 +68,59 @@ def test_off_is_plain_on_the_gpu() -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_compiled_learns() -> None:
-    assert fit(hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="bf16")), compile=True).metrics["valid_accuracy"] > 0.9
+@pytest.mark.parametrize("mode", [True, "reduce-overhead"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_compiled_trains_alike(mode: bool | str, accumulate: int) -> None:
+    eager = fit(hp.Tricks(), accumulate=accumulate)
+    compiled = fit(hp.Tricks(), accumulate=accumulate, compile=mode)
+    assert compiled.metrics["valid_accuracy"] > 0.9
+    for ours, theirs in zip(compiled.model.parameters(), eager.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+
+
+def test_every_trick_together_in_graphs() -> None:
+    tricks = hp.Tricks(
+        lr_scaling=hp.LRScaling(reference_batch=32),
+        cyclical=hp.Cyclical(),
+        mixup=hp.Mixup(alpha=0.1),
+        label_smoothing=hp.LabelSmoothing(eps=0.05),
+        mixed_precision=hp.MixedPrecision(dtype="fp16", channels_last="on"),
+    )
+    resize, settings = hp.ProgressiveResize(size=8), {"average_decay": 0.9, "clip_norm": 5.0, "compile": "reduce-overhead"}
+    assert fit(tricks, augment=hp.CropFlip(padding=1), resize=resize, **settings).metrics["valid_accuracy"] > 0.5
+
+
+def test_data_that_fits_lies_on_the_gpu_and_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.backends.cudnn.deterministic = True
+    run = assemble(resnet(4), images(), optimizer=partial(torch.optim.SGD, lr=0.1), epochs=1, batch_size=64)
+    assert run.source.inputs.is_cuda
+    assert run.source.targets.is_cuda
+    kept = fit(hp.Tricks(mixup=hp.Mixup(per_sample=True)), augment=hp.CropFlip())
+    monkeypatch.setattr(batches, "SHARE_OF_GPU", 0)
+    brought = fit(hp.Tricks(mixup=hp.Mixup(per_sample=True)), augment=hp.CropFlip())
+    assert kept.metrics["train_loss"] == brought.metrics["train_loss"]
+    for ours, theirs in zip(kept.model.parameters(), brought.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_run_that_is_resumed_ends_as_one_never_stopped(tmp_path: Path) -> None:
+    torch.backends.cudnn.deterministic = True
+    tricks = hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp16", channels_last="off"), cyclical=hp.Cyclical())
+    whole = fit(tricks, run_dir=tmp_path / "whole")
+    assert fit(tricks, run_dir=tmp_path / "cut", target=("valid_loss", 1e9)).steps["applied"] < 32
+    cut = fit(tricks, run_dir=tmp_path / "cut", resume=True)
+    for ours, theirs in zip(cut.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "off"])
+def test_a_head_trains_on_features_computed_once(cache: str) -> None:
+    model = fit(hp.Tricks()).model
+    torch.nn.init.zeros_(model.head.weight)
+    tricks = hp.Tricks(transfer=hp.Transfer(mode="head", cache=cache), mixed_precision=hp.MixedPrecision(dtype="bf16"))
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    result = hp.fit(model, images(), images(), optimizer=sgd, epochs=2, batch_size=64, tricks=tricks)
+    assert result.metrics["valid_accuracy"] > 0.9
 
 
 def test_nccl_with_as_many_workers_as_gpus() -> None:

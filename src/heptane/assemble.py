@@ -59,6 +59,8 @@ def assemble(
 
     # model: on the device, where its order of use is seen; weights, head, frozen groups
     model.to(place.device)
+    if isinstance(source, Tensors):
+        source.keep_on(place)
     sample = _sample(source, place)
     groups = tricks.transfer.anatomy(model, *few(sample, plan.loss)) if tricks.transfer else None
     if tricks.transfer:

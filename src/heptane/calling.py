@@ -1,4 +1,4 @@
-"""How a model is called: a dict of inputs by keyword, and of a transformers answer what the loss looks at."""
+"""How a model is called: a dict of inputs by keyword, of a transformers answer what the loss looks at; and compiled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from heptane._lazy import torch
+from heptane.errors import check_choice
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's own
 _BY_KEYWORD: WeakKeyDictionary[torch.nn.Module, dict[frozenset[str], bool]] = WeakKeyDictionary()
 
 
@@ -52,6 +54,19 @@ def _fits(forward: Any, keys: frozenset[str]) -> bool:
     }
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     return needed <= keys | {"labels"} and (keys <= names or (takes_any and bool(keys & names)))
+
+
+def check_compile(mode: bool | str) -> None:
+    """Refuse a mode that ``torch.compile`` does not have."""
+    if not isinstance(mode, bool):
+        check_choice("compile", mode, COMPILE_MODES)
+
+
+def compiled(model: torch.nn.Module, mode: bool | str) -> torch.nn.Module:
+    """``model`` as it is (False), compiled (True), or compiled in a mode of ``torch.compile``."""
+    if not mode:
+        return model
+    return torch.compile(model, mode=None if mode is True else mode)  # type: ignore[return-value]
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

@@ -114,7 +114,7 @@ def fit(
     augment: Augment | None = None,
     resize: ProgressiveResize | None = None,
     evaluate_every_epochs: float = 1.0,
-    compile: bool = False,
+    compile: bool | str = False,
     device: str | None = None,
     progress: bool | Progress = False,
     force: bool = False,
@@ -156,7 +156,8 @@ def fit(
         augment: such as ``hp.CropFlip()``.
         resize: smaller images at first, such as ``hp.ProgressiveResize(size=20)``.
         evaluate_every_epochs: how often ``valid`` is evaluated.
-        compile: ``torch.compile`` the model; compiling is on the clock.
+        compile: ``torch.compile`` the model; compiling is on the clock. A mode of it may be named: on a GPU
+            "reduce-overhead" replays CUDA graphs, which pays where a step is many small kernels.
         device: such as "cpu"; None takes the GPU where there is one.
         progress: show a progress bar, or a line per epoch where there is no terminal; or a display of your own with the
             methods of :class:`heptane.report.console.Progress`.

@@ -8,6 +8,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.averaging import Average
+from heptane.calling import check_compile, compiled
 from heptane.clock import Clock
 from heptane.criterion import Criterion, CrossEntropy, Loss
 from heptane.data.augment import Augment
@@ -42,7 +43,7 @@ class Plan:
     clip_norm: float | None = None
     augment: Augment | None = None
     resize: ProgressiveResize | None = None
-    compile: bool = False
+    compile: bool | str = False
     device: str | None = None
     seed: int = 0
     on_nan: str = "skip"
@@ -60,6 +61,7 @@ class Plan:
         check_range("accumulate", self.accumulate, 1, whole=True)
         check_range("seed", self.seed, 0, 2**31, whole=True)
         check_choice("on_nan", self.on_nan, ON_NAN)
+        check_compile(self.compile)
         check_range("nan_limit", self.nan_limit, 1, whole=True)
         check_range("skip_bad", self.skip_bad, 0, whole=True)
         if self.average_decay is not None:
@@ -196,7 +198,7 @@ class Run:
         if self.worker.size > 1:
             check_replicas(self.model)
             wrapped = self.data_parallel.wrap(self.trained, find_unused=self.find_unused)
-        return (torch.compile(wrapped) if self.plan.compile else wrapped), source  # type: ignore[return-value]
+        return compiled(wrapped, self.plan.compile), source
 
     def _shortcut_in(self, phase: Phase) -> Shortcut | None:
         if phase not in self._shortcuts:

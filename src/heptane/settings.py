@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from heptane.calling import check_compile
 from heptane.errors import InputError, check_choice, check_range, nearest
 from heptane.tricks import KINDS, Tricks
 
@@ -65,8 +66,8 @@ class Settings:
     """Leave out up to so many images that cannot be read, at least 0, and name them."""
     evaluate_every_epochs: float = 1.0
     """How often to evaluate, in epochs, above 0."""
-    compile: bool = False
-    """Compile the model with torch.compile; compiling is on the clock."""
+    compile: bool | str = False
+    """Compile the model with torch.compile; compiling is on the clock. A mode of it: reduce-overhead replays CUDA graphs."""
     average_decay: float | None = None
     """Evaluate and keep a moving average of the weights, with this decay per step, in (0, 1), such as 0.999."""
     checkpoint_every: str | None = None
@@ -89,6 +90,7 @@ class Settings:
         check_range("seed", self.seed, 0, 2**31, whole=True)
         check_range("evaluate_every_epochs", self.evaluate_every_epochs, 0, low_open=True)
         check_choice("augment", self.augment, AUGMENTS)
+        check_compile(self.compile)
         check_choice("on_nan", self.on_nan, ("skip", "stop", "rewind", "ignore"))
         check_range("nan_limit", self.nan_limit, 1, whole=True)
         check_range("skip_bad", self.skip_bad, 0, whole=True)

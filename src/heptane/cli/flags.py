@@ -173,8 +173,8 @@ def _add_field(group: Any, field: Field[Any], prefix: str, doc: str, default: An
     default = field.default if default is ... else default
     default = "" if default in (None, "", ()) else f" Default: {str(default).lower()}."
     settings: dict[str, Any] = {"dest": flag, "help": (doc + default).replace("%", "%%")}
-    if kind == "bool":
-        settings |= {"nargs": "?", "const": "true", "metavar": "BOOL"}
+    if kind.startswith("bool"):
+        settings |= {"nargs": "?", "const": "true", "metavar": "BOOL" if kind == "bool" else "MODE"}
     else:
         settings["metavar"] = {"float": "NUM", "int": "INT", NAMES: "NAME,.."}.get(kind, "TEXT")
     group.add_argument(f"--{flag}", **settings)

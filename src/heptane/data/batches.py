@@ -17,6 +17,7 @@ from heptane.randomness import generator
 if TYPE_CHECKING:
     from heptane.data.guard import Bad
 
+SHARE_OF_GPU = 0.25  # of its free memory, which data may take
 LABELS = "labels"  # of a batch that is one dict, as in transformers
 
 Positions: TypeAlias = "slice | torch.Tensor"
@@ -53,6 +54,13 @@ def like(sequence: Any, items: list[Any]) -> Any:
 def rows(data: Any, positions: Positions) -> Any:
     """The samples at ``positions``; a tensor without dimensions belongs to all of them."""
     return each(lambda t: t[positions] if t.ndim else t, data)
+
+
+def num_bytes(data: Any) -> int:
+    """The memory that the tensors inside ``data`` take, in bytes."""
+    sizes: list[int] = []
+    each(lambda t: sizes.append(t.nbytes) or t, data)  # type: ignore[func-returns-value]
+    return sum(sizes)
 
 
 def first_tensor(data: Any) -> torch.Tensor:
@@ -118,7 +126,7 @@ class Batch:
         if self._indices is None:
             return data if whole else rows(data, positions)
         chosen = self._indices if whole else self._indices[positions]
-        return each(lambda t: t.index_select(0, chosen if t.is_cpu else chosen.to(t.device)), data)
+        return each(lambda t: t.index_select(0, chosen.to(t.device)), data)
 
     def _draw(self, positions: Positions) -> torch.Tensor | None:
         augment = self._place.augment
@@ -195,12 +203,19 @@ class Tensors:
         check_batch(self.batch_size, self.num_samples)
         self.steps_per_epoch = math.ceil(self.num_samples / self.batch_size)
 
+    def keep_on(self, place: Place) -> None:
+        """Keep the tensors on a GPU where they take little of its free memory: then no step has to bring them there."""
+        data = self.inputs, self.targets
+        if place.device.type == "cuda" and num_bytes(data) <= SHARE_OF_GPU * torch.cuda.mem_get_info(place.device)[0]:
+            self.inputs, self.targets = place.move(data)
+
     def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
         data = self.inputs, self.targets
+        device = first_tensor(self.inputs).device
         for step in range(start, stop):
             epoch, at = divmod(step, self.steps_per_epoch)
             if at == 0 or step == start:
-                chosen = torch.split(order(self.num_samples, self.seed, epoch), self.batch_size)
+                chosen = torch.split(order(self.num_samples, self.seed, epoch).to(device), self.batch_size)
             yield step, Batch(data, chosen[at], len(chosen[at]), place, step)
 
     def sample(self, size: int) -> tuple[Any, Any]:
