@@ -289,6 +289,85 @@ def test_a_head_whose_output_is_changed_on_the_way_out_is_left_alone():
     assert "not computed once" in note(result)
 
 
+class Tied(torch.nn.Module):
+    """A frozen block between an embedding and a head that share their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.block, self.head = torch.nn.Embedding(9, 8), Block(8), torch.nn.Linear(8, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids):
+        return self.head(self.block(self.embedding(ids)).mean(1))
+
+
+@pytest.mark.parametrize("precision", [None, hp.MixedPrecision(dtype="bf16")])
+def test_what_trains_before_the_frozen_part_too_is_not_kept(precision):
+    ids = torch.randint(0, 9, (48, 5), generator=torch.Generator().manual_seed(0))
+    found = []
+    for cache in ("off", "memory"):
+        model = Tied()
+        tricks = hp.Tricks(transfer=hp.Transfer(freeze=-1, rate_factor=1.0, cache=cache), mixed_precision=precision)
+        result = hp.fit(model, (ids, ids[:, 0]), optimizer=adamw, epochs=3, batch_size=8, tricks=tricks)
+        found.append(weights(model))
+    assert "is used before" in note(result)
+    torch.testing.assert_close(*found)
+
+
+def dropped(x, training):
+    return torch.nn.functional.dropout(x, 0.5, training)
+
+
+class Functional(Net):
+    """What is done in no module: ``between`` the last two, and at ``last``."""
+
+    def __init__(self, between=lambda x, _: x, last=lambda x, _: x) -> None:
+        super().__init__()
+        self.fresh = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.BatchNorm1d(64))
+        self.between, self.last = between, last
+
+    def forward(self, x):
+        x = self.block(self.norm(self.conv(x)).relu().view(len(x), -1))
+        return self.last(self.head(self.between(self.fresh(x), self.training)), self.training)
+
+
+def cut_of(model, *trained):
+    """Where ``model`` is cut if no others train; it leaves no mark."""
+    model.requires_grad_(False)
+    for module in trained:
+        module.requires_grad_(True)
+    hp.train_mode(model)
+    before = [weights(model), torch.get_rng_state()]
+    found = find_cut(model, data()[0][:4])
+    assert all(map(torch.equal, before, [weights(model), torch.get_rng_state()]))
+    return found
+
+
+@pytest.mark.parametrize(
+    "done",
+    [{"between": dropped}, {"last": dropped}, {"last": lambda x, training: (x, x) if training else x}],
+    ids=["between", "last", "two outputs"],
+)
+def test_what_only_training_does_is_not_left_out_where_it_is_in_no_module(done):
+    model = Functional(**done)
+    assert "in no module" in cut_of(model, model.fresh, model.head)
+    model = Functional()
+    assert cut_of(model, model.fresh, model.head).tail == [model.fresh, model.head]
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_tail_that_changes_its_input_in_place_does_not_change_what_is_kept(cache):
+    found = []
+    for kind in ("off", cache):
+        model = Net()
+        model.head = torch.nn.Sequential(torch.nn.SiLU(inplace=True), torch.nn.Dropout(0.5, inplace=True), model.head)
+        _, result = fitted(model, transfer={"cache": kind}, epochs=6)
+        found.append((weights(model), result.metrics["valid_loss"]))
+    assert "48 samples of 64 features" in note(result)
+    torch.testing.assert_close(*found)
+
+
 def test_the_cut_is_as_late_as_can_be():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     model[1].requires_grad_(False)

@@ -1,15 +1,16 @@
 """Where a model can be cut, so that what comes before is computed once and the *tail* after it trains.
 
 The tail is a chain, from one module to the next up to the output; between two a tensor may get another shape, as by
-``torch.flatten``. Whether the cut is right is not assumed but tried on a few samples: the tail must give what the model
-gives, and what comes to it must be the same in training as in evaluation.
+``torch.flatten``. Whether the cut is right is not assumed but tried on a few samples, in evaluation and in training: what
+comes to the cut must be the same and depend on nothing that trains, and the tail must make of it what the model makes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ import torch
 from heptane.calling import call
 from heptane.checks import try_output
 from heptane.data.batches import Place, first_tensor, rows
-from heptane.modes import eval_mode
+from heptane.modes import as_before, eval_mode
 from heptane.tricks.data_parallel import Worker
 from heptane.tricks.mixed_precision import Precision
 
@@ -50,14 +51,14 @@ class Cut(NamedTuple):
 
 
 class As(torch.nn.Module):
-    """What was kept in fewer bits, in those that it had."""
+    """A copy of what was kept, in the bits that it had: a tail may change it in place."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return features.to(self.dtype)
+        return features.to(self.dtype, copy=True)
 
 
 class Called(torch.nn.Module):
@@ -83,22 +84,26 @@ class Shaped(torch.nn.Module):
 
 
 class _Reached(Exception):
-    """The forward pass came to the cut."""
+    """The forward pass came to the cut, with these features."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        self.features = features
 
 
 def find_cut(model: torch.nn.Module, sample: Any) -> Cut | str:
     """Where ``model`` may be cut: the shortest tail that holds all that trains and all that is random; or why nowhere.
 
-    Its modes and the gradients that are stopped are as in training.
+    Its modes and the gradients that are stopped are as in training; its buffers and the random state are put back.
     """
     trains = {id(p) for p in model.parameters() if p.requires_grad}
     if all(p.requires_grad for p in model.parameters()):
         return "nothing is frozen"
-    with watched(model) as calls:
+    with as_before(model), watched(model) as calls:
         output = try_output(model, sample)
     if not isinstance(output, torch.Tensor):
         return "the model's output is not one tensor"
     chain = chain_to(output, calls, trains, {id(p) for p in model.parameters() if not p.requires_grad})
+    reason = "what trains does not follow the frozen part in one chain of modules"
     for length in range(1, len(chain) + 1):
         tail = list(_links(chain[-length:], output))
         if not trains <= {id(p) for module in tail for p in module.parameters()}:
@@ -106,9 +111,10 @@ def find_cut(model: torch.nn.Module, sample: Any) -> Cut | str:
         came = chain[-length].came
         assert came is not None
         cut = Cut(chain[-length].module, chain[-length].number, tail, came.dtype)
-        if _reproduces(cut, came, output) and _is_constant(model, cut, sample):
+        reason = why_not(model, cut, sample)
+        if not reason:
             return cut
-    return "what trains does not follow the frozen part in one chain of modules, or is random before it"
+    return reason
 
 
 @contextmanager
@@ -194,41 +200,71 @@ def parts(
 
 def reach(model: torch.nn.Module, cut: Cut, inputs: Any) -> torch.Tensor:
     """What comes to the cut; the forward pass ends there."""
-    seen, found = 0, []
+
+    def stop(features: torch.Tensor) -> None:
+        raise _Reached(features)
+
+    try:
+        with at(cut, stop):
+            call(model, inputs)
+    except _Reached as reached:
+        return reached.features
+    raise AssertionError("the model did not come to its cut")
+
+
+@contextmanager
+def at(cut: Cut, do: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """While it lasts, a forward pass that comes to the cut calls ``do`` with what comes there."""
+    number = count()
 
     def hook(_: Any, args: Any) -> None:
-        nonlocal seen
-        if seen == cut.number:
-            found.append(args[0])
-            raise _Reached
-        seen += 1
+        if next(number) == cut.number:
+            do(args[0])
 
     handle = cut.module.register_forward_pre_hook(hook)
     try:
-        call(model, inputs)
-    except _Reached:
-        pass
+        yield
     finally:
         handle.remove()
-    reached: torch.Tensor = found[0].detach()
-    return reached
 
 
-def _reproduces(cut: Cut, came: torch.Tensor, output: torch.Tensor) -> bool:
-    """Whether the tail makes the model's output of what came to the cut."""
-    tail = torch.nn.Sequential(*cut.tail)
-    with eval_mode(tail), torch.no_grad():
-        again = tail(came)
-    return again.shape == output.shape and bool((again - output).abs().max() <= CLOSE * output.abs().max())
+def why_not(model: torch.nn.Module, cut: Cut, sample: Any) -> str:
+    """Why training may not go on from what comes to the cut; empty: it may."""
+    with eval_mode(model), torch.enable_grad():
+        still, follows = _tried(model, cut, sample, seed=0)
+    if still is None or still.requires_grad:
+        return "what trains is used before the frozen part ends too, as weights that an embedding shares with the head"
+    for seed in (0, 1):
+        came, does = _tried(model, cut, sample, seed)
+        if not _is_close(came, still):
+            return "what the frozen part gives is random, or not the same in training as in evaluation"
+        follows = follows and does
+    return "" if follows else "what follows the frozen part does something that is in no module"
 
 
-def _is_constant(model: torch.nn.Module, cut: Cut, sample: Any) -> bool:
-    """Whether what comes to the cut is the same in training as in evaluation, whatever is drawn."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        with eval_mode(model):
-            still = reach(model, cut, sample)
-        for seed in (0, 1):
-            torch.manual_seed(seed)
-            if not torch.allclose(reach(model, cut, sample), still, rtol=CLOSE, atol=CLOSE * float(still.abs().max())):
-                return False
-    return True
+def _tried(model: torch.nn.Module, cut: Cut, sample: Any, seed: int) -> tuple[torch.Tensor | None, bool]:
+    """What comes to the cut, if the model comes there, and whether the tail makes of it what the model makes with the same
+    draws."""
+    came: torch.Tensor | None = None
+
+    def keep(features: torch.Tensor) -> None:
+        nonlocal came
+        came = features.clone()
+        torch.manual_seed(seed)
+
+    with as_before(model), at(cut, keep):
+        torch.manual_seed(seed)
+        output = call(model, sample)
+    if came is None:
+        return None, False
+    with as_before(model):
+        torch.manual_seed(seed)
+        return came, _is_close(torch.nn.Sequential(*cut.tail)(came.clone()), output)
+
+
+@torch.no_grad()
+def _is_close(found: Any, expected: Any) -> bool:
+    if not isinstance(found, torch.Tensor) or not isinstance(expected, torch.Tensor):
+        return False
+    alike = (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    return alike and torch.allclose(found, expected, rtol=CLOSE, atol=CLOSE * float(expected.abs().max()))

@@ -20,6 +20,7 @@ from heptane.criterion import Returned
 from heptane.data.batches import Tensors, first_tensor, pair, rows
 from heptane.errors import InputError, one_line
 from heptane.tricks.data_parallel import ALONE, Worker, all_sum
+from heptane.tricks.mixed_precision import evaluation
 from heptane.tricks.mixup import Mixer
 
 if TYPE_CHECKING:
@@ -76,12 +77,8 @@ def find_shortcut(run: Run, phase: Phase, kind: str, dtype: str) -> Shortcut | s
     if isinstance(run.criterion, Returned):
         return "the loss is computed in the model"
     sample = run.place.inputs(rows(source.inputs, slice(TRIED)))
-    run.buffers.keep()
-    try:
-        with run.precision.autocast():
-            cut = find_cut(model, sample)
-    finally:
-        run.buffers.put_back()
+    with evaluation(run.precision):
+        cut = find_cut(model, sample)
     if isinstance(cut, str):
         return cut
     if isinstance(run.mix, Mixer) and not _within(model, run.mix.trick.layer, cut):

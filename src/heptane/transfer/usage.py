@@ -8,6 +8,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from heptane.modes import as_before
+
 
 class Usage(NamedTuple):
     """Moments of a forward pass, by the id of a parameter or buffer."""
@@ -37,12 +39,8 @@ def watch(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Usage | No
     from heptane.checks import try_output
     from heptane.data.batches import each
 
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with _Watch() as seen:
+    with as_before(model), _Watch() as seen:
         output = try_output(model, inputs, None if labels is None else each(torch.zeros_like, labels))
-    for buffer, value in before:
-        if not torch.equal(buffer, value):
-            buffer.copy_(value)
     first = {id(t): moment for moment, (taken, _) in reversed(list(enumerate(seen.calls))) for t in taken}
     if not any(id(parameter) in first for parameter in model.parameters()):
         return None
