@@ -17,6 +17,7 @@ from heptane.faults import REMEDY, Rewind
 from heptane.history import best_step, divergence, reached
 from heptane.interruption import Interruption
 from heptane.loop import evaluate_with, steps
+from heptane.modes import eval_mode
 from heptane.report.console import Progress
 from heptane.result import Result, result_of
 from heptane.run import Run
@@ -236,7 +237,8 @@ class Recorder:
         model, shown, metrics = self.run.model, data, self.metrics
         if self.run.shortcut and data is self.valid and in_memory(data):
             model, shown, metrics = self.run.shortcut.tail, self.run.shortcut.of(data), bound(metrics, model, data)
-        with averaged, self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step"):
+        beating = self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step")
+        with averaged, eval_mode(self.run.model), beating:  # metrics may run the whole model where its tail is evaluated
             found = evaluate_with(
                 model,
                 shown,

@@ -225,6 +225,20 @@ def test_functions_as_metrics_see_the_whole_model_and_the_data():
     assert set(seen) == {(Net, (24, 1, 6, 6))}
 
 
+@pytest.mark.parametrize("cache", ["off", "memory"])
+def test_functions_as_metrics_see_a_model_in_eval_mode_and_training_goes_on_in_its_own(cache):
+    model, seen, trained = Net(dropout=0.5), [], []
+    model.dropout.register_forward_pre_hook(lambda module, _: trained.append(module.training))
+
+    def modes(whole, _):
+        seen.extend(module.training for module in whole.modules())
+        return 0.0
+
+    fitted(model, transfer={"cache": cache}, metrics={"modes": modes}, evaluate_every_epochs=0.5)
+    assert set(seen) == {False}
+    assert sum(trained) >= 24
+
+
 def test_averaged_weights_are_evaluated_too():
     pairs = [fitted(transfer={"cache": c}, average_decay=0.9) for c in ("off", "memory")]
     torch.testing.assert_close(*(weights(model) for model, _ in pairs))
