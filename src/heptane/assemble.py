@@ -29,7 +29,7 @@ from heptane.transfer.anatomy import Anatomy
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import DataParallel, Worker
 from heptane.tricks.mixed_precision import Precision, check_master, find_device
-from heptane.tricks.transfer import Transfer, freeze
+from heptane.tricks.transfer import Transfer, freeze, leave, remember
 
 
 def assemble(
@@ -58,6 +58,7 @@ def assemble(
     total_steps = max(1, round(plan.epochs * source.steps_per_epoch))
 
     # model: on the device, where its order of use is seen; weights, head, frozen groups
+    leave(model)  # an earlier run that was left in the middle
     model.to(place.device)
     if isinstance(source, Tensors):
         source.keep_on(place)
@@ -66,6 +67,7 @@ def assemble(
     if tricks.transfer:
         if tricks.transfer.lora_rank and data_parallel.shards:
             raise InputError("Transfer.lora_rank with DataParallel.strategy='fsdp': adapters are small, so use 'ddp'")
+        remember(model)
         transfer, loaded = _with_mode(tricks.transfer, model, groups, source, place, worker, why)
         tricks = replace(tricks, transfer=transfer)
         notes += loaded + transfer.prepare(model, _num_classes(source), plan.seed, groups)

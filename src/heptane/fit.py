@@ -29,11 +29,10 @@ from heptane.result import Result
 from heptane.run import OptimizerFactory, Run
 from heptane.run_folder import RunFolder, check_folder, goes_on
 from heptane.storage import write_text
-from heptane.transfer.lora import merge
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import ALONE, DataParallel, Worker, under_launcher
 from heptane.tricks.mixed_precision import find_device
-from heptane.tricks.transfer import swap_head
+from heptane.tricks.transfer import leave, swap_head
 
 
 def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, **settings: Any) -> Iterator[Step]:
@@ -59,7 +58,7 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
     try:
         yield from steps(assemble(model, train, tricks=check_tricks(tricks), **settings))
     finally:
-        merge(model)
+        leave(model)
 
 
 def evaluate(
@@ -216,7 +215,7 @@ def fit(
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption(active=keeps is not None))
         saved, damaged = checkpoint.find(keeps, _joined(tricks, device)) if resume and keeps else (None, [])
-        stack.callback(merge, model)  # whatever happens, the user has an ordinary model
+        stack.callback(leave, model)  # whatever happens, the user has an ordinary model
         followed, batch_size = restore.followed(restore.as_decided(tricks, saved), saved, batch_size)
         run = assemble(
             model,

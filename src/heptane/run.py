@@ -22,11 +22,10 @@ from heptane.metrics import TrainMeter
 from heptane.schedule import Rates, base_rates
 from heptane.transfer.anatomy import Anatomy
 from heptane.transfer.features import Shortcut, find_shortcut
-from heptane.transfer.lora import merge
 from heptane.tricks.data_parallel import DataParallel, Worker, check_replicas
 from heptane.tricks.mixed_precision import Precision
 from heptane.tricks.mixup import Mixer
-from heptane.tricks.transfer import Transfer, freeze, train_mode
+from heptane.tricks.transfer import Transfer, freeze, leave, train_mode
 
 OptimizerFactory = Callable[[Any], Any]
 
@@ -162,12 +161,13 @@ class Run:
 
     def gathered(self) -> torch.nn.Module:
         """The model as an ordinary one: itself, or, where it is sharded, its parts together; then all workers must ask."""
-        if self.outline is None:
-            merge(self.model)
-            return self.model
-        from heptane.distributed.sharding import gathered
+        whole = self.model
+        if self.outline is not None:
+            from heptane.distributed.sharding import gathered
 
-        return gathered(self.model, self.outline)
+            whole = gathered(self.model, self.outline)
+        leave(whole)
+        return whole
 
     @property
     def total_steps(self) -> int:

@@ -67,7 +67,6 @@ def test_the_adapted_layer_is_the_equation():
     lora.merge(model)
     assert type(model[0]) is torch.nn.Linear
     torch.testing.assert_close(model(x), after)
-    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_a_run_is_a_loop_by_hand():
@@ -90,6 +89,7 @@ def test_a_run_is_a_loop_by_hand():
 def test_an_ordinary_model_and_file_are_left(tmp_path):
     model, result = fitted(run_dir=tmp_path / "run")
     assert result.model is model
+    assert all(p.requires_grad for p in model.parameters())
     assert list(model.state_dict()) == list(network().state_dict())
     fresh = network()
     hp.load_weights(fresh, tmp_path / "run" / "model.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from math import floor
@@ -17,6 +18,7 @@ from torch import nn
 
 import heptane as hp
 from heptane import InputError, Transfer, freeze, param_groups, swap_head, train_mode
+from heptane.distributed.batchnorm import over_workers
 from heptane.models import resnet
 from heptane.tricks.transfer import layer_groups
 
@@ -246,6 +248,100 @@ def test_trap_14_frozen_batchnorm_stays_still_through_fit(images: tuple[torch.Te
     freeze(model, 0)
     hp.fit(model, images, images, optimizer=plain_sgd, epochs=1, batch_size=32, tricks=hp.Tricks(transfer=Transfer()))
     assert moved(model, before) == {"0", "1", "3", "4", "8"}
+
+
+def trains_after(
+    run: Callable[..., Any], model: nn.Module, images: Any, transfer: Transfer | None, **settings: Any
+) -> list[str]:
+    """What trains when a run is over, however it ended."""
+    tricks = hp.Tricks(transfer=transfer)
+    with contextlib.suppress(ValueError):
+        run(model, images, optimizer=plain_sgd, epochs=2, batch_size=32, tricks=tricks, **settings)
+    return trainable(model)
+
+
+def by_hand(model: nn.Module, train: Any, *, stop: bool = False, **settings: Any) -> None:
+    for _ in hp.train(model, train, **settings):
+        if stop:
+            raise ValueError("stop")
+
+
+def failing(model: nn.Module, data: Any) -> float:
+    raise ValueError("stop")
+
+
+@pytest.mark.parametrize("run", [hp.fit, by_hand])
+def test_what_a_run_froze_trains_in_the_next(run: Callable[..., Any], images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    model = convnet()
+    everything, every_layer = trainable(model), {"0", "1", "3", "4", "8"}
+    assert trains_after(run, model, images, Transfer(mode="head")) == everything
+    before = watched(model)
+    trains_after(run, model, images, Transfer(mode="full"))
+    assert moved(model, before) == every_layer
+    trains_after(run, model, images, Transfer(freeze=1))
+    before = watched(model)
+    trains_after(run, model, images, None)
+    assert moved(model, before) == every_layer
+
+
+@pytest.mark.parametrize(
+    ("run", "settings"),
+    [(hp.fit, {"valid": True, "metrics": {"m": failing}}), (hp.fit, {"loss": "nonsense"}), (by_hand, {"stop": True})],
+)
+def test_so_it_does_after_a_run_that_raised(
+    run: Callable[..., Any], settings: dict[str, Any], images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    model = convnet()
+    settings = settings | ({"valid": images} if "valid" in settings else {})
+    assert trains_after(run, model, images, Transfer(mode="head"), **settings) == [n for n, _ in model.named_parameters()]
+
+
+@pytest.mark.parametrize("mode", ["head", "head-first", "gradual", "full"])
+def test_what_the_user_froze_is_frozen_after_a_run_as_before(mode: str, images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    model = convnet()
+    freeze(model, 1)
+    model[4].bias.requires_grad_(False)
+    before = trainable(model)
+    assert trains_after(hp.fit, model, images, Transfer(mode=mode)) == before
+    model[3].requires_grad_(False)
+    freeze(model, 0)
+    assert trainable(model) == ["0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "8.weight", "8.bias"]
+
+
+def test_a_run_that_was_left_in_the_middle_is_over_when_the_next_begins(images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    model = convnet()
+    settings = {"optimizer": plain_sgd, "epochs": 1, "batch_size": 32}
+    left = hp.train(model, images, tricks=hp.Tricks(transfer=Transfer(mode="head")), **settings)
+    next(left)
+    assert trainable(model) == ["8.weight", "8.bias"]
+    before = watched(model)
+    hp.fit(model, images, tricks=hp.Tricks(transfer=Transfer()), **settings)
+    assert moved(model, before) == {"0", "1", "3", "4", "8"}
+
+
+def test_what_is_set_between_two_steps_of_a_run_that_freezes_nothing_stays(
+    images: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    model = convnet()
+    for _ in hp.train(model, images, optimizer=plain_sgd, epochs=1, batch_size=32):
+        model[0].requires_grad_(False)
+    assert "0.weight" not in trainable(model)
+
+
+def test_a_fresh_head_trains_after_the_run_also_where_the_old_one_was_frozen(
+    images: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    model = convnet(num_classes=7).requires_grad_(False)
+    model[4].requires_grad_(True)
+    assert trains_after(hp.fit, model, images, Transfer()) == ["4.weight", "4.bias", "8.weight", "8.bias"]
+
+
+def test_trap_14_frozen_batchnorm_is_thawed_where_it_became_one_over_the_workers() -> None:
+    model = convnet()
+    freeze(model, -1)
+    assert trainable(over_workers(model)) == ["8.weight", "8.bias"]
+    freeze(model, 0)
+    assert trainable(model) == [name for name, _ in model.named_parameters()]
 
 
 def test_frozen_weights_do_not_decay_and_take_no_momentum(images: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -9,13 +9,13 @@ Source
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from heptane._lazy import torch
 from heptane.errors import InputError
 
 ADAPTER = "heptane"
-_STOPPED = "_heptane_stopped_for_adapters"  # on a model with adapters: the parameters whose gradients they stopped
 
 
 def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn.Module | None, seed: int | None) -> str:
@@ -39,7 +39,6 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
     targets = [n for n, module in model.named_modules() if type(module) is torch.nn.Linear and module is not head and n]
     if not targets:
         raise InputError(f"Transfer.lora_rank={rank}: {type(model).__name__} has no linear layer but its head: set it to 0")
-    trained = [p for p in model.parameters() if p.requires_grad]
     config: dict[str, Any] = {"r": rank, "lora_alpha": rank if alpha is None else alpha, "target_modules": targets}
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -48,7 +47,6 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
     added = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for parameter in head.parameters() if head else ():
         parameter.requires_grad_(True)
-    model.__dict__[_STOPPED] = [p for p in trained if not p.requires_grad]
     whole = sum(p.numel() for p in model.parameters()) - added
     return (
         f"adapters of rank {rank} in {len(targets)} linear layers: {added:,} parameters, {added / whole:.1%} of the model's"
@@ -56,14 +54,16 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
 
 
 def merge(model: torch.nn.Module) -> None:
-    """Add the adapters to the layers that they belong to, and leave an ordinary model; nothing where there are none."""
-    stopped = model.__dict__.pop(_STOPPED, None)
-    if stopped is None:
-        return
-    for name, module in list(model.named_modules()):
-        if hasattr(module, "get_base_layer"):
-            module.merge()
-            model.set_submodule(name, module.get_base_layer())
-    model.__dict__.pop("peft_config", None)
-    for parameter in stopped:
-        parameter.requires_grad_(True)
+    """Add the adapters to the layers that they belong to, whose gradients stay stopped; nothing where there are none."""
+    for name, layer in list(_adapted(model)):
+        layer.merge()
+        model.set_submodule(name, layer.get_base_layer())
+        model.__dict__.pop("peft_config", None)
+
+
+def _adapted(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers with an adapter of :func:`adapt`, by name."""
+    for name, module in model.named_modules():
+        inner = getattr(module, "lora_A", None)
+        if isinstance(inner, torch.nn.ModuleDict) and ADAPTER in inner:
+            yield name, module

@@ -31,12 +31,13 @@ from heptane._lazy import torch
 from heptane.errors import InputError, check_bool, check_choice, check_names, check_range, nearest
 from heptane.transfer.anatomy import Anatomy, anatomy
 from heptane.transfer.layers import find_head
-from heptane.transfer.lora import adapt
+from heptane.transfer.lora import adapt, merge
 from heptane.weights import load_weights
 
 MODES = ("head", "head-first", "gradual", "full", "auto")
 _SLACK = 1e-9  # of a period: keeps a step that lies on a boundary there when the period is a rounded product
-_STOPPED = "_heptane_stopped"  # on a module: names of those of its parameters whose gradients freeze() stopped
+_STOPPED = "_heptane_stopped"  # on a model: names of those of its parameters whose gradients freeze() stopped
+_FOUND = "_heptane_found"  # on a model in a run: what trained before, and what freeze() had stopped
 
 
 def swap_head(model: torch.nn.Module, num_classes: int, name: str | None = None) -> str:
@@ -132,18 +133,38 @@ def freeze(model: torch.nn.Module, num_groups: int, groups: Anatomy | None = Non
     layers = layer_groups(model, groups)
     count = _count_frozen("num_groups", num_groups, len(layers))
     frozen = {id(parameter) for _, parameters in layers[:count] for parameter in parameters}
-    for module in model.modules():
-        stopped: set[str] = getattr(module, _STOPPED, set())
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in frozen and parameter.requires_grad:
-                parameter.requires_grad_(False)
-                stopped.add(name)
-            elif id(parameter) not in frozen and name in stopped:
-                parameter.requires_grad_(True)
-                stopped.discard(name)
-        if stopped:
-            setattr(module, _STOPPED, stopped)
+    stopped: set[str] = model.__dict__.setdefault(_STOPPED, set())
+    for name, parameter in model.named_parameters():
+        if id(parameter) in frozen and parameter.requires_grad:
+            parameter.requires_grad_(False)
+            stopped.add(name)
+        elif id(parameter) not in frozen and name in stopped:
+            parameter.requires_grad_(True)
+            stopped.discard(name)
     return [name for name, _ in layers[:count]]
+
+
+def remember(model: torch.nn.Module) -> None:
+    """Note what trains before a run, and what :func:`freeze` had stopped, for :func:`leave`."""
+    trains = [
+        (module, name, p.requires_grad)
+        for module in model.modules()
+        for name, p in module._parameters.items()
+        if p is not None
+    ]
+    model.__dict__[_FOUND] = trains, set(model.__dict__.get(_STOPPED, ()))
+
+
+def leave(model: torch.nn.Module) -> None:
+    """After a run: adapters are merged, and what trained before it does so again; nothing where none was noted."""
+    merge(model)
+    if _FOUND not in model.__dict__:
+        return
+    trains, model.__dict__[_STOPPED] = model.__dict__.pop(_FOUND)
+    for module, name, trained in trains:
+        parameter = module._parameters.get(name)
+        if parameter is not None:
+            parameter.requires_grad_(trained)
 
 
 def train_mode(model: torch.nn.Module, groups: Anatomy | None = None) -> torch.nn.Module:
