@@ -141,6 +141,57 @@ def test_so_does_one_that_raises_before_its_first_step(run):
     assert all(p.requires_grad for p in model.parameters())
 
 
+class Alike(torch.nn.Module):
+    """The first linear layer is "0", and in that end the other names too, that of the head as well."""
+
+    def __init__(self, other: torch.nn.Module) -> None:
+        super().__init__()
+        self.add_module("0", torch.nn.Linear(6, 8))
+        self.other = torch.nn.Sequential(other)
+        self.head = torch.nn.Sequential(torch.nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.head(self.other(self.get_submodule("0")(x).unsqueeze(-1)).flatten(1))
+
+
+@pytest.mark.parametrize("other", [torch.nn.Conv1d(8, 8, 1), torch.nn.GroupNorm(2, 8)])
+def test_only_the_linear_layers_are_adapted_whatever_other_names_end_in(other):
+    model = Alike(other)
+    lora.adapt(model, 2, None, model.head[0], 0)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained == ["0.lora_A.heptane.weight", "0.lora_B.heptane.weight", "head.0.weight", "head.0.bias"]
+    lora.merge(model)
+    assert list(model.state_dict()) == list(Alike(other).state_dict())
+
+
+def test_what_peft_refuses_half_way_leaves_an_ordinary_model(monkeypatch):
+    from peft.tuners.lora import LoraModel
+
+    replace, done = LoraModel._create_and_replace, []
+
+    def refuses(*args, **settings):
+        if done:
+            raise ValueError("stop")
+        done.append(replace(*args, **settings))
+
+    monkeypatch.setattr(LoraModel, "_create_and_replace", refuses)
+    model = network()
+    with pytest.raises(ValueError, match="stop"):
+        fitted(model)
+    assert done
+    assert list(model.state_dict()) == list(network().state_dict())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_layer_with_two_names_is_adapted_under_both():
+    model = network()
+    model[3] = torch.nn.Linear(6, 6)
+    model = torch.nn.Sequential(model[3], torch.nn.ReLU(), model[3], torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    _, result = fitted(model)
+    assert model[0] is model[2]
+    assert hp.evaluate(model, data())["loss"] == pytest.approx(result.metrics["valid_loss"], rel=1e-5)
+
+
 @pytest.mark.usefixtures("forked")
 def test_over_two_workers_it_is_the_same():
     alone, _ = fitted()

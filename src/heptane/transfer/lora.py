@@ -9,6 +9,7 @@ Source
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,14 +37,21 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
     except ImportError as error:
         raise InputError('Transfer.lora_rank needs peft, which is missing: pip install "heptane[lora]"') from error
     merge(model)
-    targets = [n for n, module in model.named_modules() if type(module) is torch.nn.Linear and module is not head and n]
+    targets: dict[torch.nn.Module, list[str]] = {}  # each has a name, or more
+    for name, module in model.named_modules(remove_duplicate=False):
+        if type(module) is torch.nn.Linear and module is not head and name:
+            targets.setdefault(module, []).append(name)
     if not targets:
         raise InputError(f"Transfer.lora_rank={rank}: {type(model).__name__} has no linear layer but its head: set it to 0")
-    config: dict[str, Any] = {"r": rank, "lora_alpha": rank if alpha is None else alpha, "target_modules": targets}
+    exactly = "|".join(re.escape(name) for name, *_ in targets.values())  # of a list peft takes what ends in a name, too
+    config: dict[str, Any] = {"r": rank, "lora_alpha": rank if alpha is None else alpha, "target_modules": exactly}
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(**config), model, adapter_name=ADAPTER)
+    for first, *others in targets.values():
+        for name in others:
+            model.set_submodule(name, model.get_submodule(first))
     added = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for parameter in head.parameters() if head else ():
         parameter.requires_grad_(True)
@@ -56,14 +64,15 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
 def merge(model: torch.nn.Module) -> None:
     """Add the adapters to the layers that they belong to, whose gradients stay stopped; nothing where there are none."""
     for name, layer in list(_adapted(model)):
-        layer.merge()
+        if not layer.merged:
+            layer.merge()
         model.set_submodule(name, layer.get_base_layer())
         model.__dict__.pop("peft_config", None)
 
 
 def _adapted(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers with an adapter of :func:`adapt`, by name."""
-    for name, module in model.named_modules():
+    """The layers with an adapter of :func:`adapt`, by each of their names."""
+    for name, module in model.named_modules(remove_duplicate=False):
         inner = getattr(module, "lora_A", None)
         if isinstance(inner, torch.nn.ModuleDict) and ADAPTER in inner:
             yield name, module
