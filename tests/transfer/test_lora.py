@@ -141,6 +141,52 @@ def test_so_does_one_that_raises_before_its_first_step(run):
     assert all(p.requires_grad for p in model.parameters())
 
 
+class Encoder(torch.nn.Module):
+    """PyTorch's own encoder, which in eval mode reads its layers' weights instead of calling them."""
+
+    def __init__(self, nested: bool) -> None:
+        super().__init__()
+        layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.words = torch.nn.Embedding(11, 8)
+        self.encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, words):
+        return self.head(self.encoder(self.words(words), src_key_padding_mask=words == 0).sum(1))
+
+
+def sentences():
+    draw = torch.Generator().manual_seed(0)
+    words = torch.randint(1, 11, (48, 5), generator=draw)
+    labels = words[:, 0] % 3
+    words[::2, 4:] = 0
+    return words, labels
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize("nested", [True, False])
+def test_what_is_evaluated_is_the_model_with_its_adapters(nested):
+    model, words = Encoder(nested), sentences()[0]
+    lora.adapt(model, 2, None, model.head, 0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        model.eval()
+        found = model(words)
+        lora.merge(model)
+        torch.testing.assert_close(found, model(words))
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize("nested", [True, False])
+def test_so_it_is_in_a_run(nested):
+    model = Encoder(nested)
+    tricks = hp.Tricks(transfer=hp.Transfer(lora_rank=2))
+    result = hp.fit(model, sentences(), sentences(), optimizer=sgd, epochs=3, batch_size=8, tricks=tricks)
+    assert hp.evaluate(model, sentences())["loss"] == pytest.approx(result.metrics["valid_loss"], rel=1e-5)
+
+
 class Alike(torch.nn.Module):
     """The first linear layer is "0", and in that end the other names too, that of the head as well."""
 

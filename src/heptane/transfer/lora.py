@@ -52,6 +52,8 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
     for first, *others in targets.values():
         for name in others:
             model.set_submodule(name, model.get_submodule(first))
+    for _, layer in _adapted(model):
+        layer.register_forward_hook(_is_called)
     added = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for parameter in head.parameters() if head else ():
         parameter.requires_grad_(True)
@@ -68,6 +70,10 @@ def merge(model: torch.nn.Module) -> None:
             layer.merge()
         model.set_submodule(name, layer.get_base_layer())
         model.__dict__.pop("peft_config", None)
+
+
+def _is_called(layer: torch.nn.Module, inputs: Any, output: Any) -> None:
+    """Does nothing; but of layers without a hook PyTorch's encoder takes the weights, without adapters, in eval mode."""
 
 
 def _adapted(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
