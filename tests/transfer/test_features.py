@@ -79,6 +79,35 @@ def note(result):
     return found
 
 
+class Encoder(torch.nn.Module):
+    """PyTorch's own encoder, whose layers take nested tensors in eval mode; these have no shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.words, self.encoder = torch.nn.Embedding(11, 8), torch.nn.TransformerEncoder(layer, 2)
+        self.head = torch.nn.Linear(8, 3)
+
+    def forward(self, words):
+        return self.head(self.encoder(self.words(words), src_key_padding_mask=words == 0).sum(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize("frozen", [1, 3])
+def test_nested_tensors_inside_a_model_do_not_matter(frozen):
+    words = torch.randint(1, 11, (48, 5), generator=torch.Generator().manual_seed(0))
+    labels = words[:, 0] % 3
+    words[::2, 4:] = 0
+    fits = []
+    for cache in ("off", "auto"):
+        tricks = hp.Tricks(transfer=hp.Transfer(freeze=frozen, rate_factor=1.0, cache=cache))
+        given = {"optimizer": adamw, "epochs": 2, "batch_size": 8, "tricks": tricks}
+        fits.append(hp.fit(Encoder(), (words, labels), (words, labels), **given))
+    assert fits[0].metrics == pytest.approx(fits[1].metrics, rel=1e-4)
+    assert ("48 samples of 8 features" in note(fits[1])) == (frozen == 3)
+
+
 @pytest.mark.parametrize("cache", ["auto", "memory", "disk"])
 def test_it_trains_as_without(cache):
     (plain, before), (model, after) = (fitted(transfer={"cache": kind}) for kind in ("off", cache))

@@ -126,7 +126,7 @@ def watched(model: torch.nn.Module) -> Iterator[list[Call]]:
 
     def before(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         settled = all(isinstance(value, bool | int | float | str | None) for value in kwargs.values())
-        alone = len(args) == 1 and isinstance(args[0], torch.Tensor) and settled
+        alone = len(args) == 1 and _is_regular(args[0]) and settled
         begun.append((next(clock), args[0] if alone else None, kwargs))
 
     def after(module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -164,9 +164,14 @@ def chain_to(output: torch.Tensor, calls: list[Call], trains: set[int], frozen: 
         tensor, until = last.came, last.began  # type: ignore[assignment]
 
 
+def _is_regular(value: Any) -> bool:
+    """Whether it is a tensor whose samples have one shape: not a nested one, as inside of PyTorch's encoder in eval mode."""
+    return isinstance(value, torch.Tensor) and not value.is_nested
+
+
 def _is_same(went: Any, came: torch.Tensor) -> bool:
     """Whether what a module gave is what came to the next, if in another shape."""
-    if went is came or not isinstance(went, torch.Tensor):
+    if went is came or not _is_regular(went):
         return went is came
     place = (came.data_ptr(), came.dtype, came.numel(), came.shape[:1])
     shared = place == (went.data_ptr(), went.dtype, went.numel(), went.shape[:1])
