@@ -214,6 +214,40 @@ def test_mixup_of_embeddings_keeps_the_longer_mask_and_does_not_change_with_micr
     torch.testing.assert_close(whole, weights(model))
 
 
+class Attending(torch.nn.Module):
+    """Its encoder looks at the mask, and so may what follows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.mean = torch.nn.Embedding(TOKENS, 6), torch.nn.Identity()
+        self.head = torch.nn.Linear(6, CLASSES)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.embedding(input_ids) * attention_mask[..., None]
+        return self.head(self.mean(hidden.sum(1) / attention_mask.sum(1, keepdim=True)))
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_mixup_after_the_mask_was_used_leaves_each_sample_its_own(accumulate):
+    tricks = hp.Tricks(mixup=hp.Mixup(layer="mean", alpha=0.4))
+    found = trained(Attending(), text(), tricks=tricks, accumulate=accumulate)
+    (inputs, targets), model = text(), Attending()
+    optimizer, step = sgd(model.parameters()), 0
+    for epoch in range(2):
+        for chosen in hp.order(40, 0, epoch).split(8):
+            draw = tricks.mixup.draw(0, step, 8)
+            ids, mask, y = inputs["input_ids"][chosen], inputs["attention_mask"][chosen], targets[chosen]
+            means = (model.embedding(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            logits = model.head(draw.lam[0] * means + (1 - draw.lam[0]) * means[draw.partner])
+            own, other = (torch.nn.functional.cross_entropy(logits, t) for t in (y, y[draw.partner]))
+            optimizer.zero_grad()
+            (draw.lam[0] * own + (1 - draw.lam[0]) * other).backward()
+            optimizer.step()
+            step += 1
+    torch.testing.assert_close(found, weights(model))
+
+
 def test_mixup_of_a_dict_without_a_layer_names_it():
     with pytest.raises(hp.InputError, match=r"Mixup\.layer"):
         trained(Encoder(), text(), tricks=hp.Tricks(mixup=hp.Mixup()))
@@ -280,6 +314,15 @@ def test_a_loss_per_token_is_the_mean_over_all_tokens_that_count():
             torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets[chosen]).backward()
             optimizer.step()
     torch.testing.assert_close(found[0], weights(model))
+
+
+def test_a_batch_as_long_as_there_are_classes_is_read_like_the_others():
+    tagger = torch.nn.Sequential(torch.nn.Embedding(TOKENS, 6), torch.nn.Linear(6, CLASSES))
+    lengths = [CLASSES + 2, CLASSES, CLASSES + 1]
+    batches = [(torch.randint(0, CLASSES, (4, n)),) * 2 for n in lengths]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(3))
+    for _ in hp.train(tagger, loader, optimizer=sgd, epochs=1):
+        pass
 
 
 @pytest.mark.parametrize("num_labels", [CLASSES, CLASSES + 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +18,8 @@ from heptane.checks import (
     try_output,
 )
 from heptane.clock import Clock
-from heptane.criterion import Criterion, CrossEntropy, Own, Returned, choose_criterion
-from heptane.data.batches import Place, Source, Tensors, as_source, first_tensor, rows
+from heptane.criterion import Criterion, CrossEntropy, Own, Returned, choose_criterion, over_classes
+from heptane.data.batches import Place, Source, Tensors, as_source, first_tensor, in_memory, pair, rows, tensors_of
 from heptane.data.guard import Bad, labels_beyond
 from heptane.data.loader import Loader
 from heptane.errors import InputError
@@ -28,14 +29,22 @@ from heptane.schedule import Rates, check_momentum, constant, multiply
 from heptane.transfer.anatomy import Anatomy
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import DataParallel, Worker
+from heptane.tricks.label_smoothing import find_class_dim
 from heptane.tricks.mixed_precision import Precision, check_master, find_device
 from heptane.tricks.transfer import Transfer, freeze, leave, remember
 
 
 def assemble(
-    model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, clock: Clock | None = None, **settings: Any
+    model: torch.nn.Module,
+    train: Any,
+    *,
+    tricks: Tricks | None = None,
+    clock: Clock | None = None,
+    others: Sequence[Any] = (),
+    **settings: Any,
 ) -> Run:
-    """Fill the loop's slots; ``settings`` are a :class:`Plan`'s. The order below is the wrapping order.
+    """Fill the loop's slots; ``settings`` are a :class:`Plan`'s, ``others`` the data that is evaluated, whose labels count
+    too where a head is made. The order below is the wrapping order.
 
     Raises:
         InputError: input that is wrong, or tricks that exclude each other, before anything is trained.
@@ -68,9 +77,13 @@ def assemble(
         if tricks.transfer.lora_rank and data_parallel.shards:
             raise InputError("Transfer.lora_rank with DataParallel.strategy='fsdp': adapters are small, so use 'ddp'")
         remember(model)
+        assert groups is not None
         transfer, loaded = _with_mode(tricks.transfer, model, groups, source, place, worker, why)
         tricks = replace(tricks, transfer=transfer)
-        notes += loaded + transfer.prepare(model, _num_classes(source), plan.seed, groups)
+        notes += loaded + transfer.load(model)
+        notes += transfer.fit_head(model, _num_classes(source, plan.loss, others), plan.seed, groups)
+        groups = transfer.anatomy(model, *few(sample, plan.loss))  # again: a new head shares no weight
+        notes += transfer.hold(model, groups, plan.seed)
     if plan.resize:
         check_resize(model, plan.resize, sample[0])
         place.sizes = plan.resize.sizes(total_steps)
@@ -93,7 +106,7 @@ def assemble(
     # schedules: warm-up times cycle
     rates = _rates(tricks, optimizer, total_steps, source)
     mixup = tricks.mixup
-    mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch) if mixup else Unmixed()
+    mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch, sample[0]) if mixup else Unmixed()
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
     return Run(
@@ -104,14 +117,14 @@ def assemble(
 def _with_mode(
     transfer: Transfer,
     model: torch.nn.Module,
-    groups: Anatomy | None,
+    groups: Anatomy,
     source: Source,
     place: Place,
     worker: Worker,
     why: dict[str, str],
 ) -> tuple[Transfer, list[str]]:
     """``transfer`` with what its mode "auto" comes to, measured on the weights that it starts from; and what it said."""
-    if transfer.mode != "auto" or groups is None:
+    if transfer.mode != "auto":
         return transfer, []
     from heptane.transfer.mode import choose_mode
 
@@ -128,11 +141,14 @@ def default_device() -> str:
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
-def _num_classes(source: Source) -> int | None:
-    targets = source.targets if isinstance(source, Tensors) else None
-    if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or targets.ndim != 1:
+def _num_classes(source: Source, loss: Any, others: Sequence[Any]) -> int | None:
+    """How many outputs a head needs, where a loss over classes and the labels say it."""
+    if not isinstance(source, Tensors) or not over_classes(loss):
         return None
-    return int(targets.max()) + 1
+    labels = [source.targets, *(pair(data)[1] for data in map(tensors_of, others) if in_memory(data))]
+    if not all(isinstance(part, torch.Tensor) and not part.is_floating_point() and part.ndim == 1 for part in labels):
+        return None
+    return max(int(part.max()) + 1 for part in labels if len(part))
 
 
 def _sample(source: Source, place: Place) -> tuple[Any, Any]:
@@ -150,6 +166,10 @@ def _criterion(
     criterion, reason = choose_criterion(plan.loss, output, targets, tricks.label_smoothing)
     if not isinstance(source, Loader):
         check_targets(criterion, output, targets)
+    if isinstance(criterion, CrossEntropy) and criterion.class_dim is None and output.ndim > 2:
+        shown = rows(sample[1], slice(2))  # once: a later batch may be as long as there are classes
+        dim = find_class_dim(output.shape, shown.shape, shown.is_floating_point())
+        criterion = replace(criterion, class_dim=dim)
     bad.labels = labels_of(criterion, output, targets)  # of loaders, looked at batch by batch
     if isinstance(criterion, CrossEntropy) and isinstance(source, Tensors) and targets.ndim == 1:
         ignored = criterion.weight is not None or criterion.log_probs or bool((targets == criterion.ignore_index).any())

@@ -352,6 +352,13 @@ def _by_targets(output: Any, targets: Any) -> tuple[str, str]:
     return "cross_entropy", "the targets are integer classes"
 
 
+def over_classes(loss: Any) -> bool:
+    """Whether ``loss``, as :func:`choose_criterion` takes it, compares integer labels with an output per class."""
+    if isinstance(loss, (CrossEntropy, torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)):
+        return True
+    return loss is torch.nn.functional.cross_entropy or loss in (None, "cross_entropy", "model")
+
+
 def _by_name(name: str, eps: float) -> Criterion:
     if name == "model":
         return Returned()

@@ -237,6 +237,7 @@ def fit(
             skip_bad=skip_bad,
             average_decay=average_decay,
             clock=Clock(started),
+            others=[data for data in (valid, test) if data is not None],
         )
         run.notes += damaged
         for name, data in (("valid", valid), ("test", test)):
@@ -283,8 +284,8 @@ def _write(folder: RunFolder, result: Result, run: Run, about: dict[str, Any], k
 
 def _launched(model: torch.nn.Module, result: Result) -> Result:
     """The result of workers started for this call, in the caller's own model."""
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, parameter in result.model.named_parameters():
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for name, parameter in result.model.named_parameters(remove_duplicate=False):
         if shapes[name] != parameter.shape:
             swap_head(model, len(parameter), name.rpartition(".")[0])  # theirs was swapped in their process
     model.load_state_dict(result.model.state_dict())

@@ -132,3 +132,15 @@ def test_training_on_them_learns_and_a_resumed_run_is_the_same(tmp_path):
         )
     again, _ = fitted(tmp_path / "run", resume=True, evaluate_every_epochs=0.6)
     assert torch.equal(again, whole)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_masks_are_padded_with_what_leaves_padding_out_whatever_pads_the_rest(paired: bool):
+    samples = [
+        {"ids": [5, 6], "attention_mask": [1, 1], "src_key_padding_mask": [False, False]},
+        {"ids": [7], "attention_mask": [1], "src_key_padding_mask": [False]},
+    ]
+    found = hp.pad([(sample, 0) for sample in samples], value=1)[0] if paired else hp.pad(samples, value=1)
+    assert found["ids"].tolist() == [[5, 6], [7, 1]]
+    assert found["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert found["src_key_padding_mask"].tolist() == [[False, False], [False, True]]

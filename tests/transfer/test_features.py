@@ -474,3 +474,17 @@ def test_it_is_found_for_the_built_in_network_at_each_depth():
     for phase in run.phases[:4]:
         _, source = run.enter(phase)
         assert source is not run.source, phase
+
+
+@pytest.mark.usefixtures("forked")
+def test_several_workers_keep_them_on_the_disk_too():
+    tricks = {"data_parallel": hp.DataParallel(workers=2)}
+    (plain, _), (model, result) = (fitted(transfer={"cache": c}, tricks=t) for c, t in (("off", {}), ("disk", tricks)))
+    torch.testing.assert_close(weights(model), weights(plain), rtol=1e-4, atol=1e-5)
+    assert "on the disk" in note(result)
+
+
+@pytest.mark.parametrize(("available", "where"), [(1e12, "in memory"), (1e3, "on the disk"), (float("inf"), "in memory")])
+def test_auto_takes_the_disk_where_memory_is_short(monkeypatch, available, where):
+    monkeypatch.setattr("heptane.transfer.features.available_memory_bytes", lambda: available)
+    assert where in note(fitted(transfer={"cache": "auto"})[1])

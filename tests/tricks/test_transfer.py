@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
+from functools import partial
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -469,8 +470,9 @@ def test_prepare_loads_swaps_and_freezes_in_that_order_and_says_so(tmp_path: Pat
     assert trainable(model) == ["8.weight", "8.bias"]
     assert said[0] == f"weights: source: {tmp_path / 'w.safetensors'}"
     assert said[1] == "weights: loaded 16 tensors: 100.0% of the parameters outside the head"
-    assert said[-3:] == [
+    assert said[2:] == [
         "head 8 replaced: 1000 -> 3 outputs",
+        "3 groups from the input to the output, by order of registration",
         "frozen: the first 2 of 3 groups, up to 3",
         "rates fall 2 times per group, 3 groups: 0 has 2.5e-01 of the head's",
     ]
@@ -500,7 +502,7 @@ def test_the_new_head_is_a_function_of_the_seed_and_leaves_the_generator_alone()
 
 def test_without_a_number_of_classes_the_head_is_kept_and_it_says_so() -> None:
     model = convnet(num_classes=9)
-    assert "head kept: the targets do not say how many classes there are" in Transfer().prepare(model, None)
+    assert "head kept: loss and targets do not say how many classes there are" in Transfer().prepare(model, None)
     assert model[8].out_features == 9
     assert not any("head" in line for line in Transfer(swap_head=False, rate_factor=1).prepare(model, 4))
     assert model[8].out_features == 9
@@ -574,3 +576,63 @@ def test_layer_groups_cover_the_model() -> None:
     held = [id(p) for _, parameters in layer_groups(model) for p in parameters]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
     assert len(layer_groups(model)) == 6
+
+
+# which head: as the loss and the labels say
+
+
+def points(labels: torch.Tensor, num: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(len(labels), num, generator=torch.Generator().manual_seed(0)), labels
+
+
+def outputs_of(loss: object, train: object, valid: object = None, num_outputs: int = 4) -> int:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, num_outputs))
+    settings: dict[str, Any] = {"loss": loss, "epochs": 1, "batch_size": 8, "tricks": hp.Tricks(transfer=Transfer())}
+    hp.fit(model, train, valid, optimizer=partial(torch.optim.SGD, lr=0.1), **settings)
+    return model[2].out_features
+
+
+def distances(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return (output - output.mean(0)).square().mean() + 0 * labels.sum()
+
+
+@pytest.mark.parametrize("loss", [None, "cross_entropy", nn.CrossEntropyLoss(), nn.functional.cross_entropy])
+def test_a_loss_over_classes_gives_the_head_as_many_outputs(loss: object) -> None:
+    assert outputs_of(loss, points(torch.arange(24) % 3)) == 3
+
+
+def test_a_loss_that_is_not_over_classes_leaves_the_head() -> None:
+    assert outputs_of(distances, points(torch.arange(24) % 3)) == 4
+
+
+def test_labels_that_only_the_validation_part_has_count() -> None:
+    train, valid = points(torch.arange(24) % 3), points(torch.arange(16) % 4)
+    assert outputs_of(None, train, valid) == 4
+    assert outputs_of(None, train, torch.utils.data.TensorDataset(*valid)) == 4
+    assert outputs_of(None, train, points(torch.zeros(8, dtype=torch.long)), num_outputs=9) == 3
+
+
+class Tied(nn.Module):
+    """Tokens whose embedding is the head too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.block = nn.Embedding(9, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 9, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.embedding(ids)).relu().mean(1))
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_head_that_shared_its_weight_leaves_it_to_the_embedding(workers: int) -> None:
+    ids = torch.randint(0, 9, (48, 5), generator=torch.Generator().manual_seed(0))
+    parallel = hp.DataParallel(workers=workers) if workers > 1 else None
+    model, tricks = Tied(), hp.Tricks(transfer=Transfer(mode="head"), data_parallel=parallel)
+    before = model.embedding.weight.detach().clone()
+    hp.fit(model, (ids, ids[:, 0] % 3), optimizer=partial(torch.optim.SGD, lr=0.1), epochs=1, batch_size=8, tricks=tricks)
+    assert model.head.weight.shape == (3, 8)
+    assert torch.equal(model.embedding.weight, before)

@@ -244,8 +244,7 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int) -> 
     if batch_size is None:
         raise InputError("batch_size=None: only a DataLoader brings its own; pass batch_size")
     check_range("batch_size", batch_size, 1, whole=True)
-    if isinstance(data, utils.TensorDataset) and len(data.tensors) == 2:
-        return Tensors(data.tensors[0], data.tensors[1], batch_size, seed)
+    data = tensors_of(data)
     if in_memory(data):
         inputs, targets = pair(data)
         return Tensors(inputs, targets, batch_size, seed)
@@ -283,8 +282,7 @@ def as_loader(
             elif mine.stop > mine.start:
                 yield rows(batch, mine)
         return
-    if isinstance(data, utils.TensorDataset) and len(data.tensors) == 2:
-        data = data.tensors
+    data = tensors_of(data)
     if in_memory(data):
         data = pair(data)
         mine = part(count_samples(data))
@@ -308,6 +306,12 @@ def check_dataset(data: Any) -> int:
             f"a dict of tensors with {LABELS!r} in it, a Dataset with a length and an index, or a DataLoader"
         )
     return num_samples
+
+
+def tensors_of(data: Any) -> Any:
+    """The pair that a ``TensorDataset`` of two holds; anything else as it is."""
+    pairs = isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) == 2
+    return data.tensors if pairs else data
 
 
 def in_memory(data: Any) -> bool:

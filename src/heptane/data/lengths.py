@@ -61,7 +61,8 @@ def pad(samples: Sequence[Any], *, value: float = 0, target_value: float = -100,
     Args:
         samples: pairs (inputs, targets), or dicts, maybe with ``labels``. Their entries are tensors or lists of numbers,
             whose first dimension may differ from sample to sample; numbers; or dicts of these.
-        value: pads the inputs (and so a mask, where it is 0).
+        value: pads the inputs, but for masks (entries whose names end in ``mask``), which are padded with 0, and with 1
+            where the name ends in ``key_padding_mask``, as PyTorch has it.
         target_value: pads the targets; cross-entropy leaves out -100.
         multiple: pad to a multiple of so many, 1 or more; 8 suits 16-bit arithmetic.
 
@@ -87,7 +88,7 @@ def pad(samples: Sequence[Any], *, value: float = 0, target_value: float = -100,
         return _padded(inputs, value, multiple, "inputs"), _padded(targets, target_value, multiple, "targets")
     if isinstance(samples[0], MutableMapping):
         return {
-            key: _padded([s[key] for s in samples], target_value if key == LABELS else value, multiple, str(key))
+            key: _padded([s[key] for s in samples], target_value if key == LABELS else _of(key, value), multiple, str(key))
             for key in _keys(samples, "samples")
         }
     raise InputError(f"pad of samples of type {type(samples[0]).__name__}: expected pairs (inputs, targets), or dicts")
@@ -97,7 +98,7 @@ def _padded(items: list[Any], value: float, multiple: int, name: str) -> Any:
     head = items[0]
     if isinstance(head, MutableMapping):
         keys = _keys(items, name)
-        return {key: _padded([item[key] for item in items], value, multiple, f"{name}[{key!r}]") for key in keys}
+        return {key: _padded([item[key] for item in items], _of(key, value), multiple, f"{name}[{key!r}]") for key in keys}
     if isinstance(head, tuple):
         columns = [list(column) for column in zip(*items, strict=True)]
         return like(head, [_padded(column, value, multiple, f"{name}[{at}]") for at, column in enumerate(columns)])
@@ -114,6 +115,12 @@ def _padded(items: list[Any], value: float, multiple: int, name: str) -> Any:
     for row, tensor in zip(whole, tensors, strict=True):
         row[: len(tensor)] = tensor
     return whole
+
+
+def _of(key: Any, value: float) -> float:
+    if str(key).endswith("key_padding_mask"):  # PyTorch's, which is true of padding
+        return 1
+    return 0 if str(key).endswith("mask") else value
 
 
 def _keys(samples: Sequence[Any], name: str) -> list[Any]:

@@ -7,7 +7,6 @@ frozen part ends (:mod:`heptane.transfer.cutting`), what comes to the cut is kep
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane._lazy import torch
 from heptane.criterion import Returned
+from heptane.data.arrays import available_memory_bytes
 from heptane.data.batches import Tensors, first_tensor, pair, rows
 from heptane.errors import InputError, one_line
 from heptane.tricks.data_parallel import ALONE, Worker, all_sum
@@ -97,6 +97,7 @@ def find_shortcut(run: Run, phase: Phase, kind: str, dtype: str) -> Shortcut | s
         f"in {time.perf_counter() - began:.3g} s"
     )
     made = Tensors(features, source.targets, source.batch_size, source.seed)
+    made.keep_on(run.place)
     return Shortcut(torch.nn.Sequential(As(cut.dtype), *cut.tail), made, said, compute)
 
 
@@ -111,10 +112,10 @@ class Held:
     def fill(self, inputs: Any, parts: Iterator[tuple[slice, torch.Tensor]], worker: Worker) -> torch.Tensor:
         """The features of all samples, from those of this worker's."""
         whole: torch.Tensor | None = None
-        first = first_tensor(inputs)
+        num_samples = len(first_tensor(inputs))
         for at, part in parts:
             if whole is None:
-                whole = self._empty((len(first), *part.shape[1:]), self.dtype or part.dtype, first.device, worker)
+                whole = self._zeros((num_samples, *part.shape[1:]), self.dtype or part.dtype)
             whole[at] = part.to(whole.dtype)
             if self.dtype is not None and not bool(whole[at].isfinite().all()) and bool(part.isfinite().all()):
                 raise InputError(
@@ -124,19 +125,16 @@ class Held:
         assert whole is not None
         return all_sum(whole, worker)
 
-    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, worker: Worker) -> torch.Tensor:
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         size = math.prod(shape) * dtype.itemsize
-        if worker.size > 1:
-            return torch.zeros(shape, dtype=dtype, device=device)
-        short = size > SHARE_OF_MEMORY * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if self.kind == "disk" or (self.kind == "auto" and short):
+        if self.kind == "disk" or (self.kind == "auto" and size > SHARE_OF_MEMORY * available_memory_bytes()):
             self.where = "on the disk"
             return on_disk(shape, dtype, size)
-        return torch.empty(shape, dtype=dtype, device=device)
+        return torch.zeros(shape, dtype=dtype)
 
 
 def on_disk(shape: tuple[int, ...], dtype: torch.dtype, size: int) -> torch.Tensor:
-    """A tensor in a file of the folder for temporary files, which is gone with the process however that ends.
+    """A tensor of zeros in a file of the folder for temporary files, which is gone with the process however that ends.
 
     Raises:
         InputError: the disk has no room for it.

@@ -165,9 +165,9 @@ class Mixup:
         kept = 1 - (bottom - top) * (right - left) / (height * width)
         return Blend(torch.full((batch_size,), kept, dtype=torch.float32), partner, (top, bottom, left, right))
 
-    def fill(self, model: torch.nn.Module, seed: int, total_steps: int, steps_per_epoch: int) -> Mixer:
-        """What fills the slot ``mix`` for this run."""
-        hidden = HiddenBlend(model, self.layer) if self.layer else None
+    def fill(self, model: torch.nn.Module, seed: int, total_steps: int, steps_per_epoch: int, sample: Any = None) -> Mixer:
+        """What fills the slot ``mix`` for this run; ``sample`` are inputs to see on what the masks among them act."""
+        hidden = HiddenBlend(model, self.layer, sample) if self.layer else None
         mixer = Mixer(self, seed, total_steps - round(self.off_last_epochs * steps_per_epoch), hidden)
         if hidden:
             weakref.finalize(mixer, hidden.handle.remove)  # the model outlives the run, and should not show it
@@ -196,7 +196,7 @@ class Mixer:
         partner_inputs, partner_targets = rows((inputs, targets), partner) if whole else batch.take(partner)
         if self.hidden:
             self.hidden.pending = (lam, partner if whole else None)
-            inputs = both(inputs, partner_inputs, whole)
+            inputs = both(inputs, partner_inputs, whole, self.hidden.masks_wait)
         elif draw.box:
             inputs = paste(inputs, partner_inputs, draw.box)
         else:
@@ -240,17 +240,25 @@ class Mixer:
         return self._drawn[1]
 
 
-def both(inputs: Any, partners: Any, whole: bool) -> Any:
+def both(inputs: Any, partners: Any, whole: bool, masks_wait: bool) -> Any:
     """What a model is given whose hidden features are blended: the inputs, and unless these are the ``whole`` batch, which
-    has the partners in it, the partners after them. Of masks (entries of a dict that are called so, ``attention_mask`` say),
-    which are used after the blend, each row is that of the longer of the two."""
+    has the partners in it, the partners after them. Of masks that wait, as they are used after the blend, each row is that
+    of the longer of the two."""
     if isinstance(inputs, MutableMapping):
         found = copy.copy(inputs)
         for key, own in inputs.items():
-            is_mask = str(key).endswith("mask") and isinstance(own, torch.Tensor)
-            found[key] = torch.maximum(own, partners[key]) if is_mask else both(own, partners[key], whole)
+            if masks_wait and is_mask(key, own):
+                longer = torch.minimum if str(key).endswith("key_padding_mask") else torch.maximum
+                found[key] = longer(own, partners[key])
+            else:
+                found[key] = both(own, partners[key], whole, masks_wait)
         return found
     return inputs if whole or not isinstance(inputs, torch.Tensor) else torch.cat([inputs, partners])
+
+
+def is_mask(key: Any, value: Any) -> bool:
+    """Whether an entry of a batch, such as ``attention_mask``, says which positions count."""
+    return str(key).endswith("mask") and isinstance(value, torch.Tensor) and value.ndim > 1
 
 
 class HiddenBlend:
@@ -260,7 +268,7 @@ class HiddenBlend:
     taken off again after blending, so that the pairs may cross micro-batches and workers.
     """
 
-    def __init__(self, model: torch.nn.Module, layer: str) -> None:
+    def __init__(self, model: torch.nn.Module, layer: str, sample: Any = None) -> None:
         names = {name for name, _ in model.named_modules() if name}
         if layer not in names:
             raise InputError(
@@ -268,6 +276,7 @@ class HiddenBlend:
             )
         self.layer = layer
         self.pending: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self.masks_wait = not _acts_before(model, model.get_submodule(layer), sample)
         self.handle = model.get_submodule(layer).register_forward_hook(self._hook)
 
     def check_used(self) -> None:
@@ -292,3 +301,25 @@ class HiddenBlend:
             return blend(output, output[partner], lam)
         own, others = output.chunk(2)
         return blend(own, others, lam)
+
+
+def _acts_before(model: torch.nn.Module, module: torch.nn.Module, sample: Any) -> bool:
+    """Whether what ``module`` gives depends on a mask among the inputs: then each sample needs its own before the blend."""
+    if not isinstance(sample, MutableMapping) or not any(is_mask(key, value) for key, value in sample.items()):
+        return False
+    from heptane.checks import try_output
+
+    seen: list[Any] = []
+    handle = module.register_forward_hook(lambda _, args, output: seen.append(output))
+    try:
+        for stop in (None, 1):
+            tried = copy.copy(rows(sample, slice(2)))
+            for key, value in sample.items():
+                if is_mask(key, value):
+                    tried[key] = torch.zeros_like(tried[key])
+                    tried[key][:, :stop] = 1
+            try_output(model, tried)
+    finally:
+        handle.remove()
+    tensors = all(isinstance(output, torch.Tensor) for output in seen) and len(seen) == 2
+    return tensors and not torch.equal(*seen)

@@ -157,6 +157,8 @@ def remember(model: torch.nn.Module) -> None:
 
 def leave(model: torch.nn.Module) -> None:
     """After a run: adapters are merged, and what trained before it does so again; nothing where none was noted."""
+    if not isinstance(model, torch.nn.Module):
+        return  # it was refused
     merge(model)
     if _FOUND not in model.__dict__:
         return
@@ -327,20 +329,29 @@ class Transfer:
 
         ``seed`` draws the new head's values, leaving PyTorch's generator as it was; None draws them from that generator.
         """
-        groups = groups or anatomy(model, groups=self.groups)
-        said = self.load(model)
+        said = self.load(model) + self.fit_head(model, num_classes, seed, groups or anatomy(model, groups=self.groups))
+        return said + self.hold(model, groups or anatomy(model, groups=self.groups), seed)
+
+    def fit_head(self, model: torch.nn.Module, num_classes: int | None, seed: int | None, groups: Anatomy) -> list[str]:
+        """Swap the head where it has not as many outputs as there are classes; a weight that it shared is its own then, so
+        that the groups are to be looked for again."""
+        if not self.swap_head:
+            return []
+        if num_classes is None:
+            return ["head kept: loss and targets do not say how many classes there are"]
+        outputs = _head(model, groups.head)[1].weight.shape[0]
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+            name = swap_head(model, num_classes, groups.head) or type(model).__name__
+        done = "kept" if outputs == num_classes else f"replaced: {outputs} -> {num_classes} outputs"
+        return [f"head {name} {done}"]
+
+    def hold(self, model: torch.nn.Module, groups: Anatomy, seed: int | None = None) -> list[str]:
+        """Put adapters beside the layers if they are asked for, and freeze what is frozen at first."""
+        said = []
         if self.first_frozen or self.rate_factor > 1:
             said.append(f"{len(groups.layers)} groups from the input to the output, by {groups.by}")
-        if self.swap_head and num_classes is not None:
-            outputs = _head(model, groups.head)[1].weight.shape[0]
-            with torch.random.fork_rng(devices=[], enabled=seed is not None):
-                if seed is not None:
-                    torch.default_generator.manual_seed(seed)
-                name = swap_head(model, num_classes, groups.head) or type(model).__name__
-            done = "kept" if outputs == num_classes else f"replaced: {outputs} -> {num_classes} outputs"
-            said.append(f"head {name} {done}")
-        elif self.swap_head:
-            said.append("head kept: the targets do not say how many classes there are")
         if self.lora_rank:
             head = None if groups.head is None else model.get_submodule(groups.head)
             said.append(adapt(model, self.lora_rank, self.lora_alpha, head, seed))
