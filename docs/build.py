@@ -45,7 +45,8 @@ def pages() -> dict[Path, str]:
         head, _, rest = path.read_text().partition(f"<!-- {mark} -->")
         _, _, tail = rest.partition(f"<!-- /{mark} -->")
         found[path] = f"{head}<!-- {mark} -->\n{content}<!-- /{mark} -->{tail}"
-    found |= {ROOT / "docs" / f"{name}.md": text for name, text in (("papers", papers()), ("peers", peers())) if text}
+    made = (("papers", papers()), ("peers", peers()), ("gpu", gpu()))
+    found |= {ROOT / "docs" / f"{name}.md": text for name, text in made if text}
     found[ROOT / "docs" / "recipes.md"] = recipes()
     return found
 
@@ -77,7 +78,9 @@ def _markdown(text: str) -> str:
 
 def figures() -> str:
     """The README's table of what was measured."""
-    rows = [row for part in (_accuracy, _peers, _overhead, _transfer, _scaling, _nothing_lost, _imports) for row in part()]
+    rows = [
+        row for part in (_accuracy, _peers, _overhead, _gpu, _transfer, _scaling, _nothing_lost, _imports) for row in part()
+    ]
     return "\n".join(["| what | figure | file |", "|---|---|---|", *rows]) + "\n"
 
 
@@ -172,6 +175,16 @@ def _percent(values: dict[str, Any]) -> str:
     return f"{100 * values['mean']:.1f}% ± {100 * (values['std'] or 0):.1f}"
 
 
+def _gpu() -> list[str]:
+    found = read("gpu")
+    if not found:
+        return []
+    steps = found["milliseconds_per_step"]["resnet_wide"]
+    arms = ("tutorial, fp32", "heptane, fp32", "heptane, bf16", "heptane, bf16, graphs", "careful, bf16, graphs")
+    figures = "; ".join(f"{arm}: {steps[arm]['median']:.2f} ms" for arm in arms)
+    return [f"| time of a step on {found['environment']['gpus'][0]}, wide ResNet, batch 256 | {figures} | {link('gpu')} |"]
+
+
 def _imports() -> list[str]:
     found = read("imports")
     if not found:
@@ -259,6 +272,41 @@ def peers() -> str:
     machine = f"{here['threads']} threads, {here['cpu']}{bits}"
     lines += ["", f"{where}, `{found['command']}`, {machine}.", ""]
     return "\n".join(lines)
+
+
+def gpu() -> str:
+    """What was measured on a GPU: a step against loops written by hand, whole trainings, a race; nothing before gpu.sh."""
+    found, race = read("gpu"), read("gpu-race")
+    if not found or not race:
+        return ""
+    card = ", ".join(found["environment"]["gpus"])
+    lines = ["# On a GPU", "", f"{card}, PyTorch {found['environment']['torch']}; `benchmarks/gpu.sh OUT` measures it."]
+    lines += [found["note"], ""]
+    lines += [f"A step, batch {found['batch_size']}, milliseconds (median, least to most of the rounds). *Tutorial*: a"]
+    lines += [
+        'DataLoader, fp32. *Careful*: data on the GPU, bf16, channels last. *Graphs*: `compile="reduce-overhead"`.',
+        "",
+    ]
+    models = found["milliseconds_per_step"]
+    rows = [(arm, *(_median_range(models[model][arm]) for model in models)) for arm in next(iter(models.values()))]
+    lines += table(("loop", *models), rows)
+    lines += ["", "Before a step is applied heptane waits for the word that its gradients are finite (`on_nan`), so the CPU"]
+    lines += ["cannot run ahead of the GPU, which shows where graphs make the rest of a step short.", ""]
+    epochs, seeds = found["epochs"], len(found["seeds"])
+    lines += [f"Trainings of the wide ResNet on Fashion-MNIST, {epochs} epochs, {seeds} seeds; rates not tuned here.", ""]
+    rows = [
+        (name, _percent(row["test_accuracy"]), _median_range(row["train_seconds"]))
+        for name, row in found["trainings of resnet_wide"].items()
+    ]
+    lines += table(("training", "test accuracy", "seconds, median"), rows)
+    lines += ["", "The first of those with graphs pays for compiling, and in its turn each pays for warming up.", ""]
+    lines += [f"A race of the small ResNet (`{race['command']}`): {race['sentence']}", ""]
+    lines += ["[gpu.json](../benchmarks/results/gpu.json), [gpu-race.json](../benchmarks/results/gpu-race.json).", ""]
+    return "\n".join(lines)
+
+
+def _median_range(values: dict[str, Any]) -> str:
+    return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
 
 
 def scaling() -> str:

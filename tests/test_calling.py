@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.calling import call
+from heptane.calling import call, compiled
 from heptane.fit import train
+from heptane.run import Plan
 
 TOKENS, CLASSES = 11, 3
 sgd = partial(torch.optim.SGD, lr=0.1)
@@ -111,6 +112,30 @@ def test_a_dict_that_is_the_models_one_argument_stays_one():
 def test_names_that_the_model_does_not_know_are_no_keywords():
     with pytest.raises(TypeError):
         call(Encoder(), {"pixels": torch.zeros(2, 3)})
+
+
+def test_what_a_graph_gives_is_copied_before_the_next_replay_writes_over_it(monkeypatch):
+    kept = torch.zeros(2, 3, requires_grad=True)
+    graph = torch.nn.Module()
+    graph.forward = lambda x: {"logits": kept}
+    monkeypatch.setattr(torch, "compile", lambda model, mode: graph)
+    output = compiled(torch.nn.Linear(2, 3), "reduce-overhead")(torch.zeros(2, 2))["logits"]
+    assert torch.equal(output, kept)
+    assert output.data_ptr() != kept.data_ptr()
+    output.sum().backward()
+    assert torch.equal(kept.grad, torch.ones(2, 3))
+    assert compiled(graph, False) is graph
+
+
+def test_a_mode_that_torch_compile_does_not_have_is_refused_and_graphs_with_micro_batches():
+    def plan(**settings):
+        return Plan(optimizer=sgd, epochs=1, **settings)
+
+    with pytest.raises(hp.InputError, match=r"compile='reduce-overheads'.*reduce-overhead"):
+        plan(compile="reduce-overheads")
+    with pytest.raises(hp.InputError, match=r"compile='reduce-overhead' with accumulate=2: .*accumulate=1"):
+        plan(compile="reduce-overhead", accumulate=2)
+    assert plan(compile=True, accumulate=2).compile is True
 
 
 def test_keywords_pass_through_a_compiled_model():

@@ -69,8 +69,7 @@ def test_off_is_plain_on_the_gpu() -> None:
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("mode", [True, "reduce-overhead"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("mode", "accumulate"), [(True, 1), (True, 2), ("reduce-overhead", 1)])
 def test_compiled_trains_alike(mode: bool | str, accumulate: int) -> None:
     eager = fit(hp.Tricks(), accumulate=accumulate)
     compiled = fit(hp.Tricks(), accumulate=accumulate, compile=mode)

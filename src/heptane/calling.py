@@ -8,8 +8,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from heptane._lazy import torch
+from heptane.data.batches import each
 from heptane.errors import check_choice
 
+GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of these: on a GPU they replay CUDA graphs
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's own
 _BY_KEYWORD: WeakKeyDictionary[torch.nn.Module, dict[frozenset[str], bool]] = WeakKeyDictionary()
 
@@ -66,7 +68,10 @@ def compiled(model: torch.nn.Module, mode: bool | str) -> torch.nn.Module:
     """``model`` as it is (False), compiled (True), or compiled in a mode of ``torch.compile``."""
     if not mode:
         return model
-    return torch.compile(model, mode=None if mode is True else mode)  # type: ignore[return-value]
+    made: Any = torch.compile(model, mode=None if mode is True else mode)
+    if mode in GRAPH_MODES:  # the next replay writes over what this one gave, which is looked at until the epoch ends
+        made.register_forward_hook(lambda module, args, output: each(torch.clone, output))
+    return made  # type: ignore[no-any-return]
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heptane._lazy import torch
+from heptane.calling import GRAPH_MODES
 from heptane.criterion import divisor, output_of
 from heptane.data.batches import Batch, Place, as_loader, first_tensor, rows
 from heptane.data.guard import READER_REMEDY, DataError
@@ -131,7 +132,7 @@ def in_smaller_parts(run: Run, batch: Batch, step: int, error: RuntimeError) -> 
             f"take them ({one_line(error)}): make them alike"
         ) from error
     short = isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
-    if not short or run.worker.size > 1 or run.accumulate >= batch.size:
+    if not short or run.worker.size > 1 or run.accumulate >= batch.size or run.plan.compile in GRAPH_MODES:
         raise error
     error.__traceback__ = None  # it holds what the step has allocated
     run.accumulate = min(2 * run.accumulate, batch.size)

@@ -8,7 +8,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.averaging import Average
-from heptane.calling import check_compile, compiled
+from heptane.calling import GRAPH_MODES, check_compile, compiled
 from heptane.clock import Clock
 from heptane.criterion import Criterion, CrossEntropy, Loss
 from heptane.data.augment import Augment
@@ -61,6 +61,11 @@ class Plan:
         check_range("seed", self.seed, 0, 2**31, whole=True)
         check_choice("on_nan", self.on_nan, ON_NAN)
         check_compile(self.compile)
+        if self.compile in GRAPH_MODES and self.accumulate > 1:
+            raise InputError(
+                f"compile={self.compile!r} with accumulate={self.accumulate}: a CUDA graph writes the gradients of each "
+                "micro-batch over the last one's; use compile=True or accumulate=1"
+            )
         check_range("nan_limit", self.nan_limit, 1, whole=True)
         check_range("skip_bad", self.skip_bad, 0, whole=True)
         if self.average_decay is not None:
