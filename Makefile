@@ -19,8 +19,9 @@ train: $(VENV)/.demo ## train a small ResNet on Fashion-MNIST with the recommend
 test: lint ## lint, types, and the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not hosts" --cov=heptane --cov-report=term --cov-fail-under=95
 
-test-all: lint ## every test, the slow ones too
-	$(BIN)/python -m pytest
+test-all: lint ## every test, the slow ones and those for a GPU too
+	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m gpu -rs
 
 test-hosts: $(VENV)/.dev ## two and three hosts, as network namespaces; skipped without root and ip
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hosts -rs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,6 +17,12 @@ LONG = ("test_torture", "test_fuzz", "test_data_parallel", "test_elastic", "test
 KEPT = torch.library.Library("torchvision", "DEF") if find_spec("torchvision") and not torch.version.cuda else None
 for name in ("nms", "qnms", "qroi_align", "deform_conv2d", "_deform_conv2d_backward") if KEPT else ():
     KEPT.define(f"{name}() -> ()")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests compare with references on the CPU and start several workers, so they see no GPU; those marked gpu do."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -243,7 +243,8 @@ def _peers() -> list[str]:
         ]
         count = len(found["seeds"])
         seeds = f"{count} seed{'s' if count > 1 else ''}"
-        what = f"time to {found['target']:.1%} validation accuracy, small ResNet, {machine}, heptane is sooner than ({seeds})"
+        what = f"time to {found['target']:.1%} validation accuracy, small ResNet, {machine}"
+        what += f", heptane is sooner than ({seeds})"
         rows.append(f"| {what} | {', '.join(ratios)} | {link(name)} |")
     return rows
 
@@ -259,7 +260,8 @@ def peers() -> str:
     lines += ["tuning, with the small ResNet of the demo. Each library trains as its own documentation does"]
     lines += ["([loops.py](../benchmarks/peers/loops.py)), with its rate or its length tuned with equal effort"]
     lines += ["([race.py](../benchmarks/peers/race.py)); evaluation is off the clock for all. Tuning goes by accuracy, so a"]
-    lines += ["second machine takes it over from the first; what trains in 16 bits on only one of them is tuned there anew.", ""]
+    lines += ["second machine takes it over from the first; what trains in 16 bits on only one of them is tuned there anew."]
+    lines += [""]
     for name, found in races.items():
         lines += _race_on(name, found)
     return "\n".join(lines)

@@ -169,8 +169,9 @@ class Translator(nn.Module):
 
 
 def translations(model: nn.Module, data: DataLoader[Any], subwords: Subwords) -> list[str]:
-    """German, in the order of ``data``."""
-    return [subwords.decode(said) for inputs, _ in data for said in model.greedy(inputs["source"])]
+    """German, in the order of ``data``, wherever the model is."""
+    device = next(model.parameters()).device
+    return [subwords.decode(said) for inputs, _ in data for said in model.greedy(inputs["source"].to(device))]
 
 
 def bleu(model: nn.Module, data: DataLoader[Any], *, subwords: Subwords, references: Sequence[str]) -> float:
