@@ -17,6 +17,7 @@ from heptane.randomness import generator
 if TYPE_CHECKING:
     from heptane.data.guard import Bad
 
+PART = 64  # samples that are probed at once
 SHARE_OF_GPU = 0.25  # of its free memory, which data may take
 LABELS = "labels"  # of a batch that is one dict, as in transformers
 
@@ -181,12 +182,16 @@ class Source(Protocol):
     steps_per_epoch: int
     batch_size: int
     num_samples: int
+    seed: int
 
     def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
         """The batches of steps ``start`` to ``stop``, each with its step."""
 
     def sample(self, size: int) -> tuple[Any, Any]:
         """The first ``size`` samples, for probes."""
+
+    def some(self, count: int) -> list[tuple[Any, Any]]:
+        """In parts, ``count`` samples that are like the others, or all there are: random ones, or a loader's first."""
 
 
 @dataclass
@@ -220,6 +225,10 @@ class Tensors:
 
     def sample(self, size: int) -> tuple[Any, Any]:
         return each(lambda t: t[:size], (self.inputs, self.targets))  # type: ignore[no-any-return]
+
+    def some(self, count: int) -> list[tuple[Any, Any]]:
+        parts = torch.split(order(self.num_samples, self.seed, 0)[:count], PART)
+        return [rows((self.inputs, self.targets), part) for part in parts]
 
 
 def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int) -> Source:

@@ -88,13 +88,25 @@ class Loader:
 
     def sample(self, size: int) -> tuple[Any, Any]:
         """The first samples of a batch, at most ``size`` of them; the loader and all random states stay as they were."""
+        found = self.some(1)
+        if not found:
+            raise InputError("the training data have no sample that can be used")
+        return rows(found[0], slice(size))  # type: ignore[no-any-return]
+
+    def some(self, count: int) -> list[tuple[Any, Any]]:
+        """The first batches that hold ``count`` samples, or all; the loader and all random states stay as they were."""
+        found, size = [], 0
         with unchanged(self.loader):
             seed_all(self.seed)
-            data, _ = self._sound(_next(iter(self.loader)))
-        if data is None:
-            raise InputError("the first batch of the training data has no sample that can be used")
-        inputs, targets = data
-        return rows((inputs, targets), slice(size))  # type: ignore[no-any-return]
+            batches = iter(self.loader)
+            for _ in range(length(self.loader) or 1):
+                data, _ = self._sound(_next(batches))
+                if data is not None:
+                    found.append(data)
+                    size += len(first_tensor(data))
+                if size >= count:
+                    break
+        return found
 
     def _measure(self) -> int:
         return len(first_tensor(self.sample(1 << 30)[0]))

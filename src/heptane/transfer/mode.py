@@ -1,6 +1,6 @@
 """How much of a pretrained model to train: by the labels per class, and by how well its features tell the classes apart.
 
-The features are what the head takes, of at most 512 training samples. A ridge classifier is fitted to one half of them and
+The features are what the head takes, of some 512 training samples. A ridge classifier is fitted to one half of them and
 tried on the other; its gain is (accuracy - chance) / (1 - chance), with chance the share of the commonest class.
 """
 
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from heptane.checks import try_output
-from heptane.data.batches import Place, Source, Tensors, each, first_tensor, order
+from heptane.data.batches import Place, Source, Tensors, first_tensor, order
 from heptane.transfer.anatomy import Anatomy
 
-SAMPLES, PART, RIDGE = 512, 64, 0.1
+SAMPLES, RIDGE = 512, 0.1
 USELESS, ENOUGH = 0.1, 0.95  # of the gain: below it the features need training; from it on they need none
 FEW, MANY = 10, 1000  # labels per class: below, all but the head would overfit; from it on, all can be trained at once
 
@@ -28,18 +28,20 @@ def choose_mode(model: torch.nn.Module, groups: Anatomy, source: Source, place: 
         source: the training data.
         place: moves samples to the device.
     """
-    targets = source.targets if isinstance(source, Tensors) else None
-    if (
-        not isinstance(source, Tensors)
-        or not isinstance(targets, torch.Tensor)
-        or targets.dtype != torch.long
-        or targets.ndim != 1
-    ):
-        return "full", "full: the training data are not tensors with one class each, so nothing was measured"
-    labelled = targets[targets >= 0]
-    per_class = len(labelled) / max(len(torch.unique(labelled)), 1)
-    gain, measured = _gain(model, groups, source, place)
-    labels = f"{per_class:.4g} labels per class"
+    drawn = source.some(SAMPLES)
+    if not all(isinstance(y, torch.Tensor) and y.dtype == torch.long and y.ndim == 1 for _, y in drawn):
+        return "full", "full: the training data do not have one class each, so nothing was measured"
+    targets = torch.cat([y.cpu() for _, y in drawn])
+    num_classes = len(torch.unique(targets[targets >= 0]))
+    if num_classes < 2:
+        return "full", f"full: {len(targets)} samples of the training data have no two classes, so nothing was measured"
+    if isinstance(source, Tensors):
+        per_class = len(source.targets[source.targets >= 0]) / len(torch.unique(source.targets[source.targets >= 0]))
+        labels = f"{per_class:.4g} labels per class"
+    else:
+        per_class = source.num_samples * float((targets >= 0).double().mean()) / num_classes
+        labels = f"about {per_class:.4g} labels per class"
+    gain, measured = _gain(model, groups, [x for x, _ in drawn], targets, source.seed, place)
     if gain is not None and gain < USELESS:
         return "full", f"full: the features need training ({measured}, {labels})"
     if gain is not None and gain >= ENOUGH:
@@ -51,22 +53,20 @@ def choose_mode(model: torch.nn.Module, groups: Anatomy, source: Source, place: 
     return "gradual", f"gradual: {labels} are between {FEW} and {MANY} ({measured})"
 
 
-def _gain(model: torch.nn.Module, groups: Anatomy, source: Tensors, place: Place) -> tuple[float | None, str]:
-    chosen = order(source.num_samples, source.seed, 0)[:SAMPLES]
-    chosen = chosen[source.targets[chosen].cpu() >= 0]
-    targets, half = source.targets[chosen].cpu(), len(chosen) // 2
-    parts = [_features(model, groups.head, _at(source.inputs, part), place) for part in torch.split(chosen, PART)]
-    features = [part for part in parts if part is not None]
-    if half < 2 or len(features) < len(parts):
+def _gain(
+    model: torch.nn.Module, groups: Anatomy, inputs: list[Any], targets: torch.Tensor, seed: int, place: Place
+) -> tuple[float | None, str]:
+    features = [found for part in inputs if (found := _features(model, groups.head, part, place)) is not None]
+    chosen = order(len(targets), seed, 1)  # a loader may give them class by class
+    chosen = chosen[targets[chosen] >= 0]
+    half = len(chosen) // 2
+    if half < 2 or len(features) < len(inputs):
         return None, "the features could not be probed"
-    accuracy = ridge_accuracy(torch.cat(features), targets, half)
+    targets = targets[chosen]
+    accuracy = ridge_accuracy(torch.cat(features)[chosen], targets, half)
     chance = float(targets[half:].bincount().max()) / (len(targets) - half)
     gain = (accuracy - chance) / (1 - chance) if chance < 1 else 1.0
     return gain, f"a ridge classifier on the features of {half} samples has {accuracy:.1%} on others, chance {chance:.1%}"
-
-
-def _at(inputs: Any, indices: torch.Tensor) -> Any:
-    return each(lambda tensor: tensor[indices], inputs)
 
 
 def _features(model: torch.nn.Module, head: str | None, inputs: Any, place: Place) -> torch.Tensor | None:
