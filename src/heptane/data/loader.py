@@ -96,16 +96,14 @@ class Loader:
     def some(self, count: int) -> list[tuple[Any, Any]]:
         """The first batches that hold ``count`` samples, or all; the loader and all random states stay as they were."""
         found, size = [], 0
-        with unchanged(self.loader):
+        with unchanged(self.loader), contextlib.suppress(StopIteration):
             seed_all(self.seed)
             batches = iter(self.loader)
-            for _ in range(length(self.loader) or 1):
+            while size < count:
                 data, _ = self._sound(_next(batches))
                 if data is not None:
                     found.append(data)
                     size += len(first_tensor(data))
-                if size >= count:
-                    break
         return found
 
     def _measure(self) -> int:
