@@ -27,10 +27,8 @@ def main() -> None:
     last_block = next(arm for arm in images.ARMS if arm.name == "last block")
     at = list(images.LABELS).index(PER_CLASS)
     train = images.images(PER_CLASS)
-    valid, test = (
-        images.first(images.data().valid, images.VALID_IMAGES),
-        images.first(images.data().test, images.TEST_IMAGES),
-    )
+    valid = images.first(images.data().valid, images.VALID_IMAGES)
+    test = images.first(images.data().test, images.TEST_IMAGES)
     found: dict[str, list[dict[str, float]]] = {images.SCRATCH.name: [], last_block.name: []}
     for seed in seeds:
         goal = 0.0

@@ -436,8 +436,8 @@ def _scratch_again() -> list[str]:
     ratio, gained = found["times_faster"], found["test_accuracy_gained"]
     return [
         f"The last block was chosen as an arm with the seeds above. On {len(found['seeds'])} others, 100 labels per"
-        f" class, it reached"
-        f" scratch's best {ratio['median']:.0f} times sooner ({ratio['min']:.1f} to {ratio['max']:.1f}) and ended"
+        f" class, it reached scratch's best {ratio['median']:.0f} times sooner"
+        f" ({ratio['min']:.1f} to {ratio['max']:.1f}) and ended"
         f" {100 * gained['median']:.1f} points higher on the test images"
         f" ([transfer_time.json](../benchmarks/results/transfer_time.json), `{found['command']}`).",
         "",

@@ -64,20 +64,27 @@ def decision(train: Any, net: nn.Module | None = None, **settings: Any) -> tuple
     return step.run.transfer.mode, " ".join(step.run.notes)
 
 
+def loader(x: torch.Tensor, y: torch.Tensor, **settings: Any) -> Any:
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 32, **settings)
+
+
 @pytest.mark.parametrize(
     ("per_class", "noise", "mode", "reason"),
     [
         (100, 0.05, "head", "head: the features are enough as they are"),
-        (8, 0.5, "head", "head: 8 labels per class are few, below 10"),
-        (100, 0.5, "gradual", "gradual: 100 labels per class are between 10 and 1000"),
-        (1000, 0.5, "full", "full: 1000 labels per class are many, from 1000 on"),
+        (8, 0.5, "head", "8 labels per class are few, below 10"),
+        (100, 0.5, "gradual", "100 labels per class are between 10 and 1000"),
+        (1000, 0.5, "full", "1000 labels per class are many, from 1000 on"),
         (100, 100.0, "full", "full: the features need training"),
     ],
 )
+@pytest.mark.parametrize("kind", ["tensors", "loader", "shuffled loader"])
 def test_auto_goes_by_labels_per_class_and_a_probe_and_says_why(
-    per_class: int, noise: float, mode: str, reason: str
+    per_class: int, noise: float, mode: str, reason: str, kind: str
 ) -> None:
-    found, notes = decision(data(per_class, noise))
+    given = data(per_class, noise)
+    train = given if kind == "tensors" else loader(*given, shuffle=kind == "shuffled loader")
+    found, notes = decision(train, batch_size=8 if kind == "tensors" else None)
     assert found == mode
     assert reason in notes
     assert "a ridge classifier on the features of" in notes
@@ -93,27 +100,6 @@ def test_auto_where_nothing_can_be_measured_says_so() -> None:
     assert "30 samples of the training data have no two classes, so nothing was measured" in notes
 
 
-def loader(x: torch.Tensor, y: torch.Tensor, **settings: Any) -> Any:
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 32, **settings)
-
-
-@pytest.mark.parametrize(
-    ("per_class", "noise", "mode", "reason"),
-    [
-        (100, 0.05, "head", "head: the features are enough as they are"),
-        (8, 0.5, "head", "head: about 8 labels per class are few, below 10"),
-        (100, 0.5, "gradual", "gradual: about 100 labels per class are between 10 and 1000"),
-        (1000, 0.5, "full", "full: about 1000 labels per class are many, from 1000 on"),
-        (100, 100.0, "full", "full: the features need training"),
-    ],
-)
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_auto_reads_a_loader_too(per_class: int, noise: float, mode: str, reason: str, *, shuffle: bool) -> None:
-    found, notes = decision(loader(*data(per_class, noise), shuffle=shuffle), batch_size=None)
-    assert found == mode
-    assert reason in notes
-
-
 def test_a_loader_may_give_its_samples_class_by_class_in_batches_of_any_size() -> None:
     x, y = data(100, 0.5)
     by_class = y.argsort(stable=True)
@@ -122,30 +108,19 @@ def test_a_loader_may_give_its_samples_class_by_class_in_batches_of_any_size() -
     assert "a ridge classifier on the features of 150 samples" in notes
 
 
-def test_a_probe_of_a_loader_changes_no_later_batch() -> None:
-    x, y = data(100, 0.5)
-
-    def batches_of(mode: Any) -> list[torch.Tensor]:
-        net, seen = model(), list[torch.Tensor]()
-        net.register_forward_pre_hook(lambda m, given: seen.append(given[0]) if m.training else None)
-        own = loader(x, y, shuffle=True, generator=torch.Generator().manual_seed(5))
-        tricks = hp.Tricks(transfer=Transfer(mode=mode))
-        hp.fit(net, own, optimizer=lambda params: torch.optim.SGD(params, lr=0.1), epochs=1, tricks=tricks)
-        return seen[-10:]
-
-    for probed, plain in zip(batches_of("auto"), batches_of("gradual"), strict=True):
-        assert torch.equal(probed, plain)
-
-
-def test_a_probe_leaves_no_mark() -> None:
-    net = model()
-    before = [parameter.clone() for parameter in net.parameters()]
-    random = torch.get_rng_state()
+@pytest.mark.parametrize("kind", ["tensors", "loader"])
+def test_a_probe_leaves_no_mark(kind: str) -> None:
     from heptane.data.batches import Place, as_source
     from heptane.transfer.mode import choose_mode
 
-    choose_mode(net, hp.anatomy(net), as_source(data(20, 0.5), 8, 0, 1), Place(torch.device("cpu")))
-    assert torch.equal(torch.get_rng_state(), random)
+    net = model()
+    before = [parameter.clone() for parameter in net.parameters()]
+    own, given = torch.Generator().manual_seed(5), data(20, 0.5)
+    train = given if kind == "tensors" else loader(*given, shuffle=True, generator=own)
+    source = as_source(train, 8 if kind == "tensors" else None, 0, 1)
+    states = [torch.get_rng_state(), own.get_state()]
+    choose_mode(net, hp.anatomy(net), source, Place(torch.device("cpu")))
+    assert all(map(torch.equal, [torch.get_rng_state(), own.get_state()], states))
     assert not net[1]._forward_pre_hooks
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
 
