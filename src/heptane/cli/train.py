@@ -303,6 +303,9 @@ def describe(data: Data) -> dict[str, Any]:
         "class_names": list(data.class_names),
         "mean": list(data.mean),
         "std": list(data.std),
+        "kind": data.kind,
+        "class_counts": None if data.class_counts is None else list(data.class_counts),
+        "preprocess": None if data.preprocess is None else data.preprocess.record(),
     }
 
 

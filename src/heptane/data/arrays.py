@@ -14,11 +14,15 @@ import contextlib
 import math
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heptane._lazy import np, torch
+from heptane.data.images import ImagePreprocess, channels_first
 from heptane.data.load import Data, normalise, split
+from heptane.data.preprocess import Preprocess
+from heptane.data.vectors import ArrayPreprocess
 from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
 
 KEYS = ("x", "y", "x_valid", "y_valid", "x_test", "y_test")
 MEMORY_SHARE = 0.6  # of what is available: the model, its optimizer and the batches need the rest
-CHANNELS = (1, 3, 4)
 
 
 def load_arrays(path: Path, *, seed: int, valid_fraction: float | None) -> Data:
@@ -53,23 +56,27 @@ def load_arrays(path: Path, *, seed: int, valid_fraction: float | None) -> Data:
         raise InputError(f"valid_fraction={valid_fraction}: {path.name!r} has an x_valid already, so leave it out")
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    shape = tuple(parts[""][0].shape[1:])
+    preprocess: Preprocess = ArrayPreprocess(shape)
     if parts[""][0].dtype == torch.uint8:
         scaled, mean, std = normalise([inputs for inputs, _ in parts.values()])
         parts = {key: (x, y) for x, (key, (_, y)) in zip(scaled, parts.items(), strict=True)}
+        preprocess = ImagePreprocess((shape[1], shape[2]), shape[0], mean, std)
     valid_part, test_part = parts["_valid"], parts.get("_test")
-    return Data(path.stem, parts[""], valid_part, test_part, num_classes, (), tuple(notes), str(path), mean, std)
+    about = (num_classes, (), tuple(notes), str(path), mean, std)
+    return Data(path.stem, parts[""], valid_part, test_part, *about, kind=preprocess.kind, preprocess=preprocess)
 
 
-def read_npz(path: Path) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
-    """The arrays called for in :data:`KEYS`, and a note on any others; sizes are checked before anything is loaded."""
+def read_npz(path: Path, keys: Sequence[str] = KEYS) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
+    """The arrays called for in ``keys``, and a note on any others; sizes are checked before anything is loaded."""
     name = repr(str(path))
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if len(members) < len(archive.infolist()):
                 raise InputError(f"{name} holds two arrays of one name: write it with np.savez")
-            wanted = [key for key in KEYS if key in members]
-            required = {"x", "y"}.union(*({f"x{key[1:]}", f"y{key[1:]}"} for key in wanted))
+            wanted = [key for key in keys if key in members]
+            required = set(keys) & {"x", "y"}.union(*({f"x{key[1:]}", f"y{key[1:]}"} for key in wanted))
             if missing := sorted(required - set(wanted)):
                 raise InputError(f"{name} has no {', '.join(missing)}; it holds {', '.join(members) or 'nothing'}")
             check_memory(name, sum(check_header(archive, members[key], name) for key in wanted), "give a smaller file")
@@ -110,8 +117,8 @@ def to_inputs(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
     if array.dtype == np.uint8 and array.ndim in (3, 4):
         if array.ndim == 3:
             array = array[:, None]
-        elif shape[3] in CHANNELS and shape[1] not in CHANNELS:
-            array = array.transpose(0, 3, 1, 2)
+        else:
+            array = channels_first(array)
         return torch.from_numpy(np.array(array, order="C"))
     return to_float(name, array)
 

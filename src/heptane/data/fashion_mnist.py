@@ -19,6 +19,7 @@ from pathlib import Path
 
 from heptane._lazy import torch
 from heptane.data.idx import read_idx
+from heptane.data.images import ImagePreprocess
 from heptane.data.load import Data, DataUnavailable, normalise, split
 from heptane.errors import InputError
 
@@ -56,7 +57,9 @@ def load_fashion_mnist(*, seed: int, valid_fraction: float | None, cache_dir: st
     train_part, valid_part, test_part = zip(inputs, targets, strict=True)
     note = f"{len(valid)} of the {len(labels)} training images were set aside for validation by the split seed {seed}"
     all_notes = (*notes, note)
-    return Data("fashion-mnist", train_part, valid_part, test_part, 10, CLASSES, all_notes, source, mean, std)
+    about = (10, CLASSES, all_notes, source, mean, std)
+    preprocess = ImagePreprocess((28, 28), 1, mean, std)
+    return Data("fashion-mnist", train_part, valid_part, test_part, *about, kind="images", preprocess=preprocess)
 
 
 def default_cache() -> Path:

@@ -9,23 +9,21 @@ keep it, and others become 64 by 64.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from heptane._lazy import np, torch
+from heptane._lazy import torch
 from heptane.data.arrays import check_memory
+from heptane.data.decode import SUFFIXES, decode, opened, probe
+from heptane.data.images import ImagePreprocess
 from heptane.data.load import Data, normalise, split
 from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: an .eps called .png would run Ghostscript
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VALID_NAMES = ("valid", "val", "validation")
 MAX_KEPT_SIZE, DEFAULT_SIZE = 256, 64  # pixels
 MOST_NAMED = 50  # bad files that a note names
@@ -78,7 +76,10 @@ def load_folder(
     labels = torch.tensor([sample.label for sample in samples])
     train, valid, *test = zip(inputs, (labels[index] for index in indices), strict=True)
     test_part = test[0] if test else None
-    return Data(root.name, train, valid, test_part, len(classes), tuple(classes), tuple(notes), str(root), mean, std)
+    channels, *size = pixels.shape[1:]
+    preprocess = ImagePreprocess((size[0], size[1]), channels, mean, std)
+    about = (len(classes), tuple(classes), tuple(notes), str(root), mean, std)
+    return Data(root.name, train, valid, test_part, *about, kind="images", preprocess=preprocess)
 
 
 def find_parts(root: Path) -> dict[str, Path]:
@@ -170,17 +171,9 @@ def read_each(
     samples: list[Sample], read: Callable[[Image.Image], T], root: Path, bad: list[str], limit: int
 ) -> Iterator[tuple[Sample, T]]:
     """Each sample with what ``read`` makes of its image; bad ones go into ``bad``, and are an error past ``limit``."""
-    from PIL import Image
-
     for sample in samples:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of odd metadata; a picture that claims a huge size is an error
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                if not sample.path.resolve(strict=True).is_file():
-                    raise OSError("it is not a regular file")
-                with Image.open(sample.path, formats=FORMATS) as image:
-                    result = read(image)
+            result = opened(sample.path, read)
         except Exception as error:  # Pillow's readers raise many kinds for damaged files
             if len(bad) >= limit:
                 remedy = "repair or remove it, or leave out bad files with --skip-bad N"
@@ -190,29 +183,3 @@ def read_each(
             bad.append(repr(str(sample.path.relative_to(root))))
         else:
             yield sample, result
-
-
-def probe(image: Image.Image) -> tuple[tuple[int, int], bool]:
-    """The upright (width, height), from the header where that tells, and whether the image is grey."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floats: convert them to 8 or 16 bits")
-    size, is_grey = image.size, image.mode in ("1", "L", "LA", "La") or image.mode[0] == "I"
-    if image.format != "PNG" or "exif" in image.info:  # asked for what it has not met yet, a PNG would read all its pixels
-        turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
-        if turned and image.format == "TIFF":
-            image.load()  # turns it, and some versions of Pillow have turned the size already
-            size = image.size
-        elif turned:
-            size = size[::-1]
-    return size, is_grey
-
-
-def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDArray[Any]:
-    """The pixels, upright, scaled and cropped to ``size`` (width, height): uint8 (1 or 3, H, W)."""
-    from PIL import Image, ImageOps
-
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode[0] == "I":  # Pillow would clip 16 bits where their upper half is wanted
-        upright = Image.fromarray((np.clip(np.asarray(upright), 0, 65535) >> 8).astype(np.uint8))
-    fitted = ImageOps.fit(upright.convert("L" if is_grey else "RGB"), size, method=Image.Resampling.BILINEAR)
-    return np.array(fitted).reshape(size[1], size[0], -1).transpose(2, 0, 1)

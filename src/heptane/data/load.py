@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from heptane._lazy import np, torch
+from heptane.data.images import ImagePreprocess, standardised
+from heptane.data.preprocess import Preprocess
 from heptane.errors import InputError, check_choice, check_range, nearest
 
 BUILT_IN = ("fashion-mnist", "digits")
@@ -31,6 +33,8 @@ class Data:
         source: where the data came from, in words.
         mean, std: per channel, of pixels scaled to [0, 1], measured on ``train`` and applied to all three parts;
             () where the values were left as they are.
+        kind: ``images``, ``table`` or ``arrays``.
+        preprocess: what made the inputs; it makes those of new data too. None where the data was made by hand.
     """
 
     name: str
@@ -43,6 +47,16 @@ class Data:
     source: str
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    kind: str = "arrays"
+    preprocess: Preprocess | None = field(default=None, repr=False)
+
+    @property
+    def class_counts(self) -> tuple[int, ...] | None:
+        """How many training samples each class has; None for regression and for several labels per sample."""
+        targets = self.train[1]
+        if self.num_classes is None or targets.is_floating_point() or targets.ndim != 1:
+            return None
+        return tuple(torch.bincount(targets, minlength=self.num_classes).tolist())
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -152,7 +166,9 @@ def load_digits(*, seed: int, valid_fraction: float | None) -> Data:
     parts = [(x, labels[i]) for x, i in zip(inputs, (train, valid, test), strict=True)]
     note = f"digits was split {len(train)}/{len(valid)}/{len(test)} into train, valid and test by the split seed {seed}"
     names = tuple(str(i) for i in range(10))
-    return Data("digits", parts[0], parts[1], parts[2], 10, names, (note,), "scikit-learn", mean, std)
+    preprocess = ImagePreprocess((8, 8), 1, mean, std, white=16.0)
+    about = (10, names, (note,), "scikit-learn", mean, std)
+    return Data("digits", parts[0], parts[1], parts[2], *about, kind="images", preprocess=preprocess)
 
 
 def split(groups: Sequence[int], shares: Sequence[float], seed: int) -> list[torch.Tensor]:
@@ -202,6 +218,6 @@ def normalise(
     mean = shares @ levels
     std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt()
     std[std < 1e-6] = white
-    offset, scale = (value.float().view(1, -1, 1, 1) for value in (mean, std))
-    inputs = [part.float().sub_(offset).div_(scale) for part in parts]
-    return inputs, tuple((mean / white).tolist()), tuple((std / white).tolist())
+    scaled_mean, scaled_std = tuple((mean / white).tolist()), tuple((std / white).tolist())
+    inputs = [standardised(part, scaled_mean, scaled_std, white) for part in parts]
+    return inputs, scaled_mean, scaled_std

@@ -1,0 +1,206 @@
+"""Images as a model takes them: decoded, fitted to one size, grey or RGB, normalised per channel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from heptane._lazy import np, torch
+from heptane.data.decode import SUFFIXES, decode, opened
+from heptane.data.preprocess import Preprocess, as_array, is_path
+from heptane.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+CHANNELS = (1, 3, 4)
+FIT = "scaled to cover, cropped to the centre, bilinear"
+
+
+@dataclass(frozen=True)
+class ImagePreprocess(Preprocess):
+    """Images as float32 (N, C, H, W), less ``mean`` and over ``std`` per channel.
+
+    Args:
+        size: height and width in pixels. Files, PIL images and arrays of another size are scaled to cover it and cropped.
+        channels: 1 (grey), 3 (RGB), or what the arrays had.
+        mean, std: per channel, of pixels scaled so that white is 1.
+        white: the pixel value of white in arrays: 255, but 16 for ``digits`` and 1 for float images in [0, 1]. In a file
+            or a PIL image white is always 255, so its pixels are multiplied by ``white`` / 255.
+    """
+
+    kind: ClassVar[str] = "images"
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    white: float = 255.0
+
+    def record(self) -> dict[str, Any]:
+        means = {"mean": list(self.mean), "std": list(self.std), "white": self.white}
+        return {"kind": self.kind, "size": list(self.size), "channels": self.channels, **means, "fit": FIT}
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> ImagePreprocess:
+        """What :meth:`record` described."""
+        height, width = (int(side) for side in record["size"])
+        mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
+        return cls((height, width), int(record["channels"]), mean, std, float(record["white"]))
+
+    def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
+        """Names and inputs of images.
+
+        Args:
+            source: a file, a folder (searched with its subfolders), a PIL image, an array or tensor of shape (H, W),
+                (H, W, C), (C, H, W), (N, H, W), (N, C, H, W) or (N, H, W, C), an ``.npz`` file with ``x``, or a list
+                of these.
+        """
+        names, found = [], []
+        for name, pixels in self._each(source):
+            names.append(name)
+            found.append(pixels)
+        if not found:
+            raise InputError("there is no image to predict: pass image files, folders, PIL images or uint8 arrays")
+        scaled = standardised(torch.from_numpy(np.stack(found)), self.mean, self.std, self.white)
+        return [name or str(index) for index, name in enumerate(names)], scaled
+
+    def _each(self, source: Any) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Each image's name ("" where it has none) and its pixels (C, H, W), as training had them before normalisation."""
+        if is_path(source):
+            path = Path(source).expanduser()
+            if path.suffix.lower() == ".npz" and path.is_file():
+                from heptane.data.arrays import read_npz
+
+                source = read_npz(path, ("x",))[0]["x"]
+            else:
+                for file in image_files(path):
+                    yield str(file), self._from_file(file)
+                return
+        if isinstance(source, (list, tuple)):
+            for item in source:
+                yield from self._each(item)
+            return
+        array = as_array(source)
+        if array is not None:
+            yield from (("", pixels) for pixels in self._from_array(array))
+        else:
+            yield str(getattr(source, "filename", "") or ""), self._from_picture(source)
+
+    def _from_file(self, file: Path) -> npt.NDArray[Any]:
+        try:
+            return opened(file, self._from_picture)
+        except InputError:
+            raise
+        except Exception as error:  # Pillow's readers raise many kinds for damaged files
+            raise InputError(f"image {str(file)!r} cannot be read ({one_line(error)}): repair it or leave it out") from error
+
+    def _from_picture(self, picture: Any) -> npt.NDArray[Any]:
+        from PIL import Image
+
+        if not isinstance(picture, Image.Image):
+            kinds = "a file, a folder, a PIL image, an array or tensor, or a list of these"
+            raise InputError(f"a {type(picture).__name__} is no image: expected {kinds}")
+        if self.channels not in (1, 3):
+            raise InputError(f"the model takes images of {self.channels} channels, which files do not give: pass arrays")
+        if picture.mode == "F":
+            raise InputError("the pixels of this image are floats: convert it to 8 or 16 bits")
+        pixels = decode(picture, self.size[::-1], self.channels == 1)
+        return pixels if self.white == 255 else (pixels * np.float32(self.white / 255)).astype(np.float32)
+
+    def _from_array(self, array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+        """Images of an array, channels first; those of 8 bits and another size are fitted as files are."""
+        for image in batch(array, self.channels):
+            if image.shape == (self.channels, *self.size):
+                yield self._checked(image)
+            elif self.white == 255 and image.dtype == np.uint8 and len(image) in (1, 3):
+                from PIL import Image
+
+                yield self._from_picture(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)))
+            else:
+                wanted = f"expected {(self.channels, *self.size)}, or uint8 images of 1 or 3 channels, which are resized"
+                raise InputError(f"an image of shape {image.shape} and dtype {image.dtype}: {wanted}")
+
+    def _checked(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """An array's pixels in the scale of training, or an error where they are in another."""
+        if image.dtype.kind not in "biuf" or not np.isfinite(image).all():
+            raise InputError(f"an image of dtype {image.dtype} holds something else than finite numbers: give pixels")
+        low, high = float(image.min()), float(image.max())
+        white = 255.0 if image.dtype == np.uint8 and self.white == 1 else self.white
+        unclear = (image.dtype.kind == "f" or white != self.white) and self.white != 16 and white != 1 and 0 < high <= 1
+        if low < 0 or high > white or unclear:
+            seen = f"dtype {image.dtype} and values from {low:.4g} to {high:.4g}"
+            raise InputError(f"an image has {seen}: expected pixels from 0 to {white:g}, before any normalisation")
+        values = np.ascontiguousarray(image, dtype=np.float32)
+        return values if white == self.white else values * np.float32(self.white / white)
+
+
+def standardised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], white: float = 255.0) -> torch.Tensor:
+    """Pixels (N, C, H, W) as float32, less ``mean`` and over ``std`` per channel, both in multiples of ``white``."""
+    values = (torch.tensor([x * white for x in each], dtype=torch.float64) for each in (mean, std))
+    offset, scale = (value.float().view(1, -1, 1, 1) for value in values)
+    copied = pixels.to(torch.float32, copy=True)
+    return copied.sub_(offset).div_(scale)
+
+
+def image_files(path: Path) -> list[Path]:
+    """The image file at ``path``, or those in the folder there and its subfolders, in order of name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not path.exists():
+        raise InputError(f"{str(path)!r} does not exist: give image files or a folder of them")
+    if not path.is_dir():
+        return [path]
+    found = [file for file in walk(path) if file.suffix.lower() in SUFFIXES]
+    if not found:
+        raise InputError(f"folder {str(path)!r} has no image in it or its subfolders: expected {', '.join(SUFFIXES)}")
+    return found
+
+
+def walk(folder: Path) -> list[Path]:
+    """All files under a folder but hidden ones, in order of name; a folder that links lead back to is entered once."""
+    files: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for where, names, in_it in os.walk(folder, followlinks=True, onerror=_cannot_list):
+        about = os.stat(where)
+        if (about.st_dev, about.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        files += [Path(where, name) for name in in_it if not name.startswith(".")]
+    return sorted(files)
+
+
+def _cannot_list(error: OSError) -> None:
+    raise InputError(f"folder {error.filename!r} cannot be listed ({error.strerror}): check its permissions") from error
+
+
+def batch(array: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
+    """An array of one or several images as (N, C, H, W), for a model of so many channels.
+
+    Raises:
+        InputError: it has another number of dimensions.
+    """
+    shape = array.shape
+    if array.ndim == 2:
+        return array[None, None]
+    if array.ndim == 3:
+        if shape[2] in CHANNELS and shape[0] not in CHANNELS:  # (H, W, C)
+            return array.transpose(2, 0, 1)[None]
+        if shape[0] == channels and channels > 1:  # (C, H, W)
+            return array[None]
+        return array[:, None]
+    if array.ndim == 4:
+        return channels_first(array)
+    raise InputError(f"an array of shape {shape} holds no images: expected (H, W), (H, W, C), (N, H, W) or (N, C, H, W)")
+
+
+def channels_first(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Images (N, H, W, C) as (N, C, H, W), where the last dimension is 1, 3 or 4 and the second is not."""
+    shape = array.shape
+    return array.transpose(0, 3, 1, 2) if shape[3] in CHANNELS and shape[1] not in CHANNELS else array

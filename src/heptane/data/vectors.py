@@ -1,0 +1,87 @@
+"""Arrays of numbers as a model takes them: float32, standardized with what the training part taught."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from heptane._lazy import np, torch
+from heptane.data.preprocess import Preprocess, as_array, is_path, numbered
+from heptane.errors import InputError, one_line
+
+
+@dataclass(frozen=True)
+class ArrayPreprocess(Preprocess):
+    """Numbers of shape (N, \\*shape) as float32, less ``mean`` and over ``std``.
+
+    Args:
+        shape: of one sample.
+        mean, std: one number per entry of the first dimension of a sample, one for all, or () for values left as they are.
+        clip: the largest absolute value after that; None: no limit.
+    """
+
+    kind: ClassVar[str] = "arrays"
+    shape: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    clip: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "clip": self.clip,
+        }
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> ArrayPreprocess:
+        """What :meth:`record` described."""
+        mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
+        clip = record["clip"]
+        return cls(tuple(int(size) for size in record["shape"]), mean, std, None if clip is None else float(clip))
+
+    def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
+        """Names and inputs of arrays.
+
+        Args:
+            source: an ``.npz`` file with ``x``, an ``.npy`` file, or an array, tensor or list of numbers of shape (N, ...),
+                or of one sample.
+        """
+        from heptane.data.arrays import read_npz, to_float
+
+        array = as_array(source)
+        if is_path(source):
+            path = Path(source).expanduser()
+            array = read_npy(path) if path.suffix.lower() == ".npy" else read_npz(path, ("x",))[0]["x"]
+        elif array is None:
+            try:
+                array = np.asarray(source)
+            except Exception as error:
+                raise InputError(f"a {type(source).__name__} is no array of numbers ({one_line(error)})") from error
+        if array.shape == self.shape:
+            array = array[None]
+        if array.dtype.kind not in "biuf" or array.shape[1:] != self.shape or not len(array):
+            wanted = f"numbers of shape (N, {', '.join(map(str, self.shape))}), as the training data were"
+            raise InputError(f"x has dtype {array.dtype} and shape {array.shape}: expected {wanted}")
+        return numbered(len(array)), self.apply(to_float("x", array))
+
+    def apply(self, values: torch.Tensor) -> torch.Tensor:
+        """Standardize float32 values of shape (N, \\*shape)."""
+        if not self.mean:
+            return values
+        view = (1, -1, *[1] * (len(self.shape) - 1))
+        mean, std = (torch.tensor(each, dtype=torch.float32).view(view) for each in (self.mean, self.std))
+        made = (values - mean) / std
+        return made if self.clip is None else made.clamp_(-self.clip, self.clip)
+
+
+def read_npy(path: Path) -> Any:
+    """The array in an ``.npy`` file."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({one_line(error)}): write it with np.save") from error
