@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 import heptane as hp
+
+os.environ["HEPTANE_PROGRESS"] = "off"  # what is printed must not depend on how busy the machine is
 
 
 @pytest.fixture(autouse=True)

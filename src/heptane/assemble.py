@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from heptane._lazy import torch
+from heptane.alive import working
 from heptane.checks import (
     check_finite,
     check_model,
@@ -129,7 +130,8 @@ def _with_mode(
     from heptane.transfer.mode import choose_mode
 
     said = transfer.load(model)
-    choice = [choose_mode(model, groups, source, place)]
+    with working("measuring how much of the model to train"):
+        choice = [choose_mode(model, groups, source, place)]
     if worker.size > 1:
         torch.distributed.broadcast_object_list(choice, 0)
     mode, why["transfer"] = choice[0]
@@ -198,7 +200,8 @@ def _precision(
     if trick is None:
         return Precision()
     check_master(model)
-    choice = [choose_precision(trick, model, criterion, *sample)]
+    with working("measuring a training step in each precision"):
+        choice = [choose_precision(trick, model, criterion, *sample)]
     if worker.size > 1:
         torch.distributed.broadcast_object_list(choice, 0)  # a measurement may come out differently on each worker
     dtype, place.channels_last, why["mixed_precision"] = choice[0]

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from heptane._lazy import torch
+from heptane.alive import drawn_by, watched, working
 from heptane.assemble import assemble, default_device
 from heptane.checkpoints import checkpoint, restore
 from heptane.checkpoints.keeper import Every, Keeper
@@ -210,9 +211,12 @@ def fit(
         if parallel.restarts and run_dir is None:
             raise InputError(f"DataParallel.restarts={parallel.restarts} go on from checkpoints: pass run_dir to keep them")
         limits = parallel.restarts, parallel.timeout_seconds
-        return _launched(model, launch(fit, arguments, workers, *limits))
+        with drawn_by(None):  # the first worker shows what goes on
+            return _launched(model, launch(fit, arguments, workers, *limits))
     keeps = RunFolder.checkpoints_of(run_dir) if run_dir is not None else None
     with ExitStack() as stack:
+        if progress:
+            stack.enter_context(watched())
         interruption = stack.enter_context(Interruption(active=keeps is not None))
         saved, damaged = checkpoint.find(keeps, _joined(tricks, device)) if resume and keeps else (None, [])
         stack.callback(leave, model)  # whatever happens, the user has an ordinary model
@@ -255,7 +259,7 @@ def fit(
         recorder.go(saved)
         result = recorder.result(tricks, test)
         if folder:
-            with interruption.waiting():  # it takes a moment, and is all there is left to do
+            with interruption.waiting(), working("writing the report"):  # it takes a moment, and is all there is left to do
                 _write(folder, result, run, about or {}, keeper)
     return result
 

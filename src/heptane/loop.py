@@ -8,9 +8,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heptane._lazy import torch
+from heptane.alive import working
 from heptane.calling import GRAPH_MODES
 from heptane.criterion import divisor, output_of
-from heptane.data.batches import Batch, Place, as_loader, first_tensor, rows
+from heptane.data.batches import Batch, Place, as_loader, first_tensor, in_memory, pair, rows
 from heptane.data.guard import READER_REMEDY, DataError
 from heptane.errors import one_line
 from heptane.metrics import EvalMeter
@@ -218,9 +219,12 @@ def evaluate_with(
     precision, place = precision or Precision(), place or Place(device)
     if worker.size > 1:
         share_buffers(model)
-    with eval_mode(model), evaluation(precision):
+    count = len(first_tensor(pair(data)[1])) if in_memory(data) and worker.size == 1 else None
+    doing = working("evaluating" if count is None else f"evaluating {count:,} samples", count)
+    with eval_mode(model), evaluation(precision), doing as advance:
         batches = as_loader(data, batch_size, worker.share, bad, name)
         for inputs, targets in batches if not is_sharded(model) else together(batches, data, worker, place):
+            advance(len(first_tensor(inputs)))
             targets = place.move(targets)
             output = precision.full(output_of(criterion, model, place.inputs(inputs), targets))
             if targets is None:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from heptane.alive import watched
 from heptane.cli.flags import Parser, add_evaluate, add_layers, add_race, add_train, add_tricks
 from heptane.errors import InputError
 from heptane.interruption import Interruption
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_layers(commands)
     add_tricks(commands)
     try:
-        with Interruption(active=True):  # SIGTERM and SIGUSR1 end as Ctrl-C does, whatever is going on
+        with Interruption(active=True), watched():  # SIGTERM and SIGUSR1 end as Ctrl-C does, whatever is going on
             return _run(parser, list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         print(f"heptane: {' '.join(str(error).split())}", file=sys.stderr)

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from heptane.alive import spoke
 from heptane.cli.flags import given, given_race
 from heptane.clock import process_start
 from heptane.data import Data, load_data
@@ -249,6 +250,7 @@ def load(settings: Settings, flags: argparse.Namespace) -> Data:
         skip_bad=settings.skip_bad,
         fallback=flags.fallback,
     )
+    spoke()
     for note in data.notes if is_first() else ():
         print(f"note: {note}", file=sys.stderr)
     return data

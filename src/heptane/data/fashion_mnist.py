@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from heptane._lazy import torch
+from heptane.alive import working
 from heptane.data.idx import read_idx
 from heptane.data.images import ImagePreprocess
 from heptane.data.load import Data, DataUnavailable, normalise, split
@@ -82,7 +83,8 @@ def find(cache: Path) -> tuple[list[torch.Tensor], str, list[str]]:
     with tempfile.TemporaryDirectory(prefix="heptane-") as scratch:
         for name, fetch in sources:
             try:
-                folder = fetch(cache, Path(scratch))
+                with working(f"fetching Fashion-MNIST from {name}"):
+                    folder = fetch(cache, Path(scratch))
                 contents = [torch.from_numpy(read_idx(folder / file, sha256=sha256)) for file, sha256 in FILES.items()]
             except (InputError, OSError, subprocess.SubprocessError) as error:
                 tried.append(f"{name}: {' '.join(str(error).split())}")

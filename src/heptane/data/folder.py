@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from heptane._lazy import torch
+from heptane.alive import working
 from heptane.data.arrays import check_memory
 from heptane.data.decode import SUFFIXES, decode, opened, probe
 from heptane.data.images import ImagePreprocess
@@ -151,7 +152,8 @@ def read_pixels(
     samples: list[Sample], root: Path, image_size: tuple[int, int] | None, bad: list[str], limit: int
 ) -> tuple[list[Sample], torch.Tensor]:
     """The samples that can be read, and their pixels: uint8 (N, 1 or 3, H, W)."""
-    probed = list(read_each(samples, probe, root, bad, limit))
+    with working(f"looking at {len(samples):,} images", len(samples)) as advance:
+        probed = list(read_each(samples, probe, root, bad, limit, advance))
     sizes = {size for _, (size, _) in probed}
     width, height = sizes.pop() if len(sizes) == 1 else (math.inf, math.inf)
     if image_size is not None or max(width, height) > MAX_KEPT_SIZE:
@@ -161,17 +163,25 @@ def read_pixels(
     check_memory(f"{str(root)!r} as float32 {shape}", 4 * math.prod(shape), "lower --image-size, or use a DataLoader")
     kept: list[Sample] = []
     pixels = torch.empty(shape, dtype=torch.uint8)
-    for sample, image in read_each([s for s, _ in probed], lambda i: decode(i, size, is_grey), root, bad, limit):
-        pixels[len(kept)] = torch.from_numpy(image)
-        kept.append(sample)
+    with working(f"reading {len(probed):,} images", len(probed)) as advance:
+        known = [sample for sample, _ in probed]
+        for sample, image in read_each(known, lambda i: decode(i, size, is_grey), root, bad, limit, advance):
+            pixels[len(kept)] = torch.from_numpy(image)
+            kept.append(sample)
     return kept, pixels[: len(kept)]
 
 
 def read_each(
-    samples: list[Sample], read: Callable[[Image.Image], T], root: Path, bad: list[str], limit: int
+    samples: list[Sample],
+    read: Callable[[Image.Image], T],
+    root: Path,
+    bad: list[str],
+    limit: int,
+    advance: Callable[[], None],
 ) -> Iterator[tuple[Sample, T]]:
     """Each sample with what ``read`` makes of its image; bad ones go into ``bad``, and are an error past ``limit``."""
     for sample in samples:
+        advance()
         try:
             result = opened(sample.path, read)
         except Exception as error:  # Pillow's readers raise many kinds for damaged files

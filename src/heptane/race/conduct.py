@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from heptane.alive import working
 from heptane.environment import describe
 from heptane.errors import InputError
 from heptane.probe import NOTHING_PAYS
@@ -104,7 +105,8 @@ class Conduct:
         """Seconds before the first step, and per epoch."""
         if arm.name not in self.probes:
             try:
-                self.probes[arm.name] = self.course.seconds_per_epoch(arm)
+                with working(f"measuring a few steps of {arm.title}"):
+                    self.probes[arm.name] = self.course.seconds_per_epoch(arm)
             except RuntimeError as error:
                 self.probes[arm.name], self.broken[arm.name] = (0.0, 0.0), str(error)
         return self.probes[arm.name]
@@ -159,9 +161,10 @@ class Conduct:
             if self.table:
                 self.table.tuning(arm, knob, value)
             limited = limit if math.isfinite(limit) else None
-            made = self.course.run(
-                arm, TUNING_SEED + again, max_seconds=limited, final=False, progress=self.table or False, **run
-            )
+            with working(f"tuning {arm.title}"):
+                made = self.course.run(
+                    arm, TUNING_SEED + again, max_seconds=limited, final=False, progress=self.table or False, **run
+                )
             if made.status == REFUSED:
                 raise InputError(f"arm {arm.name}: {made.note}")
             self.trials[key] = made
@@ -241,7 +244,8 @@ class Conduct:
         if self.table:
             self.table.begins(arm, seed, self._elapsed(), self._expected_left())
         limited = limit if math.isfinite(limit) else None
-        made = self.course.run(arm, seed, rate=rate, epochs=epochs, max_seconds=limited, progress=self.table or False)
+        with working(f"racing {arm.title}, seed {seed}"):
+            made = self.course.run(arm, seed, rate=rate, epochs=epochs, max_seconds=limited, progress=self.table or False)
         if made.status == REFUSED and arm.name in (PLAIN, ALL):
             raise InputError(f"arm {arm.name}: {made.note}")
         if made.status == STOPPED:
@@ -298,7 +302,8 @@ class Conduct:
         if self.folder:
             write_text(self.folder.path / "race.json", json.dumps(record, indent=1) + "\n")
             if status != "running":
-                write_race_report(record, self.folder.path / "report.html")
+                with working("writing the report"):
+                    write_race_report(record, self.folder.path / "report.html")
         return record
 
     def _record(self, status: str) -> dict[str, Any]:

@@ -5,14 +5,15 @@ Nothing here interprets markup: a class or a folder named ``[bold]`` is printed 
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from heptane.alive import drawn_by, redraws, spoke, working
 from heptane.report import duration, figure, headline, is_finite, label, measure, section, settings_text, target_text
 from heptane.tricks import KINDS
 
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _REDRAW_SECONDS = 0.1
+_STILL_SECONDS = 2.0  # a bar that has not moved for so long says for how long it has been standing
 
 
 class Progress:
-    """A live bar on stderr; where stderr is no terminal, no bar, and one plain line per epoch.
+    """A live bar on stderr; where stderr is no terminal, no bar, and one plain line per epoch (more in a long one).
 
     Args:
         total_steps: the steps of the whole run, so that a resumed one starts part of the way along.
@@ -37,9 +39,10 @@ class Progress:
     """
 
     def __init__(self, total_steps: int, enabled: bool | None = None) -> None:
-        able = sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
-        self.enabled = able if enabled is None else enabled
-        self._total_steps = total_steps
+        self.enabled = redraws() if enabled is None else enabled
+        self._total_steps, self._step = total_steps, 0
+        self._signs = ExitStack()
+        self._advance: Callable[..., None] | None = None
         self._bar: RichProgress | None = None
         self._drawn_at = float("-inf")
 
@@ -48,9 +51,13 @@ class Progress:
             self._bar = _make_bar()
             self._bar.add_task("", total=self._total_steps, epoch="", figures="")
             self._bar.start()
+            self._signs.enter_context(drawn_by(self._sign))
+        self._advance = self._signs.enter_context(working(f"training, {self._total_steps:,} steps", self._total_steps))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._signs.close()
+        self._advance = None
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -65,6 +72,9 @@ class Progress:
         images_per_second: float | None = None,
     ) -> None:
         """Show that ``step`` steps are done; redraws at most ten times a second, in the caller's own thread."""
+        if self._advance is not None:
+            self._advance(step - self._step)
+            self._step = step
         if self._bar is None:
             return
         now = time.monotonic()
@@ -79,10 +89,17 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print one remark, above the bar when there is one."""
+        spoke()
         if self._bar is None:
             print(printable(text, sys.stderr), file=sys.stderr, flush=True)
         else:
             self._bar.console.print(printable(text, sys.stderr), soft_wrap=True)
+
+    def _sign(self, text: str) -> None:
+        """What goes on while the bar does not move, such as an evaluation; called by the thread of :mod:`heptane.alive`."""
+        bar = self._bar
+        if bar is not None and time.monotonic() - self._drawn_at >= _STILL_SECONDS:
+            bar.update(bar.task_ids[0], figures=text, refresh=True)
 
     def epoch_line(self, record: Mapping[str, Any]) -> None:
         """Print one line for an epoch of the history; it stays on the screen when the bar is gone."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from heptane.alive import drawn_by, redraws, spoke
 from heptane.report import duration, measure
 from heptane.report.console import make_console, make_table, printable
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from heptane.race.attempt import Attempt
 
 _REDRAW_SECONDS = 0.5
+_STILL_SECONDS = 2.0  # a table that was not drawn for so long says what goes on
 
 
 class LiveTable:
@@ -33,14 +35,14 @@ class LiveTable:
     """
 
     def __init__(self, arms: Sequence[Arm], seeds: Sequence[int], metric: str, enabled: bool | None = None) -> None:
-        able = sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
-        self.enabled = able if enabled is None else enabled
+        self.enabled = redraws() if enabled is None else enabled
         self._arms, self._seeds, self._metric = arms, seeds, metric
         self._cells: dict[tuple[str, int], str] = {}
         self._best: dict[str, float] = {}
         self._now: tuple[str, int] | None = None
         self._caption, self._drawn_at, self._depth = "", float("-inf"), 0
         self._live: Live | None = None
+        self._signs, self._sign_text = ExitStack(), ""
         self._left: tuple[float, float] | None = None
 
     def __enter__(self) -> LiveTable:
@@ -53,11 +55,13 @@ class LiveTable:
                 self._table(), console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
             )
             self._live.start()
+            self._signs.enter_context(drawn_by(self._sign))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._depth -= 1
         if self._live is not None and not self._depth:
+            self._signs.close()
             self._live.stop()
             self._live = None
 
@@ -102,6 +106,7 @@ class LiveTable:
         self._say(text)
 
     def _say(self, text: str) -> None:
+        spoke()
         if self._live is None:
             print(printable(text, sys.stderr), file=sys.stderr, flush=True)
         self._draw(force=True)
@@ -109,8 +114,15 @@ class LiveTable:
     def _draw(self, *, force: bool = False) -> None:
         now = time.monotonic()
         if self._live is not None and (force or now - self._drawn_at >= _REDRAW_SECONDS):
-            self._drawn_at = now
+            self._drawn_at, self._sign_text = now, ""
             self._live.update(self._table(), refresh=True)
+
+    def _sign(self, text: str) -> None:
+        """What goes on while nothing else is drawn; called by the thread of :mod:`heptane.alive`."""
+        if time.monotonic() - self._drawn_at >= _STILL_SECONDS:
+            self._sign_text = text
+            if self._live is not None:
+                self._live.update(self._table(), refresh=True)
 
     def _table(self) -> Table:
         caption = self._caption
@@ -118,6 +130,8 @@ class LiveTable:
             since, left = self._left
             caption += f", about {duration(max(left - (time.monotonic() - since), 0))} left"
         table = make_table(("arm", None), *((f"seed {n}", None) for n in self._seeds), ("best", None), heading=True)
+        if self._sign_text:
+            caption = f"{caption}; {self._sign_text}" if caption else self._sign_text
         table.caption, table.caption_justify = caption, "left"
         for arm in self._arms:
             cells = [self._cells.get((arm.name, seed), "") for seed in self._seeds]

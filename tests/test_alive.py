@@ -1,0 +1,215 @@
+"""Signs of life: what a terminal and a pipe get to see of work that takes long, and that all else gets nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from tests.conftest import mlp
+from tests.report.test_console import Terminal
+
+import heptane as hp
+from heptane import alive
+from heptane.alive import drawn_by, show, spoke, watched, working
+
+Wait = Callable[[float], None]
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("HEPTANE_PROGRESS", raising=False)
+    yield
+    alive._BOARD.reset()
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
+    """Lets seconds pass on a clock of the test's own, in place of the thread, which does nothing."""
+    clock = [0.0]
+    monkeypatch.setattr(alive, "now", lambda: clock[0])
+    monkeypatch.setattr(alive.Board, "_watch", lambda board: None)
+    alive._BOARD.reset()
+
+    def passes(seconds: float) -> None:
+        end = clock[0] + seconds
+        while clock[0] < end:
+            clock[0] = min(clock[0] + alive.REDRAW_SECONDS, end)
+            if alive._BOARD.on:
+                alive._BOARD.tick()
+
+    return passes
+
+
+def stderr(monkeypatch: pytest.MonkeyPatch, *, tty: bool = False, encoding: str = "utf-8") -> Terminal:
+    """Called in the test's body: between a fixture and its test pytest puts a stderr of its own in place."""
+    made = Terminal(encoding=encoding, tty=tty)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", made)
+    return made
+
+
+def test_a_pipe_gets_a_line_after_2_seconds_and_then_one_each_5(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    pipe = stderr(monkeypatch)
+    with show(), working("reading 1,200 images", total=1200) as advance:
+        wait(1.5)
+        assert pipe.getvalue() == ""
+        advance(400)
+        wait(11)
+    assert pipe.getvalue().splitlines() == [
+        "reading 1,200 images: 400 (33%), 2 s",
+        "reading 1,200 images: 400 (33%), 7 s",
+        "reading 1,200 images: 400 (33%), 12 s",
+    ]
+
+
+def test_nothing_is_shown_of_what_is_quick_or_while_signs_are_off(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    pipe = stderr(monkeypatch)
+    with show(), working("quick"):
+        wait(1.9)
+    with show(False), working("slow"):
+        wait(60)
+    assert pipe.getvalue() == ""
+
+
+def test_many_quick_pieces_one_after_the_other_are_not_silent(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    pipe = stderr(monkeypatch)
+    with show():
+        for number in range(30):
+            with working(f"piece {number}"):
+                wait(1)
+    assert len(pipe.getvalue().splitlines()) in (5, 6)
+
+
+def test_the_innermost_that_takes_long_is_named_else_the_outer_one(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    pipe = stderr(monkeypatch)
+    with show(), working("outer"):
+        with working("inner"):
+            wait(3)
+        for _ in range(10):
+            with working("quick"):
+                wait(1)
+    assert [line.split(":")[0] for line in pipe.getvalue().splitlines()] == ["inner", "outer", "outer"]
+
+
+def test_what_was_just_printed_counts_as_a_sign(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    pipe = stderr(monkeypatch)
+    with show(), working("training"):
+        for _ in range(30):
+            wait(1.5)
+            spoke()
+    assert pipe.getvalue() == ""
+
+
+def test_a_terminal_gets_one_line_that_is_taken_away_at_the_end(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    terminal = stderr(monkeypatch, tty=True)
+    with pytest.raises(KeyboardInterrupt):
+        blocked(wait)
+    shown = terminal.getvalue()
+    assert "fetching: 2 s" in shown
+    assert "fetching: 4 s" in shown
+    assert "\n" not in shown
+    assert all(part.strip() == "" for part in shown.rsplit("\r", 2)[1:]), "it ends with an empty line"
+    assert alive._BOARD.works == []
+    assert not alive._BOARD.on
+
+
+def blocked(wait: Wait) -> None:
+    with show(), working("fetching"):
+        wait(4)
+        raise KeyboardInterrupt
+
+
+def test_a_terminal_without_these_letters_gets_others(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    terminal = stderr(monkeypatch, tty=True, encoding="ascii")
+    with show(), working("reading"):
+        wait(3)
+    assert "reading: 2 s" in terminal.getvalue()
+    assert "?" not in terminal.getvalue()
+
+
+def test_several_threads_may_count(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    pipe = stderr(monkeypatch)
+    with show(), working("reading", total=4000) as advance:
+        threads = [threading.Thread(target=lambda: [advance() for _ in range(1000)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wait(2)
+    assert "reading: 4,000 (100%)" in pipe.getvalue()
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "1"), ("HEPTANE_PROGRESS", "off")])
+def test_other_workers_and_who_does_not_want_it_get_nothing(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, wait: Wait
+) -> None:
+    pipe = stderr(monkeypatch)
+    monkeypatch.setenv(name, value)
+    with watched(), working("training"):
+        wait(60)
+    assert pipe.getvalue() == ""
+
+
+def test_another_display_draws_what_begins_inside_it(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    pipe, drawn = stderr(monkeypatch), []
+    with show(), working("outside"), drawn_by(drawn.append):
+        wait(60)
+        assert drawn == []
+        with working("inside"):
+            wait(2.5)
+    assert drawn == ["inside: 2 s"] * 2
+    assert pipe.getvalue() == ""
+
+
+def test_work_without_a_name_is_a_sign_too_and_a_name_goes_before_it(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    pipe = stderr(monkeypatch)
+    with watched():
+        wait(6)
+        with watched(), working("evaluating"):
+            wait(5)
+    assert pipe.getvalue().splitlines() == ["still working: 5 s", "evaluating: 2 s"]
+
+
+def test_a_thread_shows_it_while_the_work_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = stderr(monkeypatch)
+    monkeypatch.setattr(alive, "FIRST_SECONDS", 0.04)
+    with show(), working("reading"):
+        time.sleep(0.5)
+    assert pipe.getvalue() == "reading: 0 s\n"
+
+
+def test_a_reader_that_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    pipe = stderr(monkeypatch)
+    with show(), working("reading"):
+        pipe.close()
+        wait(6)
+        assert not alive._BOARD.on
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_is_silent_and_does_not_hang(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    with show(), working("reading"), alive._BOARD.lock:
+        if not (child := os.fork()):
+            with working("in the child"):
+                os._exit(alive._BOARD.on)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_training_without_a_terminal_says_how_far_a_long_epoch_is(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    class Slow(torch.nn.Sequential):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if self.training and torch.is_grad_enabled():
+                wait(1)
+            return super().forward(inputs)
+
+    pipe, data = stderr(monkeypatch), (torch.randn(64, 64), torch.randint(0, 4, (64,)))
+    hp.fit(Slow(mlp()), data, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), epochs=1, batch_size=4, progress=True)
+    signs = [line for line in pipe.getvalue().splitlines() if line.startswith("training, 16 steps: ")]
+    assert len(signs) == 3
+    assert not alive._BOARD.on
+    assert not alive._BOARD.works
