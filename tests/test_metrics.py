@@ -234,3 +234,51 @@ def test_the_sums_of_several_workers_are_one(workers: int) -> None:
     one.load_state(TrainMeter.together([meter.state() for meter in meters], workers))
     assert one.read() == {"train_loss": 1.0}
     assert one.state()["sums"][1] == 6 * workers  # as if so many had noted it
+
+
+def test_balanced_accuracy_is_the_mean_recall_where_classes_are_out_of_balance() -> None:
+    targets = torch.tensor([0] * 12 + [2] * 3)
+    outputs = torch.zeros(15, 4)
+    outputs[:12, 0] = 1  # all of the large class, and one of three of the small one; 1 and 3 do not occur
+    outputs[12:, 0], outputs[12, 2] = 1, 2
+    for sizes in ([15], [11, 4], [1] * 15):
+        meter = EvalMeter(CrossEntropy())
+        for output, target in zip(outputs.split(sizes), targets.split(sizes), strict=True):
+            meter.add(output, target)
+        found = meter.read()
+        assert found["balanced_accuracy"] == pytest.approx((1 + 1 / 3) / 2, abs=1e-12)
+        assert found["accuracy"] == 13 / 15
+    balanced = EvalMeter(CrossEntropy())
+    balanced.add(outputs[6:], targets[6:])  # 6 to 3
+    assert "balanced_accuracy" not in balanced.read()
+
+
+def test_balanced_accuracy_of_one_logit_and_with_ignored_positions() -> None:
+    meter = EvalMeter(BINARY)
+    meter.add(torch.tensor([[-1.0]] * 8 + [[1.0], [-1.0]]), torch.tensor([0.0] * 8 + [1.0, 1.0]))
+    assert meter.read()["balanced_accuracy"] == 0.75
+    meter = EvalMeter(CrossEntropy())
+    targets = torch.tensor([0] * 8 + [1, -100, -100])
+    meter.add(torch.tensor([[1.0, 0.0]] * 11), targets)
+    assert meter.read()["balanced_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rows_that_are_not_finite_are_wrong(value: float) -> None:
+    """argmax of a row of NaN is class 0, and NaN > 0 is no: both look like an answer."""
+    meter = EvalMeter(CrossEntropy())
+    meter.add(torch.full((4, 3), value), torch.zeros(4, dtype=torch.long))
+    assert meter.read()["accuracy"] == 0
+    meter = EvalMeter(BINARY)
+    meter.add(torch.full((4, 1), value), torch.full((4,), float(value > 0)))
+    assert meter.read()["accuracy"] == 0
+    train = TrainMeter(CrossEntropy())
+    train.add(torch.full((4, 3), value), torch.zeros(4, dtype=torch.long))
+    train.add_step(0, torch.tensor(1.0), 4)
+    assert train.read()["train_accuracy"] == 0
+
+
+def test_a_class_that_is_ruled_out_does_not_make_a_row_wrong() -> None:
+    meter = EvalMeter(CrossEntropy())
+    meter.add(torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]]), torch.tensor([0, 0]))
+    assert meter.read()["accuracy"] == 0.5

@@ -29,6 +29,7 @@ from heptane.tricks.label_smoothing import (
 from heptane.tricks.mixup import MixedTargets, blend
 
 Loss = Callable[..., Any]
+MOST_CLASSES = 1000  # of which each is counted by itself: beyond that, as with the words of a language, nobody looks
 LOSSES = {  # a name for the user, and the function in torch.nn.functional
     "cross_entropy": "cross_entropy",
     "binary_cross_entropy": "binary_cross_entropy_with_logits",
@@ -57,12 +58,23 @@ class Criterion(Protocol):
         """The total without smoothing."""
 
     def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, float | torch.Tensor] | None:
-        """How many predictions are right, out of how many; None where that has no meaning."""
+        """How many predictions are right, out of how many; None where that has no meaning. What is not finite is wrong."""
+
+    def by_class(self, output: Any, targets: Any) -> torch.Tensor | None:
+        """Of each class how many of its samples are right, and how many it has, (2, K); None where there are no classes."""
 
 
 def output_of(criterion: Criterion, model: torch.nn.Module, inputs: Any, targets: Any) -> Any:
     """The model's output for a batch; where the loss is the model's own, the model is given the targets too."""
     return call(model, inputs, targets if isinstance(criterion, Returned) else None)
+
+
+def tally(right: torch.Tensor, valid: torch.Tensor, truth: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Of each class how many of its samples are right, and how many it has, (2, K) in 64 bits; what is not valid is no
+    sample."""
+    truth = truth.long().where(valid, 0).flatten()
+    parts = [part.flatten().double() for part in (right & valid, valid)]
+    return torch.stack([torch.bincount(truth, part, num_classes)[:num_classes] for part in parts])
 
 
 def divisor(count: float | torch.Tensor) -> float | torch.Tensor:
@@ -115,6 +127,12 @@ class CrossEntropy:
             right, valid = self._hits(output, targets)
         return right.sum(), valid.sum()
 
+    def by_class(self, output: torch.Tensor, targets: Any) -> torch.Tensor | None:
+        if isinstance(targets, MixedTargets) or targets.is_floating_point():
+            return None
+        num_classes = output.shape[self._dim(output, targets)]
+        return tally(*self._hits(output, targets), targets, num_classes) if num_classes <= MOST_CLASSES else None
+
     def _loss(self, output: torch.Tensor, targets: torch.Tensor, eps: float, reduction: str) -> torch.Tensor:
         weight = None if self.weight is None else self.weight.to(output)
         kind: dict[str, Any] = {"ignore_index": self.ignore_index, "reduction": reduction}
@@ -159,7 +177,8 @@ class CrossEntropy:
     def _hits(self, output: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         dim, valid = self._dim(output, targets), self._valid(targets)
         truth = targets.argmax(dim) if targets.is_floating_point() else targets
-        return (output.argmax(dim) == truth) & valid, valid
+        # The largest of a row is NaN where one is, and infinite where nothing can be said; -inf rules a class out, no more.
+        return (output.argmax(dim) == truth) & valid & output.amax(dim).isfinite(), valid
 
 
 class _Reduced:
@@ -206,7 +225,14 @@ class Elementwise(_Reduced):
 
     def _hits(self, output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         output, truth = self._aligned(output, targets, 0.0)
-        return (output > 0) == (truth > 0.5)
+        return ((output > 0) == (truth > 0.5)) & output.isfinite()
+
+    def by_class(self, output: torch.Tensor, targets: Any) -> torch.Tensor | None:
+        """Where there is one logit per sample: of what is 0, and of what is 1."""
+        if not self.multi_label or isinstance(targets, MixedTargets) or targets.shape[1:].numel() != 1:
+            return None
+        right, truth = self._hits(output, targets), targets > 0.5
+        return tally(right, torch.ones_like(right), truth, 2)
 
     def _aligned(self, output: torch.Tensor, targets: Any, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(targets, MixedTargets):
@@ -234,6 +260,9 @@ class Ctc(_Reduced):
         return float(len(targets[1]))
 
     def correct(self, output: torch.Tensor, targets: Any) -> None:
+        return None
+
+    def by_class(self, output: Any, targets: Any) -> None:
         return None
 
     def _loss(self, output: torch.Tensor, targets: Any, eps: float, reduction: str) -> torch.Tensor:
@@ -270,10 +299,16 @@ class Own:
         return float(len(first))
 
     def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, float | torch.Tensor] | None:
+        return CrossEntropy().correct(output, targets) if self._classifies(output, targets) else None
+
+    def by_class(self, output: Any, targets: Any) -> torch.Tensor | None:
+        return CrossEntropy().by_class(output, targets) if self._classifies(output, targets) else None
+
+    def _classifies(self, output: Any, targets: Any) -> bool:
         first = targets.first if isinstance(targets, MixedTargets) else targets
         if not isinstance(first, torch.Tensor) or first.is_floating_point() or not isinstance(output, torch.Tensor):
-            return None
-        return CrossEntropy().correct(output, targets) if output.shape[:1] == first.shape == output.shape[:-1] else None
+            return False
+        return output.shape[:1] == first.shape == output.shape[:-1]
 
     def _mean(self, output: Any, targets: Any) -> torch.Tensor:
         loss: torch.Tensor = self.function(output, targets)
@@ -305,10 +340,18 @@ class Returned:
         return (targets != IGNORE_INDEX).sum()
 
     def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        logits = self._logits(output, targets)
+        return None if logits is None else CrossEntropy().correct(logits, targets)
+
+    def by_class(self, output: Any, targets: Any) -> torch.Tensor | None:
+        logits = self._logits(output, targets)
+        return None if logits is None else CrossEntropy().by_class(logits, targets)
+
+    def _logits(self, output: Any, targets: Any) -> torch.Tensor | None:
         logits = output.get("logits") if isinstance(output, Mapping) else None
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or targets.shape != logits.shape[:1]:
             return None
-        return None if targets.is_floating_point() else CrossEntropy().correct(logits, targets)
+        return None if targets.is_floating_point() else logits
 
 
 def choose_criterion(

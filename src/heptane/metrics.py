@@ -7,10 +7,11 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.criterion import Criterion
-from heptane.tricks.data_parallel import ALONE, Worker, all_sum
+from heptane.tricks.data_parallel import ALONE, Worker, all_sum, from_all
 from heptane.tricks.mixup import MixedTargets
 
 PENDING_ELEMENTS = 1 << 16  # of outputs kept before they are reduced: about 100 steps of 64 x 10, one step of a big model
+BALANCED = 3.0  # times as many samples as the smallest class: from here on a plain accuracy says little of that one
 NONFINITE_LIMIT = 20  # steps with a loss that is not finite, after which training is stopped
 
 
@@ -142,19 +143,40 @@ class EvalMeter:
     def __init__(self, criterion: Criterion, worker: Worker = ALONE) -> None:
         self.criterion, self.worker = criterion, worker
         self._sums = torch.zeros(4, dtype=torch.float64)
+        self._classes = torch.zeros(2, 0, dtype=torch.float64)
 
     def add(self, output: Any, targets: Any) -> None:
         """Add one batch."""
         (scores,) = _score(self.criterion, [(output, targets)], always_plain=True)
         self._sums += torch.tensor(scores, dtype=torch.float64)
+        classes = self.criterion.by_class(output, targets)
+        if classes is not None:
+            wider = torch.zeros(2, max(classes.shape[1], self._classes.shape[1]), dtype=torch.float64)
+            for part in (self._classes, classes.cpu()):
+                wider[:, : part.shape[1]] += part
+            self._classes = wider
 
     def read(self) -> dict[str, float]:
-        """``loss`` (unsmoothed) and, where it has a meaning, ``accuracy``."""
+        """``loss`` (unsmoothed) and, where it has a meaning, ``accuracy``; where the classes are out of balance (the largest
+        more than ``BALANCED`` times the smallest that occurs) ``balanced_accuracy`` too, the mean over the classes that
+        occur of the share of each that is right."""
         plain, count, correct, out_of = all_sum(self._sums.clone(), self.worker).tolist()
         found = {"loss": plain / count if count else float("nan")}
         if out_of:
             found["accuracy"] = correct / out_of
+        right, held = self._of_classes()
+        occurs = held > 0
+        if occurs.sum() > 1 and held.max() > BALANCED * held[occurs].min():
+            found["balanced_accuracy"] = float((right[occurs] / held[occurs]).mean())
         return found
+
+    def _of_classes(self) -> torch.Tensor:
+        """Of each class how many are right, and how many there are, of all workers: one that had no sample knows of none."""
+        mine = self._classes
+        if self.worker.size == 1:
+            return mine
+        width = max(from_all(mine.shape[1], self.worker))
+        return all_sum(torch.nn.functional.pad(mine, (0, width - mine.shape[1])), self.worker)
 
 
 def _score(
