@@ -172,9 +172,8 @@ def test_regression_and_a_loss_of_ones_own() -> None:
 def test_fit_with_an_evaluation_in_every_epoch_trains_the_same() -> None:
     plain, ours, (x, y) = conv_net(), conv_net(), data()
     by_hand(plain, shuffled(x, y), OPTIMIZERS["sgd"](plain.parameters()))
-    result = hp.fit(
-        ours, (x, y), (x[:30], y[:30]), optimizer=OPTIMIZERS["sgd"], epochs=STEPS / PER_EPOCH, batch_size=BATCH, seed=SEED
-    )
+    settings = {"optimizer": OPTIMIZERS["sgd"], "epochs": STEPS / PER_EPOCH, "batch_size": BATCH, "seed": SEED}
+    result = hp.fit(ours, (x, y), (x[:30], y[:30]), weights="last", **settings)
     assert result.model is ours
     assert result.steps == {"planned": STEPS, "applied": STEPS, "skipped": 0, "nonfinite": 0}
     assert_same_bits(ours.state_dict(), plain.state_dict())

@@ -10,6 +10,7 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.alive import drawn_by, watched, working
 from heptane.assemble import assemble, default_device
+from heptane.best import WEIGHTS
 from heptane.checkpoints import checkpoint, restore
 from heptane.checkpoints.keeper import Every, Keeper
 from heptane.checks import check_evaluation, check_targets, check_tricks, few, first_batch, labels_of, try_output
@@ -20,7 +21,7 @@ from heptane.data.batches import Place, in_memory, pair
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.distributed.launch import launch
-from heptane.errors import InputError, check_range
+from heptane.errors import InputError, check_choice, check_range
 from heptane.history import check_target
 from heptane.interruption import Interruption
 from heptane.loop import Step, evaluate_with, steps
@@ -124,6 +125,8 @@ def fit(
     nan_limit: int = 10,
     skip_bad: int = 0,
     average_decay: float | None = None,
+    weights: str = "best",
+    patience: int | None = None,
     about: dict[str, Any] | None = None,
     started: float | None = None,
 ) -> Result:
@@ -173,6 +176,11 @@ def fit(
             or whose label is out of range; they are named in the notes. 0: the first is an error.
         average_decay: evaluate and return an exponential moving average of the weights, with this decay per step, in (0, 1),
             such as 0.999; less at first.
+        weights: which the model ends with where there is ``valid``: "best", those of its best evaluation, by the target's
+            metric, else the accuracy, else the loss, of equal ones the last; or "last". The result's metrics, and ``test``,
+            are of these.
+        patience: stop after so many evaluations in a row that were no better than the best before them, at least 1; None
+            never stops early. A schedule over the whole run, such as a cycle, is cut short by it.
         about: facts for the run's record: command, data, model, settings, reasons, notes.
         started: ``time.time()`` from which the wall clock counts; None for now.
 
@@ -199,6 +207,11 @@ def fit(
         check_range("max_seconds", max_seconds, 0, low_open=True)
     every = Every.parse(checkpoint_every)
     check_range("keep_checkpoints", keep_checkpoints, 1, whole=True)
+    check_choice("weights", weights, WEIGHTS)
+    if patience is not None:
+        check_range("patience", patience, 1, whole=True)
+        if valid is None:
+            raise InputError(f"patience={patience} counts evaluations on validation data, and there is none: pass valid")
     if on_nan == "rewind" and run_dir is None:
         raise InputError("on_nan='rewind' goes back to a checkpoint, and there is none: pass run_dir")
     if resume and run_dir is None:
@@ -255,7 +268,7 @@ def fit(
         keeper = Keeper(run, keeps, every, keep_checkpoints)
         stack.callback(keeper.wait)
         loop = run, valid, metrics, goal, folder, evaluate_every_epochs, progress, keeper, interruption, max_seconds
-        recorder = Recorder(*loop)
+        recorder = Recorder(*loop, weights, patience)
         recorder.go(saved)
         result = recorder.result(tricks, test)
         if folder:

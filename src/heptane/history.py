@@ -39,13 +39,39 @@ def reached(history: Records, goal: Goal | None) -> float | None:
 
 
 def best_step(history: Records, goal: Goal | None) -> int | None:
-    """The step of the best evaluation so far."""
-    metric = goal[0] if goal else "valid_accuracy"
-    metric = metric if any(metric in record for record in history) else "valid_loss"
-    known = [record for record in history if math.isfinite(record.get(metric, math.nan))]
-    sign = -1 if lower_is_better(metric) else 1
-    best = max(known, key=lambda record: sign * record[metric], default=None)
+    """The step of the best evaluation so far; of equal ones the last. None: nothing was evaluated, or nothing is finite."""
+    best = best_record(history, goal)
     return None if best is None else int(best["step"])
+
+
+def best_record(history: Records, goal: Goal | None) -> dict[str, Any] | None:
+    """The record of the best evaluation so far, by :func:`best_metric`; of equal ones the last."""
+    metric, best = best_metric(history, goal), None
+    for record in history:
+        value = record.get(metric, math.nan)
+        if math.isfinite(value) and (best is None or not _better(metric, best[metric], value)):
+            best = record
+    return best
+
+
+def best_metric(history: Records, goal: Goal | None) -> str:
+    """What evaluations are compared by: the target's metric, else ``valid_accuracy``, else ``valid_loss``."""
+    metric = goal[0] if goal else "valid_accuracy"
+    return metric if any(metric in record for record in history) else "valid_loss"
+
+
+def since_better(history: Records, goal: Goal | None) -> int:
+    """How many evaluations there were since one that was better than all before it."""
+    metric, best, count = best_metric(history, goal), math.nan, 0
+    for record in history:
+        value, count = record.get(metric, math.nan), count + 1
+        if math.isfinite(value) and (math.isnan(best) or _better(metric, value, best)):
+            best, count = value, 0
+    return count
+
+
+def _better(metric: str, one: float, other: float) -> bool:
+    return one < other if lower_is_better(metric) else one > other
 
 
 def divergence(history: Records, record: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any, NoReturn
 
 from heptane._lazy import torch
+from heptane.best import BestWeights
 from heptane.checkpoints import checkpoint, restore
 from heptane.checkpoints.keeper import Keeper
 from heptane.clock import Clock
@@ -14,7 +15,7 @@ from heptane.data.guard import DataError
 from heptane.display import Display
 from heptane.errors import Interrupted
 from heptane.faults import REMEDY, Rewind
-from heptane.history import best_step, divergence, reached
+from heptane.history import best_metric, best_step, divergence, reached, since_better
 from heptane.interruption import Interruption
 from heptane.loop import evaluate_with, steps
 from heptane.modes import eval_mode
@@ -41,10 +42,14 @@ class Recorder:
         keeper: Keeper,
         interruption: Interruption,
         max_seconds: float | None = None,
+        weights: str = "last",
+        patience: int | None = None,
     ) -> None:
         self.run, self.valid, self.metrics, self.goal, self.folder = run, valid, metrics, goal, folder
         self.keeper, self.interruption, self.max_seconds = keeper, interruption, max_seconds
         self.every_steps = max(1, round(every_epochs * run.source.steps_per_epoch))
+        self.best = BestWeights(run, weights == "best" and valid is not None)
+        self.patience = patience
         self.history: list[dict[str, Any]] = []
         self.reached: float | None = None
         self.evaluate_seconds = 0.0
@@ -62,7 +67,7 @@ class Recorder:
         """
         run, start = self.run, 0
         if saved is not None:
-            start = self._take_up(*restore.load(run, saved))
+            start = self._load(saved)
         self.display.skip()
         if run.faults.on_nan == "rewind" and saved is None:
             self._save(0, wait=True)
@@ -87,12 +92,14 @@ class Recorder:
         self._ended = True
         if run.average:
             run.average.take_over()
+        if self._delivered() is not None:
+            self.best.put_back()
         if run.worker.size > 1:
             check_replicas(run.model)
 
     def _train(self, start: int) -> None:
         run = self.run
-        if self.reached is not None:
+        if self.reached is not None or self._out_of_patience():
             return
         if start and self._planned(start) and (not self.history or self.history[-1]["step"] < start):
             run.clock.resume()
@@ -109,13 +116,17 @@ class Recorder:
             out_of_time = self._out_of_time(self._planned(event.step))
             if out_of_time or self._planned(event.step):
                 self._record(event.step)
-                ends = out_of_time or self.reached is not None or event.step == run.total_steps
+                ends = out_of_time or self.reached is not None or event.step == run.total_steps or self._out_of_patience()
                 if due or ends or best_step(self.history, self.goal) == event.step or self.keeper.every is None:
                     self._save(event.step, wait=ends)
                 if ends:
                     return
             elif due:
                 self._save(event.step)
+
+    def _out_of_patience(self) -> bool:
+        """Whether so many evaluations in a row were no better than the best one."""
+        return self.patience is not None and since_better(self.history, self.goal) >= self.patience
 
     def _asked(self, step: int) -> tuple[bool, bool]:
         """Whether a signal asks some worker to stop, and whether it is time to save: all workers do the same."""
@@ -149,6 +160,49 @@ class Recorder:
         self.evaluate_seconds = history[-1]["evaluate_seconds"] if history else 0.0
         return step
 
+    def _load(self, saved: checkpoint.Saved, *, again: bool = False) -> int:
+        """Put a checkpoint into the run; where to go on. The copy of the best weights is made anew from theirs."""
+        run, history = self.run, saved.facts["history"]
+        step = best_step(history, self.goal)
+        self.best.drop()
+        if self.best.wanted and step is not None and step != saved.facts["step"]:
+            best = checkpoint.find_step(self.keeper.folder, step, run.worker) if self.keeper.folder else None
+            if best is None:
+                run.notes.append(
+                    f"the best evaluation so far is of step {step}, whose checkpoint cannot be used: from here on"
+                )
+            else:
+                notes = len(run.notes)
+                restore.load(run, best, again=True)
+                self._keep_best(step)
+                del run.notes[notes:]
+        start = self._take_up(*restore.load(run, saved, again=again))
+        if self.best.wanted and step is not None and step == saved.facts["step"]:
+            self._keep_best(step)
+        return start
+
+    def _keep_best(self, step: int) -> None:
+        """Copy the weights as an evaluation of ``step`` sees them."""
+        run = self.run
+        if not self.best.wanted:
+            return
+        switches = callable(getattr(run.optimizer, "eval", None))
+        # Switching to and fro rounds: the bits are put back, or a resume, which switches once more, would end elsewhere.
+        before = [p.detach().clone() for p in run.parameters] if switches else []
+        _switch(run.optimizer, "eval")
+        with run.average.in_place() if run.average else nullcontext():
+            self.best.take(step)
+        _switch(run.optimizer, "train")
+        with torch.no_grad():
+            for parameter, value in zip(run.parameters, before, strict=False):
+                parameter.copy_(value)
+
+    def _delivered(self) -> dict[str, Any] | None:
+        """The record of the kept weights, where these are not the last ones."""
+        if self.best.step is None or not self.history or self.best.step == self.history[-1]["step"]:
+            return None
+        return next((record for record in self.history if record["step"] == self.best.step), None)
+
     def _go_back(self, step: int) -> int:
         """To the last checkpoint, since ``step`` came out wrong; where to go on."""
         run = self.run
@@ -157,7 +211,7 @@ class Recorder:
         if saved is None:
             raise FloatingPointError(f"{run.faults.messages[-1]}, but there is no checkpoint: {REMEDY}")
         before = run.faults.state()
-        start = self._take_up(*restore.load(run, saved, again=True))
+        start = self._load(saved, again=True)
         run.faults.gone_back(step, before)
         return start
 
@@ -177,14 +231,31 @@ class Recorder:
     def result(self, tricks: Tricks, test: Any) -> Result:
         """The result; the test set is read here, once."""
         run = self.run
-        last = self.history[-1] if self.history else {}
+        last = self._delivered() or (self.history[-1] if self.history else {})
         metrics = {key: value for key, value in last.items() if key.startswith("valid_")}
         if test is not None:
             try:
                 metrics |= {f"test_{key}": value for key, value in self._evaluate(test, "test").items()}
             except Interrupted as error:
                 raise Interrupted(f"{error}: saved at step {run.total_steps if not last else last['step']}") from None
-        return result_of(run, self.history, metrics, self.goal, self.evaluate_seconds, tricks)
+        run.notes += self._said()
+        return result_of(run, self.history, metrics, self.goal, self.evaluate_seconds, tricks, last.get("step"))
+
+    def _said(self) -> list[str]:
+        """Why it stopped early, and of which step the weights are where that is not the last."""
+        said, metric = [], best_metric(self.history, self.goal)
+        if self.reached is None and self._out_of_patience() and self.history[-1]["step"] < self.run.total_steps:
+            said.append(
+                f"stopped early after step {self.history[-1]['step']} of {self.run.total_steps}: {metric} was not better in "
+                f"{since_better(self.history, self.goal)} evaluations (patience={self.patience})"
+            )
+        if record := self._delivered():
+            last = self.history[-1]
+            said.append(
+                f"weights: those of step {record['step']}, the best evaluation ({metric} {record[metric]:.4g}; "
+                f"{last.get(metric, float('nan')):.4g} after the last step, {last['step']}); weights='last' keeps the last"
+            )
+        return said
 
     def _out_of_time(self, planned: bool) -> bool:
         """Whether the training clock is past its limit; several workers ask rank 0's, at the planned evaluations only."""
@@ -214,6 +285,8 @@ class Recorder:
             self._diverged = True
             run.faults.say(diverging)
         self.history.append(record)
+        if best_step(self.history, self.goal) == step:
+            self._keep_best(step)
         self.display.record(record)
         self.reached = reached(self.history, self.goal)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.history import Goal, reached
+from heptane.history import Goal, best_step, reached
 from heptane.run import Run
 from heptane.tricks import Tricks
 
@@ -17,7 +17,8 @@ class Result:
 
     ``history`` has a record per evaluation (per epoch, unless asked otherwise); ``metrics`` are the final ones;
     ``seconds`` are ``wall``, ``train``, ``cpu`` and ``evaluate``; ``reached`` is the training clock when the target was
-    reached, in seconds, or None; ``why`` says for each trick what was decided.
+    reached, in seconds, or None; ``why`` says for each trick what was decided. ``model`` has the weights of step
+    ``weights_step``, and ``metrics`` are theirs; ``best_step`` is the step of the best evaluation, None without validation.
     """
 
     model: torch.nn.Module
@@ -31,6 +32,8 @@ class Result:
     tricks: Tricks
     why: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    best_step: int | None = None
+    weights_step: int | None = None
 
     def __repr__(self) -> str:
         return f"Result(metrics={self.metrics}, seconds={self.seconds}, reached={self.reached}, steps={self.steps})"
@@ -43,6 +46,7 @@ def result_of(
     goal: Goal | None,
     evaluate_seconds: float,
     tricks: Tricks,
+    weights_step: int | None = None,
 ) -> Result:
     """What ``run`` came to. All workers of a sharded run must call it."""
     done = int(history[-1]["step"]) if history else 0
@@ -70,6 +74,8 @@ def result_of(
         tricks=tricks,
         why=run.why,
         notes=[*run.notes, *run.faults.messages],
+        best_step=best_step(history, goal),
+        weights_step=done if weights_step is None else weights_step,
     )
 
 

@@ -144,6 +144,7 @@ class RunFolder:
             "steps": result.steps,
             "seconds": result.seconds,
             "metrics": result.metrics,
+            "weights": {"step": result.weights_step, "best_step": result.best_step},
             "target": target,
             "history": result.history,
             "schedule": result.schedule,

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from heptane.best import WEIGHTS
 from heptane.calling import check_compile
 from heptane.errors import InputError, check_choice, check_range, nearest
 from heptane.tricks import KINDS, Tricks
@@ -70,6 +71,10 @@ class Settings:
     """Compile the model with torch.compile; compiling is on the clock. A mode of it: reduce-overhead replays CUDA graphs."""
     average_decay: float | None = None
     """Evaluate and keep a moving average of the weights, with this decay per step, in (0, 1), such as 0.999."""
+    weights: str = "best"
+    """Which weights to keep: those of the best evaluation on the validation data (best), or the last step's (last)."""
+    patience: int | None = None
+    """Stop after so many evaluations without an improvement, at least 1. Default: train to the end."""
     checkpoint_every: str | None = None
     """How often to save: a number of steps, or a time such as 90s or 5m. Default: at each evaluation."""
     keep_checkpoints: int = 2
@@ -91,6 +96,9 @@ class Settings:
         check_range("evaluate_every_epochs", self.evaluate_every_epochs, 0, low_open=True)
         check_choice("augment", self.augment, AUGMENTS)
         check_compile(self.compile)
+        check_choice("weights", self.weights, WEIGHTS)
+        if self.patience is not None:
+            check_range("patience", self.patience, 1, whole=True)
         check_choice("on_nan", self.on_nan, ("skip", "stop", "rewind", "ignore"))
         check_range("nan_limit", self.nan_limit, 1, whole=True)
         check_range("skip_bad", self.skip_bad, 0, whole=True)

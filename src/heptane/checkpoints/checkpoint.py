@@ -7,6 +7,7 @@ aside, synced, renamed, and checked by a checksum: :mod:`heptane.storage`. The f
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,17 @@ def find(folder: Path, worker: Worker = ALONE) -> tuple[Saved | None, list[str]]
         raise found[0]
     saved, notes = found[0]
     return saved, notes
+
+
+def find_step(folder: Path, step: int, worker: Worker = ALONE) -> Saved | None:
+    """The checkpoint of ``step`` in ``folder``; None where it is not there, or damaged. All workers must call it."""
+    found: list[Saved | None] = [None]
+    if worker.rank == 0:
+        with contextlib.suppress(Damaged):
+            found = [read(folder / f"step-{step:09d}")]
+    if worker.size > 1:
+        torch.distributed.broadcast_object_list(found, 0)
+    return found[0]
 
 
 def _newest(folder: Path) -> tuple[Saved | None, list[str]]:

@@ -34,6 +34,8 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
         raise InputError(f"--target {settings.target:g} and --accuracy {own.accuracy} are two races: leave one out")
     if settings.on_nan == "rewind":
         raise InputError("--on-nan rewind goes back to checkpoints, and the runs of a race keep none: use skip or stop")
+    if settings.patience is not None:
+        raise InputError("--patience stops a run early, and a race stops at its target: leave it out")
     out = out_folder(settings, flags)
     data = load(settings, flags)
     settings = replace(settings, model=settings.model or default_model(data))

@@ -162,6 +162,8 @@ def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argpa
             **arguments(settings),
             progress=True,
             force=flags.force,
+            weights=settings.weights,
+            patience=settings.patience,
             checkpoint_every=settings.checkpoint_every,
             keep_checkpoints=settings.keep_checkpoints,
             about=about,
