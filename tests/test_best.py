@@ -128,7 +128,7 @@ def test_the_last_weights_on_request_and_where_there_is_no_validation_data() -> 
     alone = hp.fit(mlp(), TRAIN, optimizer=sgd, epochs=4, batch_size=16, device="cpu")
     assert (alone.best_step, alone.weights_step) == (None, 12)
     assert same(alone.model, score.seen[3])
-    with pytest.raises(hp.InputError, match="weights='first'.*best"):
+    with pytest.raises(hp.InputError, match=r"weights='first'.*best"):
         fit(mlp(), score, weights="first")
 
 

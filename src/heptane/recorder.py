@@ -169,7 +169,7 @@ class Recorder:
             best = checkpoint.find_step(self.keeper.folder, step, run.worker) if self.keeper.folder else None
             if best is None:
                 run.notes.append(
-                    f"the best evaluation so far is of step {step}, whose checkpoint cannot be used: from here on"
+                    f"the best evaluation so far is of step {step}, whose checkpoint cannot be used: its weights are lost"
                 )
             else:
                 notes = len(run.notes)
