@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import heptane as hp
-from heptane.cli.flags import Parser, add_evaluate, add_layers, add_race, add_train, add_tricks
+from heptane.cli.flags import make_parser
 from heptane.tricks import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -46,11 +46,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_on_a_page_is_understood(command: str) -> None:
-    parser = Parser(prog="heptane")
-    subparsers = parser.add_subparsers(dest="command", required=True)
-    for add in (add_train, add_race, add_evaluate, add_layers, add_tricks):
-        add(subparsers)
-    assert parser.parse(shlex.split(command)[1:]).command == shlex.split(command)[1]
+    assert make_parser().parse(shlex.split(command)[1:]).command == shlex.split(command)[1]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

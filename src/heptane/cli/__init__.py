@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from heptane.alive import watched
-from heptane.cli.flags import Parser, add_evaluate, add_layers, add_race, add_train, add_tricks
+from heptane.cli.flags import make_parser
+from heptane.cli.parser import Parser
 from heptane.errors import InputError
 from heptane.interruption import Interruption
 
@@ -21,13 +22,7 @@ DONE, FAILED, WRONG_INPUT, NOT_REACHED, INTERRUPTED = 0, 1, 2, 3, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = Parser(prog="heptane", description="Seven tricks that make a PyTorch model train in a fraction of the time.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    add_train(commands)
-    add_race(commands)
-    add_evaluate(commands)
-    add_layers(commands)
-    add_tricks(commands)
+    parser = make_parser()
     try:
         with Interruption(active=True), watched():  # SIGTERM and SIGUSR1 end as Ctrl-C does, whatever is going on
             return _run(parser, list(sys.argv[1:] if arguments is None else arguments))

@@ -4,41 +4,46 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import Field, fields
-from typing import Any, NoReturn
+from typing import Any
 
-from heptane.errors import InputError, check_choice, nearest
+from heptane.cli.completion import PrintCompletion
+from heptane.cli.parser import RACE, TRAIN, Parser
+from heptane.errors import InputError
 from heptane.settings import NAMES, RaceSettings, Settings, convert, field_docs
 from heptane.tricks import KINDS
 
-SEPARATOR = "."
+METAVARS = {"data": "DATA", "label": "COLUMN", "model": "MODEL", "optimizer": "NAME", "device": "DEVICE", "arms": "ARMS"}
+METAVARS |= {"budget": "TIME", "accuracy": "TIME", "checkpoint-every": "EVERY"}
 
 
-class Parser(argparse.ArgumentParser):
-    """Like argparse's, but a mistake is one line that names the nearest flag."""
+def make_parser() -> Parser:
+    """The parser of the whole command line."""
+    from heptane import __version__
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-    def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """Parse, or raise :class:`InputError` for what is not known."""
-        commands = next(action for action in self._actions if isinstance(action, argparse._SubParsersAction))
-        if arguments and not arguments[0].startswith("-"):
-            check_choice("command", arguments[0], commands.choices)
-        flags, unknown = self.parse_known_args(arguments)
-        if unknown:
-            known = list(commands.choices[flags.command]._option_string_actions)
-            word = unknown[0].split("=")[0]
-            raise InputError(f"{word!r} is not known{nearest(word, known)}; see heptane {flags.command} --help")
-        return flags
+    parser = Parser(
+        prog="heptane",
+        description="Train PyTorch models in a fraction of the time, with seven tricks; measure what each of them brings.",
+        epilog="heptane COMMAND --help explains a command. A start: heptane train --data FOLDER_OF_CLASS_FOLDERS",
+    )
+    parser.add_argument("--version", action="version", version=f"heptane {__version__}", help="Show the version, and stop.")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        metavar="SHELL",
+        help="Print a script that completes commands and flags in bash, zsh, fish, tcsh or powershell, and stop.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (add_train, add_race, add_evaluate, add_layers, add_tricks):
+        add(commands)
+    return parser
 
 
 def add_train(commands: Any) -> None:
     """``heptane train``."""
     parser: Parser = commands.add_parser(
         "train",
+        everyday=TRAIN,
+        usage="heptane train --data DATA [FLAG ...]",
         help="train a model with the tricks, and write a report",
         description="Train a model with the tricks; writes result.json, report.html, the weights and a settings file.",
     )
@@ -52,6 +57,8 @@ def add_race(commands: Any) -> None:
     """``heptane race``."""
     parser: Parser = commands.add_parser(
         "race",
+        everyday=RACE,
+        usage="heptane race --data DATA --target ACCURACY [FLAG ...]",
         help="race plain training against the tricks: how much faster, and what each trick is worth",
         description="Race plain training against the tricks to a target, on this model, data and machine; "
         "writes race.json, report.html and a settings file.",
@@ -176,5 +183,5 @@ def _add_field(group: Any, field: Field[Any], prefix: str, doc: str, default: An
     if kind.startswith("bool"):
         settings |= {"nargs": "?", "const": "true", "metavar": "BOOL" if kind == "bool" else "MODE"}
     else:
-        settings["metavar"] = {"float": "NUM", "int": "INT", NAMES: "NAME,.."}.get(kind, "TEXT")
+        settings["metavar"] = METAVARS.get(flag) or {"float": "NUM", "int": "INT", NAMES: "NAME,.."}.get(kind, "TEXT")
     group.add_argument(f"--{flag}", **settings)

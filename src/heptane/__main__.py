@@ -1,0 +1,7 @@
+"""``python -m heptane``: the command line."""
+
+import sys
+
+from heptane.cli import main
+
+sys.exit(main())

@@ -1,0 +1,56 @@
+"""``heptane --print-completion SHELL``: a script after which the shell completes commands, flags, files and choices."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from heptane.errors import InputError, check_choice
+from heptane.settings import AUGMENTS, PRESETS
+
+FILES, FOLDERS = ("data", "config", "resume", "run", "out"), ("resume", "run", "out")
+CHOICES = {
+    "augment": AUGMENTS,
+    "tricks": PRESETS,
+    "fallback": ("digits", "fashion-mnist"),
+    "optimizer": ("sgd", "adam", "adamw", "rmsprop"),
+    "device": ("cpu", "cuda"),
+}
+
+
+class PrintCompletion(argparse.Action):
+    """Print the script, and stop."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _flags: Any, shell: Any, *_: Any) -> None:
+        print(script(parser, str(shell)))
+        parser.exit()
+
+
+def script(parser: argparse.ArgumentParser, shell: str) -> str:
+    """The script for ``shell``.
+
+    Raises:
+        InputError: the shell is not known, or shtab is not installed.
+    """
+    try:
+        import shtab
+    except ImportError:
+        raise InputError('--print-completion needs shtab, which is missing: pip install "heptane[completion]"') from None
+    check_choice("--print-completion", shell, shtab.SUPPORTED_SHELLS)
+    for action in _all_actions(parser):
+        if action.dest in FILES:
+            action.complete = shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE  # type: ignore[attr-defined]
+        elif action.dest in CHOICES and action.choices is None:
+            action.choices = CHOICES[action.dest]
+    return str(shtab.complete(parser, shell))
+
+
+def _all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Those of the parser and of its commands."""
+    found = []
+    for action in parser._actions:
+        found.append(action)
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                found += _all_actions(command)
+    return found
