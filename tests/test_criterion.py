@@ -420,8 +420,16 @@ def test_smoothing_where_there_is_nothing_to_smooth_is_refused():
         (torch.tensor([[0, 1, 1], [0, 0, 1]]), torch.zeros(2, 3), "binary_cross_entropy", "several labels"),
         (torch.tensor([[True, False], [True, True]]), torch.zeros(2, 2), "binary_cross_entropy", "several labels"),
         (torch.tensor([[0.5, -0.5], [2.0, 1.0]]), torch.zeros(2, 2), "mse", "real numbers"),
-        (torch.tensor([0.0, 1.0]), torch.zeros(2, 1), "mse", "real numbers"),
-        (torch.tensor([[0.0], [1.0]]), torch.zeros(2, 1), "mse", "real numbers"),
+        (torch.tensor([0.0, 1.0]), torch.zeros(2, 1), "binary_cross_entropy", "one logit"),
+        (torch.tensor([[0.0], [1.0]]), torch.zeros(2, 1), "binary_cross_entropy", "one logit"),
+        (torch.tensor([0, 1]), torch.zeros(2), "binary_cross_entropy", "one logit"),
+        (torch.tensor([[True], [False]]), torch.zeros(2), "binary_cross_entropy", "one logit"),
+        (torch.tensor([0, 1], dtype=torch.uint8), torch.zeros(2, 1), "binary_cross_entropy", "one logit"),
+        (torch.tensor([0.0, 0.5]), torch.zeros(2, 1), "mse", "real numbers"),
+        (torch.tensor([0.0, 1.0, 2.0]), torch.zeros(3, 1), "mse", "real numbers"),
+        (torch.tensor([1, 0, 2], dtype=torch.int16), torch.zeros(3, 3), "cross_entropy", "integer classes"),
+        (torch.tensor([True, False]), torch.zeros(2, 2), "cross_entropy", "two classes"),
+        (torch.ones(2, 4, 4, dtype=torch.bool), torch.zeros(2, 1, 4, 4), "binary_cross_entropy", "several labels"),
         (torch.rand(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), "mse", "real numbers"),
     ],
 )
@@ -430,6 +438,58 @@ def test_the_guess_and_its_reason(targets, output, name, reason):
     assert criterion.name == name
     assert why.startswith(f"loss {name}: the targets are ")
     assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("targets", "output", "first", "second"),
+    [
+        (torch.tensor([0.0, 1.0, 2.0]), (3, 3), r"pass targets.long\(\)", "pass loss='mse'"),
+        (torch.tensor([0.0, 1.0]), (2, 2), r"pass targets.long\(\)", "pass loss='mse'"),
+        (torch.tensor([[0.0], [1.0]], dtype=torch.float64), (2, 2), r"pass targets.long\(\)", "pass loss='mse'"),
+        (torch.tensor([[-1.0, 1.0], [1.0, 1.0]]), (2, 2), r"labels: pass \(targets > 0\).float\(\)", "pass loss='mse'"),
+        (torch.tensor([[-1, 0], [1, 1]]), (2, 2), r"labels: pass \(targets > 0\).float\(\)", "pass loss='mse'"),
+        (torch.eye(3, dtype=torch.long), (3, 3), r"pass targets.argmax\(1\)", "loss='binary_cross_entropy'"),
+        (torch.tensor([-1.0, 1.0]), (2, 1), r"pass \(targets > 0\).float\(\)", "pass loss='mse'"),
+        (torch.tensor([-1, 1]), (2,), r"pass \(targets > 0\).float\(\)", "pass loss='mse'"),
+        (torch.tensor([0, 1, 2]), (3, 1), "an output for each", r"pass targets.float\(\)"),
+        (torch.tensor([[0.2, 0.9], [0.5, 0.1]]), (2, 2), "loss='binary_cross_entropy'", "loss='mse'"),
+        (torch.tensor([[3, 0], [1, 7]]), (2, 2), "outputs .N, classes", r"pass targets.float\(\)"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_refused_with_both(targets, output, first, second):
+    with pytest.raises(hp.InputError, match=rf"can be read in two ways: as .*{first}.*; or as .*{second}"):
+        chosen(None, torch.zeros(output), targets)
+    for loss in ("mse", nn.L1Loss()):  # named, it is not asked
+        assert choose_criterion(loss, torch.zeros(output), targets, None)[1].endswith("asked for")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64])
+@pytest.mark.parametrize("shapes", [((6, 1), (6,)), ((6,), (6, 1)), ((6,), (6,)), ((6, 1), (6, 1))], ids=str)
+def test_one_logit_with_targets_of_any_kind_is_binary_cross_entropy(dtype, shapes):
+    output, targets = torch.randn(shapes[0]), (torch.arange(6) % 2).to(dtype).reshape(shapes[1])
+    criterion = chosen(None, output, targets)
+    expected = functional.binary_cross_entropy_with_logits(output.flatten(), targets.flatten().float())
+    torch.testing.assert_close(criterion.mean(output, targets), expected)
+    right, out_of = criterion.correct(output, targets)
+    assert int(right) == int(((output.flatten() > 0) == (targets.flatten() > 0.5)).sum())
+    assert out_of == 6
+    mix = MixedTargets(targets, targets.flip(0), torch.full((6,), 0.25))
+    blended = 0.25 * targets.flatten().float() + 0.75 * targets.flip(0).flatten().float()
+    expected = functional.binary_cross_entropy_with_logits(output.flatten(), blended)
+    torch.testing.assert_close(criterion.mean(output, mix), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("loss", [None, "cross_entropy", nn.CrossEntropyLoss()], ids=["none", "name", "module"])
+def test_classes_of_any_integer_kind_and_in_a_column(dtype, loss):
+    output, labels = torch.randn(6, 3), torch.tensor([0, 2, 1, 1, 0, 2])
+    expected = functional.cross_entropy(output, labels)
+    for targets in (labels.to(dtype), labels.to(dtype)[:, None]):
+        criterion = chosen(loss, output, targets)
+        torch.testing.assert_close(criterion.mean(output, targets), expected)
+        torch.testing.assert_close(criterion.total(output, targets) / criterion.count(targets), expected)
+        torch.testing.assert_close(criterion.mean(output, MixedTargets(targets, targets, torch.full((6,), 0.5))), expected)
+        assert int(criterion.correct(output, targets)[0]) == int((output.argmax(1) == labels).sum())
 
 
 def test_the_guess_goes_by_all_targets_though_the_output_is_of_a_few():
@@ -471,6 +531,46 @@ def test_dimensions_of_one_are_lined_up_and_never_broadcast(output, targets):
     given, wanted = torch.randn(output), torch.randn(targets)
     expected = ((given.flatten() - wanted.flatten()) ** 2).mean()
     torch.testing.assert_close(chosen("mse", given, wanted).mean(given, wanted), expected)
+
+
+OWN = {
+    "smooth l1": (nn.SmoothL1Loss(beta=0.5), lambda d: functional.smooth_l1_loss(d, torch.zeros_like(d), beta=0.5)),
+    "huber": (nn.HuberLoss(delta=2.0), lambda d: functional.huber_loss(d, torch.zeros_like(d), delta=2.0)),
+    "l1": (nn.L1Loss(), lambda d: d.abs().mean()),
+    "functional": (functional.huber_loss, lambda d: functional.huber_loss(d, torch.zeros_like(d))),
+    "function": (lambda output, targets: ((output - targets) ** 4).mean(), lambda d: (d**4).mean()),
+    "per sample": (lambda output, targets: (output - targets).abs(), lambda d: d.abs().mean()),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("shapes", [((6, 1), (6,)), ((6,), (6, 1)), ((6, 1), (6, 1))], ids=str)
+@pytest.mark.filterwarnings("error")
+def test_losses_of_all_kinds_compare_each_output_with_its_own_target(name, shapes):
+    loss, expected = OWN[name]
+    output, targets = torch.randn(shapes[0]), torch.randn(shapes[1])
+    criterion, why = choose_criterion(loss, output, targets, None)
+    torch.testing.assert_close(criterion.mean(output, targets), expected(output.flatten() - targets.flatten()))
+    if isinstance(criterion, Own) and shapes[0] != shapes[1]:
+        assert "in the shape of the targets" in why
+
+
+def test_a_loss_that_lines_them_up_itself_is_given_what_the_model_gave():
+    seen = []
+
+    def own(output, targets):
+        seen.append(output.shape[1:])
+        return functional.mse_loss(output[:, 0], targets)
+
+    criterion, why = choose_criterion(own, torch.zeros(2, 1), torch.zeros(2), None)
+    assert why == "loss own: asked for"
+    criterion.mean(torch.zeros(4, 1), torch.zeros(4))
+    assert seen[-1] == (1,)
+
+
+def test_a_loss_that_takes_neither_is_refused():
+    with pytest.raises(hp.InputError, match=r"\(1,\) and targets of shape \(\) per sample: the loss takes them neither so"):
+        chosen(nn.GaussianNLLLoss(), torch.zeros(2, 1), torch.zeros(2))
 
 
 @pytest.mark.parametrize(("output", "targets"), [((6, 2, 3), (6, 3, 2)), ((6, 3), (6,)), ((6, 1), (6, 3))], ids=str)

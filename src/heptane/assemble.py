@@ -19,7 +19,7 @@ from heptane.checks import (
     try_output,
 )
 from heptane.clock import Clock
-from heptane.criterion import Criterion, CrossEntropy, Own, Returned, choose_criterion, over_classes
+from heptane.criterion import Criterion, CrossEntropy, Elementwise, Own, Returned, choose_criterion, over_classes
 from heptane.data.batches import Place, Source, Tensors, as_source, first_tensor, in_memory, pair, rows, tensors_of
 from heptane.data.guard import Bad, labels_beyond
 from heptane.data.loader import Loader
@@ -173,6 +173,7 @@ def _criterion(
         dim = find_class_dim(output.shape, shown.shape, shown.is_floating_point())
         criterion = replace(criterion, class_dim=dim)
     bad.labels = labels_of(criterion, output, targets)  # of loaders, looked at batch by batch
+    bad.binary = isinstance(criterion, Elementwise) and criterion.multi_label
     if isinstance(criterion, CrossEntropy) and isinstance(source, Tensors) and targets.ndim == 1:
         ignored = criterion.weight is not None or criterion.log_probs or bool((targets == criterion.ignore_index).any())
         criterion = replace(criterion, all_count=not ignored)

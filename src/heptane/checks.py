@@ -98,19 +98,38 @@ def check_targets(criterion: Criterion, output: Any, targets: Any) -> None:
                 f"outputs of shape {tuple(output.shape[1:])} and targets of shape {tuple(targets.shape[1:])} per sample: "
                 f"{criterion.name} compares element by element, so give the model as many outputs as there are targets"
             )
+        if criterion.multi_label and (beyond := outside(targets)):
+            raise InputError(
+                f"targets of {beyond} with loss {criterion.name!r}, which needs each in [0, 1]: "
+                "for real numbers pass loss='mse', for -1 and 1 (targets > 0).float()"
+            )
         return
     num_classes = classes_of(criterion, output, targets)
     if num_classes is None:
         return
     assert isinstance(criterion, CrossEntropy)
+    targets = criterion.seen(targets)
     bad = ((targets < 0) | (targets >= num_classes)) & (targets != criterion.ignore_index)
     if bool(bad.any()):
         at = tuple(bad.nonzero()[0].tolist())
         where = at[0] if len(at) == 1 else at
+        if num_classes == 1:
+            raise InputError(
+                f"label {int(targets[at])} of sample {where}, and the model has one output, the score of one class: for two "
+                "classes by one logit pass loss='binary_cross_entropy', or give the model an output for each class"
+            )
         raise InputError(
             f"label {int(targets[at])} of sample {where} is out of range: the model has {num_classes} outputs, "
             f"so labels are 0 to {num_classes - 1}"
         )
+
+
+def outside(targets: torch.Tensor) -> str:
+    """The first of ``targets`` that is not in [0, 1], where a label has to be; or nothing."""
+    if targets.dtype is torch.bool:
+        return ""
+    wrong = ~((targets >= 0) & (targets <= 1))
+    return f"{float(targets[wrong][0]):g}" if bool(wrong.any()) else ""
 
 
 def labels_of(criterion: Criterion, output: Any, targets: Any) -> tuple[int, int] | None:
@@ -136,8 +155,9 @@ def classes_of(criterion: Criterion, output: Any, targets: Any) -> int | None:
                 "sample: cross_entropy needs one probability per class"
             )
         return None
-    if targets.dtype != torch.long:
-        raise InputError(f"targets of type {targets.dtype}: cross_entropy needs int64 classes; use targets.long()")
+    if targets.is_complex():
+        raise InputError(f"targets of type {targets.dtype}: cross_entropy needs the numbers of classes")
+    targets = criterion.seen(targets)
     dim = find_class_dim(output.shape, (len(output), *targets.shape[1:]), False, criterion.class_dim)
     return int(output.shape[dim])
 

@@ -7,13 +7,18 @@ unequal parts weigh what they hold. ``plain`` is the loss without smoothing, for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from heptane._lazy import torch
 from heptane.calling import call
-from heptane.errors import InputError, check_choice, check_range
+from heptane.errors import InputError, check_choice, check_range, one_line
+from heptane.guess import guess_loss
 from heptane.tricks.label_smoothing import (
     IGNORE_INDEX,
     LabelSmoothing,
@@ -29,6 +34,7 @@ from heptane.tricks.label_smoothing import (
 from heptane.tricks.mixup import MixedTargets, blend
 
 Loss = Callable[..., Any]
+PROBED = 5  # samples on which a loss of one's own is tried: the mean over 5 x 5 is another than that over 5
 MOST_CLASSES = 1000  # of which each is counted by itself: beyond that, as with the words of a language, nobody looks
 LOSSES = {  # a name for the user, and the function in torch.nn.functional
     "cross_entropy": "cross_entropy",
@@ -96,30 +102,43 @@ class CrossEntropy:
     class_dim: int | None = None
     log_probs: bool = False  # the outputs are, as for torch.nn.NLLLoss
     all_count: bool = False  # logits, no weight, nothing ignored: the mean is PyTorch's own, without a guard against 0 / 0
+    column: bool = False  # integer targets come as (N, 1)
     name: str = "cross_entropy"
 
     def __post_init__(self) -> None:
         check_range("CrossEntropy.eps", self.eps, 0, 1)
 
-    def mean(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
+    def seen(self, targets: Any) -> Any:
+        """The targets as PyTorch's functions take them: integers of any kind in 64 bits, a column of them as a row."""
         if isinstance(targets, MixedTargets):
-            return self.total(output, targets) / divisor(self.count(targets))
+            return MixedTargets(self.seen(targets.first), self.seen(targets.second), targets.lam)
+        if targets.is_floating_point():
+            return targets
+        return (targets.squeeze(1) if self.column else targets).long()
+
+    def mean(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
+        targets = self.seen(targets)
+        if isinstance(targets, MixedTargets):
+            count = blend(self._masses(targets.first), self._masses(targets.second), targets.lam).sum()
+            return self._total(output, targets, self.eps) / divisor(count)
         if self.all_count and output.ndim == 2:
             return torch.nn.functional.cross_entropy(output, targets, label_smoothing=self.eps)
         return self._loss(output, targets, self.eps, "mean")
 
     def total(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
-        return self._total(output, targets, self.eps)
+        return self._total(output, self.seen(targets), self.eps)
 
     def plain(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
-        return self._total(output, targets, 0.0)
+        return self._total(output, self.seen(targets), 0.0)
 
     def count(self, targets: Any) -> torch.Tensor:
+        targets = self.seen(targets)
         if isinstance(targets, MixedTargets):
             return blend(self._masses(targets.first), self._masses(targets.second), targets.lam).sum()
         return self._masses(targets).sum()
 
     def correct(self, output: torch.Tensor, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        targets = self.seen(targets)
         if isinstance(targets, MixedTargets):
             pairs = zip(self._hits(output, targets.first), self._hits(output, targets.second), strict=True)
             right, valid = (blend(first.float(), second.float(), targets.lam) for first, second in pairs)
@@ -128,6 +147,7 @@ class CrossEntropy:
         return right.sum(), valid.sum()
 
     def by_class(self, output: torch.Tensor, targets: Any) -> torch.Tensor | None:
+        targets = self.seen(targets)
         if isinstance(targets, MixedTargets) or targets.is_floating_point():
             return None
         num_classes = output.shape[self._dim(output, targets)]
@@ -238,7 +258,7 @@ class Elementwise(_Reduced):
         if isinstance(targets, MixedTargets):
             targets = blend(targets.first.to(output), targets.second.to(output), targets.lam)
         if output.shape != targets.shape:
-            if [size for size in output.shape if size != 1] != [size for size in targets.shape if size != 1]:
+            if not same_but_ones(output.shape, targets.shape):
                 raise InputError(
                     f"outputs of shape {tuple(output.shape)} and targets of shape {tuple(targets.shape)}: "
                     f"{self.name} compares element by element, so give the model as many outputs as there are targets"
@@ -277,6 +297,7 @@ class Own:
 
     function: Loss
     name: str = "own"
+    aligned: bool = False  # the outputs are given in the shape of the targets, as (N, 1) beside (N,)
 
     def mean(self, output: Any, targets: Any) -> torch.Tensor:
         if not isinstance(targets, MixedTargets):
@@ -311,6 +332,7 @@ class Own:
         return output.shape[:1] == first.shape == output.shape[:-1]
 
     def _mean(self, output: Any, targets: Any) -> torch.Tensor:
+        output = output.reshape(targets.shape) if self.aligned else output
         loss: torch.Tensor = self.function(output, targets)
         return loss.mean() if loss.ndim else loss
 
@@ -366,6 +388,12 @@ def choose_criterion(
     if loss is None:
         loss, why = _by_targets(output, targets)
     criterion = _by_name(loss, eps) if isinstance(loss, str) else _by_object(loss, eps)
+    if isinstance(criterion, CrossEntropy) and isinstance(targets, torch.Tensor) and isinstance(output, torch.Tensor):
+        column = not targets.is_floating_point() and targets.shape[1:] == (1,) and output.ndim == 2
+        criterion = replace(criterion, column=column)
+    if isinstance(criterion, Own) and isinstance(targets, torch.Tensor) and isinstance(output, torch.Tensor):
+        criterion, said = aligned_own(criterion, output, targets)
+        why += said
     if smoothing and isinstance(criterion, Elementwise) and not criterion.multi_label:
         raise InputError(f"label_smoothing with loss {criterion.name!r}: regression has no classes to smooth; turn it off")
     if smoothing and isinstance(criterion, Returned):
@@ -384,15 +412,7 @@ def choose_criterion(
 def _by_targets(output: Any, targets: Any) -> tuple[str, str]:
     if not isinstance(targets, torch.Tensor) or not isinstance(output, torch.Tensor):
         raise InputError("loss=None: with outputs or targets that are not one tensor the loss cannot be guessed; pass loss=")
-    table = targets.ndim == 2 and targets.shape[1] > 1 and targets.shape[1:] == output.shape[1:]
-    labels = table and bool(((targets >= 0) & (targets <= 1)).all())
-    if labels and targets.is_floating_point() and torch.allclose(targets.sum(1), targets.new_ones(()), atol=1e-4):
-        return "cross_entropy", "the targets are distributions, each row sums to 1"
-    if labels:
-        return "binary_cross_entropy", "the targets are several labels in [0, 1]"
-    if targets.is_floating_point():
-        return "mse", "the targets are real numbers"
-    return "cross_entropy", "the targets are integer classes"
+    return guess_loss(output, targets)
 
 
 def over_classes(loss: Any) -> bool:
@@ -400,6 +420,53 @@ def over_classes(loss: Any) -> bool:
     if isinstance(loss, (CrossEntropy, torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)):
         return True
     return loss is torch.nn.functional.cross_entropy or loss in (None, "cross_entropy", "model")
+
+
+def aligned_own(criterion: Own, output: torch.Tensor, targets: torch.Tensor) -> tuple[Own, str]:
+    """``criterion`` for outputs and targets whose shapes differ by ones, as (N, 1) and (N,): a function that subtracts them
+    would compare each output with each target, (N, N). Tried on numbers of these shapes, as given and alike.
+
+    Raises:
+        InputError: the loss takes them neither way.
+    """
+    shape = (PROBED, *targets.shape[1:])
+    if targets.shape[1:] == output.shape[1:] or not same_but_ones(output.shape[1:], targets.shape[1:]):
+        return criterion, ""
+    random = torch.Generator().manual_seed(0)
+    outputs = torch.rand((PROBED, *output.shape[1:]), generator=random).to(output)
+    wanted = torch.rand(shape, generator=random) * (1 if targets.is_floating_point() else 2)
+    wanted = wanted.to(targets)
+    values: list[float | None] = []
+    failure: Exception | None = None
+    given = criterion.function
+    tried = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else given  # buffers of the user's stay as they are
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for one in (outputs, outputs.reshape(shape)):
+            try:
+                values.append(float(Own(tried)._mean(one, wanted)))
+            except Exception as error:
+                failure = error
+                values.append(None)
+    as_given, alike = values
+    if as_given is None and alike is None:
+        raise InputError(
+            f"outputs of shape {tuple(output.shape[1:])} and targets of shape {tuple(targets.shape[1:])} per sample: the "
+            f"loss takes them neither so nor in one shape ({one_line(failure) if failure else ''}): give both the same shape"
+        )
+    if alike is None or as_given == alike or (as_given is not None and math.isclose(as_given, alike, rel_tol=1e-5)):
+        return criterion, ""
+    said = f"; outputs {_per_sample(output)} are given to it in the shape of the targets, {_per_sample(targets)}"
+    return replace(criterion, aligned=True), said
+
+
+def same_but_ones(first: Iterable[int], second: Iterable[int]) -> bool:
+    """Whether two shapes differ by dimensions of 1 only."""
+    return [size for size in first if size != 1] == [size for size in second if size != 1]
+
+
+def _per_sample(tensor: torch.Tensor) -> str:
+    return str(("N", *tensor.shape[1:])).replace("'", "")
 
 
 def _by_name(name: str, eps: float) -> Criterion:
@@ -435,7 +502,13 @@ def _by_object(loss: Loss | CrossEntropy, eps: float) -> Criterion:
     if kind is nn.CTCLoss:
         return Ctc(eps, module.blank, module.zero_infinity)
     named = {nn.MSELoss: "mse", nn.L1Loss: "l1"}.get(kind)
-    return _by_name(named, eps) if named else Own(module)
+    if named:
+        return _by_name(named, eps)
+    if kind is nn.SmoothL1Loss:
+        return Elementwise("smooth_l1", partial(nn.functional.smooth_l1_loss, beta=module.beta))
+    if kind is nn.HuberLoss:
+        return Elementwise("huber", partial(nn.functional.huber_loss, delta=module.delta))
+    return Own(module)
 
 
 def _once(asked: float, own: float, where: str) -> float:

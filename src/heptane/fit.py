@@ -140,8 +140,9 @@ def fit(
         optimizer: a factory, ``params -> torch.optim.Optimizer``.
         epochs: passes over ``train``, above 0; a fraction is allowed.
         batch_size: samples per optimizer step over all workers and micro-batches; a ``DataLoader`` brings its own.
-        loss: None goes by the targets (integers and distributions: cross-entropy; several labels: binary cross-entropy; real
-            numbers: mean squared error); or a name, a ``torch.nn`` loss, or ``function(outputs, targets) -> mean``; or
+        loss: None goes by the targets (integers and distributions: cross-entropy; labels of 0 and 1, one logit for each:
+            binary cross-entropy; real numbers: mean squared error), says so in the notes, and refuses targets that can be
+            read in two ways; or a name, a ``torch.nn`` loss, or ``function(outputs, targets) -> mean``; or
             "model", the loss that the model returns when it is given the targets as ``labels``. Of a transformers output
             without a loss the logits are taken.
         tricks: the seven; all off by default, which is plain PyTorch, bit for bit.

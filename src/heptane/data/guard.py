@@ -145,6 +145,8 @@ class Bad:
     limit: int = 0
     labels: tuple[int, int] | None = None
     """where targets are classes: how many there are, and the number that is ignored"""
+    binary: bool = False
+    """targets are labels, each in [0, 1]"""
     found: dict[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = lambda message: None
 
@@ -155,7 +157,11 @@ class Bad:
             DataError: there is one, and nobody knows its index.
         """
         data = batch.data if isinstance(batch, Collated) else batch
-        if self.labels is None or not in_memory(data) or (isinstance(data, (tuple, list)) and len(data) != 2):
+        if not in_memory(data) or (isinstance(data, (tuple, list)) and len(data) != 2):
+            return []
+        if self.binary:
+            check_binary(pair(data)[1])
+        if self.labels is None:
             return []
         num_classes, ignored = self.labels
         found = []
@@ -184,6 +190,23 @@ class Bad:
                 raise DataError(f"{name} cannot be used ({reason}): {remedy}")
             self.found[name] = reason
             self.say(left_out(name, reason))
+
+
+def check_binary(targets: Any) -> None:
+    """Refuse what is no label: the loss was chosen by the first batch, and this one is of another kind.
+
+    Raises:
+        DataError: some are not in [0, 1].
+    """
+    if not isinstance(targets, torch.Tensor) or targets.dtype is torch.bool or not targets.numel():
+        return
+    low, high = (float(value) for value in torch.aminmax(targets))
+    if not (low >= 0 and high <= 1):
+        value = high if high > 1 else low
+        raise DataError(
+            f"a target of {value:g}, and by the first batch each was taken for a label in [0, 1]: for real numbers pass "
+            "loss='mse', for -1 and 1 (targets > 0).float()"
+        )
 
 
 def left_out(name: str, reason: str) -> str:
