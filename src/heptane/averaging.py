@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from heptane._lazy import torch
+from heptane.weights.clean import clean_name
 
 
 class Average:
@@ -29,7 +30,7 @@ class Average:
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.decay = decay
         named = {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
-        self._names, self._parameters = list(named), list(named.values())
+        self._names, self._parameters = [clean_name(model, name) for name in named], list(named.values())
         self._kept = [p.detach().clone() for p in self._parameters]
 
     def update(self, number: int) -> None:

@@ -10,6 +10,7 @@ from heptane.criterion import output_of
 from heptane.data.batches import Batch, each
 from heptane.data.guard import Bad, left_out
 from heptane.randomness import seed_torch
+from heptane.weights.clean import without_compiled
 
 if TYPE_CHECKING:
     from heptane.run import Run
@@ -135,7 +136,7 @@ def where_it_began(run: Run, batch: Batch, step: int) -> str:
     try:
         for name, module in run.model.named_modules():
             if not any(True for _ in module.children()):
-                hooks.append(module.register_forward_hook(look(name, type(module).__name__)))
+                hooks.append(module.register_forward_hook(look(without_compiled(name), type(module).__name__)))
         with torch.no_grad(), run.precision.autocast():
             output = run.precision.full(output_of(run.criterion, run.trained, inputs, targets))
             loss = run.criterion.mean(output, targets)
@@ -149,7 +150,7 @@ def where_it_began(run: Run, batch: Batch, step: int) -> str:
     if not bool(loss.isfinite()):
         return f"it began in the loss{_samples(batch, share, [])}"
     bad = [
-        name.rpartition(".")[0]
+        without_compiled(name.rpartition(".")[0])
         for name, p in run.model.named_parameters()
         if p.grad is not None and not bool(_local(p.grad).isfinite().all())
     ]

@@ -13,6 +13,7 @@ from heptane.assemble import assemble, default_device
 from heptane.best import WEIGHTS
 from heptane.checkpoints import checkpoint, restore
 from heptane.checkpoints.keeper import Every, Keeper
+from heptane.checkpoints.trial import check_savable
 from heptane.checks import check_evaluation, check_targets, check_tricks, few, first_batch, labels_of, try_output
 from heptane.clock import Clock
 from heptane.criterion import Loss, choose_criterion
@@ -261,6 +262,8 @@ def fit(
         for name, data in (("valid", valid), ("test", test)):
             if data is not None:
                 check_evaluation(run.model, run.criterion, run.place, name, data)
+        if run_dir is not None:
+            check_savable(run)
         folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and run.worker.rank == 0 else None
         if folder:
             stack.callback(folder.close)

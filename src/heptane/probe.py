@@ -13,6 +13,7 @@ from heptane._lazy import torch
 from heptane.criterion import Criterion, output_of
 from heptane.errors import InputError
 from heptane.tricks.mixed_precision import MixedPrecision
+from heptane.weights.clean import without_compiled
 
 NOTHING_PAYS = "no other variant pays here"
 WORTH = 0.95  # a variant is taken when its step takes at most this share of the plain one's: below that it is noise
@@ -113,7 +114,7 @@ def unused_parameters(model: torch.nn.Module, criterion: Criterion, inputs: Any,
             module.train()
     with _random_state_kept(next((p.device for p in trial.parameters()), torch.device("cpu"))):
         criterion.mean(output_of(criterion, trial, inputs, targets), targets).backward()  # type: ignore[no-untyped-call]
-    return [name for name, p in trial.named_parameters() if p.requires_grad and p.grad is None]
+    return [without_compiled(name) for name, p in trial.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def _copy(model: torch.nn.Module, purpose: str) -> torch.nn.Module:

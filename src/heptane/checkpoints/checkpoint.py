@@ -20,6 +20,7 @@ from heptane.errors import InputError
 from heptane.run import Run
 from heptane.storage import FACTS, Damaged, check_files, fresh, read_facts, remove, seal, write_file
 from heptane.tricks.data_parallel import ALONE, Worker, from_all, share_buffers
+from heptane.weights.clean import clean_state
 
 FORMAT = 4
 SCHEMA = {"step": int, "history": list, "fixed": dict, "workers": int, "first": dict, "model": dict, "optimizer": dict} | {
@@ -73,7 +74,7 @@ def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
         "fixed": fixed(run),
         "workers": run.worker.size,
         "first": run.first,
-        "model": pack(run.model.state_dict(), "model", tensors),
+        "model": pack(clean_state(run.model), "model", tensors),
         "optimizer": pack(run.optimizer.state_dict(), "optimizer", tensors),
         "average": pack(run.average.state() if run.average else None, "average", tensors),
         "precision": {

@@ -10,6 +10,7 @@ from heptane._lazy import torch
 from heptane.errors import one_line
 from heptane.storage import Damaged, checksum, fresh, seal, sync
 from heptane.tricks.data_parallel import from_all, this_worker
+from heptane.weights.clean import clean_state
 
 if TYPE_CHECKING:
     from heptane.checkpoints.checkpoint import Saved, Snapshot
@@ -49,7 +50,7 @@ def read_parts(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
     """
     from heptane.distributed.sharding import empty, load_parts
 
-    own = run.model.state_dict()
+    own = clean_state(run.model)
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     tensors, room = {}, sum(size for size, _ in saved.files.values())
     for name, (shape, dtype) in saved.facts["tensors"].items():
@@ -73,7 +74,7 @@ def as_parts(run: Run, model: dict[str, Any], optimizer: dict[str, Any], average
     """Whole states as the parts that this worker holds."""
     from heptane.distributed.sharding import like
 
-    own = run.model.state_dict()
+    own = clean_state(run.model)
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     state = {
         index: {key: like(value, parameters[index]) for key, value in kept.items()}

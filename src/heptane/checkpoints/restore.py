@@ -17,6 +17,7 @@ from heptane.storage import Damaged
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import Worker, launched
 from heptane.tricks.lr_scaling import LRScaling
+from heptane.weights.clean import clean_state, load_clean
 
 
 def as_decided(tricks: Tricks, saved: Saved | None) -> Tricks:
@@ -81,7 +82,7 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
         raise InputError(f"checkpoint {path} is at step {step}, past this run's {run.total_steps}: raise epochs")
     if run.outline is not None:
         model, optimizer, average = as_parts(run, model, optimizer, average)
-    run.model.load_state_dict(model)
+    load_clean(run.model, model)
     own = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
     run.optimizer.load_state_dict(optimizer)
     if follows:  # Adam's betas and eps go with the batch
@@ -131,7 +132,7 @@ def _own_meter(meters: list[Any], worker: Worker) -> Any:
 
 def _check_model(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> None:
     """Compare before anything is loaded, so that a refusal leaves the model as it was."""
-    own = model.state_dict()
+    own = clean_state(model)
     for name in [*own, *saved]:
         there, here = _shape(saved, name), _shape(own, name)
         if there != here:

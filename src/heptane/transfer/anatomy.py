@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from heptane._lazy import torch
 from heptane.errors import InputError, nearest
 from heptane.transfer.layers import Group, check_not_lazy, depth_groups, find_head
+from heptane.weights.clean import without_compiled
 
 LISTED, TIMM, TRANSFORMERS = "your list", "timm's own grouping", "the grouping of transformers"
 USED, REGISTERED = "order of use", "order of registration"
@@ -143,7 +144,7 @@ def _own_names(model: torch.nn.Module, head: tuple[str, Any] | None) -> set[str]
 
 def _matches(pattern: str, name: str) -> bool:
     """Is ``pattern`` the name of a parameter or of a module that holds it, or a pattern of either?"""
-    return any(fnmatchcase(path, pattern) for path in _paths(name)[:-1])
+    return any(fnmatchcase(path, pattern) for path in (*_paths(name)[:-1], *_paths(without_compiled(name))[:-1]))
 
 
 def _of_timm(model: torch.nn.Module) -> list[Layer] | None:

@@ -30,6 +30,7 @@ from heptane._lazy import np, torch
 from heptane.data.batches import rows
 from heptane.errors import InputError, check_bool, check_range, nearest
 from heptane.randomness import generator
+from heptane.weights.clean import without_compiled
 
 if TYPE_CHECKING:
     from heptane.data.batches import Batch
@@ -269,12 +270,13 @@ class HiddenBlend:
     """
 
     def __init__(self, model: torch.nn.Module, layer: str, sample: Any = None) -> None:
-        names = {name for name, _ in model.named_modules() if name}
-        if layer not in names:
+        names = {without_compiled(name): name for name, module in model.named_modules() if name}
+        if layer not in names and layer not in names.values():
             raise InputError(
                 f"Mixup.layer={layer!r} is not a module of the model{nearest(layer, names)}: see model.named_modules()"
             )
         self.layer = layer
+        layer = names.get(layer, layer)
         self.pending: tuple[torch.Tensor, torch.Tensor | None] | None = None
         self.masks_wait = not _acts_before(model, model.get_submodule(layer), sample)
         self.handle = model.get_submodule(layer).register_forward_hook(self._hook)

@@ -33,6 +33,7 @@ from heptane.transfer.anatomy import Anatomy, anatomy
 from heptane.transfer.layers import find_head
 from heptane.transfer.lora import adapt, merge
 from heptane.weights import load_weights
+from heptane.weights.clean import without_compiled
 
 MODES = ("head", "head-first", "gradual", "full", "auto")
 _SLACK = 1e-9  # of a period: keeps a step that lies on a boundary there when the period is a rounded product
@@ -230,7 +231,10 @@ def param_groups(
     if not layers:
         raise InputError(f"{type(model).__name__} has no parameters: there is nothing to train")
     rates = [lr * (1 / factor) ** (len(layers) - 1 - depth) for depth in range(len(layers))]
-    return [{"params": params, "lr": rate, "name": name} for (name, params), rate in zip(layers, rates, strict=True)]
+    return [
+        {"params": params, "lr": rate, "name": without_compiled(name)}
+        for (name, params), rate in zip(layers, rates, strict=True)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,7 +349,7 @@ class Transfer:
                 torch.default_generator.manual_seed(seed)
             name = swap_head(model, num_classes, groups.head) or type(model).__name__
         done = "kept" if outputs == num_classes else f"replaced: {outputs} -> {num_classes} outputs"
-        return [f"head {name} {done}"]
+        return [f"head {without_compiled(name)} {done}"]
 
     def hold(self, model: torch.nn.Module, groups: Anatomy, seed: int | None = None) -> list[str]:
         """Put adapters beside the layers if they are asked for, and freeze what is frozen at first."""

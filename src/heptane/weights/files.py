@@ -12,6 +12,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.errors import InputError, one_line
+from heptane.weights.clean import without_compiled
 from heptane.weights.names import few, shown
 
 SAFE = ".safetensors"
@@ -101,7 +102,9 @@ def _read_file(file: Path, said: str) -> dict[str, torch.Tensor]:
     if file.suffix.lower() not in (SAFE, *PICKLES):
         raise InputError(f"{said} ends in {file.suffix!r}: expected {SAFE}, {', '.join(PICKLES)}")
     found = _read_safetensors(file, said) if file.suffix.lower() == SAFE else _read_pickle(file, said)
-    return {str(name): tensor for name, tensor in _unwrap(found).items() if isinstance(tensor, torch.Tensor)}
+    tensors = {str(name): tensor for name, tensor in _unwrap(found).items() if isinstance(tensor, torch.Tensor)}
+    names = {name: without_compiled(name) for name in tensors}
+    return {names[name]: value for name, value in tensors.items()} if len(set(names.values())) == len(names) else tensors
 
 
 def _read_shards(index: Path, said: str) -> dict[str, torch.Tensor]:
@@ -139,10 +142,11 @@ def _shards(index: Path, said: str) -> dict[str, list[str]]:
 
 def _read_safetensors(file: Path, said: str) -> dict[str, Any]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+
+    from heptane.checkpoints.packing import read_model
 
     try:
-        return dict(load_file(file))
+        return read_model(file)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{said} is torn or not a safetensors file ({one_line(error)}); fetch it again") from error
 

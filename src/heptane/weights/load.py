@@ -11,6 +11,7 @@ from pathlib import Path
 from heptane._lazy import torch
 from heptane.errors import InputError, check_range, nearest
 from heptane.transfer.layers import find_head
+from heptane.weights.clean import clean_names, load_clean
 from heptane.weights.files import find_file, read_weights
 from heptane.weights.names import few, pair_names, shown
 from heptane.weights.shapes import adapt, adaptable, can_adapt, shape_of
@@ -87,10 +88,11 @@ def load_weights(
     """
     check_range("min_match", min_match, 0, 1)
     held, where = read_source(source, model)
-    target = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
+    clean = clean_names(model)
+    target = {clean[n]: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
     excluded = _excluded(target, [exclude] if isinstance(exclude, str) else list(exclude))
     pairs, translation = _pair(held, target)
-    kinds = adaptable(model)
+    kinds = {clean.get(name, name): kind for name, kind in adaptable(model).items()}
     taken: dict[str, torch.Tensor] = {}
     resized: dict[str, str] = {}
     left_out: dict[str, str] = {}
@@ -116,7 +118,7 @@ def load_weights(
     )
     if report.share < min_match:
         raise InputError(_too_little(source, report, min_match))
-    model.load_state_dict(taken, strict=False)
+    load_clean(model, taken, strict=False)
     return report
 
 
