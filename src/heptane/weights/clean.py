@@ -6,22 +6,28 @@ model or a part of it. Files have the names without them, so that a model that i
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from heptane._lazy import torch
 
 COMPILED = "_orig_mod"
+AROUND = re.compile(r"(?:(?:module|_orig_mod)\.)*")  # what wrappers around a whole model put before its names
 
 
-def clean_names(model: torch.nn.Module) -> dict[str, str]:
+def clean_names(model: torch.nn.Module, *, outer: bool = True) -> dict[str, str]:
     """Each name of the model's state dict, and the name without wrappers; where two would become one, all stay as they are.
+
+    Args:
+        model: any module.
+        outer: False leaves the parts of wrappers around the whole model.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.compile(torch.nn.Linear(2, 1)))
         >>> clean_names(net)["1._orig_mod.weight"]
         '1.weight'
     """
-    wrapped = sorted(_wrappers(model), key=len)
+    wrapped = [prefix for prefix in sorted(_wrappers(model), key=len) if outer or not AROUND.fullmatch(prefix)]
     names = {name: _clean(name, wrapped) for name in model.state_dict(keep_vars=True)}
     return names if len(set(names.values())) == len(names) else {name: name for name in names}
 

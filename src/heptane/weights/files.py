@@ -12,7 +12,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.errors import InputError, one_line
-from heptane.weights.clean import without_compiled
+from heptane.weights.clean import AROUND, without_compiled
 from heptane.weights.names import few, shown
 
 SAFE = ".safetensors"
@@ -103,7 +103,8 @@ def _read_file(file: Path, said: str) -> dict[str, torch.Tensor]:
         raise InputError(f"{said} ends in {file.suffix!r}: expected {SAFE}, {', '.join(PICKLES)}")
     found = _read_safetensors(file, said) if file.suffix.lower() == SAFE else _read_pickle(file, said)
     tensors = {str(name): tensor for name, tensor in _unwrap(found).items() if isinstance(tensor, torch.Tensor)}
-    names = {name: without_compiled(name) for name in tensors}
+    outer = {name: len(AROUND.match(name)[0]) for name in tensors}  # type: ignore[index]
+    names = {name: name[:end] + without_compiled(name[end:]) for name, end in outer.items()}
     return {names[name]: value for name, value in tensors.items()} if len(set(names.values())) == len(names) else tensors
 
 

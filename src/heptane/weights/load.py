@@ -11,7 +11,7 @@ from pathlib import Path
 from heptane._lazy import torch
 from heptane.errors import InputError, check_range, nearest
 from heptane.transfer.layers import find_head
-from heptane.weights.clean import clean_names, load_clean
+from heptane.weights.clean import clean_names
 from heptane.weights.files import find_file, read_weights
 from heptane.weights.names import few, pair_names, shown
 from heptane.weights.shapes import adapt, adaptable, can_adapt, shape_of
@@ -88,7 +88,7 @@ def load_weights(
     """
     check_range("min_match", min_match, 0, 1)
     held, where = read_source(source, model)
-    clean = clean_names(model)
+    clean = clean_names(model, outer=False)
     target = {clean[n]: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
     excluded = _excluded(target, [exclude] if isinstance(exclude, str) else list(exclude))
     pairs, translation = _pair(held, target)
@@ -118,7 +118,8 @@ def load_weights(
     )
     if report.share < min_match:
         raise InputError(_too_little(source, report, min_match))
-    load_clean(model, taken, strict=False)
+    own = {short: name for name, short in clean.items()}
+    model.load_state_dict({own[name]: tensor for name, tensor in taken.items()}, strict=False)
     return report
 
 
