@@ -44,7 +44,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """The report of a run is one word: drawing it takes longer than these runs, and has tests of its own."""
-    monkeypatch.setattr("heptane.report.html.write_report", lambda record, path: path.write_text("page"))
+    monkeypatch.setattr("heptane.report.html.write_report", lambda record, path, pictures: path.write_text("page"))
 
 
 def make_images(num_samples: int, num_classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from heptane._lazy import torch
@@ -23,6 +24,7 @@ from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.distributed.launch import launch
 from heptane.errors import InputError, check_choice, check_range
+from heptane.examination.look import Look, look
 from heptane.history import check_target
 from heptane.interruption import Interruption
 from heptane.loop import Step, evaluate_with, steps
@@ -277,7 +279,9 @@ def fit(
         result = recorder.result(tricks, test)
         if folder:
             with interruption.waiting(), working("writing the report"):  # it takes a moment, and is all there is left to do
-                _write(folder, result, run, about or {}, keeper)
+                parts = {"valid": valid, "test": test}
+                seen = partial(look, run, result.model, parts, about or {}, interruption)
+                _write(folder, result, run, about or {}, keeper, seen)
     return result
 
 
@@ -288,12 +292,14 @@ def _joined(tricks: Tricks, device: str | None) -> Worker:
     return tricks.data_parallel.join(find_device(device or default_device()).type)
 
 
-def _write(folder: RunFolder, result: Result, run: Run, about: dict[str, Any], keeper: Keeper) -> None:
+def _write(
+    folder: RunFolder, result: Result, run: Run, about: dict[str, Any], keeper: Keeper, examine: Callable[[], Look]
+) -> None:
     """The files of a result. A disk that has no room for them costs the files, and not the result."""
     if folder.unwritten:
         result.notes.append(f"not all of {folder.unwritten} was written")
     try:
-        folder.finish(result, run, about)
+        folder.finish(result, run, about, examine)
     except OSError as error:
         where = error.filename2 or error.filename or folder.path
         saved = (

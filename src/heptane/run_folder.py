@@ -18,6 +18,9 @@ from heptane.errors import InputError
 from heptane.storage import remove, write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from heptane.examination.look import Look
     from heptane.result import Result
     from heptane.run import Run
 
@@ -84,21 +87,35 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def finish(self, result: Result, run: Run, about: dict[str, Any]) -> dict[str, Any]:
+    def finish(
+        self, result: Result, run: Run, about: dict[str, Any], examine: Callable[[], Look] | None = None
+    ) -> dict[str, Any]:
         """Write the weights, the result and the report; return the result's record.
+
+        ``examine`` looks at what the model gets wrong, once weights and result are on disk, so that it can cost neither.
 
         Raises:
             OSError: one of them could not be written; what was there before is still there.
         """
         from heptane.checkpoints.packing import save_model
+        from heptane.examination.look import Look
         from heptane.report.html import write_report
 
         save_model(result.model, self.path / "model.safetensors")
         record: dict[str, Any] = clean(self._record(result, run, about))
-        write_text(self.path / "result.json", json.dumps(record, indent=1) + "\n")
+        self._write_result(record)
         self.event("end", {"metrics": record["metrics"], "seconds": record["seconds"], "steps": record["steps"]})
-        write_report(record, self.path / "report.html")
+        found = examine() if examine else Look()
+        if found.record or found.note:
+            record["examination"] = clean(found.record)
+            result.notes += [found.note] if found.note else []
+            record["notes"] += [found.note] if found.note else []
+            self._write_result(record)
+        write_report(record, self.path / "report.html", found.pictures)
         return record
+
+    def _write_result(self, record: dict[str, Any]) -> None:
+        write_text(self.path / "result.json", json.dumps(record, indent=1) + "\n")
 
     def _clear(self) -> None:
         """Remove the files of an earlier run, and nothing of the user's."""

@@ -5,33 +5,31 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from heptane.report import (
-    duration,
-    figure,
-    headline,
-    is_finite,
-    label,
-    measure,
-    section,
-    target_text,
-)
+from heptane.report import duration, figure, headline, is_finite, label, measure, section
 from heptane.report.curves import Line, line_chart
+from heptane.report.first import glance, hero, subject
+from heptane.report.results import examination
+
+if TYPE_CHECKING:
+    from heptane.examination.look import Pictures
 
 Pairs = list[tuple[str, str]]
 
 
-def write_report(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def write_report(result: Mapping[str, Any], path: str | os.PathLike[str], pictures: Pictures | None = None) -> None:
     """Write the page of one run.
 
     Args:
         result: the content of ``result.json``; any part may be absent, ``None`` or not a number.
         path: where to write; the file is replaced in one step, and its folder is made.
+        pictures: of the training data, and of the mistakes that ``result`` names.
     """
-    write_page(render(result), path)
+    write_page(render(result, pictures), path)
 
 
 def write_page(page: str, path: str | os.PathLike[str]) -> None:
@@ -59,15 +57,23 @@ def fill(template: str, **parts: Any) -> str:
     return page
 
 
-def render(result: Mapping[str, Any]) -> str:
+def render(result: Mapping[str, Any], pictures: Pictures | None = None) -> str:
     """The page of one run as text."""
+    from heptane.examination.advice import advise
+    from heptane.examination.look import Pictures
+
     return fill(
         "run.html.j2",
-        headline=headline(result),
+        title=headline(result),
+        headline=subject(result),
         byline=byline(result),
-        cards=_cards(result),
+        hero=hero(result),
+        glance=glance(result),
         notes=[str(note) for note in result.get("notes") or []],
         charts=_charts(result),
+        seen=examination(result, pictures or Pictures()),
+        advice=advise(result),
+        uses=_uses(result),
         tricks=[_trick(trick) for trick in result.get("tricks") or []],
         history=_history(result.get("history") or []),
         facts=facts(result),
@@ -83,28 +89,19 @@ def byline(result: Mapping[str, Any]) -> str:
     return " · ".join(part for part in (started, f"heptane {version}" if version else "") if part)
 
 
-def _cards(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The few figures to read first: quality, three clocks, the target."""
-    metrics, seconds, data = section(result, "metrics"), section(result, "seconds"), section(result, "data")
-    kind = "accuracy" if any(is_finite(metrics.get(f"{part}_accuracy")) for part in ("test", "valid")) else "loss"
-    cards = []
-    for part in ("test", "valid"):
-        value, count = metrics.get(f"{part}_{kind}"), data.get(f"num_{part}")
-        absent = f"no {label(part)} set" if not count else "not measured"
-        detail = absent if value is None else f"on {figure(count)} samples" if count else ""
-        name = f"{label(part)} {kind}"
-        cards.append({"name": name, "value": measure(kind, value), "detail": detail, "tone": ""})
-    clocks = {
-        "wall": ("wall clock", "from start to end"),
-        "train": ("training only", "evaluation not counted"),
-        "cpu": ("CPU time", "all cores together"),
-    }
-    for key, (name, detail) in clocks.items():
-        cards.append({"name": name, "value": duration(seconds.get(key)), "detail": detail, "tone": ""})
-    verdict, target = target_text(result)
-    tone = "" if not target else "bad" if verdict == "not reached" else "good"
-    cards.append({"name": "target", "value": verdict, "detail": target, "tone": tone})
-    return cards
+def _uses(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How to use the trained model: what for, and the words to type."""
+    weights = section(result, "files").get("model")
+    if not weights:
+        return []
+    folder = Path(str(weights)).parent
+    run = shlex.quote(str(folder))
+    if not str(result.get("command") or "").startswith("heptane"):
+        return [("Load the weights into the same model:", f"hp.load_weights(model, {str(weights)!r})")]
+    return [
+        ("Predict for new files:", f"heptane predict --run {run} FILE"),
+        ("From Python:", f"import heptane as hp\nrun = hp.load_run({str(folder)!r})\nrun.predict(...)"),
+    ]
 
 
 def _charts(result: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -35,6 +35,7 @@ def render(race: Record) -> str:
     seeds = race["plan"]["seeds"]
     return fill(
         "race.html.j2",
+        title=race["sentence"],
         headline=race["sentence"],
         byline=byline(race),
         cards=_cards(race),

@@ -1,0 +1,301 @@
+"""What to try next: a few suggestions that follow from a run's own numbers, with the command for each."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MOST = 4
+GAP = 0.08  # of accuracy between training and validation, above which a model remembers more than it understands
+ENOUGH = 0.97  # an accuracy, above which there is little left to gain
+FEW = 30  # samples of a class
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One suggestion: what to do, which numbers say so, and the command (or the arguments of ``hp.fit``) that does it."""
+
+    title: str
+    why: str
+    command: str = ""
+
+
+def advise(result: Result) -> list[Advice]:
+    """At most :data:`MOST` suggestions, the most important first.
+
+    Args:
+        result: the content of ``result.json``.
+
+    Example:
+        >>> [advice.title for advice in advise({"history": [{"train_loss": 1.0}], "metrics": {}})]
+        ['Set samples aside for validation']
+    """
+    rules: list[Callable[[Result], Advice | None]] = [
+        *(_not_finite, _diverged, _no_validation, _one_class, _still_improving, _remembers, _past_its_best),
+        *(_few_samples, _confused, _underfits, _few_to_judge_by, _no_better_than_the_mean, _good),
+    ]
+    found: list[Advice] = []
+    for rule in rules:
+        advice = rule(result)
+        if advice is not None and (advice.command == "" or all(advice.command != other.command for other in found)):
+            found.append(advice)
+        if advice is not None and rule in (_not_finite, _diverged):
+            break  # nothing else that the numbers say can be trusted
+    return found[:MOST]
+
+
+def again(result: Result, **changed: Any) -> str:
+    """The command of a run with other settings, in a folder of its own; for a run from Python the arguments to change."""
+    words = shlex.split(str(result.get("command") or "").replace("\n", " ")) if _is_command(result) else []
+    if not words:
+        return f"hp.fit(..., {', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+    flags = {f"--{name.replace('_', '-')}": _text(value) for name, value in changed.items()}
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        name, _, given = word.partition("=")
+        if skip:
+            skip = False
+        elif name in (*flags, "--out"):
+            skip = not given
+        elif name == "--resume":
+            kept += ["--config"] if not given else [f"--config={given}/settings.toml"]
+        elif kept and kept[-1] == "--config" and "--resume" in words:
+            kept.append(f"{word}/settings.toml")
+        elif name != "--force":
+            kept.append(word)
+    return shlex.join(kept + [part for flag in flags.items() for part in flag])
+
+
+def _is_command(result: Result) -> bool:
+    return str(result.get("command") or "").startswith("heptane train")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _history(result: Result, key: str) -> list[float]:
+    values = (record.get(key) for record in result.get("history") or [])
+    return [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
+
+
+def _last(result: Result, key: str) -> float | None:
+    values = _history(result, key)
+    return values[-1] if values else None
+
+
+def _metric(result: Result, key: str) -> float | None:
+    value = (result.get("metrics") or {}).get(key)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _accuracy(result: Result) -> float | None:
+    return next((v for v in (_metric(result, "test_accuracy"), _metric(result, "valid_accuracy")) if v is not None), None)
+
+
+def _setting(result: Result, name: str) -> Any:
+    return (result.get("settings") or {}).get(name)
+
+
+def _examined(result: Result) -> Mapping[str, Any]:
+    return result.get("examination") or {}
+
+
+def _on(result: Result, trick: str) -> bool:
+    return any(row.get("name") == trick and row.get("on") for row in result.get("tricks") or [])
+
+
+def _lower_rate(result: Result) -> str:
+    rate = _setting(result, "learning_rate")
+    if not isinstance(rate, (int, float)) or not math.isfinite(rate):
+        return ""
+    return again(result, lr=rate / 4) if _is_command(result) else f"a learning rate of {rate / 4:.3g} in your optimizer"
+
+
+def _not_finite(result: Result) -> Advice | None:
+    metrics = result.get("metrics") or {}
+    losses = [value for key, value in metrics.items() if key.endswith("loss")]
+    lost = [value for value in losses if value is None or not math.isfinite(value)]
+    if not lost:
+        return None
+    return Advice("Lower the learning rate", "The loss is not a number: training blew up.", _lower_rate(result))
+
+
+def _diverged(result: Result) -> Advice | None:
+    losses = _history(result, "train_loss")
+    if len(losses) < 3 or losses[-1] <= max(2 * min(losses), losses[0]) or losses[-1] < 0:
+        return None
+    why = f"The training loss rose to {losses[-1]:.3g} after it had been {min(losses):.3g}."
+    return Advice("Lower the learning rate", why, _lower_rate(result))
+
+
+def _no_validation(result: Result) -> Advice | None:
+    if not result.get("history") or any(key.startswith(("valid_", "test_")) for key in result.get("metrics") or {}):
+        return None
+    why = "Nothing in this run says how well the model does on samples that it was not trained on."
+    return Advice("Set samples aside for validation", why, again(result, valid_fraction=0.2) if _is_command(result) else "")
+
+
+def _one_class(result: Result) -> Advice | None:
+    seen = _examined(result)
+    rows = seen.get("per_class") or []
+    if seen.get("kind") != "classes" or sum(row["count"] > 0 for row in rows) < 2:
+        return None
+    said = [row for row in rows if row["predicted"]]
+    if len(said) == 1:
+        why = f"It predicts {said[0]['class']} for each of the {seen['num_samples']:,} samples: it has learned nothing else."
+    elif seen["accuracy"] <= seen["majority_share"] + _error(seen["majority_share"], seen["num_samples"]):
+        biggest = max(rows, key=lambda row: row["count"])["class"]
+        why = f"Its accuracy, {seen['accuracy']:.1%}, is no better than saying {biggest} each time ({seen['majority_share']:.1%})."
+    else:
+        return None
+    rate = _setting(result, "learning_rate")
+    command = again(result, epochs=_longer(result)) if not rate else _lower_rate(result)
+    return Advice("Try a lower learning rate, then more epochs", why, command)
+
+
+def _error(share: float, count: int) -> float:
+    """The standard error of an accuracy."""
+    return math.sqrt(max(share * (1 - share), 1e-4) / max(count, 1))
+
+
+def _longer(result: Result, times: float = 2.0) -> float:
+    epochs = _setting(result, "epochs")
+    return round(times * epochs, 2) if isinstance(epochs, (int, float)) and math.isfinite(epochs) else 20
+
+
+def _num_valid(result: Result) -> int:
+    count = (result.get("data") or {}).get("num_valid") or _examined(result).get("num_samples")
+    return int(count) if isinstance(count, (int, float)) else 0
+
+
+def _still_improving(result: Result) -> Advice | None:
+    """The last third of the evaluations still brought more than chance would."""
+    for key, better in (("valid_accuracy", 1), ("valid_loss", -1)):
+        values = [better * value for value in _history(result, key)]
+        if len(values) < 3:
+            continue
+        third = max(1, len(values) // 3)
+        late, before = max(values[-third:]), max(values[:-third])
+        share = abs(late)
+        chance = 1.5 * _error(share, _num_valid(result)) if better == 1 else 0.05 * abs(before)
+        if late - before <= chance or max(values[-2:]) < late:
+            return None
+        words = (f"{before:.1%}", f"{late:.1%}") if better == 1 else (f"{-before:.3g}", f"{-late:.3g}")
+        what = "accuracy" if better == 1 else "loss"
+        why = f"The validation {what} was still improving when training ended: from {words[0]} to {words[1]} in the last third."
+        return Advice("Train longer", why, again(result, epochs=_longer(result)))
+    return None
+
+
+def _remembers(result: Result) -> Advice | None:
+    train, held_out = _last(result, "train_accuracy"), _accuracy(result)
+    if train is None or held_out is None or train - held_out < GAP + _error(held_out, _num_valid(result)):
+        return None
+    why = f"It has {train:.1%} of the training samples right and {held_out:.1%} of those it has not seen: it overfits."
+    images = len((result.get("data") or {}).get("input_shape") or []) == 3
+    if images and _is_command(result) and _setting(result, "augment") in (None, "none"):
+        return Advice("Augment the images", why, again(result, augment="crop-flip"))
+    if images and not _on(result, "transfer"):
+        return Advice("Start from pretrained weights", f"{why} Weights that know images already need fewer samples.")
+    decay = _setting(result, "weight_decay")
+    if _is_command(result) and isinstance(decay, (int, float)) and decay > 0:
+        return Advice("Regularise more", f"{why} More samples help most; else more weight decay.", again(result, weight_decay=4 * decay))
+    return Advice("Collect more samples, or use a smaller model", why)
+
+
+def _past_its_best(result: Result) -> Advice | None:
+    losses = _history(result, "valid_loss")
+    if len(losses) < 6:
+        return None
+    best = losses.index(min(losses)) + 1
+    if best > 0.6 * len(losses) or losses[-1] < 1.15 * min(losses):
+        return None
+    epochs = [record.get("epoch") for record in result.get("history") or [] if record.get("valid_loss") is not None]
+    at = epochs[best - 1] if best <= len(epochs) else None
+    if not isinstance(at, (int, float)):
+        return None
+    why = f"The validation loss was lowest at epoch {at:g} ({min(losses):.3g}) and rose to {losses[-1]:.3g} after it."
+    return Advice("Train for fewer epochs", why, again(result, epochs=max(1, math.ceil(1.2 * at))))
+
+
+def _few_samples(result: Result) -> Advice | None:
+    seen = _examined(result)
+    counts, rows = seen.get("train_counts") or [], seen.get("per_class") or []
+    if seen.get("kind") != "classes" or len(counts) != len(rows) or not any(counts):
+        return None
+    overall = seen["accuracy"]
+    weak = [
+        (count, row)
+        for count, row in zip(counts, rows, strict=True)
+        if row["count"] and row["correct"] / row["count"] < min(overall, 0.9) and count < max(FEW, max(counts) / 4)
+    ]
+    if not weak:
+        return None
+    weak.sort(key=lambda pair: (pair[1]["correct"] / pair[1]["count"], pair[0]))
+    named = ", ".join(f"{row['class']} ({count:,} samples, {row['correct']} of {row['count']} right)" for count, row in weak[:3])
+    return Advice("Add samples of the weakest classes", f"Few to learn from, and often wrong: {named}.")
+
+
+def _confused(result: Result) -> Advice | None:
+    seen = _examined(result)
+    pairs, wrong = seen.get("confused") or [], seen.get("num_mistakes") or 0
+    if not pairs or wrong < 5:
+        return None
+    both: dict[frozenset[str], int] = {}
+    for pair in pairs:
+        key = frozenset((pair["true"], pair["predicted"]))
+        both[key] = both.get(key, 0) + pair["count"]
+    names, count = max(both.items(), key=lambda item: item[1])
+    if count < max(4, 0.3 * wrong):
+        return None
+    first, second = sorted(names)
+    why = f"{count} of the {wrong} mistakes are between these two. Their pictures below may show a wrong label or a detail lost in scaling."
+    if len((result.get("data") or {}).get("input_shape") or []) != 3:
+        why = f"{count} of the {wrong} mistakes are between these two: check their labels, and add what tells them apart."
+    return Advice(f"Look at {first} and {second}", why)
+
+
+def _underfits(result: Result) -> Advice | None:
+    train, held_out = _last(result, "train_accuracy"), _accuracy(result)
+    if train is None or held_out is None or train > 0.9 or train - held_out > GAP:
+        return None
+    why = f"It has only {train:.1%} of the training samples right: it could fit them better than it does."
+    model = str((result.get("model") or {}).get("name") or "")
+    if model == "resnet" and _is_command(result):
+        return Advice("Use a larger model", why, again(result, model="resnet-wide"))
+    return Advice("Train longer, or use a larger model", why, again(result, epochs=_longer(result)))
+
+
+def _few_to_judge_by(result: Result) -> Advice | None:
+    seen, held_out = _examined(result), _accuracy(result)
+    count = seen.get("num_samples") or 0
+    if held_out is None or seen.get("kind") != "classes" or not 0 < count < 100:
+        return None
+    points = 100 * 1.96 * _error(min(max(held_out, 1 / count), 1 - 1 / count), count)
+    why = f"{count} samples tell the accuracy to about ±{points:.0f} points: smaller differences between runs mean nothing."
+    return Advice("Judge by more samples", why)
+
+
+def _no_better_than_the_mean(result: Result) -> Advice | None:
+    columns = _examined(result).get("columns") or []
+    weak = [column for column in columns if column["r2"] is not None and column["r2"] < 0.1]
+    if not weak:
+        return None
+    why = f"R² is {weak[0]['r2']:.2f}: always predicting the mean would be about as good."
+    return Advice("Scale the targets and train longer", why, again(result, epochs=_longer(result)))
+
+
+def _good(result: Result) -> Advice | None:
+    held_out = _accuracy(result)
+    if held_out is None or held_out < ENOUGH:
+        return None
+    why = f"With {held_out:.1%} there is little left to gain on these data. New samples from where it will be used are the next test."
+    return Advice("Try it on data of another day or source", why)
+
