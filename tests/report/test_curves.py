@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 
+import heptane.report
 from heptane.report.curves import COLOURS, Line, line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -60,7 +62,10 @@ def test_fractions_are_labelled_in_percent() -> None:
 
 def test_a_missing_value_leaves_a_gap() -> None:
     def moves(svg: str) -> int:
-        return sum(path.count("M") for path in re.findall(rf'd="([^"]*)"[^>]*stroke: {COLOURS[0]}', svg.replace("\n", " ")))
+        return sum(
+            path.count("M")
+            for path in re.findall(rf'd="([^"]*)"[^>]*stroke: var\(--series-1, {COLOURS[0]}', svg.replace("\n", " "))
+        )
 
     many = [float(i % 3) for i in range(20)]
     gap = [*many[:9], None, *many[10:]]
@@ -109,7 +114,15 @@ def test_the_horizontal_axis_has_whole_numbers_only() -> None:
     assert not any("." in tick for tick in ticks if float(tick) >= 1)
 
 
-def test_every_colour_stands_out_on_light_and_on_dark() -> None:
-    for colour in COLOURS:
-        assert contrast(colour, "#ffffff") >= 3, colour
-        assert contrast(colour, "#181c21") >= 3, colour
+def test_every_colour_of_the_page_stands_out_in_its_own_mode() -> None:
+    template = (Path(heptane.report.__file__).parent / "page.html.j2").read_text()
+    modes = [
+        dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", template, re.DOTALL)
+    ]
+    assert [set(modes[0]) == set(mode) for mode in modes] == [True, True, True], "light, dark and print define the same"
+    for mode in modes:
+        for ground in (mode["page"], mode["card"]):
+            for name in ("ink", "soft", "good", "bad", "accent"):
+                assert contrast(mode[name], ground) >= 4.5, (name, ground)
+            for number in range(len(COLOURS)):
+                assert contrast(mode[f"series-{number + 1}"], ground) >= 3, (number, ground)

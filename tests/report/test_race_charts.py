@@ -38,11 +38,10 @@ def test_a_bar_ends_at_the_median(seconds: list[float | None], words: str) -> No
 
 
 def test_the_lines_of_plain_and_all_have_their_full_colour() -> None:
-    lines = re.findall(
-        r"<path[^>]*style=\"fill: none; stroke: (#0072b2|#d55e00);[^\"]*\"", accuracy_against_time(race([2.0], [2.0]))
-    )
-    faint = re.findall(r"stroke: (?:#0072b2|#d55e00)[^\"]*opacity", accuracy_against_time(race([2.0], [2.0])))
-    assert set(lines) == {"#0072b2", "#d55e00"}
+    svg = accuracy_against_time(race([2.0], [2.0]))
+    lines = re.findall(r"<path[^>]*style=\"fill: none; stroke: var\((--series-[12]), #\w+\);[^\"]*\"", svg)
+    faint = re.findall(r"stroke: var\(--series-[12][^\"]*opacity", svg)
+    assert set(lines) == {"--series-1", "--series-2"}
     assert faint == []
 
 

@@ -145,7 +145,7 @@ def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argpa
 
     torch.manual_seed(settings.seed)
     model = build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data))
-    about |= facts(settings, data) | {"settings_toml": to_toml(settings, tricks)}
+    about |= facts(settings, data) | {"settings_toml": to_toml(settings, tricks), "files": data.files}
     try:
         warnings.filterwarnings("ignore", message="cannot write ")  # it is said below
         result = fit(

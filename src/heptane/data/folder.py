@@ -80,7 +80,8 @@ def load_folder(
     channels, *size = pixels.shape[1:]
     preprocess = ImagePreprocess((size[0], size[1]), channels, mean, std)
     about = (len(classes), tuple(classes), tuple(notes), str(root), mean, std)
-    return Data(root.name, train, valid, test_part, *about, kind="images", preprocess=preprocess)
+    files = {part: [str(samples[at].path.relative_to(root)) for at in index] for part, index in parts.items()}
+    return Data(root.name, train, valid, test_part, *about, kind="images", preprocess=preprocess, files=files)
 
 
 def find_parts(root: Path) -> dict[str, Path]:

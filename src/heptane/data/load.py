@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class Data:
             () where the values were left as they are.
         kind: ``images``, ``table`` or ``arrays``.
         preprocess: what made the inputs; it makes those of new data too. None where the data was made by hand.
+        files: of each part the name of every sample's file (or row), in order; absent where samples have no names.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Data:
     std: tuple[float, ...] = ()
     kind: str = "arrays"
     preprocess: Preprocess | None = field(default=None, repr=False)
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
 
     @property
     def class_counts(self) -> tuple[int, ...] | None:

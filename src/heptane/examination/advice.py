@@ -77,7 +77,7 @@ def _is_command(result: Result) -> bool:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{float(f'{value:.3g}'):g}" if isinstance(value, float) else str(value)
 
 
 def _history(result: Result, key: str) -> list[float]:
@@ -152,7 +152,8 @@ def _one_class(result: Result) -> Advice | None:
         why = f"It predicts {said[0]['class']} for each of the {seen['num_samples']:,} samples: it has learned nothing else."
     elif seen["accuracy"] <= seen["majority_share"] + _error(seen["majority_share"], seen["num_samples"]):
         biggest = max(rows, key=lambda row: row["count"])["class"]
-        why = f"Its accuracy, {seen['accuracy']:.1%}, is no better than saying {biggest} each time ({seen['majority_share']:.1%})."
+        share = f"{seen['majority_share']:.1%}"
+        why = f"Its accuracy, {seen['accuracy']:.1%}, is no better than saying {biggest} each time ({share})."
     else:
         return None
     rate = _setting(result, "learning_rate")
@@ -189,7 +190,7 @@ def _still_improving(result: Result) -> Advice | None:
             return None
         words = (f"{before:.1%}", f"{late:.1%}") if better == 1 else (f"{-before:.3g}", f"{-late:.3g}")
         what = "accuracy" if better == 1 else "loss"
-        why = f"The validation {what} was still improving when training ended: from {words[0]} to {words[1]} in the last third."
+        why = f"The validation {what} was still improving at the end: from {words[0]} to {words[1]} in the last third."
         return Advice("Train longer", why, again(result, epochs=_longer(result)))
     return None
 
@@ -206,7 +207,11 @@ def _remembers(result: Result) -> Advice | None:
         return Advice("Start from pretrained weights", f"{why} Weights that know images already need fewer samples.")
     decay = _setting(result, "weight_decay")
     if _is_command(result) and isinstance(decay, (int, float)) and decay > 0:
-        return Advice("Regularise more", f"{why} More samples help most; else more weight decay.", again(result, weight_decay=4 * decay))
+        return Advice(
+            "Regularise more",
+            f"{why} More samples help most; else more weight decay.",
+            again(result, weight_decay=4 * decay),
+        )
     return Advice("Collect more samples, or use a smaller model", why)
 
 
@@ -239,7 +244,9 @@ def _few_samples(result: Result) -> Advice | None:
     if not weak:
         return None
     weak.sort(key=lambda pair: (pair[1]["correct"] / pair[1]["count"], pair[0]))
-    named = ", ".join(f"{row['class']} ({count:,} samples, {row['correct']} of {row['count']} right)" for count, row in weak[:3])
+    named = ", ".join(
+        f"{row['class']} ({count:,} samples, {row['correct']} of {row['count']} right)" for count, row in weak[:3]
+    )
     return Advice("Add samples of the weakest classes", f"Few to learn from, and often wrong: {named}.")
 
 
@@ -256,9 +263,10 @@ def _confused(result: Result) -> Advice | None:
     if count < max(4, 0.3 * wrong):
         return None
     first, second = sorted(names)
-    why = f"{count} of the {wrong} mistakes are between these two. Their pictures below may show a wrong label or a detail lost in scaling."
-    if len((result.get("data") or {}).get("input_shape") or []) != 3:
-        why = f"{count} of the {wrong} mistakes are between these two: check their labels, and add what tells them apart."
+    what = "check their labels, and add samples that tell them apart"
+    if len((result.get("data") or {}).get("input_shape") or []) == 3:
+        what = "the pictures of the mistakes may show a wrong label, or a detail that is lost at this size"
+    why = f"{count} of the {wrong} mistakes are between these two: {what}."
     return Advice(f"Look at {first} and {second}", why)
 
 
@@ -296,6 +304,5 @@ def _good(result: Result) -> Advice | None:
     held_out = _accuracy(result)
     if held_out is None or held_out < ENOUGH:
         return None
-    why = f"With {held_out:.1%} there is little left to gain on these data. New samples from where it will be used are the next test."
+    why = f"At {held_out:.1%} little is left to gain on these data: samples from where it will be used are the next test."
     return Advice("Try it on data of another day or source", why)
-

@@ -54,8 +54,8 @@ def look(
 ) -> Look:
     """Examine ``model`` on the test part, or on the validation part where there is no test.
 
-    It costs no training time and leaves weights, buffers, modes and random states as they were. Whatever goes wrong becomes a
-    note: the result of a run never depends on it.
+    It costs no training time and leaves weights, buffers, modes and random states as they were. Whatever goes wrong becomes
+    a note: the result of a run never depends on it.
 
     Args:
         run: the run that trained it.

@@ -58,7 +58,7 @@ def called(names: Sequence[str], count: int) -> list[str]:
 def _classes(truth: Any, guess: Any, names: list[str]) -> Record:
     count = len(names)
     matrix = np.bincount(truth * count + guess, minlength=count * count) if count <= MAX_MATRIX else None
-    per_class = [
+    per_class: list[Record] = [
         {"class": name, "count": int(has), "correct": int(right), "predicted": int(said)}
         for name, has, right, said in zip(
             names,
@@ -88,7 +88,9 @@ def _labels(truth: Any, guess: Any, names: list[str]) -> Record:
     rows = []
     for at, name in enumerate(names):
         has, said = truth[:, at], guess[:, at]
-        rows.append({"class": name, "count": int(has.sum()), "correct": int((has & said).sum()), "predicted": int(said.sum())})
+        rows.append(
+            {"class": name, "count": int(has.sum()), "correct": int((has & said).sum()), "predicted": int(said.sum())}
+        )
     return {
         "class_names": names,
         "accuracy": float((truth == guess).mean()),
@@ -113,7 +115,7 @@ def _numbers(truth: Any, guess: Any, names: list[str]) -> Record:
                 "spread": math.sqrt(spread),
             }
         )
-    chosen = np.linspace(0, len(truth) - 1, min(len(truth), MOST_POINTS)).round().astype(int) if len(truth) else []
+    chosen = np.linspace(0, max(len(truth) - 1, 0), min(len(truth), MOST_POINTS)).round().astype(int)
     points = [[[float(truth[i, at]), float(guess[i, at])] for i in chosen] for at in range(len(columns))]
     return {"columns": columns, "points": points, "not_finite": left_out}
 
@@ -124,6 +126,10 @@ def _answer(kind: str, truth: torch.Tensor, guess: torch.Tensor, sure: float, re
         return {"true": truth.item() if one else truth.tolist(), "predicted": guess.item() if one else guess.tolist()}
     names = record["class_names"]
     if kind == "classes":
-        return {"true": names[int(truth)], "predicted": names[int(guess)], "probability": sure if math.isfinite(sure) else None}
+        return {
+            "true": names[int(truth)],
+            "predicted": names[int(guess)],
+            "probability": sure if math.isfinite(sure) else None,
+        }
     said = ([name for name, yes in zip(names, part.tolist(), strict=True) if yes] for part in (truth, guess))
     return dict(zip(("true", "predicted"), said, strict=True))

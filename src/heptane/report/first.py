@@ -27,7 +27,13 @@ def hero(result: Record) -> dict[str, Any]:
         big = "failed" if failed else "trained"
         what = "the loss is not a number" if failed else "without an evaluation"
         return {"big": big, "what": what, "on": "", "tone": "bad" if failed else "", "words": True}
-    return {"big": measure(key, value), "what": _named(key), "on": _measured_on(result, key, value), "tone": "", "words": False}
+    return {
+        "big": measure(key, value),
+        "what": _named(key),
+        "on": _measured_on(result, key, value),
+        "tone": "",
+        "words": False,
+    }
 
 
 def glance(result: Record) -> list[dict[str, str]]:
@@ -68,7 +74,7 @@ def _main(result: Record) -> tuple[str, Any]:
 
 def _named(key: str) -> str:
     part, _, rest = key.partition("_")
-    return f"{ {'train': 'training'}.get(part, label(part))} {label(rest)}"
+    return f"{ {'train': 'training'}.get(part, label(part)) } {label(rest)}"
 
 
 def _measured_on(result: Record, key: str, value: float) -> str:
@@ -80,7 +86,12 @@ def _measured_on(result: Record, key: str, value: float) -> str:
     words = f"on {figure(count)} {label(part)} samples" if count and part != "train" else ""
     if part == "train":
         return "on the samples that it was trained on: how it does on new ones is not known"
-    if count and "accuracy" in key and section(result, "examination").get("kind", "classes") == "classes" and 0 <= value <= 1:
+    if (
+        count
+        and "accuracy" in key
+        and section(result, "examination").get("kind", "classes") == "classes"
+        and 0 <= value <= 1
+    ):
         low, high = interval(float(value), int(count))
         words += f"; 95% interval {100 * low:.1f} to {100 * high:.1f}%"
     return words

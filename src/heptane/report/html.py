@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from heptane.examination.look import Pictures
 
 Pairs = list[tuple[str, str]]
+FOR_PROGRAMS = ("preprocess",)  # what a page leaves to result.json
 
 
 def write_report(result: Mapping[str, Any], path: str | os.PathLike[str], pictures: Pictures | None = None) -> None:
@@ -177,6 +178,6 @@ def facts(result: Mapping[str, Any]) -> list[tuple[str, Pairs]]:
     seconds = [(label(key), duration(value)) for key, value in section(result, "seconds").items()]
     groups: list[tuple[str, Pairs]] = [("All measures", metrics), ("Clocks", seconds)]
     for key in ("data", "model", "settings", "steps", "environment", "files"):
-        pairs = [(label(name), figure(value)) for name, value in section(result, key).items()]
+        pairs = [(label(name), figure(value)) for name, value in section(result, key).items() if name not in FOR_PROGRAMS]
         groups.append((label(key).capitalize(), pairs))
     return [(title, pairs) for title, pairs in groups if pairs]

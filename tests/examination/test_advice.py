@@ -1,0 +1,123 @@
+"""Each suggestion follows from the numbers that it names, and its command is one that can be typed."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+
+from heptane.examination.advice import MOST, advise, again
+
+
+def result(train: list[float], valid: list[float], **changed: Any) -> dict[str, Any]:
+    history = [
+        {"epoch": at + 1, "train_accuracy": a, "train_loss": 1 - a, "valid_accuracy": b, "valid_loss": 1 - b}
+        for at, (a, b) in enumerate(zip(train, valid, strict=True))
+    ]
+    return {
+        "command": "heptane train --data 'my photos' --epochs 10 --out runs/a --force",
+        "data": {"num_valid": 500, "input_shape": [3, 64, 64]},
+        "settings": {"epochs": 10.0, "learning_rate": 0.4, "augment": "none"},
+        "metrics": {"valid_accuracy": valid[-1], "valid_loss": 1 - valid[-1]},
+        "history": history,
+        **changed,
+    }
+
+
+def classes(rows: list[tuple[int, int, int]], **more: Any) -> dict[str, Any]:
+    total, right = sum(row[0] for row in rows), sum(row[1] for row in rows)
+    per_class = [{"class": f"c{at}", "count": n, "correct": c, "predicted": p} for at, (n, c, p) in enumerate(rows)]
+    shares = {"accuracy": right / total, "majority_share": max(row[0] for row in rows) / total}
+    return {"kind": "classes", "num_samples": total, "per_class": per_class, **shares, **more}
+
+
+def said(found: dict[str, Any]) -> str:
+    return " | ".join(f"{a.title}: {a.why} {a.command}" for a in advise(found))
+
+
+FLAT = [0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (result([0.9] * 6, FLAT, metrics={"valid_loss": None}), ["Lower the learning rate", "not a number", "--lr 0.1"]),
+        (
+            result([0.5, 0.7, -1.0], [0.5, 0.7, 0.1]),
+            ["Lower the learning rate", "rose to 2 after it had been 0.3", "--lr 0.1"],
+        ),
+        (result([1.0] * 6, FLAT), ["100.0% of the training samples right and 80.0%", "--augment crop-flip"]),
+        (
+            result([1.0] * 6, FLAT, settings={"epochs": 10.0, "augment": "flip"}),
+            ["Start from pretrained weights"],
+        ),
+        (result([0.7] * 6, [0.5, 0.55, 0.6, 0.65, 0.7, 0.75]), ["Train longer", "from 65.0% to 75.0%", "--epochs 20"]),
+        (result([0.7] * 6, FLAT, model={"name": "resnet"}), ["Use a larger model", "--model resnet-wide"]),
+        (result([0.99] * 6, [0.98] * 6), ["little is left to gain"]),
+        (
+            result([0.6] * 6, [0.6] * 6, examination=classes([(60, 60, 100), (40, 0, 0)])),
+            ["predicts c0 for each of the 100 samples"],
+        ),
+        (
+            result([0.6] * 6, [0.6] * 6, examination=classes([(60, 50, 70), (40, 11, 30)])),
+            ["61.0%, is no better than saying c0 each time (60.0%)"],
+        ),
+        (
+            result([0.8] * 6, FLAT, examination=classes([(60, 58, 58), (40, 20, 42)], train_counts=[300, 8])),
+            ["Add samples of the weakest", "c1 (8 samples, 20 of 40 right)"],
+        ),
+        (
+            result(
+                [0.8] * 6,
+                FLAT,
+                examination=classes(
+                    [(60, 50, 60), (40, 30, 40)],
+                    num_mistakes=20,
+                    confused=[{"true": "c1", "predicted": "c0", "count": 10}, {"true": "c0", "predicted": "c1", "count": 6}],
+                ),
+            ),
+            ["Look at c0 and c1", "16 of the 20 mistakes"],
+        ),
+        (result([0.9] * 6, [0.9] * 6, examination=classes([(10, 9, 10), (10, 9, 10)])), ["20 samples tell", "±13 points"]),
+        (result([0.9] * 6, FLAT, metrics={}), ["Set samples aside", "--valid-fraction 0.2"]),
+        (
+            result([0.9] * 6, FLAT, metrics={"valid_loss": 1.0}, examination={"columns": [{"r2": 0.02}]}),
+            ["R² is 0.02", "--epochs 20"],
+        ),
+        (
+            result([0.9] * 8, [0.5, 0.8, 0.79, 0.75, 0.74, 0.7, 0.68, 0.66]),
+            ["fewer epochs", "lowest at epoch 2", "--epochs 3"],
+        ),
+    ],
+)
+def test_a_suggestion_and_the_numbers_that_it_goes_by(found: dict[str, Any], words: list[str]) -> None:
+    for word in words:
+        assert word in said(found), (word, said(found))
+
+
+def test_a_good_run_hears_nothing_of_what_is_not_so() -> None:
+    text = said(result([0.99] * 6, [0.98] * 6, examination=classes([(300, 295, 297), (200, 196, 203)])))
+    for word in ("overfits", "longer", "learning rate", "larger", "Add samples"):
+        assert word not in text
+
+
+def test_there_are_never_too_many_and_never_the_same_command_twice() -> None:
+    rows = [(30, 10, 60), (30, 5, 10), (30, 10, 20)]
+    found = advise(result([0.9] * 6, [0.2, 0.22, 0.24, 0.26, 0.28, 0.5], examination=classes(rows, train_counts=[9, 9, 9])))
+    assert 2 <= len(found) <= MOST
+    commands = [advice.command for advice in found if advice.command]
+    assert len(commands) == len(set(commands))
+
+
+def test_the_command_is_the_runs_own_with_one_setting_changed() -> None:
+    run = {"command": "heptane train --data 'a b' --epochs=10 --out runs/a --force"}
+    assert shlex.split(again(run, epochs=20)) == ["heptane", "train", "--data", "a b", "--epochs", "20"]
+    resumed = {"command": "heptane train --resume 'runs/a b'"}
+    assert again(resumed, lr=0.1) == "heptane train --config 'runs/a b/settings.toml' --lr 0.1"
+    assert again({"command": "python train.py"}, epochs=20) == "hp.fit(..., epochs=20)"
+
+
+def test_anything_may_be_missing() -> None:
+    assert advise({}) == []
+    assert isinstance(advise({"history": [{}], "metrics": None, "examination": None, "settings": None}), list)
