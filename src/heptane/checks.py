@@ -65,10 +65,17 @@ def check_finite(source: Source, sample: tuple[Any, Any]) -> None:
 
 
 def try_output(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
-    """The model's output on a few inputs (and ``labels``, where the loss is the model's own), leaving no mark: eval mode, no
-    gradients, modes and random state put back."""
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with eval_mode(model), evaluation(Precision()), torch.random.fork_rng(devices=sorted(devices, key=str)):
+    """The model's output on a few inputs (and ``labels``, where the loss is the model's own), in eval mode and without
+    gradients; afterwards the model and the random states are exactly as they were."""
+    from heptane.snapshot import as_before
+
+    with as_before(model):
+        return evaluated(model, inputs, labels)
+
+
+def evaluated(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
+    """The same, for use inside :func:`heptane.snapshot.as_before`."""
+    with eval_mode(model), evaluation(Precision()):
         return call(model, inputs, labels)
 
 

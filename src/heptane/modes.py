@@ -1,4 +1,4 @@
-"""What a model that is only tried must not keep: its modes, its buffers and the random state are put back as they were."""
+"""The modes of a model's modules, and putting them back."""
 
 from __future__ import annotations
 
@@ -29,16 +29,3 @@ def eval_mode(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         put_back(modes)
-
-
-@contextmanager
-def as_before(model: torch.nn.Module) -> Iterator[None]:
-    """At the end the model's buffers, such as BatchNorm's statistics, and the random state are as they were."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices={p.device for p in model.parameters() if p.device.type == "cuda"}):
-        try:
-            yield
-        finally:
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)

@@ -18,6 +18,7 @@ from heptane.data.resize import ProgressiveResize
 from heptane.distributed.heartbeat import Heartbeat
 from heptane.errors import InputError, check_choice, check_range
 from heptane.faults import ON_NAN, Faults
+from heptane.kept import Kept
 from heptane.metrics import TrainMeter
 from heptane.schedule import Rates, base_rates
 from heptane.transfer.anatomy import Anatomy
@@ -82,24 +83,6 @@ class Unmixed:
 
     def targets(self, batch: Batch, step: int) -> Any:
         return batch.targets()
-
-
-class Kept:
-    """A model's buffers as they were before a step, such as BatchNorm's statistics: for a step that is not applied."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._buffers = [buffer for buffer in model.buffers() if buffer.numel()]
-        self._before = [torch.empty_like(buffer) for buffer in self._buffers]
-
-    def keep(self) -> None:
-        """Remember them."""
-        if self._buffers:
-            torch._foreach_copy_(self._before, self._buffers)
-
-    def put_back(self) -> None:
-        """Undo what the step did to them."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._before)
 
 
 @dataclass(frozen=True)

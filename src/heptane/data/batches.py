@@ -227,7 +227,7 @@ class Tensors:
         return each(lambda t: t[:size], (self.inputs, self.targets))  # type: ignore[no-any-return]
 
     def some(self, count: int) -> list[tuple[Any, Any]]:
-        parts = torch.split(order(self.num_samples, self.seed, 0)[:count], PART)
+        parts = torch.split(order(self.num_samples, self.seed, 0)[:count], min(PART, self.batch_size))
         return [rows((self.inputs, self.targets), part) for part in parts]
 
 

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 
 from heptane.calling import call
-from heptane.checks import try_output
+from heptane.checks import evaluated
 from heptane.data.batches import Place, first_tensor, rows
-from heptane.modes import as_before, eval_mode
+from heptane.modes import eval_mode
+from heptane.snapshot import as_before
 from heptane.tricks.data_parallel import Worker
 from heptane.tricks.mixed_precision import Precision
 
@@ -99,7 +100,7 @@ def find_cut(model: torch.nn.Module, sample: Any) -> Cut | str:
     if all(p.requires_grad for p in model.parameters()):
         return "nothing is frozen"
     with as_before(model), watched(model) as calls:
-        output = try_output(model, sample)
+        output = evaluated(model, sample)
     if not isinstance(output, torch.Tensor):
         return "the model's output is not one tensor"
     chain = chain_to(output, calls, trains, {id(p) for p in model.parameters() if not p.requires_grad})
@@ -244,6 +245,8 @@ def why_not(model: torch.nn.Module, cut: Cut, sample: Any) -> str:
         if not _is_close(came, still):
             return "what the frozen part gives is random, or not the same in training as in evaluation"
         follows = follows and does
+    if not _is_close(_second(model, cut, sample), still):
+        return "the frozen part keeps something from one batch to the next"
     return "" if follows else "what follows the frozen part does something that is in no module"
 
 
@@ -265,6 +268,16 @@ def _tried(model: torch.nn.Module, cut: Cut, sample: Any, seed: int) -> tuple[to
     with as_before(model):
         torch.manual_seed(seed)
         return came, _is_close(torch.nn.Sequential(*cut.tail)(came.clone()), output)
+
+
+def _second(model: torch.nn.Module, cut: Cut, sample: Any) -> torch.Tensor | None:
+    """What comes to the cut when the model is called for the second time in a row."""
+    came: list[torch.Tensor] = []
+    with as_before(model), torch.no_grad():
+        for _ in range(2):
+            with at(cut, lambda features: came.append(features.clone())):
+                call(model, sample)
+    return came[-1] if came else None
 
 
 @torch.no_grad()

@@ -63,6 +63,7 @@ def find_shortcut(run: Run, phase: Phase, kind: str, dtype: str) -> Shortcut | s
     Raises:
         InputError: features that ``dtype`` cannot hold.
     """
+    from heptane.snapshot import as_before
     from heptane.transfer.cutting import As, find_cut, parts
 
     model, source = run.model, run.source
@@ -84,11 +85,13 @@ def find_shortcut(run: Run, phase: Phase, kind: str, dtype: str) -> Shortcut | s
     if isinstance(run.mix, Mixer) and not _within(model, run.mix.trick.layer, cut):
         return "mixup blends what goes into it"
     began = time.perf_counter()
+    batch_size = math.ceil(source.batch_size / run.accumulate)  # as many at a time as in training
     held = Held(kind, None if dtype == "auto" else getattr(torch, DTYPES[dtype]))
 
     def compute(inputs: Any) -> torch.Tensor:
         worker = run.worker if len(first_tensor(inputs)) >= run.worker.size else ALONE
-        return held.fill(inputs, parts(model, cut, inputs, source.batch_size, run.place, run.precision, worker), worker)
+        with as_before(model):
+            return held.fill(inputs, parts(model, cut, inputs, batch_size, run.place, run.precision, worker), worker)
 
     features = compute(source.inputs)
     said = (

@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from heptane.modes import as_before
+from heptane.snapshot import as_before
 
 
 class Usage(NamedTuple):
@@ -36,11 +36,11 @@ def watch(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Usage | No
         inputs: a few samples, on the model's device.
         labels: of a model that computes its loss itself; zeros stand in for them: the head may not know their classes yet.
     """
-    from heptane.checks import try_output
+    from heptane.checks import evaluated
     from heptane.data.batches import each
 
     with as_before(model), _Watch() as seen:
-        output = try_output(model, inputs, None if labels is None else each(torch.zeros_like, labels))
+        output = evaluated(model, inputs, None if labels is None else each(torch.zeros_like, labels))
     first = {id(t): moment for moment, (taken, _) in reversed(list(enumerate(seen.calls))) for t in taken}
     if not any(id(parameter) in first for parameter in model.parameters()):
         return None

@@ -21,7 +21,6 @@ Costs, and when it does not help
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +29,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.errors import InputError, check_choice, check_range, one_line
+from heptane.outputs import in_32_bits
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 
@@ -93,17 +93,7 @@ class Autocast(Precision):
         return torch.autocast(self._device, self._dtype)  # a new one each time: one that is entered twice never leaves
 
     def full(self, output: Any) -> Any:
-        if isinstance(output, torch.Tensor):
-            return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
-        if isinstance(output, dict):
-            full = copy.copy(output)  # of its own class, with its own attributes
-            for key, value in output.items():
-                full[key] = self.full(value)
-            return full
-        if isinstance(output, (tuple, list)):
-            items = [self.full(item) for item in output]
-            return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-        return output
+        return in_32_bits(output)
 
 
 class Scaled(Autocast):
