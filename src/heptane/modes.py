@@ -1,9 +1,10 @@
-"""The modes of a model's modules, and putting them back."""
+"""The modes of a model's modules, and putting back what a model that is only tried must not keep."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from heptane._lazy import torch
 
@@ -29,3 +30,10 @@ def eval_mode(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         put_back(modes)
+
+
+def as_before(model: torch.nn.Module) -> AbstractContextManager[Any]:
+    """At the end the model and the random states are as they were: :func:`heptane.snapshot.as_before`."""
+    from heptane.snapshot import as_before as kept
+
+    return kept(model)
