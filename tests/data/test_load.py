@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.data.load import DataUnavailable, normalise, split
+from heptane.data.load import DataUnavailable, normalise
+from heptane.data.splits import split
 
 # --- arguments
 

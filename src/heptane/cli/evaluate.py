@@ -27,6 +27,8 @@ def evaluate(flags: argparse.Namespace) -> int:
     folder_of_images = len(shape) == 3 and Path(flags.data or settings["data"]).is_dir()
     data = load_data(
         flags.data or settings["data"],
+        label=settings.get("label"),
+        task=settings.get("task"),
         image_size=(shape[1], shape[2]) if folder_of_images else None,
         valid_fraction=settings.get("valid_fraction"),
         skip_bad=max(flags.skip_bad, settings.get("skip_bad", 0)),

@@ -247,6 +247,8 @@ def load(settings: Settings, flags: argparse.Namespace) -> Data:
     """The data; what is to be known of it goes to stderr."""
     data = load_data(
         settings.data,
+        label=settings.label,
+        task=settings.task,
         image_size=settings.image_size,
         valid_fraction=settings.valid_fraction,
         skip_bad=settings.skip_bad,

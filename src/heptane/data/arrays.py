@@ -1,11 +1,14 @@
-"""Load an ``.npz`` with ``x``, ``y`` and optionally ``x_valid``, ``y_valid``, ``x_test``, ``y_test``; limit memory.
+"""Load an ``.npz`` with ``x``, ``y`` and optionally ``x_valid``, ``y_valid``, ``x_test``, ``y_test``, or a pair (x, y).
 
 Inputs: uint8 of three dimensions are grey images (N, H, W); uint8 of four are images (N, C, H, W), or (N, H, W, C) if
-the last dimension is 1, 3 or 4 and the second is not. Images are scaled to [0, 1] and normalised per channel; any other
-numbers become float32 and keep their values.
+the last dimension is 1, 3 or 4 and the second is not. Images are scaled to [0, 1] and normalised per channel, also floats
+(N, C, H, W) in [0, 1] or [0, 255]. Other numbers become float32 and are standardized: (N, F) per feature, (N, C, H, W) per
+channel, others as a whole.
 
-Targets: whole numbers (or 1-D booleans) are classes 0 to K-1; booleans, or floats that all lie in [0, 1], of shape (N, K)
-are soft targets or several labels per sample; other floats, of shape (N,) or (N, K), are for regression.
+Targets: whole numbers (or 1-D booleans) are classes 0 to K-1, texts are the names of classes; booleans, or floats that all
+lie in [0, 1], of shape (N, K) are soft targets or several labels per sample, and one-hot rows of whole numbers are classes;
+other floats, of shape (N,) or (N, K), are for regression, but 0.0 and 1.0 of shape (N,) are two classes, and a few whole
+floats are refused, since they can be both.
 """
 
 from __future__ import annotations
@@ -19,9 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heptane._lazy import np, torch
-from heptane.data.images import ImagePreprocess, channels_first
-from heptane.data.load import Data, normalise, split
-from heptane.data.preprocess import Preprocess
+from heptane.data.cells import Cells
+from heptane.data.columns import CLIP
+from heptane.data.images import CHANNELS, ImagePreprocess, channels_first, standardised
+from heptane.data.labels import guess_task
+from heptane.data.load import Data, normalise
+from heptane.data.preprocess import Preprocess, as_array
+from heptane.data.splits import out_of_balance, split, split_by_class
 from heptane.data.vectors import ArrayPreprocess
 from heptane.errors import InputError, one_line
 
@@ -32,39 +39,109 @@ KEYS = ("x", "y", "x_valid", "y_valid", "x_test", "y_test")
 MEMORY_SHARE = 0.6  # of what is available: the model, its optimizer and the batches need the rest
 
 
-def load_arrays(path: Path, *, seed: int, valid_fraction: float | None) -> Data:
-    """Load the ``.npz`` file ``path``; a missing validation part is split off by ``seed`` (10%, or ``valid_fraction``).
+def load_arrays(source: Path | tuple[Any, Any], *, task: str | None, seed: int, valid_fraction: float | None) -> Data:
+    """Load the ``.npz`` file or the pair (x, y); a missing validation part is split off by ``seed``, classes evenly.
 
     Raises:
         InputError: the file is damaged or too large, holds Python objects, or its arrays do not fit together.
     """
-    arrays, notes = read_npz(path)
+    arrays, notes = read_npz(source) if isinstance(source, Path) else of_pair(*source)
+    named, seen = class_names(arrays)
     parts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for suffix in ("", "_valid", "_test"):
         if f"x{suffix}" in arrays:
-            x, y = to_inputs(f"x{suffix}", arrays.pop(f"x{suffix}")), to_targets(f"y{suffix}", arrays[f"y{suffix}"])
+            x = to_inputs(f"x{suffix}", arrays.pop(f"x{suffix}"))
+            y = to_targets(f"y{suffix}", arrays[f"y{suffix}"], task, notes)
             if len(x) != len(y):
                 raise InputError(f"x{suffix} has {len(x)} samples and y{suffix} {len(y)}: give one target per sample")
             parts[suffix] = (x, y)
-    num_classes = check_parts(parts, notes)
+    num_classes = check_parts(parts, notes, seen)
     if "_valid" not in parts:
         inputs, targets = parts[""]
-        rest, valid = split([len(targets)], [0.1 if valid_fraction is None else valid_fraction], seed)
+        rest, valid = set_aside(targets, 0.1 if valid_fraction is None else valid_fraction, seed, notes)
         parts[""], parts["_valid"] = (inputs[rest], targets[rest]), (inputs[valid], targets[valid])
         notes.append(f"{len(valid)} of {len(targets)} samples were set aside for validation by the split seed {seed}")
     elif valid_fraction is not None:
-        raise InputError(f"valid_fraction={valid_fraction}: {path.name!r} has an x_valid already, so leave it out")
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    shape = tuple(parts[""][0].shape[1:])
-    preprocess: Preprocess = ArrayPreprocess(shape)
-    if parts[""][0].dtype == torch.uint8:
-        scaled, mean, std = normalise([inputs for inputs, _ in parts.values()])
-        parts = {key: (x, y) for x, (key, (_, y)) in zip(scaled, parts.items(), strict=True)}
-        preprocess = ImagePreprocess((shape[1], shape[2]), shape[0], mean, std)
-    valid_part, test_part = parts["_valid"], parts.get("_test")
-    about = (num_classes, (), tuple(notes), str(path), mean, std)
-    return Data(path.stem, parts[""], valid_part, test_part, *about, kind=preprocess.kind, preprocess=preprocess)
+        where = repr(source.name) if isinstance(source, Path) else "the data"
+        raise InputError(f"valid_fraction={valid_fraction}: {where} has an x_valid already, so leave it out")
+    if num_classes is not None and not parts[""][1].is_floating_point():
+        every = torch.cat([parts[suffix][1] for suffix in ("", "_valid")])
+        notes += out_of_balance(torch.bincount(every, minlength=num_classes).tolist(), named)
+    preprocess, scaled = standardize([inputs for inputs, _ in parts.values()], notes)
+    parts = {key: (x, y) for x, (key, (_, y)) in zip(scaled, parts.items(), strict=True)}
+    name, where = (source.stem, str(source)) if isinstance(source, Path) else ("arrays", "arrays in memory")
+    moments = (preprocess.mean, preprocess.std) if isinstance(preprocess, ImagePreprocess) else ((), ())
+    about = (num_classes, named, tuple(notes), where, *moments)
+    return Data(name, parts[""], parts["_valid"], parts.get("_test"), *about, kind=preprocess.kind, preprocess=preprocess)
+
+
+def of_pair(x: Any, y: Any) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
+    """A pair of arrays, tensors or lists, as :func:`read_npz` gives those of a file."""
+    arrays = {}
+    for name, value in (("x", x), ("y", y)):
+        array = as_array(value)
+        try:
+            arrays[name] = np.asarray(value) if array is None else array
+        except Exception as error:
+            raise InputError(f"{name} is a {type(value).__name__} that is no array ({one_line(error)})") from error
+        if arrays[name].dtype.kind == "O" and all(isinstance(one, str) for one in arrays[name].flat):
+            arrays[name] = arrays[name].astype(str)
+    return arrays, []
+
+
+def class_names(arrays: dict[str, npt.NDArray[Any]]) -> tuple[tuple[str, ...], bool]:
+    """The sorted names of classes where ``y`` is texts, of which ``arrays`` then has the numbers; and whether it is."""
+    y = arrays["y"]
+    if y.dtype.kind not in "UT" or y.ndim != 1 or not len(y):
+        return (), False
+    names = np.unique(y.astype(str))
+    for key in ("y", "y_valid", "y_test"):
+        if key in arrays:
+            texts = arrays[key].astype(str)
+            unknown = np.setdiff1d(texts, names)
+            if len(unknown):
+                raise InputError(f"{key} has the class {str(unknown[0])!r}, which y has not: a model cannot learn it")
+            arrays[key] = np.searchsorted(names, texts)
+    return tuple(names.tolist()), True
+
+
+def set_aside(targets: torch.Tensor, share: float, seed: int, notes: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices to train on, and for validation: each class evenly, or, where nearly all have one sample, at random."""
+    try:
+        rest, valid = split_by_class(targets, [share], seed)
+    except InputError:
+        rest, valid = split([len(targets)], [share], seed)
+        if not targets.is_floating_point():
+            notes.append(
+                "most classes have one sample, so the split is at random, and validation has classes not trained on"
+            )
+    return rest, valid
+
+
+def standardize(parts: list[torch.Tensor], notes: list[str]) -> tuple[Preprocess, list[torch.Tensor]]:
+    """What standardizes inputs, learned on the first part, and all the parts after it."""
+    first = parts[0]
+    shape = tuple(first.shape[1:])
+    if first.dtype == torch.uint8:
+        scaled, mean, std = normalise(parts)
+        return ImagePreprocess((shape[1], shape[2]), shape[0], mean, std), scaled
+    per_entry = len(shape) == 1 or (len(shape) == 3 and shape[0] in CHANNELS)
+    others = tuple(dim for dim in range(first.ndim) if dim != 1) if per_entry else tuple(range(first.ndim))
+    values = first.double()
+    means, stds = values.mean(others).reshape(-1), values.std(others, correction=0).reshape(-1)
+    stds = torch.where(stds > 1e-6 * means.abs().clamp(min=1e-30), stds, torch.ones_like(stds))
+    low, high = float(first.min()), float(first.max())
+    if len(shape) == 3 and shape[0] in CHANNELS and low >= 0 and high <= 255 and high > 0:
+        white = 1.0 if high <= 1 else 255.0
+        mean, std = tuple((means / white).tolist()), tuple((stds / white).tolist())
+        notes.append(f"x is taken for images with values from 0 to {white:g}, and normalised per channel")
+        return ImagePreprocess((shape[1], shape[2]), shape[0], mean, std, white), [
+            standardised(part, mean, std, white) for part in parts
+        ]
+    each = "per feature" if len(shape) == 1 else "per channel" if per_entry else "as a whole"
+    notes.append(f"x was standardized {each}, to mean 0 and standard deviation 1 of the training part")
+    made = ArrayPreprocess(shape, tuple(means.tolist()), tuple(stds.tolist()), CLIP)
+    return made, [made.apply(part) for part in parts]
 
 
 def read_npz(path: Path, keys: Sequence[str] = KEYS) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
@@ -137,12 +214,22 @@ def to_float(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(values)
 
 
-def to_targets(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
+def to_targets(name: str, array: npt.NDArray[Any], task: str | None, notes: list[str]) -> torch.Tensor:
     """Targets as int64 classes (N,), or as finite float32 of shape (N,) or (N, K)."""
     kind, ndim = array.dtype.kind, array.ndim
+    if kind in "iu" and ndim == 2 and array.shape[1] > 1 and len(array) and ((array == 0) | (array == 1)).all():
+        if (array.sum(1) == 1).all():
+            notes.append(f"{name} is one-hot of shape {array.shape}: taken for {array.shape[1]} classes")
+            return torch.from_numpy(array.argmax(1))
+        array, kind = array.astype(np.float32), "f"  # several labels per sample
     if 0 not in array.shape and ((kind in "biu" and ndim == 1) or (kind in "bf" and ndim in (1, 2))):
-        if kind == "f" or ndim == 2:
-            return to_float(name, array)
+        if task == "regression" or ndim == 2:
+            values = to_float(name, array)
+            if task is None and ndim == 2 and kind == "f":
+                refuse_signs(name, values)
+            return values
+        if kind == "f":
+            return real_or_classes(name, array, task, notes)
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= 2**31:
             value = low if low < 0 else high
@@ -150,11 +237,36 @@ def to_targets(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
                 f"{name} has the label {value}: number the classes 0 to K-1, as np.unique(return_inverse=True) does"
             )
         return torch.from_numpy(array.astype(np.int64))
-    wanted = "whole numbers of shape (N,), floats of shape (N,) or (N, K), or booleans of shape (N, K)"
-    raise InputError(f"{name} has dtype {array.dtype} and shape {array.shape}: expected {wanted}")
+    wanted = "whole numbers or texts of shape (N,), floats of shape (N,) or (N, K), or booleans of shape (N, K)"
+    flat = ": use y.ravel()" if ndim == 2 and array.shape[1:] == (1,) else ""
+    raise InputError(f"{name} has dtype {array.dtype} and shape {array.shape}: expected {wanted}{flat}")
 
 
-def check_parts(parts: dict[str, tuple[torch.Tensor, torch.Tensor]], notes: list[str]) -> int | None:
+def real_or_classes(name: str, array: npt.NDArray[Any], task: str | None, notes: list[str]) -> torch.Tensor:
+    """Floats of shape (N,): classes where they are 0.0 and 1.0 or ``task`` says so, else real numbers."""
+    values = to_float(name, array)
+    if task is None:
+        task, said = guess_task(name, Cells("number", np.asarray(array, dtype=np.float64)))
+        notes += [said] if task == "classification" else []
+    if task == "regression":
+        return values
+    if bool((values < 0).any() or (values != values.round()).any()) or float(values.max()) > 2**24:
+        raise InputError(
+            f"task='classification', but {name} has labels other than 0, 1, 2, ...: number the classes 0 to K-1"
+        )
+    return values.long()
+
+
+def refuse_signs(name: str, values: torch.Tensor) -> None:
+    """Raise for targets (N, K) of which a -1 can mean several things."""
+    if values.shape[1] > 1 and bool((values == -1).any()) and bool(((values.abs() == 1) | (values == 0)).all()):
+        raise InputError(
+            f"{name} of shape {tuple(values.shape)} holds -1, 0 or 1, which can be labels that do not apply (or are not "
+            "known), or amounts: write 0 for a label that does not apply, or say task='regression' (--task regression)"
+        )
+
+
+def check_parts(parts: dict[str, tuple[torch.Tensor, torch.Tensor]], notes: list[str], named: bool = False) -> int | None:
     """Refuse parts that do not fit together; return the number of classes, or None for regression."""
     x, y = parts[""]
     for suffix, part in parts.items():
@@ -167,7 +279,7 @@ def check_parts(parts: dict[str, tuple[torch.Tensor, torch.Tensor]], notes: list
         return y.shape[1] if labels else None
     present = set(y.tolist())
     num_classes = int(y.max()) + 1
-    if len(present) == 1 or num_classes > max(1000, len(y)):
+    if len(present) == 1 or (num_classes > max(1000, len(y)) and not named):
         seen = f"{len(present)} different label(s), the largest {num_classes - 1}"
         raise InputError(f"y has {seen}: expected 0 to K-1 with K of 2 or more, as np.unique(return_inverse=True) numbers")
     for suffix, (_, targets) in parts.items():

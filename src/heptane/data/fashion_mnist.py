@@ -21,7 +21,8 @@ from heptane._lazy import torch
 from heptane.alive import working
 from heptane.data.idx import read_idx
 from heptane.data.images import ImagePreprocess
-from heptane.data.load import Data, DataUnavailable, normalise, split
+from heptane.data.load import Data, DataUnavailable, normalise
+from heptane.data.splits import split
 from heptane.errors import InputError
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"

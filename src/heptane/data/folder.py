@@ -19,7 +19,8 @@ from heptane.alive import working
 from heptane.data.arrays import check_memory
 from heptane.data.decode import SUFFIXES, decode, opened, probe
 from heptane.data.images import ImagePreprocess
-from heptane.data.load import Data, normalise, split
+from heptane.data.load import Data, normalise
+from heptane.data.splits import split
 from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Load a data set by its name or path, and what the loaders share: the split and the normalisation."""
+"""Load a data set by its name, path or content, and what the loaders share: the normalisation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from heptane._lazy import np, torch
 from heptane.data.images import ImagePreprocess, standardised
-from heptane.data.preprocess import Preprocess
+from heptane.data.preprocess import Preprocess, is_path
+from heptane.data.splits import split
 from heptane.errors import InputError, check_choice, check_range, nearest
 
 BUILT_IN = ("fashion-mnist", "digits")
+TASKS = ("classification", "regression")
 
 
 class DataUnavailable(InputError):
@@ -67,8 +70,10 @@ class Data:
 
 
 def load_data(
-    name_or_path: str | os.PathLike[str],
+    source: Any,
     *,
+    label: str | None = None,
+    task: str | None = None,
     seed: int = 0,
     image_size: int | tuple[int, int] | None = None,
     valid_fraction: float | None = None,
@@ -76,42 +81,73 @@ def load_data(
     cache_dir: str | os.PathLike[str] | None = None,
     fallback: str | None = None,
 ) -> Data:
-    """Load a built-in data set, a folder of class folders, or an ``.npz`` file.
+    """Load a built-in data set, a folder of class folders, a table, or arrays; ``docs/data.md`` has all formats.
 
     Args:
-        name_or_path: ``fashion-mnist``, ``digits``, a directory, or a file that ends in ``.npz``.
+        source: ``fashion-mnist``, ``digits``, a directory; a ``.csv``, ``.tsv`` or ``.parquet`` file, a pandas or polars
+            frame, a list of dicts; an ``.npz`` file, or a pair (x, y) of arrays, tensors, or a frame and its labels.
+        label: of a table, the column to predict; None: the one called label, target, class or y.
+        task: of a table or arrays, ``classification`` or ``regression``, where the labels can be read as both; None: by
+            the labels, and an error where that is unclear.
         seed: of the split into parts, in [0, 2**32). It is *not* the seed of a run: leave it alone between runs,
             so that runs with different seeds are judged on the same samples and can be compared.
         image_size: pixels in [1, 4096], of height and width or a pair of both, for a folder; None picks (see ``folder.py``).
         valid_fraction: in (0, 1), the share to set aside for validation, of all the samples that are split: the
-            60,000 of Fashion-MNIST, all of ``digits`` or a flat folder, else the training part. None: 1/12, 0.2, 0.1.
+            60,000 of Fashion-MNIST, all of ``digits``, a flat folder or a table, else the training part. None: 1/12,
+            0.2, 0.1.
         skip_bad: leave out up to so many images that cannot be read, and name them in ``notes``; 0: they are an error.
         cache_dir: where downloads are kept; None: ``$HEPTANE_CACHE``, else ``heptane`` in the user's cache folder.
         fallback: the built-in set to load, with a note, where the one asked for cannot be had on this machine.
 
     Raises:
         InputError: for anything wrong with the data or an argument; the message is one line with the remedy.
+
+    Example:
+        >>> rows = [{"size": n, "colour": "red" if n % 3 else "blue", "label": n > 50} for n in range(100)]
+        >>> data = load_data(rows)
+        >>> data.input_shape, data.class_names
+        ((3,), ('False', 'True'))
     """
-    if not isinstance(name_or_path, (str, os.PathLike)) or not os.fspath(name_or_path):
-        raise InputError(f"data={name_or_path!r}: expected a name ({', '.join(BUILT_IN)}), a directory or an .npz file")
     check_range("seed", seed, 0, 2**32 - 1, whole=True)
     size = None if image_size is None else check_size(image_size)
     if valid_fraction is not None:
         check_range("valid_fraction", valid_fraction, 0, 1, low_open=True, high_open=True)
     if fallback is not None:
         check_choice("fallback", fallback, BUILT_IN)
-    name = os.fspath(name_or_path)
-    path = None if name in BUILT_IN else existing_path(name)
-    if path is not None and path.is_dir():
+    if task is not None:
+        check_choice("task", task, TASKS)
+    kind, found = recognised(source)
+    if image_size is not None and kind != "folder":
+        raise InputError(
+            f"image_size={image_size}: only a folder of images can be resized; leave it out for {called(source)}"
+        )
+    if label is not None and kind != "table":
+        raise InputError(f"label={label!r}: only a table has columns; leave it out for {called(source)}")
+    if task is not None and kind not in ("table", "arrays"):
+        raise InputError(f"task={task!r}: only tables and arrays need it; leave it out for {called(source)}")
+    if kind == "folder":
         from heptane.data.folder import load_folder
 
-        return load_folder(path, seed=seed, image_size=size, valid_fraction=valid_fraction, skip_bad=skip_bad)
-    if image_size is not None:
-        raise InputError(f"image_size={image_size}: only a folder of images can be resized; leave it out for {name!r}")
-    if path is not None:
+        return load_folder(found, seed=seed, image_size=size, valid_fraction=valid_fraction, skip_bad=skip_bad)
+    if kind == "table":
+        from heptane.data.table import load_table
+
+        return load_table(found, label=label, task=task, seed=seed, valid_fraction=valid_fraction)
+    if kind == "arrays":
         from heptane.data.arrays import load_arrays
 
-        return load_arrays(path, seed=seed, valid_fraction=valid_fraction)
+        return load_arrays(found, task=task, seed=seed, valid_fraction=valid_fraction)
+    return load_built_in(found, seed, valid_fraction, cache_dir, fallback)
+
+
+def load_built_in(
+    name: str,
+    seed: int,
+    valid_fraction: float | None,
+    cache_dir: str | os.PathLike[str] | None,
+    fallback: str | None,
+) -> Data:
+    """One of ``BUILT_IN``; ``fallback``, with a note, where it cannot be had."""
     try:
         if name == "digits":
             return load_digits(seed=seed, valid_fraction=valid_fraction)
@@ -125,6 +161,34 @@ def load_data(
         return replace(data, notes=(f"{name} could not be had, so this is {fallback} instead: {error}", *data.notes))
 
 
+def recognised(source: Any) -> tuple[str, Any]:
+    """What kind of data a source is: ``built-in``, ``folder``, ``table`` or ``arrays``; and its name, path or content."""
+    from heptane.data.read_table import is_table, joined
+
+    if isinstance(source, (str, os.PathLike)) and os.fspath(source):
+        name = os.fspath(source)
+        if name in BUILT_IN:
+            return "built-in", name
+        path = existing_path(name)
+        return ("folder" if path.is_dir() else "table" if is_table(path) else "arrays"), path
+    if isinstance(source, (tuple, list)) and len(source) == 2 and not isinstance(source[0], (str, os.PathLike, Mapping)):
+        if is_table(source[0]) and hasattr(source[0], "columns"):
+            return "table", joined(*source)
+        if hasattr(source[0], "shape") or isinstance(source[0], list):
+            return "arrays", tuple(source)
+    if not is_path(source) and is_table(source):
+        return "table", source
+    raise InputError(
+        f"data={called(source)}: expected a name ({', '.join(BUILT_IN)}), a directory or an .npz file, a .csv or .parquet "
+        "file, a frame, or a pair (x, y)"
+    )
+
+
+def called(source: Any) -> str:
+    """A source in a message: its name or path, else its type."""
+    return repr(os.fspath(source)) if is_path(source) else repr(source) if len(repr(source)) < 40 else type(source).__name__
+
+
 def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) from one side or both."""
     sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
@@ -136,17 +200,19 @@ def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def existing_path(name: str) -> Path:
-    """The directory or ``.npz`` file called ``name``, or an :class:`InputError` that says what was expected."""
+    """The directory, table or ``.npz`` file called ``name``, or an :class:`InputError` that says what was expected."""
+    from heptane.data.read_table import is_table
+
     try:
         path = Path(name).expanduser()
-        if path.is_dir() or (path.is_file() and path.suffix.lower() == ".npz"):
+        if path.is_dir() or (path.is_file() and (path.suffix.lower() == ".npz" or is_table(path))):
             return path
         exists = path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"data={name!r} cannot be opened ({error!r}): give the path of a directory or file") from error
-    known = f"expected {', '.join(BUILT_IN)}, a directory of class folders, or an .npz file"
+    known = f"expected {', '.join(BUILT_IN)}, a directory of class folders, a .csv, .tsv, .parquet or .npz file"
     if exists:
-        raise InputError(f"data={name!r} is neither a directory nor an .npz file: {known}")
+        raise InputError(f"data={name!r} is neither a directory nor an .npz file nor a table: {known}")
     raise InputError(f"data={name!r} is not a known name or an existing path{nearest(name.lower(), BUILT_IN)}: {known}")
 
 
@@ -171,40 +237,6 @@ def load_digits(*, seed: int, valid_fraction: float | None) -> Data:
     preprocess = ImagePreprocess((8, 8), 1, mean, std, white=16.0)
     about = (10, names, (note,), "scikit-learn", mean, std)
     return Data("digits", parts[0], parts[1], parts[2], *about, kind="images", preprocess=preprocess)
-
-
-def split(groups: Sequence[int], shares: Sequence[float], seed: int) -> list[torch.Tensor]:
-    """Cut samples at random into a rest and one part per share, the same way for the same seed, everywhere.
-
-    Args:
-        groups: sizes of the runs of consecutive samples, such as the classes, over which each part is spread evenly.
-        shares: each part's share of all the samples, in (0, 1).
-
-    Returns:
-        Sorted int64 indices: of the rest, then of each part. Every group keeps at least one sample in the rest.
-
-    Raises:
-        InputError: a part, or a group's rest, would be empty.
-    """
-    random = np.random.RandomState(seed)  # NumPy keeps this old generator's stream unchanged for ever (its NEP 19)
-    parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
-    starts = np.cumsum([0, *groups]).tolist()
-    start = 0
-    for index in sorted(range(len(groups)), key=lambda index: groups[index]):  # large ones last: they can make up a count
-        size = groups[index]
-        order = (random.permutation(size) + starts[index]).tolist()
-        start += size
-        for part, share in zip(parts[1:], shares, strict=True):
-            count = max(0, min(round(start * share) - len(part), len(order) - 1))
-            part.extend(order[:count])
-            order = order[count:]
-        parts[0].extend(order)
-    wanted = [round(start * share) for share in shares]
-    if min(wanted) < 1 or [len(part) for part in parts[1:]] != wanted:
-        cut = " + ".join(f"{share:.4g}" for share in shares)
-        left = "leaves a part, or a class of the training part, empty"
-        raise InputError(f"setting aside {cut} of {start} samples {left}: change valid_fraction or give more data")
-    return [torch.tensor(sorted(part), dtype=torch.int64) for part in parts]
 
 
 def normalise(

@@ -53,9 +53,10 @@ class Preprocess(ABC):
             InputError: it is damaged, or of a kind that this version does not know.
         """
         from heptane.data.images import ImagePreprocess
+        from heptane.data.table import TablePreprocess
         from heptane.data.vectors import ArrayPreprocess
 
-        kinds: dict[str, type[Any]] = {"images": ImagePreprocess, "arrays": ArrayPreprocess}
+        kinds: dict[str, type[Any]] = {"images": ImagePreprocess, "arrays": ArrayPreprocess, "table": TablePreprocess}
         kind = record.get("kind") if isinstance(record, Mapping) else None
         if kind not in kinds:
             raise InputError(

@@ -1,0 +1,252 @@
+"""What the cells of a table's column hold: numbers, dates, categories, or nothing that can be used.
+
+Text is a number where every cell reads as one: plain (``-1.5e3``), with a currency sign or percent (``$5``, ``12%``), with
+separators of thousands (``1,234.5``) or a decimal comma (``1.234,5``). ``1,234`` alone can be both: the other cells of the
+table decide, else it is refused. Codes with leading zeros (``02139``) are categories. Dates are ISO (``2024-03-31``), or
+days and months in the order that the column itself proves.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import numbers
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from heptane._lazy import np
+from heptane.data.read_table import pandas
+from heptane.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pandas as pd
+
+MISSING = frozenset(
+    ("", "#n/a", "#n/a n/a", "#na", "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan", "-nan", "<na>", "n/a", "n.a.", "na", "nan")
+).union(("null", "none", "?", "-", "--", "."))
+MISSING_LABEL = MISSING - {"none", "-", "--", "."}  # these are names that a class may have
+AFFIXES = re.compile(r"^([+-]?)\s*[$€£¥]\s*|\s*[%$€£¥]$|(?<=\d)['’\s](?=\d{3})")
+PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+WHOLE = re.compile(r"[+-]?\d+")
+THOUSANDS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?")
+DECIMAL_COMMA = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?([eE][+-]?\d+)?")
+DOT_THOUSANDS = re.compile(r"[+-]?\d{1,3}(\.\d{3})*")
+LEADING_ZERO = re.compile(r"0\d+")
+ISO = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?\s?(Z|[+-]\d{2}:?\d{2})?)?")
+DAY_MONTH = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})( \d{1,2}:\d{2}(:\d{2})?)?")
+NEARLY = 0.9  # a column of which so many cells are numbers has a slip of the pen in the others
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a column, each None or NaN where it is missing.
+
+    Args:
+        kind: ``number`` or ``date`` (values are float64; of dates, days since 1970), ``category`` (values are text), or
+            ``other``, which cannot be used.
+        values: one per row.
+        whole: of numbers, whether they are integers by their type or their writing.
+        said: how the text was read, where that was not plain.
+    """
+
+    kind: str
+    values: npt.NDArray[Any]
+    whole: bool = False
+    said: str = ""
+
+    @property
+    def missing(self) -> npt.NDArray[np.bool_]:
+        """Which rows have no value."""
+        found = np.isnan(self.values) if self.kind in ("number", "date") else [value is None for value in self.values]
+        return np.asarray(found, dtype=bool)
+
+
+def read_cells(series: pd.Series, comma: str | None = None, *, label: bool = False) -> Cells:
+    """What a column holds.
+
+    Args:
+        series: with its name.
+        comma: what a comma in a number is where the column alone does not tell: ``decimal``, ``thousands``, or None.
+        label: only what is surely missing is taken for it.
+
+    Raises:
+        InputError: numbers or dates can be read in two ways; all cells but a few are numbers.
+    """
+    types = pandas().api.types
+    if isinstance(series.dtype, pandas().CategoricalDtype):
+        texts = [None if _is_missing(value) else str(value) for value in series.astype(object)]
+        return Cells("category", np.array([*texts, None], dtype=object)[:-1])
+    if types.is_bool_dtype(series.dtype):
+        return Cells(
+            "number", series.astype("float64").to_numpy(dtype=np.float64, na_value=np.nan), whole=True, said="booleans"
+        )
+    if types.is_datetime64_any_dtype(series.dtype):
+        return Cells("date", days(series))
+    if types.is_timedelta64_dtype(series.dtype):
+        return Cells("number", series.dt.total_seconds().to_numpy(dtype=np.float64), said="seconds")
+    if types.is_complex_dtype(series.dtype):
+        return Cells("other", np.full(len(series), None))
+    if types.is_numeric_dtype(series.dtype):
+        values = series.to_numpy(dtype=np.float64, na_value=np.nan)
+        return Cells("number", values, whole=types.is_integer_dtype(series.dtype))
+    return _read_objects(series, comma, label)
+
+
+def _read_objects(series: pd.Series, comma: str | None, label: bool) -> Cells:
+    """Of a column of Python objects, most often texts."""
+    objects = series.astype(object).to_numpy(dtype=object)
+    objects = np.array([None if _is_missing(value) else value for value in objects] + [None], dtype=object)[:-1]
+    present = [value for value in objects if value is not None]
+    if all(isinstance(value, str) for value in present):
+        return read_texts(str(series.name), objects, comma, label)
+    if all(isinstance(value, (bool, np.bool_)) for value in present):
+        return Cells("number", _floats(objects), whole=True, said="booleans")
+    if all(isinstance(value, (numbers.Real, decimal.Decimal)) for value in present):
+        return Cells("number", _floats(objects), whole=all(isinstance(value, numbers.Integral) for value in present))
+    if all(isinstance(value, datetime.date) for value in present):
+        pd = pandas()
+        return Cells("date", days(pd.to_datetime(pd.Series(objects), utc=True)))
+    if all(isinstance(value, (str, numbers.Real)) for value in present):  # text and numbers together, as text
+        return read_texts(
+            str(series.name), np.array([None if v is None else str(v) for v in objects] + [None])[:-1], comma, label
+        )
+    return Cells("other", np.full(len(objects), None))
+
+
+def read_texts(name: str, texts: npt.NDArray[Any], comma: str | None, label: bool = False) -> Cells:
+    """What a column of texts holds; see :func:`read_cells`."""
+    pd = pandas()
+    codes, found = pd.factorize(pd.Series(texts, dtype=object))
+    missing = MISSING_LABEL if label else MISSING
+    unique = [str(text).strip() for text in found]
+    kept = [None if text.lower() in missing else text for text in unique]
+
+    def spread(values: list[Any], dtype: Any) -> npt.NDArray[Any]:
+        table = np.array([*values, None if dtype is object else np.nan], dtype=dtype)
+        return np.asarray(table[codes])  # the code of what is missing is -1, the last
+
+    present = [text for text in kept if text is not None]
+    if {text.lower() for text in present} in ({"true", "false"}, {"true"}, {"false"}):
+        values = [np.nan if text is None else float(text.lower() == "true") for text in kept]
+        return Cells("number", spread(values, np.float64), whole=True, said="booleans")
+    if present and (read := read_numbers(name, present, comma)):
+        made, said = read
+        by_text = dict(zip(present, made, strict=True))
+        whole = all(WHOLE.fullmatch(text) for text in present)
+        return Cells("number", spread([by_text.get(str(text), np.nan) for text in kept], np.float64), whole, said)
+    counts = np.bincount(codes[codes >= 0], minlength=len(kept)) if len(kept) else np.zeros(0)
+    if not label:
+        _refuse_nearly(name, kept, counts)
+    if present and (dates := read_dates(name, present)):
+        by_text = dict(zip(present, dates[0], strict=True))
+        return Cells("date", spread([by_text.get(str(text), np.nan) for text in kept], np.float64), said=dates[1])
+    return Cells("category", spread(kept, object))
+
+
+def read_numbers(name: str, texts: list[str], comma: str | None) -> tuple[list[float], str] | None:
+    """Numbers of texts, none of them missing, and how they were read; None where they are no numbers."""
+    if any(LEADING_ZERO.fullmatch(text) for text in texts):  # codes, such as of the post
+        return None
+    bare = [AFFIXES.sub(r"\1", text) for text in texts]
+    said = "signs such as $ and % left out" if any(re.search("[$€£¥%]", text) for text in texts) else ""
+    if not any("," in text for text in bare):
+        dotted = any("." in text for text in bare) and all(DOT_THOUSANDS.fullmatch(text) for text in bare)
+        if dotted and (comma == "decimal" or any(text.count(".") > 1 for text in bare)):
+            return [float(text.replace(".", "")) for text in bare], "dots are separators of thousands"
+        return ([float(text) for text in bare], said) if all(PLAIN.fullmatch(text) for text in bare) else None
+    thousands = all(THOUSANDS.fullmatch(text) for text in bare)
+    decimals = all(DECIMAL_COMMA.fullmatch(text) for text in bare)
+    if thousands and decimals:
+        if comma is None:
+            sample = next(text for text in bare if "," in text)
+            raise InputError(
+                f"column {name!r} holds {sample!r}, which can be {float(sample.replace(',', '')):g} or "
+                f"{float(sample.replace(',', '.')):g}: write numbers with a decimal point and no commas"
+            )
+        thousands, decimals = comma == "thousands", comma == "decimal"
+    if thousands:
+        return [float(text.replace(",", "")) for text in bare], "commas are separators of thousands"
+    if decimals:
+        return [float(text.replace(".", "").replace(",", ".")) for text in bare], "commas are decimal points"
+    return None
+
+
+def comma_of(frame: pd.DataFrame) -> str | None:
+    """What a comma in a number of this table is, where some column proves it: ``decimal`` or ``thousands``."""
+    proven = set()
+    for column in frame.columns:
+        if frame[column].dtype.kind not in "OUTS" and str(frame[column].dtype) not in ("str", "string"):
+            continue
+        texts = [text.strip() for text in frame[column].dropna().unique() if isinstance(text, str)]
+        bare = [AFFIXES.sub(r"\1", text) for text in texts if text.lower() not in MISSING]
+        if any("," in text for text in bare):
+            ways = [all(way.fullmatch(text) for text in bare) for way in (DECIMAL_COMMA, THOUSANDS)]
+            proven |= {"decimal"} if ways == [True, False] else {"thousands"} if ways == [False, True] else set()
+    return proven.pop() if len(proven) == 1 else None
+
+
+def read_dates(name: str, texts: list[str]) -> tuple[list[float], str] | None:
+    """Dates of texts as days since 1970, and how they were read; None where they are no dates."""
+    pd = pandas()
+    if all(ISO.fullmatch(text) for text in texts):
+        form = "ISO8601" if all("-" in text for text in texts) else "mixed"
+        return _converted(pd, name, texts, form), ""
+    parts = [DAY_MONTH.fullmatch(text) for text in texts]
+    if not all(parts):
+        return None
+    first, second = (max(int(part[group]) for part in parts if part) for group in (1, 3))
+    dotted = all(part and part[2] == "." for part in parts)
+    if first <= 12 and second <= 12 and not dotted:
+        raise InputError(
+            f"column {name!r} holds dates such as {texts[0]!r}, whose day and month cannot be told apart: write them as "
+            "YYYY-MM-DD, or remove the column"
+        )
+    day_first = dotted or first > 12
+    pieces = []
+    for text, part in zip(texts, parts, strict=True):
+        assert part
+        day, month = (part[1], part[3]) if day_first else (part[3], part[1])
+        year = part[4] if len(part[4]) == 4 else f"{19 if int(part[4]) > 68 else 20}{part[4]}"
+        pieces.append(f"{year}-{int(month):02}-{int(day):02}{text[part.end(4) :]}")
+    return _converted(pd, name, pieces, "mixed"), f"dates are {'day, month' if day_first else 'month, day'}, year"
+
+
+def _converted(pd: Any, name: str, texts: list[str], form: str) -> list[float]:
+    try:
+        found = pd.to_datetime(pd.Series(texts, dtype=object), format=form, utc=True)
+    except (ValueError, OverflowError) as error:
+        raise InputError(
+            f"column {name!r} holds a date that does not exist ({' '.join(str(error).split())[:90]})"
+        ) from error
+    return [float(value) for value in days(found)]
+
+
+def days(series: pd.Series) -> npt.NDArray[Any]:
+    """Days since 1970-01-01 in UTC, with fractions; NaN where there is no date."""
+    pd = pandas()
+    stamps = pd.to_datetime(series, utc=True)
+    return np.asarray((stamps - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1), dtype=np.float64)
+
+
+def _refuse_nearly(name: str, texts: list[str | None], counts: npt.NDArray[Any]) -> None:
+    """Raise where nearly all cells are numbers and a few are not."""
+    present = [(text, int(count)) for text, count in zip(texts, counts, strict=True) if text is not None]
+    odd = [(text, count) for text, count in present if not PLAIN.fullmatch(AFFIXES.sub(r"\1", text))]
+    total, wrong = sum(count for _, count in present), sum(count for _, count in odd)
+    zeros = any(LEADING_ZERO.fullmatch(text) for text, _ in present)
+    if odd and not zeros and total and wrong <= (1 - NEARLY) * total:
+        named = ", ".join(repr(text) for text, _ in odd[:3])
+        raise InputError(
+            f"column {name!r} holds numbers but for {wrong} cell(s) such as {named}: write a number there, or leave the "
+            "cell empty if its value is missing"
+        )
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value) or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _floats(objects: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.array([np.nan if value is None else float(value) for value in objects], dtype=np.float64)

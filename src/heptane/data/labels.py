@@ -1,0 +1,99 @@
+"""What labels mean: classes or real numbers. What is guessed is said; what has two readings is refused, with both named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from heptane._lazy import np, torch
+from heptane.data.cells import Cells
+from heptane.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+FEW, MANY = 20, 100  # distinct whole numbers: up to FEW are classes, above MANY are amounts
+ROWS_PER_CLASS = 5  # on average; whole numbers with fewer are amounts
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Targets: int64 class numbers (N,), or float64 numbers (N,) where ``names`` is ()."""
+
+    targets: torch.Tensor
+    names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def read_labels(name: str, cells: Cells, task: str | None) -> Labels:
+    """The targets of a column.
+
+    Args:
+        name: what messages call it.
+        cells: the column.
+        task: ``classification``, ``regression``, or None to go by the values.
+
+    Raises:
+        InputError: a label is missing or infinite, the values have two readings, or do not fit ``task``.
+    """
+    if cells.kind not in ("number", "category"):
+        held = "dates" if cells.kind == "date" else "objects that are no numbers or texts"
+        raise InputError(f"the label {name} holds {held}: expected classes or numbers")
+    if cells.missing.any():
+        rows = np.flatnonzero(cells.missing)
+        raise InputError(
+            f"the label {name} is missing in {len(rows)} of {len(cells.values)} rows, first in row {rows[0]} (the first is "
+            "row 0): fill it in, or remove these rows"
+        )
+    if cells.kind == "category":
+        if task == "regression":
+            raise InputError(
+                f"task='regression', but the label {name} holds texts such as {cells.values[0]!r}: expected numbers"
+            )
+        return classes_of(name, cells.values)
+    if not np.isfinite(cells.values).all():
+        row = int(np.flatnonzero(~np.isfinite(cells.values))[0])
+        raise InputError(f"the label {name} is {cells.values[row]} in row {row} (the first is 0): expected finite numbers")
+    task, said = (task, "") if task else guess_task(name, cells)
+    if task == "classification":
+        found = classes_of(name, cells.values if cells.said != "booleans" else cells.values.astype(bool))
+        return Labels(found.targets, found.names, (said,) if said else ())
+    if np.ptp(cells.values) == 0:
+        raise InputError(f"the label {name} is {cells.values[0]:g} in every row: there is nothing to learn")
+    return Labels(torch.from_numpy(cells.values.copy()), (), (said,) if said else ())
+
+
+def guess_task(name: str, cells: Cells) -> tuple[str, str]:
+    """Classes or amounts, by the numbers; and what is to be said of the guess."""
+    unique = np.unique(cells.values)
+    count, rows = len(unique), len(cells.values)
+    shown = ", ".join(f"{value:g}" for value in unique[:4]) + (", ..." if count > 4 else "")
+    if cells.said == "booleans":
+        return "classification", ""
+    if np.isin(unique, (0, 1)).all():
+        return "classification", "" if cells.whole else f"the label {name} is 0.0 or 1.0: taken for two classes"
+    amounts = f"the label {name} is numbers, {count} of them distinct: regression"
+    if not (unique == np.round(unique)).all() or count > MANY or count * ROWS_PER_CLASS > rows > FEW:
+        return "regression", amounts
+    if cells.whole and count <= FEW:
+        return "classification", f"the label {name} is {count} whole numbers ({shown}): taken for classes"
+    kind = "whole numbers" if cells.whole else "floats that are whole"
+    raise InputError(
+        f"the label {name} holds {count} different {kind} ({shown}), which can be {count} classes or amounts: say which "
+        "with --task classification or --task regression (task= in load_data)"
+    )
+
+
+def classes_of(name: str, values: npt.NDArray[Any]) -> Labels:
+    """Class numbers of values, in the order of the sorted values, and the names of the classes."""
+    unique, targets = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True)
+    if len(unique) < 2:
+        raise InputError(f"the label {name} is {unique[0]!s} in every row: expected two classes or more")
+    if len(unique) > max(FEW, len(values) // 2):
+        raise InputError(
+            f"the label {name} has {len(unique)} different values in {len(values)} rows: classes need several rows each; for "
+            "numbers to be predicted as such, use --task regression (task= in load_data)"
+        )
+    whole = unique.dtype.kind == "f" and bool((unique == np.round(unique)).all())
+    names = tuple(str(int(value)) if whole else str(value) for value in unique.tolist())
+    return Labels(torch.from_numpy(targets.astype(np.int64)), names)

@@ -1,0 +1,206 @@
+"""Read a table: CSV, TSV or Parquet files, pandas and polars frames, rows as dicts; all as one pandas DataFrame.
+
+A text file is read as text: what a column holds is decided in ``columns.py``, so that nothing is lost on the way. The
+separator is found in the first lines; compression by the file's name (``.csv.gz``), encoding by its first bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heptane._lazy import np
+from heptane.data.preprocess import is_path
+from heptane.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEXT_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".tab"), (".parquet", ".pq")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
+SUFFIXES = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
+SEPARATORS = (",", ";", "\t", "|")
+SNIFFED_BYTES = 1 << 16
+INSTALL = 'pip install "heptane[tables]"'
+
+
+def is_table(source: Any) -> bool:
+    """Whether ``source`` is a table: by a file's name, as a frame, or as rows or columns of dicts."""
+    if is_path(source):
+        return table_suffix(Path(source)) in SUFFIXES
+    if isinstance(source, Mapping) or hasattr(source, "to_pandas") or hasattr(source, "iloc"):
+        return True
+    return isinstance(source, (list, tuple)) and bool(source) and all(isinstance(row, Mapping) for row in source)
+
+
+def table_suffix(path: Path) -> str:
+    """The suffix that tells the kind of a table, in lower case, without that of a compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in COMPRESSIONS else suffixes[-1] if suffixes else ""
+
+
+def pandas() -> Any:
+    """pandas, or an error that says how to get it."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise InputError(f"tables need pandas, which is missing: {INSTALL}") from error
+    return pandas
+
+
+def read_table(source: Any) -> tuple[pd.DataFrame, list[str]]:
+    """A table as a frame with unique column names, and notes on what was left out or renamed.
+
+    Args:
+        source: a path, a pandas or polars frame (or anything with ``to_pandas``), a list of dicts (rows), or a dict (of
+            columns, or one row).
+
+    Raises:
+        InputError: it cannot be read, has no rows or columns; pandas or pyarrow is missing.
+    """
+    pd, notes = pandas(), list[str]()
+    if is_path(source):
+        path = Path(source).expanduser()
+        frame = read_parquet(path) if table_suffix(path) in PARQUET_SUFFIXES else read_text(path, notes)
+        name = repr(str(path))
+    else:
+        frame, name = from_memory(pd, source), f"the {type(source).__name__}"
+    if isinstance(frame.columns, pd.MultiIndex):
+        raise InputError(f"{name} has column names of several levels: give each column one name")
+    frame = frame.rename(columns=str)
+    twice = sorted({column for column, many in zip(frame.columns, frame.columns.duplicated(), strict=True) if many})
+    if twice:
+        raise InputError(f"{name} has two columns called {twice[0]!r}: give each column a name of its own")
+    if not len(frame.columns) or not len(frame):
+        raise InputError(f"{name} has {len(frame)} rows and {len(frame.columns)} columns: expected some of each")
+    return frame, notes
+
+
+def joined(frame: Any, labels: Any) -> pd.DataFrame:
+    """A frame and its labels as one frame with a column ``label``."""
+    pd = pandas()
+    frame, _ = read_table(frame)
+    if hasattr(labels, "columns") and len(labels.columns) == 1:
+        labels = read_table(labels)[0].iloc[:, 0]
+    if hasattr(labels, "to_pandas"):
+        labels = labels.to_pandas()
+    values = labels.to_numpy() if isinstance(labels, pd.Series) else np.asarray(labels)
+    if values.shape != (len(frame),):
+        raise InputError(f"x has {len(frame)} rows and y is of shape {values.shape}: give one label per row")
+    if "label" in frame.columns:
+        raise InputError("x has a column 'label' and y is given: leave one of them out")
+    return frame.assign(label=values)
+
+
+def from_memory(pd: Any, source: Any) -> pd.DataFrame:
+    """A frame of what is in memory."""
+    if isinstance(source, pd.DataFrame):
+        return source
+    if isinstance(source, pd.Series):  # one row of a frame
+        return source.to_frame().T.infer_objects()
+    try:
+        if hasattr(source, "collect") and hasattr(source, "lazy"):  # polars, not read yet
+            source = source.collect()
+        if hasattr(source, "to_pandas"):
+            return source.to_pandas()
+        if isinstance(source, Mapping):
+            scalar = all(isinstance(value, str) or not hasattr(value, "__len__") for value in source.values())
+            return pd.DataFrame([source] if scalar else dict(source))
+        return pd.DataFrame(list(source))
+    except Exception as error:
+        remedy = f"{INSTALL}" if isinstance(error, ImportError) else "expected columns of one length"
+        raise InputError(f"a {type(source).__name__} cannot be read as a table ({one_line(error)}): {remedy}") from error
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A Parquet file."""
+    pd = pandas()
+    try:
+        return pd.read_parquet(path)
+    except ImportError as error:
+        raise InputError(f"Parquet files need pyarrow, which is missing: {INSTALL}") from error
+    except Exception as error:  # pyarrow's readers raise many kinds for damaged files
+        raise InputError(f"{str(path)!r} cannot be read as Parquet ({one_line(error)}): write it again") from error
+
+
+def read_text(path: Path, notes: list[str]) -> pd.DataFrame:
+    """A text file, every cell as text: "" where it is empty."""
+    pd = pandas()
+    head, encoding = first_text(path, notes)
+    separator = "\t" if table_suffix(path) in (".tsv", ".tab") and "\t" in head else find_separator(head)
+    header = next(csv.reader(io.StringIO(head), delimiter=separator), [])
+    names = [name.strip() for name in header]
+    if not any(names):
+        raise InputError(f"{str(path)!r} begins with an empty line: expected the names of the columns")
+    if len(names) > 1 and all(re.fullmatch(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", name) for name in names):
+        raise InputError(f"{str(path)!r} begins with numbers, {', '.join(names[:3])}: put a line of column names first")
+    twice = sorted({name for name in names if names.count(name) > 1 and name})
+    if twice:
+        raise InputError(f"{str(path)!r} has two columns called {twice[0]!r}: give each column a name of its own")
+    from heptane.data.arrays import check_memory
+
+    check_memory(repr(str(path)), 8 * path.stat().st_size, "give a smaller file, or Parquet")
+    try:
+        settings = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": encoding}
+        frame = pd.read_csv(path, **settings)
+        if not isinstance(
+            frame.index, pd.RangeIndex
+        ):  # more cells than names: a separator ends each line, or rows have names
+            if not frame.iloc[:, -1].fillna("").any():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that the last cell, an empty one, has no name
+                    frame = pd.read_csv(path, index_col=False, **settings)
+            else:
+                notes.append("the first cell of each row has no column name: taken for names of rows, and left out")
+                frame = frame.reset_index(drop=True)
+    except Exception as error:  # pandas raises many kinds
+        remedy = "correct that line, or quote cells that hold the separator"
+        raise InputError(f"{str(path)!r} cannot be read as a table ({one_line(error)}): {remedy}") from error
+    frame.columns = [str(name).strip() for name in frame.columns]
+    repeats = (frame.astype(object).to_numpy() == np.array(names, dtype=object)).all(1) if len(names) > 1 else None
+    if repeats is not None and frame.shape[1] == len(names) and repeats.any():
+        notes.append(f"{int(repeats.sum())} row(s) that repeat the header were left out")
+        frame = frame[~repeats].reset_index(drop=True)
+    return frame
+
+
+def first_text(path: Path, notes: list[str]) -> tuple[str, str]:
+    """The first lines of a text file, uncompressed, and its encoding."""
+    from pandas.io.common import get_handle  # type: ignore[import-untyped,unused-ignore]
+
+    try:
+        with get_handle(path, "rb", compression="infer", is_text=False) as handles:
+            head: bytes = handles.handle.read(SNIFFED_BYTES)
+            rest: bytes = handles.handle.read() if head[:2] not in (b"\xff\xfe", b"\xfe\xff") else b""
+    except Exception as error:  # of a compression, too
+        raise InputError(f"{str(path)!r} cannot be opened ({one_line(error)}): give a readable file") from error
+    if not head.strip():
+        raise InputError(f"{str(path)!r} is empty: expected a line of column names, then rows")
+    if b"\0" in head and head[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(f"{str(path)!r} holds bytes that are no text: is it a spreadsheet? save it as CSV")
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if encoding == "utf-8-sig":
+        try:
+            (head + rest).decode(encoding)
+        except UnicodeDecodeError:
+            encoding = "cp1252"
+            notes.append(f"{path.name} is not UTF-8, and was read as Windows-1252 (Western European)")
+    return head.decode(encoding, errors="replace"), encoding
+
+
+def find_separator(head: str) -> str:
+    """Comma, semicolon, tab or bar: the one that cuts the first lines into the same number of cells, and most of them."""
+    lines = head.splitlines()[: 50 if len(head) < SNIFFED_BYTES else 49] or [""]
+    best, most = ",", (0.0, 0)
+    for separator in SEPARATORS:
+        widths = [len(row) for row in csv.reader(lines, delimiter=separator) if row]
+        if widths and widths[0] > 1:
+            alike = sum(width == widths[0] for width in widths) / len(widths)
+            if (round(alike, 1), widths[0]) > most:
+                best, most = separator, (round(alike, 1), widths[0])
+    return best

@@ -1,0 +1,231 @@
+"""A table as a data set: one column is the label, the others become numbers by what the training rows teach.
+
+The rows are split by a seed, 80/10/10, classes evenly. Where the label is a number, it is standardized for training, and
+predictions are turned back to its own units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from heptane._lazy import np, torch
+from heptane.data.arrays import check_memory
+from heptane.data.cells import Cells, comma_of, read_cells
+from heptane.data.columns import Column, learn, left_out
+from heptane.data.labels import Labels, read_labels
+from heptane.data.load import Data
+from heptane.data.preprocess import Preprocess, is_path
+from heptane.data.read_table import read_table
+from heptane.data.splits import out_of_balance, split_by_class
+from heptane.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LABELS = ("label", "target", "class", "y")
+MOST_NAMED = 8
+
+
+@dataclass(frozen=True)
+class TablePreprocess(Preprocess):
+    """A table's rows as float32 (N, F).
+
+    Args:
+        label: the name of the label's column, which new data need not have.
+        columns: what becomes of each column that is used.
+        comma: what a comma in a number is where the column alone does not tell.
+        target: mean and std of the label in training, for regression; None for classes.
+    """
+
+    kind: ClassVar[str] = "table"
+    label: str
+    columns: tuple[Column, ...]
+    comma: str | None = None
+    target: tuple[float, float] | None = None
+
+    @property
+    def features(self) -> list[str]:
+        """A name for each of the F inputs."""
+        return [name for column in self.columns for name in column.features]
+
+    def record(self) -> dict[str, Any]:
+        target = None if self.target is None else {"mean": self.target[0], "std": self.target[1]}
+        about = {"kind": self.kind, "label": self.label, "comma": self.comma, "target": target}
+        return {**about, "columns": [column.record() for column in self.columns], "features": self.features}
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> TablePreprocess:
+        """What :meth:`record` described."""
+        target = record["target"]
+        moments = None if target is None else (float(target["mean"]), float(target["std"]))
+        columns = tuple(Column.parse(column) for column in record["columns"])
+        return cls(str(record["label"]), columns, record["comma"], moments)
+
+    def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
+        """Names (those of the frame's index) and inputs of rows.
+
+        Args:
+            source: a CSV, TSV or Parquet file, a pandas or polars frame, a list of dicts or a dict. Its columns are found by
+                name; those that training did not use may be missing.
+        """
+        frame, _ = read_table(source)
+        self._check_columns(frame)
+        cells = {column.name: self._read(column, frame[column.name]) for column in self.columns}
+        return [str(index) for index in frame.index], self.apply(cells)
+
+    def apply(self, cells: Mapping[str, Cells]) -> torch.Tensor:
+        """The inputs, float32 (N, F), of columns that were read."""
+        made = [feature for column in self.columns for feature in column.encode(cells[column.name])]
+        return torch.from_numpy(np.stack(made, 1).astype(np.float32))
+
+    def outputs(self, predictions: torch.Tensor) -> torch.Tensor:
+        """A model's predictions in the units of the label."""
+        return predictions if self.target is None else predictions * self.target[1] + self.target[0]
+
+    def _check_columns(self, frame: pd.DataFrame) -> None:
+        lacking = [column.name for column in self.columns if column.name not in frame.columns]
+        if lacking:
+            near = nearest(lacking[0], map(str, frame.columns))
+            raise InputError(f"the table has no column {names(lacking)}{near}: it has {names(list(frame.columns))}")
+
+    def _read(self, column: Column, series: pd.Series) -> Cells:
+        """A column as training read it; an error where it holds something else."""
+        if column.kind == "category":
+            texts = [None if value is None else str(value) for value in as_texts(series)]
+            return Cells("category", np.array([*texts, None], dtype=object)[:-1])
+        cells = read_cells(series, self.comma)
+        if not cells.missing.all() and cells.kind != column.kind:
+            example = next(value for value, absent in zip(series, cells.missing, strict=True) if not absent)
+            raise InputError(f"column {column.name!r} holds {example!r}: expected {column.kind}s, as in training")
+        values = cells.values if cells.kind == column.kind else np.full(len(series), np.nan)
+        check_finite(column.name, values)
+        return Cells(column.kind, values)
+
+
+def as_texts(series: pd.Series) -> list[Any]:
+    """Categories of a column, as training had them: text, or None where one is missing."""
+    cells = read_cells(series.astype(object).map(lambda value: value if value is None or value != value else str(value)))
+    if cells.kind == "category":
+        return list(cells.values)
+    plain = series.astype(object)  # numbers or dates by their looks, and categories in training
+    return [None if absent else str(value).strip() for value, absent in zip(plain, cells.missing, strict=True)]
+
+
+def check_finite(name: str, values: Any) -> None:
+    """Raise where a number is infinite."""
+    if np.isinf(values).any():
+        row = int(np.flatnonzero(np.isinf(values))[0])
+        raise InputError(f"column {name!r} is infinite in row {row} (the first is 0): write a number, or leave it empty")
+
+
+def load_table(
+    source: Any, *, label: str | None, task: str | None, seed: int, valid_fraction: float | None, name: str | None = None
+) -> Data:
+    """Load a table, split by ``seed``; see :func:`heptane.load_data`.
+
+    Raises:
+        InputError: it cannot be read, the label is not there or cannot be understood, or a column is damaged.
+    """
+    frame, notes = read_table(source)
+    label = find_label(frame, label, notes)
+    comma = comma_of(frame)
+    labels = read_labels(repr(label), read_cells(frame[label], comma, label=True), task)
+    cells = {str(column): read_cells(frame[column], comma) for column in frame.columns if column != label}
+    for column, one in cells.items():
+        if one.kind == "number":
+            check_finite(column, one.values)
+    notes += labels.notes
+    shares = [0.1, 0.1 if valid_fraction is None else valid_fraction]
+    train, test, valid = split_by_class(labels.targets, shares, seed)
+    notes.append(f"the rows were split by seed {seed}: {len(train)} train, {len(test)} test, {len(valid)} valid")
+    out = {column: why for column, one in cells.items() if (why := left_out(column, one, train.numpy()))}
+    if labels.names:
+        notes += out_of_balance(torch.bincount(labels.targets).tolist(), labels.names)
+    columns = learn({column: one for column, one in cells.items() if column not in out}, train.numpy())
+    columns = [column for column in columns if column.features]
+    notes += describe(columns, out, cells, train.numpy())
+    if not columns:
+        raise InputError(f"no column is left to learn {label!r} from: {'; '.join(notes)}")
+    width = sum(len(column.features) for column in columns)
+    check_memory(f"the table as float32 ({len(frame)}, {width})", 12 * len(frame) * width, "give fewer rows or columns")
+    targets, target = standardized(labels, train, notes, label)
+    preprocess = TablePreprocess(label, tuple(columns), comma, target)
+    inputs = preprocess.apply(cells)
+    parts = [(inputs[rows], targets[rows]) for rows in (train, valid, test)]
+    name = Path(source).name.split(".")[0] if is_path(source) else name or "table"
+    where = str(source) if is_path(source) else f"a {type(source).__name__}"
+    about = (len(labels.names) or None, labels.names, tuple(notes), where)
+    return Data(name, parts[0], parts[1], parts[2], *about, kind="table", preprocess=preprocess)
+
+
+def find_label(frame: pd.DataFrame, label: str | None, notes: list[str]) -> str:
+    """The name of the label's column."""
+    columns = [str(column) for column in frame.columns]
+    if label is not None:
+        if label not in columns:
+            raise InputError(f"label={label!r} is no column{nearest(label, columns)}: the table has {names(columns, 40)}")
+        return label
+    found = [column for column in columns if column.lower() in LABELS]
+    if len(found) != 1:
+        several = f"{names(found)} may each be the label" if found else "which column is the label?"
+        raise InputError(f"{several}: pass --label COLUMN (label= in load_data), one of {names(columns, 40)}")
+    notes.append(f"column {found[0]!r} is the label, by its name")
+    return found[0]
+
+
+def standardized(
+    labels: Labels, train: torch.Tensor, notes: list[str], label: str
+) -> tuple[torch.Tensor, tuple[float, float] | None]:
+    """Targets as a model is trained on them, and the mean and std that were taken out of them."""
+    if labels.names:
+        return labels.targets, None
+    known = labels.targets[train]
+    mean, std = float(known.mean()), float(known.std(correction=0))
+    std = std if math.isfinite(std) and std > 0 else 1.0
+    notes.append(
+        f"the label {label!r} (mean {mean:.6g}, standard deviation {std:.6g}) is standardized for training: losses are in "
+        "these units, predictions in its own"
+    )
+    return ((labels.targets - mean) / std).float(), (mean, std)
+
+
+def describe(columns: list[Column], out: Mapping[str, str], cells: Mapping[str, Cells], train: Any) -> list[str]:
+    """What was done to the columns: one sentence per kind."""
+    by_kind = {kind: [column for column in columns if column.kind == kind] for kind in ("number", "date", "category")}
+    num_features = sum(len(column.features) for column in columns)
+    done = [
+        f"{len(by_kind['number'])} number(s) standardized" if by_kind["number"] else "",
+        f"{len(by_kind['date'])} date(s) as days and seasons ({names([c.name for c in by_kind['date']])})"
+        if by_kind["date"]
+        else "",
+        f"{len(by_kind['category'])} categorie(s) one-hot ({names([c.name for c in by_kind['category']])})"
+        if by_kind["category"]
+        else "",
+    ]
+    notes = [f"columns: {', '.join(filter(None, done))}; {num_features} inputs"]
+    for why in sorted(set(out.values())):
+        notes.append(f"left out, {why}: {names([column for column, reason in out.items() if reason == why])}")
+    imputed = [c.name for c in by_kind["number"] + by_kind["date"] if cells[c.name].missing.any()]
+    if imputed:
+        notes.append(f"missing numbers filled with the median, and marked: {names(imputed)}")
+    absent = [column.name for column in by_kind["category"] if cells[column.name].missing.any()]
+    if absent:
+        notes.append(f"missing categories are a category: {names(absent)}")
+    rare = [column.name for column in by_kind["category"] if column.other]
+    if rare:
+        notes.append(f"rare categories share one input: {names(rare)}")
+    skewed = [column.name for column in by_kind["number"] if column.numbers[0].power is not None]
+    if skewed:
+        notes.append(f"skewed numbers transformed (Yeo-Johnson): {names(skewed)}")
+    said = sorted({one.said for name, one in cells.items() if name not in out} - {"", "booleans", "seconds"})
+    return notes + [f"{how}: {names([name for name, one in cells.items() if one.said == how])}" for how in said]
+
+
+def names(columns: list[str], most: int = MOST_NAMED) -> str:
+    """Names of columns, not too many."""
+    shown = ", ".join(repr(str(column)) for column in columns[:most])
+    return shown + (f" and {len(columns) - most} more" if len(columns) > most else "")
