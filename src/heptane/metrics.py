@@ -7,11 +7,11 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.criterion import Criterion
+from heptane.data.splits import BALANCED
 from heptane.tricks.data_parallel import ALONE, Worker, all_sum, from_all
 from heptane.tricks.mixup import MixedTargets
 
 PENDING_ELEMENTS = 1 << 16  # of outputs kept before they are reduced: about 100 steps of 64 x 10, one step of a big model
-BALANCED = 3.0  # times as many samples as the smallest class: from here on a plain accuracy says little of that one
 NONFINITE_LIMIT = 20  # steps with a loss that is not finite, after which training is stopped
 
 

@@ -28,11 +28,11 @@ class Settings:
     """The settings of ``heptane train``, apart from the tricks' own."""
 
     data: str = ""
-    """The data: fashion-mnist, digits, a folder of class folders, a .csv, .tsv or .parquet table, or an .npz with x and y."""
+    """The data: fashion-mnist, digits, a folder of class folders, a .csv or .parquet table, or an .npz with x and y."""
     label: str | None = None
     """Of a table, the column to predict. Default: the one called label, target, class or y."""
     task: str | None = None
-    """classification or regression, where a table's or an .npz file's labels can be read as both. Default: by the labels."""
+    """Of labels that can be read as both: classification or regression. Default: by the labels."""
     model: str | None = None
     """The model: resnet, resnet-wide, mlp, timm:NAME, hf:NAME or package.module:factory. Default: resnet, or mlp."""
     epochs: float = 10.0
@@ -92,7 +92,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise InputError("data is missing: pass --data fashion-mnist, digits, a folder of class folders, a table or an .npz")
+            raise InputError(
+                "data is missing: pass --data fashion-mnist, digits, a folder of class folders, a table or an .npz"
+            )
         if self.task is not None:
             check_choice("task", self.task, ("classification", "regression"))
         check_range("epochs", self.epochs, 0, 1e9, low_open=True)

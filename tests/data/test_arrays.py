@@ -44,35 +44,45 @@ def zip_of(path, **members: bytes):
 # --- what is read
 
 
-def test_three_parts_are_kept_as_they_are(load):
+SCALED = "x was standardized per feature, to mean 0 and standard deviation 1 of the training part"
+
+
+def scaled(x: np.ndarray, by: np.ndarray = X) -> torch.Tensor:
+    return torch.from_numpy(np.clip((x - by.mean(0)) / by.std(0), -10, 10).astype("f4"))
+
+
+def test_three_parts_are_kept_and_standardized_by_the_training_part(load):
     data = load(x=X, y=Y, x_valid=X[:8] + 1, y_valid=Y[:8], x_test=X[:5] + 2, y_test=Y[:5])
     for part, x, y in ((data.train, X, Y), (data.valid, X[:8] + 1, Y[:8]), (data.test, X[:5] + 2, Y[:5])):
-        assert torch.equal(part[0], torch.from_numpy(x.astype("f4")))
+        assert torch.allclose(part[0], scaled(x), atol=1e-5)
         assert part[1].dtype == torch.int64
         assert torch.equal(part[1], torch.from_numpy(y))
-    assert (data.name, data.num_classes, data.class_names, data.notes, data.mean) == ("a", 4, (), (), ())
+    assert (data.name, data.num_classes, data.class_names, data.notes, data.mean) == ("a", 4, (), (SCALED,), ())
     assert data.input_shape == (3,)
 
 
 def test_a_missing_validation_part_is_split_off_by_the_seed_and_said(load):
-    data, same, other = (load({"seed": seed}, x=X, y=np.arange(40)) for seed in (1, 1, 2))
+    row = {"x": np.arange(40.0)[:, None], "y": Y}
+    data, same, other = (load({"seed": seed}, **row) for seed in (1, 1, 2))
     assert (len(data.train[1]), len(data.valid[1]), data.test) == (36, 4, None)
-    assert data.notes == ("4 of 40 samples were set aside for validation by the split seed 1",)
-    rows = torch.cat([data.train[1], data.valid[1]])
-    assert torch.equal(rows.sort().values, torch.arange(40))
-    assert torch.equal(torch.cat([data.train[0], data.valid[0]]), torch.from_numpy(X.astype("f4"))[rows])
-    assert torch.equal(same.valid[1], data.valid[1])
-    assert not torch.equal(other.valid[1], data.valid[1])
+    assert data.notes == ("4 of 40 samples were set aside for validation by the split seed 1", SCALED)
+    assert sorted(data.valid[1].tolist()) == [0, 1, 2, 3]  # each class has one there
+    moments = data.preprocess
+    rows = torch.cat([data.train[0], data.valid[0]]) * moments.std[0] + moments.mean[0]
+    assert torch.allclose(rows.flatten().sort().values, torch.arange(40.0), atol=1e-5)
+    assert torch.equal(torch.cat([data.train[1], data.valid[1]]), rows.flatten().round().long() % 4)
+    assert torch.equal(same.valid[0], data.valid[0])
+    assert not torch.equal(other.valid[0], data.valid[0])
     assert len(load({"valid_fraction": 0.5}, x=X, y=Y).valid[1]) == 20
     assert len(load(x=X, y=Y, x_test=X, y_test=Y).test[1]) == 40
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f8", "i1", "i8", ">i4", "u2", "u1", "?", "g"])
-def test_numbers_of_any_kind_become_float32_with_their_values(load, dtype):
-    x = (np.arange(40).reshape(20, 2) % 2).astype(dtype)
+def test_numbers_of_any_kind_become_float32_and_are_standardized(load, dtype):
+    x = (np.arange(40).reshape(20, 2) % 3 > 0).astype(dtype)
     data = load(x=x, y=Y[:20], x_valid=x, y_valid=Y[:20])
     assert data.train[0].dtype == torch.float32
-    assert np.array_equal(data.train[0].numpy(), x.astype("f4"))
+    assert torch.allclose(data.train[0], scaled(x.astype("f8"), x.astype("f8")), atol=1e-5)
     assert (data.mean, data.std) == ((), ())
 
 
@@ -109,10 +119,12 @@ def test_uint8_images_are_put_channels_first_and_normalised(load, stored, seen, 
 
 
 @pytest.mark.parametrize("shape", [(20, 6), (20, 2, 3, 4, 5)])
-def test_uint8_that_is_no_image_keeps_its_values(load, shape):
+def test_uint8_that_is_no_image_is_numbers(load, shape):
     x = np.random.default_rng(1).integers(0, 256, shape, dtype="u1")
     data = load(x=x, y=Y[:20], x_valid=x, y_valid=Y[:20])
-    assert np.array_equal(data.train[0].numpy(), x.astype("f4"))
+    mean, std = (x.mean(0), x.std(0)) if x.ndim == 2 else (x.mean(), x.std())
+    assert np.allclose(data.train[0].numpy(), (x - mean) / std, atol=1e-5)
+    assert data.kind == "arrays"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +136,10 @@ def test_uint8_that_is_no_image_keeps_its_values(load, shape):
         (Y.astype("u8"), torch.int64, 4),
         (Y > 1, torch.int64, 2),
         (X[:, 0], torch.float32, None),
-        (Y.astype("f8"), torch.float32, None),
+        (np.arange(40) / 2, torch.float32, None),
+        (Y.astype("U8"), torch.int64, 4),
+        (np.eye(4, dtype="i8")[Y], torch.int64, 4),
+        ((Y > 1).astype("f4"), torch.int64, 2),
         (np.eye(4)[Y], torch.float32, 4),
         (np.eye(4)[Y].astype("?"), torch.float32, 4),
         (X, torch.float32, None),
@@ -137,20 +152,21 @@ def test_targets_are_classes_numbers_or_rows_by_their_kind(load, y, dtype, num_c
     data = load(x=X, y=y, x_valid=X, y_valid=y)
     assert data.train[1].dtype == dtype
     assert data.num_classes == num_classes
+    y = y.argmax(1) if y.shape == (40, 4) and dtype == torch.int64 else y
     assert np.array_equal(data.train[1].numpy(), y.astype("i8" if dtype == torch.int64 else "f4"))
 
 
 def test_compressed_files_and_other_arrays_are_fine_and_said(tmp_path):
     np.savez_compressed(tmp_path / "b.npz", x=X, y=Y, x_valid=X, y_valid=Y, names=np.array(["a"], dtype=object))
     data = hp.load_data(tmp_path / "b.npz")
-    assert data.notes == ("arrays left out: 'names'",)
+    assert data.notes == ("arrays left out: 'names'", SCALED)
     assert len(data.train[0]) == 40
 
 
 def test_a_class_without_training_samples_is_said(load):
     data = load(x=X, y=np.where(Y == 1, 0, Y), x_valid=X, y_valid=Y)
     assert data.num_classes == 4
-    assert data.notes == ("only 3 of the 4 classes have training samples",)
+    assert data.notes == ("only 3 of the 4 classes have training samples", SCALED)
 
 
 # --- what is refused
@@ -184,7 +200,14 @@ FAR[4999, 1] = np.nan
         ({"x": np.float32(1), "y": Y}, r"x has dtype float32 and shape \(\)"),
         ({"x": X * 1j, "y": Y}, "x has dtype complex128"),
         ({"x": X.astype("U8"), "y": Y}, "x has dtype <U8"),
-        ({"x": X, "y": Y.astype("U8")}, "y has dtype <U8 and shape .*expected whole numbers of shape"),
+        ({"x": X, "y": Y.astype("U8")[:, None]}, "y has dtype <U8 and shape .*expected whole numbers or texts of shape"),
+        ({"x": X, "y": Y.astype("U8"), "x_test": X[:1], "y_test": np.array(["9"])}, "y_test has the class '9'"),
+        (
+            {"x": X, "y": Y.astype("f8")},
+            r"label y holds 4 different floats that are whole \(0, 1, 2, 3\), .* 4 classes or amounts",
+        ),
+        ({"x": X, "y": 2 * (Y > 1) - 1.0}, r"floats that are whole \(-1, 1\), which can be 2 classes or amounts"),
+        ({"x": X, "y": 2 * np.eye(4)[Y] - 1}, r"y of shape \(40, 4\) holds -1, 0 or 1, which can be labels .*or amounts"),
         ({"x": X, "y": Y[:, None]}, r"y has dtype int64 and shape \(40, 1\)"),
         ({"x": X, "y": np.zeros((40, 0))}, r"y has dtype float64 and shape \(40, 0\)"),
         ({"x": X, "y": np.zeros((40, 2, 2))}, r"y has dtype float64 and shape \(40, 2, 2\)"),

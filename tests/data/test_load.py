@@ -30,9 +30,9 @@ def test_a_name_that_is_nearly_right_is_offered():
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "data.csv").write_text("1,2")
-    with pytest.raises(hp.InputError, match=r"data\.csv' is neither a directory nor an \.npz file: expected"):
-        hp.load_data(tmp_path / "data.csv")
+    (tmp_path / "data.doc").write_text("1,2")
+    with pytest.raises(hp.InputError, match=r"data\.doc' is neither a directory nor an \.npz file nor a table: expected"):
+        hp.load_data(tmp_path / "data.doc")
 
 
 @pytest.mark.parametrize("name", ["nul\0byte", "~nobody-of-that-name/data", "x" * 5000])
@@ -147,12 +147,16 @@ def test_the_split_is_the_same_everywhere():
 def test_a_split_is_a_partition_with_the_sizes_asked_for(groups, shares, seed):
     parts = split(groups, shares, seed)
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(sum(groups)))
-    assert [len(part) for part in parts[1:]] == [round(share * sum(groups)) for share in shares]
+    wanted = [round(share * sum(groups)) for share in shares]
+    wanted[-1] = max(wanted[-1], len(groups) if min(groups) > 1 < len(groups) else 0)  # one of each class
+    assert [len(part) for part in parts[1:]] == wanted
     assert all(part.dtype == torch.int64 and torch.equal(part, part.sort().values) for part in parts)
     start = 0
     for size in groups:
         rest = (parts[0] >= start) & (parts[0] < start + size)
         assert rest.any() or size == 0
+        if size > 1 < len(groups):
+            assert ((parts[-1] >= start) & (parts[-1] < start + size)).any()
         start += size
 
 

@@ -91,8 +91,8 @@ def classes_of(name: str, values: npt.NDArray[Any]) -> Labels:
         raise InputError(f"the label {name} is {unique[0]!s} in every row: expected two classes or more")
     if len(unique) > max(FEW, len(values) // 2):
         raise InputError(
-            f"the label {name} has {len(unique)} different values in {len(values)} rows: classes need several rows each; for "
-            "numbers to be predicted as such, use --task regression (task= in load_data)"
+            f"the label {name} has {len(unique)} different values in {len(values)} rows: classes need several rows each; to "
+            "predict numbers, use --task regression (task= in load_data)"
         )
     whole = unique.dtype.kind == "f" and bool((unique == np.round(unique)).all())
     names = tuple(str(int(value)) if whole else str(value) for value in unique.tolist())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from heptane._lazy import np, torch
 from heptane.errors import InputError
 
-BALANCE = 3.0  # largest class over smallest, from which accuracy alone misleads
+BALANCED = 3.0  # times as many samples as the smallest class: from here on a plain accuracy says little of that one
 
 
 def split(groups: Sequence[int], shares: Sequence[float], seed: int) -> list[torch.Tensor]:
@@ -82,7 +82,7 @@ def out_of_balance(counts: Sequence[int], names: Sequence[str] = ()) -> list[str
     notes = []
     if len(there) > 1:
         (most, large), (least, small) = max(there, key=lambda one: one[0]), min(there, key=lambda one: one[0])
-        if most > BALANCE * least:
+        if most > BALANCED * least:
             both = f"{large} has {most} samples, {small} {least}"
             notes.append(f"classes are out of balance: {both}; balanced accuracy is shown beside accuracy")
     if single := [name for count, name in there if count == 1]:
