@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import heptane as hp
 from heptane import InputError
 from heptane.optimizers import PEAK, RATES, default_rate, factory, has_momentum, names
 from heptane.settings import RaceSettings
@@ -67,3 +68,20 @@ def test_a_cycle_peaks_at_three_times_the_rate_in_training_and_in_a_race() -> No
 def test_refusals_name_the_value(call: object, said: str) -> None:
     with pytest.raises(InputError, match=said):
         call()  # type: ignore[operator]
+
+
+def test_fit_takes_a_name_with_or_without_a_rate() -> None:
+    data = torch.randn(32, 3), torch.randint(0, 2, (32,))
+
+    def trained(**settings: object) -> hp.Result:
+        torch.manual_seed(0)
+        return hp.fit(torch.nn.Linear(3, 2), data, epochs=2, batch_size=8, **settings)  # type: ignore[arg-type]
+
+    named, built = trained(optimizer="AdamW", lr=0.02), trained(optimizer=lambda p: torch.optim.AdamW(p, lr=0.02))
+    assert torch.equal(named.model.weight, built.model.weight)
+    assert "optimizer AdamW: lr 0.02, asked for" in named.notes
+    assert any("lr 0.001, its default for a batch of 128" in note for note in trained(optimizer="adamw").notes)
+    cycle = trained(optimizer="sgd", tricks=hp.Tricks(cyclical=hp.Cyclical()))
+    assert any("lr 0.3, its default of a cycle's peak" in note for note in cycle.notes)
+    steps = list(hp.train(torch.nn.Linear(3, 2), data, optimizer="sgd", lr=0.5, epochs=1, batch_size=8))
+    assert steps[0].learning_rate == 0.5

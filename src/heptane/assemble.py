@@ -23,7 +23,9 @@ from heptane.criterion import Criterion, CrossEntropy, Elementwise, Own, Returne
 from heptane.data.batches import Place, Source, Tensors, as_source, first_tensor, in_memory, pair, rows, tensors_of
 from heptane.data.guard import Bad, labels_beyond
 from heptane.data.loader import Loader
+from heptane.data.stream import Stream
 from heptane.errors import InputError
+from heptane.optimizers import resolve
 from heptane.probe import choose_precision, unused_parameters
 from heptane.run import OptimizerFactory, Phase, Plan, Run, Unmixed
 from heptane.schedule import Rates, check_momentum, constant, multiply
@@ -50,22 +52,26 @@ def assemble(
     Raises:
         InputError: input that is wrong, or tricks that exclude each other, before anything is trained.
     """
-    tricks, clock, plan = Tricks() if tricks is None else tricks, clock or Clock(), Plan(**settings)
-    clock.resume()
-    check_model(model)
+    tricks, clock = Tricks() if tricks is None else tricks, clock or Clock()
     if not isinstance(tricks, Tricks):
         raise InputError(f"tricks={tricks!r}: expected a heptane.Tricks(...), or None for all off")
-    notes: list[str] = []
+    optimizer, said = resolve(settings.pop("optimizer", None), settings.pop("lr", None), peak=tricks.cyclical is not None)
+    plan = Plan(optimizer=optimizer, **settings)
+    clock.resume()
+    check_model(model)
+    notes: list[str] = [said] if said else []
     why: dict[str, str] = {}
     place = Place(find_device(plan.device or default_device()), plan.seed, plan.augment)
     data_parallel = tricks.data_parallel or DataParallel()
     worker = data_parallel.join(place.device.type) if tricks.data_parallel else Worker()
-    source = as_source(train, plan.batch_size, plan.seed, plan.accumulate)
+    source = as_source(train, plan.batch_size, plan.seed, plan.accumulate, plan.steps)
     bad = Bad(plan.skip_bad)
     if isinstance(source, Loader):
         source.bad, source.worker = bad, worker
     data_parallel.check_shares(source.num_samples, source.batch_size, plan.accumulate, worker)
-    total_steps = max(1, round(plan.epochs * source.steps_per_epoch))
+    total_steps = plan.steps or max(1, round((plan.epochs or 0) * source.steps_per_epoch))
+    if isinstance(source, Stream):
+        notes.append(f"the data have no length: a tenth of the {total_steps} steps, {source.steps_per_epoch}, is an epoch")
 
     # model: on the device, where its order of use is seen; weights, head, frozen groups
     leave(model)  # an earlier run that was left in the middle

@@ -27,7 +27,8 @@ from heptane.errors import InputError, check_choice, check_range
 from heptane.examination.look import Look, look
 from heptane.history import check_target
 from heptane.interruption import Interruption
-from heptane.loop import Step, evaluate_with, steps
+from heptane.loop import Step, evaluate_with
+from heptane.loop import steps as steps_of
 from heptane.recorder import Recorder
 from heptane.report.console import Progress
 from heptane.result import Result
@@ -45,7 +46,7 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
 
     Args:
         model, train, tricks: as in :func:`fit`.
-        settings: ``optimizer``, ``epochs``, ``batch_size``, ``loss``, ``accumulate``, ``clip_norm``, ``augment``,
+        settings: ``optimizer``, ``lr``, ``epochs``, ``steps``, ``batch_size``, ``loss``, ``accumulate``, ``clip_norm``, ``augment``,
             ``resize``, ``compile``, ``device``, ``seed``, ``on_nan``, ``nan_limit``, ``skip_bad`` and ``average_decay``,
             as in :func:`fit`.
 
@@ -61,7 +62,7 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
     if settings.get("on_nan") == "rewind":
         raise InputError("on_nan='rewind' needs checkpoints, which fit keeps: use skip or stop here")
     try:
-        yield from steps(assemble(model, train, tricks=check_tricks(tricks), **settings))
+        yield from steps_of(assemble(model, train, tricks=check_tricks(tricks), **settings))
     finally:
         leave(model)
 
@@ -101,8 +102,10 @@ def fit(
     train: Any,
     valid: Any = None,
     *,
-    optimizer: OptimizerFactory,
-    epochs: float,
+    optimizer: OptimizerFactory | str,
+    lr: float | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
     batch_size: int | None = None,
     loss: str | Loss | None = None,
     tricks: Tricks | None = None,
@@ -115,7 +118,7 @@ def fit(
     metrics: dict[str, Any] | None = None,
     accumulate: int = 1,
     clip_norm: float | None = None,
-    augment: Augment | None = None,
+    augment: Augment | Callable[[Any], Any] | None = None,
     resize: ProgressiveResize | None = None,
     evaluate_every_epochs: float = 1.0,
     compile: bool | str = False,
@@ -140,8 +143,13 @@ def fit(
         train, valid, test: tensors, inputs (N, ...) and targets (N, ...), a ``Dataset`` of pairs, or a ``DataLoader``.
             ``valid`` is evaluated as training goes; ``test`` once, at the end. Inputs that are a dict go to the model by
             keyword, if ``forward`` has these names; a dict with ``labels`` in place of a pair is taken apart.
-        optimizer: a factory, ``params -> torch.optim.Optimizer``.
+        optimizer: a factory, ``params -> torch.optim.Optimizer``; or the name of a class in ``torch.optim``, such as "adamw"
+            or "sgd" (which then has a momentum of 0.9 and a weight decay of 5e-4).
+        lr: learning rate of an optimizer that is named, above 0; None is its default for a batch of 128, three times as high
+            where it is the peak of a cycle. The notes say which it is.
         epochs: passes over ``train``, above 0; a fraction is allowed.
+        steps: optimizer steps, at least 1, in place of ``epochs``. Data without a length, such as an ``IterableDataset``,
+            need it; there a tenth of the steps is taken for an epoch.
         batch_size: samples per optimizer step over all workers and micro-batches; a ``DataLoader`` brings its own.
         loss: None goes by the targets (integers and distributions: cross-entropy; labels of 0 and 1, one logit for each:
             binary cross-entropy; real numbers: mean squared error), says so in the notes, and refuses targets that can be
@@ -160,7 +168,8 @@ def fit(
             decodes.
         accumulate: micro-batches per step; the batch is split into so many, or so many batches of a ``DataLoader`` joined.
         clip_norm: largest norm of all gradients together, above 0.
-        augment: such as ``hp.CropFlip()``.
+        augment: such as ``hp.CropFlip()``; or a function from a batch of inputs to one, such as torchvision's transforms. It
+            is given each global batch as a whole, with the global random generators set by (seed, step).
         resize: smaller images at first, such as ``hp.ProgressiveResize(size=20)``.
         evaluate_every_epochs: how often ``valid`` is evaluated.
         compile: ``torch.compile`` the model; compiling is on the clock. A mode of it may be named: on a GPU
@@ -242,7 +251,9 @@ def fit(
             model,
             train,
             optimizer=optimizer,
+            lr=lr,
             epochs=epochs,
+            steps=steps,
             batch_size=batch_size,
             loss=loss,
             tricks=followed,

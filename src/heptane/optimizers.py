@@ -34,7 +34,7 @@ def default_rate(name: str, *, peak: bool) -> float:
         0.3
     """
     if name not in RATES:
-        raise InputError(f"lr=None: there is no default learning rate for optimizer {name!r}; pass --lr")
+        raise InputError(f"lr=None: there is no default learning rate for optimizer {name!r}; pass lr (--lr)")
     return round(RATES[name] * (PEAK if peak else 1.0), 12)
 
 
@@ -78,6 +78,33 @@ def factory(name: str, lr: float, *, momentum: float | None = None, weight_decay
             raise InputError(f"optimizer {name!r} does not take {', '.join(settings)} ({error})") from None
 
     return build
+
+
+def resolve(optimizer: Any, lr: float | None = None, *, peak: bool = False) -> tuple[Any, str]:
+    """What ``optimizer=`` and ``lr=`` were given, as a factory; and what to say of it.
+
+    Args:
+        optimizer: a name, or a factory, which brings its own rate.
+        lr: None is the default of that name for a batch of 128.
+        peak: the rate is the peak of a cycle, whose default is 3 times as high.
+
+    Raises:
+        InputError: an unknown name; a rate beside a factory, or none for a name without a default.
+
+    Example:
+        >>> resolve("adamw")[1]
+        'optimizer adamw: lr 0.001, its default for a batch of 128'
+    """
+    if not isinstance(optimizer, str):
+        if lr is not None:
+            raise InputError(f"lr={lr!r} and an optimizer that is no name: set the rate where the optimizer is built")
+        return optimizer, ""
+    build = factory(optimizer, 1.0 if lr is None else lr)
+    if lr is not None:
+        return build, f"optimizer {optimizer}: lr {lr:g}, asked for"
+    rate = default_rate(optimizer.lower(), peak=peak)
+    of = "of a cycle's peak " if peak else ""
+    return factory(optimizer, rate), f"optimizer {optimizer}: lr {rate:g}, its default {of}for a batch of {REFERENCE_BATCH}"
 
 
 def has_momentum(build: OptimizerFactory) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from heptane._lazy import np, torch
 
@@ -18,3 +21,19 @@ def seed_torch(seed: int, step: int, rank: int = 0) -> None:
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(value)
+
+
+@contextmanager
+def seeded(value: int) -> Iterator[None]:
+    """PyTorch's, Python's and NumPy's global generators at ``value``, and at the end as they were."""
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(value)
+        random.seed(value)
+        np.random.seed(value % (1 << 32))
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -11,7 +11,7 @@ from heptane.averaging import Average
 from heptane.calling import GRAPH_MODES, check_compile, compiled
 from heptane.clock import Clock
 from heptane.criterion import Criterion, CrossEntropy, Loss
-from heptane.data.augment import Augment
+from heptane.data.augment import Augment, Called, as_augment
 from heptane.data.batches import Batch, Place, Source, first_tensor
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
@@ -36,12 +36,13 @@ class Plan:
     """What a run takes beside model, data and tricks; the fields are arguments of :func:`heptane.fit`."""
 
     optimizer: OptimizerFactory
-    epochs: float
+    epochs: float | None = None
+    steps: int | None = None
     batch_size: int | None = None
     loss: str | Loss | CrossEntropy | None = None
     accumulate: int = 1
     clip_norm: float | None = None
-    augment: Augment | None = None
+    augment: Augment | Called | None = None
     resize: ProgressiveResize | None = None
     compile: bool | str = False
     device: str | None = None
@@ -55,9 +56,15 @@ class Plan:
         if isinstance(self.optimizer, torch.optim.Optimizer) or not callable(self.optimizer):
             raise InputError(
                 f"optimizer={type(self.optimizer).__name__}: expected a factory, "
-                "such as lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)"
+                "such as lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9), or a name, such as 'adamw'"
             )
-        check_range("epochs", self.epochs, 0, 1e9, low_open=True)
+        object.__setattr__(self, "augment", as_augment(self.augment))
+        if (self.epochs is None) == (self.steps is None):
+            raise InputError(f"epochs={self.epochs} and steps={self.steps}: expected the one or the other")
+        if self.epochs is not None:
+            check_range("epochs", self.epochs, 0, 1e9, low_open=True)
+        if self.steps is not None:
+            check_range("steps", self.steps, 1, whole=True)
         check_range("accumulate", self.accumulate, 1, whole=True)
         check_range("seed", self.seed, 0, 2**31, whole=True)
         check_choice("on_nan", self.on_nan, ON_NAN)

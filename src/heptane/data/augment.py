@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from heptane._lazy import np, torch
 from heptane.errors import InputError, check_range
+from heptane.randomness import generator, seeded
 
 
 class Augment(Protocol):
@@ -17,6 +19,43 @@ class Augment(Protocol):
 
     def apply(self, inputs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """The augmented inputs; ``draws`` are the rows that belong to them."""
+
+
+@dataclass(frozen=True)
+class Called:
+    """A function of the user's as augmentation: batch of inputs -> batch of inputs, given each global batch as a whole.
+
+    What it draws from PyTorch's, NumPy's and Python's global generators is a function of (seed, step), and the generators are
+    put back: so a resumed run, several workers and micro-batches see the same. Each worker computes it on the whole batch.
+    """
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, inputs: Any, seed: int, step: int) -> Any:
+        """The augmented inputs of one step."""
+        with seeded(int(generator(seed, "augment", step).integers(1 << 63))):
+            found = self.function(inputs.clone() if isinstance(inputs, torch.Tensor) else inputs)
+        before, after = (len(x) if isinstance(x, torch.Tensor) and x.ndim else None for x in (inputs, found))
+        if isinstance(inputs, torch.Tensor) and before != after:
+            kind = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"type {type(found).__name__}"
+            raise InputError(
+                f"augment gave {kind} for inputs of shape {tuple(inputs.shape)}: expected a function from a batch of inputs "
+                "to a batch of as many, such as torchvision's transforms for batches"
+            )
+        return found
+
+
+def as_augment(augment: Any) -> Augment | Called | None:
+    """What ``augment=`` was given, as the loop takes it.
+
+    Raises:
+        InputError: it is no augmentation.
+    """
+    if augment is None or (hasattr(augment, "draw") and hasattr(augment, "apply")):
+        return augment  # type: ignore[no-any-return]
+    if not callable(augment) or isinstance(augment, type):
+        raise InputError(f"augment={augment!r}: expected hp.CropFlip(), or a function from a batch of inputs to one")
+    return augment if isinstance(augment, Called) else Called(augment)
 
 
 @dataclass(frozen=True, kw_only=True)

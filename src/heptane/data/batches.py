@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from heptane._lazy import torch
-from heptane.data.augment import Augment
+from heptane.data.augment import Augment, Called
 from heptane.data.resize import resized
 from heptane.errors import InputError, check_range
 from heptane.randomness import generator
@@ -107,6 +107,7 @@ class Batch:
         self._data, self._indices, self.size, self._samples = data, indices, size, samples
         self._place, self._step = place, step
         self._draws: torch.Tensor | None = None
+        self._augmented: Any = None
 
     @property
     def indices(self) -> list[int] | None:
@@ -115,8 +116,18 @@ class Batch:
 
     def take(self, positions: Positions) -> tuple[Any, Any]:
         """Inputs and targets at ``positions`` of the global batch, on the device."""
-        inputs, targets = (self._gather(part, positions) for part in self._data)
-        return self._place.inputs(inputs, self._draw(positions), self._step), self._place.move(targets)
+        targets = self._place.move(self._gather(self._data[1], positions))
+        if isinstance(self._place.augment, Called):
+            return self._place.formed(self._called(self._place.augment, positions), self._step), targets
+        inputs = self._gather(self._data[0], positions)
+        return self._place.inputs(inputs, self._draw(positions), self._step), targets
+
+    def _called(self, augment: Called, positions: Positions) -> Any:
+        """A function of the user's is given the whole global batch, so that no worker or micro-batch changes its draws."""
+        if self._augmented is None:
+            whole = self._place.move(self._gather(self._data[0], slice(None)))
+            self._augmented = augment(whole, self._place.seed, self._step)
+        return rows(self._augmented, positions)
 
     def targets(self) -> Any:
         """The targets of the whole global batch, on the device."""
@@ -131,7 +142,7 @@ class Batch:
 
     def _draw(self, positions: Positions) -> torch.Tensor | None:
         augment = self._place.augment
-        if augment is None:
+        if augment is None or isinstance(augment, Called):
             return None
         if self._draws is None:
             self._draws = augment.draw(generator(self._place.seed, "augment", self._step), self.size)
@@ -144,7 +155,7 @@ class Place:
 
     device: torch.device
     seed: int = 0
-    augment: Augment | None = None
+    augment: Augment | Called | None = None
     channels_last: bool = False
     sizes: Callable[[int], int | None] | None = None
 
@@ -156,12 +167,17 @@ class Place:
         inputs = self.move(inputs)
         if draws is not None:
             assert self.augment is not None
+            assert not isinstance(self.augment, Called)
             if not isinstance(inputs, torch.Tensor):
                 kind = type(inputs).__name__
                 raise InputError(f"augment with inputs of type {kind}: expected one tensor; augment in the Dataset instead")
             inputs = self.augment.apply(inputs, draws)
             if not self.channels_last:  # models may call view(), and with one channel contiguous() leaves the strides
                 inputs = inputs.flatten(1).view(inputs.shape)
+        return self.formed(inputs, step)
+
+    def formed(self, inputs: Any, step: int | None = None) -> Any:
+        """Inputs on the device in the memory format, and as large as they are to be at ``step``."""
         size = self.sizes(step) if self.sizes is not None and step is not None else None
         if size is not None:
             inputs = resized(inputs, size)
@@ -231,7 +247,7 @@ class Tensors:
         return [rows((self.inputs, self.targets), part) for part in parts]
 
 
-def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int) -> Source:
+def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int, steps: int | None = None) -> Source:
     """Training data of any accepted kind as a :class:`Source`.
 
     Args:
@@ -239,6 +255,7 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int) -> 
         batch_size: samples per optimizer step; a ``DataLoader`` brings its own.
         seed: of the order.
         accumulate: micro-batches per step; this many batches of a ``DataLoader`` make one step.
+        steps: how many steps the run has, where that was said in place of epochs: data without a length need it.
     """
     from heptane.data.loader import Loader
 
@@ -249,10 +266,16 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int) -> 
                 f"batch_size={batch_size} and a DataLoader with batch_size={data.batch_size}: "
                 "leave batch_size out, or give them the same value"
             )
+        if length(data) is None and steps is not None:
+            from heptane.data.stream import Stream
+
+            return Stream(data, accumulate, seed, steps)
         return Loader(data, accumulate, seed)
     if batch_size is None:
         raise InputError("batch_size=None: only a DataLoader brings its own; pass batch_size")
     check_range("batch_size", batch_size, 1, whole=True)
+    if isinstance(data, utils.IterableDataset):
+        return as_source(utils.DataLoader(data, batch_size), None, seed, accumulate, steps)
     data = tensors_of(data)
     if in_memory(data):
         inputs, targets = pair(data)
@@ -280,6 +303,8 @@ def as_loader(
     """
     check_range("batch_size", batch_size, 1, whole=True)
     utils = torch.utils.data
+    if isinstance(data, utils.IterableDataset):
+        data = utils.DataLoader(data, batch_size)
     if isinstance(data, utils.DataLoader):
         from heptane.data.loader import in_fixed_order
 

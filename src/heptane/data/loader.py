@@ -43,7 +43,7 @@ class Loader:
         if num_batches is None:
             raise InputError(
                 "a DataLoader without a length cannot be planned (schedules need the number of steps): "
-                "give its dataset a __len__"
+                "give its dataset a __len__, or pass steps in place of epochs"
             )
         if num_batches == 0:
             raise InputError("the training DataLoader is empty: it has no batch (is drop_last on and the data too small?)")

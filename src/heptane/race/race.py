@@ -10,7 +10,7 @@ from heptane._lazy import torch
 from heptane.checks import check_model, check_tricks
 from heptane.errors import InputError, check_range
 from heptane.history import check_target
-from heptane.optimizers import PEAK
+from heptane.optimizers import PEAK, resolve
 from heptane.race.arms import make_arms
 from heptane.race.attempt import Course
 from heptane.race.conduct import Conduct
@@ -57,7 +57,8 @@ def race(
     train: Any,
     valid: Any,
     *,
-    optimizer: OptimizerFactory,
+    optimizer: OptimizerFactory | str,
+    lr: float | None = None,
     epochs: float,
     target: float | tuple[str, float] | None = None,
     accuracy_in: float | None = None,
@@ -85,7 +86,9 @@ def race(
     Args:
         model: makes a new model each time; it is called after PyTorch's generator was seeded, alike in all arms.
         train, valid, test: as in :func:`heptane.fit`; the target is on ``valid``, ``test`` is read at the end of each run.
-        optimizer: a factory, ``params -> torch.optim.Optimizer``, with the learning rate of plain training.
+        optimizer: a factory, ``params -> torch.optim.Optimizer``, with the learning rate of plain training; or a name, as in
+            :func:`heptane.fit`.
+        lr: learning rate of plain training where the optimizer is named; None is the name's default.
         epochs: the longest a run may be.
         target: stop when a validation metric reaches this: an accuracy, or a metric and a value.
         accuracy_in: race for the best validation accuracy within so many seconds of training instead.
@@ -150,7 +153,7 @@ def race(
         train=train,
         valid=valid,
         test=test,
-        optimizer=optimizer,
+        optimizer=resolve(optimizer, lr)[0],
         metric=goal[0] if goal else "valid_accuracy",
         target=goal[1] if goal else None,
         seconds=accuracy_in,
