@@ -9,6 +9,7 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.alive import working
 from heptane.checks import (
+    check_batch_norm,
     check_finite,
     check_model,
     check_optimizer,
@@ -16,11 +17,12 @@ from heptane.checks import (
     check_targets,
     few,
     labels_of,
+    least_samples,
     try_output,
 )
 from heptane.clock import Clock
 from heptane.criterion import Criterion, CrossEntropy, Elementwise, Own, Returned, choose_criterion, over_classes
-from heptane.data.batches import Place, Source, Tensors, as_source, first_tensor, in_memory, pair, rows, tensors_of
+from heptane.data.batches import Place, Source, Tensors, as_source, first_tensor, in_memory, own_rows, pair, rows, tensors_of
 from heptane.data.guard import Bad, labels_beyond
 from heptane.data.loader import Loader
 from heptane.data.stream import Stream
@@ -93,12 +95,20 @@ def assemble(
         notes += transfer.hold(model, groups, plan.seed)
     if plan.resize:
         check_resize(model, plan.resize, sample[0])
-        place.sizes = plan.resize.sizes(total_steps)
     # criterion: the one owner of targets
     criterion, reason = _criterion(plan, model, source, sample, tricks, bad)
     if isinstance(source, Loader) and bad.labels and labels_beyond(sample[1], *bad.labels):
         sample = _sample(source, place)  # without them, or an error that names them
     notes.append(reason)
+    least = least_samples(model, *few(sample, plan.loss))
+    if least > 1:
+        least *= 1 if data_parallel.sync_batchnorm else worker.size
+        check_batch_norm(least, source.batch_size)
+        if said := source.leave_out_rest(least):
+            notes.append(said)
+            total_steps = max(1, round(plan.epochs * source.steps_per_epoch))
+    if plan.resize:
+        place.sizes = plan.resize.sizes(total_steps)
     # mixed precision: measured, then the memory format, before any wrap
     precision = _precision(tricks, model, criterion, sample, place, worker, why)
     precision.guard = plan.on_nan != "ignore"
@@ -116,9 +126,8 @@ def assemble(
     mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch, sample[0]) if mixup else Unmixed()
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
-    return Run(
-        *slots, clock, worker, data_parallel, find_unused, notes, why, bad, tricks.transfer, outline, sample[0], groups
-    )
+    of_transfer = (tricks.transfer, outline, sample[0], groups)
+    return Run(*slots, clock, worker, data_parallel, find_unused, notes, why, bad, *of_transfer, least)
 
 
 def _with_mode(
@@ -253,7 +262,7 @@ def _looks_for_unused(
     """Whether a step leaves parameters without a gradient that train in some phase."""
     if phases[-1].frozen is not None:
         freeze(model, phases[-1].frozen, groups)
-    unused = unused_parameters(model, criterion, *rows(sample, slice(2)))
+    unused = unused_parameters(model, criterion, *own_rows(sample, slice(2)))
     if phases[0].frozen is not None:
         freeze(model, phases[0].frozen, groups)
     if unused:

@@ -7,7 +7,7 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.calling import call
 from heptane.criterion import Criterion, CrossEntropy, Elementwise, Returned
-from heptane.data.batches import Place, Source, Tensors, as_loader, each, in_memory, pair, rows
+from heptane.data.batches import Place, Source, Tensors, as_loader, copied, each, in_memory, own_rows, pair
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, one_line
 from heptane.modes import eval_mode
@@ -76,12 +76,39 @@ def try_output(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
 def evaluated(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
     """The same, for use inside :func:`heptane.snapshot.as_before`."""
     with eval_mode(model), evaluation(Precision()):
-        return call(model, inputs, labels)
+        return call(model, copied(inputs), copied(labels))  # copies: a model may work in place
+
+
+def least_samples(model: torch.nn.Module, inputs: Any, labels: Any = None) -> int:
+    """How many samples a forward pass in training needs: 2 where BatchNorm sees one value per sample and channel, else 1."""
+    if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return 1
+    one, label = own_rows((inputs, labels), slice(1)) if labels is not None else (own_rows(inputs, slice(1)), None)
+    from heptane.snapshot import as_before
+
+    try:
+        with as_before(model), evaluation(Precision()):
+            model.train()
+            call(model, one, label)
+    except ValueError as error:
+        return 2 if "more than 1 value per channel" in str(error) else 1
+    except Exception:  # what else fails is found, and named, by the checks that follow
+        return 1
+    return 1
+
+
+def check_batch_norm(least: int, batch_size: int) -> None:
+    """Refuse a batch in which a worker would have one sample, where BatchNorm needs more."""
+    if batch_size < least:
+        raise InputError(
+            f"batch_size={batch_size}: BatchNorm cannot train on one value per channel, so each worker needs 2 samples of a "
+            f"batch, {least} in all: raise batch_size"
+        )
 
 
 def few(batch: tuple[Any, Any], loss: Any) -> tuple[Any, Any]:
     """Two samples to try a model on: the inputs, and the labels where the loss is the model's own."""
-    inputs, targets = rows(batch, slice(2))
+    inputs, targets = own_rows(batch, slice(2))
     return inputs, targets if loss == "model" else None
 
 

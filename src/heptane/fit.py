@@ -19,7 +19,7 @@ from heptane.checks import check_evaluation, check_targets, check_tricks, few, f
 from heptane.clock import Clock
 from heptane.criterion import Loss, choose_criterion
 from heptane.data.augment import Augment
-from heptane.data.batches import Place, in_memory, pair
+from heptane.data.batches import Place, Tensors, in_memory, pair
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.distributed.launch import launch
@@ -29,6 +29,8 @@ from heptane.history import check_target
 from heptane.interruption import Interruption
 from heptane.loop import Step, evaluate_with
 from heptane.loop import steps as steps_of
+from heptane.modes import gradients_on
+from heptane.randomness import apart, preserved_rng
 from heptane.recorder import Recorder
 from heptane.report.console import Progress
 from heptane.result import Result
@@ -62,7 +64,9 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
     if settings.get("on_nan") == "rewind":
         raise InputError("on_nan='rewind' needs checkpoints, which fit keeps: use skip or stop here")
     try:
-        yield from steps_of(assemble(model, train, tricks=check_tricks(tricks), **settings))
+        with preserved_rng(), gradients_on():
+            run = assemble(model, train, tricks=check_tricks(tricks), **settings)
+        yield from apart(steps_of(run), torch_only=isinstance(run.source, Tensors))
     finally:
         leave(model)
 
@@ -88,6 +92,13 @@ def evaluate(
         ``loss``, ``accuracy`` where it has a meaning, and the metrics.
     """
     place = Place(next((p.device for p in model.parameters()), torch.device("cpu")))
+    with preserved_rng():
+        return _evaluate(model, data, loss, metrics, batch_size, place)
+
+
+def _evaluate(
+    model: torch.nn.Module, data: Any, loss: Any, metrics: dict[str, Any] | None, batch_size: int, place: Place
+) -> dict[str, float]:
     first = first_batch(data, batch_size, "the data to evaluate on")
     output = try_output(model, *few(place.move(first), loss))
     targets = pair(data)[1] if in_memory(data) else first[1]
@@ -240,7 +251,7 @@ def fit(
         with drawn_by(None):  # the first worker shows what goes on
             return _launched(model, launch(fit, arguments, workers, *limits))
     keeps = RunFolder.checkpoints_of(run_dir) if run_dir is not None else None
-    with ExitStack() as stack:
+    with preserved_rng(), gradients_on(), ExitStack() as stack:
         if progress:
             stack.enter_context(watched())
         interruption = stack.enter_context(Interruption(active=keeps is not None))

@@ -15,7 +15,7 @@ from heptane.data.batches import Batch, Place, as_loader, first_tensor, in_memor
 from heptane.data.guard import READER_REMEDY, DataError
 from heptane.errors import one_line
 from heptane.metrics import EvalMeter
-from heptane.modes import eval_mode, modes_of, put_back
+from heptane.modes import eval_mode, gradients_on, modes_of, put_back
 from heptane.randomness import seed_torch
 from heptane.schedule import set_rates
 from heptane.tricks.data_parallel import ALONE, Worker, all_sum, is_sharded, share_buffers, without_sums
@@ -58,14 +58,14 @@ def steps(run: Run, start: int = 0) -> Iterator[Step]:
         for step, batch in source.batches(max(start, phase.start), phase.stop, run.place):
             momentum = run.rates.momentum(step) if run.rates.momentum else None
             set_rates(run.optimizer, run.base_rates, run.rates.learning_rate(step), momentum)
-            with run.heartbeat.at(step) if run.worker.size > 1 else nullcontext():
+            with gradients_on(), run.heartbeat.at(step) if run.worker.size > 1 else nullcontext():
                 loss = update(run, forward, batch, step)
             if loss is not None:
                 run.meter.add_step(step, loss, batch.size)
             epoch, at = divmod(step, run.source.steps_per_epoch)
             rate = float(run.optimizer.param_groups[-1]["lr"])
             run.clock.pause()
-            shown = torch.full((), torch.nan) if loss is None else loss
+            shown = torch.full((), torch.nan, device=run.place.device) if loss is None else loss
             yield Step(step + 1, epoch + 1, at + 1 == run.source.steps_per_epoch, shown, rate, run, loss is not None)
             run.clock.resume()
             put_back(modes)  # the caller may have evaluated, or called model.train() over frozen layers
@@ -77,8 +77,11 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
 
     If it overflows it is tried again, from the same state, at a lower scale; if memory is short, in more micro-batches.
     """
-    if not batch.size:  # no sample of it can be used
+    if batch.size < run.least_samples:  # too few of its samples can be used
         run.faults.passed_over.add(step)
+        if batch.size:
+            few = f"its batch has {batch.size} sample(s), and BatchNorm needs {run.least_samples}"
+            run.faults.say(f"step {step}: passed over, since {few}")
     if step in run.faults.passed_over:
         return None
     run.buffers.keep()
@@ -133,10 +136,11 @@ def in_smaller_parts(run: Run, batch: Batch, step: int, error: RuntimeError) -> 
             f"take them ({one_line(error)}): make them alike"
         ) from error
     short = isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
-    if not short or run.worker.size > 1 or run.accumulate >= batch.size or run.plan.compile in GRAPH_MODES:
+    most = batch.size // run.least_samples
+    if not short or run.worker.size > 1 or run.accumulate >= most or run.plan.compile in GRAPH_MODES:
         raise error
     error.__traceback__ = None  # it holds what the step has allocated
-    run.accumulate = min(2 * run.accumulate, batch.size)
+    run.accumulate = min(2 * run.accumulate, most)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     run.faults.say(
@@ -160,9 +164,10 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
     One part is a mean, as in a loop written by hand. Of several, each is a sum over the *global* count of what is averaged,
     times the workers, whose gradients are averaged; they synchronise on their last part only.
     """
-    whole = run.worker.size == 1 and min(run.accumulate, batch.size) == 1
+    most = batch.size // run.least_samples
+    whole = run.worker.size == 1 and min(run.accumulate, most) == 1
     share, alike = run.worker.share(batch.size), run.outline is not None
-    parts = [slice(None)] if whole else micro_batches(share, run.accumulate, alike)
+    parts = [slice(None)] if whole else micro_batches(share, run.accumulate if alike else min(run.accumulate, most), alike)
     losses, count = [], None
     for part in parts:
         empty = not whole and part.stop == part.start  # fewer samples than workers: it all-reduces, and weighs nothing

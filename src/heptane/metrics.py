@@ -95,7 +95,7 @@ class TrainMeter:
         """
         if self._losses:
             self.flush()
-        return self._averages(all_sum(torch.tensor(self._sums, dtype=torch.float64), self.worker).tolist())
+        return self._averages(all_sum(torch.tensor(self._sums, dtype=torch.float64, device="cpu"), self.worker).tolist())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this worker's sums."""
@@ -142,16 +142,16 @@ class EvalMeter:
 
     def __init__(self, criterion: Criterion, worker: Worker = ALONE) -> None:
         self.criterion, self.worker = criterion, worker
-        self._sums = torch.zeros(4, dtype=torch.float64)
-        self._classes = torch.zeros(2, 0, dtype=torch.float64)
+        self._sums = torch.zeros(4, dtype=torch.float64, device="cpu")
+        self._classes = torch.zeros(2, 0, dtype=torch.float64, device="cpu")
 
     def add(self, output: Any, targets: Any) -> None:
         """Add one batch."""
         (scores,) = _score(self.criterion, [(output, targets)], always_plain=True)
-        self._sums += torch.tensor(scores, dtype=torch.float64)
+        self._sums += torch.tensor(scores, dtype=torch.float64, device="cpu")
         classes = self.criterion.by_class(output, targets)
         if classes is not None:
-            wider = torch.zeros(2, max(classes.shape[1], self._classes.shape[1]), dtype=torch.float64)
+            wider = torch.zeros(2, max(classes.shape[1], self._classes.shape[1]), dtype=torch.float64, device="cpu")
             for part in (self._classes, classes.cpu()):
                 wider[:, : part.shape[1]] += part
             self._classes = wider

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 from heptane._lazy import torch
 
@@ -32,8 +31,11 @@ def eval_mode(model: torch.nn.Module) -> Iterator[None]:
         put_back(modes)
 
 
-def as_before(model: torch.nn.Module) -> AbstractContextManager[Any]:
-    """At the end the model and the random states are as they were: :func:`heptane.snapshot.as_before`."""
-    from heptane.snapshot import as_before as kept
-
-    return kept(model)
+def gradients_on() -> AbstractContextManager[object]:
+    """Training needs gradients, also inside the caller's ``torch.no_grad()`` or ``torch.inference_mode()``."""
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        return nullcontext()
+    stack = ExitStack()
+    stack.enter_context(torch.inference_mode(False))
+    stack.enter_context(torch.enable_grad())
+    return stack

@@ -109,5 +109,5 @@ def resolve(optimizer: Any, lr: float | None = None, *, peak: bool = False) -> t
 
 def has_momentum(build: OptimizerFactory) -> bool:
     """Whether what the factory builds has a momentum (or beta1) above 0, that a cycle can move."""
-    group = build([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
+    group = build([torch.nn.Parameter(torch.zeros(1, device="cpu"))]).param_groups[0]
     return bool(group["betas"][0] > 0 if "betas" in group else group.get("momentum", 0) > 0)

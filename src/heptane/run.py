@@ -26,7 +26,7 @@ from heptane.transfer.features import Shortcut, find_shortcut
 from heptane.tricks.data_parallel import DataParallel, Worker, check_replicas
 from heptane.tricks.mixed_precision import Precision
 from heptane.tricks.mixup import Mixer
-from heptane.tricks.transfer import Transfer, freeze, leave, train_mode
+from heptane.tricks.transfer import Transfer, freeze, frozen_modes, leave
 
 OptimizerFactory = Callable[[Any], Any]
 
@@ -129,6 +129,8 @@ class Run:
     """inputs that the model was tried on"""
     groups: Anatomy | None = None
     """of transfer: what is frozen, and has its rates, together"""
+    least_samples: int = 1
+    """that a batch must have over all workers: 2 for each where BatchNorm sees one value per sample"""
     skipped: int = 0
     base_rates: list[float] = field(init=False)
 
@@ -177,7 +179,7 @@ class Run:
         """Freeze what this phase freezes, set the modes, and see whether the frozen part can be computed once."""
         if phase.frozen is not None:
             freeze(self.model, phase.frozen, self.groups)
-        train_mode(self.model, self.groups)
+        frozen_modes(self.model, self.groups)
         self.shortcut = self._shortcut_in(phase)
 
     def enter(self, phase: Phase) -> tuple[torch.nn.Module, Source]:

@@ -57,6 +57,29 @@ def rows(data: Any, positions: Positions) -> Any:
     return each(lambda t: t[positions] if t.ndim else t, data)
 
 
+def own_rows(data: Any, positions: Positions) -> Any:
+    """The samples at ``positions`` in memory of their own, contiguous: a slice would share the user's memory, which a model
+    that works in place changes, and a slice of a permuted tensor cannot be seen in another shape."""
+    return copied(rows(data, positions))
+
+
+def copied(data: Any) -> Any:
+    """The same in memory of its own: without a gradient's graph, contiguous, and usable in training."""
+    return each(_copied, data)
+
+
+def without_graph(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or, where a gradient would flow into it, one that shares its memory and has no graph."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return tensor.clone()
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def num_bytes(data: Any) -> int:
     """The memory that the tensors inside ``data`` take, in bytes."""
     sizes: list[int] = []
@@ -135,8 +158,8 @@ class Batch:
 
     def _gather(self, data: Any, positions: Positions) -> Any:
         whole = isinstance(positions, slice) and positions == slice(None)
-        if self._indices is None:
-            return data if whole else rows(data, positions)
+        if self._indices is None:  # copies: the step may be tried again after a model that works in place
+            return (copied(data) if self._place.device.type == "cpu" else data) if whole else own_rows(data, positions)
         chosen = self._indices if whole else self._indices[positions]
         return each(lambda t: t.index_select(0, chosen.to(t.device)), data)
 
@@ -203,6 +226,9 @@ class Source(Protocol):
     def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
         """The batches of steps ``start`` to ``stop``, each with its step."""
 
+    def leave_out_rest(self, least: int) -> str:
+        """Leave out an epoch's last batch where it has less than ``least`` samples; says so, or nothing."""
+
     def sample(self, size: int) -> tuple[Any, Any]:
         """The first ``size`` samples, for probes."""
 
@@ -221,6 +247,8 @@ class Tensors:
 
     def __post_init__(self) -> None:
         self.num_samples = count_samples((self.inputs, self.targets))
+        # A graph that ends in the user's data would be run through again and again; it is not this run's to train.
+        self.inputs, self.targets = (each(without_graph, part) for part in (self.inputs, self.targets))
         check_batch(self.batch_size, self.num_samples)
         self.steps_per_epoch = math.ceil(self.num_samples / self.batch_size)
 
@@ -239,8 +267,15 @@ class Tensors:
                 chosen = torch.split(order(self.num_samples, self.seed, epoch).to(device), self.batch_size)
             yield step, Batch(data, chosen[at], len(chosen[at]), place, step)
 
+    def leave_out_rest(self, least: int) -> str:
+        rest = self.num_samples % self.batch_size or self.batch_size
+        if rest >= least:
+            return ""
+        self.steps_per_epoch -= 1
+        return left_out_rest(rest, least)
+
     def sample(self, size: int) -> tuple[Any, Any]:
-        return each(lambda t: t[:size], (self.inputs, self.targets))  # type: ignore[no-any-return]
+        return own_rows((self.inputs, self.targets), slice(size))  # type: ignore[no-any-return]
 
     def some(self, count: int) -> list[tuple[Any, Any]]:
         parts = torch.split(order(self.num_samples, self.seed, 0)[:count], min(PART, self.batch_size))
@@ -321,7 +356,7 @@ def as_loader(
         data = pair(data)
         mine = part(count_samples(data))
         for start in range(mine.start, mine.stop, batch_size):
-            yield rows(data, slice(start, min(start + batch_size, mine.stop)))
+            yield own_rows(data, slice(start, min(start + batch_size, mine.stop)))
         return
     from heptane.data.loader import sound
 
@@ -369,6 +404,14 @@ def check_batch(batch_size: int, num_samples: int) -> None:
         raise InputError("the training data is empty: 0 samples")
     if batch_size > num_samples:
         raise InputError(f"batch_size={batch_size} is larger than the data: expected at most {num_samples}, its samples")
+
+
+def left_out_rest(rest: int, least: int) -> str:
+    """What is said of an epoch's last batch that is left out."""
+    return (
+        f"the last batch of an epoch has {rest} sample(s), and BatchNorm needs {least}: it is left out "
+        "(of shuffled data other samples in each epoch); choose another batch_size to train on all"
+    )
 
 
 class _Shuffled:

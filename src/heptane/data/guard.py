@@ -219,7 +219,7 @@ def without(collated: Collated, unwanted: set[Index]) -> Collated:
     if collated.indices is None or not unwanted & set(collated.indices):
         return collated
     keep = [at for at, index in enumerate(collated.indices) if index not in unwanted]
-    data = rows(collated.data, torch.tensor(keep)) if keep else None
+    data = rows(collated.data, torch.tensor(keep, device="cpu")) if keep else None
     return Collated(data, [collated.indices[at] for at in keep], collated.bad)
 
 

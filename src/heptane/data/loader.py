@@ -11,7 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heptane._lazy import np, torch
-from heptane.data.batches import Batch, Place, first_tensor, length, like, pair, rows
+from heptane.data.batches import (
+    Batch,
+    Place,
+    copied,
+    each,
+    first_tensor,
+    left_out_rest,
+    length,
+    like,
+    pair,
+    rows,
+    without_graph,
+)
 from heptane.data.guard import READER_REMEDY, Bad, Collated, DataError, guarded, without
 from heptane.errors import InputError, one_line
 from heptane.randomness import generator
@@ -52,12 +64,25 @@ class Loader:
                 f"accumulate={self.window} is more than the {num_batches} batches of the training DataLoader: lower it"
             )
         check_sampler(self.loader)
+        self._leaves_rest = False
+        self._shares = may_share_memory(self._own)
         self._generators = generators(self.loader)
         self._states = [own.get_state() for own in self._generators]
         self.steps_per_epoch = math.ceil(num_batches / self.window)
         each_holds = self.loader.batch_size or getattr(self.loader.batch_sampler, "batch_size", None) or self._measure()
         self.num_samples = length(self.loader.dataset) or num_batches * each_holds
         self.batch_size = min(each_holds * self.window, self.num_samples)
+
+    def leave_out_rest(self, least: int) -> str:
+        """Leave out an epoch's last batch where it is known to have less than ``least`` samples; says so, or nothing."""
+        size, total = self.loader.batch_size, length(self.loader.sampler)
+        if size is None or total is None or self.loader.drop_last:
+            return ""
+        rest = total - (self.steps_per_epoch - 1) * size * self.window
+        if not 0 < rest < least or self.steps_per_epoch == 1:
+            return ""
+        self.steps_per_epoch, self._leaves_rest = self.steps_per_epoch - 1, True
+        return left_out_rest(rest, least)
 
     def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
         """The batches of steps ``start`` to ``stop``, each with its step; earlier ones of the epoch are read too."""
@@ -83,7 +108,7 @@ class Loader:
                 step += 1
                 if step >= stop:
                     return
-            if next(windows, None) is not None:
+            if next(windows, None) is not None and not self._leaves_rest:
                 raise self._wrong_length(f"more than the {len(self.loader)} batches")
 
     def sample(self, size: int) -> tuple[Any, Any]:
@@ -133,14 +158,14 @@ class Loader:
         """The samples of a batch that can be used, the same on every worker."""
         if not isinstance(batch, Collated):
             self.bad.labels_in(batch)
-            return pair(batch), None
+            return own(pair(batch), self._shares), None
         bad = list(batch.bad)
         bad += self.bad.labels_in(batch)
         if self.bad.limit and any_of([bool(bad)], self.worker)[0]:
             bad = sorted(dict(entry for some in from_all(bad, self.worker) for entry in some).items())
         self.bad.add("training", bad)
         batch = without(batch, {index for index, _ in bad})
-        return (None if batch.data is None else pair(batch.data)), batch.indices
+        return (None if batch.data is None else own(pair(batch.data), self._shares)), batch.indices
 
     def _set_epoch(self, epoch: int) -> None:
         for name in ("sampler", "batch_sampler"):
@@ -161,7 +186,9 @@ class Loader:
         for index in range(epoch if self._generators else 0):
             indices = iter(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
             if loader.generator is not None and (index == 0 or not loader.persistent_workers):
-                torch.empty((), dtype=torch.int64).random_(generator=loader.generator)  # the seed of a pass's workers
+                torch.empty((), dtype=torch.int64, device="cpu").random_(
+                    generator=loader.generator
+                )  # the seed of a pass's workers
             if not isinstance(loader.dataset, torch.utils.data.IterableDataset):
                 for _ in indices:
                     pass
@@ -182,6 +209,18 @@ def seed_all(value: int) -> None:
     torch.manual_seed(value)
     random.seed(value)
     np.random.seed(value % (1 << 32))
+
+
+def may_share_memory(loader: Any) -> bool:
+    """Whether a batch may be the user's own memory: a data set's tensor as it is, or a buffer that is filled again."""
+    default = loader.collate_fn is torch.utils.data.default_collate and loader.batch_sampler is not None
+    in_order = loader.batch_size is not None and loader.collate_fn is torch.utils.data.default_collate
+    return loader.num_workers == 0 and not (default or in_order)
+
+
+def own(data: Any, shares: bool) -> Any:
+    """A batch that no gradient leaves, and that is this run's to change: copied where it ``shares`` the user's memory."""
+    return copied(data) if shares else each(without_graph, data)
 
 
 def check_sampler(loader: Any) -> None:
@@ -238,7 +277,7 @@ def in_fixed_order(loader: Any, bad: Bad | None = None, name: str = "evaluation"
 
 def sound(loader: Any, bad: Bad | None, name: str) -> Iterator[tuple[Any, Any]]:
     """A loader's batches, without the samples that cannot be read: they go to ``bad``, or are an error."""
-    bad = bad or Bad()
+    bad, shares = bad or Bad(), may_share_memory(loader)
     batches = iter(guarded(loader))
     while True:
         try:
@@ -250,7 +289,7 @@ def sound(loader: Any, bad: Bad | None, name: str) -> Iterator[tuple[Any, Any]]:
             bad.add(name, [*batch.bad, *wrong])
             batch = without(batch, {index for index, _ in wrong}).data
         if batch is not None:
-            yield pair(batch)
+            yield own(pair(batch), shares)
 
 
 def _next(batches: Iterator[Any]) -> Any:

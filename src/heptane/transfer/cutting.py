@@ -17,7 +17,7 @@ import torch
 
 from heptane.calling import call
 from heptane.checks import evaluated
-from heptane.data.batches import Place, first_tensor, rows
+from heptane.data.batches import Place, copied, first_tensor, own_rows
 from heptane.modes import eval_mode
 from heptane.snapshot import as_before
 from heptane.tricks.data_parallel import Worker
@@ -201,7 +201,7 @@ def parts(
     with eval_mode(model), torch.no_grad(), precision.autocast():
         for start in range(share.start, share.stop, batch_size):
             at = slice(start, min(start + batch_size, share.stop))
-            yield at, reach(model, cut, place.inputs(rows(inputs, at)))
+            yield at, reach(model, cut, place.inputs(own_rows(inputs, at)))
 
 
 def reach(model: torch.nn.Module, cut: Cut, inputs: Any) -> torch.Tensor:
@@ -262,7 +262,7 @@ def _tried(model: torch.nn.Module, cut: Cut, sample: Any, seed: int) -> tuple[to
 
     with as_before(model), at(cut, keep):
         torch.manual_seed(seed)
-        output = call(model, sample)
+        output = call(model, copied(sample))
     if came is None:
         return None, False
     with as_before(model):

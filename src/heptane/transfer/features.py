@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from heptane._lazy import torch
 from heptane.criterion import Returned
 from heptane.data.arrays import available_memory_bytes
-from heptane.data.batches import Tensors, first_tensor, pair, rows
+from heptane.data.batches import Tensors, first_tensor, own_rows, pair
 from heptane.errors import InputError, one_line
 from heptane.tricks.data_parallel import ALONE, Worker, all_sum
 from heptane.tricks.mixed_precision import evaluation
@@ -77,7 +77,7 @@ def find_shortcut(run: Run, phase: Phase, kind: str, dtype: str) -> Shortcut | s
         return "the model is in parts"
     if isinstance(run.criterion, Returned):
         return "the loss is computed in the model"
-    sample = run.place.inputs(rows(source.inputs, slice(TRIED)))
+    sample = run.place.inputs(own_rows(source.inputs, slice(TRIED)))
     with evaluation(run.precision):
         cut = find_cut(model, sample)
     if isinstance(cut, str):
@@ -100,6 +100,7 @@ def find_shortcut(run: Run, phase: Phase, kind: str, dtype: str) -> Shortcut | s
         f"in {time.perf_counter() - began:.3g} s"
     )
     made = Tensors(features, source.targets, source.batch_size, source.seed)
+    made.steps_per_epoch = source.steps_per_epoch  # a last batch may be left out
     made.keep_on(run.place)
     return Shortcut(torch.nn.Sequential(As(cut.dtype), *cut.tail), made, said, compute)
 

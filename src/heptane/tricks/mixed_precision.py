@@ -265,7 +265,7 @@ def _all_finite(gradients: list[torch.Tensor]) -> bool:
     dense = [kind for kind in kinds if kind[0].is_floating_point and kind[2:] == (torch.Tensor, torch.strided)]
     if len(dense) == len(kinds) == 1:
         # PyTorch's own check of a scaler, with a scale of 1: it changes no bit, and is 15 times as fast as norms are
-        found = torch.zeros(1, device=gradients[0].device)
+        found = torch.zeros(1, dtype=torch.float32, device=gradients[0].device)
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))
         return found.item() == 0
     # The largest magnitude, not the Euclidean norm, which overflows where every element is finite.

@@ -155,7 +155,7 @@ class Mixup:
         alpha = self.cutmix_alpha if cut else self.alpha
         if not cut:
             lam = rng.beta(alpha, alpha, batch_size if self.per_sample else None)
-            return Blend(torch.as_tensor(np.broadcast_to(lam, (batch_size,)).astype(np.float32)), partner)
+            return Blend(torch.from_numpy(np.broadcast_to(lam, (batch_size,)).astype(np.float32)), partner)
         if image_size is None:
             raise InputError(_NO_IMAGES)
         height, width = image_size
@@ -164,7 +164,7 @@ class Mixup:
         top, bottom = round(max(0.0, y - side) * height), round(min(1.0, y + side) * height)
         left, right = round(max(0.0, x - side) * width), round(min(1.0, x + side) * width)
         kept = 1 - (bottom - top) * (right - left) / (height * width)
-        return Blend(torch.full((batch_size,), kept, dtype=torch.float32), partner, (top, bottom, left, right))
+        return Blend(torch.full((batch_size,), kept, dtype=torch.float32, device="cpu"), partner, (top, bottom, left, right))
 
     def fill(self, model: torch.nn.Module, seed: int, total_steps: int, steps_per_epoch: int, sample: Any = None) -> Mixer:
         """What fills the slot ``mix`` for this run; ``sample`` are inputs to see on what the masks among them act."""

@@ -23,6 +23,7 @@ Costs, and when it does not help
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -186,18 +187,40 @@ def train_mode(model: torch.nn.Module, groups: Anatomy | None = None) -> torch.n
         >>> [layer.training for layer in train_mode(net)]
         [False, False, True]
     """
+    _set_modes(model, groups, set())
+    return model
+
+
+def frozen_modes(model: torch.nn.Module, groups: Anatomy | None = None) -> None:
+    """:func:`train_mode` within a run: what only the user had frozen trains on, as in a loop written by hand."""
+    stopped = model.__dict__.get(_STOPPED, set())
+    if _FOUND in model.__dict__:
+        before, stopped = model.__dict__[_FOUND]
+        found = {id(module._parameters.get(name)) for module, name, trained in before if not trained}
+    else:
+        found = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
+    ours = {id(parameter) for name, parameter in model.named_parameters() if name in stopped}
+    _set_modes(model, groups, found - ours)
+
+
+def _set_modes(model: torch.nn.Module, groups: Anatomy | None, theirs: set[int]) -> None:
+    """Train mode, and eval mode for what is frozen, unless all of it was by somebody else: ``theirs``, by ``id``."""
+
+    def held(parameters: Iterable[torch.nn.Parameter]) -> bool:
+        parameters = list(parameters)
+        frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+        return frozen and not {id(parameter) for parameter in parameters} <= theirs
+
     model.train()
     if all(parameter.requires_grad for parameter in model.parameters()):
-        return model
+        return
     for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
+        if held(module.parameters()):
             module.eval()
     for group in (groups or anatomy(model)).groups(model):
-        if not any(parameter.requires_grad for parameter in group.parameters):
+        if held(group.parameters):
             for norm in group.bare_norms:
                 norm.eval()
-    return model
 
 
 def param_groups(

@@ -1,0 +1,356 @@
+"""A run changes nothing of the caller's but the model's weights: no tensor, no generator, no mode, no gradient setting."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import heptane as hp
+from heptane.tricks.transfer import freeze
+
+SGD = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731 - a factory
+
+
+def pair(count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(5)
+    return torch.randn(count, 4, generator=draws), torch.randint(0, 3, (count,), generator=draws)
+
+
+def fit(model: nn.Module, data: Any = None, valid: Any = None, **more: Any) -> hp.Result:
+    settings = {"epochs": 2, "batch_size": None if isinstance(data, DataLoader) else 16, "optimizer": SGD} | more
+    return hp.fit(model, pair() if data is None else data, valid, **settings)
+
+
+# Row 1: the caller's tensors
+
+
+class InPlace(nn.Module):
+    """Works on its inputs in place, as many preprocessing layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.sub_(0.1).div_(0.5))
+
+
+class Items(Dataset[Any]):
+    """Hands out the caller's own memory: rows, or whole batches."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.x[index], self.y[index]
+
+
+def batches_of(x: torch.Tensor, y: torch.Tensor) -> Items:
+    return Items(x.view(4, 16, 4), y.view(4, 16))
+
+
+KINDS: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
+    "tensors": lambda x, y: (x, y),
+    "a data set of rows": Items,
+    "a loader of rows": lambda x, y: DataLoader(Items(x, y), 16),
+    "a loader of whole batches": lambda x, y: DataLoader(batches_of(x, y), batch_size=None),
+    "a loader whose collate function passes memory on": lambda x, y: DataLoader(
+        batches_of(x, y), 1, collate_fn=lambda items: items[0]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_works_in_place_changes_no_tensor_of_the_users(kind: str) -> None:
+    (x, y), (vx, vy) = pair(), pair()
+    before = x.clone(), y.clone(), vx.clone()
+    still = lambda params: torch.optim.SGD(params, lr=1e-30)  # noqa: E731
+    result = fit(InPlace(), KINDS[kind](x, y), KINDS[kind](vx, vy), optimizer=still)
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
+    assert torch.equal(vx, before[2])
+    assert result.history[0]["valid_loss"] == result.history[1]["valid_loss"]
+    hp.evaluate(InPlace(), KINDS[kind](x, y))
+    assert torch.equal(x, before[0])
+
+
+def test_an_in_place_loss_and_micro_batches_under_mixup_leave_the_data_alone() -> None:
+    def loss(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(output, targets.mul_(0.5))
+
+    x, y = pair()[0], torch.randn(64, 3)
+    before = x.clone(), y.clone()
+    fit(InPlace(), (x, y), (x, y), loss=loss)
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
+    loader = KINDS["a loader of whole batches"](x, pair()[1])
+    fit(InPlace(), loader, accumulate=2, tricks=hp.Tricks(mixup=hp.Mixup(alpha=1.0)))
+    assert torch.equal(x, before[0])
+
+
+def test_features_that_are_computed_once_and_all_arms_of_a_race_leave_the_data_alone() -> None:
+    x, y = pair()
+    before = x.clone()
+    model = nn.Sequential(InPlace(), nn.ReLU(), nn.Linear(3, 3))
+    result = fit(model, (x, y), (x, y), tricks=hp.Tricks(transfer=hp.Transfer(mode="head", cache="memory")))
+    assert any("computed once" in note for note in result.notes)
+    assert torch.equal(x, before)
+    tricks = hp.Tricks(label_smoothing=hp.LabelSmoothing())
+    hp.race(InPlace, (x, y), (x, y), optimizer=SGD, epochs=1, batch_size=16, target=0.99, tricks=tricks, seeds=1, tune=0)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("shown", ["permuted", "strided", "expanded"])
+def test_inputs_in_another_memory_order_can_be_viewed_in_training_and_evaluation(shown: str) -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x.view(len(x), -1))
+
+    x = {
+        "permuted": torch.randn(64, 2, 2, 3).permute(0, 3, 1, 2),
+        "strided": torch.randn(64, 3, 2, 4)[..., ::2],
+        "expanded": torch.randn(64, 3, 2, 1).expand(64, 3, 2, 2),
+    }[shown]
+    result = fit(Viewing(), (x, pair()[1]), (x, pair()[1]))
+    assert "valid_accuracy" in result.metrics
+
+
+# Row 2: the caller's generators
+
+
+def generators() -> tuple[Any, Any, Any]:
+    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+
+
+def ends_early() -> None:
+    for _ in hp.train(nn.Linear(4, 3), pair(), optimizer=SGD, epochs=2, batch_size=16):
+        break
+
+
+def fails() -> None:
+    class Broken(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training and len(x) > 2:
+                raise RuntimeError("broken")
+            return super().forward(x)
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(Broken(4, 3))
+
+
+def loader() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*pair()), 16, shuffle=True)
+
+
+RUNS: dict[str, Callable[[], Any]] = {
+    "fit": lambda: fit(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)), valid=pair()),
+    "fit with a loader": lambda: fit(nn.Linear(4, 3), loader(), loader()),
+    "train": lambda: list(hp.train(nn.Linear(4, 3), pair(), optimizer=SGD, epochs=1, batch_size=16)),
+    "train with a loader": lambda: list(hp.train(nn.Linear(4, 3), loader(), optimizer=SGD, epochs=1)),
+    "an early break": ends_early,
+    "an error": fails,
+    "evaluate": lambda: hp.evaluate(nn.Linear(4, 3), loader()),
+    "a race": lambda: hp.race(
+        lambda: nn.Linear(4, 3), pair(), pair(), optimizer=SGD, epochs=1, batch_size=16, target=0.99,
+        tricks=hp.Tricks(label_smoothing=hp.LabelSmoothing()), seeds=1, tune=0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_global_generators_are_as_if_nothing_had_run(name: str) -> None:
+    RUNS[name]()  # what is imported at first may draw
+    before = generators()
+    RUNS[name]()
+    assert generators() == before
+
+
+def test_models_built_between_runs_differ() -> None:
+    firsts = set()
+    for _ in range(3):
+        net = nn.Linear(4, 3)
+        firsts.add(float(net.weight[0, 0]))
+        fit(net, loader())
+    assert len(firsts) == 3
+
+
+def test_the_body_of_a_loop_draws_from_its_own_generators() -> None:
+    def drawn(events: Iterator[Any]) -> list[Any]:
+        torch.manual_seed(3), random.seed(3), np.random.seed(3)
+        return [(float(torch.rand(())), random.random(), float(np.random.rand())) for _ in events]
+
+    expected = drawn(iter(range(4)))
+    for data, size in ((pair(), 16), (loader(), None)):
+        assert drawn(hp.train(nn.Linear(4, 3), data, optimizer=SGD, epochs=1, batch_size=size)) == expected
+
+
+# Row 6: modes
+
+
+class Noise(nn.Module):
+    """Has no parameter that trains, and does something only in training."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width), requires_grad=False)
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training
+        return x * self.scale
+
+
+@pytest.mark.parametrize("transfer", [None, hp.Transfer(swap_head=False)], ids=["off", "on"])
+def test_a_module_whose_only_parameters_are_fixed_trains(transfer: hp.Transfer | None) -> None:
+    noise = Noise()
+    fit(nn.Sequential(noise, nn.Linear(4, 3)), tricks=hp.Tricks(transfer=transfer))
+    assert noise.passes == 8
+    assert noise.training
+
+
+def test_a_batchnorm_that_the_user_froze_moves_its_statistics_as_in_a_hand_written_loop() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    model[1].requires_grad_(False)
+    fit(model)
+    assert int(model[1].num_batches_tracked) == 8
+
+
+def test_what_heptane_freezes_is_in_eval_mode() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Noise(), nn.Linear(4, 3))
+    fit(model, tricks=hp.Tricks(transfer=hp.Transfer(freeze=-1, cache="off", swap_head=False)))
+    assert int(model[1].num_batches_tracked) == 0
+    freeze(model, 0)
+
+
+# Row 22: one sample and BatchNorm
+
+
+def normed() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("kind", ["tensors", "loader", "joined windows"])
+def test_a_last_batch_of_one_sample_is_left_out_where_batchnorm_cannot_train_on_it(kind: str) -> None:
+    data: Any = pair(65)
+    if kind != "tensors":
+        data = DataLoader(TensorDataset(*data), 16, shuffle=True)
+    result = fit(normed(), data, accumulate=2 if kind == "joined windows" else 1)
+    per_epoch = {"joined windows": 2}.get(kind, 4)
+    assert result.steps["planned"] == result.steps["applied"] == 2 * per_epoch
+    assert any("left out" in note and "BatchNorm" in note for note in result.notes)
+
+
+def test_without_batchnorm_or_with_pixels_to_average_over_one_sample_is_trained_on() -> None:
+    assert fit(nn.Linear(4, 3), pair(65)).steps["applied"] == 10
+    convolutions = nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)
+    )
+    assert fit(convolutions, pair(65)).steps["applied"] == 10
+
+
+def test_micro_batches_have_two_samples_each_where_batchnorm_needs_them() -> None:
+    model = normed()
+    seen: list[int] = []
+    model[1].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])) if module.training else None)
+    fit(model, pair(64), accumulate=16, epochs=1)
+    assert min(seen[1:]) == 2  # the first is the try
+
+
+def test_a_batch_of_which_skipping_leaves_one_sample_is_passed_over() -> None:
+    class Rotten(Items):
+        def __getitem__(self, index: int) -> Any:
+            if index in range(1, 16):
+                raise OSError("unreadable")
+            return super().__getitem__(index)
+
+    result = fit(normed(), DataLoader(Rotten(*pair(64)), 16), skip_bad=20, epochs=1)
+    assert result.steps["applied"] == 3
+    assert any("passed over" in note for note in result.notes)
+
+
+def test_batches_of_one_sample_are_refused_with_batchnorm() -> None:
+    with pytest.raises(hp.InputError, match="batch_size=1: BatchNorm"):
+        fit(normed(), batch_size=1)
+
+
+# Row 23: the surroundings of the call
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_default_dtype_of_64_bits() -> None:
+    x, y = torch.randn(64, 4), pair()[1]
+    tricks = hp.Tricks(mixup=hp.Mixup(), label_smoothing=hp.LabelSmoothing(), cyclical=hp.Cyclical())
+    model = nn.Linear(4, 3)
+    fit(model, (x, y), (x, y), tricks=tricks, clip_norm=1.0)
+    assert model.weight.dtype == torch.float64
+
+
+def test_a_default_device_that_is_not_the_models() -> None:
+    model, data = nn.Linear(4, 3), pair()
+    with torch.device("meta"):  # what heptane makes without naming a device would have no numbers
+        tricks = hp.Tricks(mixup=hp.Mixup(), label_smoothing=hp.LabelSmoothing(), cyclical=hp.Cyclical())
+        result = fit(model, data, data, tricks=tricks, device="cpu")
+    assert 0 <= result.metrics["valid_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_inside_a_block_without_gradients(around: Any) -> None:
+    model = nn.Linear(4, 3)
+    before = model.weight.detach().clone()
+    with around():
+        fit(model, valid=pair())
+        for _ in hp.train(model, pair(), optimizer=SGD, epochs=1, batch_size=16):
+            assert not torch.is_grad_enabled()
+        assert not torch.is_grad_enabled()
+    assert not torch.equal(model.weight, before)
+
+
+def test_inference_tensors_and_inputs_with_a_graph() -> None:
+    with torch.inference_mode():
+        x = torch.randn(64, 4)
+    y = pair()[1]
+    fit(nn.Linear(4, 3), (x, y), (x, y))
+    fit(nn.Linear(4, 3), DataLoader(Items(x, y), 16))
+    leaf = torch.randn(64, 4, requires_grad=True)
+    for data in ((leaf * 2, y), (leaf, y), DataLoader(Items(leaf, y), 16)):
+        fit(nn.Linear(4, 3), data)
+    assert leaf.grad is None
+
+
+# Row 26: methods of the user's that return nothing
+
+
+def test_train_and_eval_that_return_nothing() -> None:
+    class Silent(nn.Linear):
+        def train(self, mode: bool = True) -> Any:
+            super().train(mode)
+
+        def eval(self) -> Any:
+            super().train(False)
+
+    for tricks in (hp.Tricks(), hp.Tricks(mixed_precision=hp.MixedPrecision())):
+        fit(Silent(4, 3), valid=pair(), tricks=tricks)
+    hp.evaluate(Silent(4, 3), pair())
+    inner = nn.Sequential(Silent(4, 4), nn.Linear(4, 3))
+    fit(inner, valid=pair(), tricks=hp.Tricks(transfer=hp.Transfer(mode="head", swap_head=False)))
