@@ -65,7 +65,8 @@ def by_hand(model: nn.Module, x: Any, y: Any, case: dict[str, Any], total: int) 
                 return losses
             seed_torch(SEED, step)
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(inputs.clone()), targets)
+            # heptane gives batches in contiguous memory, in which a model may call view(): see test_no_trace.py
+            loss = nn.functional.cross_entropy(model(inputs.clone(memory_format=torch.contiguous_format)), targets)
             loss.backward()
             if case["clip"] is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), case["clip"])
