@@ -70,7 +70,7 @@ def pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     if hasattr(value, "_fields"):
         raise InputError(f"{name} is a named tuple, {type(value).__name__}: a checkpoint holds {HELD}")
     for kind, made in (("list", list), ("tuple", tuple), ("set", (set, frozenset)), ("deque", deque)):
-        if isinstance(value, made):  # type: ignore[arg-type]
+        if isinstance(value, made):
             items = [pack(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
             return {"deque": [value.maxlen, items]} if isinstance(value, deque) else {kind: items}
     if isinstance(value, (torch.dtype, torch.device)):

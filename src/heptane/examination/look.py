@@ -14,8 +14,9 @@ from heptane.errors import Interrupted, one_line
 from heptane.examination.collect import Collector
 from heptane.examination.pictures import Scale, data_uris, is_picture
 from heptane.examination.summarise import called, summarise
+from heptane.modes import eval_mode
 from heptane.randomness import generator
-from heptane.snapshot import as_before, eval_mode
+from heptane.snapshot import as_before
 from heptane.tricks.data_parallel import ALONE
 from heptane.tricks.mixed_precision import evaluation
 
