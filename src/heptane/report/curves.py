@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette for colour-blind readers, limited to those with contrast 3:1 on white and on near-black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+GOOD, BAD = "#12693a", "#a33407"  # the page's own, for what helps and what hurts
 INK = "#010203"  # matplotlib has no currentColor: everything drawn in this colour becomes it
 _WIDTH, _HEIGHT = 4.6, 2.7  # inches; near a phone's width, so that the text is readable there without scaling
 _STYLE: dict[str, Any] = {
@@ -52,6 +53,7 @@ def line_chart(
     x_label: str,
     percent: bool = False,
     level: float | None = None,
+    log: bool = False,
 ) -> str:
     """Draw curves over a shared horizontal axis of whole numbers.
 
@@ -61,6 +63,7 @@ def line_chart(
         description: what the picture shows, for those who do not see it.
         percent: the values are fractions, to be labelled in percent.
         level: a horizontal line, such as a target.
+        log: draw values that are all above 0 on a logarithmic axis.
 
     Returns:
         An ``<svg>`` element, the same for the same input; an empty string when there is nothing to draw.
@@ -76,6 +79,8 @@ def line_chart(
         if level is not None:
             axes.axhline(level, color=INK, alpha=0.55, linewidth=1, linestyle=(0, (3, 3)), label="target")
         dress(axes, x_label, percent)
+        if log:
+            _logarithmic(axes)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
         if len(drawn) > 1 or level is not None:
             columns = len(drawn) + (level is not None)
@@ -126,6 +131,16 @@ def _draw(axes: Axes, line: Line, index: int) -> None:
     )
 
 
+def _logarithmic(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 3.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}" if value < 10_000 else f"{value:.0e}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def dress(axes: Axes, x_label: str, percent: bool) -> None:
     """Axes with as little ink as reading needs."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -149,6 +164,8 @@ def _inline(svg: str, ident: str, description: str) -> str:
     svg = re.sub(r"(<[^<>]*?(?: id=\"|url\(#|href=\"#))", rf"\g<1>{ident}-", svg).replace(INK, "currentColor")
     for number, colour in enumerate(COLOURS, 1):  # the page has a lighter and a darker one of each
         svg = svg.replace(colour, f"var(--series-{number}, {colour})")
+    for name, colour in (("good", GOOD), ("bad", BAD)):
+        svg = svg.replace(colour, f"var(--{name}, {colour})")
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # matplotlib before 3.10 writes the shorthand
     svg = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", svg)
     svg = re.sub(r"(<svg[^>]*?) width=\"[^\"]*\"", r"\1", svg, count=1)

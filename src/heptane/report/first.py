@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from heptane.report import duration, epochs_done, figure, is_finite, label, measure, percent, section, target_text
-from heptane.report.results import interval, out_of_balance
+from heptane.report.results import interval, out_of_balance, part_text
 
 Record = Mapping[str, Any]
 ORDER = ("test_accuracy", "valid_accuracy", "test_loss", "valid_loss")
@@ -22,6 +22,9 @@ def subject(result: Record) -> str:
 def hero(result: Record) -> dict[str, Any]:
     """The large number, what it is, and what it was measured on."""
     key, value = _main(result)
+    error = _error(result)
+    if error:
+        return error
     if not key:
         failed = any(isinstance(v, float) or v is None for v in section(result, "metrics").values())
         big = "failed" if failed else "trained"
@@ -31,6 +34,24 @@ def hero(result: Record) -> dict[str, Any]:
         "big": measure(key, value),
         "what": _named(key),
         "on": _measured_on(result, key, value),
+        "tone": "",
+        "words": False,
+    }
+
+
+def _error(result: Record) -> dict[str, Any] | None:
+    """Of a regression with one number per sample: by how much it is off, in the units of the target."""
+    seen = section(result, "examination")
+    columns = seen.get("columns") or []
+    if len(columns) != 1 or not is_finite(columns[0]["mean_absolute_error"]):
+        return None
+    words = f"on {part_text(seen)}"
+    if is_finite(columns[0]["r2"]):
+        words += f"; R² {columns[0]['r2']:.3f} (1 is perfect, 0 is predicting the mean)"
+    return {
+        "big": figure(columns[0]["mean_absolute_error"]),
+        "what": "mean absolute error",
+        "on": words,
         "tone": "",
         "words": False,
     }
@@ -46,10 +67,11 @@ def glance(result: Record) -> list[dict[str, str]]:
         found.append(_item("balanced accuracy", percent(seen["balanced_accuracy"]), detail))
     for key in ORDER:
         of_main_kind = ("accuracy" in key) == ("accuracy" in main)
-        if key != main and of_main_kind and is_finite(metrics.get(key)):
+        if (key != main or _error(result)) and of_main_kind and is_finite(metrics.get(key)):
             count = section(result, "data").get(f"num_{key.split('_')[0]}")
             found.append(_item(_named(key), measure(key, metrics[key]), f"on {figure(count)} samples" if count else ""))
-    others = [key for key in metrics if key not in ORDER and key.startswith(main.split("_")[0])]
+    part = main.split("_")[0]
+    others = [key for key in metrics if key not in ORDER and key.startswith(f"{part}_") and "balanced" not in key]
     found += [_item(label(key), measure(key, metrics[key]), "") for key in others[:2] if is_finite(metrics[key])]
     done = epochs_done(result)
     if is_finite(seconds.get("train")):

@@ -75,7 +75,8 @@ def render(result: Mapping[str, Any], pictures: Pictures | None = None) -> str:
         seen=examination(result, pictures or Pictures()),
         advice=advise(result),
         uses=_uses(result),
-        tricks=[_trick(trick) for trick in result.get("tricks") or []],
+        tricks=[_trick(trick) for trick in _told(result.get("tricks") or [])],
+        plain=bool(result.get("tricks")) and not any(trick.get("on") for trick in result["tricks"]),
         history=_history(result.get("history") or []),
         facts=facts(result),
         command=str(result.get("command") or ""),
@@ -126,15 +127,24 @@ def _charts(result: Mapping[str, Any]) -> list[dict[str, str]]:
             x_label="epoch",
             percent=kind == "accuracy",
             level=level if kind == "accuracy" and is_finite(level) else None,
+            log=kind == "loss" and _spans_decades(_lines(history, kind)),
         )
         charts.append({"title": kind, "svg": svg, "caption": captions[kind]})
     for key in ("learning_rate", "momentum"):
         steps, values = schedule.get("step") or [], schedule.get(key) or []
+        if len({value for value in values if is_finite(value)}) < 2:
+            continue  # a constant is a setting, and stands among them
         line = Line(name=label(key), x=steps[: len(values)], y=values[: len(steps)])
         described = f"{label(key)} by step: {_span(values)}"
         svg = line_chart([line], ident=key.replace("_", "-"), description=described, x_label="step")
         charts.append({"title": label(key), "svg": svg, "caption": ""})
     return [{**chart, "svg": markupsafe.Markup(chart["svg"])} for chart in charts if chart["svg"]]
+
+
+def _spans_decades(lines: Sequence[Line]) -> bool:
+    """Whether curves are so steep at first that on a linear axis all that matters would be one flat line."""
+    known = [value for line in lines for value in line.y if is_finite(value)]
+    return bool(known) and min(known) > 0 and max(known) > 30 * min(known)
 
 
 def _lines(history: Sequence[Mapping[str, Any]], kind: str) -> list[Line]:
@@ -157,6 +167,11 @@ def _span(values: Iterable[Any], kind: str = "") -> str:
         return "no values"
     first, last, top = (measure(kind, value) for value in (known[0], known[-1], max(known)))
     return f"from {first} to {last}, at most {top}"
+
+
+def _told(tricks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that were on, and those that were off for a reason."""
+    return [trick for trick in tricks if trick.get("on") or trick.get("why")]
 
 
 def _trick(trick: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,7 +129,8 @@ def _matrix(seen: Record) -> dict[str, Any]:
             for to, n in enumerate(row)
         ]
         rows.append({"name": names[at], "cells": cells})
-    return {"names": names, "rows": rows, "upright": len(names) > 4 or max(map(len, map(str, names))) > 9}
+    longest = max(map(len, names))
+    return {"names": names, "rows": rows, "upright": longest > 9 or (longest > 3 and len(names) > 4)}
 
 
 def _pairs(seen: Record) -> list[Record]:
@@ -155,7 +156,7 @@ def _mistakes(result: Record, seen: Record, pictures: Pictures) -> dict[str, Any
         )
     total = seen.get("num_mistakes")
     caption = f"{figure(total)} of {part_text(seen)} are wrong; " if total else ""
-    caption += "the largest errors first." if seen.get("kind") == "numbers" else "the surest first." if shown else ""
+    caption += "The largest errors first." if seen.get("kind") == "numbers" else "the surest first." if shown else ""
     if seen.get("kind") == "labels" and shown:
         caption = f"{figure(total)} of {part_text(seen)} have a wrong label; those with the most first."
     pictured = bool(shown) and all(one["picture"] for one in shown)
@@ -221,4 +222,4 @@ def scatter(points: Sequence[Sequence[float]], *, ident: str, name: str) -> str:
         picture.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.6)
 
     words = f"{name}: predicted against true values of {len(points)} samples, from {figure(low)} to {figure(high)}"
-    return draw_svg(draw, ident=ident, description=words, height=3.4)
+    return draw_svg(draw, ident=ident, description=words, height=3.6)
