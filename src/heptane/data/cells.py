@@ -36,7 +36,7 @@ DOT_THOUSANDS = re.compile(r"[+-]?\d{1,3}(\.\d{3})*")
 LEADING_ZERO = re.compile(r"0\d+")
 ISO = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?\s?(Z|[+-]\d{2}:?\d{2})?)?")
 DAY_MONTH = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})( \d{1,2}:\d{2}(:\d{2})?)?")
-NEARLY = 0.9  # a column of which so many cells are numbers has a slip of the pen in the others
+NEARLY, MOST_ODD = 0.9, 3  # a column of which so many cells are numbers has slips of the pen in so few different others
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def comma_of(frame: pd.DataFrame) -> str | None:
     for column in frame.columns:
         if frame[column].dtype.kind not in "OUTS" and str(frame[column].dtype) not in ("str", "string"):
             continue
-        texts = [text.strip() for text in frame[column].dropna().unique() if isinstance(text, str)]
+        texts = {text.strip() for text in frame[column] if isinstance(text, str)}
         bare = [AFFIXES.sub(r"\1", text) for text in texts if text.lower() not in MISSING]
         if any("," in text for text in bare):
             ways = [all(way.fullmatch(text) for text in bare) for way in (DECIMAL_COMMA, THOUSANDS)]
@@ -231,12 +231,12 @@ def days(series: pd.Series) -> npt.NDArray[Any]:
 
 
 def _refuse_nearly(name: str, texts: list[str | None], counts: npt.NDArray[Any]) -> None:
-    """Raise where nearly all cells are numbers and a few are not."""
+    """Raise where nearly all cells are numbers and a few are not, of a few kinds: many would be codes, such as of parts."""
     present = [(text, int(count)) for text, count in zip(texts, counts, strict=True) if text is not None]
     odd = [(text, count) for text, count in present if not PLAIN.fullmatch(AFFIXES.sub(r"\1", text))]
     total, wrong = sum(count for _, count in present), sum(count for _, count in odd)
     zeros = any(LEADING_ZERO.fullmatch(text) for text, _ in present)
-    if odd and not zeros and total and wrong <= (1 - NEARLY) * total:
+    if 0 < len(odd) <= MOST_ODD and not zeros and total and wrong <= (1 - NEARLY) * total:
         named = ", ".join(repr(text) for text, _ in odd[:3])
         raise InputError(
             f"column {name!r} holds numbers but for {wrong} cell(s) such as {named}: write a number there, or leave the "

@@ -33,7 +33,7 @@ def is_table(source: Any) -> bool:
     """Whether ``source`` is a table: by a file's name, as a frame, or as rows or columns of dicts."""
     if is_path(source):
         return table_suffix(Path(source)) in SUFFIXES
-    if isinstance(source, Mapping) or hasattr(source, "to_pandas") or hasattr(source, "iloc"):
+    if isinstance(source, Mapping) or any(hasattr(source, name) for name in ("to_pandas", "iloc", "collect_schema")):
         return True
     return isinstance(source, (list, tuple)) and bool(source) and all(isinstance(row, Mapping) for row in source)
 
