@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
+from heptane.randomness import epoch_seed
 
 STEPS, BATCH, SAMPLES, SEED = 20, 16, 90, 7
 PER_EPOCH = 6  # 5 of 16 and one of 10
@@ -144,7 +145,7 @@ def test_a_loader_that_shuffles_by_the_global_generator_which_is_seeded_for_each
 
     def seeded() -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
         for epoch in range(4):
-            torch.manual_seed(SEED + epoch)
+            torch.manual_seed(epoch_seed(SEED, epoch))
             yield from list(loader)
 
     by_hand(plain, seeded(), OPTIMIZERS["sgd"](plain.parameters()))

@@ -25,6 +25,7 @@ from heptane.criterion import Criterion, CrossEntropy, Elementwise, Own, Returne
 from heptane.data.batches import Place, Source, Tensors, as_source, first_tensor, in_memory, own_rows, pair, rows, tensors_of
 from heptane.data.guard import Bad, labels_beyond
 from heptane.data.loader import Loader
+from heptane.data.same import check_same_data
 from heptane.data.stream import Stream
 from heptane.errors import InputError
 from heptane.optimizers import resolve
@@ -70,6 +71,7 @@ def assemble(
     bad = Bad(plan.skip_bad)
     if isinstance(source, Loader):
         source.bad, source.worker = bad, worker
+    check_same_data(source, [("evaluation", data) for data in others], worker)
     data_parallel.check_shares(source.num_samples, source.batch_size, plan.accumulate, worker)
     total_steps = plan.steps or max(1, round((plan.epochs or 0) * source.steps_per_epoch))
     if isinstance(source, Stream):
@@ -106,7 +108,7 @@ def assemble(
         check_batch_norm(least, source.batch_size)
         if said := source.leave_out_rest(least):
             notes.append(said)
-            total_steps = max(1, round(plan.epochs * source.steps_per_epoch))
+            total_steps = plan.steps or max(1, round((plan.epochs or 0) * source.steps_per_epoch))
     if plan.resize:
         place.sizes = plan.resize.sizes(total_steps)
     # mixed precision: measured, then the memory format, before any wrap

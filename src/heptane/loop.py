@@ -18,7 +18,7 @@ from heptane.metrics import EvalMeter
 from heptane.modes import eval_mode, gradients_on, modes_of, put_back
 from heptane.randomness import seed_torch
 from heptane.schedule import set_rates
-from heptane.tricks.data_parallel import ALONE, Worker, all_sum, is_sharded, share_buffers, without_sums
+from heptane.tricks.data_parallel import ALONE, Worker, all_sum, from_all, is_sharded, share_buffers, without_sums
 from heptane.tricks.mixed_precision import Precision, evaluation
 
 if TYPE_CHECKING:
@@ -237,6 +237,8 @@ def evaluate_with(
             meter.add(output, targets)
             for metric in running.values():
                 metric.update(output, targets)
+        if bad is not None and bad.limit and worker.size > 1:
+            bad.of_all_workers(from_all(dict(bad.found), worker))
         found = {name: float(metric.compute()) for name, metric in running.items()}
         found |= {name: float(metric(model, data)) for name, metric in metrics.items() if name not in found}
     return {**meter.read(), **{name: found[name] for name in metrics}}

@@ -18,6 +18,11 @@ def generator(seed: int, purpose: str, step: int) -> np.random.Generator:
     return np.random.default_rng((seed, zlib.crc32(purpose.encode()), step))
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What PyTorch's global generator is seeded with before a loader's pass ``epoch``: no other seed's pass has the same."""
+    return int(generator(seed, "epoch", epoch).integers(1 << 63))
+
+
 def seed_torch(seed: int, step: int, rank: int = 0) -> None:
     """Seed PyTorch's own generators (dropout and the like) for one step of one worker, in about a microsecond."""
     value = ((seed * 1_000_003 + step) * 65_537 + rank) % (1 << 63)

@@ -68,6 +68,20 @@ class _GuardedMany(_Guarded):
             return [self[index] for index in indices]
 
 
+class _Start:
+    """A reader's start: ``get_worker_info().dataset`` is the user's own object, there and in all that it calls later."""
+
+    def __init__(self, own: Callable[[int], Any] | None) -> None:
+        self.own = own
+
+    def __call__(self, reader: int) -> None:
+        info: Any = torch.utils.data.get_worker_info()
+        if isinstance(info.dataset, _Guarded):
+            object.__setattr__(info, "dataset", info.dataset.dataset)  # it refuses to be assigned to
+        if self.own is not None:
+            self.own(reader)
+
+
 class _Collate:
     """A loader's own ``collate_fn`` on the samples that were read; those that do not fit the others are left out of it."""
 
@@ -112,13 +126,16 @@ class _Collate:
 
 
 def guarded(loader: Any) -> Any:
-    """A copy of a ``DataLoader`` that yields :class:`Collated`; the loader itself where its samples have no index."""
+    """A copy of a ``DataLoader`` that yields :class:`Collated`; the loader itself where its samples have no index, or where
+    a subclass makes its batches in an ``__iter__`` of its own, which expects those of its ``collate_fn``."""
     indexed = not isinstance(loader.dataset, torch.utils.data.IterableDataset) and loader.batch_sampler is not None
-    if not indexed or isinstance(loader.dataset, _Guarded):
+    own_iter = type(loader).__iter__ is not torch.utils.data.DataLoader.__iter__
+    if not indexed or own_iter or isinstance(loader.dataset, _Guarded):
         return loader
     made = copy.copy(loader)
     kind = _GuardedMany if hasattr(loader.dataset, "__getitems__") else _Guarded
-    made.__dict__.update(dataset=kind(loader.dataset), collate_fn=_Collate(loader.collate_fn), _iterator=None)
+    guards = {"dataset": kind(loader.dataset), "collate_fn": _Collate(loader.collate_fn)}
+    made.__dict__.update(guards, worker_init_fn=_Start(loader.worker_init_fn), _iterator=None)
     return made
 
 
@@ -179,17 +196,29 @@ class Bad:
             DataError: they are too many.
         """
         for index, reason in bad:
-            name = f"{part} sample {index}"
-            if name in self.found:
-                continue
-            if len(self.found) >= self.limit:
-                remedy = "repair or remove it, or leave such samples out with skip_bad"
-                if self.limit:
-                    named = ", ".join(list(self.found)[:MOST_NAMED])
-                    remedy = f"it is one more than skip_bad={self.limit} allows, after {named}"
-                raise DataError(f"{name} cannot be used ({reason}): {remedy}")
-            self.found[name] = reason
-            self.say(left_out(name, reason))
+            self._note(f"{part} sample {index}", reason)
+
+    def _note(self, name: str, reason: str) -> None:
+        if name in self.found:
+            return
+        if len(self.found) >= self.limit:
+            remedy = "repair or remove it, or leave such samples out with skip_bad"
+            if self.limit:
+                named = ", ".join(list(self.found)[:MOST_NAMED])
+                remedy = f"it is one more than skip_bad={self.limit} allows, after {named}"
+            raise DataError(f"{name} cannot be used ({reason}): {remedy}")
+        self.found[name] = reason
+        self.say(left_out(name, reason))
+
+    def of_all_workers(self, found: list[dict[str, str]]) -> None:
+        """Take note of what each worker found in its share of an evaluation.
+
+        Raises:
+            DataError: they are too many together.
+        """
+        for entries in found:
+            for name, reason in entries.items():
+                self._note(name, reason)
 
 
 def check_binary(targets: Any) -> None:

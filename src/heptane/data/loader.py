@@ -25,8 +25,9 @@ from heptane.data.batches import (
     without_graph,
 )
 from heptane.data.guard import READER_REMEDY, Bad, Collated, DataError, guarded, without
+from heptane.data.same import check_same_batch
 from heptane.errors import InputError, one_line
-from heptane.randomness import generator
+from heptane.randomness import epoch_seed, generator
 from heptane.tricks.data_parallel import ALONE, Worker, any_of, from_all
 
 
@@ -69,9 +70,23 @@ class Loader:
         self._generators = generators(self.loader)
         self._states = [own.get_state() for own in self._generators]
         self.steps_per_epoch = math.ceil(num_batches / self.window)
-        each_holds = self.loader.batch_size or getattr(self.loader.batch_sampler, "batch_size", None) or self._measure()
-        self.num_samples = length(self.loader.dataset) or num_batches * each_holds
-        self.batch_size = min(each_holds * self.window, self.num_samples)
+        each_holds, self.num_samples = self._sizes(num_batches)
+        self.batch_size = min(max(1, round(each_holds * self.window)), self.num_samples)
+
+    def _sizes(self, num_batches: int) -> tuple[float, int]:
+        """Samples per batch and in all: as the loader says, as a ``batch_sampler`` deals them out, or as the first batch has
+        them where each item is a batch already."""
+        loader, samples = self.loader, length(self.loader.dataset)
+        if loader.batch_sampler is None:
+            held = self._measure()
+            return held, num_batches * held
+        each = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+        if each:
+            return each, samples or num_batches * each
+        with unchanged(loader):
+            seed_all(epoch_seed(self.seed, 0))
+            sizes = [length(indices) or 1 for indices in loader.batch_sampler]
+        return (sum(sizes) / len(sizes) if sizes else self._measure()), samples or sum(sizes)
 
     def leave_out_rest(self, least: int) -> str:
         """Leave out an epoch's last batch where it is known to have less than ``least`` samples; says so, or nothing."""
@@ -96,13 +111,15 @@ class Loader:
             for index in range(self.steps_per_epoch):
                 fetched = epoch * self.steps_per_epoch + index
                 draw = generator(self.seed, "fetch", fetched).integers(1 << 63)
-                seed_all(int(draw) if index else self.seed + epoch)
+                seed_all(int(draw) if index else epoch_seed(self.seed, epoch))
                 window = next(windows, None)
                 if window is None:
                     raise self._wrong_length(f"fewer than the {len(self.loader)} batches")
                 if index < skip:
                     continue
                 data, indices = window
+                if self.worker.size > 1 and (index == skip or index + 1 == self.steps_per_epoch):
+                    check_same_batch(data, indices, fetched, self.worker, self.bad.say)
                 size = len(first_tensor(data)) if data is not None else 0
                 yield fetched, Batch(data, None, size, place, fetched, indices)
                 step += 1
@@ -122,7 +139,7 @@ class Loader:
         """The first batches that hold ``count`` samples, or all; the loader and all random states stay as they were."""
         found, size = [], 0
         with unchanged(self.loader), contextlib.suppress(StopIteration):
-            seed_all(self.seed)
+            seed_all(epoch_seed(self.seed, 0))
             batches = iter(self.loader)
             while size < count:
                 data, _ = self._sound(_next(batches))
@@ -137,12 +154,14 @@ class Loader:
     def _windows(self) -> Iterator[tuple[Any, list[int] | None]]:
         """Inputs and targets of a step, or None where no sample is left; and which samples they are, where it is known."""
         waiting: list[tuple[Any, list[int] | None]] = []
-        batches = iter(self.loader)
+        batches, readers = iter(self.loader), Readers(self._own, "training")
         while True:
             try:
-                waiting.append(self._sound(_next(batches)))
+                batch = _next(batches)
             except StopIteration:
                 break
+            readers.look(batch)
+            waiting.append(self._sound(batch))
             if len(waiting) == self.window:
                 yield self._joined(waiting)
                 waiting = []
@@ -180,7 +199,7 @@ class Loader:
             loader._iterator = None  # workers that started earlier would begin this epoch with other draws
         elif loader.persistent_workers and loader._iterator is None:
             self._restore()
-            torch.manual_seed(self.seed)
+            torch.manual_seed(epoch_seed(self.seed, 0))
             iter(loader)  # starts the workers as epoch 0 does
         self._restore()
         for index in range(epoch if self._generators else 0):
@@ -209,6 +228,45 @@ def seed_all(value: int) -> None:
     torch.manual_seed(value)
     random.seed(value)
     np.random.seed(value % (1 << 32))
+
+
+class Readers:
+    """Sees whether several readers of an ``IterableDataset`` give the same samples, each all of them."""
+
+    def __init__(self, loader: Any, name: str) -> None:
+        iterable = isinstance(loader.dataset, torch.utils.data.IterableDataset)
+        self.count = loader.num_workers if iterable and loader.num_workers > 1 else 0
+        self.name, self.most, self.seen, self.given = name, length(loader.dataset) if self.count else None, 0, 0
+        self.first: Any = None
+
+    def look(self, batch: Any) -> None:
+        """At one more batch of a pass.
+
+        Raises:
+            DataError: the readers' first batches are the same, or they gave more samples than the data set has.
+        """
+        if not self.count:
+            return
+        rows_of = first_tensor(pair(batch))
+        self.given, self.seen = self.given + len(rows_of), self.seen + 1
+        if self.seen == 1:
+            self.first = copied(batch)
+        same = 1 < self.seen <= self.count and _alike(self.first, batch)
+        if same or (self.most is not None and self.given > self.most):
+            what = "the same samples" if same else f"more samples than the {self.most} of its length"
+            raise DataError(
+                f"the {self.name} IterableDataset gives {what}: each of its {self.count} readers goes through all of it. "
+                "Split it in __iter__ by torch.utils.data.get_worker_info(), or set num_workers to 0 or 1"
+            )
+        if self.seen >= self.count:
+            self.first = None
+
+
+def _alike(one: Any, other: Any) -> bool:
+    tensors: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for found, data in zip(tensors, (one, other), strict=True):
+        each(lambda t, found=found: found.append(t) or t, data)  # type: ignore[misc]
+    return len(tensors[0]) == len(tensors[1]) > 0 and all(map(torch.equal, *tensors))
 
 
 def may_share_memory(loader: Any) -> bool:
@@ -278,12 +336,13 @@ def in_fixed_order(loader: Any, bad: Bad | None = None, name: str = "evaluation"
 def sound(loader: Any, bad: Bad | None, name: str) -> Iterator[tuple[Any, Any]]:
     """A loader's batches, without the samples that cannot be read: they go to ``bad``, or are an error."""
     bad, shares = bad or Bad(), may_share_memory(loader)
-    batches = iter(guarded(loader))
+    batches, readers = iter(guarded(loader)), Readers(loader, name)
     while True:
         try:
             batch = _next(batches)
         except StopIteration:
             return
+        readers.look(batch)
         wrong = bad.labels_in(batch)
         if isinstance(batch, Collated):
             bad.add(name, [*batch.bad, *wrong])

@@ -1,0 +1,83 @@
+"""Whether all workers read the same data: each takes its share of one global batch, so all must see the same one.
+
+Under ``torchrun`` every process builds its own data set and loader. A sampler with a generator of its own, or a list of
+files made from a ``set``, comes out differently in each; then samples are trained on twice, or never, with the labels of
+others.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from heptane._lazy import torch
+from heptane.data.batches import Source, Tensors, each, in_memory, length, pair, rows, tensors_of
+from heptane.errors import InputError
+from heptane.tricks.data_parallel import Worker, from_all
+
+ENDS = 64  # samples from each end of what is in memory that are compared whole; of the targets all are
+REMEDY = "make them alike: sort a list of files, and give a sampler a generator with one seed for all"
+
+
+def checksum(data: Any) -> int:
+    """A number of the bits of all tensors in ``data``, and of their shapes."""
+    found = 0
+
+    def add(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal found
+        found = zlib.crc32(str((tuple(tensor.shape), tensor.dtype)).encode(), found)
+        if tensor.layout is torch.strided and not tensor.is_meta:
+            found = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), found)
+        return tensor
+
+    each(add, data)
+    return found
+
+
+def check_same_data(source: Source, others: list[tuple[str, Any]], worker: Worker) -> None:
+    """Refuse data that differ between workers: their length, and, where they are in memory, their targets and both ends.
+
+    Args:
+        source: the training data.
+        others: (name, data) of what is evaluated.
+    """
+    if worker.size == 1:
+        return
+    mine: list[tuple[str, Any]] = [("training", (source.num_samples, source.steps_per_epoch))]
+    if isinstance(source, Tensors):
+        mine.append(("training", _ends((source.inputs, source.targets))))
+    for name, data in others:
+        data = tensors_of(data)
+        mine.append((name, _ends(pair(data)) if in_memory(data) else length(data)))
+    for rank, theirs in enumerate(from_all(mine, worker)):
+        for (name, here), (_, there) in zip(mine, theirs, strict=False):
+            if here != there:
+                raise InputError(f"the {name} data of worker {rank} are not those of worker {worker.rank}: {REMEDY}")
+
+
+def check_same_batch(data: Any, indices: list[Any] | None, step: int, worker: Worker, say: Callable[[str], None]) -> None:
+    """Refuse a global batch that differs between workers in its samples or its targets; say where only inputs differ."""
+    inputs, targets = (None, None) if data is None else data
+    found = from_all((indices, checksum(targets), checksum(inputs)), worker)
+    for rank, (theirs, target_sum, _) in enumerate(found):
+        first = found[0]
+        if theirs != first[0]:
+            shown = " and ".join(f"{_few(samples)} in worker {at}" for at, samples in ((0, first[0]), (rank, theirs)))
+            raise InputError(f"step {step}: the workers read different samples, {shown}: {REMEDY}")
+        if target_sum != first[1]:
+            raise InputError(f"step {step}: the same samples have other targets in worker {rank} than in worker 0: {REMEDY}")
+    if len({input_sum for *_, input_sum in found}) > 1:
+        say(
+            f"step {step}: the same samples have other inputs in each worker: random augmentation with a generator of its "
+            "own, or files in another order; the result then depends on the number of workers"
+        )
+
+
+def _ends(data: tuple[Any, Any]) -> tuple[int, int, int]:
+    inputs, targets = data
+    return checksum(targets), checksum(rows(inputs, slice(ENDS))), checksum(rows(inputs, slice(-ENDS, None)))
+
+
+def _few(samples: list[Any] | None) -> str:
+    return "unknown" if samples is None else ", ".join(map(str, samples[:5])) + (", ..." if len(samples) > 5 else "")
