@@ -48,8 +48,9 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
 
     Args:
         model, train, tricks: as in :func:`fit`.
-        settings: ``optimizer``, ``lr``, ``epochs``, ``steps``, ``batch_size``, ``loss``, ``accumulate``, ``clip_norm``, ``augment``,
-            ``resize``, ``compile``, ``device``, ``seed``, ``on_nan``, ``nan_limit``, ``skip_bad`` and ``average_decay``,
+        settings: ``optimizer``, ``lr``, ``epochs``, ``steps``, ``batch_size``, ``loss``, ``accumulate``, ``clip_norm``,
+            ``augment``, ``resize``, ``compile``, ``device``, ``seed``, ``on_nan``, ``nan_limit``, ``skip_bad`` and
+            ``average_decay``,
             as in :func:`fit`.
 
     Example:
