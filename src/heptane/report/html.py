@@ -143,7 +143,7 @@ def _charts(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _spans_decades(lines: Sequence[Line]) -> bool:
     """Whether curves are so steep at first that on a linear axis all that matters would be one flat line."""
-    known = [value for line in lines for value in line.y if is_finite(value)]
+    known = [value for line in lines for value in line.y if value is not None and is_finite(value)]
     return bool(known) and min(known) > 0 and max(known) > 30 * min(known)
 
 
