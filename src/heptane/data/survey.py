@@ -1,0 +1,149 @@
+"""A cheap look at a folder of images before they are loaded: how many, how large, and of which kind.
+
+Headers are read of at most some hundred images, and the pixels of some dozens, so that it takes a second or so.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from heptane._lazy import np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+HEADERS, PIXELS = 400, 48  # images of which the header, and the pixels, are looked at
+THUMBNAIL = 64  # pixels
+T = TypeVar("T")
+FLAT = 0.88  # share of an image's two commonest colours from which on it looks like writing
+_SIDED = re.compile(r"(^|[^a-z])(left|right|clockwise|counterclockwise)([^a-z]|$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What is known of a folder of images before it is loaded.
+
+    Attributes:
+        counts: images per class, in the order of ``classes``, over all parts.
+        classes: names of the classes.
+        num_train: images that training will have, after what is split off.
+        height, width: medians, in pixels, as the images are stored.
+        elongation: median of the longer side over the shorter one, 1 or more.
+        is_colour: whether colours say something; False where nearly all pixels are grey.
+        is_writing: whether the images look like letters, digits or other writing, which must not be mirrored.
+        sided: names of classes that speak of left or right.
+    """
+
+    counts: tuple[int, ...]
+    classes: tuple[str, ...]
+    num_train: int
+    height: int
+    width: int
+    elongation: float
+    is_colour: bool
+    is_writing: bool
+    sided: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The shorter median side, in pixels."""
+        return min(self.height, self.width)
+
+
+def survey(root: Path, valid_fraction: float | None = None) -> Survey | None:
+    """Look at a folder of class folders; None where nothing in it can be read, which loading it will explain.
+
+    Args:
+        root: the folder.
+        valid_fraction: as for :func:`heptane.load_data`.
+
+    Raises:
+        InputError: the layout is wrong.
+    """
+    from heptane.data.folder import find_classes, find_parts, list_samples
+
+    root = root.resolve()
+    folders = find_parts(root)
+    classes = find_classes(folders)
+    samples, _ = list_samples(folders, classes)
+    training = [sample for sample in samples if sample.part in ("all", "train")]
+    sizes = [size for path in spread([s.path for s in training], HEADERS) if (size := _size(path))]
+    looks = [look for path in spread([s.path for s in training], PIXELS) if (look := _look(path))]
+    if not sizes or not looks:
+        return None
+    valid = 0.1 if valid_fraction is None else valid_fraction
+    away = valid + 0.1 if "all" in folders else valid if "valid" not in folders else 0.0
+    counts = Counter(sample.label for sample in samples)
+    flat, colour = (statistics.median(values) for values in zip(*looks, strict=True))
+    return Survey(
+        counts=tuple(counts[label] for label in range(len(classes))),
+        classes=tuple(classes),
+        num_train=max(1, round(len(training) * (1 - away))),
+        height=round(statistics.median(height for _, height in sizes)),
+        width=round(statistics.median(width for width, _ in sizes)),
+        elongation=statistics.median(max(size) / min(size) for size in sizes),
+        is_colour=colour >= 8,
+        is_writing=flat >= FLAT or are_characters(classes),
+        sided=tuple(name for name in classes if _SIDED.search(name.lower())),
+    )
+
+
+def are_characters(classes: Sequence[str]) -> bool:
+    """Whether most classes are named like a character or a number: ``A``, ``7``, ``class_b`` is not.
+
+    Example:
+        >>> are_characters(["A", "B", "10"]), are_characters(["cat", "dog", "x"])
+        (True, False)
+    """
+    return sum(len(name) == 1 or name.isdecimal() for name in classes) > len(classes) / 2
+
+
+def spread(values: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` of the values, evenly spread.
+
+    Example:
+        >>> spread(list(range(10)), 3)
+        [1, 5, 8]
+    """
+    if len(values) <= count:
+        return list(values)
+    return [values[int((i + 0.5) * len(values) / count)] for i in range(count)]
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    from heptane.data.decode import opened, probe
+
+    try:
+        return opened(path, probe)[0]
+    except Exception:  # loading names it
+        return None
+
+
+def _look(path: Path) -> tuple[float, float] | None:
+    """Of an image: the share of its two commonest colours, and how far its channels are apart, 0 to 255."""
+    from heptane.data.decode import opened
+
+    try:
+        pixels = opened(path, _thumbnail)
+    except Exception:
+        return None
+    colours = (pixels >> 5) @ np.array([64, 8, 1])
+    shares = np.sort(np.bincount(colours.ravel(), minlength=512))[::-1] / colours.size
+    return float(shares[:2].sum()), float((pixels.max(2) - pixels.min(2)).mean())
+
+
+def _thumbnail(image: Image.Image) -> np.ndarray:
+    from heptane.data.decode import decode
+
+    width, height = image.size
+    if width * height > 4_000_000 and image.format != "JPEG":
+        raise ValueError("too large for a quick look")
+    scale = THUMBNAIL / max(width, height, THUMBNAIL)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return decode(image, size, False).transpose(1, 2, 0).astype(np.int64)
