@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import heptane as hp
-from heptane.data.pixels import IMAGENET_MEAN, IMAGENET_STD
+from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD
 from heptane.hubs import efficientnet_hub
 from heptane.randomness import generator
 from heptane.weights import load_weights

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from heptane.errors import InputError, check_range, nearest, one_line
 
 BUILT_IN = ("resnet", "resnet-wide", "mlp")
+PRETRAINED = "efficientnet-lite0"
 
 
 class Residual(nn.Module):
@@ -127,7 +128,7 @@ def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Modu
     """The model that a name stands for.
 
     Args:
-        spec: ``resnet``, ``resnet-wide``, ``mlp``, ``timm:NAME``, ``hf:NAME[@REVISION]`` or ``hf:FOLDER`` (a classifier of
+        spec: ``resnet``, ``resnet-wide``, ``mlp``, ``efficientnet-lite0``, ``timm:NAME``, ``hf:NAME[@REVISION]`` or ``hf:FOLDER`` (a classifier of
             transformers, from its config.json), or ``package.module:factory``, looked for in the current directory too. A
             factory is called with ``num_classes`` and ``input_shape`` if it takes them.
         input_shape: the shape of one sample: (channels, height, width) for images.
@@ -147,7 +148,7 @@ def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Modu
         >>> build("resnt", input_shape=(1, 28, 28), num_classes=10)
         Traceback (most recent call last):
         heptane.errors.InputError: model='resnt' is not known (did you mean resnet?): expected one of resnet, \
-resnet-wide, mlp, timm:NAME, hf:NAME, package.module:factory
+resnet-wide, mlp, efficientnet-lite0, timm:NAME, hf:NAME, package.module:factory
     """
     check_range("num_classes", num_classes, 1, whole=True)
     if spec.startswith("timm:"):
@@ -158,13 +159,17 @@ resnet-wide, mlp, timm:NAME, hf:NAME, package.module:factory
         from heptane.hubs import transformers_hub
 
         return _checked(spec, transformers_hub.build(spec, input_shape, num_classes))
+    if spec == PRETRAINED:
+        from heptane.hubs import efficientnet_hub
+
+        return efficientnet_hub.build(input_shape, num_classes)
     if ":" in spec:
         return _from_factory(spec, input_shape, num_classes)
     if spec == "mlp":
         return mlp(num_classes, input_shape)
     if spec in BUILT_IN:
         return (resnet if spec == "resnet" else resnet_wide)(num_classes, _image_channels(spec, input_shape))
-    kinds = (*BUILT_IN, "timm:NAME", "hf:NAME", "package.module:factory")
+    kinds = (*BUILT_IN, PRETRAINED, "timm:NAME", "hf:NAME", "package.module:factory")
     raise InputError(f"model={spec!r} is not known{nearest(spec, kinds)}: expected one of {', '.join(kinds)}")
 
 

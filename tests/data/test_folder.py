@@ -200,9 +200,23 @@ def test_every_mode_of_image_is_understood(tmp_path, mode, channels):
     assert seen == {image.tobytes() for image in want}
 
 
-def test_transparency_is_dropped_from_a_palette(tmp_path):
-    image = picture(6, 5).quantize(200)
-    assert np.array_equal(load_one(tmp_path, image, transparency=3), chw(image.convert("RGB")))
+def test_the_transparent_colour_of_a_palette_is_white(tmp_path):
+    image = picture().quantize(200)
+    seen = load_one(tmp_path, image, transparency=3)
+    expected = chw(image.convert("RGB")).copy()
+    expected[:, np.asarray(image) == 3] = 255
+    assert np.array_equal(seen, expected)
+
+
+@pytest.mark.parametrize(("ink", "ground"), [(0, 255), (128, 255), (255, 0)])
+def test_what_is_transparent_is_white_or_black_behind_a_white_picture(tmp_path, ink, ground):
+    pixels = np.zeros((5, 6, 4), dtype="u1")  # transparent black, as drawing programs write it
+    pixels[2:4, 1:3] = (ink, ink, ink, 255)
+    pixels[0, 0] = (ink, ink, ink, 51)
+    seen = load_one(tmp_path, Image.fromarray(pixels))
+    assert np.unique(seen[:, 2:4, 1:3]) == ink
+    assert np.unique(seen[:, 4]) == ground
+    assert np.unique(seen[:, 0, 0]) == round(0.2 * ink + 0.8 * ground)
 
 
 @pytest.mark.parametrize(
@@ -237,11 +251,39 @@ def test_exif_rotation_is_applied_before_sizes_are_compared(tmp_path, suffix, fm
     assert difference.max() <= (6 if fmt in ("JPEG", "MPO") else 0)
 
 
-def test_a_palette_with_alpha_and_one_with_transparency_per_colour_lose_it(tmp_path):
+def test_a_palette_with_transparency_per_colour_is_blended_with_white(tmp_path):
     palette = picture(6, 5).quantize(200)
     alpha = tmp_path / "alpha.png"
     palette.save(alpha, transparency=bytes(range(200)))
-    assert np.array_equal(load_one(tmp_path / "root", alpha.read_bytes()), chw(palette.convert("RGB")))
+    seen = load_one(tmp_path / "root", alpha.read_bytes())
+    shares = np.asarray(palette)[None] / 255
+    expected = chw(palette.convert("RGB")) * shares + 255 * (1 - shares)
+    assert np.abs(seen - expected).max() <= 1
+
+
+def test_pictures_that_are_read_by_threads_keep_their_order_and_their_names(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(90):
+            Image.new("L", (5, 5), i + 100 * (label == "b")).save(tmp_path / label / f"{i:03}.png")
+    for i in (7, 70):
+        (tmp_path / "a" / f"{i:03}.png").write_bytes(b"no picture")
+    with pytest.raises(hp.InputError, match=r"a/007\.png.*cannot be read"):
+        hp.load_data(tmp_path)
+    data = hp.load_data(tmp_path, skip_bad=2)
+    assert "a/007.png', '" in "".join(data.notes)
+    levels = [(x.mean() * data.std[0] + data.mean[0]) * 255 for x in data.train[0]]
+    assert [round(float(level)) // 100 for level in levels] == data.train[1].tolist()
+
+
+def test_images_for_a_pretrained_network_have_three_channels_in_imagenets_units(tmp_path):
+    fill(tmp_path, mode="L")
+    data = hp.load_data(tmp_path, scale="imagenet", image_size=12)
+    assert data.input_shape == (3, 12, 12)
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    files = sorted(path for path in tmp_path.rglob("*.png"))
+    again = data.preprocess.inputs(files)[1]
+    assert all((again == image).flatten(1).all(1).any() for image in data.test[0])
 
 
 def test_the_first_picture_of_an_animation_is_used(tmp_path):

@@ -1,12 +1,15 @@
 """Decode image files: which formats are read, how one is opened safely, and how its pixels are made.
 
 Pixels are upright (EXIF rotation applied), grey or RGB, scaled until they cover the size wanted and cropped to the centre.
+Where a picture is transparent, the ground shows: white, or black behind a nearly white picture.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,20 +21,50 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: an .eps called .png would run Ghostscript
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+LARGE = 20_000_000  # pixels: of pictures from here on, one is decoded at a time, for the sake of memory
+DEFLATE = 1032  # times smaller: the most that the compression of PNG can do
+BRIGHT = 215.0  # of 255: what is brighter than this on average would vanish on white
 T = TypeVar("T")
+_ONE_LARGE = threading.Lock()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No warnings of Pillow's, of odd metadata or of a large picture. Not to be entered by several threads at once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def opened(path: Path, read: Callable[[Image.Image], T]) -> T:
     """What ``read`` makes of the image in a file; raises what Pillow raises, of many kinds, for a bad one."""
+    with quietly():
+        return opened_here(path, read)
+
+
+def opened_here(path: Path, read: Callable[[Image.Image], T]) -> T:
+    """As :func:`opened`, inside of :func:`quietly`, for several threads."""
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata; a picture that claims a huge size is an error
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        if not path.resolve(strict=True).is_file():
-            raise OSError("it is not a regular file")
-        with Image.open(path, formats=FORMATS) as image:
+    if not path.resolve(strict=True).is_file():
+        raise OSError("it is not a regular file")
+    with Image.open(path, formats=FORMATS) as image:
+        _check_size(image, path.stat().st_size)
+        if image.width * image.height < LARGE:
             return read(image)
+        with _ONE_LARGE:
+            return read(image)
+
+
+def _check_size(image: Image.Image, num_bytes: int) -> None:
+    """Refuse a file that claims more pixels than it can hold, before memory is taken for them."""
+    from PIL import Image
+
+    pixels = image.width * image.height
+    if pixels > (Image.MAX_IMAGE_PIXELS or pixels) and (
+        image.format != "PNG" or num_bytes * DEFLATE < pixels * len(image.getbands()) / 8
+    ):
+        raise ValueError(f"it claims {image.width:,}x{image.height:,} pixels, which is a trap or needs to be made smaller")
 
 
 def probe(image: Image.Image) -> tuple[tuple[int, int], bool]:
@@ -50,11 +83,39 @@ def probe(image: Image.Image) -> tuple[tuple[int, int], bool]:
 
 
 def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDArray[Any]:
-    """The pixels, upright, scaled and cropped to ``size`` (width, height): uint8 (1 or 3, H, W)."""
+    """The pixels, upright, scaled and cropped to ``size`` (width, height), transparent ones filled: uint8 (1 or 3, H, W)."""
     from PIL import Image, ImageOps
 
+    if image.format == "JPEG":
+        image.draft(None, (2 * size[0], 2 * size[1]))  # decodes a large photo at 1/2, 1/4 or 1/8, which is much faster
     upright = ImageOps.exif_transpose(image)
     if upright.mode[0] == "I":  # Pillow would clip 16 bits where their upper half is wanted
         upright = Image.fromarray((np.clip(np.asarray(upright), 0, 65535) >> 8).astype(np.uint8))
-    fitted = ImageOps.fit(upright.convert("L" if is_grey else "RGB"), size, method=Image.Resampling.BILINEAR)
+    if upright.has_transparency_data:
+        fitted = _fitted(upright.convert("LA" if is_grey else "RGBA"), size)
+        return filled(np.array(fitted).transpose(2, 0, 1))
+    fitted = _fitted(upright.convert("L" if is_grey else "RGB"), size)
     return np.array(fitted).reshape(size[1], size[0], -1).transpose(2, 0, 1)
+
+
+def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    from PIL import Image, ImageOps
+
+    factor = min(image.width // (2 * size[0]), image.height // (2 * size[1]))
+    if factor > 1:
+        image = image.reduce(factor)  # a plain mean: as good as the filter below at such a scale, and much faster
+    return ImageOps.fit(image, size, method=Image.Resampling.BILINEAR)
+
+
+def filled(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Pixels (2 or 4, H, W) whose last channel is opacity, on a white ground, or on a black one where what can be seen is
+    nearly white itself: uint8 (1 or 3, H, W).
+
+    Example:
+        >>> filled(np.array([[[0, 0]], [[255, 0]]], dtype="uint8")).tolist()
+        [[[0, 255]]]
+    """
+    colours, opacity = pixels[:-1].astype(np.float32), pixels[-1:].astype(np.float32) / 255
+    seen = float((colours.mean(0, keepdims=True) * opacity).sum()) / max(float(opacity.sum()), 1e-6)
+    ground = 0.0 if seen > BRIGHT else 255.0
+    return (colours * opacity + ground * (1 - opacity)).round().clip(0, 255).astype(np.uint8)

@@ -1,23 +1,25 @@
 """Load a folder of images: ``ROOT/CLASS/*``, split by a seed, or ``ROOT/train/CLASS/*`` with ``valid`` and ``test``.
 
 Pixels become RGB, or one channel if every image is grey; 16-bit grey keeps its upper 8 bits. EXIF rotation is applied,
-transparency dropped, and of an animation only the first picture used. Each image is scaled until it covers
-``image_size`` and cropped to the centre. Without ``image_size``, images that all share one size of at most 256 by 256
-keep it, and others become 64 by 64.
+transparent pixels filled (white, or black behind a nearly white picture), and of an animation only the first picture used.
+Each image is scaled until it covers ``image_size`` and cropped to the centre. Without ``image_size``, images that all share
+one size of at most 256 by 256 keep it, and others become 64 by 64.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from heptane._lazy import torch
 from heptane.alive import working
 from heptane.data.arrays import check_memory
-from heptane.data.decode import SUFFIXES, decode, opened, probe
+from heptane.data.decode import SUFFIXES, decode, opened_here, probe, quietly
 from heptane.data.images import ImagePreprocess
 from heptane.data.load import Data, normalise
 from heptane.data.splits import split
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 VALID_NAMES = ("valid", "val", "validation")
 MAX_KEPT_SIZE, DEFAULT_SIZE = 256, 64  # pixels
 MOST_NAMED = 50  # bad files that a note names
+MAX_THREADS, AT_ONCE = 8, 64  # that decode, and images handed to them together
 LAYOUT = "expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with valid/ and test/ beside train/"
 T = TypeVar("T")
 
@@ -42,9 +45,16 @@ class Sample(NamedTuple):
 
 
 def load_folder(
-    root: Path, *, seed: int, image_size: tuple[int, int] | None, valid_fraction: float | None, skip_bad: int
+    root: Path,
+    *,
+    seed: int,
+    image_size: tuple[int, int] | None,
+    valid_fraction: float | None,
+    skip_bad: int,
+    scale: str = "data",
 ) -> Data:
     """Load the images under ``root``, of ``image_size`` (height, width); what is not split is split by ``seed``, 80/10/10.
+    With ``scale="imagenet"`` they get three channels and ImageNet's mean and standard deviation.
 
     Raises:
         InputError: the layout is wrong, a class has no image, an image is bad, or memory is short.
@@ -59,7 +69,7 @@ def load_folder(
     if "train" in folders and unused:
         notes.append(f"folders beside train/ that are no part were left out: {', '.join(unused)}")
     bad: list[str] = []
-    samples, pixels = read_pixels(samples, root, image_size, bad, skip_bad)
+    samples, pixels = read_pixels(samples, root, image_size, bad, skip_bad, in_colour=scale == "imagenet")
     if bad:
         named = ", ".join([*bad[:MOST_NAMED], *(["..."] if len(bad) > MOST_NAMED else [])])
         notes.append(f"{len(bad)} bad file(s) were left out: {named}")
@@ -74,7 +84,7 @@ def load_folder(
         sizes = ", ".join(f"{len(index)} {name}" for name, index in zip(names, made, strict=True))
         notes.append(f"the images of {'the folder' if 'all' in parts else 'train/'} were split by seed {seed}: {sizes}")
     indices = [parts[part] for part in ("train", "valid", "test") if part in parts]
-    inputs, mean, std = normalise([pixels[index] for index in indices])
+    inputs, mean, std = normalise([pixels[index] for index in indices], scale=scale)
     labels = torch.tensor([sample.label for sample in samples])
     train, valid, *test = zip(inputs, (labels[index] for index in indices), strict=True)
     test_part = test[0] if test else None
@@ -151,16 +161,22 @@ def check_classes(samples: list[Sample], folders: dict[str, Path], classes: list
 
 
 def read_pixels(
-    samples: list[Sample], root: Path, image_size: tuple[int, int] | None, bad: list[str], limit: int
+    samples: list[Sample],
+    root: Path,
+    image_size: tuple[int, int] | None,
+    bad: list[str],
+    limit: int,
+    *,
+    in_colour: bool = False,
 ) -> tuple[list[Sample], torch.Tensor]:
-    """The samples that can be read, and their pixels: uint8 (N, 1 or 3, H, W)."""
+    """The samples that can be read, and their pixels: uint8 (N, 1 or 3, H, W), 3 if they are to be ``in_colour``."""
     with working(f"looking at {len(samples):,} images", len(samples)) as advance:
         probed = list(read_each(samples, probe, root, bad, limit, advance))
     sizes = {size for _, (size, _) in probed}
     width, height = sizes.pop() if len(sizes) == 1 else (math.inf, math.inf)
     if image_size is not None or max(width, height) > MAX_KEPT_SIZE:
         height, width = image_size or (DEFAULT_SIZE, DEFAULT_SIZE)
-    size, is_grey = (int(width), int(height)), all(grey for _, (_, grey) in probed)
+    size, is_grey = (int(width), int(height)), all(grey for _, (_, grey) in probed) and not in_colour
     shape = (len(probed), 1 if is_grey else 3, size[1], size[0])
     check_memory(f"{str(root)!r} as float32 {shape}", 4 * math.prod(shape), "lower --image-size, or use a DataLoader")
     kept: list[Sample] = []
@@ -182,16 +198,24 @@ def read_each(
     advance: Callable[[], None],
 ) -> Iterator[tuple[Sample, T]]:
     """Each sample with what ``read`` makes of its image; bad ones go into ``bad``, and are an error past ``limit``."""
-    for sample in samples:
-        advance()
+
+    def attempt(sample: Sample) -> T | Exception:
         try:
-            result = opened(sample.path, read)
+            return opened_here(sample.path, read)
         except Exception as error:  # Pillow's readers raise many kinds for damaged files
-            if len(bad) >= limit:
-                remedy = "repair or remove it, or leave out bad files with --skip-bad N"
-                if limit:
-                    remedy = f"it is one more than --skip-bad {limit} allows, after {', '.join(bad[:5])}"
-                raise InputError(f"image {str(sample.path)!r} cannot be read ({one_line(error)}): {remedy}") from error
-            bad.append(repr(str(sample.path.relative_to(root))))
-        else:
-            yield sample, result
+            return error
+
+    with quietly(), ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:  # Pillow decodes without Python's lock
+        for start in range(0, len(samples), AT_ONCE):
+            some = samples[start : start + AT_ONCE]
+            for sample, result in zip(some, pool.map(attempt, some), strict=True):
+                advance()
+                if not isinstance(result, Exception):
+                    yield sample, result
+                    continue
+                if len(bad) >= limit:
+                    remedy = "repair or remove it, or leave out bad files with --skip-bad N"
+                    if limit:
+                        remedy = f"it is one more than --skip-bad {limit} allows, after {', '.join(bad[:5])}"
+                    raise InputError(f"image {str(sample.path)!r} cannot be read ({one_line(result)}): {remedy}") from result
+                bad.append(repr(str(sample.path.relative_to(root))))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from heptane._lazy import np, torch
-from heptane.data.images import ImagePreprocess, standardised
+from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocess, standardised
 from heptane.data.preprocess import Preprocess, is_path
 from heptane.data.splits import split
 from heptane.errors import InputError, check_choice, check_range, nearest
@@ -80,6 +80,7 @@ def load_data(
     skip_bad: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     fallback: str | None = None,
+    scale: str = "data",
 ) -> Data:
     """Load a built-in data set, a folder of class folders, a table, or arrays; ``docs/data.md`` has all formats.
 
@@ -98,6 +99,8 @@ def load_data(
         skip_bad: leave out up to so many images that cannot be read, and name them in ``notes``; 0: they are an error.
         cache_dir: where downloads are kept; None: ``$HEPTANE_CACHE``, else ``heptane`` in the user's cache folder.
         fallback: the built-in set to load, with a note, where the one asked for cannot be had on this machine.
+        scale: of a folder's pixels: "data", by the mean and standard deviation of its training images, or "imagenet", in
+            three channels and by those of ImageNet, as pretrained networks expect.
 
     Raises:
         InputError: for anything wrong with the data or an argument; the message is one line with the remedy.
@@ -114,6 +117,7 @@ def load_data(
         check_range("valid_fraction", valid_fraction, 0, 1, low_open=True, high_open=True)
     if fallback is not None:
         check_choice("fallback", fallback, BUILT_IN)
+    check_choice("scale", scale, ("data", "imagenet"))
     if task is not None:
         check_choice("task", task, TASKS)
     kind, found = recognised(source)
@@ -128,7 +132,9 @@ def load_data(
     if kind == "folder":
         from heptane.data.folder import load_folder
 
-        return load_folder(found, seed=seed, image_size=size, valid_fraction=valid_fraction, skip_bad=skip_bad)
+        return load_folder(
+            found, seed=seed, image_size=size, valid_fraction=valid_fraction, skip_bad=skip_bad, scale=scale
+        )
     if kind == "table":
         from heptane.data.table import load_table
 
@@ -240,13 +246,15 @@ def load_digits(*, seed: int, valid_fraction: float | None) -> Data:
 
 
 def normalise(
-    parts: Sequence[torch.Tensor], white: int = 255
+    parts: Sequence[torch.Tensor], white: int = 255, scale: str = "data"
 ) -> tuple[list[torch.Tensor], tuple[float, ...], tuple[float, ...]]:
-    """uint8 images (N, C, H, W) as float32, less the first part's mean and over its std, per channel.
+    """uint8 images (N, C, H, W) as float32, less the first part's mean and over its std, per channel; or ImageNet's.
 
     Returns:
         The parts, and the mean and std of pixels scaled so that ``white`` is 1. A constant channel has std 1.
     """
+    if scale == "imagenet":
+        return [standardised(part, IMAGENET_MEAN, IMAGENET_STD, white) for part in parts], IMAGENET_MEAN, IMAGENET_STD
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in parts[0].unbind(1)]).double()
     shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64)
     mean = shares @ levels

@@ -271,7 +271,7 @@ class Transfer:
 
     weights: str | None = None
     """To start from: a file (.safetensors, .pth, .pt, .bin, .ckpt), the folder of a run or of a Hugging Face model,
-    timm:NAME, hf:NAME or hf:FOLDER; None: the weights that the model holds."""
+    efficientnet-lite0, timm:NAME, hf:NAME or hf:FOLDER; None: the weights that the model holds."""
     swap_head: bool = True
     """Replace the classifier when its number of outputs is not the number of classes."""
     mode: str | None = None

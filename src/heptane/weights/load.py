@@ -61,7 +61,7 @@ def load_weights(
     Args:
         model: the model to fill; its dtypes and devices stay.
         source: a ``.safetensors`` file, or a ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` that holds tensors and no code; the
-            folder of a heptane run or a Hugging Face model; ``timm:NAME``; ``hf:NAME[@REVISION]`` or ``hf:FOLDER``.
+            folder of a heptane run or a Hugging Face model; ``efficientnet-lite0``; ``timm:NAME``; ``hf:NAME[@REVISION]`` or ``hf:FOLDER``.
         min_match: the least share of the parameters outside the head, by element count, 0 to 1, that must be found.
         exclude: names, beginnings of names (``fc``) or patterns (``*.bias``) of the model that are not to be loaded;
             they do not count in the share.
@@ -135,6 +135,10 @@ def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, t
         from heptane.hubs import timm_hub
 
         return timm_hub.read(spec)
+    if spec == "efficientnet-lite0":
+        from heptane.hubs import efficientnet_hub
+
+        return read_weights(Path(efficientnet_hub.weight_file()), said), "ImageNet's weights of efficientnet-lite0"
     path = Path(os.path.expanduser(source))
     if spec.startswith("hf:"):
         from heptane.hubs import hf_hub
