@@ -236,7 +236,7 @@ def test_without_an_unknown_name_is_refused() -> None:
 
 
 def test_recommended_gives_a_reason_for_each_of_the_seven() -> None:
-    from heptane.tricks import recommend
+    from heptane.recommend import recommend
 
     for facts in (
         {},

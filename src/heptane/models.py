@@ -128,9 +128,9 @@ def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Modu
     """The model that a name stands for.
 
     Args:
-        spec: ``resnet``, ``resnet-wide``, ``mlp``, ``efficientnet-lite0``, ``timm:NAME``, ``hf:NAME[@REVISION]`` or ``hf:FOLDER`` (a classifier of
-            transformers, from its config.json), or ``package.module:factory``, looked for in the current directory too. A
-            factory is called with ``num_classes`` and ``input_shape`` if it takes them.
+        spec: ``resnet``, ``resnet-wide``, ``mlp``, ``efficientnet-lite0``, ``timm:NAME``, ``hf:NAME[@REVISION]`` or
+            ``hf:FOLDER`` (a classifier of transformers, from its config.json), or ``package.module:factory``, looked for in
+            the current directory too. A factory is called with ``num_classes`` and ``input_shape`` if it takes them.
         input_shape: the shape of one sample: (channels, height, width) for images.
         num_classes: outputs wanted.
 

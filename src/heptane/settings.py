@@ -20,7 +20,7 @@ from heptane.tricks import KINDS, Tricks
 
 PRESETS = ("none", "recommended")
 NAMES = "tuple[str, ...]"  # the annotation of a field that is a list of names
-AUGMENTS = ("none", "flip", "crop-flip")
+AUGMENTS = ("none", "flip", "crop-flip", "warp", "warp-flip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +34,14 @@ class Settings:
     task: str | None = None
     """Of labels that can be read as both: classification or regression. Default: by the labels."""
     model: str | None = None
-    """The model: resnet, resnet-wide, mlp, timm:NAME, hf:NAME or package.module:factory. Default: resnet, or mlp."""
-    epochs: float = 10.0
-    """Passes over the training data, above 0; a fraction is allowed."""
-    batch_size: int = 128
-    """Samples per optimizer step, over all workers and micro-batches."""
-    optimizer: str = "sgd"
-    """An optimizer of torch.optim by name, such as sgd, adam or adamw."""
+    """The model: resnet, resnet-wide, mlp, efficientnet-lite0, timm:NAME, hf:NAME or package.module:factory. Default: for a
+    folder of images a pretrained one if it can be had, else resnet; mlp for other data."""
+    epochs: float | None = None
+    """Passes over the training data, above 0; a fraction is allowed. Default: by the number of samples and the machine."""
+    batch_size: int | None = None
+    """Samples per optimizer step, over all workers and micro-batches. Default: 8 to 128, by the number of samples."""
+    optimizer: str | None = None
+    """An optimizer of torch.optim by name, such as sgd, adam or adamw. Default: sgd for images, else adamw."""
     lr: float | None = None
     """Learning rate; the peak where a cycle is on. Default: a fair start for the optimizer, scaled to the batch."""
     momentum: float | None = None
@@ -57,20 +58,23 @@ class Settings:
     """Micro-batches per step, at least 1: the same step in less memory."""
     clip_norm: float | None = None
     """Largest norm of all gradients together, above 0."""
-    augment: str = "none"
-    """Of images: none, flip (left and right), or crop-flip (shifts of up to 2 pixels too)."""
+    augment: str | None = None
+    """Of images: none, flip (left and right), crop-flip (shifts of up to 2 pixels too), warp (small shifts, turns and
+    changes of size) or warp-flip. Default: by what a folder's images look like; none for other data."""
     progressive_size: int | None = None
     """Height and width of the images at first, in pixels: progressive resizing. Default: whole images throughout."""
     progressive_until: float = 0.6
     """Share of the steps on the smaller images, in (0, 1)."""
     image_size: int | None = None
-    """Height and width of a folder's images, in pixels. Default: from the images."""
+    """Height and width of a folder's images, in pixels. Default: by their size, the model and the machine."""
+    budget: str | None = None
+    """Time for the whole run, from start to report, such as 90s or 5m: it is planned to fit, and stops in time."""
     valid_fraction: float | None = None
     """Share of the samples set aside for validation, in (0, 1), where the data brings no such part."""
     skip_bad: int = 0
     """Leave out up to so many images that cannot be read, at least 0, and name them."""
-    evaluate_every_epochs: float = 1.0
-    """How often to evaluate, in epochs, above 0."""
+    evaluate_every_epochs: float | None = None
+    """How often to evaluate, in epochs, above 0. Default: each epoch; of a long run, about 20 times."""
     compile: bool | str = False
     """Compile the model with torch.compile; compiling is on the clock. A mode of it: reduce-overhead replays CUDA graphs."""
     average_decay: float | None = None
@@ -97,12 +101,12 @@ class Settings:
             )
         if self.task is not None:
             check_choice("task", self.task, ("classification", "regression"))
-        check_range("epochs", self.epochs, 0, 1e9, low_open=True)
-        check_range("batch_size", self.batch_size, 1, whole=True)
         check_range("accumulate", self.accumulate, 1, whole=True)
         check_range("seed", self.seed, 0, 2**31, whole=True)
-        check_range("evaluate_every_epochs", self.evaluate_every_epochs, 0, low_open=True)
-        check_choice("augment", self.augment, AUGMENTS)
+        if self.batch_size is not None:
+            check_range("batch_size", self.batch_size, 1, whole=True)
+        if self.augment is not None:
+            check_choice("augment", self.augment, AUGMENTS)
         check_compile(self.compile)
         check_choice("weights", self.weights, WEIGHTS)
         if self.patience is not None:
@@ -111,9 +115,21 @@ class Settings:
         check_range("nan_limit", self.nan_limit, 1, whole=True)
         check_range("skip_bad", self.skip_bad, 0, whole=True)
         check_range("keep_checkpoints", self.keep_checkpoints, 1, whole=True)
-        for name, low_open, high in (("lr", True, 1e6), ("clip_norm", True, 1e30), ("target", False, 1.0)):
+        _ = self.budget_seconds
+        for name, low_open, high in (
+            ("epochs", True, 1e9),
+            ("evaluate_every_epochs", True, 1e9),
+            ("lr", True, 1e6),
+            ("clip_norm", True, 1e30),
+            ("target", False, 1.0),
+        ):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 0, high, low_open=low_open)
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """``budget`` in seconds."""
+        return None if self.budget is None else parse_duration("budget", self.budget)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +204,7 @@ class Choice:
         """The tricks, and for each of the seven why it is on or off.
 
         Args:
-            recommended: what :func:`heptane.tricks.recommend` says for this run.
+            recommended: what :func:`heptane.recommend.recommend` says for this run.
         """
         tricks, why = recommended
         if self.base != "recommended":

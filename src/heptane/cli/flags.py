@@ -74,6 +74,8 @@ def add_race(commands: Any) -> None:
 def _add_settings(parser: Parser, title: str, **defaults: Any) -> None:
     general = parser.add_argument_group(title)
     for field in fields(Settings):
+        if field.name == "budget" and title != "run":
+            continue  # a race has a budget of its own
         _add_field(general, field, "", field_docs(Settings).get(field.name, ""), defaults.get(field.name, field.default))
 
 
@@ -153,6 +155,8 @@ def given(flags: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str
             raise InputError("--workers and --data-parallel.workers are the same flag: give one of them")
         values["data-parallel.workers"] = values["workers"]
     own = _typed(Settings, values, "")
+    if values.get("command") == "race":
+        own.pop("budget", None)
     tricks = {name: _typed(kind, values, f"{name.replace('_', '-')}.") for name, kind in KINDS.items()}
     return own, {name: settings for name, settings in tricks.items() if settings}
 

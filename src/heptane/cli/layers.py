@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.cli.train import arguments, decide, default_model, load, num_outputs, read
+from heptane.cli.planning import plan_run
+from heptane.cli.train import arguments, num_outputs, read
 from heptane.data import Data
 from heptane.tricks import Tricks
 from heptane.tricks.transfer import Transfer
@@ -21,9 +21,9 @@ IMAGES, CLASSES, SAMPLES = (3, 224, 224), 10, 1000
 def layers(flags: argparse.Namespace) -> int:
     """Print the groups as the flags say; returns the exit code."""
     settings, wanted, _ = read(flags, data=BLANK)
-    data = load(settings, flags) if settings.data != BLANK else _blank(settings.image_size)
-    settings = replace(settings, model=settings.model or default_model(data))
-    settings, tricks, _ = decide(settings, wanted, data)
+    blank = _blank(settings.image_size) if settings.data == BLANK else None
+    planned = plan_run(settings, wanted, flags, data=blank)
+    settings, data, tricks = planned.settings, planned.data, planned.tricks
     transfer = tricks.transfer or Transfer()
     rows, by = groups_of(settings, data, Tricks(transfer=transfer, lr_scaling=tricks.lr_scaling))
     if flags.json:

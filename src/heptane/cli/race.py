@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from heptane.cli.flags import given_race
-from heptane.cli.train import arguments, decide, default_model, facts, load, num_outputs, out_folder, read
+from heptane.cli.plan_text import plan_lines
+from heptane.cli.planning import plan_run
+from heptane.cli.train import arguments, facts, is_first, num_outputs, out_folder, read
 from heptane.data import Data
 from heptane.errors import InputError
 from heptane.settings import RaceSettings, Settings, convert, to_toml
@@ -37,9 +39,10 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
     if settings.patience is not None:
         raise InputError("--patience stops a run early, and a race stops at its target: leave it out")
     out = out_folder(settings, flags)
-    data = load(settings, flags)
-    settings = replace(settings, model=settings.model or default_model(data))
-    settings, tricks, reasons = decide(settings, wanted, data, constant=True)
+    planned = plan_run(settings, wanted, flags, race=True)
+    settings, data, tricks, reasons = planned.settings, planned.data, planned.tricks, planned.reasons
+    if is_first():
+        print("\n".join(plan_lines(planned)), file=sys.stdout if flags.dry_run else sys.stderr)
     about = facts(settings, data)
     chosen = ("lr", "momentum", "batch_size", "epochs", "accumulate", "clip_norm", "evaluate_every_epochs")
     about["settings"] |= {name: getattr(settings, name) for name in chosen}
@@ -70,7 +73,7 @@ def _race(
             data.train,
             data.valid,
             test=data.test,
-            epochs=settings.epochs,
+            epochs=settings.epochs or 1.0,
             target=settings.target,
             accuracy_in=own.accuracy_seconds,
             tricks=tricks,

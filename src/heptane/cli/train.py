@@ -8,28 +8,31 @@ import shlex
 import sys
 import time
 import warnings
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from heptane.alive import spoke
 from heptane.cli.flags import given, given_race
+from heptane.cli.plan_text import plan_lines
+from heptane.cli.planning import plan_run
 from heptane.clock import process_start
 from heptane.data import Data, load_data
 from heptane.errors import InputError
 from heptane.settings import Choice, Settings, choice, convert, read_file, to_toml
-from heptane.tricks import KINDS, Tricks, recommend
+from heptane.tricks import KINDS, Tricks
 
 
 def train(flags: argparse.Namespace, command: list[str]) -> int:
     """Train as the flags say; returns the exit code."""
     settings, wanted, _ = read(flags)
     out = out_folder(settings, flags)
-    data = load(settings, flags)
-    settings = replace(settings, model=settings.model or default_model(data))
-    settings, tricks, reasons = decide(settings, wanted, data)
+    planned = plan_run(settings, wanted, flags)
+    settings, data, tricks, reasons = planned.settings, planned.data, planned.tricks, planned.reasons
+    if is_first():
+        print("\n".join(plan_lines(planned)), file=sys.stdout if flags.dry_run else sys.stderr)
     if flags.dry_run:
-        _print_plan(settings, data, tricks, reasons)
+        _print_plan(settings, tricks, reasons)
         return 0
     if flags.plan_workers:
         return _predict(settings, data, tricks, flags)
@@ -71,38 +74,6 @@ def read(flags: argparse.Namespace, **defaults: Any) -> tuple[Settings, Choice, 
     }
     base = flags.tricks or content.get("tricks", "recommended")
     return Settings(**{**defaults, **typed, **own}), choice(base, merged, off), content.get("race", {})
-
-
-def decide(
-    settings: Settings, wanted: Choice, data: Data, *, constant: bool = False
-) -> tuple[Settings, Tricks, dict[str, str]]:
-    """The learning rate (a constant one, or the peak where a cycle is on) and the tricks of this run, and why."""
-    from heptane import optimizers
-    from heptane._lazy import torch
-    from heptane.tricks.data_parallel import launched
-
-    name = settings.optimizer.lower()
-    momentum, decay = settings.momentum, settings.weight_decay
-    trial = optimizers.factory(name, settings.lr or 1.0, momentum=momentum, weight_decay=decay)
-    by_default = settings.lr is None and settings.batch_size != optimizers.REFERENCE_BATCH
-    advice = recommend(
-        epochs=settings.epochs,
-        classes=data.num_classes is not None,
-        momentum=optimizers.has_momentum(trial),
-        reference_batch=optimizers.REFERENCE_BATCH if by_default else None,
-        num_gpus=torch.cuda.device_count() if settings.device is None else 0,
-        launched=launched(),
-    )
-    tricks, reasons = wanted.resolve(advice)
-    if launched() > 1 and tricks.data_parallel is None:
-        raise InputError(
-            f"torchrun started {launched()} workers, and data parallel is off, so each would train alone and write the same "
-            "folder: turn it on, such as with --workers auto, or start one process"
-        )
-    if settings.lr is None:
-        rate = optimizers.default_rate(name, peak=tricks.cyclical is not None and not constant)
-        settings = replace(settings, lr=rate)
-    return settings, tricks, reasons
 
 
 def _predict(settings: Settings, data: Data, tricks: Tricks, flags: argparse.Namespace) -> int:
@@ -153,7 +124,7 @@ def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argpa
             data.train,
             data.valid,
             test=data.test,
-            epochs=settings.epochs,
+            epochs=settings.epochs or 1.0,
             tricks=tricks,
             target=settings.target,
             seed=settings.seed,
@@ -188,10 +159,11 @@ def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argpa
 def arguments(settings: Settings) -> dict[str, Any]:
     """The settings as :func:`heptane.fit` takes them, but for those in which the runs of a race differ."""
     from heptane import optimizers
-    from heptane.data.augment import CropFlip
+    from heptane.data.augment import CropFlip, Warp
     from heptane.data.resize import ProgressiveResize
 
     assert settings.lr is not None
+    assert settings.optimizer is not None
     small = settings.progressive_size
     return {
         "optimizer": optimizers.factory(
@@ -201,7 +173,13 @@ def arguments(settings: Settings) -> dict[str, Any]:
         "loss": settings.loss,
         "accumulate": settings.accumulate,
         "clip_norm": settings.clip_norm,
-        "augment": {"none": None, "flip": CropFlip(padding=0), "crop-flip": CropFlip()}[settings.augment],
+        "augment": {
+            "none": None,
+            "flip": CropFlip(padding=0),
+            "crop-flip": CropFlip(),
+            "warp": Warp(),
+            "warp-flip": Warp(flip=True),
+        }[settings.augment or "none"],
         "resize": ProgressiveResize(size=small, until=settings.progressive_until) if small is not None else None,
         "evaluate_every_epochs": settings.evaluate_every_epochs,
         "compile": settings.compile,
@@ -243,7 +221,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     return content
 
 
-def load(settings: Settings, flags: argparse.Namespace) -> Data:
+def load(settings: Settings, flags: argparse.Namespace, *, scale: str = "data") -> Data:
     """The data; what is to be known of it goes to stderr."""
     data = load_data(
         settings.data,
@@ -286,11 +264,6 @@ def _folder(settings: Settings) -> str:
     return f"runs/{data}-{model}-{this_job() or time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def default_model(data: Data) -> str:
-    shape = data.input_shape
-    return "resnet" if len(shape) == 3 and min(shape[1:]) >= 8 else "mlp"
-
-
 def num_outputs(data: Data) -> int:
     if data.num_classes is not None:
         return data.num_classes
@@ -315,10 +288,8 @@ def describe(data: Data) -> dict[str, Any]:
     }
 
 
-def _print_plan(settings: Settings, data: Data, tricks: Tricks, reasons: dict[str, str]) -> None:
-    num_steps = -(-len(data.train[1]) // settings.batch_size)
-    print(f"{settings.model} on {data.name}: {settings.epochs:g} epochs of {num_steps} steps, seed {settings.seed}")
-    print(f"{settings.optimizer}, learning rate {settings.lr:g}, batch {settings.batch_size}")
+def _print_plan(settings: Settings, tricks: Tricks, reasons: dict[str, str]) -> None:
+    print()
     for name in KINDS:
         print(f"{name.replace('_', ' '):16} {'on ' if name in tricks.on else 'off'}  {reasons[name]}")
     print(f"\n{to_toml(settings, tricks)}", end="")

@@ -205,7 +205,10 @@ def read_each(
         except Exception as error:  # Pillow's readers raise many kinds for damaged files
             return error
 
-    with quietly(), ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:  # Pillow decodes without Python's lock
+    with (
+        quietly(),
+        ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
+    ):  # Pillow decodes without Python's lock
         for start in range(0, len(samples), AT_ONCE):
             some = samples[start : start + AT_ONCE]
             for sample, result in zip(some, pool.map(attempt, some), strict=True):

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 CHANNELS = (1, 3, 4)
-FIT = "scaled to cover, cropped to the centre, bilinear; transparent pixels on white, or on black if the rest is nearly white"
+FIT = (
+    "scaled to cover, cropped to the centre, bilinear; transparent pixels on white, or on black if the rest is nearly white"
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # which pretrained weights were trained with
 
 

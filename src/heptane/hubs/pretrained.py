@@ -32,7 +32,7 @@ class Pretrained:
 
 
 def find() -> Pretrained | None:
-    """Weights from the extra ``pretrained``, else from what timm or transformers have loaded before; None: there are none."""
+    """Weights from the extra ``pretrained``, else from what timm or transformers have loaded before; else None."""
     if efficientnet_hub.is_installed():
         return Pretrained(efficientnet_hub.NAME, efficientnet_hub.NAME, "has ImageNet's weights")
     if importlib.util.find_spec("timm") is not None:

@@ -17,7 +17,7 @@ from heptane.race.conduct import Conduct
 from heptane.race.tuning import TRIALS
 from heptane.run import OptimizerFactory
 from heptane.run_folder import check_folder
-from heptane.tricks import Tricks, recommend
+from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import under_launcher
 
 
@@ -145,7 +145,7 @@ def race(
     if first is second:
         raise InputError("model: expected a function that makes a new model each time, and it gave the same one twice")
     goal = check_target(target, valid, metrics)
-    chosen = recommend(epochs=epochs)[0] if tricks is None else check_tricks(tricks)
+    chosen = Tricks.recommended(data=train, epochs=epochs) if tricks is None else check_tricks(tricks)
     if isinstance(arms, str):
         raise InputError(f"arms={arms!r}: expected a list of names, such as {arms.split(',')!r}")
     course = Course(

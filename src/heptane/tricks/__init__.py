@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from heptane._lazy import torch
-from heptane.errors import InputError, check_choice, check_range
+from heptane.errors import InputError, check_choice
 from heptane.tricks.cyclical import Cyclical
 from heptane.tricks.data_parallel import DataParallel
 from heptane.tricks.label_smoothing import LabelSmoothing
@@ -24,8 +23,6 @@ KINDS: dict[str, type[Any]] = {
     "transfer": Transfer,
     "mixed_precision": MixedPrecision,
 }
-
-LONG_EPOCHS = 50  # from here on a run is taken to be long enough to overfit
 
 
 @dataclass(frozen=True)
@@ -64,65 +61,20 @@ class Tricks:
         return replace(self, **dict.fromkeys(names))
 
     @classmethod
-    def recommended(cls, **facts: Any) -> Tricks:
-        """The defaults the project stands behind; see :func:`recommend` for the facts it takes and its reasons."""
+    def recommended(cls, model: Any = None, data: Any = None, **facts: Any) -> Tricks:
+        """The defaults the project stands behind, for a model and data, or for what they are taken to be without them.
+
+        Args:
+            model: it is not looked into yet; pretrained weights are told by ``weights=``.
+            data: what it trains on, as :func:`heptane.fit` takes it, or a :class:`heptane.Data`: with real numbers as
+                targets label smoothing is left out. None: classes.
+            facts: of :func:`heptane.recommend.recommend`, such as ``epochs=30``; they win.
+
+        Example:
+            >>> Tricks.recommended(torch.nn.Linear(4, 1), (torch.randn(8, 4), torch.randn(8, 1))).label_smoothing
+        """
+        from heptane.recommend import has_classes, recommend
+
+        if data is not None:
+            facts = {"classes": has_classes(data), **facts}
         return recommend(**facts)[0]
-
-
-def recommend(
-    *,
-    epochs: float = 10,
-    classes: bool = True,
-    momentum: bool = True,
-    reference_batch: int | None = None,
-    weights: str | None = None,
-    num_gpus: int | None = None,
-    launched: int = 1,
-) -> tuple[Tricks, dict[str, str]]:
-    """Choose tricks for a task and a machine, with the reason for each.
-
-    Args:
-        epochs: length of the run.
-        classes: the targets are classes or labels, not real numbers.
-        momentum: the optimizer has a momentum (or beta1) to cycle.
-        reference_batch: the batch for which the learning rate was chosen; None: it was chosen for the batch in use.
-        weights: a file of pretrained weights, if there is one.
-        num_gpus: GPUs of this machine; None counts them.
-        launched: workers that torchrun started; 1 where it did not start this process.
-
-    Returns:
-        The tricks, and for each of the seven why it is on or off.
-    """
-    check_range("epochs", epochs, 0, low_open=True)
-    num_gpus = torch.cuda.device_count() if num_gpus is None else num_gpus
-    why: dict[str, str] = {}
-    long = epochs >= LONG_EPOCHS
-    why["data_parallel"] = (
-        f"torchrun started {launched} workers"
-        if launched > 1
-        else f"{num_gpus} GPUs share each batch"
-        if num_gpus > 1
-        else "one process already uses this machine's cores"
-    )
-    why["lr_scaling"] = (
-        f"the rate was chosen for a batch of {reference_batch}"
-        if reference_batch
-        else "the rate is taken to be chosen for the batch in use"
-    )
-    why["cyclical"] = "1cycle reaches a given accuracy in fewer steps"
-    why["mixup"] = f"{epochs:g} epochs are long enough to overfit" if long else f"it slows runs under {LONG_EPOCHS} epochs"
-    why["label_smoothing"] = (
-        "costs nothing, and calms over-confidence" if classes else "real-valued targets have no classes to smooth"
-    )
-    why["transfer"] = "weights were given" if weights else "no pretrained weights were given"
-    why["mixed_precision"] = "kept only where a measurement on this machine says that it pays"
-    tricks = Tricks(
-        data_parallel=DataParallel() if num_gpus > 1 or launched > 1 else None,
-        lr_scaling=LRScaling(reference_batch=reference_batch) if reference_batch else None,
-        cyclical=Cyclical(cycle_momentum=momentum),
-        mixup=Mixup() if long else None,
-        label_smoothing=LabelSmoothing() if classes else None,
-        transfer=Transfer(weights=weights) if weights else None,
-        mixed_precision=MixedPrecision(),
-    )
-    return tricks, why

@@ -61,7 +61,8 @@ def load_weights(
     Args:
         model: the model to fill; its dtypes and devices stay.
         source: a ``.safetensors`` file, or a ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` that holds tensors and no code; the
-            folder of a heptane run or a Hugging Face model; ``efficientnet-lite0``; ``timm:NAME``; ``hf:NAME[@REVISION]`` or ``hf:FOLDER``.
+            folder of a heptane run or a Hugging Face model; ``efficientnet-lite0`` (ImageNet's, of the extra
+            ``pretrained``); ``timm:NAME``; ``hf:NAME[@REVISION]`` or ``hf:FOLDER``.
         min_match: the least share of the parameters outside the head, by element count, 0 to 1, that must be found.
         exclude: names, beginnings of names (``fc``) or patterns (``*.bias``) of the model that are not to be loaded;
             they do not count in the share.

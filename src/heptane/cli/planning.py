@@ -1,0 +1,193 @@
+"""From what the user gave to a run that is planned in every detail: data, model, length, learning rate and tricks."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from heptane.clock import process_start
+from heptane.data import Data
+from heptane.data.survey import Survey, survey
+from heptane.errors import InputError
+from heptane.hubs import efficientnet_hub, pretrained
+from heptane.recommend import Choices, Look, Machine, after_loading, before_loading, recommend
+from heptane.settings import Choice, Settings
+from heptane.tricks import Tricks
+
+CHOSEN = ("model", "image_size", "batch_size", "epochs", "optimizer", "lr", "augment", "evaluate_every_epochs")
+SHARE, LEAST_RESERVE = 0.06, 4.0  # of a budget, and seconds, kept back for the last evaluation and the report
+RACE = "a race starts every arm from scratch: its tricks are on trial, not weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A run as it will be made."""
+
+    settings: Settings
+    """all of them: what was given, and what was chosen"""
+    data: Data
+    tricks: Tricks
+    reasons: dict[str, str]
+    """for each of the seven why it is on or off"""
+    choices: Choices
+    look: Look
+    machine: Machine
+    deadline: float | None = None
+    """``time.time()`` at which training ends, where there is a budget"""
+
+
+def plan_run(
+    settings: Settings, wanted: Choice, flags: argparse.Namespace, *, race: bool = False, data: Data | None = None
+) -> Planned:
+    """Load the data, and choose everything that was not given.
+
+    Args:
+        settings: as they were given.
+        wanted: the tricks that were asked for.
+        flags: for what is no setting, such as ``fallback``.
+        race: plain training runs too, with a constant learning rate and from scratch.
+        data: what is loaded already; None: as the settings say.
+    """
+    began, machine = process_start(), Machine.here(settings.device)
+    budget = None if race else settings.budget_seconds
+    if budget is not None:
+        machine = measured(machine, settings.device)
+        left = budget - (time.time() - began) - max(LEAST_RESERVE, SHARE * budget)
+        machine = replace(machine, seconds=max(left, 1.0))
+    seen = _survey(settings) if data is None else None
+    given: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(Settings)}
+    given |= {"start": _weights(wanted), "computed_once": _computed_once(settings, wanted)}
+    look = Look(kind="arrays", num_train=1, num_classes=None)
+    if seen is not None:
+        look = Look(kind="images", num_train=seen.num_train, num_classes=len(seen.counts), survey=seen)
+    choices = before_loading(look, machine, given, _start(settings, wanted, race=race) if seen is not None else None)
+    size = choices["image_size"] if seen is not None else settings.image_size
+    if data is None:
+        data = read_data(settings, size, scale_of(choices["model"] if seen else settings.model, choices["start"]), flags)
+    look = Look.of(data, seen)
+    if seen is None:
+        choices = before_loading(look, machine, given)
+    if budget is not None:
+        left = budget - (time.time() - began) - max(LEAST_RESERVE, SHARE * budget)
+        machine = replace(machine, seconds=max(left, 0.5))
+    cycle = not race and wanted.resolve(recommend())[0].cyclical is not None
+    choices = after_loading(look, machine, given, choices, cycle=cycle)
+    chosen = {name: choices[name] for name in CHOSEN if name in choices.made}
+    settings = replace(settings, **chosen, budget=None)
+    settings, tricks, reasons = decide(settings, wanted, data, choices)
+    deadline = None if budget is None else began + budget - max(LEAST_RESERVE, SHARE * budget)
+    return Planned(
+        settings=settings,
+        data=data,
+        tricks=tricks,
+        reasons=reasons,
+        choices=choices,
+        look=look,
+        machine=machine,
+        deadline=deadline,
+    )
+
+
+def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> tuple[Settings, Tricks, dict[str, str]]:
+    """The tricks of this run, and why; and the settings, with a learning rate."""
+    from heptane import optimizers
+    from heptane._lazy import torch
+    from heptane.tricks.data_parallel import launched
+
+    assert settings.optimizer is not None
+    name = settings.optimizer.lower()
+    momentum, decay = settings.momentum, settings.weight_decay
+    trial = optimizers.factory(name, settings.lr or 1.0, momentum=momentum, weight_decay=decay)
+    advice = recommend(
+        epochs=settings.epochs or 1.0,
+        classes=data.num_classes is not None,
+        momentum=optimizers.has_momentum(trial),
+        weights=choices["start"],
+        mode="head" if choices["start"] else None,
+        num_gpus=torch.cuda.device_count() if settings.device is None else 0,
+        launched=launched(),
+    )
+    if choices["start"]:
+        advice[1]["transfer"] = choices.made["start"].why
+    elif settings.model and not settings.model.startswith(("timm:", "hf:")):
+        advice[1]["transfer"] = choices.made["model"].why if choices.made["model"].why != "given" else advice[1]["transfer"]
+    tricks, reasons = wanted.resolve(advice)
+    if launched() > 1 and tricks.data_parallel is None:
+        raise InputError(
+            f"torchrun started {launched()} workers, and data parallel is off, so each would train alone and write the same "
+            "folder: turn it on, such as with --workers auto, or start one process"
+        )
+    if settings.lr is None:
+        settings = replace(settings, lr=optimizers.default_rate(name, peak=True))  # an optimizer that has none is refused
+    return settings, tricks, reasons
+
+
+def read_data(settings: Settings, size: Any, scale: str, flags: argparse.Namespace) -> Data:
+    """The data; what is to be known of them goes to stderr."""
+    from heptane.cli.train import load
+
+    return load(replace(settings, image_size=size), flags, scale=scale)
+
+
+def scale_of(model: str | None, weights: str | None) -> str:
+    """How pixels are scaled for a model: as ImageNet's where it was trained on them."""
+    known = model == efficientnet_hub.NAME or (weights or "").startswith(("timm:", "hf:"))
+    return "imagenet" if known else "data"
+
+
+def measured(machine: Machine, device: str | None) -> Machine:
+    """The machine, with the speed at which it trains at this moment; in about half a second."""
+    from heptane._lazy import torch
+    from heptane.models import resnet
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng(devices=[]):
+        model, images = resnet(10, 3).to(where), torch.zeros(32, 3, 40, 40, device=where)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            model(images).sum().backward()
+            if where != "cpu":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    flops = 34e3 * 40 * 40 * 32 * 3
+    return replace(machine, gflops=flops / sorted(times)[1] / 1e9)
+
+
+def _survey(settings: Settings) -> Survey | None:
+    """A look at the data where they are a folder of images."""
+    try:
+        root = Path(settings.data).expanduser()
+        return survey(root, settings.valid_fraction) if root.is_dir() else None
+    except (OSError, RuntimeError, ValueError):
+        return None  # loading says what is wrong
+
+
+def _weights(wanted: Choice) -> str | None:
+    """The pretrained weights that the user named."""
+    found = (wanted.own or {}).get("transfer", {}).get("weights")
+    return None if found is None else str(found)
+
+
+def _computed_once(settings: Settings, wanted: Choice) -> bool:
+    """Whether the frozen part of a pretrained model can be computed once: its inputs never change, and it stays frozen."""
+    own = (wanted.own or {}).get("transfer", {})
+    frozen = "weights" not in own or own.get("mode") == "head" or bool(own.get("freeze"))
+    moves = own.get("mode") not in (None, "head") or own.get("lora_rank") or own.get("cache") == "off"
+    mixed = "mixup" in ((wanted.own or {}) if wanted.base == "recommended" else (*wanted.base, *(wanted.own or {})))
+    changed = settings.augment not in (None, "none") or settings.progressive_size is not None or mixed
+    return frozen and not moves and not changed
+
+
+def _start(settings: Settings, wanted: Choice, *, race: bool) -> Any:
+    """The pretrained weights to start from where nobody says, or why there are none."""
+    if "transfer" in wanted.off or settings.loss not in (None, "cross_entropy", "binary_cross_entropy"):
+        return "transfer is turned off"
+    if wanted.base != "recommended" and "transfer" not in (*wanted.base, *(wanted.own or {})):
+        return "transfer is not among the tricks asked for"
+    if race:
+        return RACE
+    return pretrained.find() or f"no pretrained weights here; {pretrained.HOW}"

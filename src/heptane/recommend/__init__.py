@@ -1,0 +1,18 @@
+"""The one place of all defaults that depend on the data and the machine, each with its reason."""
+
+from heptane.recommend.choose import after_loading, before_loading
+from heptane.recommend.facts import Choices, Default, Look, Machine
+from heptane.recommend.timing import expected_seconds
+from heptane.recommend.tricks import has_classes, recommend
+
+__all__ = [
+    "Choices",
+    "Default",
+    "Look",
+    "Machine",
+    "after_loading",
+    "before_loading",
+    "expected_seconds",
+    "has_classes",
+    "recommend",
+]
