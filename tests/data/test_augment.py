@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import heptane as hp
+from heptane.data.augment import Warp
 from heptane.data.batches import Place, Tensors
 
 SHAPES = [(1, 1, 1, 1), (5, 1, 8, 8), (4, 3, 6, 9), (3, 4, 1, 7), (2, 2, 7, 1)]
@@ -143,3 +144,38 @@ def test_a_model_may_view_what_a_convolution_makes_of_augmented_images(channels)
 
     data = torch.randn(8, channels, 6, 6), torch.arange(8) % 2
     hp.fit(Views(), data, optimizer=torch.optim.AdamW, epochs=1, batch_size=4, augment=hp.CropFlip())
+
+
+def test_a_warp_without_extent_leaves_images_as_they_are() -> None:
+    images = torch.randn(3, 2, 9, 7)
+    still = Warp(shift=0, scale=0, degrees=0)
+    found = still.apply(images, still.draw(np.random.default_rng(0), 3))
+    assert torch.allclose(found, images, atol=1e-5)
+
+
+def test_a_warp_mirrors_half_of_the_images_if_asked() -> None:
+    images = torch.randn(64, 1, 6, 6)
+    mirror = Warp(shift=0, scale=0, degrees=0, flip=True)
+    found = mirror.apply(images, mirror.draw(np.random.default_rng(0), 64))
+    mirrored = (found - images.flip(3)).abs().flatten(1).amax(1) < 1e-5
+    same = (found - images).abs().flatten(1).amax(1) < 1e-5
+    assert bool((mirrored | same).all())
+    assert 16 < int(mirrored.sum()) < 48
+
+
+def test_a_warp_repeats_the_edge_and_keeps_a_light_ground_light() -> None:
+    warp = Warp(shift=0.3, scale=0.5, degrees=30)
+    light = torch.full((8, 3, 16, 16), 2.5)
+    assert torch.allclose(warp.apply(light, warp.draw(np.random.default_rng(1), 8)), light, atol=1e-5)
+
+
+def test_a_warp_of_a_part_is_the_part_of_the_warp() -> None:
+    warp, images = Warp(flip=True), torch.randn(6, 1, 8, 8)
+    draws = warp.draw(np.random.default_rng(2), 6)
+    assert torch.equal(warp.apply(images, draws)[2:4], warp.apply(images[2:4], draws[2:4]))
+
+
+@pytest.mark.parametrize("wrong", [{"shift": 0.6}, {"scale": -1}, {"degrees": 181}])
+def test_a_warp_out_of_range_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(hp.InputError, match=rf"Warp\.{next(iter(wrong))}"):
+        Warp(**wrong)

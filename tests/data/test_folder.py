@@ -212,10 +212,10 @@ def test_the_transparent_colour_of_a_palette_is_white(tmp_path):
 def test_what_is_transparent_is_white_or_black_behind_a_white_picture(tmp_path, ink, ground):
     pixels = np.zeros((5, 6, 4), dtype="u1")  # transparent black, as drawing programs write it
     pixels[2:4, 1:3] = (ink, ink, ink, 255)
-    pixels[0, 0] = (ink, ink, ink, 51)
+    pixels[0, 0] = pixels[4, 5] = (ink, ink, ink, 51)
     seen = load_one(tmp_path, Image.fromarray(pixels))
     assert np.unique(seen[:, 2:4, 1:3]) == ink
-    assert np.unique(seen[:, 4]) == ground
+    assert np.unique(seen[:, 1]) == ground
     assert np.unique(seen[:, 0, 0]) == round(0.2 * ink + 0.8 * ground)
 
 
@@ -249,6 +249,16 @@ def test_exif_rotation_is_applied_before_sizes_are_compared(tmp_path, suffix, fm
     assert data.input_shape == (3, 40, 48)
     difference = np.abs(pixels_of(data)[0].astype(int) - chw(upright.convert("RGB")))
     assert difference.max() <= (6 if fmt in ("JPEG", "MPO") else 0)
+
+
+def test_of_a_transparent_picture_what_can_be_seen_is_shown_whole(tmp_path):
+    page = np.zeros((300, 200, 4), dtype="u1")
+    page[20:60, 10:90] = (200, 30, 30, 255)
+    page[200, 150] = (0, 0, 0, 10)  # too faint to be seen
+    seen = load_one(tmp_path, Image.fromarray(page), image_size=40)
+    red = (seen[0] > 150) & (seen[1] < 100)
+    assert np.flatnonzero(red.any(0)).tolist() == list(range(40))
+    assert np.flatnonzero(red.any(1)).tolist() == list(range(10, 30))
 
 
 def test_a_palette_with_transparency_per_colour_is_blended_with_white(tmp_path):

@@ -1,7 +1,8 @@
 """Decode image files: which formats are read, how one is opened safely, and how its pixels are made.
 
 Pixels are upright (EXIF rotation applied), grey or RGB, scaled until they cover the size wanted and cropped to the centre.
-Where a picture is transparent, the ground shows: white, or black behind a nearly white picture.
+A picture with transparent pixels is cut to what can be seen, fitted whole, and put on white, or on black if it is nearly
+white itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: an 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LARGE = 20_000_000  # pixels: of pictures from here on, one is decoded at a time, for the sake of memory
 DEFLATE = 1032  # times smaller: the most that the compression of PNG can do
+FAINT = 16  # of 255: an opacity up to here is nothing to be seen
 BRIGHT = 215.0  # of 255: what is brighter than this on average would vanish on white
 T = TypeVar("T")
 _ONE_LARGE = threading.Lock()
@@ -83,7 +85,11 @@ def probe(image: Image.Image) -> tuple[tuple[int, int], bool]:
 
 
 def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDArray[Any]:
-    """The pixels, upright, scaled and cropped to ``size`` (width, height), transparent ones filled: uint8 (1 or 3, H, W)."""
+    """The pixels, upright, scaled and cropped to ``size`` (width, height), transparent pictures whole, on a ground.
+
+    Returns:
+        uint8 (1 or 3, H, W).
+    """
     from PIL import Image, ImageOps
 
     if image.format == "JPEG":
@@ -92,8 +98,10 @@ def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDAr
     if upright.mode[0] == "I":  # Pillow would clip 16 bits where their upper half is wanted
         upright = Image.fromarray((np.clip(np.asarray(upright), 0, 65535) >> 8).astype(np.uint8))
     if upright.has_transparency_data:
-        fitted = _fitted(upright.convert("LA" if is_grey else "RGBA"), size)
-        return filled(np.array(fitted).transpose(2, 0, 1))
+        clear = upright.convert("LA" if is_grey else "RGBA")
+        opacity = clear.getchannel("A")
+        if opacity.getextrema()[0] < 255:
+            return filled(np.array(_contained(clear, opacity, size)).transpose(2, 0, 1))
     fitted = _fitted(upright.convert("L" if is_grey else "RGB"), size)
     return np.array(fitted).reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
@@ -105,6 +113,22 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     if factor > 1:
         image = image.reduce(factor)  # a plain mean: as good as the filter below at such a scale, and much faster
     return ImageOps.fit(image, size, method=Image.Resampling.BILINEAR)
+
+
+def _contained(image: Image.Image, opacity: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """What can be seen of a transparent picture, as large as fits into ``size``, with nothing around it."""
+    from PIL import Image, ImageOps
+
+    seen = opacity.point(lambda value: 255 * (value > FAINT)).getbbox()
+    if seen is not None:
+        image = image.crop(seen)
+    factor = min(image.width // (2 * size[0]), image.height // (2 * size[1]))
+    if factor > 1:
+        image = image.reduce(factor)
+    fitted = ImageOps.contain(image, size, method=Image.Resampling.BILINEAR)
+    whole = Image.new(image.mode, size)
+    whole.paste(fitted, ((size[0] - fitted.width) // 2, (size[1] - fitted.height) // 2))
+    return whole
 
 
 def filled(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -1,8 +1,9 @@
 """Load a folder of images: ``ROOT/CLASS/*``, split by a seed, or ``ROOT/train/CLASS/*`` with ``valid`` and ``test``.
 
 Pixels become RGB, or one channel if every image is grey; 16-bit grey keeps its upper 8 bits. EXIF rotation is applied,
-transparent pixels filled (white, or black behind a nearly white picture), and of an animation only the first picture used.
-Each image is scaled until it covers ``image_size`` and cropped to the centre. Without ``image_size``, images that all share
+and of an animation only the first picture used. Each image is scaled until it covers ``image_size`` and cropped to the
+centre; one with transparent pixels is cut to what can be seen, fitted whole, and put on white, or on black if it is nearly
+white itself. Without ``image_size``, images that all share
 one size of at most 256 by 256 keep it, and others become 64 by 64.
 """
 
