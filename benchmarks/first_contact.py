@@ -2,8 +2,8 @@
 
 Four runs of the real command, each in a process of its own, imports and report on the clock: 300 rendered letters of 5
 classes, in odd sizes, fonts, colours and modes, with pretrained weights and without; the breast-cancer table as CSV; and
-some hundred pictures of 10 classes from the Debian package ``openclipart-png`` where it is installed. No setting is chosen by
-the data: letters, fonts and pictures are drawn by a seed. ``results/first_contact.json`` holds what came of it.
+some hundred pictures of 10 classes from the Debian package ``openclipart-png`` where it is installed. Letters, fonts and
+pictures are drawn by a seed. ``results/first_contact.json`` holds what came of it.
 
 ``python benchmarks/first_contact.py [--seed N] [--only letters,letters-scratch,table,pictures]``
 """

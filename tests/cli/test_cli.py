@@ -117,12 +117,15 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_rate_is_scaled_to_the_batch_only_where_the_default_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(tmp_path / "run", "--dry-run") == 0
-    assert "reference_batch = 128" in capsys.readouterr().out
+    rates = {}
+    for batch in ("30", "120"):
+        assert train(tmp_path / "run", "--dry-run", "--optimizer", "sgd", "--batch-size", batch) == 0
+        rates[batch] = tomllib.loads(capsys.readouterr().out.split("\n\n")[-1])["lr"]
+    assert rates["120"] == pytest.approx(4 * rates["30"], rel=0.01)
     assert train(tmp_path / "run", "--dry-run", "--lr", "0.2") == 0
     printed = capsys.readouterr().out
-    assert "reference_batch" not in printed
     assert "learning rate 0.2" in printed
+    assert "lr = 0.2\n" in printed
 
 
 def image_folder(root: Path) -> Path:

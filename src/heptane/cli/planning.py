@@ -129,7 +129,7 @@ def read_data(settings: Settings, size: Any, scale: str, flags: argparse.Namespa
     """The data; what is to be known of them goes to stderr."""
     from heptane.cli.train import load
 
-    return load(replace(settings, image_size=size), flags, scale=scale)
+    return load(replace(settings, image_size=size), flags, scale)
 
 
 def scale_of(model: str | None, weights: str | None) -> str:

@@ -221,7 +221,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     return content
 
 
-def load(settings: Settings, flags: argparse.Namespace, *, scale: str = "data") -> Data:
+def load(settings: Settings, flags: argparse.Namespace, scale: str = "data") -> Data:
     """The data; what is to be known of it goes to stderr."""
     data = load_data(
         settings.data,
@@ -231,6 +231,7 @@ def load(settings: Settings, flags: argparse.Namespace, *, scale: str = "data") 
         valid_fraction=settings.valid_fraction,
         skip_bad=settings.skip_bad,
         fallback=flags.fallback,
+        scale=scale,
     )
     spoke()
     for note in data.notes if is_first() else ():

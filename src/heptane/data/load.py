@@ -132,9 +132,7 @@ def load_data(
     if kind == "folder":
         from heptane.data.folder import load_folder
 
-        return load_folder(
-            found, seed=seed, image_size=size, valid_fraction=valid_fraction, skip_bad=skip_bad, scale=scale
-        )
+        return load_folder(found, seed=seed, image_size=size, valid_fraction=valid_fraction, skip_bad=skip_bad, scale=scale)
     if kind == "table":
         from heptane.data.table import load_table
 
