@@ -100,7 +100,7 @@ def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDAr
     if upright.has_transparency_data:
         clear = upright.convert("LA" if is_grey else "RGBA")
         opacity = clear.getchannel("A")
-        if opacity.getextrema()[0] < 255:
+        if int(np.asarray(opacity).min()) < 255:
             return filled(np.array(_contained(clear, opacity, size)).transpose(2, 0, 1))
     fitted = _fitted(upright.convert("L" if is_grey else "RGB"), size)
     return np.array(fitted).reshape(size[1], size[0], -1).transpose(2, 0, 1)
