@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from heptane._lazy import torch
@@ -15,13 +16,14 @@ from heptane.checks import (
     check_optimizer,
     check_resize,
     check_targets,
+    check_trained,
     few,
     labels_of,
     least_samples,
     try_output,
 )
 from heptane.clock import Clock
-from heptane.criterion import Criterion, CrossEntropy, Elementwise, Own, Returned, choose_criterion, over_classes
+from heptane.criterion import Criterion, CrossEntropy, Elementwise, Own, Returned, choose_criterion, module_of, over_classes
 from heptane.data.batches import Place, Source, Tensors, as_source, first_tensor, in_memory, own_rows, pair, rows, tensors_of
 from heptane.data.guard import Bad, labels_beyond
 from heptane.data.loader import Loader
@@ -80,6 +82,9 @@ def assemble(
     # model: on the device, where its order of use is seen; weights, head, frozen groups
     leave(model)  # an earlier run that was left in the middle
     model.to(place.device)
+    loss = module_of(plan.loss)
+    if loss is not None:
+        loss.to(place.device)
     if isinstance(source, Tensors):
         source.keep_on(place)
     sample = _sample(source, place)
@@ -118,7 +123,12 @@ def assemble(
     model = data_parallel.convert(model)
     outline = data_parallel.shard(model)
     # optimizer: all groups up front; base rates scaled once
-    optimizer, phases = _optimizer(model, plan.optimizer, tricks, total_steps, source.steps_per_epoch, groups)
+    of_loss = trainable(loss, model)
+    steps = total_steps, source.steps_per_epoch
+    optimizer, phases = _optimizer(model, plan.optimizer, tricks, *steps, groups, of_loss)
+    notes += check_trained(optimizer, model, of_loss)
+    if of_loss:
+        notes.append(f"{len(of_loss)} parameter(s) of the loss {type(loss).__name__} are trained and saved with the model's")
     find_unused = worker.size > 1 and outline is None and _looks_for_unused(model, criterion, sample, phases, notes, groups)
     if tricks.lr_scaling:
         why["lr_scaling"] = tricks.lr_scaling.apply(optimizer, source.batch_size)
@@ -129,7 +139,7 @@ def assemble(
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
     of_transfer = (tricks.transfer, outline, sample[0], groups)
-    return Run(*slots, clock, worker, data_parallel, find_unused, notes, why, bad, *of_transfer, least)
+    return Run(*slots, clock, worker, data_parallel, find_unused, notes, why, bad, *of_transfer, least, loss, of_loss)
 
 
 def _with_mode(
@@ -153,6 +163,12 @@ def _with_mode(
         torch.distributed.broadcast_object_list(choice, 0)
     mode, why["transfer"] = choice[0]
     return replace(transfer, mode=mode, weights=None), [*said, f"mode {why['transfer']}"]
+
+
+def trainable(loss: torch.nn.Module | None, model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters of a loss that train, and are not the model's."""
+    own = {id(parameter) for parameter in model.parameters()}
+    return [p for p in (loss.parameters() if loss is not None else ()) if p.requires_grad and id(p) not in own]
 
 
 def default_device() -> str:
@@ -235,20 +251,26 @@ def _optimizer(
     total_steps: int,
     steps_per_epoch: int,
     anatomy: Anatomy | None,
+    of_loss: list[torch.nn.Parameter],
 ) -> tuple[torch.optim.Optimizer, list[Phase]]:
+    """The optimizer of the model's parameters and, after them, those ``of_loss``, with the phases of the run."""
     transfer = tricks.transfer
     if transfer is None:
         built = factory(model.parameters())
         check_optimizer(built, None)
+        held = {id(parameter) for group in built.param_groups for parameter in group["params"]}
+        if not all(id(parameter) in held for parameter in of_loss):  # unless the factory has put them in by itself
+            built = factory(chain(model.parameters(), of_loss))
         return built, [Phase(0, total_steps)]
     groups = transfer.param_groups(model, 1.0, anatomy)
+    groups += [{"params": of_loss, "lr": 1.0, "name": "loss"}] if of_loss else []
     built = factory([{"params": group["params"], "name": group["name"]} for group in groups])
     check_optimizer(built, len(groups))
     for group, share in zip(built.param_groups, groups, strict=True):
         group["lr"] = group["lr"] * share["lr"]
     if not transfer.first_frozen:
         return built, [Phase(0, total_steps)]
-    starts = transfer.phases(total_steps, steps_per_epoch, len(groups))
+    starts = transfer.phases(total_steps, steps_per_epoch, len(groups) - bool(of_loss))
     stops = [start for start, _ in starts[1:]] + [total_steps]
     return built, [Phase(start, stop, frozen) for (start, frozen), stop in zip(starts, stops, strict=True)]
 

@@ -46,6 +46,44 @@ def check_optimizer(built: Any, num_groups: int | None) -> None:
         )
 
 
+TAKE_SPARSE = ("SGD", "Adagrad", "SparseAdam")  # of torch.optim
+
+
+def check_trained(built: torch.optim.Optimizer, model: torch.nn.Module, others: list[torch.nn.Parameter]) -> list[str]:
+    """Refuse an optimizer that trains something else than the model and ``others``, a loss's; what it leaves out is noted.
+
+    Raises:
+        InputError: it holds a parameter that is neither's; or it cannot take the gradients of a sparse embedding.
+    """
+    held = {id(parameter): parameter for group in built.param_groups for parameter in group["params"]}
+    own = {id(parameter) for parameter in (*model.parameters(), *others)}
+    foreign = [parameter for key, parameter in held.items() if key not in own]
+    if foreign:
+        raise InputError(
+            f"the optimizer holds {len(foreign)} of {len(held)} parameters that are not {type(model).__name__}'s, the first "
+            f"of shape {tuple(foreign[0].shape)}: build it from the parameters that the factory is given; those of a loss "
+            "come with it where the loss is a torch.nn.Module"
+        )
+    sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", None) is True]
+    kind = type(built)
+    if sparse and kind.__module__.startswith("torch.optim") and kind.__name__ not in TAKE_SPARSE:
+        raise InputError(
+            f"optimizer {kind.__name__} does not take the sparse gradients of layer {sparse[0]!r}: build the layer with "
+            f"sparse=False, or use one of {', '.join(TAKE_SPARSE)}"
+        )
+    decayed = any(group.get("weight_decay") for group in built.param_groups)
+    if sparse and decayed and kind.__name__ in TAKE_SPARSE:
+        raise InputError(
+            f"optimizer {kind.__name__} with weight_decay does not take the sparse gradients of layer {sparse[0]!r}: set "
+            "weight_decay=0, or build the layer with sparse=False"
+        )
+    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    if not left:
+        return []
+    named = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+    return [f"the optimizer leaves out {len(left)} parameter(s) that could train: {named}"]
+
+
 def check_finite(source: Source, sample: tuple[Any, Any]) -> None:
     """Refuse training data with NaN or infinity: all of it where it is in memory, else the first batch."""
     inputs, targets = (source.inputs, source.targets) if isinstance(source, Tensors) else sample

@@ -415,6 +415,15 @@ def _by_targets(output: Any, targets: Any) -> tuple[str, str]:
     return guess_loss(output, targets)
 
 
+def module_of(loss: Any) -> torch.nn.Module | None:
+    """The module that a loss is, or is a method or a partial of: what it holds is trained, saved and resumed with the run.
+    None where it holds nothing."""
+    if isinstance(loss, partial):
+        return module_of(loss.func)
+    found = loss if isinstance(loss, torch.nn.Module) else getattr(loss, "__self__", None)
+    return found if isinstance(found, torch.nn.Module) and (found.state_dict() or any(found.buffers())) else None
+
+
 def over_classes(loss: Any) -> bool:
     """Whether ``loss``, as :func:`choose_criterion` takes it, compares integer labels with an output per class."""
     if isinstance(loss, (CrossEntropy, torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)):

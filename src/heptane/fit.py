@@ -17,7 +17,7 @@ from heptane.checkpoints.keeper import Every, Keeper
 from heptane.checkpoints.trial import check_savable
 from heptane.checks import check_evaluation, check_targets, check_tricks, few, first_batch, labels_of, try_output
 from heptane.clock import Clock
-from heptane.criterion import Loss, choose_criterion
+from heptane.criterion import Loss, choose_criterion, module_of
 from heptane.data.augment import Augment
 from heptane.data.batches import Place, Tensors, in_memory, pair
 from heptane.data.guard import Bad
@@ -50,8 +50,7 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
         model, train, tricks: as in :func:`fit`.
         settings: ``optimizer``, ``lr``, ``epochs``, ``steps``, ``batch_size``, ``loss``, ``accumulate``, ``clip_norm``,
             ``augment``, ``resize``, ``compile``, ``device``, ``seed``, ``on_nan``, ``nan_limit``, ``skip_bad`` and
-            ``average_decay``,
-            as in :func:`fit`.
+            ``average_decay``, as in :func:`fit`.
 
     Example:
         >>> data = torch.randn(64, 4), torch.randint(0, 2, (64,))
@@ -165,9 +164,9 @@ def fit(
         batch_size: samples per optimizer step over all workers and micro-batches; a ``DataLoader`` brings its own.
         loss: None goes by the targets (integers and distributions: cross-entropy; labels of 0 and 1, one logit for each:
             binary cross-entropy; real numbers: mean squared error), says so in the notes, and refuses targets that can be
-            read in two ways; or a name, a ``torch.nn`` loss, or ``function(outputs, targets) -> mean``; or
-            "model", the loss that the model returns when it is given the targets as ``labels``. Of a transformers output
-            without a loss the logits are taken.
+            read in two ways; or a name, a ``torch.nn`` loss, or ``function(outputs, targets) -> mean``; or "model", the loss
+            that the model returns when it is given the targets as ``labels``. A loss that is a module with parameters of its
+            own has them trained, saved and resumed: they follow the model's in what the factory is given.
         tricks: the seven; all off by default, which is plain PyTorch, bit for bit.
         target: stop when a validation metric reaches this: an accuracy, or ("valid_loss", 0.3).
         max_seconds: stop after so many seconds of training, above 0, with a last evaluation; several workers look at the
@@ -250,7 +249,7 @@ def fit(
             raise InputError(f"DataParallel.restarts={parallel.restarts} go on from checkpoints: pass run_dir to keep them")
         limits = parallel.restarts, parallel.timeout_seconds
         with drawn_by(None):  # the first worker shows what goes on
-            return _launched(model, launch(fit, arguments, workers, *limits))
+            return _launched(model, launch(fit, arguments, workers, *limits), loss)
     keeps = RunFolder.checkpoints_of(run_dir) if run_dir is not None else None
     with preserved_rng(), gradients_on(), ExitStack() as stack:
         if progress:
@@ -332,8 +331,11 @@ def _write(
         warnings.warn(result.notes[-1], stacklevel=3)
 
 
-def _launched(model: torch.nn.Module, result: Result) -> Result:
-    """The result of workers started for this call, in the caller's own model."""
+def _launched(model: torch.nn.Module, result: Result, loss: Any) -> Result:
+    """The result of workers started for this call, in the caller's own model, and loss."""
+    own = module_of(loss)
+    if own is not None and result.loss_state is not None:
+        own.load_state_dict(result.loss_state)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, parameter in result.model.named_parameters(remove_duplicate=False):
         if shapes[name] != parameter.shape:

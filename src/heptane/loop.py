@@ -29,10 +29,10 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class Step(NamedTuple):
-    """What the loop yields after each applied optimizer step."""
+    """What the loop yields after each optimizer step, also after one that was passed over (``applied`` is False)."""
 
     step: int
-    """applied steps so far, from 1"""
+    """steps so far, from 1; those that were passed over count too, since each is a step of the schedule and of the data"""
     epoch: int
     """epoch of this step, from 1"""
     ends_epoch: bool
@@ -185,6 +185,10 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
         losses.append(loss.detach())
         if not empty:
             run.meter.add(output, targets)
+    if run.of_loss and run.worker.size > 1:  # these are not in the model, whose gradients are averaged on the way back
+        for parameter in run.of_loss:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = all_sum(parameter.grad, run.worker) / run.worker.size
     return losses[0] if whole else torch.stack(losses).sum()
 
 

@@ -32,6 +32,8 @@ class Result:
     tricks: Tricks
     why: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    loss_state: dict[str, Any] | None = field(default=None, repr=False)
+    """of a loss that is a module and holds parameters or buffers: its state at the end, which the loss itself has too"""
     best_step: int | None = None
     weights_step: int | None = None
 
@@ -73,6 +75,7 @@ def result_of(
         },
         tricks=tricks,
         why=run.why,
+        loss_state=run.loss.state_dict() if run.loss is not None else None,
         notes=[*run.notes, *run.faults.messages],
         best_step=best_step(history, goal),
         weights_step=done if weights_step is None else weights_step,

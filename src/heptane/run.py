@@ -131,6 +131,10 @@ class Run:
     """of transfer: what is frozen, and has its rates, together"""
     least_samples: int = 1
     """that a batch must have over all workers: 2 for each where BatchNorm sees one value per sample"""
+    loss: torch.nn.Module | None = None
+    """the user's loss, where it is a module that holds something"""
+    of_loss: list[torch.nn.Parameter] = field(default_factory=list)
+    """its parameters that train"""
     skipped: int = 0
     base_rates: list[float] = field(init=False)
 
@@ -145,7 +149,7 @@ class Run:
         # In the model's order, whatever the groups: a norm is a sum, and its last bit depends on the order.
         decay = self.plan.average_decay
         self.average = Average(self.model, decay) if decay is not None else None
-        self.buffers = Kept(self.model)
+        self.buffers = Kept(self.model if self.loss is None else torch.nn.ModuleList([self.model, self.loss]))
         self.trained: torch.nn.Module = self.model
         self.shortcut: Shortcut | None = None
         self._shortcuts: dict[Phase, Shortcut | None] = {}

@@ -76,6 +76,7 @@ def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
         "first": run.first,
         "model": pack(clean_state(run.model), "model", tensors),
         "optimizer": pack(run.optimizer.state_dict(), "optimizer", tensors),
+        "loss": pack(run.loss.state_dict() if run.loss is not None else None, "loss", tensors),
         "average": pack(run.average.state() if run.average else None, "average", tensors),
         "precision": {
             "name": run.precision.name,

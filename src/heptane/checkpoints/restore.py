@@ -88,6 +88,11 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
     if follows:  # Adam's betas and eps go with the batch
         for group, settings in zip(run.optimizer.param_groups, own, strict=True):
             group.update(settings)
+    if run.loss is not None:
+        kept = unpack(facts.get("loss"), tensors)
+        if kept is None:
+            raise InputError(f"checkpoint {path} was written without the state of a loss, and this run's loss has one")
+        run.loss.load_state_dict(kept)
     if run.average:
         if average is None:
             raise InputError(f"checkpoint {path} was written without average_decay, and this run has {run.average.decay}")

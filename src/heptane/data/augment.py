@@ -25,9 +25,8 @@ class Augment(Protocol):
 class Called:
     """A function of the user's as augmentation: batch of inputs -> batch of inputs, given each global batch as a whole.
 
-    What it draws from PyTorch's, NumPy's and Python's global generators is a function of (seed, step), and the generators
-    are put back: so a resumed run, several workers and micro-batches see the same. Each worker computes it on the whole
-    batch.
+    What it draws from PyTorch's, NumPy's and Python's global generators is a function of (seed, step), and these are put
+    back: so a resumed run, several workers and micro-batches see the same. Each worker computes it on the whole batch.
     """
 
     function: Callable[[Any], Any]

@@ -284,8 +284,30 @@ def _all_finite(gradients: list[torch.Tensor]) -> bool:
 def _clip(
     optimizer: torch.optim.Optimizer, clip_norm: float | None, parameters: Iterable[torch.Tensor] | None = None
 ) -> None:
-    if clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(_parameters(optimizer) if parameters is None else parameters, clip_norm)
+    if clip_norm is None:
+        return
+    held = list(_parameters(optimizer) if parameters is None else parameters)
+    if any(p.grad is not None and p.grad.is_sparse for p in held):
+        _clip_sparse([p for p in held if p.grad is not None], clip_norm)
+    else:
+        torch.nn.utils.clip_grad_norm_(held, clip_norm)
+
+
+def _clip_sparse(parameters: list[torch.Tensor], clip_norm: float) -> None:
+    """PyTorch's rule where some gradients are sparse, which its own function refuses: rows that occur twice are added up
+    first, and the norm is that of the dense gradients, since what is not stored is 0."""
+    stored = []
+    for parameter in parameters:
+        assert parameter.grad is not None
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            stored.append(parameter.grad.values())
+        else:
+            stored.append(parameter.grad)
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(values) for values in stored]))
+    scale = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
+    for values in stored:
+        values.mul_(scale)
 
 
 def _check_scale(owner: str, scale: float, growth_steps: int, floor: float) -> None:

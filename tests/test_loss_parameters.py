@@ -1,0 +1,164 @@
+"""A loss with parameters of its own is trained, saved and resumed; an optimizer of something else is an error."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import heptane as hp
+
+X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+
+
+class Centres(nn.Module):
+    """Distances to centres that learn, over a temperature that learns; with a count of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.tensor([[0.0, 0.1, 0.2], [0.2, 0.1, 0.0]]))
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.calls += 1
+        return nn.functional.cross_entropy(-torch.cdist(output, self.centres) / self.temperature, targets)
+
+
+def fit(loss: Any, model: nn.Module | None = None, **settings: Any) -> hp.Result:
+    torch.manual_seed(1)
+    model = model or nn.Linear(4, 3)
+    settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9), "epochs": 4, "batch_size": 16} | settings
+    return hp.fit(model, (X, Y), (X, Y), loss=loss, weights="last", **settings)
+
+
+def by_hand(epochs: int) -> tuple[nn.Module, Centres]:
+    torch.manual_seed(1)
+    model, loss = nn.Linear(4, 3), Centres()
+    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.3, momentum=0.9)
+    for epoch in range(epochs):
+        for rows in torch.split(hp.order(64, 0, epoch), 16):
+            optimizer.zero_grad()
+            loss(model(X[rows]), Y[rows]).backward()
+            optimizer.step()
+    return model, loss
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        lambda loss: lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9),
+        lambda loss: lambda p: torch.optim.SGD([*p, *loss.parameters()], lr=0.3, momentum=0.9),
+    ],
+    ids=["as given", "put in by the factory"],
+)
+def test_a_loss_is_trained_as_by_hand(factory: Any) -> None:
+    model, expected = by_hand(4)
+    loss = Centres()
+    result = fit(loss, optimizer=factory(loss))
+    assert torch.equal(loss.centres, expected.centres)
+    assert torch.equal(loss.temperature, expected.temperature)
+    assert torch.equal(result.model.weight, model.weight)
+    assert any("2 parameter(s) of the loss Centres are trained" in note for note in result.notes)
+
+
+def test_a_method_and_a_partial_of_a_loss_count_too() -> None:
+    for wrap in (lambda loss: loss.forward, lambda loss: partial(loss)):
+        loss = Centres()
+        fit(wrap(loss))
+        assert torch.equal(loss.centres, by_hand(4)[1].centres)
+
+
+def test_a_loss_is_resumed(tmp_path: Path) -> None:
+    whole, cut, resumed = Centres(), Centres(), Centres()
+    result = fit(whole, run_dir=tmp_path / "whole")
+    fit(cut, run_dir=tmp_path / "cut", max_seconds=1e-9)
+    again = fit(resumed, run_dir=tmp_path / "cut", resume=True)
+    assert torch.equal(whole.centres, resumed.centres)
+    assert torch.equal(whole.calls, resumed.calls)
+    assert torch.equal(result.model.weight, again.model.weight)
+
+
+def test_a_step_that_was_passed_over_leaves_no_mark_in_a_loss() -> None:
+    bad = X.clone()
+    torch.manual_seed(1)
+    loss = Centres()
+    loss.register_forward_pre_hook(lambda module, args: (args[0] * torch.nan, args[1]) if module.calls == 2 else None)
+    hp.fit(nn.Linear(4, 3), (bad, Y), loss=loss, optimizer="sgd", steps=4, batch_size=16, nan_limit=9)
+    assert loss.calls == 2
+    assert bool(loss.centres.isfinite().all())
+
+
+def test_a_loss_with_transfer_has_a_group_of_its_own() -> None:
+    loss = Centres()
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    fit(loss, model, tricks=hp.Tricks(transfer=hp.Transfer(rate_factor=2.0, swap_head=False)))
+    assert not torch.equal(loss.centres, Centres().centres)
+
+
+def test_an_optimizer_of_another_model_is_an_error() -> None:
+    other = nn.Linear(4, 3)
+    for factory in (
+        lambda p: torch.optim.SGD(other.parameters(), lr=0.1),
+        lambda p: torch.optim.SGD([*p, other.weight], lr=0.1),
+        lambda p: torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1),
+    ):
+        with pytest.raises(hp.InputError, match=r"the optimizer holds \d of \d parameters that are not Linear's"):
+            fit(None, optimizer=factory)
+
+
+def test_parameters_that_are_left_out_are_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    result = fit(None, model, optimizer=lambda p: torch.optim.SGD(model[1].parameters(), lr=0.1))
+    assert "the optimizer leaves out 2 parameter(s) that could train: 0.weight, 0.bias" in result.notes
+    model[0].requires_grad_(False)
+    result = fit(None, model, optimizer=lambda p: torch.optim.SGD(model[1].parameters(), lr=0.1))
+    assert not any("leaves out" in note for note in result.notes)
+
+
+# Sparse gradients
+
+
+class Bag(nn.Module):
+    def __init__(self, kind: str, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.table = nn.EmbeddingBag(9, 3, sparse=sparse) if kind == "bag" else nn.Embedding(9, 3, sparse=sparse)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        found = self.table(tokens)
+        return self.head(found if found.ndim == 2 else found.mean(1))
+
+
+TOKENS = torch.randint(0, 9, (32, 5), generator=torch.Generator().manual_seed(0)), torch.arange(32) % 2
+
+
+@pytest.mark.parametrize("kind", ["bag", "embedding"])
+@pytest.mark.parametrize("clip_norm", [0.05, 100.0])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_norm_of_sparse_gradients_is_that_of_dense_ones(kind: str, clip_norm: float, accumulate: int) -> None:
+    found = []
+    for sparse in (True, False):
+        settings = {"clip_norm": clip_norm, "accumulate": accumulate, "epochs": 3, "batch_size": 8}
+        result = hp.fit(Bag(kind, sparse), TOKENS, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), **settings)
+        found.append([p.detach() for p in result.model.parameters()])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (torch.optim.AdamW, r"optimizer AdamW does not take the sparse gradients of layer 'table'"),
+        (lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1), r"SGD with weight_decay does not take the sparse"),
+    ],
+)
+def test_what_sparse_gradients_do_not_go_with_is_refused(factory: Any, message: str) -> None:
+    with pytest.raises(hp.InputError, match=message):
+        hp.fit(Bag("bag", True), TOKENS, optimizer=factory, epochs=1, batch_size=8)
