@@ -1,108 +1,111 @@
-"""Whatever holds a model's outputs, the loss sees them in 32 bits."""
+"""What of a model's answer is its output: decided in one place, the same in training, evaluation, metrics and 16 bits."""
 
 from __future__ import annotations
 
-from collections import OrderedDict, UserDict, deque, namedtuple
+from collections import namedtuple
 from dataclasses import dataclass
-from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import heptane as hp
-from heptane.outputs import in_32_bits
 
-HALF = torch.ones(2, dtype=torch.bfloat16)
+X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+Pair = namedtuple("Pair", ["logits", "aux"])
 
 
 @dataclass
-class Output:
+class Answer:
     logits: torch.Tensor
-    name: str = "a"
+    hidden: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Frozen:
-    logits: torch.Tensor
+class Net(nn.Module):
+    """A linear model with an answer of some form, in training and in evaluation."""
+
+    def __init__(self, training: Any = None, evaluation: Any = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.aux = nn.Linear(4, 2), nn.Linear(4, 2)
+        self.forms = training or (lambda out, aux: out), evaluation or (lambda out, aux: out)
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.forms[0 if self.training else 1](self.head(inputs), self.aux(inputs).detach())
 
 
-@dataclass(frozen=True, slots=True)
-class Slotted:
-    logits: torch.Tensor
+FORMS = {
+    "tuple": lambda out, aux: (out, aux),
+    "list": lambda out, aux: [out, aux],
+    "tuple of one": lambda out, aux: (out,),
+    "nested": lambda out, aux: ((out, aux), aux),
+    "logits": lambda out, aux: {"aux": aux, "logits": out},
+    "out": lambda out, aux: {"out": out, "aux": aux},
+    "one entry": lambda out, aux: {"scores": out, "name": "x"},
+    "named tuple": lambda out, aux: Pair(out, aux),
+    "dataclass": lambda out, aux: Answer(out, aux),
+}
 
 
-class Own:
-    def __init__(self, logits: torch.Tensor) -> None:
-        self.logits = logits
+def fit(model: nn.Module, **settings: Any) -> hp.Result:
+    settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.2), "epochs": 2, "batch_size": 16, **settings}
+    return hp.fit(model, (X, Y), (X, Y), **settings)
 
 
-class InSlots:
-    __slots__ = ("logits", "unset")
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        self.logits = logits
+def same(first: hp.Result, second: hp.Result) -> None:
+    assert torch.equal(first.model.head.weight, second.model.head.weight)
+    assert first.metrics == second.metrics
 
 
-Named = namedtuple("Named", "logits")
-KINDS = [Output, Frozen, Slotted, Own, InSlots, Named, lambda logits: SimpleNamespace(logits=logits)]
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("where", ["both", "training", "evaluation"])
+def test_an_answer_of_any_form_trains_as_the_output_alone(name: str, where: str) -> None:
+    forms = [FORMS[name] if where in ("both", mode) else None for mode in ("training", "evaluation")]
+    result = fit(Net(*forms))
+    same(result, fit(Net()))
+    if where != "training":
+        assert any("the output is " in note for note in result.notes)
+        assert hp.evaluate(result.model, (X, Y))["accuracy"] == result.metrics["valid_accuracy"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_attributes_are_brought_to_32_bits_in_a_copy_of_the_same_class(kind: Any) -> None:
-    given = kind(HALF)
-    made = in_32_bits(given)
-    assert type(made) is type(given)
-    assert made.logits.dtype == torch.float32
-    assert given.logits.dtype == torch.bfloat16
-    assert in_32_bits(made) is made
+@pytest.mark.parametrize("tricks", [{"mixup": hp.Mixup()}, {"mixed_precision": hp.MixedPrecision(dtype="bf16")}], ids=str)
+@pytest.mark.parametrize("name", ["tuple", "logits", "dataclass"])
+def test_with_mixup_and_in_16_bits(name: str, tricks: dict[str, Any]) -> None:
+    settings = {"tricks": hp.Tricks(**tricks), "accumulate": 2}
+    same(fit(Net(FORMS[name], FORMS[name]), **settings), fit(Net(), **settings))
 
 
-def test_in_any_depth_and_with_what_is_beside() -> None:
-    given = {"a": Output(HALF, "b"), "b": [Frozen((HALF, {"c": HALF}))], "d": deque([HALF], 3)}  # type: ignore[arg-type]
-    made = in_32_bits(given)
-    assert made["a"].name == "b"
-    assert made["b"][0].logits[1]["c"].dtype == made["d"][0].dtype == torch.float32
-    assert made["d"].maxlen == 3
+def test_a_loss_of_ones_own_gets_the_whole_answer_if_it_takes_it() -> None:
+    both = FORMS["tuple"]
+
+    def deep(answer: Any, targets: torch.Tensor) -> torch.Tensor:
+        out, aux = answer
+        return functional.cross_entropy(out, targets) + functional.cross_entropy(aux, targets)
+
+    result = fit(Net(both, both), loss=deep)
+    assert result.metrics["valid_loss"] > fit(Net()).metrics["valid_loss"] + 0.3
+    assert "valid_accuracy" in result.metrics
 
 
-@pytest.mark.parametrize("kind", [dict, OrderedDict, UserDict, MappingProxyType])
-def test_mappings_keep_their_class(kind: Any) -> None:
-    made = in_32_bits(kind({"logits": HALF}))
-    assert type(made) is kind
-    assert made["logits"].dtype == torch.float32
+def test_a_loss_of_ones_own_gets_the_first_if_it_takes_only_that() -> None:
+    own = {"loss": lambda output, targets: functional.cross_entropy(output, targets)}
+    for forms in ((FORMS["tuple"], FORMS["tuple"]), (FORMS["tuple"], None), (FORMS["dataclass"], None)):
+        result = fit(Net(*forms), **own)
+        same(result, fit(Net(), **own))
+        assert any("the output is " in note for note in result.notes)
 
 
-def test_distributions_and_objects_that_hold_themselves() -> None:
-    normal = in_32_bits(torch.distributions.Normal(HALF, HALF, validate_args=False))
-    assert normal.loc.dtype == normal.scale.dtype == torch.float32
-    own: Any = Own(HALF)
-    own.me = own
-    assert in_32_bits(own).logits.dtype == torch.float32
-    module = nn.Linear(2, 2).bfloat16()
-    assert in_32_bits({"model": module})["model"].weight.dtype == torch.bfloat16
+def test_a_loss_that_takes_the_answer_of_one_mode_only_is_asked_about() -> None:
+    def deep(answer: Any, targets: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(answer[0], targets) + functional.cross_entropy(answer[1], targets)
 
+    with pytest.raises(hp.InputError, match="tuple in training and Tensor in evaluation, and the loss does not take that"):
+        fit(Net(FORMS["tuple"]), loss=deep)
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_loss_of_ones_own_is_computed_in_32_bits(kind: Any) -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(4, 3)
+    def either(answer: Any, targets: torch.Tensor) -> torch.Tensor:
+        return deep(answer, targets) if isinstance(answer, tuple) else functional.cross_entropy(answer, targets)
 
-        def forward(self, x: torch.Tensor) -> Any:
-            return kind(self.layer(x))
-
-    dtypes = []
-
-    def loss(output: Any, targets: torch.Tensor) -> torch.Tensor:
-        dtypes.append(output.logits.dtype)
-        return nn.functional.cross_entropy(output.logits, targets)
-
-    data = torch.randn(16, 4), torch.randint(0, 3, (16,))
-    hp.fit(
-        Model(), data, data, epochs=1, batch_size=8, loss=loss, optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
-        tricks=hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="bf16", channels_last="off")),
-    )  # fmt: skip
-    assert set(dtypes) == {torch.float32}
+    assert fit(Net(FORMS["tuple"]), loss=either).metrics["valid_accuracy"] > 0.5

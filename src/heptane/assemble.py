@@ -9,6 +9,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.alive import working
+from heptane.calling import main_output
 from heptane.checks import (
     check_batch_norm,
     check_finite,
@@ -21,9 +22,21 @@ from heptane.checks import (
     labels_of,
     least_samples,
     try_output,
+    try_training,
 )
 from heptane.clock import Clock
-from heptane.criterion import Criterion, CrossEntropy, Elementwise, Own, Returned, choose_criterion, module_of, over_classes
+from heptane.criterion import (
+    Criterion,
+    CrossEntropy,
+    Elementwise,
+    Own,
+    Returned,
+    choose_criterion,
+    given_first,
+    module_of,
+    over_classes,
+    seen,
+)
 from heptane.data.batches import Place, Source, Tensors, as_source, first_tensor, in_memory, own_rows, pair, rows, tensors_of
 from heptane.data.guard import Bad, labels_beyond
 from heptane.data.loader import Loader
@@ -199,6 +212,12 @@ def _criterion(
     output = try_output(model, *few(sample, plan.loss))
     targets = source.targets if isinstance(source, Tensors) else sample[1]
     criterion, reason = choose_criterion(plan.loss, output, targets, tricks.label_smoothing)
+    if isinstance(criterion, Own) and not criterion.first:
+        training = try_training(model, sample[0])
+        if main_output(training)[1] and type(training) is not type(output):
+            criterion = given_first(criterion, training, output, targets)
+            reason += f"; the output is {main_output(training)[1]}" if criterion.first else ""
+    output = seen(criterion, output)
     if not isinstance(source, Loader):
         check_targets(criterion, output, targets)
     if isinstance(criterion, CrossEntropy) and criterion.class_dim is None and output.ndim > 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,6 +35,39 @@ def call(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
     if not isinstance(output, MutableMapping) or not hasattr(output, "to_tuple"):
         return output
     return output["logits"] if output.get("loss") is None and "logits" in output else dict(output)
+
+
+def main_output(output: Any) -> tuple[Any, str]:
+    """What of a model's answer is its output, and how it was found; the one place where that is decided.
+
+    A tensor is. Of an answer with ``logits`` (an entry, a field or an attribute) these are, or ``out``, as torchvision calls
+    them; else of several the first, the others being auxiliary; of a dict with one tensor that. Anything else stays.
+
+    Example:
+        >>> main_output((torch.zeros(2), torch.ones(2)))
+        (tensor([0., 0.]), 'the first of the 2 that the model gives')
+    """
+    if isinstance(output, torch.Tensor):
+        return output, ""
+    for name in ("logits", "out"):
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(found, torch.Tensor):
+            return found, f"{name!r} of what the model gives"
+    if isinstance(output, (tuple, list)) and output:
+        found, _ = main_output(output[0])
+        return (
+            (found, f"the first of the {len(output)} that the model gives")
+            if isinstance(found, torch.Tensor)
+            else (output, "")
+        )
+    tensors = (
+        [(name, value) for name, value in output.items() if isinstance(value, torch.Tensor)]
+        if isinstance(output, Mapping)
+        else []
+    )
+    if len(tensors) == 1:
+        return tensors[0][1], f"{tensors[0][0]!r} of what the model gives"
+    return output, ""
 
 
 def by_keyword(model: torch.nn.Module, inputs: MutableMapping[str, Any]) -> bool:

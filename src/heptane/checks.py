@@ -6,7 +6,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.calling import call
-from heptane.criterion import Criterion, CrossEntropy, Elementwise, Returned
+from heptane.criterion import Criterion, CrossEntropy, Elementwise, Returned, seen
 from heptane.data.batches import Place, Source, Tensors, as_loader, copied, each, in_memory, own_rows, pair
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, one_line
@@ -115,6 +115,15 @@ def evaluated(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
     """The same, for use inside :func:`heptane.snapshot.as_before`."""
     with eval_mode(model), evaluation(Precision()):
         return call(model, copied(inputs), copied(labels))  # copies: a model may work in place
+
+
+def try_training(model: torch.nn.Module, inputs: Any) -> Any:
+    """What the model gives for two samples in train mode, without gradients; then it is as it was, random states too."""
+    from heptane.snapshot import as_before
+
+    with as_before(model), torch.no_grad():
+        model.train()
+        return call(model, own_rows(inputs, slice(2)))
 
 
 def least_samples(model: torch.nn.Module, inputs: Any, labels: Any = None) -> int:
@@ -251,7 +260,7 @@ def check_evaluation(model: torch.nn.Module, criterion: Criterion, place: Place,
     try:
         inputs, targets = first_batch(data, 2, "it")
         output = try_output(model, place.inputs(inputs), place.move(targets) if isinstance(criterion, Returned) else None)
-        check_targets(criterion, output, place.move(pair(data)[1]))
+        check_targets(criterion, seen(criterion, output), place.move(pair(data)[1]))
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
 

@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from heptane._lazy import torch
-from heptane.calling import call
+from heptane.calling import call, main_output
+from heptane.data.batches import each, first_tensor
 from heptane.errors import InputError, check_choice, check_range, one_line
 from heptane.guess import guess_loss
 from heptane.tricks.label_smoothing import (
@@ -72,7 +73,13 @@ class Criterion(Protocol):
 
 def output_of(criterion: Criterion, model: torch.nn.Module, inputs: Any, targets: Any) -> Any:
     """The model's output for a batch; where the loss is the model's own, the model is given the targets too."""
-    return call(model, inputs, targets if isinstance(criterion, Returned) else None)
+    return seen(criterion, call(model, inputs, targets if isinstance(criterion, Returned) else None))
+
+
+def seen(criterion: Criterion, answer: Any) -> Any:
+    """What the criterion is given of a model's answer: its output, or all of it where a loss of the user's asks for that."""
+    whole = isinstance(criterion, Returned) or (isinstance(criterion, Own) and not criterion.first)
+    return answer if whole else main_output(answer)[0]
 
 
 def tally(right: torch.Tensor, valid: torch.Tensor, truth: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -297,6 +304,7 @@ class Own:
 
     function: Loss
     name: str = "own"
+    first: bool = False  # of an answer of several parts it is given the main one, as from a tuple the first
     aligned: bool = False  # the outputs are given in the shape of the targets, as (N, 1) beside (N,)
 
     def mean(self, output: Any, targets: Any) -> torch.Tensor:
@@ -320,13 +328,15 @@ class Own:
         return float(len(first))
 
     def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, float | torch.Tensor] | None:
+        output = main_output(output)[0]
         return CrossEntropy().correct(output, targets) if self._classifies(output, targets) else None
 
     def by_class(self, output: Any, targets: Any) -> torch.Tensor | None:
+        output = main_output(output)[0]
         return CrossEntropy().by_class(output, targets) if self._classifies(output, targets) else None
 
     def _classifies(self, output: Any, targets: Any) -> bool:
-        first = targets.first if isinstance(targets, MixedTargets) else targets
+        first, output = targets.first if isinstance(targets, MixedTargets) else targets, main_output(output)[0]
         if not isinstance(first, torch.Tensor) or first.is_floating_point() or not isinstance(output, torch.Tensor):
             return False
         return output.shape[:1] == first.shape == output.shape[:-1]
@@ -385,12 +395,18 @@ def choose_criterion(
         InputError: smoothing where there is nothing to smooth, smoothing asked for twice, or a loss that is not a mean.
     """
     eps, why = smoothing.eps if smoothing else 0.0, "asked for"
+    answer, (output, how) = output, main_output(output)
     if loss is None:
         loss, why = _by_targets(output, targets)
     criterion = _by_name(loss, eps) if isinstance(loss, str) else _by_object(loss, eps)
     if isinstance(criterion, CrossEntropy) and isinstance(targets, torch.Tensor) and isinstance(output, torch.Tensor):
         column = not targets.is_floating_point() and targets.shape[1:] == (1,) and output.ndim == 2
         criterion = replace(criterion, column=column)
+    if isinstance(criterion, Own) and how:
+        criterion = given_first(criterion, answer, answer, targets)
+        output = seen(criterion, answer)
+    if how and not isinstance(criterion, Returned) and (not isinstance(criterion, Own) or criterion.first):
+        why += f"; the output is {how}"
     if isinstance(criterion, Own) and isinstance(targets, torch.Tensor) and isinstance(output, torch.Tensor):
         criterion, said = aligned_own(criterion, output, targets)
         why += said
@@ -429,6 +445,45 @@ def over_classes(loss: Any) -> bool:
     if isinstance(loss, (CrossEntropy, torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)):
         return True
     return loss is torch.nn.functional.cross_entropy or loss in (None, "cross_entropy", "model")
+
+
+def given_first(criterion: Own, training: Any, evaluation: Any, targets: Any) -> Own:
+    """``criterion`` with the whole answers of the model if it takes them, or with their outputs if it takes only these.
+
+    Args:
+        training, evaluation: what the model gives for a few samples in the one mode and the other.
+        targets: theirs, or those of more samples.
+
+    Raises:
+        InputError: it takes what the model gives in the one mode, and not in the other.
+    """
+    size = len(first_tensor(main_output(evaluation)[0]))
+    few = each(lambda t: t[:size] if t.ndim else t, targets)
+    given = criterion.function
+    given = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else given
+
+    def fails(answer: Any) -> Exception | None:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                float(Own(given)._mean(answer, few))
+        except Exception as error:
+            return error
+        return None
+
+    wrong = [fails(training), fails(evaluation)]
+    if not any(wrong):
+        return criterion
+    if not fails(main_output(training)[0]) and not fails(main_output(evaluation)[0]):
+        return replace(criterion, first=True)
+    if all(wrong):
+        return criterion  # what the function says of it is the best message
+    mode, error = ("training", wrong[0]) if wrong[0] else ("evaluation", wrong[1])
+    assert error is not None
+    raise InputError(
+        f"the model gives {type(training).__name__} in training and {type(evaluation).__name__} in evaluation, and the loss "
+        f"does not take that of {mode} ({one_line(error)}): let it take both, or leave loss out, and the first is the output"
+    )
 
 
 def aligned_own(criterion: Own, output: torch.Tensor, targets: torch.Tensor) -> tuple[Own, str]:

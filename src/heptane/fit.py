@@ -17,7 +17,7 @@ from heptane.checkpoints.keeper import Every, Keeper
 from heptane.checkpoints.trial import check_savable
 from heptane.checks import check_evaluation, check_targets, check_tricks, few, first_batch, labels_of, try_output
 from heptane.clock import Clock
-from heptane.criterion import Loss, choose_criterion, module_of
+from heptane.criterion import Loss, choose_criterion, module_of, seen
 from heptane.data.augment import Augment
 from heptane.data.batches import Place, Tensors, in_memory, pair
 from heptane.data.guard import Bad
@@ -103,6 +103,7 @@ def _evaluate(
     output = try_output(model, *few(place.move(first), loss))
     targets = pair(data)[1] if in_memory(data) else first[1]
     criterion, _ = choose_criterion(loss, output, targets, None)
+    output = seen(criterion, output)
     check_targets(criterion, output, targets)
     bad = Bad(labels=labels_of(criterion, output, targets))
     return evaluate_with(model, data, criterion, metrics=metrics, batch_size=batch_size, place=place, bad=bad)
