@@ -132,14 +132,15 @@ RESULT: dict[str, Any] = {
     "history": [RECORD],
     "tricks": [
         {"name": "lr_scaling", "title": "lr scaling", "on": False, "settings": {}, "why": "fits"},
-        {"name": "mixup", "title": "mixup", "on": True, "settings": {"alpha": 0.3}, "why": "[red]long[/red]"},
+        {"name": "mixup", "title": "[red]mixup[/red]", "on": True, "settings": {"alpha": 0.3}, "why": "long"},
     ],
     "notes": ["one :smile: note"],
-    "files": {"report": "runs/" + "long/" * 40 + "report.html", "model": None},
+    "files": {"report": "runs/" + "long/" * 40 + "report.html", "model": "a b/model.safetensors"},
+    "command": "heptane train --data digits",
 }
 
 
-def test_the_summary_says_measures_clocks_target_tricks_notes_and_files(
+def test_the_summary_says_measures_clocks_target_tricks_notes_the_report_and_how_to_predict(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "90")
@@ -150,15 +151,23 @@ def test_the_summary_says_measures_clocks_target_tricks_notes_and_files(
         "[bold]net[/bold] reached 92.6% test accuracy on digits in 41 s of training (3 epochs)",
         *("test accuracy 92.60%", "validation accuracy 95.00%", "validation loss 0.2", "wall clock 1 min 05 s"),
         *("training only 41 s", "CPU time, all cores 1 min 20 s", "target reached in 18 s (validation accuracy 90.0%)"),
-        *("LR scaling off fits", "mixup on alpha 0.3; [red]long[/red]", "Note: one :smile: note"),
+        *("tricks [red]mixup[/red]", "Note: one :smile: note"),
         "report runs/" + "long/" * 40 + "report.html",
+        "predict heptane predict --run 'a b' FILE",
     ):
         assert wanted in lines, wanted
-    assert "model" not in [line.split(" ")[0] for line in lines]
+    assert not any("lr scaling" in line.lower() for line in lines), "why a trick is off is said before training"
     assert (
         lines.index("test accuracy 92.60%") < lines.index("validation accuracy 95.00%") < lines.index("validation loss 0.2")
     )
     assert "\x1b" not in out
+
+
+def test_the_summary_has_the_first_suggestion_and_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    summary({**RESULT, "metrics": {"valid_loss": None}, "settings": {"learning_rate": 0.4}})
+    lines = capsys.readouterr().out.splitlines()
+    assert "Next: Lower the learning rate. The loss is not a number: training blew up." in lines
+    assert "  heptane train --data digits --lr 0.1" in lines
 
 
 def test_an_empty_result_has_a_summary(capsys: pytest.CaptureFixture[str]) -> None:

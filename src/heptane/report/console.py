@@ -5,22 +5,24 @@ Nothing here interprets markup: a class or a folder named ``[bold]`` is printed 
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from heptane.alive import drawn_by, redraws, spoke, working
-from heptane.report import duration, figure, headline, is_finite, label, measure, section, settings_text, target_text
-from heptane.tricks import KINDS
+from heptane.report import duration, figure, headline, is_finite, label, measure, section, target_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
     from rich.table import Table
+
+    from heptane.examination.advice import Advice
 
 _REDRAW_SECONDS = 0.1
 _STILL_SECONDS = 2.0  # a bar that has not moved for so long says for how long it has been standing
@@ -114,26 +116,47 @@ class Progress:
 
 
 def summary(result: Mapping[str, Any]) -> None:
-    """Print what a run came to on stdout: measures, clocks, target, tricks and why, and where the files are."""
+    """Print what a run came to on stdout: measures, clocks, tricks, what to try next, the report, and how to predict."""
     console = make_console(sys.stdout)
+
+    def say(text: str, **how: Any) -> None:  # a path and a command are for copying: they are never wrapped or shortened
+        console.print(printable(text, sys.stdout), soft_wrap=True, **how)
+
     console.print()
-    console.print(printable(headline(result), sys.stdout), style="bold", soft_wrap=True)
+    say(headline(result), style="bold")
     console.print()
     console.print(_figures_table(result))
-    tricks = result.get("tricks") or []
-    if tricks:
+    notes = [str(note) for note in result.get("notes") or []]
+    if notes:
         console.print()
-        console.print(_tricks_of_run(tricks))
-    for note in result.get("notes") or []:
-        console.print()
+    for note in notes:
         console.print(printable(f"Note: {note}", sys.stdout))
-    files = {key: path for key, path in section(result, "files").items() if path}
-    if files:
+    for one in _advice(result):
         console.print()
-    width = max(map(len, files), default=0)
-    for key, path in files.items():
-        # A path is for copying: it is never wrapped or shortened.
-        console.print(f"{printable(label(key), sys.stdout):<{width}}  {printable(path, sys.stdout)}", soft_wrap=True)
+        console.print(printable(f"Next: {one.title}. {one.why}", sys.stdout))
+        if one.command:
+            say(f"  {one.command}")
+    files = section(result, "files")
+    rows = [("report", files.get("report")), ("predict", _predict_command(result))]
+    if any(text for _, text in rows):
+        console.print()
+    for name, text in rows:
+        if text:
+            say(f"{name:<8} {text}")
+
+
+def _advice(result: Mapping[str, Any]) -> list[Advice]:
+    """The first suggestion; the report has them all."""
+    from heptane.examination.advice import advise
+
+    return advise(result)[:1]
+
+
+def _predict_command(result: Mapping[str, Any]) -> str:
+    weights = section(result, "files").get("model")
+    if not weights or not str(result.get("command") or "").startswith("heptane"):
+        return ""
+    return f"heptane predict --run {shlex.quote(os.path.dirname(str(weights)))} FILE"
 
 
 def tricks_table(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -150,34 +173,24 @@ def tricks_table(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _figures_table(result: Mapping[str, Any]) -> Table:
-    metrics, seconds = section(result, "metrics"), section(result, "seconds")
+    metrics, seconds, seen = section(result, "metrics"), section(result, "seconds"), section(result, "examination")
     table = make_table(("", None), ("", None))
     for key in sorted(metrics, key=lambda key: ("accuracy" not in key, not key.startswith("test"))):
         table.add_row(printable(label(key), sys.stdout), measure(key, metrics[key], 2))
-    meanings = {"wall": "wall clock", "train": "training only", "cpu": "CPU time, all cores"}
+    errors = seen.get("columns") or []
+    if len(errors) == 1:
+        table.add_row("mean absolute error", figure(errors[0]["mean_absolute_error"]))
+    meanings = {"train": "training only", "wall": "wall clock", "cpu": "CPU time, all cores"}
     for key, meaning in meanings.items():
-        table.add_row(meaning, duration(seconds.get(key)))
+        if is_finite(seconds.get(key)):
+            table.add_row(meaning, duration(seconds.get(key)))
     verdict, target = target_text(result)
-    table.add_row("target", printable(f"{verdict} ({target})" if target else verdict, sys.stdout))
+    if target:
+        table.add_row("target", printable(f"{verdict} ({target})", sys.stdout))
+    tricks = [str(trick.get("title") or trick.get("name") or "") for trick in result.get("tricks") or [] if trick.get("on")]
+    if result.get("tricks"):
+        table.add_row("tricks", printable(", ".join(map(label, tricks)) or "none", sys.stdout))
     return table
-
-
-def _tricks_of_run(tricks: Iterable[Mapping[str, Any]]) -> Table:
-    table = make_table(("trick", None), ("", None), ("settings, and why", None), heading=True)
-    for trick in tricks:
-        on = bool(trick.get("on"))
-        title = printable(label(str(trick.get("title") or trick.get("name") or "")), sys.stdout)
-        parts = [settings_text(_changed(trick)) if on else "", str(trick.get("why") or "")]
-        text = printable("; ".join(part for part in parts if part), sys.stdout)
-        table.add_row(title, "on" if on else "off", text, style="" if on else "dim")
-    return table
-
-
-def _changed(trick: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are not the trick's own defaults; ``result.json`` and the report have them all."""
-    kind = KINDS.get(str(trick.get("name")))
-    defaults = {field.name: field.default for field in fields(kind)} if kind else {}
-    return {key: value for key, value in section(trick, "settings").items() if defaults.get(key, ...) != value}
 
 
 def make_table(*columns: tuple[str, int | None], heading: bool = False) -> Table:

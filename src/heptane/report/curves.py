@@ -19,7 +19,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 GOOD, BAD = "#12693a", "#a33407"  # the page's own, for what helps and what hurts
 INK = "#010203"  # matplotlib has no currentColor: everything drawn in this colour becomes it
-_WIDTH, _HEIGHT = 4.6, 2.7  # inches; near a phone's width, so that the text is readable there without scaling
+_WIDTH, _HEIGHT = 4.3, 2.55  # inches; near a phone's width, so that the text is readable there without scaling
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -98,7 +98,7 @@ def draw_svg(draw: Callable[[Figure], None], *, ident: str, description: str, he
         draw: draws on an empty figure; what is in the colour ``INK`` becomes the page's own.
         ident: prefix of every id in the picture, unique on the page.
         description: what it shows, for those who do not see it.
-        height: in inches, beside a width of 4.6.
+        height: in inches, beside a width of 4.3.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
