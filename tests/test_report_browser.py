@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import re
 import shutil
 import subprocess
@@ -23,10 +24,12 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no chromium on
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     data = make_images(96)
+    valid = data[0], data[1].roll(3)  # so that there are mistakes to show
     tricks = hp.Tricks(cyclical=hp.Cyclical(), mixup=hp.Mixup(), label_smoothing=hp.LabelSmoothing())
     sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-    about = {"model": {"name": "net"}, "data": {"name": "patterns <b>"}}
-    hp.fit(mlp(), data, data, optimizer=sgd, epochs=3, batch_size=16, tricks=tricks, run_dir=folder, about=about)
+    names = ["a class whose name is longer than a phone is wide, so that it has to be folded", "b", "c", "d"]
+    about = {"model": {"name": "net"}, "data": {"name": "patterns <b>", "class_names": names}}
+    hp.fit(mlp(), data, valid, optimizer=sgd, epochs=3, batch_size=16, tricks=tricks, run_dir=folder, about=about)
     return folder / "report.html"
 
 
@@ -60,8 +63,8 @@ def test_the_page_has_its_text_and_pictures_and_no_console_error(report: Path) -
     assert console_lines(answer) == []
     seen = re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]+>", " ", answer.stdout, flags=re.DOTALL))
     for wanted in (
-        "net reached",
-        "patterns &lt;b&gt;",
+        "net on patterns &lt;b&gt;",
+        *("Training images", "Accuracy per class", "Confusion matrix", "The worst mistakes", "What to try next"),
         "The seven tricks",
         "Label smoothing".lower(),
         "3 recorded",
@@ -95,6 +98,66 @@ def test_a_page_with_an_error_would_be_noticed(report: Path) -> None:
     broken = report.with_name("broken.html")
     broken.write_text(report.read_text().replace("</main>", '<img src="https://example.invalid/a.png"></main>'))
     assert any("Content Security Policy" in line for line in console_lines(browse(broken, "--dump-dom")))
+
+
+PROBE = """<script>
+const bad = [], wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+if (wide > 0) bad.push("the page is " + wide + " pixels too wide");
+const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+function over(colour, ground) {  // what is seen of a colour that lets a ground through
+  canvas.fillStyle = `rgb(${ground})`; canvas.fillRect(0, 0, 1, 1);
+  canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+}
+function light(rgb) {
+  const [r, g, b] = rgb.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  return .2126 * r + .7152 * g + .0722 * b;
+}
+function ground(node) {
+  return node ? over(getComputedStyle(node).backgroundColor, ground(node.parentElement)) : [255, 255, 255];
+}
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+let seen = 0;
+while (walker.nextNode()) {
+  const node = walker.currentNode.parentElement, style = getComputedStyle(node);
+  if (!walker.currentNode.data.trim() || node.closest("script, svg defs") || !node.getClientRects().length) continue;
+  const under = ground(node.closest("svg")?.parentElement ?? node);
+  const colour = node.closest("svg") ? style.fill : style.color;
+  const [low, high] = [light(over(colour, under)), light(under)].sort((a, b) => a - b);
+  const contrast = (high + .05) / (low + .05), large = parseFloat(style.fontSize) >= 24;
+  seen += 1;
+  if (contrast < (large ? 3 : 4.5)) bad.push(contrast.toFixed(2) + ": " + walker.currentNode.data.trim().slice(0, 40));
+}
+document.title = seen > 50 ? "probe: " + (bad.join("; ") || "nothing") : "probe: only " + seen + " texts";
+</script>"""
+
+
+@pytest.mark.parametrize("kind", ["report", "race_report"])
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_every_text_has_contrast_in_both_modes_and_nothing_overflows_390_pixels(
+    kind: str, scheme: str, request: pytest.FixtureRequest
+) -> None:
+    """The browser's own layout and colours, by WCAG's formula; a phone is a frame, since a window is at least 500 wide."""
+    assert probed(request.getfixturevalue(kind), scheme) == ["probe: nothing"]
+
+
+def test_what_cannot_be_read_or_is_too_wide_would_be_noticed(report: Path) -> None:
+    broken = report.with_name("faint.html")
+    faint = '<p style="color: #999999; width: 600px">faint and wide</p>'
+    broken.write_text(report.read_text().replace("</header>", f"{faint}</header>"))
+    (found,) = probed(broken, "light")
+    assert "pixels too wide; " in found
+    assert ": faint and wide" in found
+
+
+def probed(report: Path, scheme: str) -> list[str]:
+    page = re.sub(r"<meta http-equiv=.*?>", "", report.read_text()).replace("</body>", PROBE + "</body>")
+    frame = report.with_name(f"frame-{report.parent.parent.name}-{scheme}.html")
+    back = "<script>f.onload = () => document.title = f.contentDocument.title</script>"
+    inside = f'<iframe id="f" style="width:390px;height:800px" srcdoc="{html.escape(page, quote=True)}"></iframe>'
+    frame.write_text(f'<meta charset="utf-8">{inside}{back}')
+    preferred = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    return re.findall(r"<title>(probe: .*?)</title>", browse(frame, preferred, "--dump-dom").stdout)
 
 
 @pytest.mark.parametrize("kind", ["report", "race_report"])

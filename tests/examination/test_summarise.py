@@ -67,6 +67,14 @@ def test_numbers_their_errors_and_what_the_mean_would_have() -> None:
     assert record["points"] == [[[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, 6.0]]]
 
 
+def test_numbers_are_told_in_the_units_of_the_data() -> None:
+    collector = collected(torch.tensor([[0.0], [1.0]]), torch.tensor([0.0, 0.5]), "mse")
+    record = summarise(collector, units=lambda values: 100 + 10 * values)
+    assert record is not None
+    assert record["columns"][0]["mean_absolute_error"] == 2.5
+    assert record["mistakes"][0] == {"index": 1, "true": 105.0, "predicted": 110.0}
+
+
 def test_predictions_that_are_not_finite_are_counted_and_left_out() -> None:
     record = summarise(collected(torch.tensor([[1.0], [torch.nan]]), torch.tensor([1.0, 2.0]), "mse"))
     assert record is not None

@@ -159,7 +159,9 @@ def load_table(
     name = Path(source).name.split(".")[0] if is_path(source) else name or "table"
     where = str(source) if is_path(source) else f"a {type(source).__name__}"
     about = (len(labels.names) or None, labels.names, tuple(notes), where)
-    return Data(name, parts[0], parts[1], parts[2], *about, kind="table", preprocess=preprocess)
+    names = frame.index.tolist()
+    files = {part: [f"row {names[at]}" for at in rows.tolist()] for part, rows in (("valid", valid), ("test", test))}
+    return Data(name, parts[0], parts[1], parts[2], *about, kind="table", preprocess=preprocess, files=files)
 
 
 def find_label(frame: pd.DataFrame, label: str | None, notes: list[str]) -> str:

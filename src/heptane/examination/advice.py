@@ -222,6 +222,9 @@ def _past_its_best(result: Result) -> Advice | None:
     best = losses.index(min(losses)) + 1
     if best > 0.6 * len(losses) or losses[-1] < 1.15 * min(losses):
         return None
+    right = _history(result, "valid_accuracy")
+    if right and right[-1] > max(right) - _error(max(right), _num_valid(result)):
+        return None  # it is only less sure of itself
     epochs = [record.get("epoch") for record in result.get("history") or [] if record.get("valid_loss") is not None]
     at = epochs[best - 1] if best <= len(epochs) else None
     if not isinstance(at, (int, float)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ def look(
             collector, record = Collector(run.criterion), None
             if part is not None:
                 _walk(run, model, parts[part], part, collector)
-                record = summarise(collector, names, _files(run, about, part))
+                record = summarise(collector, names or _label(facts), _files(run, about, part), _units(facts))
             if record is not None:
                 record = {"part": part, **record, **_train_counts(run, record)}
             pictures = Pictures()
@@ -111,6 +111,20 @@ def _walk(run: Run, model: torch.nn.Module, data: Any, name: str, collector: Col
             output = run.precision.full(output_of(run.criterion, model, moved, targets))
             if not collector.add(moved, output, targets):
                 return
+
+
+def _label(facts: Mapping[str, Any]) -> Sequence[str]:
+    """What a table's regression predicts."""
+    label = (facts.get("preprocess") or {}).get("label")
+    return () if label is None else (str(label),)
+
+
+def _units(facts: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """From what a model predicts to the units of the data."""
+    from heptane.data.preprocess import Preprocess
+
+    known = facts.get("preprocess")
+    return Preprocess.from_record(known).outputs if known else None
 
 
 def _files(run: Run, about: Mapping[str, Any], part: str) -> Sequence[str]:

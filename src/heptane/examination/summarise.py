@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from heptane._lazy import np, torch
@@ -16,19 +16,27 @@ MOST_POINTS = 400  # of a scatter
 Record = dict[str, Any]
 
 
-def summarise(collector: Collector, names: Sequence[str] = (), files: Sequence[str] = ()) -> Record | None:
+def summarise(
+    collector: Collector,
+    names: Sequence[str] = (),
+    files: Sequence[str] = (),
+    units: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Record | None:
     """The record of an examination, or None where there was nothing to examine.
 
     Args:
         collector: what a pass kept.
         names: of the classes or of the columns that are predicted; numbers stand for those that have none.
         files: of the samples, in order.
+        units: from numbers as the model has them to numbers as the data had them.
     """
     if not collector.kind or not collector.num_samples:
         return None
     indices, truth, guess, sure = collector.all()
     if not len(truth):
         return None
+    if units and collector.kind == "numbers":
+        truth, guess = units(truth), units(guess)
     record: Record = {"kind": collector.kind, "num_samples": len(truth)}
     if collector.kind == "classes":
         record |= _classes(truth.numpy(), guess.numpy(), called(names, collector.num_classes))
