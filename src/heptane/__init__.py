@@ -8,7 +8,9 @@ from heptane.data.lengths import LengthBatches, pad
 from heptane.data.resize import ProgressiveResize
 from heptane.errors import InputError, Interrupted
 from heptane.fit import evaluate, fit, train
+from heptane.load_run import LoadedRun, load_run
 from heptane.loop import Step
+from heptane.predictions import Prediction
 from heptane.race import RaceResult, race
 from heptane.result import Result
 from heptane.schedule import as_scheduler, join, multiply
@@ -36,8 +38,10 @@ __all__ = [
     "LRScaling",
     "LabelSmoothing",
     "LengthBatches",
+    "LoadedRun",
     "MixedPrecision",
     "Mixup",
+    "Prediction",
     "ProgressiveResize",
     "RaceResult",
     "Result",
@@ -52,6 +56,7 @@ __all__ = [
     "freeze",
     "join",
     "load_data",
+    "load_run",
     "load_weights",
     "mix",
     "multiply",

@@ -74,7 +74,7 @@ def by_keyword(model: torch.nn.Module, inputs: MutableMapping[str, Any]) -> bool
     """Whether ``inputs`` are what ``forward`` names, and not its one argument, a dict."""
     known, keys = _BY_KEYWORD.setdefault(model, {}), frozenset(inputs)
     if keys not in known:
-        known[keys] = _fits(_unwrapped(model).forward, keys)
+        known[keys] = _fits(unwrapped(model).forward, keys)
     return known[keys]
 
 
@@ -107,7 +107,7 @@ def compiled(model: torch.nn.Module, mode: bool | str) -> torch.nn.Module:
     return made  # type: ignore[no-any-return]
 
 
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The user's own module inside ``DistributedDataParallel`` and ``torch.compile``."""
     while True:
         inner = getattr(model, "_orig_mod", None) or (

@@ -294,6 +294,7 @@ def fit(
             stack.callback(folder.close)
             if about and "settings_toml" in about:
                 write_text(folder.path / "settings.toml", about["settings_toml"])
+            folder.begin(run, about or {}, tricks, goal)
         keeper = Keeper(run, keeps, every, keep_checkpoints)
         stack.callback(keeper.wait)
         loop = run, valid, metrics, goal, folder, evaluate_every_epochs, progress, keeper, interruption, max_seconds

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from heptane._lazy import torch
 from heptane.errors import InputError
 from heptane.storage import remove, write_text
 
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
     from heptane.examination.look import Look
     from heptane.result import Result
     from heptane.run import Run
+    from heptane.tricks import Tricks
 
 SCHEMA = 1
 CHECKPOINTS = ("step-" + 9 * "[0-9]" + "*", ".step-*")  # those: left by a process killed while writing
 JOB = "job"
+BEGUN = "run.json"  # of a run that has not ended
 LOCK, HOLDER = ".lock", ".lock.json"
 DYING_SECONDS = 15.0  # for which what a killed run has started may outlive it, and hold its lock
-OWN = ("result.json", "race.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml", "checkpoints")
+OWN = ("result.json", "race.json", "events.jsonl", "model.safetensors", "report.html", "settings.toml", BEGUN, "checkpoints")
 LEAST_FREE_BYTES = 64 << 20
 
 
@@ -87,6 +90,16 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
+    def begin(self, run: Run, about: dict[str, Any], tricks: Tricks, goal: tuple[str, float] | None) -> None:
+        """Write ``run.json``: what :func:`heptane.load_run` needs of a run that does not get to its end."""
+        target = {"metric": goal[0], "value": goal[1]} if goal else None
+        facts = self._facts(run.outline or run.model, run, about)
+        with contextlib.suppress(OSError):  # a full disk is said of when something that counts cannot be written
+            write_text(
+                self.path / BEGUN,
+                json.dumps(clean({**facts, "tricks": tricks.settings(), "target": target}), indent=1) + "\n",
+            )
+
     def finish(
         self, result: Result, run: Run, about: dict[str, Any], examine: Callable[[], Look] | None = None
     ) -> dict[str, Any]:
@@ -104,6 +117,7 @@ class RunFolder:
         save_model(result.model, self.path / "model.safetensors")
         record: dict[str, Any] = clean(self._record(result, run, about))
         self._write_result(record)
+        (self.path / BEGUN).unlink(missing_ok=True)
         self.event("end", {"metrics": record["metrics"], "seconds": record["seconds"], "steps": record["steps"]})
         found = examine() if examine else Look()
         if found.record or found.note:
@@ -129,25 +143,18 @@ class RunFolder:
             with contextlib.suppress(OSError):  # it holds something of the user's
                 self.checkpoints.rmdir()
 
-    def _record(self, result: Result, run: Run, about: dict[str, Any]) -> dict[str, Any]:
+    def _facts(self, model: torch.nn.Module, run: Run, about: dict[str, Any]) -> dict[str, Any]:
+        """What is known of a run before it trains."""
         from heptane import __version__
-        from heptane.environment import describe
-        from heptane.result import trick_rows
+        from heptane.model_record import model_facts
 
-        parameters = sum(p.numel() for p in result.model.parameters())
-        target = None
-        if result.target:
-            metric, value = result.target
-            target = {"metric": metric, "value": value, "reached_seconds": result.reached}
-        names = {"result": "result.json", "events": "events.jsonl", "model": "model.safetensors", "report": "report.html"}
         return {
             "schema": SCHEMA,
             "heptane": __version__,
             "command": about.get("command", " ".join(sys.argv)),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(run.clock.started)),
-            "environment": describe(),
             "data": {"num_train": run.source.num_samples, **about.get("data", {})},
-            "model": {"name": type(result.model).__name__, "num_parameters": parameters, **about.get("model", {})},
+            "model": model_facts(model, run, about),
             "settings": {
                 "epochs": run.total_steps / run.source.steps_per_epoch,
                 "batch_size": run.source.batch_size,
@@ -157,6 +164,20 @@ class RunFolder:
                 "seed": run.seed,
                 **about.get("settings", {}),
             },
+        }
+
+    def _record(self, result: Result, run: Run, about: dict[str, Any]) -> dict[str, Any]:
+        from heptane.environment import describe
+        from heptane.result import trick_rows
+
+        target = None
+        if result.target:
+            metric, value = result.target
+            target = {"metric": metric, "value": value, "reached_seconds": result.reached}
+        names = {"result": "result.json", "events": "events.jsonl", "model": "model.safetensors", "report": "report.html"}
+        return {
+            **self._facts(result.model, run, about),
+            "environment": describe(),
             "tricks": trick_rows(result, about.get("reasons", {})),
             "steps": result.steps,
             "seconds": result.seconds,

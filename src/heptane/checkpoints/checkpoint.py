@@ -83,6 +83,7 @@ def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
             "channels_last": run.place.channels_last,
             "state": run.precision.state(),
         },
+        "switches": callable(getattr(run.optimizer, "eval", None)),
         "mode": run.transfer.mode if run.transfer else None,
         "skipped": run.skipped,
         "faults": run.faults.state(),

@@ -70,6 +70,26 @@ def read_parts(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def read_whole(saved: Saved) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint that is in parts, whole, in a process of its own.
+
+    Raises:
+        Damaged: they are not what its facts say.
+    """
+    from heptane.distributed.sharding import empty, load_parts
+
+    room, tensors = sum(size for size, _ in saved.files.values()), {}
+    for name, (shape, dtype) in saved.facts["tensors"].items():
+        if dtype not in DTYPES or math.prod(shape) * getattr(torch, dtype).itemsize > room:
+            raise Damaged(f"{name} of {dtype} {shape} is not what its files can hold")
+        tensors[name] = empty(shape, getattr(torch, dtype))
+    try:
+        load_parts(tensors, saved.path)
+    except Exception as error:  # whatever distributed checkpoint makes of parts that do not fit
+        raise Damaged(one_line(error)) from error
+    return tensors
+
+
 def as_parts(run: Run, model: dict[str, Any], optimizer: dict[str, Any], average: dict[str, Any] | None) -> tuple[Any, ...]:
     """Whole states as the parts that this worker holds."""
     from heptane.distributed.sharding import like

@@ -1,4 +1,4 @@
-"""``heptane train | race | evaluate | layers | tricks``.
+"""``heptane train | race | evaluate | predict | export | layers | tricks``.
 
 Exit codes: 0 done; 2 wrong input; 3 target not reached; 130 interrupted.
 """
@@ -57,6 +57,14 @@ def _run(parser: Parser, arguments: list[str]) -> int:
         from heptane.cli.evaluate import evaluate
 
         return evaluate(flags)
+    if flags.command == "predict":
+        from heptane.cli.predict import predict
+
+        return predict(flags)
+    if flags.command == "export":
+        from heptane.cli.export import export
+
+        return export(flags)
     if flags.command == "layers":
         from heptane.cli.layers import layers
 

@@ -33,7 +33,7 @@ def make_parser() -> Parser:
         help="Print a script that completes commands and flags in bash, zsh, fish, tcsh or powershell, and stop.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (add_train, add_race, add_evaluate, add_layers, add_tricks):
+    for add in (add_train, add_race, add_evaluate, add_predict, add_export, add_layers, add_tricks):
         add(commands)
     return parser
 
@@ -124,6 +124,38 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--part", choices=("test", "valid", "train", "all"), default="test", help="Default: test.")
     parser.add_argument("--batch-size", type=int, default=512, metavar="INT", help="Samples per forward pass. Default: 512.")
     parser.add_argument("--skip-bad", type=int, default=0, metavar="INT", help="Leave out up to so many bad images.")
+
+
+def add_predict(commands: Any) -> None:
+    """``heptane predict``."""
+    parser: Parser = commands.add_parser(
+        "predict",
+        help="what a trained model says of new files: class and probability, or value",
+        description="Predict images, rows of a table or arrays with a trained model; the inputs are prepared as its "
+        "training data were. Without --out the predictions go to the standard output, as CSV.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="Images or folders of them, .csv, .parquet or .npz files.")
+    parser.add_argument("--run", metavar="DIR", required=True, help="A folder that heptane train wrote.")
+    parser.add_argument("--out", metavar="FILE", help="Where to write: a .csv or a .json file.")
+    parser.add_argument("--top", type=int, metavar="INT", help="Give the most probable so many classes. Default: one.")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="INT", help="Samples per forward pass. Default: 64.")
+    parser.add_argument("--skip-bad", action="store_true", help="Leave out images that cannot be read, and name them.")
+    parser.add_argument("--force", action="store_true", help="Replace the file that --out names.")
+
+
+def add_export(commands: Any) -> None:
+    """``heptane export``."""
+    parser: Parser = commands.add_parser(
+        "export",
+        help="a trained model as ONNX or for torch.export, checked against the model",
+        description="Write a trained model for use without heptane, compare its outputs with the model's, and describe "
+        "inputs and outputs in FILE.json beside it.",
+    )
+    parser.add_argument("--run", metavar="DIR", required=True, help="A folder that heptane train wrote.")
+    parser.add_argument("--to", choices=("onnx", "torch"), default="onnx", help="The format. Default: onnx.")
+    parser.add_argument("--out", metavar="FILE", help="Default: model.onnx or model.pt2 in the run's folder.")
+    parser.add_argument("--sample", nargs="+", metavar="FILE", help="Files to compare on. Default: random inputs.")
+    parser.add_argument("--force", action="store_true", help="Replace the file that is there.")
 
 
 def add_layers(commands: Any) -> None:

@@ -194,8 +194,18 @@ def facts(settings: Settings, data: Data) -> dict[str, Any]:
     """What a record says of the data, the model and the settings."""
     return {
         "data": describe(data),
-        "model": {"name": settings.model},
-        "settings": {"optimizer": settings.optimizer, "weight_decay": settings.weight_decay, "augment": settings.augment},
+        "model": {
+            "name": settings.model,
+            "spec": settings.model,
+            "input_shape": list(data.input_shape),
+            "num_outputs": num_outputs(data),
+        },
+        "settings": {
+            "optimizer": settings.optimizer,
+            "weight_decay": settings.weight_decay,
+            "augment": settings.augment,
+            "loss": settings.loss,
+        },
         "notes": list(data.notes),
     }
 

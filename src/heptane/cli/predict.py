@@ -1,0 +1,122 @@
+"""``heptane predict``: what a trained model says of new files, as CSV or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from heptane.alive import working
+from heptane.errors import InputError
+from heptane.load_run import LoadedRun, load_run
+from heptane.predictions import Prediction
+from heptane.run_folder import clean
+
+ENDINGS = (".csv", ".json")
+
+
+def predict(flags: argparse.Namespace) -> int:
+    """Predict as the flags say; returns the exit code."""
+    out = None if flags.out is None else _checked(Path(flags.out), flags.force)
+    run = load_run(flags.run)
+    for note in run.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if run.preprocess is None:
+        raise InputError(
+            f"{run.folder} does not say how its data was prepared, since heptane did not load it: predict from Python, with "
+            "hp.load_run(...).predict(inputs)"
+        )
+    bad: list[str] = []
+    found = _counted(_each(run, flags, bad))
+    if out is None:
+        _write(found, sys.stdout, "csv", run, flags.top)
+    else:
+        aside = out.with_name(f".{out.name}.{os.getpid()}")
+        try:
+            with open(aside, "w", encoding="utf-8", newline="") as file:
+                _write(found, file, out.suffix[1:].lower(), run, flags.top)
+            aside.replace(out)
+        finally:
+            aside.unlink(missing_ok=True)
+    if bad:
+        print(f"note: {len(bad)} bad file(s) were left out", file=sys.stderr)
+    return 0
+
+
+def _checked(out: Path, force: bool) -> Path:
+    if out.suffix.lower() not in ENDINGS:
+        raise InputError(f"--out {out}: expected a file that ends in {' or '.join(ENDINGS)}")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
+    if out.exists() and not force:
+        raise InputError(f"--out {out} is there already: choose another file, or replace it with --force")
+    return out
+
+
+def _each(run: LoadedRun, flags: argparse.Namespace, bad: list[str]) -> Iterator[Prediction]:
+    def skip(what: str) -> None:
+        bad.append(what)
+        print(f"note: left out: {' '.join(what.split())}", file=sys.stderr)
+
+    for name in flags.files:
+        if not Path(name).expanduser().exists():
+            raise InputError(f"{name}: no such file or folder")
+    images = run.preprocess is not None and run.preprocess.kind == "images"
+    for source in [list(flags.files)] if images else flags.files:
+        several = not images and len(flags.files) > 1
+        stream = run.stream(source, batch_size=flags.batch_size, top=flags.top, skip_bad=skip if flags.skip_bad else None)
+        for prediction in stream:
+            yield Prediction(**{**vars(prediction), "name": f"{source}:{prediction.name}"}) if several else prediction
+
+
+def _counted(found: Iterator[Prediction]) -> Iterator[Prediction]:
+    """The same, with a sign of life."""
+    with working("predicting") as advance:
+        for prediction in found:
+            advance()
+            yield prediction
+
+
+def _write(found: Iterable[Prediction], file: IO[str], kind: str, run: LoadedRun, top: int | None) -> None:
+    if kind == "json":
+        file.write("[")
+        for index, prediction in enumerate(found):
+            file.write((",\n " if index else "\n ") + json.dumps(clean(prediction.record()), ensure_ascii=False))
+        file.write("\n]\n")
+        return
+    writer, begun = csv.writer(file, lineterminator="\n"), False
+    for prediction in found:
+        row = _row(prediction, run, top)
+        if not begun:
+            writer.writerow(row)
+            begun = True
+        writer.writerow(row.values())
+
+
+def _row(prediction: Prediction, run: LoadedRun, top: int | None) -> dict[str, Any]:
+    """The columns of a line of CSV."""
+    row: dict[str, Any] = {"name": prediction.name}
+    if prediction.value is not None:
+        values = prediction.value if isinstance(prediction.value, tuple) else (prediction.value,)
+        return row | {f"value_{i + 1}" if len(values) > 1 else "value": f"{v:.6g}" for i, v in enumerate(values)}
+    if run.outputs == "labels" and len(run.classes) > 2:
+        row["classes"] = " ".join(prediction.labels) if top is None else None
+        shown = {name: prediction.probabilities.get(name) for name in run.classes}
+        return {k: v for k, v in row.items() if v is not None} | {
+            f"probability_{name}": "" if value is None else f"{value:.6g}" for name, value in shown.items()
+        }
+    row |= {"class": prediction.label or "", "probability": _number(prediction.probability)}
+    others = list(prediction.probabilities.items())[1:] if top else []
+    for place in range(2, (top or 1) + 1):
+        name, value = others[place - 2] if place - 2 < len(others) else ("", None)
+        row |= {f"class_{place}": name, f"probability_{place}": _number(value)}
+    return row
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
