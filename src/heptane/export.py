@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +56,7 @@ def export(run: LoadedRun, path: Any, to: str, sample: Any, force: bool) -> Expo
     model = unwrapped(run.model).eval()
     aside = file.with_name(f".{file.name}{ENDINGS[to]}")
     try:
-        with working(f"exporting the model for {to}"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporters' own libraries; what counts is compared below
+        with working(f"exporting the model for {to}"), _quiet():
             write, read = (_write_onnx, _run_onnx) if to == "onnx" else (_write_torch, _run_torch)
             try:
                 write(model, rows(inputs, slice(0, SAMPLES[0])), aside)
@@ -70,6 +72,20 @@ def export(run: LoadedRun, path: Any, to: str, sample: Any, force: bool) -> Expo
     facts = describe(run, file, to, inputs) | {"largest_difference": difference}
     write_text(about, json.dumps(clean(facts), indent=1) + "\n")
     return Exported(file, about, difference, sum(SAMPLES), real)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters' own libraries warn of each other, and of operators that are not there; what counts is compared."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def describe(run: LoadedRun, file: Path, to: str, inputs: Any) -> dict[str, Any]:
@@ -93,10 +109,10 @@ def describe(run: LoadedRun, file: Path, to: str, inputs: Any) -> dict[str, Any]
 
 def _inputs(run: LoadedRun, sample: Any) -> tuple[torch.Tensor, bool]:
     """Prepared inputs to compare on, and whether they are real ones."""
-    from heptane.predictions import _batches
+    from heptane.predictions import batches_of
 
     if sample is not None:
-        inputs: Any = next(inputs for _, inputs in _batches(run, sample, SAMPLES[-1], None))
+        inputs: Any = next(inputs for _, inputs in batches_of(run, sample, SAMPLES[-1], None))
     else:
         shape = run.record["model"].get("input_shape") or (run.record.get("data") or {}).get("input_shape")
         if not shape:

@@ -62,7 +62,7 @@ def predictions(
     check_range("batch_size", batch_size, 1, whole=True)
     if top is not None:
         check_range("top", top, 1, whole=True)
-    for names, inputs in _batches(run, source, batch_size, skip_bad):
+    for names, inputs in batches_of(run, source, batch_size, skip_bad):
         for start in range(0, len(names), batch_size):
             part = slice(start, start + batch_size)
             yield from _read(run, names[part], run_model(run, rows(inputs, part)), top)
@@ -121,7 +121,7 @@ def _ranked(
         yield Prediction(name, label, values[0], labels, shown)
 
 
-def _batches(run: LoadedRun, source: Any, size: int, skip_bad: Skip | None) -> Iterator[tuple[list[str], Any]]:
+def batches_of(run: LoadedRun, source: Any, size: int, skip_bad: Skip | None) -> Iterator[tuple[list[str], Any]]:
     """Names and prepared inputs; files of images a batch at a time, so that any number of them can be read."""
     if run.preprocess is None:
         inputs = _as_taken(run, source)

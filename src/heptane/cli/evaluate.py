@@ -1,60 +1,123 @@
-"""``heptane evaluate``: a run's weights on data, scaled as in training."""
+"""``heptane evaluate``: a run's weights on data, prepared as in training."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from heptane._lazy import torch
-from heptane.cli.train import read_result
+from heptane.alive import working
 from heptane.data import Data, load_data
 from heptane.errors import InputError, check_range
+from heptane.load_run import LoadedRun, load_run
+from heptane.model_record import CLASSES
+from heptane.predictions import batches_of, run_model
+
+SHOWN = 40  # classes of which each is shown
 
 
 def evaluate(flags: argparse.Namespace) -> int:
     """Evaluate as the flags say, print the metrics; returns the exit code."""
-    from heptane.fit import evaluate as evaluate_model
-    from heptane.models import build
     from heptane.report import label, measure
-    from heptane.settings import read_file
 
     check_range("batch_size", flags.batch_size, 1, whole=True)
-    folder = Path(flags.run)
-    record, settings = read_result(folder), read_file(folder / "settings.toml")
-    known = record.get("data") or {}
-    shape, num_classes = known.get("input_shape") or [], known.get("num_classes")
-    folder_of_images = len(shape) == 3 and Path(flags.data or settings["data"]).is_dir()
-    data = load_data(
-        flags.data or settings["data"],
-        label=settings.get("label"),
-        task=settings.get("task"),
-        image_size=(shape[1], shape[2]) if folder_of_images else None,
-        valid_fraction=settings.get("valid_fraction"),
-        skip_bad=max(flags.skip_bad, settings.get("skip_bad", 0)),
-    )
-    if list(data.input_shape) != list(shape):
-        raise InputError(f"data {data.name!r} has samples of shape {data.input_shape}; the run's model takes {tuple(shape)}")
-    if list(data.class_names) != list(known.get("class_names") or []):
-        raise InputError(f"data {data.name!r} has other classes than the run: {_few(data.class_names)}")
-    inputs, targets = _part(data, flags.part, known)
-    outputs = num_classes if num_classes is not None else targets.shape[1] if targets.ndim > 1 else 1
-    model = build(settings["model"], input_shape=shape, num_classes=outputs)
-    _load(model, folder / "model.safetensors")
-    found = evaluate_model(model, (inputs, targets), loss=settings.get("loss"), batch_size=flags.batch_size)
-    print(f"{settings['model']} of {folder} on {data.name}, {len(targets):,} samples ({flags.part})")
-    for name, value in found.items():
-        print(f"{label(name)}  {measure(name, value, 2)}")
+    run = load_run(flags.run)
+    for note in run.notes:
+        print(f"note: {note}", file=sys.stderr)
+    settings = _settings(run)
+    outputs, targets, name, part = _outputs(run, settings, flags)
+    found = metrics_of(run, outputs, targets, settings.get("loss"))
+    spec = run.record["model"].get("spec") or run.record["model"].get("name")
+    print(f"{spec} of {run.folder} on {name}, {len(targets):,} samples ({part})")
+    for metric, value in found.items():
+        print(f"{label(metric)}  {measure(metric, value, 2)}")
+    if run.outputs == CLASSES and outputs.ndim == 2 and not targets.is_floating_point():
+        for line in by_class(run.classes, outputs, targets):
+            print(line)
     return 0
 
 
-def _part(data: Data, name: str, known: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def _settings(run: LoadedRun) -> dict[str, Any]:
+    """What the run was asked for: its settings file, or what its record says."""
+    from heptane.settings import read_file
+
+    file = run.folder / "settings.toml"
+    return read_file(file) if file.exists() else dict(run.record.get("settings") or {})
+
+
+def _outputs(
+    run: LoadedRun, settings: dict[str, Any], flags: argparse.Namespace
+) -> tuple[torch.Tensor, torch.Tensor, str, str]:
+    """The model's outputs, the targets, and what they are of."""
+    from heptane.data.labelled import labelled
+
+    source = flags.data or settings.get("data")
+    if not source:
+        raise InputError(f"{run.folder} does not say which data it was trained on: pass --data")
+    path = Path(source).expanduser()
+    own = flags.data is None or (settings.get("data") and _same(path, Path(settings["data"]).expanduser()))
+    if own or not path.exists():
+        data = _load(run, settings, source, flags, bool(own))
+        inputs, targets = _part(data, flags.part, run)
+        with working(f"evaluating {len(targets):,} samples"):
+            return torch.cat([run_model(run, part) for part in torch.split(inputs, flags.batch_size)]), targets, data.name, flags.part
+    if run.preprocess is None:
+        raise InputError(
+            f"{run.folder} does not say how its data was prepared: use hp.evaluate(hp.load_run(...).model, data)"
+        )
+    raw, targets, part = labelled(path, flags.part, run.classes, run.preprocess)
+    bad: list[str] = []
+    outputs, kept = [], []
+    with working(f"evaluating {len(targets):,} samples"):
+        for names, inputs in batches_of(run, raw, flags.batch_size, bad.append if flags.skip_bad else None):
+            outputs += [run_model(run, part) for part in inputs.split(flags.batch_size)]
+            kept += names
+    if len(bad) > flags.skip_bad:
+        raise InputError(f"{len(bad)} images cannot be read, more than --skip-bad {flags.skip_bad}: {bad[0]}")
+    if bad:
+        print(f"note: {len(bad)} bad file(s) were left out", file=sys.stderr)
+        readable = set(kept)
+        targets = targets[torch.tensor([str(file) in readable for file in raw])]
+    return torch.cat(outputs), targets, path.name, part
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.resolve() == other.resolve()
+
+
+def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse.Namespace, own: bool) -> Data:
+    """The run's own data, in the same parts as it had them, or a built-in set."""
+    from heptane.cli.train import load
+    from heptane.settings import Settings, convert
+
+    if not own:
+        data = load_data(source)
+    else:
+        typed = {f.name: convert(f.name, str(f.type), settings[f.name]) for f in fields(Settings) if f.name in settings}
+        shape = (run.record.get("data") or {}).get("input_shape") or []
+        asked = replace(Settings(**{**typed, "data": source}), skip_bad=max(flags.skip_bad, typed.get("skip_bad", 0)))
+        if len(shape) == 3 and Path(source).is_dir():
+            asked = replace(asked, image_size=(shape[1], shape[2]))  # type: ignore[arg-type]
+        data = load(asked, argparse.Namespace(fallback=None))
+    known = (run.record.get("data") or {}).get("input_shape")
+    if known is not None and list(data.input_shape) != list(known):
+        raise InputError(f"data {data.name!r} has samples of shape {data.input_shape}; the run's model takes {tuple(known)}")
+    if run.classes and data.class_names and data.class_names != run.classes:
+        raise InputError(f"data {data.name!r} has other classes than the run: {', '.join(data.class_names[:5])}")
+    return data
+
+
+def _part(data: Data, name: str, run: LoadedRun) -> tuple[torch.Tensor, torch.Tensor]:
     """The part asked for, in the scale that the run was trained in."""
     parts = [getattr(data, part) for part in (("train", "valid", "test") if name == "all" else (name,))]
     there = [part for part in parts if part is not None]
     if not there:
         raise InputError(f"data {data.name!r} has no {name} part; choose another with --part")
     inputs, targets = torch.cat([part[0] for part in there]), torch.cat([part[1] for part in there])
+    known = run.record.get("data") or {}
     mean, std = known.get("mean") or [], known.get("std") or []
     if data.mean and mean and list(data.mean) != mean:
         own_mean, own_std, run_mean, run_std = (
@@ -64,12 +127,34 @@ def _part(data: Data, name: str, known: dict[str, Any]) -> tuple[torch.Tensor, t
     return inputs, targets
 
 
-def _load(model: torch.nn.Module, path: Path) -> None:
-    """A run's own weights, whole: the head may have been swapped, so it is made to fit first."""
-    from heptane.weights import load_weights
+def metrics_of(run: LoadedRun, outputs: torch.Tensor, targets: torch.Tensor, loss: str | None) -> dict[str, float]:
+    """Loss and accuracy, and where there are classes the mean of their accuracies."""
+    from heptane.fit import evaluate as evaluate_model
 
-    load_weights(model, path, min_match=1.0)
+    if loss == "model":  # its own, of the logits
+        loss = None
+    found = evaluate_model(torch.nn.Identity(), (outputs, targets), loss=loss)
+    if run.outputs == CLASSES and outputs.ndim == 2 and not targets.is_floating_point():
+        right, held = _counts(outputs, targets)
+        occurs = held > 0
+        found["balanced_accuracy"] = float((right[occurs] / held[occurs]).mean())
+    return found
 
 
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+def by_class(classes: tuple[str, ...], outputs: torch.Tensor, targets: torch.Tensor) -> list[str]:
+    """A line per class that occurs: its name, how many of its samples are right, out of how many; the worst first."""
+    right, held = _counts(outputs, targets)
+    names = classes if len(classes) == outputs.shape[1] else tuple(map(str, range(outputs.shape[1])))
+    rows = [(float(r / h), name, int(r), int(h)) for name, r, h in zip(names, right, held, strict=True) if h]
+    width = max(len(name) for _, name, _, _ in rows)
+    shown = sorted(rows)[:SHOWN] if len(rows) > SHOWN else rows
+    lines = [f"  {name:{width}}  {share:6.1%}  {r:,} of {h:,}" for share, name, r, h in shown]
+    return [*lines, f"  and {len(rows) - SHOWN} classes above these"] if len(rows) > SHOWN else lines
+
+
+def _counts(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each class how many of its samples are right, and how many it has."""
+    right = (outputs.argmax(1) == targets) & outputs.isfinite().all(1)
+    counts = (torch.bincount(targets[rows], minlength=outputs.shape[1]).double() for rows in (right, slice(None)))
+    first, second = counts
+    return first, second

@@ -1,0 +1,126 @@
+"""Labelled data for a trained model: its classes are found by name, in any order, and need not all be there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heptane._lazy import np, torch
+from heptane.data.decode import SUFFIXES
+from heptane.data.folder import find_parts, list_entries
+from heptane.errors import InputError
+
+if TYPE_CHECKING:
+    from heptane.data.preprocess import Preprocess
+
+MOST_NAMED = 5
+
+
+def labelled(path: Path, part: str, classes: Sequence[str], preprocess: Preprocess) -> tuple[Any, torch.Tensor, str]:
+    """What ``preprocess.inputs`` takes, the targets, and which part of the data it is, in words.
+
+    Args:
+        path: a folder of class folders (or of ``train/``, ``valid/``, ``test/``), a table or an ``.npz`` file. Where it is
+            not in parts, all of it is taken.
+        part: ``train``, ``valid``, ``test`` or ``all``.
+        classes: the model's, by their outputs; () for regression.
+        preprocess: of the run.
+
+    Raises:
+        InputError: a class that the model does not know, no labels, or another kind of data.
+    """
+    kind = "images" if path.is_dir() else "arrays" if path.suffix.lower() == ".npz" else "table"
+    if kind != preprocess.kind and not (kind == "arrays" and preprocess.kind == "images"):
+        raise InputError(f"{path} is {_named(kind)}, and the run was trained on {_named(preprocess.kind)}: give such data")
+    if kind == "images":
+        return _folder(path, part, classes)
+    return _arrays(path, part, classes) if kind == "arrays" else _table(path, classes, preprocess)
+
+
+def known(names: Sequence[str], classes: Sequence[str], where: Path) -> dict[str, int]:
+    """The model's number of each class; refuses those that it does not know."""
+    numbers = {name: index for index, name in enumerate(classes)}
+    strange = sorted(name for name in names if name not in numbers)
+    if strange:
+        raise InputError(f"{where} has classes that the run does not know: {_few(strange)}; it knows {_few(classes)}")
+    return numbers
+
+
+def _folder(root: Path, part: str, classes: Sequence[str]) -> tuple[list[Path], torch.Tensor, str]:
+    folders = find_parts(root)
+    said = "all" if "all" in folders or part == "all" else part
+    if "all" not in folders and part != "all" and part not in folders:
+        raise InputError(f"{root} has no {part} part, but {', '.join(folders)}: choose one with --part")
+    chosen = list(folders.values()) if said == "all" else [folders[part]]
+    inside = [entry for folder in chosen for entry in list_entries(folder) if entry.is_dir()]
+    numbers = known([entry.name for entry in inside], classes, root)
+    files, labels = [], []
+    for entry in inside:
+        found = [file for file in list_entries(entry) if file.is_file() and file.suffix.lower() in SUFFIXES]
+        files += found
+        labels += [numbers[entry.name]] * len(found)
+    if not files:
+        raise InputError(f"{root} has no image in its class folders: expected ROOT/CLASS/IMAGE")
+    return files, torch.tensor(labels), said
+
+
+def _arrays(path: Path, part: str, classes: Sequence[str]) -> tuple[Any, torch.Tensor, str]:
+    from heptane.data.arrays import read_npz
+
+    arrays, _ = read_npz(path)
+    there = {name: f"_{name}" for name in ("valid", "test") if f"x_{name}" in arrays}
+    if part in there or (part == "train" and there):
+        suffixes, said = [there.get(part, "")], part
+    else:
+        suffixes, said = ["", *there.values()], "all"
+    x = np.concatenate([arrays[f"x{suffix}"] for suffix in suffixes])
+    y = np.concatenate([arrays[f"y{suffix}"] for suffix in suffixes])
+    if len(x) != len(y):
+        raise InputError(f"{path}: x has {len(x)} samples and y {len(y)}: give one target per sample")
+    if not classes or (y.dtype.kind == "f" and y.ndim > 1):
+        return x, torch.from_numpy(y.astype(np.float32)), said
+    if y.dtype.kind == "U":
+        numbers = known(sorted(set(y.tolist())), classes, path)
+        return x, torch.tensor([numbers[name] for name in y.tolist()]), said
+    whole = torch.from_numpy(y.astype(np.int64))
+    if whole.ndim != 1 or bool((whole < 0).any()) or int(whole.max()) >= len(classes):
+        raise InputError(
+            f"{path}: y holds other labels than 0 to {len(classes) - 1}: {_few(classes)}"
+        )
+    return x, whole, said
+
+
+def _table(path: Path, classes: Sequence[str], preprocess: Any) -> tuple[Any, torch.Tensor, str]:
+    from heptane.data.cells import comma_of, read_cells
+    from heptane.data.labels import read_labels
+    from heptane.data.read_table import read_table
+
+    frame, _ = read_table(path)
+    if preprocess.label not in frame.columns:
+        raise InputError(f"{path} has no column {preprocess.label!r}, the label: predict it instead (heptane predict)")
+    cells = read_cells(frame[preprocess.label], preprocess.comma or comma_of(frame), label=True)
+    if not classes:
+        labels = read_labels(repr(preprocess.label), cells, "regression")
+        mean, std = preprocess.target or (0.0, 1.0)
+        return frame, ((labels.targets - mean) / std).float(), "all"
+    if cells.missing.any():
+        raise InputError(f"{path}: the label {preprocess.label!r} is missing in row {int(np.flatnonzero(cells.missing)[0])}")
+    texts = [_name(value, cells.said == "booleans") for value in cells.values.tolist()]
+    numbers = known(sorted(set(texts)), classes, path)
+    return frame, torch.tensor([numbers[text] for text in texts]), "all"
+
+
+def _name(value: Any, boolean: bool) -> str:
+    """A label as the classes of a table are called."""
+    if boolean:
+        return str(bool(value))
+    return str(int(value)) if isinstance(value, float) and value == round(value) else str(value)
+
+
+def _named(kind: str) -> str:
+    return {"images": "a folder of images", "arrays": "arrays (.npz)", "table": "a table"}[kind]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
