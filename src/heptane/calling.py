@@ -108,10 +108,10 @@ def compiled(model: torch.nn.Module, mode: bool | str) -> torch.nn.Module:
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The user's own module inside ``DistributedDataParallel`` and ``torch.compile``."""
+    """The user's own module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``."""
     while True:
         inner = getattr(model, "_orig_mod", None) or (
-            model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else None
+            model.module if isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)) else None
         )
         if inner is None:
             return model

@@ -63,14 +63,20 @@ def _outputs(
         data = _load(run, settings, source, flags, bool(own))
         inputs, targets = _part(data, flags.part, run)
         with working(f"evaluating {len(targets):,} samples"):
-            return torch.cat([run_model(run, part) for part in torch.split(inputs, flags.batch_size)]), targets, data.name, flags.part
+            return (
+                torch.cat([run_model(run, part) for part in torch.split(inputs, flags.batch_size)]),
+                targets,
+                data.name,
+                flags.part,
+            )
     if run.preprocess is None:
         raise InputError(
             f"{run.folder} does not say how its data was prepared: use hp.evaluate(hp.load_run(...).model, data)"
         )
     raw, targets, part = labelled(path, flags.part, run.classes, run.preprocess)
     bad: list[str] = []
-    outputs, kept = [], []
+    outputs = []
+    kept: list[str] = []
     with working(f"evaluating {len(targets):,} samples"):
         for names, inputs in batches_of(run, raw, flags.batch_size, bad.append if flags.skip_bad else None):
             outputs += [run_model(run, part) for part in inputs.split(flags.batch_size)]

@@ -85,9 +85,7 @@ def _arrays(path: Path, part: str, classes: Sequence[str]) -> tuple[Any, torch.T
         return x, torch.tensor([numbers[name] for name in y.tolist()]), said
     whole = torch.from_numpy(y.astype(np.int64))
     if whole.ndim != 1 or bool((whole < 0).any()) or int(whole.max()) >= len(classes):
-        raise InputError(
-            f"{path}: y holds other labels than 0 to {len(classes) - 1}: {_few(classes)}"
-        )
+        raise InputError(f"{path}: y holds other labels than 0 to {len(classes) - 1}: {_few(classes)}")
     return x, whole, said
 
 

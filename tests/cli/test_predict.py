@@ -1,0 +1,160 @@
+"""``heptane predict`` and ``heptane evaluate`` as their users meet them: new files, fewer classes, other orders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.test_load_run import interrupted, pictures
+
+from heptane.cli import main
+
+NAMES = ("amber", "blue", "green")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("predict")
+    flags = ["--epochs", "6", "--batch-size", "6", "--image-size", "16", "--model", "resnet", "--tricks", "none"]
+    assert main(["train", "--data", str(pictures(root / "data", NAMES)), *flags, "--out", str(root / "run")]) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("table")
+    random = np.random.default_rng(0)
+    width, kind = random.normal(size=90), random.choice(["oak", "elm"], 90)
+    found = np.where(width + (kind == "oak") > 0.5, "sick", "well")
+    lines = [f"{w:.3f},{k},{f}" for w, k, f in zip(width, kind, found, strict=True)]
+    (root / "trees.csv").write_text("width,kind,state\n" + "\n".join(lines) + "\n")
+    flags = ["--data", str(root / "trees.csv"), "--label", "state", "--epochs", "30", "--batch-size", "16"]
+    assert main(["train", *flags, "--tricks", "none", "--out", str(root / "run")]) == 0
+    return root
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_pictures_to_csv_and_json(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    files = [str(root / "data" / "blue" / "0.png"), str(root / "data" / "green")]
+    assert main(["predict", "--run", str(root / "run"), *files, "--batch-size", "3"]) == 0
+    found = rows(capsys.readouterr().out)
+    assert [row["class"] for row in found] == ["blue"] + 10 * ["green"]
+    assert found[0]["name"] == files[0]
+    assert 0.3 < float(found[0]["probability"]) <= 1
+    out = tmp_path / "p.json"
+    assert main(["predict", "--run", str(root / "run"), *files, "--out", str(out), "--top", "2"]) == 0
+    record = json.loads(out.read_text())[0]
+    assert record["class"] == "blue"
+    assert len(record["probabilities"]) == 2
+    out.write_text("mine")
+    assert main(["predict", "--run", str(root / "run"), *files, "--out", str(out)]) == 2
+    assert out.read_text() == "mine"
+    assert main(["predict", "--run", str(root / "run"), *files, "--out", str(out), "--force"]) == 0
+    assert capsys.readouterr().err.count("is there already") == 1
+
+
+def test_a_bad_picture_ends_it_and_leaves_no_half_file(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"no picture")
+    shutil.copy(root / "data" / "blue" / "0.png", tmp_path / "in" / "b.png")
+    ask = ["predict", "--run", str(root / "run"), str(tmp_path / "in"), "--out", str(tmp_path / "p.csv"), "--top", "2"]
+    assert main(ask) == 2
+    assert "a.png" in capsys.readouterr().err
+    assert not (tmp_path / "p.csv").exists()
+    assert main([*ask, "--skip-bad"]) == 0
+    (row,) = rows((tmp_path / "p.csv").read_text())
+    assert (row["class"], set(row)) == ("blue", {"name", "class", "probability", "class_2", "probability_2"})
+    assert "1 bad file(s) were left out" in capsys.readouterr().err
+
+
+def test_rows_of_a_table_with_columns_in_another_order_and_without_the_label(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (table / "trees.csv").read_text().splitlines()[1:]
+    other = [",".join([kind, width, "x"]) for width, kind, _ in (line.split(",") for line in lines)]
+    (tmp_path / "new.csv").write_text("kind,width,more\n" + "\n".join(other) + "\n")
+    capsys.readouterr()
+    assert main(["predict", "--run", str(table / "run"), str(tmp_path / "new.csv")]) == 0
+    found = [row["class"] for row in rows(capsys.readouterr().out)]
+    assert np.mean([a == b.rsplit(",", 1)[1] for a, b in zip(found, lines, strict=True)]) > 0.9
+    (tmp_path / "less.csv").write_text("kind\noak\n")
+    assert main(["predict", "--run", str(table / "run"), str(tmp_path / "less.csv")]) == 2
+    assert "width" in capsys.readouterr().err
+
+
+BAD = {
+    "no file": (["nowhere.png"], "nowhere.png: no such file"),
+    "ending": (["{data}", "--out", "p.txt"], "--out p.txt"),
+    "folder": (["{data}", "--out", "no/p.csv"], "there is no folder no"),
+    "top": (["{data}", "--top", "0"], "top=0"),
+    "batch": (["{data}", "--batch-size", "0"], "batch_size=0"),
+    "another kind": (["{table}"], "trees.csv"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_is_one_line(name: str, root: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags, message = BAD[name]
+    filled = [flag.format(data=root / "data", table=table / "trees.csv") for flag in flags]
+    capsys.readouterr()
+    assert main(["predict", "--run", str(root / "run"), *filled]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert message in printed
+    assert printed.count("\n") == 0
+
+
+def test_evaluate_on_fewer_classes_in_a_folder_of_their_own(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = pictures(tmp_path / "two", ("green", "blue"), each=6)
+    shutil.rmtree(data / "blue")
+    shutil.copytree(root / "data" / "blue", data / "blue")
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(root / "run"), "--data", str(data)]) == 0
+    printed = capsys.readouterr().out
+    assert "16 samples (all)" in printed
+    assert "balanced accuracy" in printed
+    assert "blue    100.0%  10 of 10" in printed
+    shutil.copytree(root / "data" / "amber", data / "mauve")
+    assert main(["evaluate", "--run", str(root / "run"), "--data", str(data)]) == 2
+    assert "classes that the run does not know: mauve" in capsys.readouterr().err
+
+
+def test_evaluate_a_table_an_npz_and_the_runs_own_parts(
+    table: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = json.loads((table / "run" / "result.json").read_text())["metrics"]
+    assert main(["evaluate", "--run", str(table / "run")]) == 0
+    assert f"{100 * metrics['test_accuracy']:.2f}%" in capsys.readouterr().out
+    lines = [line for line in (table / "trees.csv").read_text().splitlines() if not line.endswith("well")]
+    (tmp_path / "sick.csv").write_text("\n".join(lines))
+    assert main(["evaluate", "--run", str(table / "run"), "--data", str(tmp_path / "sick.csv")]) == 0
+    assert f"{len(lines) - 1} samples (all)" in capsys.readouterr().out
+    pixels = np.zeros((4, 16, 16, 3), np.uint8)
+    pixels[:2, ..., 2], pixels[2:, ..., 1] = 220, 200
+    np.savez(tmp_path / "x.npz", x=pixels, y=np.array(["blue", "blue", "green", "green"]))
+    assert main(["evaluate", "--run", str(root / "run"), "--data", str(tmp_path / "x.npz")]) == 0
+    assert "4 samples (all)" in capsys.readouterr().out
+    np.savez(tmp_path / "y.npz", x=pixels, y=np.array([0, 1, 2, 3]))
+    assert main(["evaluate", "--run", str(root / "run"), "--data", str(tmp_path / "y.npz")]) == 2
+    assert main(["evaluate", "--run", str(root / "run"), "--data", str(table / "trees.csv")]) == 2
+    assert "was trained on a folder of images" in capsys.readouterr().err
+
+
+def test_a_run_from_python_is_predicted_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.conftest import mlp
+
+    interrupted(mlp(), tmp_path / "run")
+    (tmp_path / "x.png").write_bytes(b"")
+    assert main(["predict", "--run", str(tmp_path / "run"), str(tmp_path / "x.png")]) == 2
+    assert "model=..." in capsys.readouterr().err
