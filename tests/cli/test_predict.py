@@ -124,7 +124,7 @@ def test_evaluate_on_fewer_classes_in_a_folder_of_their_own(
     printed = capsys.readouterr().out
     assert "16 samples (all)" in printed
     assert "balanced accuracy" in printed
-    assert "blue    100.0%  10 of 10" in printed
+    assert "blue   100.0%  10 of 10" in printed
     shutil.copytree(root / "data" / "amber", data / "mauve")
     assert main(["evaluate", "--run", str(root / "run"), "--data", str(data)]) == 2
     assert "classes that the run does not know: mauve" in capsys.readouterr().err
