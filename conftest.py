@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,6 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests compare with references on the CPU and start several workers, so they see no GPU; those marked gpu do."""
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["HEPTANE_CACHE"] = tempfile.mkdtemp(prefix="heptane-tests-")  # nothing of the user's is read or written
+
+
+def pytest_unconfigure() -> None:
+    """What the tests measured is nobody else's."""
+    shutil.rmtree(os.environ.pop("HEPTANE_CACHE"), ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

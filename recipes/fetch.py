@@ -10,7 +10,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from heptane.data.fashion_mnist import default_cache, run, unpack_package
+from heptane.cache import default_cache
+from heptane.data.fashion_mnist import run, unpack_package
 from heptane.data.load import DataUnavailable
 from heptane.errors import one_line
 

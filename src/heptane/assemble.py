@@ -43,6 +43,7 @@ from heptane.data.loader import Loader
 from heptane.data.same import check_same_data
 from heptane.data.stream import Stream
 from heptane.errors import InputError
+from heptane.memory_format import store_channels_last
 from heptane.optimizers import resolve
 from heptane.probe import choose_precision, unused_parameters
 from heptane.run import OptimizerFactory, Phase, Plan, Run, Unmixed
@@ -53,6 +54,7 @@ from heptane.tricks.data_parallel import DataParallel, Worker
 from heptane.tricks.label_smoothing import find_class_dim
 from heptane.tricks.mixed_precision import Precision, check_master, find_device
 from heptane.tricks.transfer import Transfer, freeze, leave, remember
+from heptane.warm_up import warm_up
 
 
 def assemble(
@@ -75,11 +77,13 @@ def assemble(
         raise InputError(f"tricks={tricks!r}: expected a heptane.Tricks(...), or None for all off")
     optimizer, said = resolve(settings.pop("optimizer", None), settings.pop("lr", None), peak=tricks.cyclical is not None)
     plan = Plan(optimizer=optimizer, **settings)
-    clock.resume()
     check_model(model)
+    device = find_device(plan.device or default_device())
+    warm_up(str(device))
+    clock.resume()
     notes: list[str] = [said] if said else []
     why: dict[str, str] = {}
-    place = Place(find_device(plan.device or default_device()), plan.seed, plan.augment)
+    place = Place(device, plan.seed, plan.augment)
     data_parallel = tricks.data_parallel or DataParallel()
     worker = data_parallel.join(place.device.type) if tricks.data_parallel else Worker()
     source = as_source(train, plan.batch_size, plan.seed, plan.accumulate, plan.steps)
@@ -130,7 +134,7 @@ def assemble(
     if plan.resize:
         place.sizes = plan.resize.sizes(total_steps)
     # mixed precision: measured, then the memory format, before any wrap
-    precision = _precision(tricks, model, criterion, sample, place, worker, why)
+    precision = _precision(tricks, model, criterion, sample, place, worker, why, notes, clock, total_steps)
     precision.guard = plan.on_nan != "ignore"
     # data parallel: converted or sharded here, wrapped where a phase begins
     model = data_parallel.convert(model)
@@ -248,18 +252,23 @@ def _precision(
     place: Place,
     worker: Worker,
     why: dict[str, str],
+    notes: list[str],
+    clock: Clock,
+    planned_steps: int,
 ) -> Precision:
     trick = tricks.mixed_precision
     if trick is None:
         return Precision()
     check_master(model)
+    clock.pause()  # a fact of this machine, which is found once
     with working("measuring a training step in each precision"):
-        choice = [choose_precision(trick, model, criterion, *sample)]
+        choice = [choose_precision(trick, model, criterion, *sample, planned_steps=planned_steps, notes=notes)]
+    clock.resume()
     if worker.size > 1:
         torch.distributed.broadcast_object_list(choice, 0)  # a measurement may come out differently on each worker
     dtype, place.channels_last, why["mixed_precision"] = choice[0]
     if place.channels_last and not (tricks.data_parallel and tricks.data_parallel.shards):  # shards are contiguous
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        store_channels_last(model)
     return trick.build(dtype, place.device.type)
 
 

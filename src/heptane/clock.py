@@ -1,7 +1,8 @@
 """What is timed, and what is not: wall from the start, training only, CPU-seconds.
 
-The training clock runs from assembly on, so compiling, probing and tuning are on it; it is paused while the caller of the
-loop has control, so evaluation, logging and checkpoints are not.
+The training clock runs from assembly on, so compiling, tuning and computing frozen features are on it; it is paused while
+the caller of the loop has control, so evaluation, logging and checkpoints are not. What a process or a machine pays once is
+on the wall clock only: imports and thread pools, and the comparison of precisions, whose outcome the machine keeps.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ to write to them, so a trial needs no second copy of a large model.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -58,9 +58,7 @@ class Snapshot:
         self._tensors: list[_Tensor] = []
         self._watched: dict[int, list[_Tensor]] = {}
         self._look(model)
-        for tensor in self._tensors:
-            if tensor.copy is None:
-                self._watched.setdefault(tensor.storage, []).append(tensor)
+        self._watch()
 
     def _look(self, model: torch.nn.Module) -> None:
         seen: set[int] = set()
@@ -86,6 +84,19 @@ class Snapshot:
                 seen.add(id(value))
                 self._holders.append(holder)
                 left += holder.children()
+
+    def _watch(self) -> None:
+        self._watched.clear()
+        for tensor in self._tensors:
+            if tensor.copy is None:
+                self._watched.setdefault(tensor.storage, []).append(tensor)
+
+    def follow(self, moved: Iterable[torch.Tensor]) -> None:
+        """These tensors were given the same values in other memory, which is what is put back from now on."""
+        known = {id(tensor.tensor): tensor for tensor in self._tensors}
+        for tensor in moved:
+            known[id(tensor)].settle()
+        self._watch()
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -118,17 +129,21 @@ class _Tensor:
         self.tensor = tensor
         self.plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer) and not tensor.is_meta
         self.trains = tensor.requires_grad
-        self.alias = tensor.detach()
-        self.strides = tensor.stride() if tensor.layout is torch.strided else None
+        self.settle()
         self.grad = tensor.grad if tensor.is_leaf else None
         if self.grad is not None:
             tensor.grad = None  # backward would add to it
-        self.storage = tensor.untyped_storage()._cdata if self.strides is not None else 0
         self.version = 0 if tensor.is_inference() else tensor._version
         self.copy: torch.Tensor | None = None
         large = tensor.numel() * tensor.element_size() > COPIED_BYTES if self.strides is not None else False
         if not isinstance(tensor, torch.nn.Parameter) and not large and not tensor.is_meta:
             self.copy = self.alias.clone()
+
+    def settle(self) -> None:
+        """Take its memory for its own."""
+        self.alias = self.tensor.detach()
+        self.strides = self.tensor.stride() if self.tensor.layout is torch.strided else None
+        self.storage = self.tensor.untyped_storage()._cdata if self.strides is not None else 0
 
     def restore(self) -> None:
         tensor = self.tensor

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from heptane._lazy import torch
 from heptane.alive import working
+from heptane.cache import default_cache
 from heptane.data.idx import read_idx
 from heptane.data.images import ImagePreprocess
 from heptane.data.load import Data, DataUnavailable, normalise
@@ -62,14 +63,6 @@ def load_fashion_mnist(*, seed: int, valid_fraction: float | None, cache_dir: st
     about = (10, CLASSES, all_notes, source, mean, std)
     preprocess = ImagePreprocess((28, 28), 1, mean, std)
     return Data("fashion-mnist", train_part, valid_part, test_part, *about, kind="images", preprocess=preprocess)
-
-
-def default_cache() -> Path:
-    """``$HEPTANE_CACHE``, else ``heptane`` in ``$XDG_CACHE_HOME`` or in ``~/.cache``."""
-    if chosen := os.environ.get("HEPTANE_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "heptane"
 
 
 def find(cache: Path) -> tuple[list[torch.Tensor], str, list[str]]:
