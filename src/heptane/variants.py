@@ -6,7 +6,6 @@ of the variants by it is the order by the time of a step.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ BUDGET_SECONDS, BUDGET_SHARE = 1.0, 0.02  # the whole contest, of wall time and 
 WORTH = 0.9  # a variant is taken when its step takes at most this share of the plain one's: above that it is noise
 ALIKE = 0.95  # of two that are faster, the first, unless the other takes at most this share of its time
 CLEAR = 0.8  # when all that are left are below this, it is decided
-ROUNDS, LEAST_ROUNDS = 7, 2
+ROUNDS, LEAST_ROUNDS = 7, 3
+FAR, NEAR_ROUNDS = 1.25, 4  # far behind, one is out after two rounds; else after four
 FIRST_ROWS, STEP_SECONDS = 2, 0.02  # samples at first; as many as take so long then
 SAFE = 0.5  # a batch takes at least this share of what its samples take in a small one
 
@@ -54,12 +54,12 @@ class Outcome:
     wall: float = 0.0
 
     def ratio(self, variant: Any, plain: Any) -> float:
-        """Its time as a share of the plain one's: the larger of the paired median and the ratio of the least times."""
-        own, other = self.seconds.get(variant, []), self.seconds.get(plain, [])
-        if not own or not other:
-            return float("inf")
-        paired = statistics.median(a / b for a, b in zip(own, other, strict=False))
-        return max(paired, min(own) / min(other))
+        """Its time as a share of the plain one's: of the least times, or of the second least, whichever is more.
+
+        What disturbs a step makes it longer, never shorter, so the least of several in turn are the quiet ones.
+        """
+        own, other = sorted(self.seconds.get(variant, [])), sorted(self.seconds.get(plain, []))
+        return max((a / b for a, b in zip(own[:2], other[:2], strict=False)), default=float("inf"))
 
 
 now = time.perf_counter
@@ -160,6 +160,9 @@ class _Heat:
                 self.outcome.failed.clear()
                 return self.batch
             return 0 if plain not in self.outcome.failed else rows
+        self.budget = max(BUDGET_SECONDS, BUDGET_SHARE * SAFE * self.planned_samples / rows * self.walls[plain])
+        if now() + self.walls[plain] > self._deadline():
+            return 0
         first = self._once(plain, rows)
         self.budget = max(BUDGET_SECONDS, BUDGET_SHARE * SAFE * self.planned_samples / rows * self.walls[plain])
         if self.device.type != "cpu":
@@ -200,11 +203,11 @@ class _Heat:
     def _left(self, alive: list[Any], rounds: int) -> list[Any]:
         """Those that may still win."""
         plain = self.variants[0]
-        if rounds < LEAST_ROUNDS or plain not in alive:
+        if rounds < 2 or plain not in alive:
             return alive
         ratios = {v: self.outcome.ratio(v, plain) for v in alive if v != plain}
-        least = min(self.outcome.seconds[plain])
-        beaten = {v for v in ratios if min(self.outcome.seconds[v]) > WORTH * least and ratios[v] > 1}
-        if all(v in beaten or ratios[v] <= CLEAR for v in ratios):
+        least = {v: min(self.outcome.seconds[v]) / min(self.outcome.seconds[plain]) for v in ratios}
+        beaten = {v for v in ratios if least[v] > FAR or (rounds >= NEAR_ROUNDS and least[v] > WORTH and ratios[v] > 1)}
+        if all(v in beaten or (rounds >= LEAST_ROUNDS and ratios[v] <= CLEAR) for v in ratios):
             return []
         return [v for v in alive if v not in beaten]
