@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from heptane.errors import InputError, check_range, nearest, one_line
 
-BUILT_IN = ("resnet", "resnet-wide", "mlp")
+BUILT_IN = ("resnet", "resnet-wide", "mlp", "tabular")
 PRETRAINED = "efficientnet-lite0"
 
 
@@ -124,13 +124,48 @@ def mlp(num_classes: int, input_shape: Sequence[int], hidden: int = 64) -> nn.Se
     return _sequence(flatten=nn.Flatten(), hidden=inner, relu=nn.ReLU(), head=nn.Linear(hidden, num_classes))
 
 
+def tabular(num_classes: int, input_shape: Sequence[int], hidden: int = 128, dropout: float = 0.1) -> nn.Sequential:
+    """Two hidden layers with ReLU and dropout, and a linear head: for tables, whose columns are standardized.
+
+    Args:
+        num_classes: outputs, 1 or more.
+        input_shape: the shape of one sample, such as (30,).
+        hidden: units of each hidden layer.
+        dropout: share of units dropped, in [0, 1).
+
+    Returns:
+        (batch, *input_shape) -> (batch, num_classes).
+
+    Raises:
+        InputError: a number out of range.
+
+    Example:
+        >>> import torch
+        >>> tabular(2, (30,))(torch.zeros(4, 30)).shape
+        torch.Size([4, 2])
+    """
+    check_range("dropout", dropout, 0, 1, high_open=True)
+    inner = mlp(num_classes, input_shape, hidden)
+    return _sequence(
+        flatten=inner.flatten,
+        hidden1=inner.hidden,
+        relu1=nn.ReLU(),
+        dropout1=nn.Dropout(dropout),
+        hidden2=nn.Linear(hidden, hidden),
+        relu2=nn.ReLU(),
+        dropout2=nn.Dropout(dropout),
+        head=inner.head,
+    )
+
+
 def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Module:
     """The model that a name stands for.
 
     Args:
-        spec: ``resnet``, ``resnet-wide``, ``mlp``, ``efficientnet-lite0``, ``timm:NAME``, ``hf:NAME[@REVISION]`` or
-            ``hf:FOLDER`` (a classifier of transformers, from its config.json), or ``package.module:factory``, looked for in
-            the current directory too. A factory is called with ``num_classes`` and ``input_shape`` if it takes them.
+        spec: ``resnet``, ``resnet-wide``, ``mlp``, ``tabular``, ``efficientnet-lite0``, ``timm:NAME``,
+            ``hf:NAME[@REVISION]`` or ``hf:FOLDER`` (a classifier of transformers, from its config.json), or
+            ``package.module:factory``, looked for in the current directory too. A factory is called with ``num_classes``
+            and ``input_shape`` if it takes them.
         input_shape: the shape of one sample: (channels, height, width) for images.
         num_classes: outputs wanted.
 
@@ -148,7 +183,7 @@ def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Modu
         >>> build("resnt", input_shape=(1, 28, 28), num_classes=10)
         Traceback (most recent call last):
         heptane.errors.InputError: model='resnt' is not known (did you mean resnet?): expected one of resnet, \
-resnet-wide, mlp, efficientnet-lite0, timm:NAME, hf:NAME, package.module:factory
+resnet-wide, mlp, tabular, efficientnet-lite0, timm:NAME, hf:NAME, package.module:factory
     """
     check_range("num_classes", num_classes, 1, whole=True)
     if spec.startswith("timm:"):
@@ -165,8 +200,8 @@ resnet-wide, mlp, efficientnet-lite0, timm:NAME, hf:NAME, package.module:factory
         return efficientnet_hub.build(input_shape, num_classes)
     if ":" in spec:
         return _from_factory(spec, input_shape, num_classes)
-    if spec == "mlp":
-        return mlp(num_classes, input_shape)
+    if spec in ("mlp", "tabular"):
+        return (mlp if spec == "mlp" else tabular)(num_classes, input_shape)
     if spec in BUILT_IN:
         return (resnet if spec == "resnet" else resnet_wide)(num_classes, _image_channels(spec, input_shape))
     kinds = (*BUILT_IN, PRETRAINED, "timm:NAME", "hf:NAME", "package.module:factory")

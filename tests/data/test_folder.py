@@ -126,15 +126,35 @@ def test_other_files_and_folders_are_left_out_and_said(tmp_path):
     parts(tmp_path, train=4, valid=1)
     (tmp_path / "train" / "README.md").write_text("x")
     (tmp_path / "train" / "cat" / "notes.txt").write_text("x")
-    fill(tmp_path / "train" / "cat", 2, classes=("more",))
     fill(tmp_path / "extra", 1)
     data = hp.load_data(tmp_path)
     assert len(data.train[1]) == 8
     assert data.notes == (
         "2 file(s) were left out: not images, or not in a class folder",
-        "1 folder(s) inside class folders were left out: images belong in the class folder itself",
         "folders beside train/ that are no part were left out: extra",
     )
+
+
+def test_images_in_folders_of_a_class_folder_are_of_that_class_and_links_in_a_circle_end(tmp_path):
+    fill(tmp_path)
+    fill(tmp_path / "dog" / "puppies", 3, classes=("brown", "black"))
+    (tmp_path / "dog" / "puppies" / ".hidden").mkdir()
+    (tmp_path / "dog" / "puppies" / "circle").symlink_to(tmp_path / "dog")
+    (tmp_path / "cat" / "up").symlink_to(tmp_path)  # would make cats of the dogs
+    data = hp.load_data(tmp_path)
+    assert torch.bincount(torch.cat([part[1] for part in (data.train, data.valid, data.test)])).tolist() == [10, 16]
+    assert "6 image(s) lie in folders inside a class folder, and are of that class" in data.notes
+
+
+def test_rare_classes_are_trained_and_validated_on_and_said(tmp_path):
+    for name, count in (("A", 40), ("B", 12), ("C", 2), ("D", 1)):
+        fill(tmp_path, count, classes=(name,))
+    data = hp.load_data(tmp_path)
+    assert all(data.class_counts)
+    assert torch.bincount(data.valid[1], minlength=4)[:3].min() >= 1
+    assert 2 not in data.test[1].tolist()
+    assert "classes are out of balance: 'A' has 40 samples, 'D' 1; balanced accuracy is shown beside accuracy" in data.notes
+    assert any(note.startswith("'D': one sample only, used for training") for note in data.notes)
 
 
 def test_symlinks_to_files_and_folders_are_followed(tmp_path):
@@ -462,13 +482,15 @@ def test_a_file_that_lies_costs_little_and_is_named_or_skipped(tmp_path: Path, k
         assert f"1 bad file(s) were left out: 'cat/bad.{suffix}'" in hp.load_data(tmp_path, skip_bad=1).notes
 
 
-def test_a_folder_with_the_name_of_an_image_is_left_out_and_said(tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_an_image_is_a_folder(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "cat" / "003.png").unlink()
     (tmp_path / "cat" / "003.png").mkdir()
     data = hp.load_data(tmp_path)
     assert sum(len(part[1]) for part in (data.train, data.valid, data.test)) == 19
-    assert any(note.startswith("1 folder(s) inside class folders were left out") for note in data.notes)
+    fill(tmp_path / "cat", 2, classes=("003.png",))  # with images in it, these count
+    data = hp.load_data(tmp_path)
+    assert sum(len(part[1]) for part in (data.train, data.valid, data.test)) == 21
 
 
 def test_a_class_of_only_bad_images_is_refused_even_when_they_may_be_skipped(tmp_path):

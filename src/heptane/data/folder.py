@@ -1,5 +1,7 @@
 """Load a folder of images: ``ROOT/CLASS/*``, split by a seed, or ``ROOT/train/CLASS/*`` with ``valid`` and ``test``.
 
+Images in folders inside a class folder, however deep, are of that class.
+
 Pixels become RGB, or one channel if every image is grey; 16-bit grey keeps its upper 8 bits. EXIF rotation is applied,
 and of an animation only the first picture used. Each image is scaled until it covers ``image_size`` and cropped to the
 centre; one with transparent pixels is cut to what can be seen, fitted whole, and put on white, or on black if it is nearly
@@ -21,9 +23,9 @@ from heptane._lazy import torch
 from heptane.alive import working
 from heptane.data.arrays import check_memory
 from heptane.data.decode import SUFFIXES, decode, opened_here, probe, quietly
-from heptane.data.images import ImagePreprocess
+from heptane.data.images import ImagePreprocess, walk
 from heptane.data.load import Data, normalise
-from heptane.data.splits import split
+from heptane.data.splits import out_of_balance, split
 from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def load_folder(
         made = split([counts[label] for label in range(len(classes))], shares, seed)  # these samples are the first
         parts |= dict(zip(names, made, strict=True))
         sizes = ", ".join(f"{len(index)} {name}" for name, index in zip(names, made, strict=True))
+        notes += out_of_balance([counts[label] for label in range(len(classes))], classes)
         notes.append(f"the images of {'the folder' if 'all' in parts else 'train/'} were split by seed {seed}: {sizes}")
     indices = [parts[part] for part in ("train", "valid", "test") if part in parts]
     inputs, mean, std = normalise([pixels[index] for index in indices], scale=scale)
@@ -135,20 +138,19 @@ def find_classes(folders: dict[str, Path]) -> list[str]:
 
 def list_samples(folders: dict[str, Path], classes: list[str]) -> tuple[list[Sample], list[str]]:
     """The images of each part, class by class in order of name, and notes on what is left out."""
-    samples, num_files, num_folders = [], 0, 0
+    samples, num_files, num_nested = [], 0, 0
     for part, folder in folders.items():
         num_files += sum(not entry.is_dir() for entry in list_entries(folder))
         for label, name in enumerate(classes):
-            entries = list_entries(folder / name)
-            files = [entry for entry in entries if not entry.is_dir()]
+            files = walk(folder / name)
             samples += [Sample(part, label, entry) for entry in files if entry.suffix.lower() in SUFFIXES]
             num_files += len(files)
-            num_folders += len(entries) - len(files)
+            num_nested += sum(entry.parent != folder / name for entry in files if entry.suffix.lower() in SUFFIXES)
     check_classes(samples, folders, classes)
     others = num_files - len(samples)
     notes = [f"{others} file(s) were left out: not images, or not in a class folder"] if others else []
-    if num_folders:
-        notes.append(f"{num_folders} folder(s) inside class folders were left out: images belong in the class folder itself")
+    if num_nested:
+        notes.append(f"{num_nested} image(s) lie in folders inside a class folder, and are of that class")
     return samples, notes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,21 +165,25 @@ def image_files(path: Path) -> list[Path]:
 
 def walk(folder: Path) -> list[Path]:
     """All files under a folder but hidden ones, in order of name; a folder that links lead back to is entered once."""
-    files: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    for where, names, in_it in os.walk(folder, followlinks=True, onerror=_cannot_list):
-        about = os.stat(where)
-        if (about.st_dev, about.st_ino) in seen:
-            names.clear()
+    seen = {_identity(parent) for parent in folder.resolve().parents}  # a link to these would bring in what is beside it
+    files, waiting = list[Path](), [folder]
+    while waiting:
+        where = waiting.pop()
+        if _identity(where) in seen:
             continue
-        seen.add((about.st_dev, about.st_ino))
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        files += [Path(where, name) for name in in_it if not name.startswith(".")]
+        seen.add(_identity(where))
+        try:
+            entries = [entry for entry in where.iterdir() if not entry.name.startswith(".")]
+        except OSError as error:
+            raise InputError(f"folder {str(where)!r} cannot be listed ({error.strerror}): check its permissions") from error
+        for entry in entries:
+            (waiting if entry.is_dir() else files).append(entry)
     return sorted(files)
 
 
-def _cannot_list(error: OSError) -> None:
-    raise InputError(f"folder {error.filename!r} cannot be listed ({error.strerror}): check its permissions") from error
+def _identity(folder: Path) -> tuple[int, int]:
+    about = folder.stat()
+    return about.st_dev, about.st_ino
 
 
 def batch(array: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:

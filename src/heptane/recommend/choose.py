@@ -94,7 +94,7 @@ def _start(
 
 
 def _own_model(look: Look) -> str:
-    return "resnet" if look.kind == "images" else "mlp"
+    return {"images": "resnet", "table": "tabular"}.get(look.kind, "mlp")
 
 
 def _image_size(look: Look, machine: Machine, model: str, *, pretrained: bool) -> tuple[int, str]:
