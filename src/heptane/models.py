@@ -145,16 +145,16 @@ def tabular(num_classes: int, input_shape: Sequence[int], hidden: int = 128, dro
         torch.Size([4, 2])
     """
     check_range("dropout", dropout, 0, 1, high_open=True)
-    inner = mlp(num_classes, input_shape, hidden)
+    flatten, first, relu, head = mlp(num_classes, input_shape, hidden).children()
     return _sequence(
-        flatten=inner.flatten,
-        hidden1=inner.hidden,
-        relu1=nn.ReLU(),
+        flatten=flatten,
+        hidden1=first,
+        relu1=relu,
         dropout1=nn.Dropout(dropout),
         hidden2=nn.Linear(hidden, hidden),
         relu2=nn.ReLU(),
         dropout2=nn.Dropout(dropout),
-        head=inner.head,
+        head=head,
     )
 
 

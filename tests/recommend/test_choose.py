@@ -119,7 +119,7 @@ def test_data_that_come_as_they_are_are_not_augmented() -> None:
     made = after_loading(images, LAPTOP, {}, before_loading(images, LAPTOP, {}))
     assert (made["model"], made["augment"]) == ("resnet", "none")
     table = choose(None)
-    assert (table["model"], table["augment"], table["optimizer"]) == ("mlp", "none", "adamw")
+    assert (table["model"], table["augment"], table["optimizer"]) == ("tabular", "none", "adamw")
 
 
 def test_a_budget_buys_more_epochs_and_never_more_than_it_holds() -> None:
