@@ -193,7 +193,8 @@ def learn_numbers(names: list[tuple[str, str]], series: list[npt.NDArray[Any]]) 
     filled = imputer.fit_transform(np.stack(series, 1))
     powers: list[float | None] = [None] * len(names)
     for index, (_, part) in enumerate(names):
-        if not part and skewness(filled[:, index]) > SKEWED:
+        two = len(np.unique(filled[:, index])) < 3  # a rare flag is skewed, and no power mends it
+        if not part and not two and skewness(filled[:, index]) > SKEWED:
             power = float(PowerTransformer(standardize=False).fit(filled[:, [index]]).lambdas_[0])
             made = yeo_johnson(filled[:, index], power)
             if np.isfinite(made).all() and np.std(made) > 1e-6:
