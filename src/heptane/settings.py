@@ -35,7 +35,8 @@ class Settings:
     """Of labels that can be read as both: classification or regression. Default: by the labels."""
     model: str | None = None
     """The model: resnet, resnet-wide, mlp, tabular, efficientnet-lite0, timm:NAME, hf:NAME or package.module:factory.
-    Default: for a folder of images a pretrained one if it can be had, else resnet; tabular for a table, mlp for other data."""
+    Default: for a folder of images a pretrained one if it can be had, else resnet; tabular for a table; mlp for other
+    data."""
     epochs: float | None = None
     """Passes over the training data, above 0; a fraction is allowed. Default: by the number of samples and the machine."""
     batch_size: int | None = None
