@@ -126,7 +126,7 @@ def test_a_budget_buys_more_epochs_and_never_more_than_it_holds() -> None:
     usual = choose(look(600, 64))
     epochs = [choose(look(600, 64), machine=Machine(seconds=seconds))["epochs"] for seconds in (2.0, 20.0, 100.0, 1e4)]
     assert epochs == sorted(epochs)
-    assert epochs[0] < 5
+    assert epochs[0] < 10
     assert epochs[-1] > usual["epochs"]
 
 

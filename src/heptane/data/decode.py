@@ -94,7 +94,7 @@ def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDAr
 
     if image.format == "JPEG":
         image.draft(None, (2 * size[0], 2 * size[1]))  # decodes a large photo at 1/2, 1/4 or 1/8, which is much faster
-    upright = ImageOps.exif_transpose(image)
+    upright = ImageOps.exif_transpose(_thinned(image, size))
     if upright.mode[0] == "I":  # Pillow would clip 16 bits where their upper half is wanted
         upright = Image.fromarray((np.clip(np.asarray(upright), 0, 65535) >> 8).astype(np.uint8))
     if upright.has_transparency_data:
@@ -104,6 +104,14 @@ def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDAr
             return filled(np.array(_contained(clear, opacity, size)).transpose(2, 0, 1))
     fitted = _fitted(upright.convert("L" if is_grey else "RGB"), size)
     return np.array(fitted).reshape(size[1], size[0], -1).transpose(2, 0, 1)
+
+
+def _thinned(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A huge picture with every so many-th pixel only; eight times ``size`` are left, to be averaged."""
+    from PIL import Image
+
+    step = min(image.size) // (8 * max(size))
+    return image if step < 2 else image.resize((image.width // step, image.height // step), Image.Resampling.NEAREST)
 
 
 def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -131,7 +131,7 @@ def _epochs_by_data(num_train: int) -> float:
 
 def _epochs(look: Look, machine: Machine, made: Choices, steps_per_epoch: int) -> tuple[float, str]:
     if made["start"] is not None and made.given.get("computed_once", True):
-        epochs = float(min(40, max(8, ceil(2 * LEAST_STEPS / steps_per_epoch))))
+        epochs = float(min(2 * MAX_EPOCHS, max(8, ceil(2 * LEAST_STEPS / steps_per_epoch))))
         return epochs, f"{epochs * steps_per_epoch:,.0f} steps, cheap ones: the frozen part is computed once"
     usual = _epochs_by_data(look.num_train) / (1 if made["start"] is None else 4)
     epochs = max(round(usual), float(ceil(LEAST_STEPS / steps_per_epoch)))
