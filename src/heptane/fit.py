@@ -147,6 +147,7 @@ def fit(
     patience: int | None = None,
     about: dict[str, Any] | None = None,
     started: float | None = None,
+    deadline: float | None = None,
 ) -> Result:
     """Train ``model`` in place with the tricks that are on.
 
@@ -208,6 +209,7 @@ def fit(
             never stops early. A schedule over the whole run, such as a cycle, is cut short by it.
         about: facts for the run's record: command, data, model, settings, reasons, notes.
         started: ``time.time()`` from which the wall clock counts; None for now.
+        deadline: ``time.time()`` from which on it stops as at ``max_seconds``; None: never.
 
     Returns:
         A :class:`Result`.
@@ -297,7 +299,19 @@ def fit(
             folder.begin(run, about or {}, tricks, goal)
         keeper = Keeper(run, keeps, every, keep_checkpoints)
         stack.callback(keeper.wait)
-        loop = run, valid, metrics, goal, folder, evaluate_every_epochs, progress, keeper, interruption, max_seconds
+        loop = (
+            run,
+            valid,
+            metrics,
+            goal,
+            folder,
+            evaluate_every_epochs,
+            progress,
+            keeper,
+            interruption,
+            max_seconds,
+            deadline,
+        )
         recorder = Recorder(*loop, weights, patience)
         recorder.go(saved)
         result = recorder.result(tricks, test)

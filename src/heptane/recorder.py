@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from typing import Any, NoReturn
 
@@ -42,11 +43,12 @@ class Recorder:
         keeper: Keeper,
         interruption: Interruption,
         max_seconds: float | None = None,
+        deadline: float | None = None,
         weights: str = "last",
         patience: int | None = None,
     ) -> None:
         self.run, self.valid, self.metrics, self.goal, self.folder = run, valid, metrics, goal, folder
-        self.keeper, self.interruption, self.max_seconds = keeper, interruption, max_seconds
+        self.keeper, self.interruption, self.max_seconds, self.deadline = keeper, interruption, max_seconds, deadline
         self.every_steps = max(1, round(every_epochs * run.source.steps_per_epoch))
         self.best = BestWeights(run, weights == "best" and valid is not None)
         self.patience = patience
@@ -258,11 +260,13 @@ class Recorder:
         return said
 
     def _out_of_time(self, planned: bool) -> bool:
-        """Whether the training clock is past its limit; several workers ask rank 0's, at the planned evaluations only."""
+        """Whether the training clock is past its limit, or the wall clock past the deadline; several workers ask rank 0's,
+        at the planned evaluations only."""
         run = self.run
-        if self.max_seconds is None or (run.worker.size > 1 and not planned):
+        if (self.max_seconds is None and self.deadline is None) or (run.worker.size > 1 and not planned):
             return False
-        late = run.clock.train_seconds >= self.max_seconds
+        late = self.max_seconds is not None and run.clock.train_seconds >= self.max_seconds
+        late = late or (self.deadline is not None and time.time() >= self.deadline)
         if run.worker.size == 1:
             return late
         return bool(all_sum(torch.tensor(float(late and run.worker.rank == 0), device=run.place.device), run.worker))

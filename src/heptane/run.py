@@ -207,6 +207,7 @@ class Run:
             frozen = not all(p.requires_grad for p in self.model.parameters())
             if frozen and self.transfer and self.transfer.cache != "off":
                 found = find_shortcut(self, phase, self.transfer.cache, self.transfer.cache_dtype)
-                self.notes.append(f"frozen part not computed once: {found}" if isinstance(found, str) else found.said)
+                said = f"frozen part not computed once: {found}" if isinstance(found, str) else found.said
+                self.notes += [said] if said not in self.notes else []  # of many phases, for the same reason: once
             self._shortcuts = {phase: None if isinstance(found, str) else found}
         return self._shortcuts[phase]

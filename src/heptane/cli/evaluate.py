@@ -107,13 +107,20 @@ def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse
         asked = replace(Settings(**{**typed, "data": source}), skip_bad=max(flags.skip_bad, typed.get("skip_bad", 0)))
         if len(shape) == 3 and Path(source).is_dir():
             asked = replace(asked, image_size=(shape[1], shape[2]))  # type: ignore[arg-type]
-        data = load(asked, argparse.Namespace(fallback=None))
+        data = load(asked, argparse.Namespace(fallback=None), _scale(run.record))
     known = (run.record.get("data") or {}).get("input_shape")
     if known is not None and list(data.input_shape) != list(known):
         raise InputError(f"data {data.name!r} has samples of shape {data.input_shape}; the run's model takes {tuple(known)}")
     if run.classes and data.class_names and data.class_names != run.classes:
         raise InputError(f"data {data.name!r} has other classes than the run: {', '.join(data.class_names[:5])}")
     return data
+
+
+def _scale(record: dict[str, Any]) -> str:
+    """Whether a run's images were scaled as ImageNet's."""
+    from heptane.data.images import IMAGENET_MEAN
+
+    return "imagenet" if tuple((record.get("data") or {}).get("mean") or ()) == IMAGENET_MEAN else "data"
 
 
 def _part(data: Data, name: str, run: LoadedRun) -> tuple[torch.Tensor, torch.Tensor]:

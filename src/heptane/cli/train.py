@@ -15,7 +15,7 @@ from typing import Any
 from heptane.alive import spoke
 from heptane.cli.flags import given, given_race
 from heptane.cli.plan_text import plan_lines
-from heptane.cli.planning import plan_run
+from heptane.cli.planning import Planned, plan_run
 from heptane.clock import process_start
 from heptane.data import Data, load_data
 from heptane.errors import InputError
@@ -36,7 +36,7 @@ def train(flags: argparse.Namespace, command: list[str]) -> int:
         return 0
     if flags.plan_workers:
         return _predict(settings, data, tricks, flags)
-    return _fit(settings, data, tricks, out, flags, {"command": shlex.join(command), "reasons": reasons})
+    return _fit(planned, out, flags, {"command": shlex.join(command), "reasons": reasons})
 
 
 def read(flags: argparse.Namespace, **defaults: Any) -> tuple[Settings, Choice, dict[str, Any]]:
@@ -108,12 +108,13 @@ def _predict(settings: Settings, data: Data, tricks: Tricks, flags: argparse.Nam
     return 0
 
 
-def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argparse.Namespace, about: dict[str, Any]) -> int:
+def _fit(planned: Planned, out: Path, flags: argparse.Namespace, about: dict[str, Any]) -> int:
     from heptane._lazy import torch
     from heptane.fit import fit
     from heptane.models import build
     from heptane.report.console import summary
 
+    settings, data, tricks = planned.settings, planned.data, planned.tricks
     torch.manual_seed(settings.seed)
     model = build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data))
     about |= facts(settings, data) | {"settings_toml": to_toml(settings, tricks), "files": data.files}
@@ -139,6 +140,7 @@ def _fit(settings: Settings, data: Data, tricks: Tricks, out: Path, flags: argpa
             keep_checkpoints=settings.keep_checkpoints,
             about=about,
             started=process_start(),
+            deadline=planned.deadline,
         )
     except KeyboardInterrupt as error:
         if is_first():

@@ -86,6 +86,8 @@ def _start(
         return None, pretrained or "small, and fast on this machine"
     if own is not None and own != pretrained.model:
         return None, "given"
+    if own is None and look.survey.is_writing:
+        return None, "letters and signs are learned as well from scratch: ImageNet's weights know photographs"
     total = sum(look.survey.counts)
     seconds = forward_seconds("efficientnet-lite0", PRETRAINED_SIDES[0], machine) or 0.0
     if own is None and total * seconds > max(300.0, patience_seconds(total, machine)):
@@ -105,7 +107,7 @@ def _image_size(look: Look, machine: Machine, model: str, *, pretrained: bool) -
     wanted = next((side for side in sides if side >= survey.size), sides[-1])
     total = sum(survey.counts)
     samples = total if pretrained else look.num_train * TRAIN_COST * _epochs_by_data(look.num_train)
-    limit = (0.45 if pretrained else 0.9) * patience_seconds(look.num_train, machine)
+    limit = (0.4 if pretrained else 0.9) * patience_seconds(look.num_train, machine)
     fitting = [s for s in sides if s <= wanted and (forward_seconds(model, s, machine) or 0.0) * samples <= limit]
     size = fitting[-1] if fitting else sides[0]
     stored = f"median {survey.width}x{survey.height}"
