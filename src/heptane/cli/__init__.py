@@ -53,6 +53,10 @@ def _run(parser: Parser, arguments: list[str]) -> int:
         from heptane.cli.tricks import tricks
 
         return tricks()
+    if flags.command == "demo":
+        from heptane.cli.demo import demo
+
+        return demo(flags)
     if flags.command == "evaluate":
         from heptane.cli.evaluate import evaluate
 

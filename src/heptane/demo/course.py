@@ -1,0 +1,142 @@
+"""The races that the demonstration can choose from, and which of them fits the time there is on this machine.
+
+What is fixed here (learning rates, target, length of the cycle) was tried out beforehand, with seeds that do not race:
+``benchmarks/demo.py`` repeats it and writes ``benchmarks/results/demo.json``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from heptane._lazy import torch
+from heptane.data import Data
+from heptane.models import resnet
+from heptane.tricks import Tricks
+from heptane.tricks.cyclical import Cyclical
+from heptane.tricks.label_smoothing import LabelSmoothing
+
+TRICKS = Tricks(cyclical=Cyclical(), label_smoothing=LabelSmoothing())
+NUM_ARMS = 4  # plain, all, and each of the two tricks alone
+SEEDS, MOST_SEEDS = 3, 5
+EVALUATE_EVERY_EPOCHS = 0.5
+SPARE = 1.25  # a race is expected to take so much more than its steps: the machine has other things to do
+TIMED_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Course:
+    """A race to choose: its data, model and target, and how many steps it takes, roughly.
+
+    ``size`` is the height and width that images are reduced to, None for as they are; ``plain_epochs`` and ``all_epochs``
+    are what runs without and with a cycle take to the target, ``limit_epochs`` after how many a run has missed it.
+    """
+
+    data: str
+    num_train: int
+    num_valid: int
+    size: int | None
+    target: float
+    plain_epochs: float
+    all_epochs: float
+    limit_epochs: float
+    width: int = 8
+    batch_size: int = 64
+    lr: float = 0.1
+    peak: float = 3.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in a pass over the training data."""
+        return -(-self.num_train // self.batch_size)
+
+    def model(self) -> Any:
+        """A new small ResNet; its weights come from PyTorch's generator."""
+        return resnet(width=self.width)
+
+    def optimizer(self, params: Any) -> Any:
+        """Plain training's own."""
+        return torch.optim.SGD(params, lr=self.lr, momentum=0.9, weight_decay=5e-4)
+
+    def parts(self, data: Data) -> tuple[Any, Any]:
+        """Training and validation data, as small as this course wants them."""
+        assert data.valid is not None
+        return self._reduced(data.train, self.num_train), self._reduced(data.valid, self.num_valid)
+
+    def _reduced(self, part: tuple[torch.Tensor, torch.Tensor], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = part[0][:count], part[1][:count]
+        if self.size is not None:
+            images = torch.nn.functional.interpolate(images, size=(self.size, self.size), mode="area")
+        return images, labels
+
+    def seconds(self, speed: Speed) -> float:
+        """What a seed of every arm takes, roughly: a cycle's arms its length, the others what plain takes."""
+        epochs = NUM_ARMS / 2 * (self.plain_epochs + self.all_epochs)
+        evaluations = epochs / EVALUATE_EVERY_EPOCHS
+        return SPARE * (
+            epochs * self.steps_per_epoch * speed.step_seconds + evaluations * self.num_valid * speed.sample_seconds
+        )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """This machine's: seconds of a training step, and of evaluating one sample."""
+
+    step_seconds: float
+    sample_seconds: float
+
+
+COURSES = {
+    "fashion-mnist": (
+        Course("fashion-mnist", 10_240, 2_000, 14, 0.84, plain_epochs=4.0, all_epochs=2.0, limit_epochs=12),
+        Course("fashion-mnist", 5_120, 2_000, 14, 0.80, plain_epochs=4.0, all_epochs=2.0, limit_epochs=12),
+    ),
+    "digits": (Course("digits", 1_078, 359, None, 0.90, plain_epochs=4.0, all_epochs=2.0, limit_epochs=15),),
+}
+
+
+def measure(course: Course, data: Data) -> Speed:
+    """Time a few steps, and an evaluation: the median, after one that is not counted."""
+    (images, labels), (held, _) = course.parts(data)
+    model = course.model().train()
+    optimizer, loss = course.optimizer(model.parameters()), torch.nn.CrossEntropyLoss()
+    batch = images[: course.batch_size], labels[: course.batch_size]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(model(batch[0]), batch[1]).backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        model(held[:512])
+
+    step_seconds = _median_seconds(step, TIMED_STEPS)
+    return Speed(step_seconds, _median_seconds(evaluate, 3) / len(held[:512]))
+
+
+def _median_seconds(call: Any, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def choose(name: str, seconds: float, speed: Speed) -> tuple[Course, int]:
+    """The largest race for which there is time, and with how many seeds; the smallest one where there is too little.
+
+    Args:
+        name: of the data.
+        seconds: what the race may take.
+        speed: of this machine, on any of these courses: they share the model and the size of the batch.
+    """
+    courses = COURSES[name]
+    for course in courses:
+        seeds = int(seconds / course.seconds(speed))
+        if seeds >= SEEDS:
+            return course, min(seeds, MOST_SEEDS)
+    return courses[-1], SEEDS
