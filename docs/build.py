@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from torch import nn
@@ -48,7 +48,52 @@ def pages() -> dict[Path, str]:
     made = (("papers", papers()), ("peers", peers()), ("gpu", gpu()))
     found |= {ROOT / "docs" / f"{name}.md": text for name, text in made if text}
     found[ROOT / "docs" / "recipes.md"] = recipes()
+    found[ROOT / "src" / "heptane" / "cli" / "measured.json"] = json.dumps(tricks_measured(), indent=1) + "\n"
     return found
+
+
+def tricks_measured() -> dict[str, Any]:
+    """What ``heptane tricks`` shows of what each cost and brought."""
+    about, rows = [], {}
+    if race := read("tricks"):
+        steps = {arm["name"]: _step_seconds(arm) for arm in race["arms"]}
+        for effect in race["effects"]:
+            arm = next((a["name"] for a in race["arms"] if list(a["tricks"]) == [effect["trick"]]), None)
+            known = steps.get(arm) and steps.get("plain")
+            rows[effect["trick"]] = {
+                "step": round(steps[arm] / steps["plain"], 2) if known else None,
+                "words": effect["words"],
+                "file": "tricks.json",
+            }
+        where, seeds = race["environment"], len(race["plan"]["seeds"])
+        about.append(
+            f"Measured: time to {race['target']['value']:.0%} validation accuracy against plain training, "
+            f"{race['model']['name']} on {race['data']['name']}, {seeds} seeds, {where['threads']} threads of "
+            f"{where['cpu']} (benchmarks/results/tricks.json)."
+        )
+    if found := read("transfer_time"):
+        ratio, seeds = found["times_faster"], len(found["seeds"])
+        rows["transfer"] = {
+            "step": None,
+            "words": f"{ratio['median']:.0f}x faster ({ratio['min']:.0f} to {ratio['max']:.0f}) to what the same model "
+            "reaches from scratch on 1,000 images",
+            "file": "transfer_time.json",
+        }
+        about.append(f"Transfer: EfficientNet-lite0, {seeds} seeds (benchmarks/results/transfer_time.json).")
+    if found := read("scaling"):
+        rows["data_parallel"] = {
+            "step": None,
+            "words": f"2 processes on one 2-core CPU: {found['throughput_ratio']:.2f} times the samples a second",
+            "file": "scaling.json",
+        }
+        about.append("Data parallel: benchmarks/results/scaling.json.")
+    return {"about": [*about, "On your data: heptane race"], "tricks": rows}
+
+
+def _step_seconds(arm: dict[str, Any]) -> float | None:
+    """The median over an arm's runs of training seconds per step."""
+    runs = [run for run in arm["runs"] if run["clocks"] and run["steps"].get("applied")]
+    return median(run["clocks"]["train"] / run["steps"]["applied"] for run in runs) if runs else None
 
 
 def page(name: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from heptane.cli import main
+from heptane.cli.tricks import measured, measured_text
 from heptane.tricks import KINDS
 
 FAST = ["--data", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "120"]
@@ -97,13 +98,29 @@ def test_evaluate_repeats_the_runs_own_figures(tmp_path: Path, capsys: pytest.Ca
     assert main(["evaluate", "--run", str(tmp_path)]) == 2
 
 
-def test_tricks_lists_the_seven(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tricks_is_a_table_of_the_seven_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["tricks"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    assert printed.split("\n")[0].split() == ["trick", "what", "it", "does", "measured", "not", "when"]
     for name in KINDS:
-        assert name in printed
-    assert printed.lower().count("does not help") >= 7
-    assert "A draw and a blend per step" in printed
+        assert f"\n{name.replace('_', ' ')} " in printed
+    assert all(len(line) <= 80 for line in printed.splitlines())
+    assert "heptane race" in printed
+
+
+def test_a_figure_of_the_tricks_names_its_result_file() -> None:
+    found = measured()
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    assert set(found["tricks"]) <= set(KINDS)
+    assert all((results / row["file"]).exists() for row in found["tricks"].values())
+    assert all(any(row["file"] in line for line in found["about"]) for row in found["tricks"].values())
+    assert measured_text({"tricks": {"mixup": {"step": 1.062, "words": "hurts"}}}, "mixup") == (
+        "a step takes 1.06 times as long; hurts"
+    )
+    assert measured_text({"tricks": {}}, "mixup") == "not raced"
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
-"""The races that the demonstration can choose from, and which of them fits the time there is on this machine.
+"""The race of the demonstration, and how much of it fits the time there is on this machine.
 
-What is fixed here (learning rates, target, length of the cycle) was tried out beforehand, with seeds that do not race:
-``benchmarks/demo.py`` repeats it and writes ``benchmarks/results/demo.json``.
+What is fixed here (learning rate, peak, target, length of the cycle) was tried out beforehand, with seeds that do not race:
+see ``benchmarks/LOG.md``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TRICKS = Tricks(cyclical=Cyclical(), label_smoothing=LabelSmoothing())
 NUM_ARMS = 4  # plain, all, and each of the two tricks alone
 SEEDS, MOST_SEEDS = 3, 5
 EVALUATE_EVERY_EPOCHS = 0.5
-SPARE = 1.25  # a race is expected to take so much more than its steps: the machine has other things to do
+SPARE = 1.15  # a race is expected to take so much more than its steps: the machine has other things to do
 TIMED_STEPS = 12
 
 
 @dataclass(frozen=True)
 class Course:
-    """A race to choose: its data, model and target, and how many steps it takes, roughly.
+    """A race: its data, model and target, and how many steps it takes, roughly.
 
     ``size`` is the height and width that images are reduced to, None for as they are; ``plain_epochs`` and ``all_epochs``
     are what runs without and with a cycle take to the target, ``limit_epochs`` after how many a run has missed it.
@@ -44,8 +44,8 @@ class Course:
     limit_epochs: float
     width: int = 8
     batch_size: int = 64
-    lr: float = 0.1
-    peak: float = 3.0
+    lr: float = 0.03
+    peak: float = 6.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,9 +71,9 @@ class Course:
             images = torch.nn.functional.interpolate(images, size=(self.size, self.size), mode="area")
         return images, labels
 
-    def seconds(self, speed: Speed) -> float:
-        """What a seed of every arm takes, roughly: a cycle's arms its length, the others what plain takes."""
-        epochs = NUM_ARMS / 2 * (self.plain_epochs + self.all_epochs)
+    def seconds(self, speed: Speed, num_arms: int = NUM_ARMS) -> float:
+        """What a seed of so many arms takes, roughly: half of them have a cycle, the others take what plain takes."""
+        epochs = num_arms / 2 * (self.plain_epochs + self.all_epochs)
         evaluations = epochs / EVALUATE_EVERY_EPOCHS
         return SPARE * (
             epochs * self.steps_per_epoch * speed.step_seconds + evaluations * self.num_valid * speed.sample_seconds
@@ -89,11 +89,8 @@ class Speed:
 
 
 COURSES = {
-    "fashion-mnist": (
-        Course("fashion-mnist", 10_240, 2_000, 14, 0.84, plain_epochs=4.0, all_epochs=2.0, limit_epochs=12),
-        Course("fashion-mnist", 5_120, 2_000, 14, 0.80, plain_epochs=4.0, all_epochs=2.0, limit_epochs=12),
-    ),
-    "digits": (Course("digits", 1_078, 359, None, 0.90, plain_epochs=4.0, all_epochs=2.0, limit_epochs=15),),
+    "fashion-mnist": Course("fashion-mnist", 10_240, 2_000, 14, 0.84, plain_epochs=4.5, all_epochs=2.5, limit_epochs=12),
+    "digits": Course("digits", 1_078, 359, None, 0.90, plain_epochs=4.0, all_epochs=2.0, limit_epochs=15),
 }
 
 
@@ -126,17 +123,18 @@ def _median_seconds(call: Any, repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def choose(name: str, seconds: float, speed: Speed) -> tuple[Course, int]:
-    """The largest race for which there is time, and with how many seeds; the smallest one where there is too little.
+def choose(course: Course, seconds: float, speed: Speed) -> tuple[int, list[str] | None]:
+    """With how many seeds to race, and which arms: without those that tell what each trick brings where time is short.
 
     Args:
-        name: of the data.
-        seconds: what the race may take.
-        speed: of this machine, on any of these courses: they share the model and the size of the batch.
+        course: the race.
+        seconds: what it may take.
+        speed: of this machine.
+
+    Returns:
+        The number of seeds, and the names of the arms, None for all of them.
     """
-    courses = COURSES[name]
-    for course in courses:
-        seeds = int(seconds / course.seconds(speed))
-        if seeds >= SEEDS:
-            return course, min(seeds, MOST_SEEDS)
-    return courses[-1], SEEDS
+    seeds = int(seconds / course.seconds(speed))
+    if seeds >= SEEDS:
+        return min(seeds, MOST_SEEDS), None
+    return SEEDS, ["plain", "all"]

@@ -26,18 +26,18 @@ class Trained:
     folder: Path
 
 
-def write_pictures(data: Data, folder: Path, parts: dict[str, int] = PARTS) -> dict[str, int]:
+def write_pictures(data: Data, folder: Path, parts: dict[str, int] | None = None) -> dict[str, int]:
     """Write pictures of ``data`` as ``folder/PART/CLASS/NUMBER.png``, equally many of each class; how many of each part.
 
     Args:
         data: grey images with class names and a test part.
         folder: where to write; pictures that are there already stay.
-        parts: how many pictures of each part to write, at most.
+        parts: how many pictures of each part to write, at most; None for ``PARTS``.
     """
     from PIL import Image
 
     written = {}
-    for part, count in parts.items():
+    for part, count in (parts or PARTS).items():
         images, labels = getattr(data, part)
         chosen = _balanced(labels, count)
         for index in chosen.tolist():

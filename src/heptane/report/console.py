@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -159,17 +159,19 @@ def _predict_command(result: Mapping[str, Any]) -> str:
     return f"heptane predict --run {shlex.quote(os.path.dirname(str(weights)))} FILE"
 
 
-def tricks_table(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print the tricks: of each its ``title`` and ``name``, then whatever else a row holds, by its key."""
+def tricks_table(header: Sequence[str], rows: Iterable[Sequence[str]], about: Iterable[str]) -> None:
+    """Print the tricks as a table that fits 80 columns, and below it how it was measured."""
+    from rich.table import Table
+
     console = make_console(sys.stdout)
+    table = Table(box=None, header_style="bold", padding=(0, 2, 1, 0), pad_edge=False)
+    for at, name in enumerate(header):
+        table.add_column(name, overflow="fold", style="" if at else "bold", ratio=1 if at else None)
     for row in rows:
-        table = make_table(("", 16), ("", None))
-        table.add_row(printable(row.get("name", ""), sys.stdout), printable(row.get("title", ""), sys.stdout), style="bold")
-        for key, text in row.items():
-            if key not in ("name", "title"):
-                table.add_row(f"  {printable(key, sys.stdout)}", printable(text, sys.stdout))
-        console.print(table)
-        console.print()
+        table.add_row(*(printable(text.replace("_", " ") if not at else text, sys.stdout) for at, text in enumerate(row)))
+    console.print(table)
+    for line in about:
+        console.print(printable(line, sys.stdout))
 
 
 def _figures_table(result: Mapping[str, Any]) -> Table:

@@ -1,0 +1,64 @@
+"""What does each trick cost and bring in a race? A small ResNet on a part of Fashion-MNIST, every arm, five seeds.
+
+``python benchmarks/tricks.py`` writes ``results/tricks.json``, from which ``heptane tricks`` has its figures. The course is
+that of ``heptane demo``; label smoothing and the cycle are as there, mixup and mixed precision at their defaults, and the
+learning rate is scaled from half of the batch to the batch. Data parallel and transfer need other courses, and have them:
+``benchmarks/scaling.py``, ``benchmarks/transfer_time.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import heptane as hp
+from heptane.cli.train import describe
+from heptane.demo.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS
+
+RESULT = Path(__file__).parent / "results" / "tricks.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--seeds", type=int, default=5)
+    flags = parser.parse_args()
+    course = COURSES["fashion-mnist"]
+    data = hp.load_data("fashion-mnist")
+    train, valid = course.parts(data)
+    tricks = replace(
+        TRICKS,
+        mixup=hp.Mixup(),
+        lr_scaling=hp.LRScaling(reference_batch=course.batch_size // 2),
+        mixed_precision=hp.MixedPrecision(),
+    )
+    result = hp.race(
+        course.model,
+        train,
+        valid,
+        optimizer=lambda params: course.optimizer(params),
+        epochs=course.limit_epochs,
+        batch_size=course.batch_size,
+        target=course.target,
+        tricks=tricks,
+        seeds=flags.seeds,
+        tune=0,
+        peak=course.peak,
+        planned_epochs=course.all_epochs,
+        evaluate_every_epochs=EVALUATE_EVERY_EPOCHS,
+        device="cpu",
+        progress=True,
+        about={
+            "command": "python benchmarks/tricks.py",
+            "data": describe(data) | {"num_train": len(train[1]), "num_valid": len(valid[1])},
+            "model": {"name": f"small ResNet (width {course.width})"},
+            "settings": {"optimizer": "sgd", "lr": course.lr, "batch_size": course.batch_size},
+        },
+    )
+    RESULT.write_text(json.dumps(result.record, indent=1) + "\n")
+    print(result.summary)
+
+
+if __name__ == "__main__":
+    main()
