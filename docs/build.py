@@ -48,6 +48,7 @@ def pages() -> dict[Path, str]:
     made = (("papers", papers()), ("peers", peers()), ("gpu", gpu()))
     found |= {ROOT / "docs" / f"{name}.md": text for name, text in made if text}
     found[ROOT / "docs" / "recipes.md"] = recipes()
+    found[ROOT / "docs" / "measured.md"] = all_figures()
     found[ROOT / "src" / "heptane" / "cli" / "measured.json"] = json.dumps(tricks_measured(), indent=1) + "\n"
     return found
 
@@ -121,12 +122,21 @@ def _markdown(text: str) -> str:
     return re.sub(r":(?:class|func|meth):`~?([^`]+)`", r"`\1`", text).replace("``", "`")
 
 
+HEADER = ["| what | figure | file |", "|---|---|---|"]
+
+
 def figures() -> str:
-    """The README's table of what was measured."""
-    rows = [
-        row for part in (_accuracy, _peers, _overhead, _gpu, _transfer, _scaling, _nothing_lost, _imports) for row in part()
-    ]
-    return "\n".join(["| what | figure | file |", "|---|---|---|", *rows]) + "\n"
+    """The README's few figures."""
+    return "\n".join([*HEADER, *_accuracy()[:1], *_peers(), *_sooner()]) + "\n"
+
+
+def all_figures() -> str:
+    """The page of all that was measured."""
+    parts = (_accuracy, _peers, _overhead, _gpu, _transfer, _scaling, _nothing_lost, _imports)
+    lines = ["# What was measured", "", "Each row comes from a file in [`benchmarks/results/`](../benchmarks/results), which"]
+    lines += ["holds its command, commit, machine, seeds and spread. [`benchmarks/LOG.md`](../benchmarks/LOG.md) keeps what did"]
+    lines += ["not work. A ratio of times below 1 means less time.", "", *HEADER, *(row for part in parts for row in part())]
+    return "\n".join(lines).replace("](benchmarks/", "](../benchmarks/") + "\n"
 
 
 def read(name: str) -> dict[str, Any] | None:
@@ -198,8 +208,8 @@ def _sooner() -> list[str]:
     if not found:
         return []
     ratio = found["times_faster"]
-    what = "the same, time to scratch's best validation accuracy with the last block on kept features: sooner than scratch"
-    measured = f"{ratio['median']:.0f} times ({ratio['min']:.0f} to {ratio['max']:.0f}, {len(found['seeds'])} seeds)"
+    what = "speed-up by ImageNet weights, EfficientNet-lite0 on 1,000 images: time to the best accuracy from scratch"
+    measured = f"{ratio['median']:.0f}x ({ratio['min']:.0f}x to {ratio['max']:.0f}x, {len(found['seeds'])} seeds)"
     return [f"| {what} | {measured} | {link('transfer_time')} |"]
 
 
@@ -283,6 +293,7 @@ def _nothing_lost() -> list[str]:
     return rows
 
 
+PEER_NAMES = {"plain": "plain PyTorch"}
 PEERS = {"peers": "with 16-bit arithmetic", "peers-fp32": "without 16-bit arithmetic"}  # a race on each machine
 
 
@@ -293,14 +304,15 @@ def _peers() -> list[str]:
         if not (found := read(name)):
             continue
         ratios = [
-            f"{row['times_heptane']:.1f} times {peer}" if row["times_heptane"] else f"{peer} did not reach it"
+            f"{row['times_heptane']:.1f}x over {PEER_NAMES.get(peer, peer)}"
+            if row["times_heptane"]
+            else f"{PEER_NAMES.get(peer, peer)} did not reach it"
             for peer, row in found["peers"].items()
             if peer != "heptane"
         ]
         count = len(found["seeds"])
         seeds = f"{count} seed{'s' if count > 1 else ''}"
-        what = f"time to {found['target']:.1%} validation accuracy, small ResNet, {machine}"
-        what += f", heptane is sooner than ({seeds})"
+        what = f"speed-up to {found['target']:.1%} validation accuracy, small ResNet, {machine} ({seeds})"
         rows.append(f"| {what} | {', '.join(ratios)} | {link(name)} |")
     return rows
 

@@ -67,7 +67,7 @@ def test_generated_pages_are_up_to_date() -> None:
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     pages = build.pages()
-    assert len(pages) == len(KINDS) + 4 + bool(build.papers()) + bool(build.peers()) + bool(build.gpu())
+    assert len(pages) == len(KINDS) + 5 + bool(build.papers()) + bool(build.peers()) + bool(build.gpu())
     for path, content in pages.items():
         assert path.read_text() == content, f"{path.name} is out of date: python docs/build.py"
 
