@@ -133,9 +133,10 @@ def figures() -> str:
 def all_figures() -> str:
     """The page of all that was measured."""
     parts = (_accuracy, _peers, _overhead, _gpu, _transfer, _scaling, _nothing_lost, _imports)
-    lines = ["# What was measured", "", "Each row comes from a file in [`benchmarks/results/`](../benchmarks/results), which"]
-    lines += ["holds its command, commit, machine, seeds and spread. [`benchmarks/LOG.md`](../benchmarks/LOG.md) keeps what did"]
-    lines += ["not work. A ratio of times below 1 means less time.", "", *HEADER, *(row for part in parts for row in part())]
+    lines = ["# What was measured", "", "Each row comes from a file in [`benchmarks/results/`](../benchmarks/results) that"]
+    lines += ["holds its command, commit, machine, seeds and spread. What did not work is in the"]
+    lines += ["[log](../benchmarks/LOG.md). A ratio of times below 1 means less time.", "", *HEADER]
+    lines += [row for part in parts for row in part()]
     return "\n".join(lines).replace("](benchmarks/", "](../benchmarks/") + "\n"
 
 

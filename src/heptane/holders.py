@@ -9,11 +9,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-import torch
+from heptane._lazy import np, torch
 
 _ATOMS = (
-    *(type(None), bool, int, float, complex, str, bytes, range, slice, type, torch.dtype, torch.device, torch.Size),
+    *(type(None), bool, int, float, complex, str, bytes, range, slice, type),
     *(types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType),
 )
 LARGE_BYTES = 64 << 20  # an array larger than this is data, and no state
@@ -38,7 +37,7 @@ class Holder:
 
 def holder_of(value: Any) -> Holder | None:
     """The holder for ``value``; None for what does not change, or is not known."""
-    if isinstance(value, _ATOMS):
+    if isinstance(value, (*_ATOMS, torch.dtype, torch.device, torch.Size)):
         return None
     if isinstance(value, dict):
         pairs = list(value.items())

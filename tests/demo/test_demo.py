@@ -88,9 +88,7 @@ def test_it_races_trains_and_ends_in_a_page(
     monkeypatch.setattr(courses, "MOST_SEEDS", 3)
     monkeypatch.setattr("heptane.demo.show.COURSES", {"fashion-mnist": tiny})
     monkeypatch.setattr("heptane.demo.show.load_data", lambda *_, **__: images("fashion-mnist", 28))
-    monkeypatch.setattr(
-        "heptane.demo.show._trained", lambda flags, out: made(out, "resnet" if "--model" in flags else "lite")
-    )
+    monkeypatch.setattr("heptane.demo.show._trained", made)
     monkeypatch.setattr("heptane.demo.pictures.PARTS", {"train": 20, "valid": 10, "test": 10})
     assert main(["demo", "--out", str(tmp_path), "--budget", "1h"]) == 0
     printed = capsys.readouterr().out
