@@ -13,6 +13,7 @@ import heptane
 from heptane.cli import main
 from heptane.cli.flags import make_parser
 from heptane.cli.parser import RACE, TRAIN, Parser
+from heptane.settings import AUGMENTS
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -77,7 +78,7 @@ def test_bash_completes_commands_flags_and_choices(tmp_path: Path, capsys: pytes
         lines.append(f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); COMPREPLY=()")
         lines.append('_shtab_heptane; echo "${COMPREPLY[*]}"')
     done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["train tricks", "--mixup.alpha", "none flip crop-flip"]
+    assert done.stdout.splitlines() == ["train tricks", "--mixup.alpha", " ".join(AUGMENTS)]
 
 
 def test_a_shell_that_is_not_known_or_a_missing_shtab_is_said_in_one_line(

@@ -44,8 +44,8 @@ class Course:
     limit_epochs: float
     width: int = 8
     batch_size: int = 64
-    lr: float = 0.03
-    peak: float = 6.0
+    lr: float = 0.02
+    peak: float = 10.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,7 +89,7 @@ class Speed:
 
 
 COURSES = {
-    "fashion-mnist": Course("fashion-mnist", 10_240, 2_000, 14, 0.84, plain_epochs=4.5, all_epochs=2.5, limit_epochs=12),
+    "fashion-mnist": Course("fashion-mnist", 10_240, 2_000, 14, 0.85, plain_epochs=5.5, all_epochs=3.0, limit_epochs=14),
     "digits": Course("digits", 1_078, 359, None, 0.90, plain_epochs=4.0, all_epochs=2.0, limit_epochs=15),
 }
 

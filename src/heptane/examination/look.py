@@ -16,7 +16,6 @@ from heptane.examination.pictures import Scale, data_uris, is_picture
 from heptane.examination.summarise import called, summarise
 from heptane.modes import eval_mode
 from heptane.randomness import generator
-from heptane.snapshot import as_before
 from heptane.tricks.data_parallel import ALONE
 from heptane.tricks.mixed_precision import evaluation
 
@@ -93,6 +92,8 @@ def _untouched(model: torch.nn.Module) -> Iterator[None]:
     import random
 
     import numpy as np
+
+    from heptane.snapshot import as_before
 
     states = random.getstate(), np.random.get_state()
     try:
