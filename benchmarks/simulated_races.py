@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from heptane.race.outcomes import DID_NOT_ARRIVE, NOT_KNOWN, Outcome, arrived_after
 from heptane.race.outcomes import CUT as WAS_CUT
+from heptane.race.outcomes import DID_NOT_ARRIVE, NOT_KNOWN, Outcome, arrived_after
 from heptane.race.pacing import cap_seconds
 from heptane.race.verdicts import HELPS, HURTS, SETTLED, TIME, Judgement, verdicts
 
@@ -52,7 +52,9 @@ def runs_of(rng: np.random.Generator, truth: Truth, num_seeds: int) -> dict[str,
     return found
 
 
-def table_of(times: Mapping[str, Sequence[float | None]], grid: float, ended: Mapping[str, int] | None = None) -> dict[str, list[Outcome]]:
+def table_of(
+    times: Mapping[str, Sequence[float | None]], grid: float, ended: Mapping[str, int] | None = None
+) -> dict[str, list[Outcome]]:
     """What the runs count as, with the caps of the race; arms of a trick that is settled after so many seeds end."""
     table: dict[str, list[Outcome]] = {}
     for arm, seconds in times.items():
@@ -95,7 +97,9 @@ def looked_at(rng: np.random.Generator, truth: Truth, looks: Sequence[int]) -> t
         seen = {arm: seconds[:seeds] for arm, seconds in times.items()}
         _, tricks = verdicts(table_of(seen, truth.grid, ended), STRATA, HEADLINE, TIME)
         spoke = spoke or any(made.verdict in (HELPS, HURTS) for made in tricks.values())
-        ended |= {name: made.seeds for name, made in tricks.items() if made.verdict in SETTLED and name not in ended and seeds > 2}
+        ended |= {
+            name: made.seeds for name, made in tricks.items() if made.verdict in SETTLED and name not in ended and seeds > 2
+        }
     num_runs = 2 * max(looks) + sum(2 * ended.get(name, max(looks)) for name in NAMES)
     return spoke, num_runs
 

@@ -25,7 +25,7 @@ from heptane.data.resize import ProgressiveResize
 from heptane.distributed.launch import launch
 from heptane.errors import InputError, check_choice, check_range
 from heptane.examination.look import Look, look
-from heptane.history import check_target
+from heptane.history import Goal, check_target
 from heptane.interruption import Interruption
 from heptane.loop import Step, evaluate_with
 from heptane.loop import steps as steps_of
@@ -121,7 +121,7 @@ def fit(
     batch_size: int | None = None,
     loss: str | Loss | None = None,
     tricks: Tricks | None = None,
-    target: float | tuple[str, float] | None = None,
+    target: float | tuple[str, float] | Goal | None = None,
     max_seconds: float | None = None,
     seed: int = 0,
     run_dir: Any = None,

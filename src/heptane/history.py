@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from heptane.errors import InputError, check_choice, check_range
 
 DIVERGED = 0.5  # of what the training loss has come down: where it has gone up by so much, and doubled, it is said
 LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "perplexity")
 
-Goal = tuple[str, float]
+
+class Goal(NamedTuple):
+    """A target: a run stops once ``in_a_row`` evaluations, one after the other, are at ``value`` or better."""
+
+    metric: str
+    value: float
+    in_a_row: int = 1
+
+
 Records = Sequence[dict[str, Any]]
 
 
 def check_target(target: Any, valid: Any, metrics: dict[str, Any] | None) -> Goal | None:
     """The metric and the value to stop at; refuse a target that could never be compared."""
-    if target is None:
-        return None
+    if target is None or isinstance(target, Goal):
+        return target
     pair = tuple(target) if isinstance(target, (tuple, list)) else ("valid_accuracy", target)
     if len(pair) != 2 or not isinstance(pair[0], str):
         raise InputError(f"target={target!r}: expected an accuracy, or a metric and a value, such as ('valid_loss', 0.3)")
@@ -30,12 +38,19 @@ def check_target(target: Any, valid: Any, metrics: dict[str, Any] | None) -> Goa
     check_range(
         "target", value, 0 if metric == "valid_accuracy" else -math.inf, 1 if metric == "valid_accuracy" else math.inf
     )
-    return metric, float(value)
+    return Goal(metric, float(value))
 
 
 def reached(history: Records, goal: Goal | None) -> float | None:
-    """The training clock when the target was reached, in seconds; None where it was not, or there is none."""
-    return next((record["train_seconds"] for record in history if goal and _reaches(goal, record)), None)
+    """The training clock when the target was reached, in seconds; None where it was not, or there is none.
+
+    Where it takes several evaluations in a row, it is the time of the first of them.
+    """
+    if goal is None:
+        return None
+    at = [at_target(goal, record) for record in history]
+    first = next((i for i in range(len(at) - goal.in_a_row + 1) if all(at[i : i + goal.in_a_row])), None)
+    return None if first is None else float(history[first]["train_seconds"])
 
 
 def best_step(history: Records, goal: Goal | None) -> int | None:
@@ -88,8 +103,9 @@ def divergence(history: Records, record: dict[str, Any]) -> str:
     )
 
 
-def _reaches(goal: Goal, record: dict[str, Any]) -> bool:
-    metric, value = goal
+def at_target(goal: Goal, record: dict[str, Any]) -> bool:
+    """Whether one evaluation is at the target or better."""
+    metric, value = goal.metric, goal.value
     if metric not in record:
         known = ", ".join(key for key in record if key.startswith("valid_"))
         raise InputError(f"target metric {metric!r} has no meaning here: this run measures {known}")

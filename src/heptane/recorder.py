@@ -16,7 +16,7 @@ from heptane.data.guard import DataError
 from heptane.display import Display
 from heptane.errors import Interrupted
 from heptane.faults import REMEDY, Rewind
-from heptane.history import best_metric, best_step, divergence, reached, since_better
+from heptane.history import Goal, best_metric, best_step, divergence, reached, since_better
 from heptane.interruption import Interruption
 from heptane.loop import evaluate_with, steps
 from heptane.modes import eval_mode
@@ -36,7 +36,7 @@ class Recorder:
         run: Run,
         valid: Any,
         metrics: dict[str, Any] | None,
-        goal: tuple[str, float] | None,
+        goal: Goal | None,
         folder: RunFolder | None,
         every_epochs: float,
         progress: bool | Progress,

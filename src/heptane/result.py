@@ -61,7 +61,7 @@ def result_of(
         metrics=metrics,
         seconds={**run.clock.read(), "evaluate": evaluate_seconds},
         reached=reached(history, goal),
-        target=goal,
+        target=goal and (goal.metric, goal.value),
         steps={
             "planned": run.total_steps,
             "applied": applied,

@@ -140,7 +140,9 @@ class RaceSettings:
     arms: str = "every"
     """Which arms: every, or names joined by commas: plain, all, all-TRICK, plain+TRICK."""
     seeds: int = 3
-    """How many seeds, at least 1; below 5 the intervals are weak."""
+    """How many seeds, at least 1; there is no verdict on fewer than 2, and few on 2."""
+    fixed_seeds: bool = False
+    """Run all the seeds, also where a verdict is clear sooner, and never more; verdicts are then tested at 5%, not 1%."""
     budget: str | None = None
     """Time for the whole race, such as 90s, 20m or 2h; what does not fit is left out, and said."""
     accuracy: str | None = None

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -48,7 +49,7 @@ class MadeUp(Course):
         if isinstance(failure, BaseException):
             raise failure
         if failure:
-            return failure
+            return replace(failure, seed=seed)
         seconds = self.plain * math.prod(LEFT[name] for name in arm.tricks.on) * (1 + 0.01 * (seed % 7))
         if arm.tricks.cyclical is None:
             seconds *= 1 + abs(math.log(rate / 3))  # three times the user's rate is the best one
@@ -75,6 +76,7 @@ def plan(**changed):
         "epochs": 20.0,
         "seeds": [0, 1, 2],
         "budget_seconds": None,
+        "fixed_seeds": False,
         "tune": 0,
         "peak": 4.0,
         "planned_epochs": None,
@@ -93,16 +95,9 @@ def verdicts(record):
 
 def test_finds_the_truth():
     record = conduct(MadeUp(), seeds=[0, 1, 2, 3, 4])
-    assert record["speedup"]["median"] == pytest.approx((1 + math.log(3)) / 0.3, rel=0.01)
-    assert verdicts(record) == {
-        "data_parallel": "not applicable here",
-        "lr_scaling": "not applicable here",
-        "cyclical": "helps",
-        "mixup": "not applicable here",
-        "label_smoothing": "no effect detected",
-        "transfer": "not applicable here",
-        "mixed_precision": "helps",
-    }
+    assert record["speedup"]["estimate"] == pytest.approx((1 + math.log(3)) / 0.3, rel=0.01)
+    assert verdicts(record) == {"cyclical": "helps", "label_smoothing": "no difference", "mixed_precision": "helps"}
+    assert [row["trick"] for row in record["not_raced"]] == ["data_parallel", "lr_scaling", "mixup", "transfer"]
 
 
 def test_arms_are_interleaved_seeds_paired_and_every_other_seed_runs_backwards():
@@ -155,18 +150,19 @@ def test_an_arm_stops_once_it_can_only_be_slower_and_says_so():
         LEFT["label_smoothing"] = 1.0
     added = next(arm for arm in record["arms"] if arm["name"] == "plain+label_smoothing")
     assert {run["status"] for run in added["runs"]} == {"stopped"}
-    assert "1.5 times plain's time: it can only be slower" in added["runs"][0]["note"]
+    assert "1.5 times the time of plain: it can only be slower" in added["runs"][0]["note"]
     assert verdicts(record)["label_smoothing"] == "hurts"
 
 
 def test_a_failed_arm_does_not_lose_the_others():
     failing = {"all-cyclical": Attempt(0, "failed", note="RuntimeError: out of memory")}
-    record = conduct(MadeUp(failing=failing))
+    record = conduct(MadeUp(failing=failing), fixed_seeds=True)
     runs = {arm["name"]: [run["status"] for run in arm["runs"]] for arm in record["arms"]}
     assert runs["all-cyclical"] == ["failed"] * 3
     assert runs["all-mixed_precision"] == ["reached"] * 3
     cyclical = next(effect for effect in record["effects"] if effect["trick"] == "cyclical")
-    assert cyclical["without"]["median"] == "inf"  # a run that fails has not reached the target
+    assert cyclical["without"]["values"] == [None, None, None]  # a run that fails has not reached the target
+    assert cyclical["arrived"] == {"without": [3, 6], "with": [6, 6]}
 
 
 def test_an_arm_that_is_refused_is_not_tried_again_and_its_trick_is_not_applicable():
@@ -174,8 +170,8 @@ def test_an_arm_that_is_refused_is_not_tried_again_and_its_trick_is_not_applicab
     course = MadeUp(failing=failing)
     record = conduct(course)
     assert sum(name == "all-mixed_precision" for name, *_ in course.log) == 1
-    effect = next(effect for effect in record["effects"] if effect["trick"] == "mixed_precision")
-    assert (effect["verdict"], effect["why"]) == ("not applicable here", "fp16 on a CPU")
+    assert "mixed_precision" not in verdicts(record)
+    assert {"trick": "mixed_precision", "why": "fp16 on a CPU"} in record["not_raced"]
 
 
 def test_an_arm_that_would_repeat_another_is_not_run():
@@ -186,7 +182,7 @@ def test_an_arm_that_would_repeat_another_is_not_run():
         "all",
         *("all-cyclical", "all-label_smoothing", "plain+cyclical", "plain+label_smoothing"),
     }
-    assert verdicts(record)["mixed_precision"] == "not applicable here"
+    assert "mixed_precision" not in verdicts(record)
 
 
 def test_a_budget_leaves_out_what_does_not_fit_and_says_so(monkeypatch):
@@ -213,7 +209,8 @@ def test_a_budget_leaves_out_what_does_not_fit_and_says_so(monkeypatch):
 def test_a_run_that_the_budget_cuts_off_is_unknown_not_infinite():
     cut = Attempt(2, "stopped", clocks={"train": 5.0, "wall": 5.0})
     record = conduct(MadeUp(failing={("all", 2): cut}), names=["plain", "all"], budget_seconds=1e6)
-    assert record["speedup"]["unknown"] == 1
+    assert record["speedup"]["values"][2] is None
+    assert record["speedup"]["arrived"] == {"without": [2, 2], "with": [2, 2]}  # unknown, not missed
     every = next(arm for arm in record["arms"] if arm["name"] == "all")
     assert "the budget ended" in every["runs"][2]["note"]
 
@@ -223,9 +220,9 @@ def test_a_budget_that_ends_in_the_middle_of_plain_gives_a_speed_up_of_at_least(
     arrived = Attempt(0, "reached", seconds=40.0, clocks={"train": 40.0, "wall": 41.0})
     course = MadeUp(failing={("plain", 0): cut, ("all", 0): arrived})
     record = conduct(course, names=["plain", "all"], seeds=[0], budget_seconds=1e6)
-    assert record["sentence"].startswith("At least 12.5 times faster to ")
-    assert "plain had not reached it after 8 min 20 s, when the budget ended; 1 seed: no interval" in record["sentence"]
-    assert record["speedup"]["median"] is None
+    assert record["headline"] == "At least 12.5 times faster to 90.0%, in this one seed"
+    assert "plain had not reached it after 8 min 20 s, when the budget ended" in record["sentence"]
+    assert record["speedup"]["estimate"] is None
     sooner = MadeUp(failing={("plain", 0): Attempt(0, "stopped", clocks={"train": 39.0}), ("all", 0): arrived})
     assert "At least" not in conduct(sooner, names=["plain", "all"], seeds=[0], budget_seconds=1e6)["sentence"]
 
@@ -251,11 +248,56 @@ def test_an_interrupted_race_goes_on_where_it_stopped(tmp_path):
 
 
 def test_more_seeds_can_be_added_to_a_race_that_is_done(tmp_path):
-    conduct(MadeUp(), tmp_path / "race")
-    again = MadeUp()
-    record = conduct(again, tmp_path / "race", resume=True, seeds=[0, 1, 2, 3, 4])
+    noisy = {("all", seed): Attempt(seed, "reached", 30.0 + 20 * seed, clocks={"train": 30.0}) for seed in range(5)}
+    conduct(MadeUp(failing=noisy), tmp_path / "race", names=["plain", "all"])
+    again = MadeUp(failing=noisy)
+    record = conduct(again, tmp_path / "race", resume=True, seeds=[0, 1, 2, 3, 4], names=["plain", "all"])
     assert {seed for _, seed, *_ in again.log} == {3, 4}
-    assert not record["speedup"]["weak"]
+    assert record["speedup"]["num_seeds"] == 5
+
+
+def test_seeds_that_were_fixed_beforehand_cannot_grow(tmp_path):
+    conduct(MadeUp(), tmp_path / "race", fixed_seeds=True)
+    with pytest.raises(InputError, match="3 seeds that were fixed beforehand, not of 5"):
+        conduct(MadeUp(), tmp_path / "race", resume=True, seeds=[0, 1, 2, 3, 4], fixed_seeds=True)
+
+
+def test_an_arm_ends_once_its_trick_is_settled_and_the_race_with_the_last_of_them():
+    course = MadeUp()
+    record = conduct(course, seeds=list(range(10)))
+    assert {seed for _, seed, *_ in course.log} == {0, 1, 2}
+    assert [run["note"] for run in record["arms"][0]["runs"][3:]] == ["settled before this seed"] * 7
+    assert verdicts(record)["cyclical"] == "helps"
+    assert record["headline"].endswith("3 seeds)")
+
+
+def test_arms_go_on_while_their_trick_is_not_settled():
+    by_seed = [
+        (150.0, 25.0),
+        (290.0, 36.0),
+        (210.0, 31.0),
+        (170.0, 37.0),
+        (270.0, 26.0),
+        (190.0, 30.0),
+    ]
+    noisy = {
+        (name, seed): Attempt(seed, "reached", pair[at])
+        for at, name in enumerate(("plain+label_smoothing", "all-label_smoothing"))
+        for seed, pair in enumerate(by_seed)
+    }
+    course = MadeUp(failing=noisy)
+    record = conduct(course, seeds=list(range(6)))
+    late = {name for name, seed, *_ in course.log if seed == 5}
+    assert {"plain", "all", "plain+label_smoothing", "all-label_smoothing"} <= late
+    assert verdicts(record)["label_smoothing"] == "not settled"
+
+
+def test_fixed_seeds_run_to_the_end_at_five_percent():
+    course = MadeUp()
+    record = conduct(course, seeds=list(range(4)), fixed_seeds=True)
+    assert {seed for _, seed, *_ in course.log} == {0, 1, 2, 3}
+    assert record["speedup"]["confidence"] == 0.95
+    assert conduct(MadeUp(), seeds=list(range(5)))["speedup"]["confidence"] == pytest.approx(0.994)  # settled at 3
 
 
 def test_resuming_another_race_is_refused(tmp_path):
@@ -279,7 +321,7 @@ def test_a_race_for_accuracy_plans_each_cycle_to_fit_its_time():
     assert lengths["plain+cyclical"] == pytest.approx(60 * 0.97 / 10)
     assert lengths["plain"] == 20
     assert record["speedup"]["kind"] == "points"
-    assert record["speedup"]["median"] > 0
+    assert record["speedup"]["estimate"] > 0
     assert "points more accuracy in 1 min 00 s of training" in record["sentence"]
 
 
@@ -323,7 +365,7 @@ def test_a_budget_that_ends_while_tuning_ends_the_race_and_more_can_be_given(tmp
     monkeypatch.setattr(Conduct, "_elapsed", lambda self: now[0])
     record = conduct(MadeUp(), tmp_path / "race", tune=3, budget_seconds=90.0)
     assert {run["status"] for arm in record["arms"] for run in arm["runs"]} == {"not run"}
-    assert record["speedup"]["median"] is None
+    assert record["speedup"]["estimate"] is None
     more = conduct(MadeUp(), tmp_path / "race", resume=True, tune=3, budget_seconds=1e6)
     assert "reached" in {run["status"] for arm in more["arms"] for run in arm["runs"]}
 
@@ -333,14 +375,22 @@ def test_all_without_a_trick_is_not_stopped_before_it_is_slower_than_all():
     course = MadeUp(plain=100.0)
     made = Conduct(course, make_arms(THREE), THREE, plan(), {})
     left_out, added = (next(arm for arm in made.arms if arm.name == name) for name in ("all-cyclical", "plain+cyclical"))
-    assert made._cap(left_out) == math.inf
+    assert made._cap(left_out, 0) == math.inf
     made.runs["plain", 0], made.runs["all", 0] = Attempt(0, "reached", 20.0), Attempt(0, "reached", 30.0)
-    assert (made._cap(left_out), made._cap(added)) == (45.0, 30.0)
+    assert (made._cap(left_out, 0), made._cap(added, 0)) == (45.0, 30.0)
     made.runs["all", 0] = Attempt(0, "reached", 10.0)
-    assert made._cap(left_out) == 20.0
+    assert made._cap(left_out, 0) == 30.0
     made.runs["all", 0] = Attempt(0, "missed")
-    assert made._cap(left_out) == math.inf
-    assert made._cap(made.arms[1]) == math.inf
+    assert made._cap(left_out, 0) == math.inf
+    assert made._cap(made.arms[1], 0) == math.inf
+
+
+def test_a_seed_in_which_plain_is_slow_has_a_later_cap():
+    made = Conduct(MadeUp(), make_arms(THREE), THREE, plan(), {})
+    added = next(arm for arm in made.arms if arm.name == "plain+cyclical")
+    made.runs |= {("plain", seed): Attempt(seed, "reached", time) for seed, time in enumerate((20.0, 22.0, 60.0))}
+    assert made._cap(added, 1) == pytest.approx(33.0)
+    assert made._cap(added, 2) == pytest.approx(90.0)
 
 
 def test_a_model_that_gets_through_no_step_is_refused():

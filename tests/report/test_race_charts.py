@@ -46,11 +46,11 @@ def test_the_lines_of_plain_and_all_have_their_full_colour() -> None:
 
 
 def side(median: float | None, low: float, high: float) -> dict[str, Any]:
-    return {"median": median, "interval": [low, high]}
+    return {"estimate": median, "interval": [low, high]}
 
 
 def test_the_legend_shows_the_marks_of_both_sides_also_where_the_first_lies_outside() -> None:
-    beyond = {"trick": "lr_scaling", "verdict": "hurts", "estimate": True, "alone": side(0.0, 0.0, 1.5), "without": None}
+    beyond = {"trick": "lr_scaling", "verdict": "hurts", "words": "costs 12%", "alone": side(0.0, 0.0, 1.5), "without": None}
     svg = worth_of_tricks({"target": {"value": 0.9}, "effects": [beyond]})
     assert {"added to plain", "left out of all", "LR scaling"} <= set(texts(svg))
     legend = svg[svg.index("legend") :]

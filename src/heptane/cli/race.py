@@ -79,6 +79,7 @@ def _race(
             tricks=tricks,
             arms=own.arm_names,
             seeds=own.seeds,
+            fixed_seeds=own.fixed_seeds,
             seed=settings.seed,
             budget=own.budget_seconds,
             tune=own.tune,
@@ -119,4 +120,6 @@ def _print_plan(record: dict[str, Any]) -> None:
     tuning = plan["tune"] * sum(expected.get(name, 0.0) for name in ("plain", "all"))
     count = f"{len(record['arms'])} arms, {seeds} seeds"
     print(f"\n{count}: at most {duration(racing)} of training, and {duration(tuning)} of tuning.")
-    print("A run stops at the target, and an arm once it can only be slower than plain: most take less.")
+    print("A run stops at the target or once it can only be slower, an arm once its trick is settled: most take less.")
+    if record["estimated"]:
+        print(f"Not measured, but taken for as long as plain or all: {', '.join(record['estimated'])}.")

@@ -12,13 +12,15 @@ from heptane._lazy import torch
 from heptane.data.batches import as_source
 from heptane.errors import InputError, one_line
 from heptane.fit import fit
-from heptane.history import lower_is_better
+from heptane.history import Goal, lower_is_better
 from heptane.race.arms import Arm
+from heptane.race.reaching import IN_A_ROW, Reached, standard_error, when_reached
 from heptane.result import Result
 from heptane.run import OptimizerFactory
 
 REACHED, MISSED, STOPPED, FAILED, REFUSED, NOT_RUN = "reached", "missed", "stopped", "failed", "refused", "not run"
 DRAWN = 60  # points of a schedule that are kept
+PROBE_SECONDS = 4.0  # of training, for a first idea of how long an arm takes
 DONE = "done"  # of a race for accuracy: it trained for its time
 
 
@@ -26,8 +28,11 @@ DONE = "done"  # of a race for accuracy: it trained for its time
 class Attempt:
     """What came of one run.
 
-    ``seconds`` is the training clock at the target, None where the target was not reached: then the run counts as
-    infinitely long, and ``clocks["train"]`` says for how long it tried. ``best`` is the best validation value it saw.
+    ``status`` goes by what happened: ``reached`` the target; ``missed`` it, having trained its whole plan; ``stopped`` by
+    the clock before either; ``failed`` with an error; ``refused``, since its settings cannot run; ``not run``; or ``done``,
+    in a race for accuracy. ``seconds`` is the training clock at the target, known to within ``between`` seconds where it is
+    not interpolated; None where the target was not reached, and ``clocks["train"]`` says for how long it tried. ``best`` is
+    the best validation value it saw.
     """
 
     seed: int
@@ -42,6 +47,7 @@ class Attempt:
     schedule: dict[str, Any] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    between: float = 0.0
 
     def record(self) -> dict[str, Any]:
         """As ``race.json`` holds it."""
@@ -72,9 +78,9 @@ class Course:
     settings: dict[str, Any]
 
     @property
-    def goal(self) -> tuple[str, float] | None:
-        """The target as :func:`heptane.fit` takes it."""
-        return None if self.target is None else (self.metric, self.target)
+    def goal(self) -> Goal | None:
+        """The target as :func:`heptane.fit` takes it; it must be met by two evaluations in a row."""
+        return None if self.target is None else Goal(self.metric, self.target, IN_A_ROW)
 
     @property
     def lower_is_better(self) -> bool:
@@ -108,7 +114,7 @@ class Course:
         limit = min(filter(None, (max_seconds, self.seconds)), default=None)
         goal = self.goal
         if goal and raised:
-            goal = (goal[0], min(goal[1] + raised, 1.0))
+            goal = goal._replace(value=min(goal.value + raised, 1.0))
         try:
             torch.manual_seed(seed)
             result = fit(
@@ -131,26 +137,31 @@ class Course:
             return Attempt(seed, FAILED, note=f"{type(error).__name__}: {one_line(error)}")
         finally:
             gc.collect()  # a model in a reference cycle would make the next arm pay for this one's memory
-        return self._attempt(result, seed)
+        return self._attempt(result, seed, goal, limit)
 
-    def _attempt(self, result: Result, seed: int) -> Attempt:
+    def _attempt(self, result: Result, seed: int, goal: Goal | None, limit: float | None) -> Attempt:
         curve = [
             {"seconds": r["train_seconds"], "epoch": r["epoch"], "value": r[self.metric]}
             for r in result.history
             if self.metric in r and math.isfinite(r[self.metric])
         ]
         pick = min if self.lower_is_better else max
-        finished = result.steps["applied"] + result.steps["skipped"] >= result.steps["planned"]
-        status = DONE if self.target is None else REACHED if result.reached is not None else MISSED if finished else STOPPED
+        # Steps, not applied steps: one that is passed over is a step of the plan, and one tried twice is still one.
+        whole = bool(result.history) and result.history[-1]["step"] >= result.steps["planned"]
+        reached = when_reached(result.history, goal, margin=self.margin, whole=whole) if goal else None
+        in_time = limit is None or result.seconds["train"] < limit
+        status = DONE if goal is None else REACHED if reached else MISSED if whole or in_time else STOPPED
+        reached = reached or Reached(0.0)
         return Attempt(
             seed,
             status,
-            seconds=result.reached,
+            seconds=reached.seconds if status == REACHED else None,
+            between=reached.between,
             best=pick((point["value"] for point in curve), default=None),
             epochs=result.history[-1]["epoch"] if result.history else 0.0,
             clocks=dict(result.seconds),
             metrics=dict(result.metrics),
-            steps=dict(result.steps),
+            steps={**result.steps, "done": int(result.history[-1]["step"]) if result.history else 0},
             curve=curve,
             schedule={key: values and values[:: max(1, len(values) // DRAWN)] for key, values in result.schedule.items()},
             why=dict(result.why),
@@ -162,16 +173,24 @@ class Course:
         return (math.inf if attempt.seconds is None else attempt.seconds, best)
 
     @property
-    def margin(self) -> float:
-        """What a length of a cycle must reach beyond the target, so that other seeds arrive too: the standard error of an
-        accuracy on this many validation samples."""
-        if self.target is None or self.metric != "valid_accuracy":
-            return 0.0
+    def num_valid(self) -> int | None:
+        """How many validation samples there are, where that is known."""
         targets = self.valid[1] if isinstance(self.valid, (tuple, list)) else getattr(self.valid, "dataset", self.valid)
-        return math.sqrt(self.target * (1 - self.target) / max(len(targets), 1))
+        try:
+            return len(targets)
+        except TypeError:
+            return None
+
+    @property
+    def margin(self) -> float:
+        """The standard error of the target: what the last evaluation of a run must have beyond it, and what a length of a
+        cycle must reach beyond it in tuning, so that other seeds arrive too."""
+        return 0.0 if self.target is None else standard_error(self.metric, self.target, self.num_valid)
 
     def seconds_per_epoch(self, arm: Arm, few: int = 2, more: int = 8) -> tuple[float, float]:
-        """Seconds before the first step, and per epoch, from two short runs; their weights are thrown away.
+        """Seconds before the first step, and per epoch, from short runs; their weights are thrown away.
+
+        A run of ``few`` steps, and one of ``more`` where the first was quick; neither goes on past ``PROBE_SECONDS``.
 
         Returns:
             (seconds before the first step, seconds per epoch).
@@ -182,17 +201,23 @@ class Course:
         """
         quiet = replace(self, valid=None, target=None, seconds=None)
         length = self.steps_per_epoch
-        first, second = (quiet.run(arm, 0, rate=1.0, epochs=min(n, length) / length, final=False) for n in (few, more))
-        for attempt in (first, second):
+        made: list[Attempt] = []
+        for steps in (few, more):
+            if made and made[0].clocks["train"] * steps / max(made[0].steps["done"], 1) > PROBE_SECONDS:
+                break
+            share = min(steps, length) / length
+            attempt = quiet.run(arm, 0, rate=1.0, epochs=share, max_seconds=PROBE_SECONDS, final=False)
             if attempt.status == REFUSED:
                 raise InputError(f"arm {arm.name}: {attempt.note}")
             if attempt.status == FAILED:
                 raise RuntimeError(attempt.note)
-        steps = second.steps["planned"] - first.steps["planned"]
-        per_step = (second.clocks["train"] - first.clocks["train"]) / max(steps, 1)
+            made.append(attempt)
+        first, last = made[0], made[-1]
+        steps = last.steps["done"] - first.steps["done"]
+        per_step = (last.clocks["train"] - first.clocks["train"]) / max(steps, 1)
         if steps < 1 or per_step <= 0:
-            per_step = second.clocks["train"] / max(second.steps["planned"], 1)
-        before = max(first.clocks["train"] - first.steps["planned"] * per_step, 0.0)
+            per_step = last.clocks["train"] / max(last.steps["done"], 1)
+        before = max(first.clocks["train"] - first.steps["done"] * per_step, 0.0)
         return before, per_step * length
 
     @property

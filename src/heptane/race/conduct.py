@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,24 @@ from heptane.errors import InputError
 from heptane.probe import NOTHING_PAYS
 from heptane.race.arms import ALL, PLAIN, Arm
 from heptane.race.attempt import NOT_RUN, REFUSED, STOPPED, Attempt, Course
-from heptane.race.findings import findings
+from heptane.race.findings import ended_arms
+from heptane.race.pacing import CAP, cap_seconds, seed_fits
+from heptane.race.record import Progress, race_record
 from heptane.race.resume import read_race
 from heptane.race.tuning import FIRST_LENGTH, LENGTH_STEP, RATE_STEP, Tuning, climb, shorten
+from heptane.race.verdicts import FIRST_LOOK
 from heptane.report import duration
 from heptane.report.live import LiveTable
 from heptane.report.race import write_race_report
-from heptane.run_folder import RunFolder, clean
+from heptane.run_folder import RunFolder
 from heptane.storage import write_text
 from heptane.tricks import Tricks
 
-SCHEMA = 1
 TUNING_SEED = 2**30  # its runs do not race
-CAP = 1.5  # an arm stops at so many times the seconds of the arm that it is compared with: it can only be slower
-TUNING_SHARE = 0.4  # of a budget, at most
+TUNING_SHARE = 0.4  # of a budget, at most, for all trials together
+DRY_SECONDS = 20.0  # of measuring in a dry run; what is not measured by then is estimated
 BUDGET = "the budget"  # how the note of a run begins that it left out or cut short
+ENDED = "settled"  # how the note of a run begins that was not needed any more
 SPARE = 0.97  # of a fixed time: what a planned length may take
 
 
@@ -53,6 +56,7 @@ class Conduct:
         self.tuning: dict[str, Tuning] = {}
         self.probes: dict[str, tuple[float, float]] = {}
         self.broken: dict[str, str] = {}
+        self.estimated: list[str] = []  # arms that a dry run had no time to measure
         self.folder: RunFolder | None = None
         self.table: LiveTable | None = None
         self.environment = describe()
@@ -75,8 +79,9 @@ class Conduct:
             with self.table or nullcontext():
                 self._tune()
                 for index, seed in enumerate(self.plan["seeds"]):
+                    ended, left_out = self._ended(index), self._left_out(index)
                     for arm in self._in_turn(index):
-                        self._run(arm, seed)
+                        self._run(arm, seed, ended.get(arm.name, "") or left_out)
             return self._save("done")
         except BaseException:
             self._save("interrupted")
@@ -87,11 +92,15 @@ class Conduct:
 
     def dry_run(self) -> dict[str, Any]:
         """The record with ``expected_seconds``: per arm the longest that a run may take, from a few steps of each."""
-        found = {}
-        for arm in self.arms:
+        found, since = {}, time.perf_counter()
+        for arm in sorted(self.arms, key=lambda arm: arm.name not in (PLAIN, ALL)):
+            if time.perf_counter() - since > DRY_SECONDS and self.probes and arm.name not in self.probes:
+                self.probes[arm.name] = self.probes.get(PLAIN if arm.adds else ALL) or next(iter(self.probes.values()))
+                self.estimated.append(arm.name)
             before, per_epoch = self._probe(arm)
             found[arm.name] = self.course.seconds or before + per_epoch * self._rate_and_length(arm)[1]
-        return self._record("planned") | {"expected_seconds": found}
+        expected = {arm.name: found[arm.name] for arm in self.arms}
+        return self._record("planned") | {"expected_seconds": expected, "estimated": self.estimated}
 
     def _warm_up(self) -> None:
         """A few steps of the first arms: what cannot run is refused, and what the first run would pay for all is paid."""
@@ -155,9 +164,10 @@ class Conduct:
         if key not in self.trials:
             best = [t.seconds for (name, *_), t in self.trials.items() if name == arm.name and t.seconds is not None]
             best = best if knob != "epochs" else []
-            if self._left() <= 0:
+            left = self._left_for_tuning()
+            if left <= 0:
                 return Attempt(TUNING_SEED + again, NOT_RUN, note=f"{BUDGET} was spent")
-            limit = min([*best, self._left() * TUNING_SHARE], default=math.inf)
+            limit = min([*best, left])
             if self.table:
                 self.table.tuning(arm, knob, value)
             limited = limit if math.isfinite(limit) else None
@@ -202,7 +212,26 @@ class Conduct:
         rest = [arm for arm in self.arms if arm not in first]
         return [*first, *rest] if index % 2 == 0 else [*first[::-1], *rest[::-1]]
 
-    def _run(self, arm: Arm, seed: int) -> None:
+    def _ended(self, index: int) -> dict[str, str]:
+        """The arms that need not run with this seed, since all that they tell is settled; and after how many seeds."""
+        if index < FIRST_LOOK:
+            return {}
+        record = self._record("running", self.plan["seeds"][:index])
+        return dict.fromkeys(ended_arms(record, self.about.get("reasons", {})), f"{ENDED} before this seed")
+
+    def _left_out(self, index: int) -> str:
+        """Why this seed is not raced; empty where it is. A seed is left out whole, so that its pairs are never half made."""
+        seeds = self.plan["seeds"]
+        if any((arm.name, seeds[index]) in self.runs for arm in self.arms):
+            return ""
+        cut = any(run.status == NOT_RUN and run.note.startswith(BUDGET) for run in self.runs.values())
+        ended = self._ended(index)
+        expected = [self._expected(arm) for arm in self.arms if arm.name not in ended]
+        if cut or not seed_fits(expected, self._left(), first=index == 0):
+            return f"{BUDGET} would not have been enough for this seed"
+        return ""
+
+    def _run(self, arm: Arm, seed: int, left_out: str) -> None:
         if (arm.name, seed) in self.runs:
             return
         refused = next((r for (name, _), r in self.runs.items() if name == arm.name and r.status == REFUSED), None)
@@ -213,6 +242,8 @@ class Conduct:
             made = Attempt(
                 seed, NOT_RUN, note=f"{arm.trick} changes nothing here: it would repeat {other}".replace("_", " ")
             )
+        elif left_out:
+            made = Attempt(seed, NOT_RUN, note=left_out)
         elif self._too_late(arm, seed):
             made = Attempt(seed, NOT_RUN, note=f"{BUDGET} would not have been enough")
         else:
@@ -223,14 +254,11 @@ class Conduct:
             self.table.done(arm, made)
 
     def _too_late(self, arm: Arm, seed: int) -> bool:
-        """Whether too little of the budget is left to learn anything: a seed that would not be complete is not begun, but
-        plain is let run after all, which it may outlast."""
+        """Whether too little of the budget is left to learn anything; plain is let run after all, which it may outlast."""
         left, every = self._left(), self.runs.get((ALL, seed))
-        if arm.name == PLAIN and every and every.seconds is not None:
-            return left <= every.seconds
-        earlier = [run for (_, other), run in self.runs.items() if other < seed]
-        cut = any(run.status == NOT_RUN and run.note.startswith(BUDGET) for run in earlier)
-        return cut or left <= 0 or left < 0.5 * self._expected(arm)
+        if arm.name == PLAIN:
+            return left <= (every.seconds if every and every.seconds is not None else 0.0)
+        return left <= 0 or left < 0.5 * self._expected(arm)
 
     def _repeats(self, arm: Arm) -> bool:
         """Whether the trick that this arm is about was measured to be off here, so that it can tell nothing."""
@@ -239,7 +267,7 @@ class Conduct:
 
     def _timed(self, arm: Arm, seed: int) -> Attempt:
         rate, epochs = self._rate_and_length(arm)
-        cap, left = self._cap(arm), self._left()
+        cap, left = self._cap(arm, seed), self._left()
         limit = min(cap, left)
         if self.table:
             self.table.begins(arm, seed, self._elapsed(), self._expected_left())
@@ -252,21 +280,21 @@ class Conduct:
             seconds = made.clocks["train"]
             if left < cap:  # nobody knows how long it would have taken
                 return replace(made, status=NOT_RUN, note=f"{BUDGET} ended after {duration(seconds)} of training")
-            what = f"{CAP:g} times plain's time" if arm.adds else f"plain's time and {CAP:g} times that of all"
+            what = f"{CAP:g} times the time of {'plain' if arm.adds else 'plain and of all'}"
             return replace(made, note=f"stopped after {duration(seconds)}, over {what}: it can only be slower")
         return made
 
-    def _cap(self, arm: Arm) -> float:
+    def _cap(self, arm: Arm, seed: int) -> float:
         """Seconds of training after which the arm is slower for certain."""
         if self.course.target is None or arm.trick is None:
             return math.inf
-        plain, every = self._median_seconds(PLAIN), self._median_seconds(ALL)
-        return CAP * plain if arm.adds else max(plain, CAP * every)
+        return cap_seconds(*(self._times(name, seed) for name in ((PLAIN,) if arm.adds else (PLAIN, ALL))))
 
-    def _median_seconds(self, name: str) -> float:
-        """Of an arm, over the seeds so far; infinite where it is not known, or the middle one missed the target."""
-        runs = [run for (arm, _), run in self.runs.items() if arm == name and run.status != NOT_RUN]
-        return statistics.median([math.inf if r.seconds is None else r.seconds for r in runs] or [math.inf])
+    def _times(self, name: str, seed: int) -> tuple[list[float | None], float | None]:
+        """Seconds to the target of an arm's runs so far, and of its run with this seed."""
+        runs = {other: run for (arm, other), run in self.runs.items() if arm == name and run.status != NOT_RUN}
+        own = runs.get(seed)
+        return [run.seconds for run in runs.values()], own.seconds if own else None
 
     # Time -----------------------------------------------------------------------------------------------------------
 
@@ -276,6 +304,12 @@ class Conduct:
     def _left(self) -> float:
         budget = self.plan["budget_seconds"]
         return math.inf if budget is None else budget - self._elapsed()
+
+    def _left_for_tuning(self) -> float:
+        """Of the budget: its share for the trials, less what they took."""
+        budget = self.plan["budget_seconds"]
+        spent = sum(trial.clocks.get("wall", 0.0) for trial in self.trials.values())
+        return math.inf if budget is None else min(TUNING_SHARE * budget - spent, self._left())
 
     def _expected(self, arm: Arm) -> float:
         """Seconds that a run of this arm will take: as its earlier ones, else as planned."""
@@ -306,43 +340,15 @@ class Conduct:
                     write_race_report(record, self.folder.path / "report.html")
         return record
 
-    def _record(self, status: str) -> dict[str, Any]:
-        from heptane import __version__
-
-        reasons = self.about.get("reasons", {})
-        arms = [self._arm_record(arm, reasons) for arm in self.arms]
-        record: dict[str, Any] = clean(
-            {
-                "schema": SCHEMA,
-                "heptane": __version__,
-                "status": status,
-                "command": self.about.get("command", ""),
-                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.started)),
-                "elapsed_seconds": self._elapsed(),
-                "environment": self.environment,
-                **{key: self.about.get(key, {}) for key in ("data", "model", "settings")},
-                **self._identity(),
-                "tuning": {side: self._tuning_record(side, tuning) for side, tuning in self.tuning.items()},
-                "trials": [
-                    {"side": side, "value": v, "again": n, "attempt": t.record()} for (side, v, n), t in self.trials.items()
-                ],
-                "arms": arms,
-                "reasons": reasons,
-                "notes": self.about.get("notes", []),
-            }
-        )
-        return record | findings(record, reasons)
-
-    def _arm_record(self, arm: Arm, reasons: dict[str, str]) -> dict[str, Any]:
-        rate, epochs = self._rate_and_length(arm)
-        runs = [self.runs[arm.name, seed].record() for seed in self.plan["seeds"] if (arm.name, seed) in self.runs]
-        on = {name: settings for name, settings in arm.tricks.settings().items() if settings}
-        return {"name": arm.name, "title": arm.title, "tricks": on, "rate": rate, "epochs": epochs, "runs": runs}
-
-    def _tuning_record(self, side: str, tuning: Tuning) -> dict[str, Any]:
-        made = [trial for (name, *_), trial in self.trials.items() if name == side]
-        seconds = sum(trial.clocks.get("train", 0.0) for trial in made)
-        return {**asdict(tuning), "num_runs": len(made), "seconds": seconds}
+    def _record(self, status: str, seeds: list[int] | None = None) -> dict[str, Any]:
+        """The content of ``race.json``, of all seeds or of some."""
+        identity = self._identity()
+        if seeds is not None:
+            identity["plan"] = {**identity["plan"], "seeds": seeds}
+        arms = [(arm, *self._rate_and_length(arm)) for arm in self.arms]
+        facts = {**self.about, "environment": self.environment, "num_valid": self.course.num_valid}
+        done = Progress(status, self.started, self._elapsed(), self.tuning, self.trials, self.runs)
+        return race_record(identity, arms, facts, done)
 
     def _identity(self) -> dict[str, Any]:
         """What makes two races the same one."""

@@ -1,4 +1,4 @@
-"""What a race found: the speed-up, what each trick is worth, and a paragraph that says it in plain words."""
+"""What a race found: the speed-up, what each trick is worth, a headline, and a paragraph that says it in plain words."""
 
 from __future__ import annotations
 
@@ -8,29 +8,119 @@ from statistics import median as _median
 from typing import Any
 
 from heptane.probe import NOTHING_PAYS
-from heptane.race import statistics
 from heptane.race.arms import ALL, PLAIN
 from heptane.race.attempt import FAILED, NOT_RUN, REFUSED
-from heptane.race.statistics import HELPS, HURTS, NO_EFFECT, NOT_APPLICABLE, Effect, Estimate
-from heptane.report import duration, measure
+from heptane.race.headline import goal_text, headline, sentence
+from heptane.race.outcomes import outcome_of
+from heptane.race.reaching import ENOUGH_ERRORS, expected_errors
+from heptane.race.statistics import plain
+from heptane.race.verdicts import (
+    HELPS,
+    HURTS,
+    NO_DIFFERENCE,
+    NO_VERDICT,
+    NOT_SETTLED,
+    OFTENER,
+    POINTS,
+    RARER,
+    SETTLED,
+    TIME,
+    Judgement,
+    Strata,
+    side_interval,
+    verdicts,
+)
+from heptane.race.words import arrivals_text, words_of
+from heptane.report import duration
 from heptane.tricks import KINDS
 
 Record = Mapping[str, Any]
 
 
 def findings(race: Record, reasons: Mapping[str, str]) -> dict[str, Any]:
-    """``speedup``, ``effects``, ``sentence`` and ``summary`` of a race's record, as far as it has got.
+    """``speedup``, ``effects``, ``not_raced``, ``headline``, ``sentence`` and ``summary`` of a race, as far as it has got.
 
     Args:
         race: the content of ``race.json``.
         reasons: for each trick why it was chosen or not.
     """
-    speedup, kind = _speedup(race)
-    found: dict[str, Any] = {"speedup": {"kind": kind, **speedup.record()}}
-    found["effects"] = [_effect(race, name, reasons.get(name, "")) for name in KINDS]
-    found["sentence"] = sentence(race, speedup)
+    timed = race["target"]["value"] is not None
+    strata, left_out = questions(race, reasons)
+    overall, judged = judgements(race, strata)
+    coarse = coarse_text(race)
+    found: dict[str, Any] = {
+        "speedup": {
+            "kind": "ratio" if timed else "points",
+            **_judged(race, overall, timed, coarse),
+            "values": _values(race, (PLAIN, ALL), timed),
+            "at_least": _at_least(race) if timed and overall.estimate is None else None,
+        },
+        "effects": [_effect(race, name, made, strata[name], timed, coarse) for name, made in judged.items()],
+        "not_raced": [{"trick": name, "why": why} for name, why in left_out.items()],
+    }
+    found["headline"] = headline(race, found["speedup"])
+    found["sentence"] = sentence(race, found["speedup"])
     found["summary"] = _summary(race, found)
     return found
+
+
+def questions(race: Record, reasons: Mapping[str, str]) -> tuple[dict[str, Strata], dict[str, str]]:
+    """The paired arms of each trick that was measured, and why the others were not."""
+    strata: dict[str, Strata] = {}
+    left_out = {}
+    for name in KINDS:
+        why = _not_applicable(race, name, reasons.get(name, ""))
+        added, without = _arm_with(race, {name}), _arm_with(race, set(_arm(race, ALL)["tricks"]) - {name})
+        pairs = [(PLAIN, added)] if added else []
+        pairs += [(without, ALL)] if without and (without, ALL) not in pairs else []
+        if why or not pairs:
+            left_out[name] = why or "not measured: no arm that tells was run"
+        else:
+            strata[name] = [(one, other) for one, other in pairs if one is not None and other is not None]
+    return strata, left_out
+
+
+def judgements(race: Record, strata: Mapping[str, Strata]) -> tuple[Judgement, dict[str, Judgement]]:
+    """The verdict on all tricks against plain, and on each trick."""
+    timed, seeds = race["target"]["value"] is not None, race["plan"]["seeds"]
+    table = {}
+    for arm in race["arms"]:
+        runs = {run["seed"]: run for run in arm["runs"]}
+        table[arm["name"]] = [outcome_of(runs.get(seed), timed) for seed in seeds]
+    for name in (PLAIN, ALL):
+        table.setdefault(name, [outcome_of(None, timed)] * len(seeds))
+    done = [{run["seed"] for run in arm["runs"]} for arm in race["arms"]]
+    complete = next((at for at, seed in enumerate(seeds) if not all(seed in some for some in done)), len(seeds))
+    fixed = bool(race["plan"].get("fixed_seeds"))
+    return verdicts(table, strata, [(PLAIN, ALL)], TIME if timed else POINTS, complete_seeds=complete, fixed=fixed)
+
+
+def ended_arms(race: Record, reasons: Mapping[str, str]) -> set[str]:
+    """The arms whose every question is settled: they need not run any more."""
+    if race["plan"].get("fixed_seeds") or coarse_text(race):
+        return set()
+    strata, _ = questions(race, reasons)
+    overall, judged = judgements(race, strata)
+    open_arms = {
+        name for trick, made in judged.items() if made.verdict not in SETTLED for pair in strata[trick] for name in pair
+    }
+    if overall.verdict not in SETTLED:
+        open_arms |= {PLAIN, ALL}
+    if open_arms:
+        open_arms |= {PLAIN, ALL}
+    return {arm["name"] for arm in race["arms"]} - open_arms
+
+
+def coarse_text(race: Record) -> str:
+    """Why no time to this target can carry a verdict: too few validation samples would be wrong; empty where it can."""
+    target, count = race["target"], race.get("num_valid")
+    errors = expected_errors(target["metric"], target["value"], count)
+    if errors >= ENOUGH_ERRORS:
+        return ""
+    return (
+        f"at {goal_text(race)} about {errors:.0f} of {count} validation samples are wrong, fewer than {ENOUGH_ERRORS}: take "
+        "more validation data or a lower target"
+    )
 
 
 def outcomes(race: Record, name: str) -> list[float | None]:
@@ -39,125 +129,109 @@ def outcomes(race: Record, name: str) -> list[float | None]:
     return [_outcome(race, runs.get(seed)) for seed in race["plan"]["seeds"]]
 
 
-def sentence(race: Record, speedup: Estimate) -> str:
-    """The result in one sentence: ``3.4 times faster to 91.0% on this machine (95% interval 2.9 to 4.0, ...)``."""
-    goal, median = goal_text(race), speedup.median
-    absent = [name for name in (PLAIN, ALL) if not any(arm["name"] == name for arm in race["arms"])]
-    if absent:
-        return f"No speed-up is known: this race has no arm {' and none '.join(absent)}."
-    plain, every = outcomes(race, PLAIN), outcomes(race, ALL)
-    if race["target"]["value"] is None:
-        if median is None:
-            return f"No seed has both plain and all {goal}."
-        more = "more" if median >= 0 else "less"
-        return f"{100 * abs(median):.2f} points {more} accuracy {goal} ({interval_text(speedup, points=True)})"
-    if median is None:
-        bound = _at_least(race, every)
-        if bound:
-            return bound
-        tried = sum(value is None for value in (*plain, *every))
-        return f"Neither plain nor all reached {goal}." if tried else f"No seed has both plain and all to {goal} yet."
-    if median == math.inf:
-        seconds = [value for value in every if value is not None and not math.isnan(value)]
-        took = f" in {duration(middle(seconds))}" if seconds else ""
-        return f"With the tricks it reached {goal}{took} {_count(every, True)}; plain did not, {_count(plain, False)}."
-    if median == 0:
-        return f"Plain reached {goal} {_count(plain, True)}; with the tricks it did not, {_count(every, False)}."
-    factor, word = (median, "faster") if median >= 1 else (1 / median, "slower")
-    return f"{factor:.3g} times {word} to {goal} on this machine ({interval_text(speedup, inverse=median < 1)})"
-
-
-def _at_least(race: Record, every: Sequence[float | None]) -> str:
-    """What is known where all arrived and the budget ended while plain, with the same seed, was still on its way."""
-    runs = {run["seed"]: run for run in _arm(race, PLAIN)["runs"] if run["status"] == NOT_RUN}
-    tried = [runs.get(seed, {}).get("clocks", {}).get("train", 0.0) for seed in race["plan"]["seeds"]]
-    pairs = [(cut / took, took, cut) for cut, took in zip(tried, every, strict=True) if took and cut > took]
-    if not pairs:
-        return ""
-    ratio, took, cut = min(pairs)
-    seeds = f"{len(pairs)} seed{'' if len(pairs) == 1 else 's'}"
-    return (
-        f"At least {math.floor(10 * ratio) / 10:g} times faster to {goal_text(race)} on this machine ({duration(took)} with "
-        f"the tricks; plain had not reached it after {duration(cut)}, when the budget ended; {seeds}: no interval)"
-    )
-
-
-def goal_text(race: Record) -> str:
-    """The target in a few words: ``91.0%``, ``a validation loss of 0.3``, ``in 60 s``."""
-    target = race["target"]
-    if target["value"] is None:
-        return f"in {duration(target['seconds'])} of training"
-    if target["metric"] == "valid_accuracy":
-        return measure("accuracy", target["value"])
-    return f"{target['metric'].replace('valid_', 'a validation ').replace('_', ' ')} of {target['value']:g}"
-
-
-def interval_text(estimate: Estimate, *, inverse: bool = False, points: bool = False) -> str:
-    """``95% interval 2.9 to 4.0, 5 seeds``; with few seeds it says that the interval is weak."""
-    count = len(estimate.values)
-    seeds = f"{count} seed{'' if count == 1 else 's'}"
-    if count < 2 or estimate.low is None or estimate.high is None:
-        return f"{seeds}: no interval"
-    low, high = (estimate.low, estimate.high) if not inverse else (1 / estimate.high, 1 / (estimate.low or 1e-300))
-    scale, form = (100, ".2f") if points else (1, ".3g")
-    ends = " to ".join("any number" if math.isinf(end) else format(scale * end, form) for end in (low, high))
-    unit = " points" if points else ""
-    unit += ", no difference among them" if estimate.low <= (0 if points else 1) <= estimate.high else ""
-    weak = f": a weak interval, {statistics.ENOUGH_SEEDS} would do" if estimate.weak else ""
-    return f"95% interval {ends}{unit}, {seeds}{weak}"
-
-
 def middle(times: Sequence[float]) -> float:
     """The median; infinite where an infinite time is in the middle."""
     return float(_median(times))
 
 
-def _count(values: Sequence[float | None], reached: bool) -> str:
-    """``in 2 of 3 seeds``: of those that were run, how many reached the target, or did not."""
-    ran = [value for value in values if value is None or not math.isnan(value)]
-    return f"in {sum((value is not None) == reached for value in ran)} of {len(ran)} seeds"
-
-
-def _speedup(race: Record) -> tuple[Estimate, str]:
-    plain, every = outcomes(race, PLAIN), outcomes(race, ALL)
-    if race["target"]["value"] is None:
-        return statistics.gain(_numbers(plain), _numbers(every)), "points"
-    return statistics.speedup(plain, every), "ratio"
-
-
-def _effect(race: Record, trick: str, reason: str) -> dict[str, Any]:
+def _effect(race: Record, trick: str, made: Judgement, strata: Strata, timed: bool, coarse: str) -> dict[str, Any]:
     """One trick's row."""
-    blocked = _not_applicable(race, trick, reason)
-    if blocked:
-        return {"trick": trick, "verdict": NOT_APPLICABLE, "why": blocked, "alone": None, "without": None, "estimate": None}
-    alone, without = _side(race, f"plain+{trick}", trick, added=True), _side(race, f"all-{trick}", trick, added=False)
-    if alone is None and without is None:
-        why = "not measured: this race had no arm that tells; run it with all arms"
-        return {"trick": trick, "verdict": NOT_APPLICABLE, "why": why, "alone": None, "without": None, "estimate": None}
-    plain, every = outcomes(race, PLAIN), outcomes(race, ALL)
-    if race["target"]["value"] is None:
-        sides = [None if side is None else _numbers(side) for side in (alone, without)]
-        effect: Effect = statistics.effect_on_accuracy(_numbers(plain), _numbers(every), *sides)
-    else:
-        effect = statistics.effect_on_time(plain, every, alone, without)
-    parts = {"alone": effect.alone, "without": effect.without, "estimate": effect.pooled}
+    record = {"trick": trick, **_judged(race, made, timed, coarse), "alone": None, "without": None}
+    for at, pair in enumerate(strata):
+        key = "alone" if pair[0] == PLAIN else "without"
+        estimate, low, high = side_interval(made, at)
+        record[key] = {
+            "estimate": _shown(estimate, timed),
+            "interval": [_shown(low, timed), _shown(high, timed)],
+            "values": _values(race, pair, timed),
+            "pairs": made.evidence.pairs[at] if made.evidence.pairs else 0,
+        }
+    return record
+
+
+def _judged(race: Record, made: Judgement, timed: bool, coarse: str) -> dict[str, Any]:
+    """A judgement as JSON holds it: ratios of times (without / with) or differences of accuracy."""
+    evidence = made.evidence
+    verdict, words = (NO_VERDICT, "no verdict") if coarse else (made.verdict, words_of(made, timed))
     return {
-        "trick": trick,
-        "verdict": effect.verdict,
-        "why": effect.why,
-        **{key: None if part is None else part.record() for key, part in parts.items()},
+        "verdict": verdict,
+        "words": words,
+        "why": coarse or _why(made),
+        "estimate": _shown(made.estimate, timed),
+        "interval": [_shown(made.low, timed), _shown(made.high, timed)],
+        "confidence": round(1 - made.level, 6),
+        "p": evidence.p if evidence.bounds else None,
+        "pairs": sum(evidence.pairs),
+        "arrived": {"without": _count(evidence, 0), "with": _count(evidence, 1)},
+        "more_seeds": made.more_seeds,
+        "num_seeds": made.seeds,
     }
 
 
-def _side(race: Record, name: str, trick: str, *, added: bool) -> list[float | None] | None:
-    """The outcomes of the arm ``name``, or of the one that runs the same tricks under another name; None without one."""
-    chosen = list(_arm(race, ALL)["tricks"])
-    wanted = {trick} if added else set(chosen) - {trick}
-    arm = next((arm for arm in race["arms"] if set(arm["tricks"]) == wanted), None)
-    if arm is None:
+def _count(evidence: Any, at: int) -> list[int]:
+    return [evidence.arrived[at], evidence.known[at]]
+
+
+def _why(made: Judgement) -> str:
+    """What must be known beside the words."""
+    evidence = made.evidence
+    parts = []
+    if made.verdict == NO_VERDICT:
+        parts.append("fewer than two complete pairs of runs")
+    if evidence.arrived != evidence.known and made.verdict not in (RARER, OFTENER):
+        parts.append(f"arrived: {arrivals_text(made)} without")
+    contrary = _contrary(made)
+    return "; ".join([*parts, contrary] if contrary else parts)
+
+
+def _contrary(made: Judgement) -> str:
+    """A remark where a trick does the one thing alone and the other among the rest."""
+    if len(made.evidence.pairs) < 2 or made.estimate is None:
+        return ""
+    (_, low, high), (_, other_low, other_high) = (side_interval(made, at) for at in (0, 1))
+    if low is None or high is None or other_low is None or other_high is None:
+        return ""
+    if low > 0 > other_high:
+        return "it helps alone and hurts among the others"
+    return "it hurts alone and helps among the others" if high < 0 < other_low else ""
+
+
+def _shown(difference: float | None, timed: bool) -> float | str | None:
+    if difference is None or not timed:
+        return plain(difference)
+    return plain(math.exp(difference) if difference < 700 else math.inf)
+
+
+def _values(race: Record, pair: tuple[str, str], timed: bool) -> list[float | None]:
+    """Per seed the ratio of times (the difference of accuracies) of two arms; None where the pair is not complete."""
+    found: list[float | None] = []
+    for without, with_it in zip(*(outcomes(race, name) for name in pair), strict=True):
+        known = without is not None and with_it is not None and not math.isnan(without) and not math.isnan(with_it)
+        if not known or without is None or with_it is None:
+            found.append(None)
+        else:
+            found.append(without / with_it if timed else with_it - without)
+    return found
+
+
+def _at_least(race: Record) -> dict[str, Any] | None:
+    """What is known where all arrived and the budget ended while plain, with the same seed, was still on its way."""
+    runs = {run["seed"]: run for run in _arm(race, PLAIN)["runs"] if run["status"] == NOT_RUN}
+    tried = [runs.get(seed, {}).get("clocks", {}).get("train", 0.0) for seed in race["plan"]["seeds"]]
+    pairs = [(cut / took, took, cut) for cut, took in zip(tried, outcomes(race, ALL), strict=True) if took and cut > took]
+    if not pairs:
         return None
-    found = outcomes(race, arm["name"])
-    return None if all(value is not None and math.isnan(value) for value in found) else found
+    ratio, took, cut = min(pairs)
+    return {"ratio": math.floor(10 * ratio) / 10, "seeds": len(pairs), "seconds": took, "plain_seconds": cut}
+
+
+def _arm_with(race: Record, tricks: set[str]) -> str | None:
+    """The arm that runs these tricks and was run at least once, under whatever name."""
+    for arm in race["arms"]:
+        if set(arm["tricks"]) == tricks:
+            ran = any(outcome_of(run, race["target"]["value"] is not None).kind != "unknown" for run in arm["runs"])
+            return str(arm["name"]) if ran else None
+    return None
 
 
 def _not_applicable(race: Record, trick: str, reason: str) -> str:
@@ -186,10 +260,6 @@ def _outcome(race: Record, run: Record | None) -> float | None:
     return None if run["seconds"] is None else float(run["seconds"])
 
 
-def _numbers(values: Sequence[float | None]) -> list[float]:
-    return [math.nan if value is None else value for value in values]
-
-
 def _summary(race: Record, found: Record) -> str:
     """A paragraph that could be pasted into a message."""
     environment, settings = race["environment"], race.get("settings") or {}
@@ -199,10 +269,10 @@ def _summary(race: Record, found: Record) -> str:
     gpus = environment.get("gpus") or []
     if gpus:
         machine = ", ".join(gpus)
-    first = f"{model} on {data} ({machine}): {_lowered(found['sentence'])}".rstrip(".")
+    first = f"{model} on {data} ({machine}): {found['sentence'][:1].lower()}{found['sentence'][1:]}".rstrip(".")
     plain, every = (_times(race, name) for name in (PLAIN, ALL))
     took = f" Training took {every} with the tricks and {plain} without." if plain and every else ""
-    parts = [f"{first}.{took}", _effects_text(race, found["effects"])]
+    parts = [f"{first}.{took}", _effects_text(found["effects"])]
     effort = _effort(race)
     if effort:
         parts.append(effort)
@@ -219,24 +289,23 @@ def _times(race: Record, name: str) -> str:
     return duration(middle(times))
 
 
-def _effects_text(race: Record, effects: Sequence[Record]) -> str:
+def _effects_text(effects: Sequence[Record]) -> str:
+    """What was settled of each trick, and what was not."""
     said = []
-    for verdict, word in ((HELPS, "helped"), (HURTS, "hurt here"), (NO_EFFECT, "had no effect that was detected")):
-        found = [effect for effect in effects if effect["verdict"] == verdict]
-        names = [effect["trick"].replace("_", " ") + _worth(race, effect) for effect in found]
-        if names:
-            said.append(f"{_list(names)} {word}")
+    for wanted, form in (
+        ((HELPS, HURTS), "{} {}"),
+        ((NO_DIFFERENCE,), "{} {}"),
+        ((RARER, OFTENER), "with {} the target is reached {}"),
+    ):
+        for effect in effects:
+            if effect["verdict"] in wanted:
+                words = effect["words"].replace("arrives ", "").replace("no difference", "makes no difference")
+                said.append(form.format(effect["trick"].replace("_", " "), words))
+    open_ones = [effect["trick"].replace("_", " ") for effect in effects if effect["verdict"] in (NOT_SETTLED, NO_VERDICT)]
+    if open_ones:
+        said.append(f"nothing is settled on {_list(open_ones)}")
     text = "; ".join(said)
     return f"{text[:1].upper()}{text[1:]}." if text else ""
-
-
-def _worth(race: Record, effect: Record) -> str:
-    median = effect["estimate"]["median"]
-    if not isinstance(median, float) or effect["verdict"] == NO_EFFECT:
-        return ""
-    if median == 0:
-        return " (without it the target is reached)"
-    return f" ({median:.3g} times)" if race["target"]["value"] is not None else f" ({100 * median:+.2f} points)"
 
 
 def _effort(race: Record) -> str:
@@ -253,7 +322,3 @@ def _effort(race: Record) -> str:
 
 def _list(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _lowered(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -17,7 +17,7 @@ class Outcome:
     """One run as the statistics see it.
 
     ``cost`` is the logarithm of the seconds to the target, or minus the accuracy; of a run that was cut, the least that it
-    can be. ``grid`` is the variance of ``cost`` that comes from the time between two evaluations, 0 where it is interpolated.
+    can be. ``grid`` is the variance of ``cost`` that comes from the time between two evaluations; 0 if interpolated.
     """
 
     kind: str

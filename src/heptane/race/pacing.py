@@ -14,8 +14,8 @@ def cap_seconds(*compared: tuple[Sequence[float | None], float | None]) -> float
     """Seconds of training after which a run is slower for certain: 1.5 times the longest of what it is compared with.
 
     Args:
-        compared: per arm its seconds to the target in all seeds so far (None where it did not arrive), and those of the run's
-            own seed. Both count: the median alone would stop runs of a seed in which every arm is slow.
+        compared: per arm its seconds to the target in all seeds so far (None where it did not arrive), and those of the
+            run's own seed. Both count: the median alone would stop runs of a seed in which every arm is slow.
 
     Example:
         >>> from heptane.race.pacing import cap_seconds

@@ -25,8 +25,8 @@ from heptane.tricks.data_parallel import under_launcher
 class RaceResult:
     """What came of a race; ``record`` is the content of ``race.json``.
 
-    ``speedup`` is how many times sooner all reached the target than plain, ``effects`` what each trick is worth, and
-    ``summary`` the paragraph in words.
+    ``headline`` is the result in at most twelve words, ``speedup`` how many times faster all reached the target than plain,
+    ``effects`` what each trick is worth, and ``summary`` the paragraph in words.
     """
 
     record: dict[str, Any]
@@ -36,15 +36,21 @@ class RaceResult:
 
     @property
     def speedup(self) -> dict[str, Any]:
-        """``median``, ``interval`` and ``values`` per seed."""
+        """``estimate``, ``interval``, ``verdict``, ``words``, ``why``, ``p``, and ``values`` per seed."""
         found: dict[str, Any] = self.record["speedup"]
         return found
 
     @property
     def effects(self) -> list[dict[str, Any]]:
-        """Per trick: ``trick``, ``alone``, ``without``, ``estimate``, ``verdict`` and ``why``."""
+        """Per trick that was measured: ``trick``, ``estimate``, ``interval``, ``verdict``, ``words``, ``why``, and the two
+        ways of measuring it, ``alone`` and ``without``."""
         found: list[dict[str, Any]] = self.record["effects"]
         return found
+
+    @property
+    def headline(self) -> str:
+        """The result in at most twelve words."""
+        return str(self.record["headline"])
 
     @property
     def summary(self) -> str:
@@ -67,6 +73,7 @@ def race(
     seeds: int = 3,
     seed: int = 0,
     budget: float | None = None,
+    fixed_seeds: bool = False,
     tune: int = TRIALS,
     peak: float = PEAK,
     planned_epochs: float | None = None,
@@ -94,9 +101,11 @@ def race(
         accuracy_in: race for the best validation accuracy within so many seconds of training instead.
         tricks: the set to race; None for the recommended one.
         arms: such as ``["plain", "all"]``, ``all-mixup`` or ``plain+cyclical``; None for every arm.
-        seeds: how many, at least 1; below 5 the intervals are weak.
+        seeds: how many, at least 1; there is no verdict on fewer than 2, and few on 2.
         seed: the first of them.
         budget: seconds for the whole race, tuning included; what does not fit is left out, and said.
+        fixed_seeds: run all of them, also where a verdict is clear sooner, and never more: then verdicts are tested at 5%,
+            in place of 1%, which leaves room for looking again and again.
         tune: trials per side before the race: rates for plain, lengths of the cycle for the arms that have one. 0 takes the
             optimizer's rate and ``planned_epochs`` as they are.
         peak: the peak of a cycle, in multiples of the optimizer's own rate.
@@ -163,6 +172,7 @@ def race(
         "epochs": float(epochs),
         "seeds": list(range(seed, seed + seeds)),
         "budget_seconds": budget,
+        "fixed_seeds": bool(fixed_seeds),
         "tune": tune,
         "peak": float(peak),
         "planned_epochs": planned_epochs,

@@ -58,6 +58,11 @@ def _compare(path: Path, content: Mapping[str, Any], identity: Mapping[str, Mapp
     for key, value in identity.items():
         for name, mine in value.items():
             theirs = content[key][name]
+            if mine != theirs and name == "seeds" and identity["plan"]["fixed_seeds"]:
+                raise InputError(
+                    f"{path.parent} holds a race of {len(theirs)} seeds that were fixed beforehand, not of {len(mine)}: "
+                    "race again in another folder"
+                )
             if mine != theirs and name not in MAY_GROW:
                 what = f"{'target' if name == 'value' else name} {theirs}, not {mine}"
                 raise InputError(f"{path.parent} holds another race ({what}): choose another folder")

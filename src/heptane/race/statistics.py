@@ -76,7 +76,7 @@ def sign_p(wins: int, losses: int) -> float:
     """
     n = wins + losses
     tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, 2.0 * tail / 2**n)
+    return min(1.0, 2.0 * float(tail) / float(2**n))
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[float]:
@@ -106,8 +106,8 @@ def holm(p_values: Sequence[float], alpha: float) -> list[float]:
 class Noise:
     """What runs of one arm vary by, beyond what their seed does to all arms.
 
-    ``variance`` is that of one run over all arms, ``df`` the degrees of freedom behind it, 0 where it is not known; ``of_arm``
-    is each arm's own, NaN where it is not known.
+    ``variance`` is that of one run over all arms, ``df`` the degrees of freedom behind it, 0 where it is not known;
+    ``of_arm`` is each arm's own, NaN where it is not known.
     """
 
     variance: float

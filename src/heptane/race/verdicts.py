@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from heptane.race.outcomes import ARRIVED, UNKNOWN, Table, difference
 from heptane.race.statistics import Noise, holm, pooled_noise, sign_p, student_p, student_quantile
@@ -117,7 +118,7 @@ class Evidence:
             above, below = self.signs(0.0)
             return (-math.inf, math.inf) if kept else (math.inf, math.inf) if above > below else (-math.inf, -math.inf)
         edges = [-math.inf, *ends, math.inf]
-        inside = [ends[0] - 1, *((a + b) / 2 for a, b in zip(ends, ends[1:], strict=False)), ends[-1] + 1]
+        inside = [ends[0] - 1, *((a + b) / 2 for a, b in pairwise(ends)), ends[-1] + 1]
         kept_spans = [at for at, shift in enumerate(inside) if sign_p(*self.signs(shift)) > level]
         if not kept_spans:
             return -math.inf, math.inf
@@ -202,8 +203,8 @@ def judge(evidence: Evidence, level: float, scale: Scale) -> Judgement:
     more = seeds_needed(evidence, level, scale)
     if evidence.estimate is None:
         verdict = _without_times(evidence, level) if evidence.bounds else NO_VERDICT
-        known = (low, high) if verdict == HURTS else (None, None)
-        return Judgement(verdict, evidence, level, None, *known, more, evidence.num_seeds)
+        ends = (low, high) if verdict == HURTS else (None, None)
+        return Judgement(verdict, evidence, level, None, ends[0], ends[1], more, evidence.num_seeds)
     estimate = min(max(evidence.estimate, low), high)
     spare = evidence.num_seeds // 5
     if evidence.p <= level and abs(estimate) >= scale.smallest:
@@ -231,6 +232,18 @@ def _without_times(evidence: Evidence, level: float) -> str:
         return OFTENER
     only_cut = all(math.isfinite(high) for _, high in evidence.bounds if high < 0)
     return HURTS if only_cut else RARER
+
+
+def side_interval(made: Judgement, at: int) -> tuple[float | None, float | None, float | None]:
+    """Mean, low and high of the differences in one stratum, on the question's own noise; None where there is none."""
+    sides, evidence = made.evidence.sides, made.evidence
+    if at >= len(sides) or not sides[at]:
+        return None, None, None
+    mean = math.fsum(sides[at]) / len(sides[at])
+    if evidence.estimate is None or len(sides[at]) < 2:
+        return mean, None, None
+    width = student_quantile(made.level, evidence.df) * math.sqrt(2 * evidence.variance / len(sides[at]))
+    return mean, mean - width, mean + width
 
 
 def seeds_needed(evidence: Evidence, level: float, scale: Scale) -> int | None:
@@ -319,5 +332,3 @@ def _look(
 def _settled_p(made: Judgement) -> float:
     """What a settled trick counts as in Holm's procedure: rejected, or not."""
     return 1.0 if made.verdict == NO_DIFFERENCE else 0.0
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from heptane.race.arms import ALL, PLAIN
 from heptane.race.findings import middle
+from heptane.race.verdicts import HELPS, HURTS
 from heptane.report import duration, figure, label, measure, section, settings_text
 from heptane.report.console import make_console, make_table, printable
 from heptane.report.curves import Line, line_chart
@@ -35,8 +37,8 @@ def render(race: Record) -> str:
     seeds = race["plan"]["seeds"]
     return fill(
         "race.html.j2",
-        title=race["sentence"],
-        headline=race["sentence"],
+        title=race["headline"],
+        headline=race["headline"],
         byline=byline(race),
         cards=_cards(race),
         notes=_notes(race),
@@ -52,7 +54,7 @@ def render(race: Record) -> str:
 
 
 def race_summary(race: Record, files: Mapping[str, str | Path]) -> None:
-    """Print what a race came to: arms by seeds, what each trick is worth, the paragraph, the files, the sentence."""
+    """Print what a race came to: arms by seeds, what each trick is worth, the paragraph, the files, the headline."""
     console = make_console(sys.stdout)
     seeds = race["plan"]["seeds"]
     arms = make_table(
@@ -61,37 +63,44 @@ def race_summary(race: Record, files: Mapping[str, str | Path]) -> None:
     for arm in race["arms"]:
         row = _arm_row(race, arm, seeds)
         arms.add_row(*(printable(cell, sys.stdout) for cell in (row["title"], *row["cells"], row["median"], row["test"])))
-    tricks = make_table(("trick", None), ("alone", None), ("left out", None), ("verdict", None), ("why", None), heading=True)
+    tricks = make_table(("trick", None), ("worth", None), ("alone", None), ("left out", None), heading=True)
     for effect in race["effects"]:
         row = _effect_row(race, effect)
-        tricks.add_row(*(printable(row[key], sys.stdout) for key in ("title", "alone", "without", "verdict", "why")))
-    for table in (arms, tricks):
+        worth = "; ".join(filter(None, [effect["words"], effect["why"]]))
+        tricks.add_row(*(printable(text, sys.stdout) for text in (row["title"], worth, row["alone"], row["without"])))
+    for table in (arms, tricks) if race["effects"] else (arms,):
         console.print()
         console.print(table)
-    for text in (*_notes(race), race["summary"]):
-        console.print()
-        console.print(printable(text, sys.stdout))
+    for text in (not_raced_text(race), *_notes(race), race["summary"]):
+        if text:
+            console.print()
+            console.print(printable(text, sys.stdout))
     console.print()
     width = max(map(len, files), default=0)
     for name, path in files.items():
         console.print(f"{name:<{width}}  {printable(str(path), sys.stdout)}", soft_wrap=True)
     console.print()
-    console.print(printable(race["sentence"], sys.stdout), style="bold", soft_wrap=True)
+    console.print(printable(race["headline"], sys.stdout), style="bold", soft_wrap=True)
+
+
+def not_raced_text(race: Record) -> str:
+    """One line that names the tricks that were not measured, with the reason of each; empty where all were."""
+    named = [f"{label(row['trick'])} ({row['why']})" for row in race["not_raced"]]
+    return f"Not raced: {', '.join(named)}." if named else ""
 
 
 def _cards(race: Record) -> list[dict[str, str]]:
     speedup, timed = race["speedup"], race["target"]["value"] is not None
-    median = speedup["median"]
-    value = "–" if median is None else times_text(number(median)) if timed else f"{100 * number(median):+.2f} points"
-    low, high = (number(end) for end in speedup["interval"])
-    tone = "good" if low > (1 if timed else 0) else "bad" if high < (1 if timed else 0) else ""
-    cards = [_card("all against plain", value, _interval_text(speedup, timed), tone)]
+    proven = speedup["verdict"] in (HELPS, HURTS) and speedup["estimate"] is not None
+    value = _side_value(speedup, timed) if proven else "not proven"
+    tone = {HELPS: "good", HURTS: "bad"}.get(speedup["verdict"], "")
+    cards = [_card("all against plain", value, _interval_text(speedup, timed) if proven else speedup["words"], tone)]
     for name in (PLAIN, ALL):
         arm = next((arm for arm in race["arms"] if arm["name"] == name), None)
         if arm:
             row = _arm_row(race, arm, [])
             cards.append(_card(name, row["median"], f"test accuracy {row['test']}" if row["test"] != "–" else "", ""))
-    cards.append(_card("seeds", str(len(race["plan"]["seeds"])), "a weak interval" if speedup["weak"] else "paired", ""))
+    cards.append(_card("seeds", str(speedup["num_seeds"]), "paired", ""))
     return [*cards, _card("the race took", duration(race["elapsed_seconds"]), "tuning included", "")]
 
 
@@ -124,7 +133,7 @@ def _charts(race: Record) -> list[dict[str, Any]]:
         line = Line(name="learning rate", x=schedule["step"], y=schedule["learning_rate"])
         rate = line_chart([line], ident="rate", description="Learning rate of all by step", x_label="step")
     charts = [
-        ("What each trick is worth", worth_of_tricks(race), "Lines are 95% intervals; arrows lie outside the picture."),
+        ("What each trick is worth", worth_of_tricks(race), "Lines are the intervals; arrows lie outside the picture."),
         ("Time to the target", time_to_target(race), "A bar ends at the median, a dot is a seed; an open mark missed."),
         (label(race["target"]["metric"]), accuracy_against_time(race), "A line is a seed; the band is their spread."),
         ("Learning rate of all", rate, ""),
@@ -138,44 +147,30 @@ def _effect_row(race: Record, effect: Record) -> dict[str, str]:
         "title": label(effect["trick"]),
         "alone": _side_text(effect["alone"], timed),
         "without": _side_text(effect["without"], timed),
-        "verdict": effect["verdict"],
-        "why": "; ".join(filter(None, [_together(effect, timed), effect["why"]])),
-        "tone": {"helps": "good", "hurts": "bad"}.get(effect["verdict"], ""),
+        "verdict": effect["words"],
+        "why": effect["why"],
+        "tone": {HELPS: "good", HURTS: "bad"}.get(effect["verdict"], ""),
     }
 
 
-def _together(effect: Record, timed: bool) -> str:
-    """What the verdict goes by, where there are two sides."""
-    if not effect["alone"] or not effect["without"]:
-        return ""
-    return f"together {_side_text(effect['estimate'], timed)}"
-
-
 def _side_text(side: Record | None, timed: bool) -> str:
-    if not side or side["median"] is None:
+    if not side or side["estimate"] is None:
         return "–"
-    median = number(side["median"])
-    value = times_text(median) if timed else f"{100 * median:+.2f}"
-    unknown = f"; {side['unknown']} unknown" if side["unknown"] else ""
-    return f"{value} ({_interval_text(side, timed)}{unknown})"
+    ends = _interval_text(side, timed)
+    return f"{_side_value(side, timed)} ({ends})" if ends else f"{_side_value(side, timed)} (one seed)"
 
 
-def times_text(ratio: float) -> str:
-    """A ratio of times: ``2.1x``; where the one or the other missed the target, ``never`` stands for the infinite time.
-
-    Example:
-        >>> times_text(2.123), times_text(float("inf")), times_text(0.0)
-        ('2.12x', '∞', 'never')
-    """
-    return "∞" if ratio == float("inf") else "never" if ratio == 0 else f"{ratio:.3g}x"
+def _side_value(side: Record, timed: bool) -> str:
+    value = number(side["estimate"])
+    return f"{value:.3g}x" if timed else f"{100 * value:+.2f} points"
 
 
 def _interval_text(side: Record, timed: bool) -> str:
     low, high = (number(end) for end in side["interval"])
-    if len(side["values"]) < 2:
-        return "one seed" if side["values"] else "not known"
+    if not all(map(math.isfinite, (low, high))):
+        return ""
     scale, form = (1, ".3g") if timed else (100, "+.2f")
-    return " to ".join("∞" if end == float("inf") else format(scale * end, form) for end in (low, high))
+    return " to ".join(format(scale * end, form) for end in (low, high))
 
 
 def _arm_row(race: Record, arm: Record, seeds: list[int]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def time_to_target(race: Record) -> str:
 
 def worth_of_tricks(race: Record) -> str:
     """A forest plot: per trick what it saves alone and what is lost without it, with intervals; right of 1 it helps."""
-    rows = [effect for effect in race["effects"] if effect["estimate"]]
+    rows = [row for row in race["effects"] if any(row[key] and row[key]["estimate"] is not None for key in _SIDES)]
     if not rows:
         return ""
     ratio = race["target"]["value"] is not None
@@ -96,7 +96,7 @@ def worth_of_tricks(race: Record) -> str:
             _plain_ticks(axes)
         picture.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.6)
 
-    words = "; ".join(f"{label(row['trick'])} {row['verdict']}" for row in rows)
+    words = "; ".join(f"{label(row['trick'])} {row['words']}" for row in rows)
     height = 1.0 + 1.35 * _ROW * len(rows)
     return draw_svg(draw, ident="worth", description=f"What each trick is worth: {words}", height=height)
 
@@ -150,13 +150,13 @@ def _zoom(axes: Axes, arms: Sequence[Record]) -> None:
 
 
 def _interval(axes: Axes, side: Record | None, row: float, colour: str, mark: str) -> None:
-    if not side or side["median"] is None:
+    if not side or side["estimate"] is None:
         return
     left, right = axes.get_xlim()
-    low, high = (min(max(end, left), right) for end in _ends(side))
-    at = min(max(number(side["median"]), left), right)
-    axes.plot([low, high], [row, row], color=colour, linewidth=1.6)
-    beyond = number(side["median"]) != at
+    at = min(max(number(side["estimate"]), left), right)
+    ends = [min(max(end, left), right) for end in _ends(side)]
+    axes.plot(ends, [row] * len(ends), color=colour, linewidth=1.6)
+    beyond = number(side["estimate"]) != at
     axes.plot(
         [at],
         [row],
@@ -168,7 +168,7 @@ def _interval(axes: Axes, side: Record | None, row: float, colour: str, mark: st
 
 
 def _ends(side: Record | None) -> list[float]:
-    return [number(end) for end in side["interval"]] if side and side["median"] is not None else []
+    return [number(end) for end in side["interval"] if end is not None] if side and side["estimate"] is not None else []
 
 
 def _drawable(end: float, ratio: bool) -> bool:

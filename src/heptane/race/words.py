@@ -1,0 +1,107 @@
+"""Verdicts in words: one phrase per outcome, the same at the terminal, in the report and in ``race.json``."""
+
+from __future__ import annotations
+
+import math
+
+from heptane.race.verdicts import (
+    HELPS,
+    HURTS,
+    MOST_MORE,
+    NO_DIFFERENCE,
+    NOT_SETTLED,
+    OFTENER,
+    RARER,
+    Judgement,
+)
+
+
+def words_of(made: Judgement, timed: bool) -> str:
+    """The outcome of one question: ``saves 23% (12 to 33%)``.
+
+    Args:
+        made: the judgement; its differences are logarithms of times, or accuracies.
+        timed: whether they are of times.
+    """
+    low, high = (-math.inf if made.low is None else made.low), (math.inf if made.high is None else made.high)
+    if made.verdict in (HELPS, HURTS):
+        return _effect(made.estimate, low, high, timed)
+    if made.verdict == NO_DIFFERENCE:
+        return "no difference beyond 10%" if timed else "no difference beyond 1 point"
+    if made.verdict == NOT_SETTLED:
+        return f"not settled: {range_text(low, high, timed)}; {more_text(made.more_seeds, timed)}"
+    if made.verdict in (RARER, OFTENER):
+        return f"{made.verdict}: {arrivals_text(made)}"
+    return "no verdict"
+
+
+def arrivals_text(made: Judgement) -> str:
+    """How many runs arrived with it and without: ``3 of 5, against 5 of 5``."""
+    (without, of_without), (with_it, of_with) = zip(made.evidence.arrived, made.evidence.known, strict=True)
+    return f"{with_it} of {of_with}, against {without} of {of_without}"
+
+
+def more_text(more_seeds: int | None, timed: bool) -> str:
+    """How many more seeds would settle it."""
+    effect = "a 10% effect" if timed else "an effect of 1 point"
+    if more_seeds is None:
+        return f"> {MOST_MORE} more seeds would be needed to show {effect}"
+    return f"about {more_seeds} more seed{'' if more_seeds == 1 else 's'} would show {effect}"
+
+
+def range_text(low: float, high: float, timed: bool) -> str:
+    """An interval of differences: ``12% slower to 20% faster``.
+
+    Example:
+        >>> import math
+        >>> from heptane.race.words import range_text
+        >>> range_text(-math.log(1.12), -math.log(0.8), True), range_text(0.02, 0.1, True), range_text(-0.003, 0.012, False)
+        ('12% slower to 20% faster', '2 to 10% faster', '0.3 points worse to 1.2 points better')
+    """
+    ends = [_change(end, timed) for end in (low, high)]
+    if low * high > 0 and math.isfinite(low) and math.isfinite(high):
+        near, far = sorted((abs(low), abs(high)))
+        sign = 1 if low > 0 else -1
+        first, last = _change(sign * near, timed), _change(sign * far, timed)
+        if first.split()[1:] == last.split()[1:]:
+            return f"{first.split()[0].removesuffix('%')} to {last}"
+        return f"{first} to {last}"
+    return " to ".join(ends)
+
+
+def _change(difference: float, timed: bool) -> str:
+    """One end: ``20% faster``, ``3.2 times slower``, ``1.2 points better``."""
+    if not timed and math.isinf(difference):
+        return f"any number of points {_direction(difference, timed)}"
+    if not timed:
+        return f"{abs(100 * difference):.2g} points {_direction(difference, timed)}"
+    if abs(difference) > math.log(10):
+        return f"over {'90% faster' if difference > 0 else '10 times slower'}"
+    if difference < -math.log(2):
+        return f"{math.exp(-difference):.2g} times slower"
+    return f"{percent_changed(difference)}% {_direction(difference, timed)}"
+
+
+def _direction(difference: float, timed: bool) -> str:
+    better, worse = ("faster", "slower") if timed else ("better", "worse")
+    return better if difference > 0 else worse
+
+
+def percent_changed(difference: float) -> str:
+    """Of a log ratio of times, what it saves or costs of the time, in percent."""
+    return f"{100 * abs(math.expm1(-difference)):.0f}"
+
+
+def _effect(estimate: float | None, low: float, high: float, timed: bool) -> str:
+    near, far = sorted((low, high), key=abs)
+    helps = low > 0
+    if timed:
+        verb = "saves" if helps else "costs"
+        if estimate is None or math.isinf(far):
+            return f"{verb} at least {percent_changed(near)}%"
+        ends = f"{percent_changed(near)} to {percent_changed(far)}%"
+        return f"{verb} {percent_changed(estimate)}% ({ends})"
+    verb = "gains" if helps else "loses"
+    if estimate is None or math.isinf(far):
+        return f"{verb} at least {abs(100 * near):.2g} points"
+    return f"{verb} {abs(100 * estimate):.2g} points ({abs(100 * near):.2g} to {abs(100 * far):.2g})"
