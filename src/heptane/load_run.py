@@ -14,7 +14,7 @@ from heptane.checkpoints import checkpoint
 from heptane.checkpoints.packing import read_model, unpack
 from heptane.data.preprocess import Preprocess
 from heptane.errors import InputError, one_line
-from heptane.history import best_metric, best_step
+from heptane.history import Goal, best_metric, best_step
 from heptane.model_record import CLASSES, LABELS, fit_head, rebuild
 from heptane.predictions import Prediction, predictions
 from heptane.run_folder import BEGUN, RunFolder
@@ -214,7 +214,7 @@ def _from_checkpoint(
     if newest is None:
         raise InputError(f"{path} holds a run that has saved nothing yet: wait for its first checkpoint, or train it again")
     target, history = record.get("target") or {}, newest.facts["history"]
-    goal = (target["metric"], float(target["value"])) if target else None
+    goal = Goal(target["metric"], float(target["value"])) if target else None
     step, saved = best_step(history, goal), newest
     if which != "newest" and step is not None and step != newest.facts["step"]:
         saved = checkpoint.find_step(folder, step) or newest

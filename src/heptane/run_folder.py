@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from heptane.examination.look import Look
+    from heptane.history import Goal
     from heptane.result import Result
     from heptane.run import Run
     from heptane.tricks import Tricks
@@ -90,7 +91,7 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def begin(self, run: Run, about: dict[str, Any], tricks: Tricks, goal: tuple[str, float] | None) -> None:
+    def begin(self, run: Run, about: dict[str, Any], tricks: Tricks, goal: Goal | None) -> None:
         """Write ``run.json``: what :func:`heptane.load_run` needs of a run that does not get to its end."""
         target = {"metric": goal[0], "value": goal[1]} if goal else None
         facts = self._facts(run.outline or run.model, run, about)
