@@ -22,8 +22,9 @@ class Fake:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], load: Any = None) -> None:
         self.seconds, self.load, self.calls = seconds, load or (lambda: 1.0), list[tuple[str, int]]()
         self.wall = self.cpu = 0.0
-        self.deadline: Any = None
+        self.over: Any = None
         monkeypatch.setattr(variants, "now", lambda: self.wall)
+        monkeypatch.setattr(variants, "waited", lambda: self.wall - self.cpu)
         monkeypatch.setattr(variants, "_cpu_clock", lambda: self.cpu)
 
     def step(self, variant: str, rows: int) -> None:
@@ -34,16 +35,16 @@ class Fake:
         for _ in range(10):  # layers
             self.cpu += rows * seconds / 10
             self.wall += rows * seconds / 10 * self.load()
-            if self.deadline and self.wall > self.deadline():
+            if self.over and self.over():
                 raise TooSlow
 
     @contextmanager
-    def watched(self, deadline: Any) -> Iterator[None]:
-        self.deadline = deadline
+    def watched(self, over: Any) -> Iterator[None]:
+        self.over = over
         try:
             yield
         finally:
-            self.deadline = None
+            self.over = None
 
 
 def run(fake: Fake, *, batch: int = 128, planned: float = 0.0) -> tuple[Any, Any]:
@@ -90,6 +91,19 @@ def test_one_that_is_a_thousand_times_slower_is_stopped(monkeypatch: pytest.Monk
     assert best == "plain"
     assert outcome.slow == {"emulated"}
     assert fake.wall < variants.BUDGET_SECONDS + 2.1
+
+
+@pytest.mark.parametrize(("load", "most"), [(1.0, 1.0), (1.8, 1.8), (30.0, 2.0)])
+def test_beside_other_work_the_budget_is_of_its_own_time_and_of_no_more_than_twice_that(
+    load: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Fake(monkeypatch, {"plain": 0.05, "other": 0.05}, load=lambda: load)
+    run(fake)
+    assert 0.8 * most < fake.wall <= most + 0.05 * 2 / 10 * load
+
+
+def test_waiting_for_a_processor_is_what_the_system_says() -> None:
+    assert 0.0 <= variants.waited() <= variants.waited()
 
 
 def test_a_long_training_may_be_measured_longer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from heptane._lazy import torch
 from heptane.errors import one_line
 
-BUDGET_SECONDS, BUDGET_SHARE = 1.0, 0.02  # the whole contest, of wall time and of the planned training, whichever is more
+BUDGET_SECONDS, BUDGET_SHARE = 1.0, 0.02  # the whole contest, and of the planned training, whichever is more
 WORTH = 0.9  # a variant is taken when its step takes at most this share of the plain one's: above that it is noise
 ALIKE = 0.95  # of two that are faster, the first, unless the other takes at most this share of its time
 CLEAR = 0.8  # when all that are left are below this, it is decided
@@ -35,8 +36,8 @@ class Contest(Protocol):
     def step(self, variant: Any, rows: int) -> None:
         """One step of a variant on so many samples."""
 
-    def watched(self, deadline: Callable[[], float]) -> Any:
-        """A context in which a step ends in :class:`TooSlow` once ``now()`` is past the deadline, and leaves no mark."""
+    def watched(self, over: Callable[[], bool]) -> Any:
+        """A context in which a step ends in :class:`TooSlow` once the time is over."""
 
 
 @dataclass
@@ -65,6 +66,14 @@ class Outcome:
 now = time.perf_counter
 
 
+def waited() -> float:
+    """Seconds that this thread could have run in, and others had the processor; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def compare(contest: Contest, variants: list[Any], *, batch: int, planned_samples: float, device: torch.device) -> Outcome:
     """Time the variants, the first of which is the plain one.
 
@@ -75,10 +84,10 @@ def compare(contest: Contest, variants: list[Any], *, batch: int, planned_sample
         planned_samples: that the training is going to take, over all epochs.
         device: where it runs.
     """
-    began, outcome = now(), Outcome()
+    began, waited_before, outcome = now(), waited(), Outcome()
     with one_thread(device):
         clock = _cpu_clock if device.type == "cpu" else _device_clock
-        _Heat(contest, variants, batch, planned_samples, device, clock, outcome, began).run()
+        _Heat(contest, variants, batch, planned_samples, device, clock, outcome, began, waited_before).run()
     outcome.wall = now() - began
     return outcome
 
@@ -115,7 +124,7 @@ def winner(outcome: Outcome, variants: list[Any]) -> Any:
         return min(ran, key=lambda v: min(outcome.seconds[v]))
     best = plain
     for variant in ran:
-        enough = WORTH if len(outcome.seconds[variant]) >= LEAST_ROUNDS else CLEAR
+        enough = WORTH if len(outcome.seconds[variant]) > 1 else CLEAR
         if variant == plain or outcome.ratio(variant, plain) > enough:
             continue
         if best == plain or min(outcome.seconds[variant]) <= ALIKE * min(outcome.seconds[best]):
@@ -133,15 +142,18 @@ class _Heat:
     clock: Callable[[], float]
     outcome: Outcome
     began: float
+    waited_before: float
     budget: float = BUDGET_SECONDS
-    walls: dict[Hashable, float] = field(default_factory=dict)
+    warm_rows: int = 0
+    took: dict[Hashable, float] = field(default_factory=dict)
 
     def run(self) -> None:
         rows = self._rows()
         if not rows:
             return
         self.outcome.rows = rows
-        alive = [v for v in self.variants if self._warm_up(v, rows)]
+        warm = {self.variants[0]} if self.warm_rows == rows else set()
+        alive = [v for v in self.variants if v in warm or self._warm_up(v, rows)]
         if self.variants[0] not in alive and alive and self.variants[0] not in self.outcome.failed:
             return  # no time was left for it
         for number in range(ROUNDS):
@@ -160,23 +172,28 @@ class _Heat:
                 self.outcome.failed.clear()
                 return self.batch
             return 0 if plain not in self.outcome.failed else rows
-        self.budget = max(BUDGET_SECONDS, BUDGET_SHARE * SAFE * self.planned_samples / rows * self.walls[plain])
-        if now() + self.walls[plain] > self._deadline():
+        self.budget = max(BUDGET_SECONDS, BUDGET_SHARE * SAFE * self.planned_samples / rows * self.took[plain])
+        if self._spent() + self.took[plain] > self.budget:
             return 0
-        first = self._once(plain, rows)
-        self.budget = max(BUDGET_SECONDS, BUDGET_SHARE * SAFE * self.planned_samples / rows * self.walls[plain])
+        first, self.warm_rows = self._once(plain, rows), rows
+        self.budget = max(BUDGET_SECONDS, BUDGET_SHARE * SAFE * self.planned_samples / rows * self.took[plain])
         if self.device.type != "cpu":
             return self.batch  # what a GPU does with few samples says little
         return max(rows, min(self.batch, int(rows * STEP_SECONDS / max(first, 1e-6))))
 
-    def _deadline(self) -> float:
-        return self.began + self.budget
+    def _spent(self) -> float:
+        """Seconds of the budget: on a busy machine not those in which others had the processor, up to half of all."""
+        wall = now() - self.began
+        return max(wall - (waited() - self.waited_before), wall / 2)
+
+    def _over(self) -> bool:
+        return self._spent() > self.budget
 
     def _warm_up(self, variant: Any, rows: int) -> bool:
         """The first step of a variant, which is not counted; whether it can be timed."""
-        start = now()
+        start = self._spent()
         try:
-            with self.contest.watched(self._deadline):
+            with self.contest.watched(self._over):
                 self.contest.step(variant, rows)
         except TooSlow:
             self.outcome.slow.add(variant)
@@ -184,18 +201,18 @@ class _Heat:
         except Exception as error:
             self.outcome.failed[variant] = one_line(error)
             return False
-        self.walls[variant] = now() - start
+        self.took[variant] = self._spent() - start
         return True
 
     def _once(self, variant: Any, rows: int) -> float:
-        wall, start = now(), self.clock()
+        spent, start = self._spent(), self.clock()
         self.contest.step(variant, rows)
         taken = self.clock() - start
-        self.walls[variant] = now() - wall
+        self.took[variant] = self._spent() - spent
         return taken
 
     def _timed(self, variant: Any, rows: int) -> bool:
-        if now() + self.walls.get(variant, 0.0) > self._deadline():
+        if self._spent() + self.took.get(variant, 0.0) > self.budget:
             return False
         self.outcome.seconds.setdefault(variant, []).append(self._once(variant, rows))
         return True
