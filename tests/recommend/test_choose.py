@@ -67,7 +67,7 @@ def test_the_learning_rate_follows_the_batch() -> None:
 
 
 def test_images_keep_their_detail_within_what_the_machine_can_train() -> None:
-    assert [choose(look(side=side))["image_size"] for side in (20, 32, 70)] == [24, 32, 48]
+    assert [choose(look(side=side))["image_size"] for side in (20, 32, 70)] == [24, 32, 40]
     assert choose(look(side=70), machine=Machine(gflops=5000.0))["image_size"] == 80
     assert choose(look(side=600), machine=Machine(gflops=5000.0))["image_size"] == 96
     sides = [choose(look(num, 400))["image_size"] for num in (100, 1000, 10_000)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass, fields, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from heptane.data.survey import Survey, survey
 from heptane.errors import InputError
 from heptane.hubs import efficientnet_hub, pretrained
 from heptane.recommend import Choices, Look, Machine, after_loading, before_loading, recommend
+from heptane.recommend.timing import PIXEL_FLOPS
 from heptane.settings import Choice, Settings
 from heptane.tricks import Tricks
 
@@ -103,6 +105,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
     trial = optimizers.factory(name, settings.lr or 1.0, momentum=momentum, weight_decay=decay)
     advice = recommend(
         epochs=settings.epochs or 1.0,
+        steps=ceil(len(data.train[1]) / (settings.batch_size or 1) * (settings.epochs or 1.0)),
         classes=data.num_classes is not None,
         momentum=optimizers.has_momentum(trial),
         weights=choices["start"],
@@ -153,7 +156,7 @@ def measured(machine: Machine, device: str | None) -> Machine:
             if where != "cpu":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-    flops = 34e3 * 40 * 40 * 32 * 3
+    flops = PIXEL_FLOPS["resnet"] * 40 * 40 * 32 * 3
     return replace(machine, gflops=flops / sorted(times)[1] / 1e9)
 
 

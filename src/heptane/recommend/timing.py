@@ -6,7 +6,7 @@ from math import ceil, sqrt
 
 from heptane.recommend.facts import Choices, Look, Machine
 
-PIXEL_FLOPS = {"resnet": 34e3, "resnet-wide": 135e3, "efficientnet-lite0": 64e3}  # of a forward pass, in plain convolutions'
+PIXEL_FLOPS = {"resnet": 42e3, "resnet-wide": 165e3, "efficientnet-lite0": 64e3}  # of a forward pass, in plain convolutions'
 TRAIN_COST = 3.0  # of a step, in forward passes
 STEP_SECONDS = 2e-3  # that a step takes beside its arithmetic
 START_SECONDS, READ_SECONDS = 6.0, 0.008  # of imports and the report; of reading an image

@@ -9,12 +9,13 @@ from heptane.errors import check_range
 if TYPE_CHECKING:
     from heptane.tricks import Tricks
 
-LONG_EPOCHS = 50  # from here on a run from scratch is taken to be long enough to overfit
+LONG_EPOCHS, LONG_STEPS = 50, 5000  # from here on a run from scratch is taken to be long enough to overfit
 
 
 def recommend(
     *,
     epochs: float = 10,
+    steps: int | None = None,
     classes: bool = True,
     momentum: bool = True,
     reference_batch: int | None = None,
@@ -27,6 +28,7 @@ def recommend(
 
     Args:
         epochs: length of the run.
+        steps: optimizer steps of the run; None: enough of them for its epochs to count.
         classes: the targets are classes or labels, not real numbers.
         momentum: the optimizer has a momentum (or beta1) to cycle.
         reference_batch: the batch for which the learning rate was chosen; None: it was chosen for the batch in use.
@@ -47,7 +49,7 @@ def recommend(
 
     check_range("epochs", epochs, 0, low_open=True)
     num_gpus = torch.cuda.device_count() if num_gpus is None else num_gpus
-    long = epochs >= LONG_EPOCHS and weights is None
+    long = epochs >= LONG_EPOCHS and weights is None and (steps is None or steps >= LONG_STEPS)
     tricks = hp.Tricks(
         data_parallel=hp.DataParallel() if num_gpus > 1 or launched > 1 else None,
         lr_scaling=hp.LRScaling(reference_batch=reference_batch) if reference_batch else None,
@@ -58,7 +60,9 @@ def recommend(
         mixed_precision=hp.MixedPrecision(),
     )
     one_process = "one process already uses this machine's cores"
-    too_short = "features of a frozen part stay as they are" if weights else f"it slows runs under {LONG_EPOCHS} epochs"
+    least = f"{LONG_STEPS:,} steps" if epochs >= LONG_EPOCHS else f"{LONG_EPOCHS} epochs"
+    few_steps = f"it slows runs under {least}"
+    too_short = "features of a frozen part stay as they are" if weights else few_steps
     given_batch = f"the learning rate was chosen for a batch of {reference_batch}"
     this_batch = "the learning rate is taken to be chosen for the batch in use"
     workers = f"torchrun started {launched} workers" if launched > 1 else f"{num_gpus} GPUs share each batch"
