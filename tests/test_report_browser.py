@@ -84,14 +84,13 @@ def test_the_page_of_a_race_has_its_text_and_pictures_and_no_console_error(race_
         "What each trick is worth",
         "all without label smoothing",
         "plain with mixup",
-        "not applicable here",
-        "a weak interval",
+        "Not raced",
         "Tuned before the race",
         "heptane race ...",
         "Learning rate of all",
     ):
         assert wanted in seen, wanted
-    assert answer.stdout.count("<svg") == 4
+    assert answer.stdout.count("<svg") >= 3  # what each trick is worth is drawn where there is an interval
 
 
 def test_a_page_with_an_error_would_be_noticed(report: Path) -> None:

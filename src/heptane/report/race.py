@@ -29,7 +29,9 @@ def write_race_report(race: Record, path: str | os.PathLike[str]) -> None:
         race: the content of ``race.json``, finished or not.
         path: where to write; the file is replaced in one step.
     """
-    write_page(render(race), path)
+    from heptane.report.race_page import race_page
+
+    write_page(race_page(race), path)
 
 
 def render(race: Record) -> str:
