@@ -330,7 +330,7 @@ def test_the_task_settles_what_has_two_readings() -> None:
         (
             frame().rename(columns={"label": "a"}),
             {},
-            "which column is the label.: pass --label COLUMN .*'size', 'colour', 'a'",
+            "no column is called label, target, class or y: pass --label COLUMN .*'size', 'colour', 'a'",
         ),
         (frame(y=1), {}, "'label', 'y' may each be the label: pass --label"),
         (frame(size=[*["1"] * 58, "n.d.", "2"]), {}, "column 'size' holds numbers but for 1 cell.s. such as 'n.d.': write"),
@@ -381,10 +381,11 @@ def test_a_missing_library_is_one_line_with_the_remedy(monkeypatch: pytest.Monke
 
 def test_a_pair_of_arrays_is_standardized_and_a_frame_with_labels_is_a_table() -> None:
     x, y = np.random.default_rng(0).normal(100, 20, (N, 3)), KINDS
-    for pair in ((x, y), (torch.from_numpy(x), y), (x.tolist(), list(y)), [x, y]):
+    for pair in ((x, y), (torch.from_numpy(x), y), (torch.from_numpy(x).bfloat16(), y), (x.tolist(), list(y)), [x, y]):
         data = hp.load_data(pair)
         assert (data.kind, data.class_names) == ("arrays", ("blue", "green", "red"))
         assert data.train[0].mean(0).abs().max() < 1e-5
+    assert hp.load_data(pd.DataFrame({0: x[:, 0], 1: KINDS}), label=1).class_names == ("blue", "green", "red")
     assert torch.equal(again_any(data).inputs(x)[1].sum(1).sort().values, every_valid(data).sum(1).sort().values)
     table = frame()
     data = hp.load_data((table[["size", "colour"]], table["label"]))

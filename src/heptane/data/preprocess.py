@@ -74,7 +74,8 @@ class Preprocess(ABC):
 def as_array(source: Any) -> npt.NDArray[Any] | None:
     """A NumPy array or a tensor as an array; None for anything else."""
     if isinstance(source, torch.Tensor):
-        return source.detach().cpu().numpy()
+        known = source.detach().cpu()
+        return (known.float() if known.dtype == torch.bfloat16 else known).numpy()  # NumPy has no bfloat16
     return source if isinstance(source, np.ndarray) else None
 
 

@@ -168,12 +168,13 @@ def find_label(frame: pd.DataFrame, label: str | None, notes: list[str]) -> str:
     """The name of the label's column."""
     columns = [str(column) for column in frame.columns]
     if label is not None:
+        label = str(label)  # a frame's column may be called by a number
         if label not in columns:
             raise InputError(f"label={label!r} is no column{nearest(label, columns)}: the table has {names(columns, 40)}")
         return label
     found = [column for column in columns if column.lower() in LABELS]
     if len(found) != 1:
-        several = f"{names(found)} may each be the label" if found else "which column is the label?"
+        several = f"{names(found)} may each be the label" if found else "no column is called label, target, class or y"
         raise InputError(f"{several}: pass --label COLUMN (label= in load_data), one of {names(columns, 40)}")
     notes.append(f"column {found[0]!r} is the label, by its name")
     return found[0]
