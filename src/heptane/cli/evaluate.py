@@ -11,6 +11,7 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.alive import working
 from heptane.data import Data, load_data
+from heptane.data.load import BUILT_IN
 from heptane.errors import InputError, check_range
 from heptane.load_run import LoadedRun, load_run
 from heptane.model_record import CLASSES
@@ -59,7 +60,7 @@ def _outputs(
         raise InputError(f"{run.folder} does not say which data it was trained on: pass --data")
     path = Path(source).expanduser()
     own = flags.data is None or (settings.get("data") and _same(path, Path(settings["data"]).expanduser()))
-    if own or not path.exists():
+    if own or source in BUILT_IN or not path.exists():
         data = _load(run, settings, source, flags, bool(own))
         inputs, targets = _part(data, flags.part, run)
         with working(f"evaluating {len(targets):,} samples"):
@@ -105,7 +106,7 @@ def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse
         typed = {f.name: convert(f.name, str(f.type), settings[f.name]) for f in fields(Settings) if f.name in settings}
         shape = (run.record.get("data") or {}).get("input_shape") or []
         asked = replace(Settings(**{**typed, "data": source}), skip_bad=max(flags.skip_bad, typed.get("skip_bad", 0)))
-        if len(shape) == 3 and Path(source).is_dir():
+        if len(shape) == 3 and source not in BUILT_IN and Path(source).is_dir():
             asked = replace(asked, image_size=(shape[1], shape[2]))  # type: ignore[arg-type]
         data = load(asked, argparse.Namespace(fallback=None), _scale(run.record))
     known = (run.record.get("data") or {}).get("input_shape")
