@@ -118,3 +118,24 @@ def test_other_weights_are_found_in_the_cache_without_a_network(tmp_path: Path, 
     found = pretrained.find()
     assert found is not None
     assert found.model == "hf:microsoft/resnet-18"
+
+
+def test_a_rate_that_is_chosen_is_not_scaled_twice(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    flags = [
+        "train",
+        "--data",
+        "digits",
+        "--optimizer",
+        "sgd",
+        "--batch-size",
+        "32",
+        "--dry-run",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    rates = []
+    for tricks in ("cyclical", "cyclical,lr_scaling"):
+        assert main([*flags, "--tricks", tricks]) == 0
+        printed = capsys.readouterr().out
+        rates.append(float(next(line for line in printed.splitlines() if line.startswith("lr = ")).split()[-1]))
+    assert rates[1] / rates[0] == pytest.approx(256 / 32)

@@ -98,6 +98,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
     from heptane import optimizers
     from heptane._lazy import torch
     from heptane.tricks.data_parallel import launched
+    from heptane.tricks.lr_scaling import scale_lr
 
     assert settings.optimizer is not None
     name = settings.optimizer.lower()
@@ -123,6 +124,11 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
             f"torchrun started {launched()} workers, and data parallel is off, so each would train alone and write the same "
             "folder: turn it on, such as with --workers auto, or start one process"
         )
+    chosen = choices.made.get("lr")
+    if tricks.lr_scaling is not None and chosen is not None and chosen.why != "given":  # it scales from its own reference
+        rule = "linear" if name == "sgd" else "sqrt"
+        rate = scale_lr(float(chosen.value), tricks.lr_scaling.reference_batch, settings.batch_size or 1, rule)
+        settings = replace(settings, lr=float(f"{rate:.3g}"))
     if settings.lr is None:
         settings = replace(settings, lr=optimizers.default_rate(name, peak=True))  # an optimizer that has none is refused
     return settings, tricks, reasons
