@@ -15,7 +15,13 @@ LITE = Pretrained("efficientnet-lite0", "efficientnet-lite0", "has ImageNet's we
 
 
 def look(num: int = 240, side: int = 80, **facts: Any) -> Survey:
-    given = {"classes": tuple("abcde"), "is_colour": True, "is_writing": False, "elongation": 1.0, **facts}
+    given = {
+        "classes": ("cat", "dog", "cow", "hen", "pig"),
+        "is_colour": True,
+        "is_writing": False,
+        "elongation": 1.0,
+        **facts,
+    }
     counts = tuple([num // 4] * 5)
     return Survey(counts=counts, num_train=num, height=side, width=side, **given)
 
@@ -132,3 +138,17 @@ def test_a_budget_buys_more_epochs_and_never_more_than_it_holds() -> None:
 
 def test_the_choices_do_not_depend_on_how_busy_the_machine_is() -> None:
     assert Machine.here("cpu") == Machine.here("cpu")
+
+
+@pytest.mark.parametrize(
+    ("facts", "scratch"),
+    [
+        ({"is_writing": True, "is_colour": False}, True),
+        ({"is_writing": True, "is_colour": True}, False),
+        ({"classes": tuple("ABCDE"), "is_writing": True}, True),
+        ({}, False),
+    ],
+)
+def test_letters_are_learned_from_scratch_and_pictures_are_not(facts: dict[str, Any], scratch: bool) -> None:
+    made = choose(look(**facts), pretrained=LITE)
+    assert (made["start"] is None) is scratch

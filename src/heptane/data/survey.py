@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HEADERS, PIXELS = 400, 48  # images of which the header, and the pixels, are looked at
 THUMBNAIL = 64  # pixels
 T = TypeVar("T")
-FLAT = 0.88  # share of an image's two commonest colours from which on it looks like writing
+FLAT = 0.92  # share of an image's two commonest colours from which on it looks like writing
 _SIDED = re.compile(r"(^|[^a-z])(left|right|clockwise|counterclockwise)([^a-z]|$)")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
 
+from heptane.data.survey import are_characters
 from heptane.optimizers import PEAK, RATES, REFERENCE_BATCH
 from heptane.recommend.facts import Choices, Look, Machine
 from heptane.recommend.timing import TRAIN_COST, epoch_seconds, forward_seconds, patience_seconds
@@ -86,7 +87,8 @@ def _start(
         return None, pretrained or "small, and fast on this machine"
     if own is not None and own != pretrained.model:
         return None, "given"
-    if own is None and look.survey.is_writing:
+    written = look.survey.is_writing and not look.survey.is_colour
+    if own is None and (written or are_characters(look.survey.classes)):
         return None, "letters and signs are learned as well from scratch: ImageNet's weights know photographs"
     total = sum(look.survey.counts)
     seconds = forward_seconds("efficientnet-lite0", PRETRAINED_SIDES[0], machine) or 0.0
