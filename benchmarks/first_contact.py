@@ -127,7 +127,7 @@ def run(name: str, folder: Path, seed: int) -> dict[str, Any]:
     make(data, seed)
     shown = ["heptane", "train", "--data", "cancer.csv" if name == "table" else name, *flags]
     command = [sys.executable, "-m", "heptane.cli", *shown[1:], "--out", str(folder / f"{name}-run"), "--seed", str(seed)]
-    command[4] = str(data / "cancer.csv" if name == "table" else data)
+    command[5] = str(data / "cancer.csv" if name == "table" else data)
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     wall = time.perf_counter() - began
