@@ -17,7 +17,7 @@ from heptane.checkpoints.keeper import Every, Keeper
 from heptane.checkpoints.trial import check_savable
 from heptane.checks import check_evaluation, check_targets, check_tricks, few, first_batch, labels_of, try_output
 from heptane.clock import Clock
-from heptane.criterion import Loss, choose_criterion, module_of, seen
+from heptane.criterion import Elementwise, Loss, choose_criterion, module_of, seen
 from heptane.data.augment import Augment
 from heptane.data.batches import Place, Tensors, in_memory, pair
 from heptane.data.guard import Bad
@@ -30,6 +30,7 @@ from heptane.interruption import Interruption
 from heptane.loop import Step, evaluate_with
 from heptane.loop import steps as steps_of
 from heptane.modes import gradients_on
+from heptane.own_metrics import flattened
 from heptane.randomness import apart, preserved_rng
 from heptane.recorder import Recorder
 from heptane.report.console import Progress
@@ -37,6 +38,7 @@ from heptane.result import Result
 from heptane.run import OptimizerFactory, Run
 from heptane.run_folder import RunFolder, check_folder, goes_on
 from heptane.storage import write_text
+from heptane.trial import try_metrics
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import ALONE, DataParallel, Worker, under_launcher
 from heptane.tricks.mixed_precision import find_device
@@ -76,7 +78,7 @@ def evaluate(
     data: Any,
     *,
     loss: str | Loss | None = None,
-    metrics: dict[str, Any] | None = None,
+    metrics: Any = None,
     batch_size: int = 512,
 ) -> dict[str, float]:
     """Loss and accuracy of ``model`` on ``data``, each sample once, with any torchmetrics; the model's mode is put back.
@@ -85,7 +87,7 @@ def evaluate(
         model: any module, on its device.
         data: a pair of tensors, a ``Dataset`` or a ``DataLoader``.
         loss: as in :func:`fit`.
-        metrics: by name, as in :func:`fit`: torchmetrics, or functions ``(model, data) -> number``.
+        metrics: by name, as in :func:`fit`.
         batch_size: samples per forward pass.
 
     Returns:
@@ -105,7 +107,11 @@ def _evaluate(
     criterion, _ = choose_criterion(loss, output, targets, None)
     output = seen(criterion, output)
     check_targets(criterion, output, targets)
-    bad = Bad(labels=labels_of(criterion, output, targets))
+    binary = isinstance(criterion, Elementwise) and criterion.multi_label
+    bad = Bad(
+        labels=labels_of(criterion, output, targets), binary=binary, say=lambda text: warnings.warn(text, stacklevel=3)
+    )
+    metrics = flattened(metrics)
     return evaluate_with(model, data, criterion, metrics=metrics, batch_size=batch_size, place=place, bad=bad)
 
 
@@ -121,13 +127,13 @@ def fit(
     batch_size: int | None = None,
     loss: str | Loss | None = None,
     tricks: Tricks | None = None,
-    target: float | tuple[str, float] | Goal | None = None,
+    target: float | tuple[str, float] | tuple[str, float, str] | Goal | None = None,
     max_seconds: float | None = None,
     seed: int = 0,
     run_dir: Any = None,
     resume: bool = False,
     test: Any = None,
-    metrics: dict[str, Any] | None = None,
+    metrics: Any = None,
     accumulate: int = 1,
     clip_norm: float | None = None,
     augment: Augment | Callable[[Any], Any] | None = None,
@@ -170,15 +176,17 @@ def fit(
             that the model returns when it is given the targets as ``labels``. A loss that is a module with parameters of its
             own has them trained, saved and resumed: they follow the model's in what the factory is given.
         tricks: the seven; all off by default, which is plain PyTorch, bit for bit.
-        target: stop when a validation metric reaches this: an accuracy, or ("valid_loss", 0.3).
+        target: stop when a validation metric reaches this: an accuracy, or ("valid_loss", 0.3). Whether less is better is
+            the metric's ``higher_is_better``, or known by its name, or said: ("valid_mine", 0.3, "min").
         max_seconds: stop after so many seconds of training, above 0, with a last evaluation; several workers look at the
             clock only where ``valid`` is evaluated.
         seed: order, augmentation, mixup and dropout are functions of (seed, step). It does not build your model.
         run_dir: a folder for the result, the report, the weights and checkpoints; refused if it holds a run.
         resume: go on from the last checkpoint in ``run_dir``.
-        metrics: by name, for the evaluations: torchmetrics (anything with ``update``, ``compute`` and ``reset``), or
-            functions ``(model, data) -> number``, called once in each, with the model in eval mode, such as one that
-            decodes.
+        metrics: by name, for the evaluations: functions ``(predictions, targets) -> number`` of the model's outputs (logits)
+            and the targets of all the data and workers, on the CPU; torchmetrics and collections of them (anything with
+            ``update``, ``compute`` and ``reset``); or functions ``(model, data) -> number``, told by these names, which are
+            called once in each with the model in eval mode, such as one that decodes. All are tried before training.
         accumulate: micro-batches per step; the batch is split into so many, or so many batches of a ``DataLoader`` joined.
         clip_norm: largest norm of all gradients together, above 0.
         augment: such as ``hp.CropFlip()``; or a function from a batch of inputs to one, such as torchvision's transforms. It
@@ -228,6 +236,7 @@ def fit(
     """
     arguments = dict(locals())
     tricks = check_tricks(tricks)
+    metrics = flattened(metrics)
     goal = check_target(target, valid, metrics)
     check_range("evaluate_every_epochs", evaluate_every_epochs, 0, low_open=True)
     if max_seconds is not None:
@@ -289,6 +298,8 @@ def fit(
         for name, data in (("valid", valid), ("test", test)):
             if data is not None:
                 check_evaluation(run.model, run.criterion, run.place, name, data)
+                if metrics and run.outline is None and (name == "valid" or valid is None):
+                    try_metrics(run.model, run.criterion, run.place, run.precision, metrics, name, data)
         if run_dir is not None:
             check_savable(run)
         folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and run.worker.rank == 0 else None

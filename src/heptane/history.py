@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from heptane.errors import InputError, check_choice, check_range
+from heptane.metric_direction import WAYS, direction, lower_is_better
 
 DIVERGED = 0.5  # of what the training loss has come down: where it has gone up by so much, and doubled, it is said
-LOWER_IS_BETTER = ("loss", "error", "mae", "mse", "perplexity")
 
 
 class Goal(NamedTuple):
@@ -18,6 +18,8 @@ class Goal(NamedTuple):
     metric: str
     value: float
     in_a_row: int = 1
+    lower: bool | None = None
+    """whether less of the metric is better; None goes by its name"""
 
 
 Records = Sequence[dict[str, Any]]
@@ -28,17 +30,20 @@ def check_target(target: Any, valid: Any, metrics: dict[str, Any] | None) -> Goa
     if target is None or isinstance(target, Goal):
         return target
     pair = tuple(target) if isinstance(target, (tuple, list)) else ("valid_accuracy", target)
-    if len(pair) != 2 or not isinstance(pair[0], str):
+    if len(pair) not in (2, 3) or not isinstance(pair[0], str):
         raise InputError(f"target={target!r}: expected an accuracy, or a metric and a value, such as ('valid_loss', 0.3)")
-    metric, value = pair
-    known = ["valid_accuracy", "valid_loss", *(f"valid_{name}" for name in metrics or {})]
+    (metric, value), way = pair[:2], (pair[2] if len(pair) == 3 else None)
+    known = ["valid_accuracy", "valid_balanced_accuracy", "valid_loss", *(f"valid_{name}" for name in metrics or {})]
     check_choice("target metric", metric, known)
     if valid is None:
         raise InputError(f"target={value!r} is on validation data, and there is none: pass valid")
     check_range(
         "target", value, 0 if metric == "valid_accuracy" else -math.inf, 1 if metric == "valid_accuracy" else math.inf
     )
-    return Goal(metric, float(value))
+    if way is None:
+        way = direction(metric, (metrics or {}).get(metric.removeprefix("valid_")))
+    check_choice("target's direction", way, WAYS)
+    return Goal(metric, float(value), lower=way == "min")
 
 
 def reached(history: Records, goal: Goal | None) -> float | None:
@@ -64,7 +69,9 @@ def best_record(history: Records, goal: Goal | None) -> dict[str, Any] | None:
     metric, best = best_metric(history, goal), None
     for record in history:
         value = record.get(metric, math.nan)
-        if math.isfinite(value) and (best is None or not _better(metric, best[metric], value)):
+        if math.isnan(record.get("valid_loss", 0.0)):
+            continue  # whatever else is right there, its weights say nothing of some samples
+        if math.isfinite(value) and (best is None or not _better(metric, goal, best[metric], value)):
             best = record
     return best
 
@@ -80,13 +87,24 @@ def since_better(history: Records, goal: Goal | None) -> int:
     metric, best, count = best_metric(history, goal), math.nan, 0
     for record in history:
         value, count = record.get(metric, math.nan), count + 1
-        if math.isfinite(value) and (math.isnan(best) or _better(metric, value, best)):
+        if math.isfinite(value) and (math.isnan(best) or _better(metric, goal, value, best)):
             best, count = value, 0
     return count
 
 
-def _better(metric: str, one: float, other: float) -> bool:
-    return one < other if lower_is_better(metric) else one > other
+def _better(metric: str, goal: Goal | None, one: float, other: float) -> bool:
+    return one < other if _lower(metric, goal) else one > other
+
+
+def lower(goal: Goal) -> bool:
+    """Whether less of a goal's metric is better."""
+    return _lower(goal.metric, goal)
+
+
+def _lower(metric: str, goal: Goal | None) -> bool:
+    """Whether less is better: as the goal says of its own metric."""
+    said = goal.lower if goal and goal.metric == metric else None
+    return lower_is_better(metric) if said is None else said
 
 
 def divergence(history: Records, record: dict[str, Any]) -> str:
@@ -109,8 +127,4 @@ def at_target(goal: Goal, record: dict[str, Any]) -> bool:
     if metric not in record:
         known = ", ".join(key for key in record if key.startswith("valid_"))
         raise InputError(f"target metric {metric!r} has no meaning here: this run measures {known}")
-    return bool(record[metric] <= value if lower_is_better(metric) else record[metric] >= value)
-
-
-def lower_is_better(metric: str) -> bool:
-    return any(word in metric for word in LOWER_IS_BETTER)
+    return bool(record[metric] <= value if _lower(metric, goal) else record[metric] >= value)

@@ -16,6 +16,7 @@ from heptane.data.guard import READER_REMEDY, DataError
 from heptane.errors import one_line
 from heptane.metrics import EvalMeter
 from heptane.modes import eval_mode, gradients_on, modes_of, put_back
+from heptane.own_metrics import Measures
 from heptane.randomness import seed_torch
 from heptane.schedule import set_rates
 from heptane.tricks.data_parallel import ALONE, Worker, all_sum, from_all, is_sharded, share_buffers, without_sums
@@ -217,14 +218,7 @@ def evaluate_with(
     """Loss, accuracy and metrics of ``model`` on ``data``; the model's modes are put back as they were. Samples that cannot
     be read are noted in ``bad``, under ``name``, or are an error."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    meter, metrics = EvalMeter(criterion, worker), metrics or {}
-    running = {
-        name: metric.to(device) if hasattr(metric, "to") else metric
-        for name, metric in metrics.items()
-        if hasattr(metric, "update")
-    }
-    for metric in running.values():
-        metric.reset()
+    meter, measures = EvalMeter(criterion, worker), Measures(metrics, device, worker)
     precision, place = precision or Precision(), place or Place(device)
     if worker.size > 1:
         share_buffers(model)
@@ -239,13 +233,13 @@ def evaluate_with(
             if targets is None:
                 continue
             meter.add(output, targets)
-            for metric in running.values():
-                metric.update(output, targets)
+            measures.add(output, targets)
         if bad is not None and bad.limit and worker.size > 1:
             bad.of_all_workers(from_all(dict(bad.found), worker))
-        found = {name: float(metric.compute()) for name, metric in running.items()}
-        found |= {name: float(metric(model, data)) for name, metric in metrics.items() if name not in found}
-    return {**meter.read(), **{name: found[name] for name in metrics}}
+        found, said = measures.read(model, data)
+    if said and bad is not None:
+        bad.say_once(name, said)
+    return {**meter.read(), **found}
 
 
 def together(batches: Iterator[Any], data: Any, worker: Worker, place: Place) -> Iterator[tuple[Any, Any]]:

@@ -20,6 +20,7 @@ from heptane.history import Goal, best_metric, best_step, divergence, reached, s
 from heptane.interruption import Interruption
 from heptane.loop import evaluate_with, steps
 from heptane.modes import eval_mode
+from heptane.own_metrics import OfModel, takes_model
 from heptane.report.console import Progress
 from heptane.result import Result, result_of
 from heptane.run import Run
@@ -303,6 +304,11 @@ class Recorder:
         except Interrupted:
             _switch(self.run.optimizer, "train")
             self._leave(step)
+        except Exception:
+            if self.run.worker.size == 1:  # a metric, say: what was trained is not lost, and resume evaluates first
+                _switch(self.run.optimizer, "train")
+                self._save(step, wait=True)
+            raise
         finally:
             _switch(self.run.optimizer, "train")
 
@@ -334,7 +340,7 @@ class Recorder:
 def bound(metrics: dict[str, Any] | None, model: torch.nn.Module, data: Any) -> dict[str, Any]:
     """Metrics that are functions look at the whole model and the data themselves, also where only its tail is run."""
     return {
-        name: metric if hasattr(metric, "update") else lambda _, __, metric=metric: metric(model, data)
+        name: OfModel(metric, model, data) if not hasattr(metric, "update") and takes_model(metric) else metric
         for name, metric in (metrics or {}).items()
     }
 

@@ -166,6 +166,13 @@ class Bad:
     """targets are labels, each in [0, 1]"""
     found: dict[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = lambda message: None
+    said: set[str] = field(default_factory=set)
+
+    def say_once(self, part: str, message: str) -> None:
+        """Say something of a part of the data, unless something was said of it before."""
+        if part not in self.said:
+            self.said.add(part)
+            self.say(f"{part} data: {message}")
 
     def labels_in(self, batch: Any) -> list[tuple[Index, str]]:
         """The samples of a batch whose label is no class.

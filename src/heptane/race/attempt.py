@@ -12,7 +12,8 @@ from heptane._lazy import torch
 from heptane.data.batches import as_source
 from heptane.errors import InputError, one_line
 from heptane.fit import fit
-from heptane.history import Goal, lower_is_better
+from heptane.history import Goal
+from heptane.metric_direction import lower_is_better
 from heptane.race.arms import Arm
 from heptane.race.reaching import IN_A_ROW, Reached, standard_error, when_reached
 from heptane.result import Result
@@ -76,16 +77,18 @@ class Course:
     target: float | None
     seconds: float | None
     settings: dict[str, Any]
+    lower: bool | None = None
+    """whether less of the metric is better; None goes by its name"""
 
     @property
     def goal(self) -> Goal | None:
         """The target as :func:`heptane.fit` takes it; it must be met by two evaluations in a row."""
-        return None if self.target is None else Goal(self.metric, self.target, IN_A_ROW)
+        return None if self.target is None else Goal(self.metric, self.target, IN_A_ROW, self.lower)
 
     @property
     def lower_is_better(self) -> bool:
         """Whether the metric is a loss or an error."""
-        return lower_is_better(self.metric)
+        return lower_is_better(self.metric) if self.lower is None else self.lower
 
     def run(
         self,

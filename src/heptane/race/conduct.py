@@ -353,4 +353,6 @@ class Conduct:
     def _identity(self) -> dict[str, Any]:
         """What makes two races the same one."""
         target = {"metric": self.course.metric, "value": self.course.target, "seconds": self.course.seconds}
+        if self.course.lower is not None:
+            target["lower"] = self.course.lower
         return {"target": target, "plan": self.plan}

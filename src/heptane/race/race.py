@@ -11,6 +11,7 @@ from heptane.checks import check_model, check_tricks
 from heptane.errors import InputError, check_range
 from heptane.history import check_target
 from heptane.optimizers import PEAK, resolve
+from heptane.own_metrics import flattened
 from heptane.race.arms import make_arms
 from heptane.race.attempt import Course
 from heptane.race.conduct import Conduct
@@ -153,6 +154,7 @@ def race(
     check_model(first)
     if first is second:
         raise InputError("model: expected a function that makes a new model each time, and it gave the same one twice")
+    metrics = flattened(metrics)
     goal = check_target(target, valid, metrics)
     chosen = Tricks.recommended(data=train, epochs=epochs) if tricks is None else check_tricks(tricks)
     if isinstance(arms, str):
@@ -166,6 +168,7 @@ def race(
         metric=goal[0] if goal else "valid_accuracy",
         target=goal[1] if goal else None,
         seconds=accuracy_in,
+        lower=goal.lower if goal else None,
         settings={"evaluate_every_epochs": evaluate_every_epochs, "metrics": metrics, **settings},
     )
     plan = {

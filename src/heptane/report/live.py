@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from heptane.alive import drawn_by, redraws, spoke
+from heptane.metric_direction import lower_is_better
 from heptane.report import duration, measure
 from heptane.report.console import make_console, make_table, printable
 
@@ -98,7 +99,9 @@ class LiveTable:
             self._cells[self._now] = f"{duration(record['train_seconds'])} {measure(self._metric, value)}"
             name = self._now[0]
             best = self._best.get(name)
-            self._best[name] = value if best is None else min(best, value) if "loss" in self._metric else max(best, value)
+            self._best[name] = (
+                value if best is None else min(best, value) if lower_is_better(self._metric) else max(best, value)
+            )
         self._draw(force=True)
 
     def note(self, text: str) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from heptane.metric_direction import lower_is_better
 from heptane.race.arms import ALL, PLAIN
 from heptane.race.findings import middle
 from heptane.report import duration, label, measure
@@ -212,5 +213,6 @@ def _words(arm: Record) -> str:
 
 def _best(race: Record, arm: Record) -> float | None:
     known = [run["best"] for run in arm["runs"] if run["best"] is not None]
-    pick = min if "loss" in race["target"]["metric"] else max
+    target = race["target"]
+    pick = min if target.get("lower", lower_is_better(target["metric"])) else max
     return pick(known, default=None)

@@ -1,0 +1,220 @@
+"""Metrics of the user's: of predictions and targets, collections, tried before training, and which way is better."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanSquaredError, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+import heptane as hp
+from heptane.history import best_step, check_target, reached
+from heptane.metric_direction import direction, known_direction
+from heptane.own_metrics import takes_model
+
+X = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+
+
+def fit(valid: Any = (X, Y), model: torch.nn.Module | None = None, train: Any = (X, Y), **settings: Any) -> hp.Result:
+    torch.manual_seed(0)
+    settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "epochs": 2, "batch_size": 16, **settings}
+    return hp.fit(model or torch.nn.Linear(4, 2), train, valid, **settings)
+
+
+def right(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (predictions.argmax(1) == targets).float().mean()
+
+
+@pytest.mark.parametrize(
+    "valid", [(X, Y), DataLoader(TensorDataset(X, Y), 7), TensorDataset(X, Y)], ids=["pair", "loader", "set"]
+)
+def test_a_function_of_predictions_and_targets_sees_the_whole_set(valid: Any) -> None:
+    sizes: list[int] = []
+
+    def own(predictions: torch.Tensor, targets: torch.Tensor) -> float:
+        sizes.append(len(targets))
+        return float(right(predictions, targets))
+
+    result = fit(valid, metrics={"right": own, "anonymous": lambda p, t: right(p, t)})
+    assert result.metrics["valid_right"] == pytest.approx(result.metrics["valid_accuracy"], abs=1e-6)
+    assert result.metrics["valid_anonymous"] == result.metrics["valid_right"]
+    assert sizes[1:] == [50, 50]
+    found = hp.evaluate(result.model, valid, metrics={"right": right}, batch_size=11)
+    assert found["right"] == result.metrics["valid_right"]
+
+
+def test_how_a_function_is_told_by_its_names() -> None:
+    assert takes_model(lambda model, data: 0.0)
+    assert takes_model(lambda net, _: 0.0)
+    assert not takes_model(right)
+    assert not takes_model(lambda a, b: 0.0)
+    assert not takes_model(max)
+
+
+def test_functions_with_the_targets_first_are_given_them_first() -> None:
+    def recall(y_true: torch.Tensor, y_pred: torch.Tensor) -> float:
+        assert y_pred.ndim == 2
+        return float((y_pred.argmax(1)[y_true == 1] == 1).float().mean())
+
+    assert 0 <= fit(metrics={"recall": recall}).metrics["valid_recall"] <= 1
+
+
+def test_collections_alone_and_in_a_dict() -> None:
+    whole = MetricCollection({"acc": MulticlassAccuracy(2, average="micro"), "f1": MulticlassF1Score(2)})
+    result = fit(metrics=whole)
+    assert result.metrics["valid_acc"] == pytest.approx(result.metrics["valid_accuracy"], abs=1e-6)
+    inside = fit(metrics={"all": whole, "right": right})
+    assert inside.metrics["valid_all_f1"] == result.metrics["valid_f1"]
+    assert fit(metrics=whole, target=("valid_f1", 0.0)).reached is not None
+
+
+def test_predictions_are_in_the_shape_of_the_targets() -> None:
+    reals = X @ torch.tensor([1.0, 2.0, 0.0, 0.0])
+    metrics = {"mse": MeanSquaredError(), "own": lambda predictions, targets: ((predictions - targets) ** 2).mean()}
+    result = fit((X, reals), torch.nn.Linear(4, 1), (X, reals), metrics=metrics)
+    assert result.metrics["valid_mse"] == pytest.approx(result.metrics["valid_loss"], rel=1e-5)
+    assert result.metrics["valid_own"] == pytest.approx(result.metrics["valid_loss"], rel=1e-5)
+
+
+class Fails:
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
+
+    def update(self, output: torch.Tensor, targets: torch.Tensor) -> None:
+        if self.value is None:
+            raise KeyError("no such thing")
+
+    def compute(self) -> Any:
+        return self.value
+
+    def reset(self) -> None: ...
+
+
+@pytest.mark.parametrize("valid", [(X, Y), DataLoader(TensorDataset(X, Y), 7)], ids=["pair", "loader"])
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (
+            lambda predictions, targets: predictions.mean(1),
+            r"metrics\['m'\] gave a value of shape \(\d+,\): expected one",
+        ),
+        (lambda predictions, targets: predictions @ targets.float(), r"metrics\['m'\] fails on \d+ samples of valid"),
+        (lambda model, data: model.nothing, r"metrics\['m'\] fails .*AttributeError"),
+        (Fails(), r"metrics\['m'\] fails .*KeyError"),
+        (Fails(torch.ones(3)), r"gave a value of shape \(3,\)"),
+        (Fails({"a": 1}), r"gave a value of type dict"),
+        (3, r"metrics\['m'\] of type int: expected a function"),
+    ],
+)
+def test_a_metric_that_fails_is_an_error_before_training(metric: Any, message: str, valid: Any) -> None:
+    model = torch.nn.Linear(4, 2)
+    before = model.weight.clone()
+    with pytest.raises(hp.InputError, match=message):
+        fit(valid, model, metrics={"m": metric})
+    assert torch.equal(model.weight, before)
+
+
+def test_what_was_trained_is_saved_where_a_metric_fails_later(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def late(predictions: torch.Tensor, targets: torch.Tensor) -> float:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("the disk of the metric is full")
+        return 1.0
+
+    with pytest.raises(RuntimeError, match="disk of the metric"):
+        fit(metrics={"late": late}, run_dir=tmp_path)
+    resumed = fit(metrics={"late": late}, run_dir=tmp_path, resume=True)
+    assert torch.equal(resumed.model.weight, fit(metrics={"late": late}).model.weight)
+
+
+# Which way is better
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("valid_loss", "min"), ("valid_wer", "min"), ("valid_word_error_rate", "min"), ("valid_CER", "min"), ("rmse", "min"),
+        ("valid_perplexity", "min"), ("MeanAbsoluteError", "min"), ("valid_brier_score", "min"), ("neg_mse", "max"),
+        ("valid_accuracy", "max"), ("valid_top5_accuracy", "max"), ("valid_f1", "max"), ("valid_macro_f1", "max"),
+        ("valid_auroc", "max"), ("valid_r2", "max"), ("valid_mAP50", "max"), ("valid_bleu4", "max"), ("meanIoU", "max"),
+        ("valid_gloss", None), ("valid_foo", None), ("valid_lossless", None), ("valid_accuracy_loss", None),
+        ("valid_errorless_rows", None),
+    ],
+)  # fmt: skip
+def test_the_direction_of_a_known_name_goes_by_whole_words(name: str, way: str | None) -> None:
+    assert known_direction(name) == way
+
+
+class Wer:
+    higher_is_better = False
+
+
+def test_the_metric_itself_comes_first_and_an_unknown_one_is_asked_about() -> None:
+    assert direction("valid_accuracy", Wer()) == "min"
+    assert direction("valid_foo", MulticlassAccuracy(2)) == "max"
+    assert direction("valid_foo", MeanSquaredError()) == "min"
+    with pytest.raises(hp.InputError, match=r"'valid_foo'.*pass target=\('valid_foo', value, 'min'\)"):
+        fit(metrics={"foo": lambda p, t: 1.0}, target=("valid_foo", 0.3))
+    with pytest.raises(hp.InputError, match=r"'down' is not known.*: expected one of min, max"):
+        fit(metrics={"foo": lambda p, t: 1.0}, target=("valid_foo", 0.3, "down"))
+
+
+@pytest.mark.parametrize("target", [("valid_wer", 0.3), ("valid_foo", 0.3, "min")])
+def test_a_target_is_reached_from_the_right_side(target: Any) -> None:
+    goal = check_target(target, (X, Y), {target[0].removeprefix("valid_"): lambda p, t: 0.0})
+    history = [{target[0]: value, "train_seconds": at, "step": at} for at, value in enumerate([0.9, 0.8, 0.25, 0.4])]
+    for again in (goal, pickle.loads(pickle.dumps(goal))):
+        assert reached(history, again) == 2
+        assert best_step(history, again) == 2
+        assert again[:2] == target[:2]
+
+
+def test_a_run_to_an_error_rate_goes_on_until_it_is_low() -> None:
+    values = iter([0.5, 0.9, 0.8, 0.25, 0.1])
+    result = fit(metrics={"wer": lambda p, t: next(values)}, target=("valid_wer", 0.3), epochs=4)
+    assert [record["valid_wer"] for record in result.history] == [0.9, 0.8, 0.25]
+    assert result.best_step == result.history[-1]["step"]
+
+
+# What is not finite
+
+
+@pytest.mark.parametrize("kind", ["pair", "loader"])
+def test_outputs_that_are_not_finite_count_as_wrong_in_every_metric(kind: str) -> None:
+    bad = X.clone()
+    bad[:30] = math.nan
+    valid: Any = (bad, torch.zeros(50, dtype=torch.long))
+    valid = DataLoader(TensorDataset(*valid), 9) if kind == "loader" else valid
+    metrics = {
+        "accuracy2": MulticlassAccuracy(2, average="micro"),
+        "right": right,
+        "old": lambda model, data: 1.0,
+    }
+    result = fit(valid, metrics=metrics, target=("valid_accuracy", 0.9))
+    assert result.reached is None
+    assert result.metrics["valid_accuracy"] <= 0.4
+    assert result.metrics["valid_right"] == pytest.approx(result.metrics["valid_accuracy"])
+    assert result.metrics["valid_accuracy2"] == pytest.approx(result.metrics["valid_accuracy"])
+    assert math.isnan(result.metrics["valid_old"])
+    assert result.best_step is None
+    assert "validation data: 30 of 50 outputs are not finite: they count as wrong" in result.notes
+    with pytest.warns(UserWarning, match="30 of 50 outputs are not finite"):
+        assert hp.evaluate(result.model, valid)["accuracy"] <= 0.4
+
+
+def test_a_regression_with_outputs_that_are_not_finite_has_no_metric() -> None:
+    reals, bad = X.sum(1), X.clone()
+    bad[3] = math.inf
+    metrics = {"own": lambda p, t: 0.0}
+    result = fit((bad, reals), torch.nn.Linear(4, 1), (X, reals), metrics=metrics, target=("valid_loss", 1e9))
+    assert math.isnan(result.metrics["valid_own"])
+    assert result.reached is None
