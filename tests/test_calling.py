@@ -295,10 +295,10 @@ def test_a_function_is_a_metric_and_sees_the_model_in_eval_mode():
         epochs=2,
         batch_size=8,
         metrics={"longest": longest},
-        target=("valid_longest", 99),
+        target=("valid_longest", 99, "max"),
     )
     assert result.metrics["valid_longest"] == 7
-    assert seen == [(False, False)] * 2
+    assert seen == [(False, False)] * 3  # once before training, on a few samples
 
 
 def test_a_metric_of_ones_own_needs_no_torchmetrics():
