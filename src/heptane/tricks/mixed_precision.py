@@ -15,7 +15,8 @@ Meets the loop at
 
 Costs, and when it does not help
     A cast per weight and step; small models gain nothing, and a machine without 16-bit units loses much (fp16 on a CPU is
-    refused with the figure). ``dtype="auto"`` measures this model on this machine and keeps 32 bits where 16 do not pay.
+    refused with the figure). ``dtype="auto"`` measures this model where the processor computes 16 bits, and keeps 32 bits
+    where 16 do not pay; the machine keeps the outcome for the model and its shapes, in ``$HEPTANE_CACHE``.
     The loss is computed in fp32: on a CPU neither softmax nor layer norm is on autocast's fp32 list.
 """
 
