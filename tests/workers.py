@@ -16,10 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import torch
 
-from heptane.distributed import worker
+from heptane.distributed import pickling, worker
 from heptane.distributed.launch import raise_failure
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -44,7 +43,7 @@ def launch(
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="heptane-") as folder:
         task, answer = Path(folder, "task.pt"), Path(folder, "answer.pt")
-        torch.save((function, kwargs, min(timeout_seconds, 60.0)), task, pickle_module=cloudpickle)
+        pickling.write((function, kwargs, min(timeout_seconds, 60.0)), task)
         group = [SERVER.Process(target=_work, args=(rank, workers, port, task, answer)) for rank in range(workers)]
         for process in group:
             process.start()

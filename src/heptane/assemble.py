@@ -31,8 +31,11 @@ from heptane.criterion import (
     Elementwise,
     Own,
     Returned,
+    check_parts,
     choose_criterion,
+    count_as_the_model,
     given_first,
+    is_mean_over_samples,
     module_of,
     over_classes,
     seen,
@@ -50,11 +53,13 @@ from heptane.run import OptimizerFactory, Phase, Plan, Run, Unmixed
 from heptane.schedule import Rates, check_momentum, constant, multiply
 from heptane.transfer.anatomy import Anatomy
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import DataParallel, Worker
+from heptane.tricks.data_parallel import DataParallel, Worker, share_model
 from heptane.tricks.label_smoothing import find_class_dim
 from heptane.tricks.mixed_precision import Precision, check_master, find_device
 from heptane.tricks.transfer import Transfer, freeze, leave, remember
 from heptane.warm_up import warm_up
+
+FEW = 8  # samples on which a loss of the user's is tried
 
 
 def assemble(
@@ -99,9 +104,11 @@ def assemble(
     # model: on the device, where its order of use is seen; weights, head, frozen groups
     leave(model)  # an earlier run that was left in the middle
     model.to(place.device)
+    share_model(model, worker)
     loss = module_of(plan.loss)
     if loss is not None:
         loss.to(place.device)
+        share_model(loss, worker)
     if isinstance(source, Tensors):
         source.keep_on(place)
     sample = _sample(source, place)
@@ -124,6 +131,7 @@ def assemble(
     if isinstance(source, Loader) and bad.labels and labels_beyond(sample[1], *bad.labels):
         sample = _sample(source, place)  # without them, or an error that names them
     notes.append(reason)
+    notes += _said_of_parts(model, criterion, source, sample, plan, worker)
     least = least_samples(model, *few(sample, plan.loss))
     if least > 1:
         least *= 1 if data_parallel.sync_batchnorm else worker.size
@@ -146,7 +154,11 @@ def assemble(
     notes += check_trained(optimizer, model, of_loss)
     if of_loss:
         notes.append(f"{len(of_loss)} parameter(s) of the loss {type(loss).__name__} are trained and saved with the model's")
-    find_unused = worker.size > 1 and outline is None and _looks_for_unused(model, criterion, sample, phases, notes, groups)
+    find_unused = (
+        worker.size > 1
+        and outline is None
+        and (data_parallel.find_unused or _looks_for_unused(model, criterion, sample, phases, notes, groups))
+    )
     if tricks.lr_scaling:
         why["lr_scaling"] = tricks.lr_scaling.apply(optimizer, source.batch_size)
     # schedules: warm-up times cycle
@@ -216,6 +228,7 @@ def _criterion(
     output = try_output(model, *few(sample, plan.loss))
     targets = source.targets if isinstance(source, Tensors) else sample[1]
     criterion, reason = choose_criterion(plan.loss, output, targets, tricks.label_smoothing)
+    criterion = count_as_the_model(criterion, output, rows(sample[1], slice(2)))
     if isinstance(criterion, Own) and not criterion.first:
         training = try_training(model, sample[0])
         if main_output(training)[1] and type(training) is not type(output):
@@ -242,6 +255,26 @@ def _criterion(
             "from the model's logits, or turn mixup off"
         )
     return criterion, reason
+
+
+def _said_of_parts(
+    model: torch.nn.Module, criterion: Criterion, source: Source, sample: Any, plan: Plan, worker: Worker
+) -> list[str]:
+    """What is to be said where a batch is split and its loss cannot be put together exactly; refused where that is known."""
+    parts = worker.size * plan.accumulate
+    check_parts(criterion, source.targets if isinstance(source, Tensors) else sample[1], parts)
+    if parts == 1 or not isinstance(criterion, Own):
+        return []
+    inputs, targets = own_rows(sample, slice(FEW))
+    found = is_mean_over_samples(criterion, seen(criterion, try_output(model, inputs)), targets)
+    if found is None:
+        return []
+    whole, mean = found
+    return [
+        f"loss {criterion.name}: of {FEW} samples it is {whole:.4g}, and the mean of each one's is {mean:.4g}. So it "
+        f"is not a mean over samples, and its value for a batch in {parts} parts depends on how the batch is split: return "
+        "one loss per sample, or train with one worker and accumulate=1"
+    ]
 
 
 def _precision(

@@ -353,6 +353,9 @@ class Returned:
     are not ignored. It is the output, or its entry ``loss``."""
 
     name: str = "model"
+    counts: str = "labels"
+    """What the mean is over: "labels", all that are not ignored; "shifted", these but for each row's first, as a causal
+    language model's; or "unknown"."""
 
     def mean(self, output: Any, targets: Any) -> torch.Tensor:
         loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -362,14 +365,19 @@ class Returned:
         return loss.mean()
 
     def total(self, output: Any, targets: Any) -> torch.Tensor:
-        return self.mean(output, targets) * self.count(targets)
+        mean, count = self.mean(output, targets), self.count(targets)
+        if isinstance(count, torch.Tensor):  # a part without a label has a mean of NaN, and weighs nothing
+            mean = torch.where(count > 0, mean, mean.nan_to_num())
+        return mean * count
 
     plain = total
 
     def count(self, targets: Any) -> float | torch.Tensor:
         if not isinstance(targets, torch.Tensor) or targets.is_floating_point():
             return float(len(targets))
-        return (targets != IGNORE_INDEX).sum()
+        if self.counts == "unknown":
+            return float(len(targets))
+        return ((targets[..., 1:] if self.counts == "shifted" else targets) != IGNORE_INDEX).sum()
 
     def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
         logits = self._logits(output, targets)
@@ -384,6 +392,59 @@ class Returned:
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or targets.shape != logits.shape[:1]:
             return None
         return None if targets.is_floating_point() else logits
+
+
+def count_as_the_model(criterion: Criterion, output: Any, labels: Any) -> Criterion:
+    """A criterion that is the model's own loss, counting what that is a mean over: found by comparing the loss of a few
+    samples with the cross-entropy of their logits, with and without a shift by one position."""
+    if not isinstance(criterion, Returned) or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
+        return criterion
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    found = "unknown"
+    if isinstance(logits, torch.Tensor) and not labels.is_floating_point() and logits.shape[:-1] == labels.shape:
+        loss = criterion.mean(output, labels).float()
+        for kind, (scores, truth) in {
+            "labels": (logits, labels),
+            "shifted": (logits[..., :-1, :], labels[..., 1:]),
+        }.items():
+            expected = torch.nn.functional.cross_entropy(
+                scores.float().flatten(0, -2), truth.flatten(), ignore_index=IGNORE_INDEX
+            )
+            if torch.allclose(loss, expected, rtol=1e-3, atol=1e-5):
+                found = kind
+    return replace(criterion, counts=found)
+
+
+def check_parts(criterion: Criterion, targets: Any, parts: int) -> None:
+    """Refuse to split a batch whose loss, the model's own, is a mean over nobody knows what, where that matters.
+
+    Args:
+        targets: those that are known.
+        parts: workers times micro-batches.
+    """
+    if not isinstance(criterion, Returned) or criterion.counts != "unknown" or parts == 1:
+        return
+    if isinstance(targets, torch.Tensor) and not targets.is_floating_point() and bool((targets == IGNORE_INDEX).any()):
+        raise InputError(
+            "loss='model' with labels that are ignored (-100): what the model's mean is over cannot be told from its loss "
+            "and logits, so parts of a batch cannot be weighed; train with one worker and accumulate=1, or pass a loss"
+        )
+
+
+def is_mean_over_samples(criterion: Criterion, output: Any, targets: Any) -> tuple[float, float] | None:
+    """The loss of a few samples and the mean of each one's, where a loss of the user's own tells them apart; None where they
+    are equal: then parts of a batch can be weighed by their samples."""
+    if not isinstance(criterion, Own) or not isinstance(output, torch.Tensor) or not isinstance(targets, torch.Tensor):
+        return None
+    if len(output) != len(targets):
+        return None
+    try:
+        whole = float(criterion.mean(output, targets))
+        each = [float(criterion.mean(output[at : at + 1], targets[at : at + 1])) for at in range(len(output))]
+    except (RuntimeError, ValueError, IndexError):  # a loss over pairs of samples, say
+        return None
+    mean = sum(each) / len(each)
+    return None if abs(whole - mean) <= 1e-4 * max(abs(whole), abs(mean), 1e-12) or mean != mean else (whole, mean)
 
 
 def choose_criterion(

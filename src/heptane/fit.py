@@ -17,12 +17,13 @@ from heptane.checkpoints.keeper import Every, Keeper
 from heptane.checkpoints.trial import check_savable
 from heptane.checks import check_evaluation, check_targets, check_tricks, few, first_batch, labels_of, try_output
 from heptane.clock import Clock
-from heptane.criterion import Elementwise, Loss, choose_criterion, module_of, seen
+from heptane.criterion import Elementwise, Loss, choose_criterion, count_as_the_model, module_of, seen
 from heptane.data.augment import Augment
-from heptane.data.batches import Place, Tensors, in_memory, pair
+from heptane.data.batches import Place, Tensors, in_memory, pair, rows
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.distributed.launch import launch
+from heptane.distributed.state import take_state
 from heptane.errors import InputError, check_choice, check_range
 from heptane.examination.look import Look, look
 from heptane.history import Goal, check_target
@@ -40,7 +41,7 @@ from heptane.run_folder import RunFolder, check_folder, goes_on
 from heptane.storage import write_text
 from heptane.trial import try_metrics
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import ALONE, DataParallel, Worker, under_launcher
+from heptane.tricks.data_parallel import ALONE, DataParallel, Worker, decided, under_launcher
 from heptane.tricks.mixed_precision import find_device
 from heptane.tricks.transfer import leave, swap_head
 
@@ -105,6 +106,7 @@ def _evaluate(
     output = try_output(model, *few(place.move(first), loss))
     targets = pair(data)[1] if in_memory(data) else first[1]
     criterion, _ = choose_criterion(loss, output, targets, None)
+    criterion = count_as_the_model(criterion, output, rows(first[1], slice(2)))
     output = seen(criterion, output)
     check_targets(criterion, output, targets)
     binary = isinstance(criterion, Elementwise) and criterion.multi_label
@@ -252,8 +254,10 @@ def fit(
         raise InputError("on_nan='rewind' goes back to a checkpoint, and there is none: pass run_dir")
     if resume and run_dir is None:
         raise InputError("resume=True goes on from a run_dir, and there is none: pass run_dir")
+    worker = _joined(tricks, device)
     if run_dir is not None:
-        resume = resume or goes_on(check_folder(run_dir, force=force, resume=resume))
+        goes = decided(lambda: goes_on(check_folder(run_dir, force=force, resume=resume)), worker)
+        resume = resume or goes
     workers = tricks.data_parallel.resolve()[0] if tricks.data_parallel else 1
     if workers > 1 and not under_launcher():
         parallel = tricks.data_parallel or DataParallel()
@@ -267,7 +271,7 @@ def fit(
         if progress:
             stack.enter_context(watched())
         interruption = stack.enter_context(Interruption(active=keeps is not None))
-        saved, damaged = checkpoint.find(keeps, _joined(tricks, device)) if resume and keeps else (None, [])
+        saved, damaged = checkpoint.find(keeps, worker) if resume and keeps else (None, [])
         stack.callback(leave, model)  # whatever happens, the user has an ordinary model
         followed, batch_size = restore.followed(restore.as_decided(tricks, saved), saved, batch_size)
         run = assemble(
@@ -302,7 +306,7 @@ def fit(
                     try_metrics(run.model, run.criterion, run.place, run.precision, metrics, name, data)
         if run_dir is not None:
             check_savable(run)
-        folder = RunFolder(run_dir, force=force, resume=resume) if run_dir is not None and run.worker.rank == 0 else None
+        folder = _claimed(run_dir, force, resume, run.worker) if run_dir is not None else None
         if folder:
             stack.callback(folder.close)
             if about and "settings_toml" in about:
@@ -334,9 +338,16 @@ def fit(
     return result
 
 
+def _claimed(run_dir: Any, force: bool, resume: bool, worker: Worker) -> RunFolder | None:
+    """The run's folder, on rank 0; refused on all workers where it is refused there."""
+    found: list[RunFolder] = []
+    decided(lambda: found.append(RunFolder(run_dir, force=force, resume=resume)), worker)
+    return found[0] if found else None
+
+
 def _joined(tricks: Tricks, device: str | None) -> Worker:
     """This worker among those that a launcher started."""
-    if tricks.data_parallel is None:
+    if tricks.data_parallel is None or not under_launcher():
         return ALONE
     return tricks.data_parallel.join(find_device(device or default_device()).type)
 
@@ -363,10 +374,11 @@ def _launched(model: torch.nn.Module, result: Result, loss: Any) -> Result:
     own = module_of(loss)
     if own is not None and result.loss_state is not None:
         own.load_state_dict(result.loss_state)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+    lazy = torch.nn.parameter.is_lazy
+    shapes = {name: p.shape for name, p in model.named_parameters(remove_duplicate=False) if not lazy(p)}
     for name, parameter in result.model.named_parameters(remove_duplicate=False):
-        if shapes[name] != parameter.shape:
+        if name in shapes and shapes[name] != parameter.shape:
             swap_head(model, len(parameter), name.rpartition(".")[0])  # theirs was swapped in their process
-    model.load_state_dict(result.model.state_dict())
+    take_state(result.model, model)
     result.model = model
     return result

@@ -13,7 +13,7 @@ from heptane.calling import GRAPH_MODES
 from heptane.criterion import divisor, output_of
 from heptane.data.batches import Batch, Place, as_loader, first_tensor, in_memory, pair, rows
 from heptane.data.guard import READER_REMEDY, DataError
-from heptane.errors import one_line
+from heptane.errors import InputError, one_line
 from heptane.metrics import EvalMeter
 from heptane.modes import eval_mode, gradients_on, modes_of, put_back
 from heptane.own_metrics import Measures
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from heptane.data.guard import Bad
     from heptane.run import Run
 
+UNUSED = "Expected to have finished reduction in the prior iteration"  # DDP's
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -94,6 +95,11 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
             loss = gradients(run, forward, batch, step)
         except RuntimeError as error:
             run.buffers.put_back()  # the run may be saved after this
+            if UNUSED in str(error) and run.worker.size > 1:
+                raise InputError(
+                    "the model gives some parameters no gradient in some steps, on some workers, as layers that are left out "
+                    "at random do: pass DataParallel(find_unused=True)"
+                ) from error
             in_smaller_parts(run, batch, step, error)
         else:
             if run.precision.step(run.optimizer, run.plan.clip_norm, run.parameters):

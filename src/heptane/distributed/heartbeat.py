@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heptane._lazy import torch
@@ -13,8 +14,28 @@ from heptane._lazy import torch
 if TYPE_CHECKING:
     from heptane.tricks.data_parallel import Worker
 
+ORIGINS = ("distributed/", "autograd/", "_tensor.py", "nn/parallel/", "_ops.py", "utils/_contextlib.py")
 EVERY_SECONDS, GRACE_SECONDS = 1.0, 2.0
 SIGNS = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe", "gloo", "nccl", "socket")
+
+
+def of_connection(error: BaseException) -> bool:
+    """Whether PyTorch's communication raised ``error``, by where it comes from: a model's own error may use any words.
+
+    gloo's errors are plain ``RuntimeError``s, which come out of a collective, or of the backward pass that waits for one.
+    """
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = Path(trace.tb_frame.f_code.co_filename).as_posix()
+    root = Path(torch.__file__).parent.as_posix()
+    return any(raised_in.startswith(f"{root}/{part}") for part in ORIGINS) and any(
+        sign in str(error).lower() for sign in SIGNS
+    )
 
 
 class Heartbeat:
@@ -40,7 +61,7 @@ class Heartbeat:
         try:
             yield
         except RuntimeError as error:
-            if not isinstance(error, torch.distributed.DistError) and not any(sign in str(error).lower() for sign in SIGNS):
+            if not of_connection(error):
                 raise
             raise RuntimeError(self._explain(step, doing)) from error
 

@@ -26,6 +26,9 @@ _SAME: tuple[type[BaseException], ...] = (
 )  # raised again as they are
 
 
+PARENT = "HEPTANE_PARENT"  # the process that launches, for its workers: they end with it
+
+
 def launch(
     function: Callable[..., Any],
     kwargs: dict[str, Any],
@@ -43,14 +46,15 @@ def launch(
         InputError, FloatingPointError, KeyboardInterrupt: a worker raised it, and it comes back with its message.
         RuntimeError: a worker failed otherwise; the message names the first to fail, what it raised, and where.
     """
-    import cloudpickle
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from heptane.distributed import pickling
+
     with tempfile.TemporaryDirectory(prefix="heptane-") as folder, _quiet_launcher(workers):
         task, answer = Path(folder, "task.pt"), Path(folder, "answer.pt")
-        torch.save((function, kwargs, timeout_seconds), task, pickle_module=cloudpickle)
+        pickling.write((function, kwargs, timeout_seconds), task)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -85,6 +89,7 @@ def _quiet_launcher(workers: int) -> Iterator[None]:
     }
     wanted = {
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers)),
+        PARENT: str(os.getpid()),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or workers that are started again find the addresses of the dead
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
     }

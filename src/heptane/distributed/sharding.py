@@ -21,6 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from heptane.distributed.state import take_rest
+
 
 def shard(model: nn.Module, device: str, workers: int) -> None:
     """Shard ``model`` in place over the workers, a unit per layer: what is gathered, used and let go together."""
@@ -95,6 +97,7 @@ def gathered(model: nn.Module, outline: nn.Module) -> nn.Module:
                 found[id(part)] = nn.Parameter(whole(part.detach()), requires_grad=part.requires_grad)
             mine._parameters[name] = None if part is None else found[id(part)]
         mine._buffers.update(theirs._buffers)
+    take_rest(model, outline)
     return outline.train(model.training)
 
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-from heptane.distributed.launch import record_failure
+from heptane.distributed.launch import PARENT, record_failure
 from heptane.tricks.data_parallel import join_group
+
+LOOK_SECONDS = 0.5
 
 
 def main(task: str, answer: str) -> None:
     """Run the pickled call; rank 0 writes what it returned. A failure is written down for the parent, which reports it."""
+    end_with_parent(Path(task).parent)
     try:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         # written by our own parent process
@@ -24,15 +30,30 @@ def main(task: str, answer: str) -> None:
         join_group(torch.device(device).type, timeout_seconds)
         result = function(**kwargs)
         if torch.distributed.get_rank() == 0:
-            import cloudpickle
+            from heptane.distributed import pickling
 
-            torch.save(result, answer, pickle_module=cloudpickle)
+            pickling.write(result, answer)
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     except BaseException as error:
         record_failure(error, Path(task).parent)
         _leave(1)
     _leave(0)
+
+
+def end_with_parent(folder: Path) -> None:
+    """End this process when the one that launched it is gone, however it went, and take the folder of the call with it:
+    nobody is left to stop the workers, or to take their result."""
+    parent = os.getppid()
+    launcher = int(os.environ.get(PARENT, parent))
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(LOOK_SECONDS)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="heptane-parent", daemon=True).start()
 
 
 def _leave(code: int) -> NoReturn:

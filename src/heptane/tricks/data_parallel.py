@@ -24,13 +24,16 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from heptane._lazy import torch
 from heptane.distributed.launch import launch as launch
-from heptane.errors import InputError, check_bool, check_choice, check_range
+from heptane.errors import InputError, check_bool, check_choice, check_range, one_line
+
+FOUND_WITHIN_SECONDS = 60.0  # the other workers, where no launcher is known to have started them
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def join_group(device: str, timeout_seconds: float = 600.0) -> Worker:
     """Join the process group that the launcher's environment describes: NCCL for GPUs, gloo for CPUs."""
     distributed = torch.distributed
     if not distributed.is_initialized():
+        timeout_seconds = check_environment(timeout_seconds)
         if device == "cuda":
             local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
             if local >= found:
@@ -83,10 +87,39 @@ def join_group(device: str, timeout_seconds: float = 600.0) -> Worker:
                 )
             torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        try:
+            distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        except (torch.distributed.DistError, ValueError) as error:
+            raise InputError(
+                f"the other workers were not found ({one_line(error)}). This process looks for them by {_described()}; if "
+                "these variables are left over from another job, unset them"
+            ) from error
         # A DDP wrapper that outlives the interpreter, as garbage in a cycle does, may abort the process at its very end.
         atexit.register(gc.collect)
     return this_worker()
+
+
+def check_environment(timeout_seconds: float) -> float:
+    """Refuse variables of a launcher that cannot be; for how long to wait for the others, in seconds.
+
+    Raises:
+        InputError: one is missing, or is no number.
+    """
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
+    wrong = [name for name in (*names[:2], names[3]) if name not in missing and not os.environ[name].isdigit()]
+    size = "" if missing or wrong else int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"])
+    if missing or wrong or size:
+        what = f"{', '.join(missing)} not set" if missing else f"{', '.join(wrong) or 'RANK'} cannot be"
+        raise InputError(
+            f"{_described()}: {what}. Start workers with torchrun; if these are left over from another job, unset them"
+        )
+    return timeout_seconds if "TORCHELASTIC_RUN_ID" in os.environ else min(timeout_seconds, FOUND_WITHIN_SECONDS)
+
+
+def _described() -> str:
+    found = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    return ", ".join(f"{name}={value}" for name, value in found.items() if value is not None)
 
 
 def all_sum(value: torch.Tensor, worker: Worker) -> torch.Tensor:
@@ -102,6 +135,27 @@ def from_all(value: Any, worker: Worker) -> list[Any]:
     if worker.size > 1:
         torch.distributed.all_gather_object(found, value)
     return found
+
+
+def decided(decide: Callable[[], Any], worker: Worker) -> Any:
+    """What ``decide`` gives on rank 0, on all workers: files and clocks do not look the same to each of them.
+
+    Raises:
+        InputError: on all workers, where it raises one on rank 0.
+    """
+    if worker.size == 1:
+        return decide()
+    found: list[Any] = [None]
+    if worker.rank == 0:
+        try:
+            found = [(decide(), None)]
+        except InputError as error:
+            found = [(None, str(error))]
+    torch.distributed.broadcast_object_list(found, 0)
+    value, refused = found[0]
+    if refused is not None:
+        raise InputError(refused)
+    return value
 
 
 def any_of(flags: list[bool], worker: Worker) -> list[bool]:
@@ -137,9 +191,41 @@ def share_buffers(model: torch.nn.Module) -> None:
     if this_worker().size == 1:
         return
     for buffer in model.buffers():
-        sent = buffer.detach().to(torch.uint8 if buffer.dtype is torch.bool else buffer.dtype).contiguous()
-        torch.distributed.broadcast(sent, 0)
-        buffer.copy_(sent)
+        if buffer.layout is torch.strided and not torch.nn.parameter.is_lazy(buffer):
+            _broadcast(buffer)
+
+
+def share_model(model: torch.nn.Module, worker: Worker) -> None:
+    """Give every worker rank 0's parameters and buffers, as DDP does: a script that builds its model without a seed starts
+    with other weights in each process.
+
+    Raises:
+        InputError: the models are not of one kind.
+    """
+    if worker.size == 1:
+        return
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    ready = {name: t for name, t in held.items() if not torch.nn.parameter.is_lazy(t) and t.layout is torch.strided}
+    mine = [(name, str(t.dtype), tuple(t.shape)) for name, t in ready.items()]
+    for rank, theirs in enumerate(from_all(mine, worker)):
+        if theirs != mine:
+            other = next(iter({*theirs} ^ {*mine}), "their order")
+            raise InputError(
+                f"the model of worker {rank} is not that of worker {worker.rank} (first: {other}): build the same in each"
+            )
+    for tensor in ready.values():
+        _broadcast(tensor)
+
+
+def _broadcast(tensor: torch.Tensor) -> None:
+    """Rank 0's values, in place; as bytes, since not every backend knows every type."""
+    if not tensor.numel():
+        return
+    value = tensor.detach().contiguous()
+    sent = (torch.view_as_real(value) if value.is_complex() else value).reshape(-1).view(torch.uint8)
+    torch.distributed.broadcast(sent, 0)
+    with torch.no_grad():
+        tensor.copy_(value)  # whose memory ``sent`` shares
 
 
 def check_replicas(model: torch.nn.Module) -> None:
@@ -172,6 +258,9 @@ def _hash(parameter: torch.Tensor) -> torch.Tensor:
     return found
 
 
+NOT_SENT = ("int16", "uint16", "uint32", "uint64", "float8")  # types of numbers that DDP cannot broadcast
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataParallel:
     """Trick 1: several workers, one global batch. ``DataParallel(workers=2)``, or as many as ``torchrun`` started."""
@@ -188,6 +277,9 @@ class DataParallel:
     """How long a worker waits for another before it gives up and says for which, in seconds, above 0."""
     restarts: int = 0
     """How often the workers are started again from the last checkpoint after one has died; under torchrun, its own flag."""
+    find_unused: bool = False
+    """Look for parameters without a gradient at each step, for a model that leaves layers out at random; a model that always
+    leaves some out is noticed by itself."""
     keep: str = "batch"
     """When the number of workers changes on the way: batch keeps the global batch and the rate; share keeps each worker's
     share of it, and the rate follows by the optimizer's rule."""
@@ -202,6 +294,7 @@ class DataParallel:
         check_range("DataParallel.bucket_mib", self.bucket_mib, 0, low_open=True)
         check_range("DataParallel.timeout_seconds", self.timeout_seconds, 0, low_open=True)
         check_range("DataParallel.restarts", self.restarts, 0, whole=True)
+        check_bool("DataParallel.find_unused", self.find_unused)
         check_choice("DataParallel.keep", self.keep, ("batch", "share"))
 
     def join(self, device: str) -> Worker:
@@ -265,6 +358,10 @@ class DataParallel:
         A sharded model needs none."""
         if this_worker().size == 1 or self.shards:
             return model
+        left_out = [n for n, buffer in model.named_buffers() if str(buffer.dtype).split(".")[1].startswith(NOT_SENT)]
+        if left_out:  # they stay as rank 0 gave them at the start, and are shared again before an evaluation
+            wrapper: Any = torch.nn.parallel.DistributedDataParallel
+            wrapper._set_params_and_buffers_to_ignore_for_model(model, left_out)
         return torch.nn.parallel.DistributedDataParallel(
             model, bucket_cap_mb=self.bucket_mib, find_unused_parameters=find_unused, gradient_as_bucket_view=True
         )
