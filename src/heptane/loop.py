@@ -97,8 +97,8 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
             run.buffers.put_back()  # the run may be saved after this
             if UNUSED in str(error) and run.worker.size > 1:
                 raise InputError(
-                    "the model gives some parameters no gradient in some steps, on some workers, as layers that are left out "
-                    "at random do: pass DataParallel(find_unused=True)"
+                    "the model gives some parameters no gradient in some steps, on some workers, as layers do that are left "
+                    "out at random: pass DataParallel(find_unused=True)"
                 ) from error
             in_smaller_parts(run, batch, step, error)
         else:

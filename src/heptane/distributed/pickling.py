@@ -27,8 +27,9 @@ def _parametrized(own: type[torch.nn.Module], attributes: dict[str, Any]) -> tor
     module = own.__new__(own)
     module.__dict__.update(attributes)
     parametrize._inject_new_class(module)
-    for name in module.parametrizations:
-        parametrize._inject_property(module, name)  # type: ignore[arg-type]
+    names: Any = module.parametrizations
+    for name in names:
+        parametrize._inject_property(module, name)
     return module
 
 
