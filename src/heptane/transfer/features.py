@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from heptane._lazy import torch
+from heptane.alive import working
 from heptane.criterion import Returned
 from heptane.data.arrays import available_memory_bytes
 from heptane.data.batches import Tensors, first_tensor, own_rows, pair
@@ -117,15 +118,17 @@ class Held:
         """The features of all samples, from those of this worker's."""
         whole: torch.Tensor | None = None
         num_samples = len(first_tensor(inputs))
-        for at, part in parts:
-            if whole is None:
-                whole = self._zeros((num_samples, *part.shape[1:]), self.dtype or part.dtype)
-            whole[at] = part.to(whole.dtype)
-            if self.dtype is not None and not bool(whole[at].isfinite().all()) and bool(part.isfinite().all()):
-                raise InputError(
-                    f"Transfer.cache_dtype={str(self.dtype).removeprefix('torch.')!r} cannot hold features of up to "
-                    f"{float(part.abs().max()):.3g}: use 'bf16' or 'auto'"
-                )
+        with working(f"computing the features of {num_samples:,} samples, once", num_samples) as advance:
+            for at, part in parts:
+                advance(len(part))
+                if whole is None:
+                    whole = self._zeros((num_samples, *part.shape[1:]), self.dtype or part.dtype)
+                whole[at] = part.to(whole.dtype)
+                if self.dtype is not None and not bool(whole[at].isfinite().all()) and bool(part.isfinite().all()):
+                    raise InputError(
+                        f"Transfer.cache_dtype={str(self.dtype).removeprefix('torch.')!r} cannot hold features of up to "
+                        f"{float(part.abs().max()):.3g}: use 'bf16' or 'auto'"
+                    )
         assert whole is not None
         return all_sum(whole, worker)
 
