@@ -43,6 +43,7 @@ def main() -> None:
         target=course.target,
         tricks=tricks,
         seeds=flags.seeds,
+        fixed_seeds=True,
         tune=0,
         peak=course.peak,
         planned_epochs=course.all_epochs,

@@ -331,7 +331,10 @@ def fit(
         recorder.go(saved)
         result = recorder.result(tricks, test)
         if folder:
-            with interruption.waiting(), working("writing the report"):  # it takes a moment, and is all there is left to do
+            with (
+                interruption.waiting(),
+                working("looking at mistakes and writing the report"),
+            ):  # it takes a moment, and is all there is left to do
                 parts = {"valid": valid, "test": test}
                 seen = partial(look, run, result.model, parts, about or {}, interruption)
                 _write(folder, result, run, about or {}, keeper, seen)

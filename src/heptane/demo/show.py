@@ -112,6 +112,7 @@ def _race(course: Course, data: Data, seeds: int, arms: list[str] | None, second
         tricks=TRICKS,
         arms=arms,
         seeds=seeds,
+        fixed_seeds=True,
         budget=seconds,
         tune=0,
         peak=course.peak,
