@@ -4,6 +4,7 @@ Only the runs are made up. The figures are limits: at most so often wrong, at le
 allowed for.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -97,6 +98,13 @@ def _newcomers_run(rng, seed):
     if made is None:
         return {**facts, "status": "missed", "seconds": None}
     return {**facts, "status": "reached", "seconds": made.seconds, "between": made.between}
+
+
+def test_the_benchmark_s_figures_are_met_in_every_cell():
+    found = json.loads((BENCHMARKS / "results" / "verdicts.json").read_text())
+    assert found["races_per_cell"] >= 500
+    assert len(found["three_tricks_that_do_nothing_fixed_seeds"]) == len(list(false_cells())) == 48
+    assert found["goal"]["met"]
 
 
 @pytest.mark.slow
