@@ -517,7 +517,10 @@ def test_a_loss_that_is_none_is_refused(loss, message):
 
 
 def test_a_loss_that_cannot_be_guessed_is_asked_for():
-    for output, targets in (((torch.zeros(2),), torch.zeros(2)), (torch.zeros(2), {"a": torch.zeros(2)})):
+    for output, targets in (
+        ({"a": torch.zeros(2), "b": torch.zeros(2)}, torch.zeros(2)),
+        (torch.zeros(2), {"a": torch.zeros(2)}),
+    ):
         with pytest.raises(hp.InputError, match=r"loss=None: .*cannot be guessed; pass loss="):
             chosen(None, output, targets)
 

@@ -8,7 +8,8 @@ from itertools import count
 from heptane._lazy import torch
 from heptane.data.batches import Batch, Place, first_tensor
 from heptane.data.guard import guarded
-from heptane.data.loader import Loader, check_sampler, generators, seed_all
+from heptane.data.loader import Loader, check_sampler, generators, may_share_memory, seed_all
+from heptane.data.same import check_same_batch
 from heptane.errors import InputError
 from heptane.randomness import generator
 
@@ -29,6 +30,8 @@ class Stream(Loader):
     def __post_init__(self) -> None:
         self._own, self.loader = self.loader, guarded(self.loader)
         check_sampler(self.loader)
+        self._leaves_rest = False
+        self._shares = may_share_memory(self._own)
         self._generators = generators(self.loader)
         self._states = [own.get_state() for own in self._generators]
         self.steps_per_epoch = max(1, -(-self.steps // EPOCHS))
@@ -51,6 +54,8 @@ class Stream(Loader):
                     break
                 if step >= start:
                     data, indices = window
+                    if self.worker.size > 1 and step in (start, stop - 1):
+                        check_same_batch(data, indices, step, self.worker, self.bad.say)
                     size = len(first_tensor(data)) if data is not None else 0
                     yield step, Batch(data, None, size, place, step, indices)
                 step += 1
