@@ -149,9 +149,13 @@ class Gathered:
         """Add one batch."""
         self._parts.append(tuple(_on_cpu(part) for part in (output, targets)))
 
+    def batches(self, worker: Worker) -> list[tuple[Any, Any]]:
+        """The batches of all workers, in the order of their ranks."""
+        return [part for own in from_all(self._parts, worker) for part in own]
+
     def read(self, worker: Worker) -> tuple[Any, Any]:
         """Predictions and targets, each sample once; a list of samples where their shapes differ."""
-        parts = [part for own in from_all(self._parts, worker) for part in own]
+        parts = self.batches(worker)
         predictions, targets = _joined([part[0] for part in parts]), _joined([part[1] for part in parts])
         return predictions, targets
 
@@ -168,11 +172,32 @@ def _joined(parts: list[Any]) -> Any:
     return parts
 
 
+def adds_up(metric: Any) -> bool:
+    """Whether a metric adds up its states over workers by itself: torchmetrics' do, unless they are lists."""
+    ours = any(kind.__module__.startswith("torchmetrics.") and kind.__name__ == "Metric" for kind in type(metric).__mro__)
+    return ours and not any(isinstance(state, list) for state in getattr(metric, "_defaults", {}).values())
+
+
+def of_whole(metric: Any, batches: list[tuple[Any, Any]], device: torch.device) -> Any:
+    """The value of a metric over these batches, whatever it would exchange with other workers."""
+    synchronizes = getattr(metric, "sync_on_compute", None)
+    try:
+        if synchronizes is not None:
+            metric.sync_on_compute = False
+        for output, targets in batches:
+            moved = (part.to(device) if isinstance(part, torch.Tensor) else part for part in (output, targets))
+            metric.update(*moved)
+        return metric.compute()
+    finally:
+        if synchronizes is not None:
+            metric.sync_on_compute = synchronizes
+
+
 class Measures:
     """The user's metrics in one evaluation: what each is given, and what came of it."""
 
     def __init__(self, metrics: dict[str, Any] | None, device: torch.device, worker: Worker) -> None:
-        self.metrics, self.worker = metrics or {}, worker
+        self.metrics, self.worker, self._device = metrics or {}, worker, device
         self._running = {
             name: metric.to(device) if hasattr(metric, "to") else metric
             for name, metric in self.metrics.items()
@@ -180,8 +205,11 @@ class Measures:
         }
         for metric in self._running.values():
             metric.reset()
-        self._functions = [name for name in self.metrics if name not in self._running]
-        gathers = any(not takes_model(self.metrics[name]) for name in self._functions)
+        # Each worker sees its share. Only torchmetrics adds up its states by itself, and where they are lists not those of a
+        # worker that has none: the others are given the whole evaluation, on each worker alike.
+        self._whole = {name for name, metric in self._running.items() if worker.size > 1 and not adds_up(metric)}
+        functions = [name for name in self.metrics if name not in self._running]
+        gathers = bool(self._whole) or any(not takes_model(self.metrics[name]) for name in functions)
         self._gathered = Gathered() if gathers else None
         self.samples, self.nonfinite, self._unknown = 0, 0, False
 
@@ -196,8 +224,9 @@ class Measures:
             mended = made_wrong(shown, targets, bad)
             self._unknown |= mended is None
             shown = shown if mended is None else mended
-        for metric in self._running.values():
-            metric.update(shown, targets)
+        for name, metric in self._running.items():
+            if name not in self._whole:
+                metric.update(shown, targets)
         if self._gathered is not None:
             self._gathered.add(shown, targets)
 
@@ -210,9 +239,12 @@ class Measures:
         counts = [self.samples, self.nonfinite, int(self._unknown)]
         samples, bad, unknown = (sum(column) for column in zip(*from_all(counts, self.worker), strict=True))
         predictions, targets = self._gathered.read(self.worker) if self._gathered is not None else (None, None)
+        batches = self._gathered.batches(self.worker) if self._gathered is not None and self._whole else []
         found = {}
         for name, metric in self.metrics.items():
-            if name in self._running:
+            if name in self._whole:
+                value = number(name, of_whole(metric, batches, self._device))
+            elif name in self._running:
                 value = number(name, metric.compute())
             elif takes_model(metric):
                 value = number(name, metric(model, data)) if not bad else float("nan")

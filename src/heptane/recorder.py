@@ -26,7 +26,7 @@ from heptane.result import Result, result_of
 from heptane.run import Run
 from heptane.run_folder import RunFolder
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import all_sum, any_of, check_replicas
+from heptane.tricks.data_parallel import all_sum, any_of, check_replicas, decided
 
 
 class Recorder:
@@ -285,6 +285,7 @@ class Recorder:
         learning_rate = float(run.optimizer.param_groups[-1]["lr"])
         record |= {"learning_rate": learning_rate, "train_seconds": run.clock.train_seconds}
         record["evaluate_seconds"] = self.evaluate_seconds
+        record = decided(lambda: record, run.worker)  # target, patience and the best weights are judged by one record
         diverging = divergence(self.history, record)
         if diverging and not self._diverged:
             self._diverged = True
@@ -320,6 +321,12 @@ class Recorder:
         model, shown, metrics = self.run.model, data, self.metrics
         if self.run.shortcut and data is self.valid and in_memory(data):
             model, shown, metrics = self.run.shortcut.tail, self.run.shortcut.of(data), bound(metrics, model, data)
+        if self.run.outline is not None and any(
+            takes_model(m) for m in (metrics or {}).values() if not hasattr(m, "update")
+        ):
+            from heptane.distributed import sharding
+
+            metrics = bound(metrics, sharding.gathered(model, self.run.outline), data)
         beating = self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step")
         with averaged, eval_mode(self.run.model), beating:  # metrics may run the whole model where its tail is evaluated
             found = evaluate_with(

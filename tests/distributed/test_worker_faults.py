@@ -372,3 +372,67 @@ def test_workers_that_nobody_started_are_not_waited_for_ten_minutes(monkeypatch:
     with pytest.raises(hp.InputError, match=r"other workers were not found.*RANK=0, WORLD_SIZE=2.*unset them"):
         fit(nn.Linear(4, 3), tricks=tricks)
     assert this_worker() == Worker()
+
+
+# Rows 32, 33, 41: metrics of the user's own
+
+
+class Own:
+    """A metric with its own state, which is no torchmetrics: the largest logit that was seen, and how many samples."""
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.total, self.seen = 0.0, 0
+
+    def update(self, predictions: torch.Tensor, targets: torch.Tensor) -> None:
+        self.total += float(predictions.amax(1).sum())
+        self.seen += len(targets)
+
+    def compute(self) -> float:
+        return self.total / self.seen + self.seen
+
+
+def deep(width: int = 8) -> nn.Sequential:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_metric_with_its_own_state_sees_the_whole_evaluation() -> None:
+    values = []
+    for tricks in (hp.Tricks(), TWO):
+        metric = Own()
+        result = fit(deep(), valid=pair(30), tricks=tricks, metrics={"own": metric}, target=("valid_own", 1000.0))
+        values.append(result.metrics["valid_own"])
+    assert values[1] == pytest.approx(values[0], abs=1e-5)
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_function_of_the_model_sees_all_of_a_sharded_one() -> None:
+    def parameters(model: nn.Module, data: Any) -> float:
+        return float(sum(p.detach().square().sum() for p in model.parameters())) + sum(p.numel() for p in model.parameters())
+
+    values = []
+    for tricks in (hp.Tricks(), hp.Tricks(data_parallel=hp.DataParallel(workers=2, strategy="fsdp"))):
+        values.append(fit(deep(), valid=pair(30), tricks=tricks, metrics={"norm": parameters}).metrics["valid_norm"])
+    assert values[1] == pytest.approx(values[0], abs=1e-4)
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("samples", [1, 30])
+def test_torchmetrics_with_lists_as_states_also_with_fewer_samples_than_workers(samples: int) -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+    values = []
+    for tricks in (hp.Tricks(), TWO):
+        metrics = {
+            "calibration": torchmetrics.classification.MulticlassCalibrationError(num_classes=3),  # lists
+            "accuracy": torchmetrics.Accuracy(task="multiclass", num_classes=3, average="micro"),  # sums
+        }
+        if samples > 1:
+            metrics["auroc"] = torchmetrics.AUROC(task="multiclass", num_classes=3, thresholds=None)
+        values.append(fit(deep(), valid=pair(samples), tricks=tricks, metrics=metrics).metrics)
+    assert {k: round(v, 5) for k, v in values[0].items()} == {k: round(v, 5) for k, v in values[1].items()}
