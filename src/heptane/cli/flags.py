@@ -184,7 +184,7 @@ def add_demo(commands: Any) -> None:
     parser: Parser = commands.add_parser(
         "demo",
         help="see what heptane does, on this machine, in a few minutes",
-        description="Fetch a data set; race the tricks against plain training; train on 300 pictures with weights from "
+        description="Fetch a data set; race the tricks against plain training; train on 200 pictures with weights from "
         "ImageNet and without. The work is sized to the machine. Ends with exit code 0 also where something could not "
         "be shown.",
     )

