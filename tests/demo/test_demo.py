@@ -16,6 +16,7 @@ from heptane.demo import course as courses
 from heptane.demo import demo as show
 from heptane.demo.course import COURSES, SEEDS, Course, Speed, choose, measure
 from heptane.demo.pictures import Trained, compared, read_trained, write_pictures
+from heptane.demo.show import _trained
 
 FAST, SLOW = Speed(0.002, 2e-5), Speed(0.012, 1e-4)
 
@@ -139,3 +140,12 @@ def test_a_race_that_cannot_be_run_and_a_model_that_is_not_trained_are_said(
     ]
     assert "what does not fit into them is left out" in capsys.readouterr().out
     assert read_trained(tmp_path) is None
+
+
+def test_training_is_a_process_of_its_own_in_which_a_failure_is_no_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _trained(["--data", str(tmp_path / "nowhere")], tmp_path / "out") is None
+    said = capfd.readouterr()
+    assert said.out == f"\n$ heptane train --data {tmp_path / 'nowhere'} --out {tmp_path / 'out'} --force\n"
+    assert said.err.startswith("heptane: ")
