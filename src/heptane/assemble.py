@@ -10,6 +10,7 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.alive import working
 from heptane.calling import main_output
+from heptane.checkpoints.settings import groups_of, settings_of
 from heptane.checks import (
     check_batch_norm,
     check_finite,
@@ -69,10 +70,12 @@ def assemble(
     tricks: Tricks | None = None,
     clock: Clock | None = None,
     others: Sequence[Any] = (),
+    asked: Tricks | None = None,
     **settings: Any,
 ) -> Run:
     """Fill the loop's slots; ``settings`` are a :class:`Plan`'s, ``others`` the data that is evaluated, whose labels count
-    too where a head is made. The order below is the wrapping order.
+    too where a head is made, ``asked`` the tricks asked for, where ``tricks`` follow the number of workers. The order below
+    is the wrapping order.
 
     Raises:
         InputError: input that is wrong, or tricks that exclude each other, before anything is trained.
@@ -154,6 +157,7 @@ def assemble(
     notes += check_trained(optimizer, model, of_loss)
     if of_loss:
         notes.append(f"{len(of_loss)} parameter(s) of the loss {type(loss).__name__} are trained and saved with the model's")
+    groups_built = groups_of(optimizer)
     find_unused = (
         worker.size > 1
         and outline is None
@@ -168,7 +172,9 @@ def assemble(
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
     of_transfer = (tricks.transfer, outline, sample[0], groups)
-    return Run(*slots, clock, worker, data_parallel, find_unused, notes, why, bad, *of_transfer, least, loss, of_loss)
+    run = Run(*slots, clock, worker, data_parallel, find_unused, notes, why, bad, *of_transfer, least, loss, of_loss)
+    run.settings = settings_of(run, replace(asked or tricks, transfer=tricks.transfer), groups_built)
+    return run
 
 
 def _with_mode(

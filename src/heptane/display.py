@@ -57,6 +57,11 @@ class Display:
         if self.folder:
             self.folder.event("epoch", record)
 
+    def say(self, notes: list[str]) -> None:
+        """What is to be known before training goes on."""
+        for note in notes if self.progress else []:
+            self.progress.note(f"note: {note}")  # type: ignore[union-attr]
+
     def tell(self) -> None:
         """What went wrong since the last time."""
         messages = self.run.faults.messages

@@ -273,7 +273,8 @@ def fit(
         interruption = stack.enter_context(Interruption(active=keeps is not None))
         saved, damaged = checkpoint.find(keeps, worker) if resume and keeps else (None, [])
         stack.callback(leave, model)  # whatever happens, the user has an ordinary model
-        followed, batch_size = restore.followed(restore.as_decided(tricks, saved), saved, batch_size)
+        asked = restore.as_decided(tricks, saved)
+        followed, batch_size = restore.followed(asked, saved, batch_size)
         run = assemble(
             model,
             train,
@@ -284,6 +285,7 @@ def fit(
             batch_size=batch_size,
             loss=loss,
             tricks=followed,
+            asked=asked,
             accumulate=accumulate,
             clip_norm=clip_norm,
             augment=augment,
@@ -304,6 +306,8 @@ def fit(
                 check_evaluation(run.model, run.criterion, run.place, name, data)
                 if metrics and run.outline is None and (name == "valid" or valid is None):
                     try_metrics(run.model, run.criterion, run.place, run.precision, metrics, name, data)
+        if saved is not None:
+            restore.check(run, saved)
         if run_dir is not None:
             check_savable(run)
         folder = _claimed(run_dir, force, resume, run.worker) if run_dir is not None else None

@@ -69,12 +69,14 @@ class Recorder:
             FloatingPointError: numbers stopped being finite.
         """
         run, start = self.run, 0
+        notes = len(run.notes)
         if saved is not None:
             start = self._load(saved)
         self.display.skip()
         if run.faults.on_nan == "rewind" and saved is None:
             self._save(0, wait=True)
         with self.display.shown():
+            self.display.say(run.notes[notes:])
             while True:
                 self.display.begin(start)
                 _switch(run.optimizer, "train")

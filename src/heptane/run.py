@@ -136,6 +136,8 @@ class Run:
     of_loss: list[torch.nn.Parameter] = field(default_factory=list)
     """its parameters that train"""
     skipped: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    """what it is begun with, for its checkpoints: :mod:`heptane.checkpoints.settings`"""
     base_rates: list[float] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.checkpoints.packing import copied, pack, serialised
 from heptane.checkpoints.parts import write_parts
+from heptane.checkpoints.settings import as_kept
 from heptane.errors import InputError
 from heptane.run import Run
 from heptane.storage import FACTS, Damaged, check_files, fresh, read_facts, remove, seal, write_file
@@ -72,6 +73,8 @@ def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
         "step": step,
         "history": list(history),
         "fixed": fixed(run),
+        "settings": as_kept(run),
+        "planned": run.total_steps,
         "workers": run.worker.size,
         "first": run.first,
         "model": pack(clean_state(run.model), "model", tensors),

@@ -8,8 +8,11 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.checkpoints.checkpoint import STATE, Saved, fixed
+from heptane.checkpoints.extend import planned_anew
 from heptane.checkpoints.packing import unpack
 from heptane.checkpoints.parts import as_parts, read_parts
+from heptane.checkpoints.settings import NOTED, differences, refusal
+from heptane.data.stream import Stream
 from heptane.errors import InputError, one_line
 from heptane.metrics import TrainMeter
 from heptane.run import Run
@@ -18,6 +21,8 @@ from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import Worker, launched
 from heptane.tricks.lr_scaling import LRScaling
 from heptane.weights.clean import clean_state, load_clean
+
+OF_LENGTH = ("training samples", "steps per epoch")  # of data without a length these are shares of the planned steps
 
 
 def as_decided(tricks: Tricks, saved: Saved | None) -> Tricks:
@@ -48,6 +53,50 @@ def followed(tricks: Tricks, saved: Saved | None, batch_size: int | None) -> tup
     return replace(tricks, lr_scaling=scaling), max(1, round(first["batch_size"] * launched() / first["workers"]))
 
 
+def check(run: Run, saved: Saved) -> None:
+    """Compare what a checkpoint was written with, and what ``run`` has; nothing is touched.
+
+    Raises:
+        InputError: something differs that must not (:mod:`heptane.checkpoints.settings`): its name, both values, the remedy.
+    """
+    facts, follows = saved.facts, _follows(run, saved.facts)
+    skipped = ("batch_size", "steps per epoch") if follows else OF_LENGTH if isinstance(run.source, Stream) else ()
+    found = [
+        (n, facts["fixed"][n], value) for n, value in fixed(run).items() if n not in skipped and facts["fixed"][n] != value
+    ]
+    found = [d for d in found if d[0] != "steps per epoch"] or found  # samples or batch say it already
+    if facts.get("settings") and not {"optimizer", "parameters per group"} & {name for name, *_ in found}:
+        found += differences(facts["settings"], run.settings)  # another optimizer's would be others anyway
+    if found:
+        raise InputError(f"checkpoint {saved.path} {refusal(found)}")
+    step = _step(run, facts)
+    if step > run.total_steps:
+        raise InputError(f"checkpoint {saved.path} is at step {step}, past this run's {run.total_steps}: raise epochs")
+
+
+def _follows(run: Run, facts: dict[str, Any]) -> bool:
+    """Whether the batch is another because there are other workers, who keep their shares."""
+    kept = facts["workers"] == run.worker.size or run.data_parallel.keep != "share"
+    return not kept and bool(facts["fixed"]["batch_size"] != run.source.batch_size)
+
+
+def _step(run: Run, facts: dict[str, Any]) -> int:
+    """The checkpoint's step in steps of this run."""
+    if not _follows(run, facts):
+        return int(facts["step"])
+    return int(facts["step"] * run.source.steps_per_epoch // facts["fixed"]["steps per epoch"])
+
+
+def _otherwise(run: Run, facts: dict[str, Any], step: int) -> list[str]:
+    """What else is to be said of settings when a run is resumed."""
+    before = facts.get("settings")
+    if not before:
+        return ["the checkpoint is of an earlier version, which kept no settings: they could not be compared"]
+    if before.get(NOTED) == run.plan.on_nan:
+        return []
+    return [f"from step {step} on with on_nan={run.plan.on_nan!r}; before with {before.get(NOTED)!r}"]
+
+
 def load(run: Run, saved: Saved, *, again: bool = False) -> tuple[int, list[dict[str, Any]]]:
     """Put a checkpoint's state into ``run``; return the step it was taken at and the history up to there.
 
@@ -71,15 +120,8 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
     model, optimizer = unpack(facts["model"], tensors), unpack(facts["optimizer"], tensors)
     average = unpack(facts["average"], tensors)
     _check_model(run.model, model, path)
-    before, follows = facts["workers"], False
-    if before != run.worker.size and run.data_parallel.keep == "share":
-        follows = facts["fixed"]["batch_size"] != run.source.batch_size
-    for name, value in fixed(run).items():
-        if facts["fixed"][name] != value and not (follows and name in ("batch_size", "steps per epoch")):
-            raise InputError(f"checkpoint {path} was written with {name} {facts['fixed'][name]}, and this run has {value}")
-    step = facts["step"] * run.source.steps_per_epoch // facts["fixed"]["steps per epoch"]  # the same, unless it follows
-    if step > run.total_steps:
-        raise InputError(f"checkpoint {path} is at step {step}, past this run's {run.total_steps}: raise epochs")
+    check(run, saved)
+    before, follows, step = facts["workers"], _follows(run, facts), _step(run, facts)
     if run.outline is not None:
         model, optimizer, average = as_parts(run, model, optimizer, average)
     load_clean(run.model, model)
@@ -98,6 +140,10 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
             raise InputError(f"checkpoint {path} was written without average_decay, and this run has {run.average.decay}")
         run.average.load_state(average)
     run.first = facts["first"]
+    if not again:
+        rate = float(optimizer["param_groups"][-1]["lr"])
+        run.notes += planned_anew(run, facts, step, rate) if not follows else []
+        run.notes += _otherwise(run, facts, step)
     if facts["precision"]["name"] == run.precision.name:
         run.precision.load_state(facts["precision"]["state"])
     else:  # dtype="auto" measures again, and may decide otherwise on another machine

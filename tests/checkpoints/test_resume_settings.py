@@ -1,0 +1,304 @@
+"""A run that is resumed is the one that was begun: what may change does, the rest is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import make_images, mlp
+
+import heptane as hp
+from heptane.checkpoints.describe import describe
+from heptane.checkpoints.settings import KEPT, MAY_CHANGE
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+TRAIN, VALID = make_images(48), make_images(16, seed=1)
+SGD, ADAM = torch.optim.SGD, torch.optim.AdamW
+CYCLE = hp.Tricks(cyclical=hp.Cyclical())
+
+
+def sgd(params: Any, **settings: Any) -> torch.optim.Optimizer:
+    return SGD(params, **{"lr": 0.1, "momentum": 0.9, **settings})
+
+
+def fit(folder: Path | None, **settings: Any) -> hp.Result:
+    settings = {"optimizer": sgd, "epochs": 2, "batch_size": 16, "device": "cpu", **settings}
+    return hp.fit(settings.pop("model", None) or mlp(), settings.pop("train", TRAIN), VALID, run_dir=folder, **settings)
+
+
+def cut(folder: Path, **settings: Any) -> None:
+    """A run that stops after its first epoch."""
+    fit(folder, target=("valid_loss", 1e9), **settings)
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Focal(torch.nn.Module):
+    def __init__(self, gamma: float = 2.0, weight: list[float] | None = None) -> None:
+        super().__init__()
+        self.gamma, self.calls = gamma, 0
+        self.register_buffer("weight", torch.tensor(weight or [1.0, 1, 1, 1]))
+
+    def forward(self, output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        loss = torch.nn.functional.cross_entropy(output, targets, self.weight, reduction="none")
+        return ((1 - (-loss).exp()) ** self.gamma * loss).mean()
+
+
+def scaled(by: float) -> Callable[[Any, Any], Any]:
+    return lambda output, targets: by * torch.nn.functional.cross_entropy(output, targets)
+
+
+def jitter(inputs: torch.Tensor, by: float = 0.1) -> torch.Tensor:
+    return inputs + by * torch.randn(inputs.shape)
+
+
+TWO_GROUPS = [0.1, 0.2]
+
+
+def grouped(params: Any, rates: list[float] = TWO_GROUPS) -> torch.optim.Optimizer:
+    params = list(params)
+    return SGD([{"params": params[:1], "lr": rates[0]}, {"params": params[1:], "lr": rates[1]}])
+
+
+ce = torch.nn.CrossEntropyLoss
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "loss by name": ({}, {"loss": ce(label_smoothing=0.1)}, r"loss\.eps 0\.0, and this run has 0\.1"),
+    "a loss's weights": (
+        {"loss": ce(weight=torch.tensor([1.0, 1, 1, 2]))},
+        {"loss": ce(weight=torch.tensor([1.0, 1, 1, 3]))},
+        r"loss\.weight \[1\.0, 1\.0, 1\.0, 2\.0\], and this run has \[1\.0, 1\.0, 1\.0, 3\.0\]",
+    ),
+    "a loss's attribute": ({"loss": Focal()}, {"loss": Focal(gamma=1.0)}, r"loss\.gamma 2\.0, and this run has 1\.0"),
+    "a loss's buffer": (
+        {"loss": Focal()},
+        {"loss": Focal(weight=[1, 1, 1, 2])},
+        r"loss\.weight \[1\.0, 1\.0, 1\.0, 1\.0\], and this",
+    ),
+    "a loss's closure": ({"loss": scaled(1)}, {"loss": scaled(2)}, r"loss\.by 1, and this run has 2"),
+    "a loss's code": (
+        {"loss": lambda o, t: torch.nn.functional.cross_entropy(o, t)},
+        {"loss": lambda o, t: torch.nn.functional.nll_loss(o, t)},
+        "loss whose code has the checksum",
+    ),
+    "another loss": (
+        {},
+        {"loss": Focal()},
+        r"loss cross_entropy, and this run has \S*Focal: resume with the same|with loss=cross_entropy",
+    ),
+    "momentum": ({}, {"optimizer": partial(sgd, momentum=0.5)}, r"optimizer\.momentum 0\.9, and this run has 0\.5"),
+    "nesterov": ({}, {"optimizer": partial(sgd, nesterov=True)}, r"optimizer\.nesterov False, and this run has True"),
+    "decay": ({}, {"optimizer": partial(sgd, weight_decay=0.1)}, r"optimizer\.weight_decay 0, and this run has 0\.1"),
+    "rate": ({}, {"optimizer": partial(sgd, lr=0.2)}, r"optimizer\.lr 0\.1, and this run has 0\.2: resume with optim"),
+    "a group's rate": (
+        {"optimizer": grouped},
+        {"optimizer": partial(grouped, rates=[0.1, 0.3])},
+        r"optimizer\.lr \[0\.1, 0\.2\], and this run has \[0\.1, 0\.3\]",
+    ),
+    "betas": (
+        {"optimizer": "adamw", "lr": 0.01},
+        {"optimizer": partial(ADAM, lr=0.01, betas=(0.8, 0.99)), "lr": None},
+        r"optimizer\.betas",
+    ),
+    "optimizer": (
+        {},
+        {"optimizer": partial(ADAM, lr=0.1)},
+        "optimizer SGD, and this run has AdamW: resume with optimizer=SGD",
+    ),
+    "clipping": (
+        {"clip_norm": 1.0},
+        {"clip_norm": None},
+        r"clip_norm 1\.0, and this run has none: resume with clip_norm=1\.0",
+    ),
+    "clipping anew": (
+        {},
+        {"clip_norm": 0.5},
+        r"without clip_norm, and this run has 0\.5: resume without clip_norm, or start",
+    ),
+    "micro-batches": ({}, {"accumulate": 2}, "accumulate 1, and this run has 2"),
+    "average": ({"average_decay": 0.9}, {"average_decay": None}, r"average_decay 0\.9, and this run has none"),
+    "augmentation": ({}, {"augment": hp.CropFlip()}, "without augment, and this run has CropFlip"),
+    "its setting": (
+        {"augment": hp.CropFlip()},
+        {"augment": hp.CropFlip(padding=1)},
+        r"augment\.padding 2, and this run has 1",
+    ),
+    "its function": ({"augment": jitter}, {"augment": partial(jitter, by=0.2)}, r"augment\.by none|without augment\.by"),
+    "a trick": ({"tricks": CYCLE}, {"tricks": None}, "cyclical Cyclical, and this run has none"),
+    "a trick anew": (
+        {},
+        {"tricks": hp.Tricks(mixup=hp.Mixup())},
+        "without mixup, and this run has Mixup: resume without mixup",
+    ),
+    "a trick's setting": (
+        {"tricks": hp.Tricks(mixup=hp.Mixup(alpha=0.2))},
+        {"tricks": hp.Tricks(mixup=hp.Mixup(alpha=0.4))},
+        r"mixup\.alpha 0\.2, and this run has 0\.4: resume with mixup\.alpha=0\.2",
+    ),
+    "precision": (
+        {"tricks": hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="bf16", channels_last="off"))},
+        {"tricks": None},
+        "precision bf16, and this run has fp32",
+    ),
+    "freezing": (
+        {"tricks": hp.Tricks(transfer=hp.Transfer(rate_factor=1.0))},
+        {"tricks": hp.Tricks(transfer=hp.Transfer(rate_factor=1.0, freeze=1))},
+        r"transfer\.freeze 0, and this run has 1",
+    ),
+    "data": (
+        {},
+        {"train": make_images(32)},
+        "training samples 48, and this run has 32: resume with the same training samples",
+    ),
+    "batch": ({}, {"batch_size": 8}, "batch_size 16, and this run has 8: resume with batch_size=16"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_shapes_training_is_refused_by_name_and_nothing_changes(name: str, tmp_path: Path) -> None:
+    first, second, said = REFUSED[name]
+    first, second = copy.deepcopy(first), copy.deepcopy(second)
+    cut(tmp_path, **first)
+    before, model = content(tmp_path), mlp(seed=5)
+    weights = [p.detach().clone() for p in model.parameters()]
+    about = {"settings_toml": "data = 'other'"}
+    with pytest.raises(hp.InputError, match=said) as refused:
+        fit(tmp_path, model=model, resume=True, about=about, **{**first, **second})
+    assert "or start a new run in another folder" in str(refused.value)
+    assert content(tmp_path) == before
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), weights, strict=True))
+
+
+def test_several_differences_are_named_together(tmp_path: Path) -> None:
+    cut(tmp_path, clip_norm=1.0)
+    with pytest.raises(
+        hp.InputError, match=r"clip_norm 1\.0, .*; with accumulate 1, .*resume with clip_norm=1\.0 and with acc"
+    ):
+        fit(tmp_path, resume=True, clip_norm=2.0, accumulate=2)
+
+
+def test_every_argument_of_fit_is_said_to_be_kept_or_to_change() -> None:
+    assert {*MAY_CHANGE, *KEPT} == set(inspect.signature(hp.fit).parameters)
+    assert not set(MAY_CHANGE) & set(KEPT)
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    assert all(f"`{name}`" in page for name in [*MAY_CHANGE, *KEPT] if name not in ("about", "started", "force", "resume"))
+
+
+def test_what_may_change_does(tmp_path: Path) -> None:
+    whole = fit(None, loss=Focal())
+    cut(tmp_path, loss=Focal())
+    changed: dict[str, Any] = {"evaluate_every_epochs": 0.5, "checkpoint_every": 1, "keep_checkpoints": 3, "on_nan": "stop"}
+    changed |= {"metrics": {"one": lambda p, t: 1.0}, "patience": 9, "max_seconds": 99.0, "nan_limit": 3, "skip_bad": 2}
+    changed |= {"weights": "last", "device": "cpu"}
+    again = fit(tmp_path, resume=True, loss=Focal(), **changed)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+    assert "from step 3 on with on_nan='stop'; before with 'skip'" in again.notes
+    assert again.metrics["valid_one"] == 1.0
+
+
+def test_the_same_loss_object_goes_on_though_it_has_counted_and_another_way_to_name_it_too(tmp_path: Path) -> None:
+    loss = Focal()
+    cut(tmp_path / "a", loss=loss)
+    assert loss.calls > 0
+    fit(tmp_path / "a", loss=loss, resume=True)
+    cut(tmp_path / "b", optimizer="sgd", lr=0.1)
+    named = partial(sgd, weight_decay=5e-4, nesterov=True)
+    fit(tmp_path / "b", optimizer=named, loss="cross_entropy", resume=True)
+
+
+def test_what_was_measured_is_not_a_setting(tmp_path: Path) -> None:
+    cut(tmp_path, tricks=hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp32", channels_last="on")))
+    fit(tmp_path, tricks=hp.Tricks(mixed_precision=hp.MixedPrecision(channels_last="off")), resume=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed_and_it_is_said(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("heptane.checkpoints.checkpoint.as_kept", lambda run: None)
+        cut(tmp_path)
+    assert "could not be compared" in " ".join(fit(tmp_path, resume=True, clip_norm=9.0).notes)
+
+
+def planned(notes: list[str]) -> str:
+    return next(note for note in notes if note.startswith("planned:"))
+
+
+def test_a_finished_run_without_a_schedule_goes_on_and_is_the_longer_one(tmp_path: Path) -> None:
+    whole = fit(None, epochs=4)
+    fit(tmp_path, epochs=2)
+    again = fit(tmp_path, epochs=4, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+    assert [record["epoch"] for record in again.history] == [1, 2, 3, 4]
+    assert planned(again.notes) == "planned: 4 epochs (12 steps) in place of 2 epochs (6 steps); the learning rate stays 0.1"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_cycle_is_laid_out_over_the_new_length_and_it_is_said(finished: bool, tmp_path: Path) -> None:
+    settings = {"tricks": CYCLE, "epochs": 2}
+    fit(tmp_path, **settings) if finished else cut(tmp_path, **settings)
+    step = 6 if finished else 3
+    again = fit(tmp_path, tricks=CYCLE, epochs=4, resume=True)
+    before, after = (0.1 * hp.Cyclical().rates(steps, 3).learning_rate(at) for steps, at in ((6, step - 1), (12, step)))
+    assert f"goes from {before:.3g} at step {step} to {after:.3g} at step {step + 1}" in planned(again.notes)
+    rates = [0.1 * hp.Cyclical().rates(12, 3).learning_rate(at) for at in (8, 11)]
+    assert [r["learning_rate"] for r in again.history if r["step"] > 6] == pytest.approx(rates)
+    assert not [n for n in fit(tmp_path, tricks=CYCLE, epochs=4, resume=True).notes if n.startswith("planned:")]
+
+
+def test_it_is_said_before_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, tricks=CYCLE)
+    fit(tmp_path, tricks=CYCLE, epochs=3, resume=True, progress=True)
+    said = capsys.readouterr().err
+    assert said.index("note: planned: 3 epochs (9 steps) in place of 2") < said.index("epoch 3")
+
+
+def test_small_images_mixup_and_freezing_over_the_new_length_are_said(tmp_path: Path) -> None:
+    nn = torch.nn
+    body = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = nn.Sequential(*body, nn.Linear(4, 4))
+    tricks = hp.Tricks(transfer=hp.Transfer(mode="gradual", rate_factor=1.0), mixup=hp.Mixup(off_last_epochs=1.0))
+    settings = {"tricks": tricks, "resize": hp.ProgressiveResize(size=6), "model": model}
+    fit(tmp_path, **settings)
+    said = " ".join(fit(tmp_path, resume=True, epochs=8, **settings).notes)
+    assert "images have 6 pixels again up to step 14 of the new length" in said
+    assert "mixup is on again up to step 21" in said
+    assert "groups of layers are frozen again" in said
+
+
+class Endless(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(zip(*TRAIN, strict=True))
+
+
+def test_steps_over_data_without_a_length_are_extended_too(tmp_path: Path) -> None:
+    loader = torch.utils.data.DataLoader(Endless(), 16)
+    settings = {"train": loader, "batch_size": None, "epochs": None}
+    whole = fit(None, steps=40, **settings)
+    fit(tmp_path, steps=20, **settings)
+    again = fit(tmp_path, steps=40, resume=True, **settings)
+    assert again.steps["applied"] == 40
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_a_run_that_is_made_shorter_than_it_is_stays_refused(tmp_path: Path) -> None:
+    fit(tmp_path)
+    with pytest.raises(hp.InputError, match="is at step 6, past this run's 3: raise epochs"):
+        fit(tmp_path, resume=True, epochs=1)
+
+
+def test_a_description_is_alike_in_two_processes_and_tells_what_differs() -> None:
+    assert describe(Focal()) == describe(Focal())
+    assert describe(torch.arange(99)) == describe(torch.arange(99)) != describe(torch.arange(1, 100))
+    assert describe(lambda x: x + 1) != describe(lambda x: x + 2)
+    assert describe(partial(jitter, by=1)) != describe(partial(jitter, by=2))
+    assert describe(torch.nn.functional.mse_loss) == {"is": "torch.nn.functional.mse_loss"}
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    assert "0x" not in str(describe([object(), torch.Generator(), cycle, {1: Focal().forward}, Focal, float("nan")]))
