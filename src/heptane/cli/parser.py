@@ -26,7 +26,7 @@ TRAIN = {
     "seed": "Where randomness starts. The same seed gives the same weights. Default: 0.",
     "device": "Where to compute: cpu, cuda, cuda:1 ... Default: the GPU if there is one.",
     "out": "The folder for the model, the report and the records. Default: a new one in runs/.",
-    "resume": "Continue the run in this folder. Needs no other flag.",
+    "resume": "Continue the run in this folder. Needs no other flag; a larger --epochs makes the run longer.",
     "force": "Overwrite the run that is in --out.",
     "dry-run": "Show what would be done, and do nothing.",
 }

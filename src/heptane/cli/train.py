@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from heptane.alive import spoke
-from heptane.cli.flags import given, given_race
+from heptane.cli.flags import given
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import Planned, plan_run
+from heptane.cli.resumed import settings_file
 from heptane.clock import process_start
 from heptane.data import Data, load_data
 from heptane.errors import InputError
@@ -43,20 +44,7 @@ def read(flags: argparse.Namespace, **defaults: Any) -> tuple[Settings, Choice, 
     """The settings, the tricks asked for and the settings of a race: the defaults, then the file, then the flags."""
     own, tricks = given(flags)
     if flags.resume:
-        if (
-            own
-            or tricks
-            or set(given_race(flags)) - {"seeds", "budget"}
-            or flags.config
-            or flags.tricks
-            or flags.out
-            or flags.off
-            or flags.force
-        ):
-            raise InputError("--resume goes on with the settings of that run: leave out the other flags")
-        flags.config = str(Path(flags.resume) / "settings.toml")
-        if not Path(flags.config).exists():
-            raise InputError(f"--resume {flags.resume}: it holds no run (settings.toml is missing)")
+        flags.config = settings_file(flags, own, tricks)
     content = read_file(flags.config) if flags.config else {}
     typed = {f.name: convert(f.name, str(f.type), content[f.name]) for f in fields(Settings) if f.name in content}
     from_file: dict[str, dict[str, Any]] = {

@@ -1,0 +1,73 @@
+"""``heptane train --resume DIR``: the settings of the run in DIR, and which flags may change them."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from heptane.checkpoints.settings import MAY_CHANGE
+from heptane.cli.flags import given_race
+from heptane.errors import InputError
+from heptane.settings import Settings, convert, read_file
+from heptane.tricks import KINDS
+from heptane.tricks.data_parallel import DataParallel
+
+OF_RUN = tuple(f.name for f in fields(Settings) if f.name in (*MAY_CHANGE, "budget"))
+OF_WORKERS = tuple(f.name for f in fields(DataParallel) if f.name != "sync_batchnorm")
+WITH_RACE = ("seeds", "budget")
+
+
+def settings_file(flags: argparse.Namespace, own: dict[str, Any], tricks: dict[str, dict[str, Any]]) -> str:
+    """The settings file of the run or race to go on with.
+
+    Args:
+        flags: as they were parsed.
+        own, tricks: the settings that were given as flags.
+
+    Raises:
+        InputError: the folder holds no run, or a flag would make another run of it; the message names it.
+    """
+    file = Path(flags.resume) / "settings.toml"
+    race = flags.command == "race"
+    if flags.config or flags.tricks or flags.out or flags.off or flags.force or (race and _of_race(flags, own, tricks)):
+        raise InputError("--resume goes on with the settings of that run: leave out the other flags")
+    if not file.exists():
+        raise InputError(f"--resume {flags.resume}: it holds no run (settings.toml is missing)")
+    if own or tricks:
+        _check(flags.resume, read_file(file), own, tricks)
+    return str(file)
+
+
+def _of_race(flags: argparse.Namespace, own: dict[str, Any], tricks: dict[str, Any]) -> bool:
+    return bool(own or tricks or set(given_race(flags)) - set(WITH_RACE))
+
+
+def _check(folder: str, content: dict[str, Any], own: dict[str, Any], tricks: dict[str, dict[str, Any]]) -> None:
+    """Refuse a flag whose value is another than the run's, and must not be."""
+    for kind, name, table, given in [
+        (Settings, "", content, own),
+        *((KINDS[n], n, content.get(n), tricks[n]) for n in tricks),
+    ]:
+        allowed = OF_RUN if not name else OF_WORKERS if name == "data_parallel" else ()
+        for field in fields(kind):
+            if field.name not in given or field.name in allowed:
+                continue
+            flag = f"--{f'{name}.' if name else ''}{field.name}".replace("_", "-")
+            before = _value(table, field, flag) if table is not None else None
+            if table is not None and before == given[field.name]:
+                continue
+            was = f"{name} off" if table is None else "none" if before is None else str(before)
+            value = shlex.quote(str(given[field.name]))
+            also = ", ".join(f"--{other.replace('_', '-')}" for other in OF_RUN)
+            file = shlex.quote(str(Path(folder) / "settings.toml"))
+            raise InputError(
+                f"{flag} {value} with --resume, and the run has {was}: leave it out (what may change: {also}, --workers), or "
+                f"start a new run: heptane train --config {file} {flag} {value}"
+            )
+
+
+def _value(table: dict[str, Any], field: Any, flag: str) -> Any:
+    return convert(flag, str(field.type), table[field.name]) if field.name in table else field.default
