@@ -23,7 +23,6 @@ from heptane.data.batches import Place, Tensors, in_memory, pair, rows
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.distributed.launch import launch
-from heptane.distributed.state import take_state
 from heptane.errors import InputError, check_choice, check_range
 from heptane.examination.look import Look, look
 from heptane.history import Goal, check_target
@@ -378,6 +377,8 @@ def _write(
 
 def _launched(model: torch.nn.Module, result: Result, loss: Any) -> Result:
     """The result of workers started for this call, in the caller's own model, and loss."""
+    from heptane.distributed.state import take_state  # it needs PyTorch as it is imported
+
     own = module_of(loss)
     if own is not None and result.loss_state is not None:
         own.load_state_dict(result.loss_state)

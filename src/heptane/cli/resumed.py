@@ -64,8 +64,8 @@ def _check(folder: str, content: dict[str, Any], own: dict[str, Any], tricks: di
             also = ", ".join(f"--{other.replace('_', '-')}" for other in OF_RUN)
             file = shlex.quote(str(Path(folder) / "settings.toml"))
             raise InputError(
-                f"{flag} {value} with --resume, and the run has {was}: leave it out (what may change: {also}, --workers), or "
-                f"start a new run: heptane train --config {file} {flag} {value}"
+                f"{flag} {value} with --resume, and the run has {was}: leave it out (what may change: {also}, --workers), "
+                f"or start a new run: heptane train --config {file} {flag} {value}"
             )
 
 
