@@ -114,7 +114,8 @@ def assemble(
         share_model(loss, worker)
     if isinstance(source, Tensors):
         source.keep_on(place)
-    sample = _sample(source, place)
+    sample, said_of_types = _sample(source, place, model, plan.loss)
+    notes += said_of_types
     groups = tricks.transfer.anatomy(model, *few(sample, plan.loss)) if tricks.transfer else None
     if tricks.transfer:
         if tricks.transfer.lora_rank and data_parallel.shards:
@@ -130,9 +131,9 @@ def assemble(
     if plan.resize:
         check_resize(model, plan.resize, sample[0])
     # criterion: the one owner of targets
-    criterion, reason = _criterion(plan, model, source, sample, tricks, bad)
+    criterion, reason = _criterion(plan, model, source, place, sample, tricks, bad)
     if isinstance(source, Loader) and bad.labels and labels_beyond(sample[1], *bad.labels):
-        sample = _sample(source, place)  # without them, or an error that names them
+        sample, _ = _sample(source, place, model, plan.loss)  # without them, or an error that names them
     notes.append(reason)
     notes += _said_of_parts(model, criterion, source, sample, plan, worker)
     least = least_samples(model, *few(sample, plan.loss))
@@ -221,18 +222,21 @@ def _num_classes(source: Source, loss: Any, others: Sequence[Any]) -> int | None
     return max(int(part.max()) + 1 for part in labels if len(part))
 
 
-def _sample(source: Source, place: Place) -> tuple[Any, Any]:
+def _sample(source: Source, place: Place, model: torch.nn.Module, loss: Any) -> tuple[tuple[Any, Any], list[str]]:
+    """A batch on the device, of the types that the model takes; and what was said of them."""
     sample = source.sample(min(source.batch_size, source.num_samples))
     check_finite(source, sample)
     inputs, targets = place.move(sample)
-    return inputs, targets
+    whole = source.inputs if isinstance(source, Tensors) else None
+    said = place.cast.learn(model, inputs, targets, labels=loss == "model", whole=whole)
+    return (place.cast.inputs(inputs), place.cast.targets(targets)), said
 
 
 def _criterion(
-    plan: Plan, model: torch.nn.Module, source: Source, sample: Any, tricks: Tricks, bad: Bad
+    plan: Plan, model: torch.nn.Module, source: Source, place: Place, sample: Any, tricks: Tricks, bad: Bad
 ) -> tuple[Criterion, str]:
     output = try_output(model, *few(sample, plan.loss))
-    targets = source.targets if isinstance(source, Tensors) else sample[1]
+    targets = place.cast.targets(source.targets) if isinstance(source, Tensors) else sample[1]
     criterion, reason = choose_criterion(plan.loss, output, targets, tricks.label_smoothing)
     criterion = count_as_the_model(criterion, output, rows(sample[1], slice(2)))
     if isinstance(criterion, Own) and not criterion.first:

@@ -20,10 +20,21 @@ def check_model(model: Any) -> None:
     """Refuse what is no model, or has nothing to train."""
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"model of type {type(model).__name__}: expected a torch.nn.Module")
+    check_on_device(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         frozen = any(True for _ in model.parameters())
         remedy = "; call requires_grad_(True) on some" if frozen else ""
         raise InputError(f"{type(model).__name__} has no parameter that trains{remedy}")
+
+
+def check_on_device(model: torch.nn.Module) -> None:
+    """Refuse a model on the meta device."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(
+                f"{name!r} of {type(model).__name__} is on the meta device, where tensors hold no values: build the model "
+                "on a real device, or call model.to_empty(device='cpu') and load its weights"
+            )
 
 
 def check_tricks(tricks: Any) -> Tricks:
@@ -251,18 +262,25 @@ def first_batch(data: Any, batch_size: int, name: str) -> tuple[Any, Any]:
     return first
 
 
-def check_evaluation(model: torch.nn.Module, criterion: Criterion, place: Place, name: str, data: Any) -> None:
-    """Refuse evaluation data that would fail after an epoch of training: empty, or in memory with targets out of range."""
+def check_evaluation(
+    model: torch.nn.Module, criterion: Criterion, place: Place, name: str, data: Any, *, tries: bool = True
+) -> list[str]:
+    """Refuse evaluation data that would fail after an epoch of training: empty, or in memory with targets out of range; what
+    is to be said of their types where these are not the training data's. ``tries``: whether the model can be run here."""
     if not in_memory(data):
         if hasattr(data, "__len__") and len(data) == 0:
             raise InputError(f"{name} is empty: 0 samples")
-        return
+        return []
     try:
-        inputs, targets = first_batch(data, 2, "it")
-        output = try_output(model, place.inputs(inputs), place.move(targets) if isinstance(criterion, Returned) else None)
-        check_targets(criterion, seen(criterion, output), place.move(pair(data)[1]))
+        inputs, targets = (place.move(part) for part in first_batch(data, 2, "it"))
+        labels = isinstance(criterion, Returned)
+        whole = pair(data)[0]
+        said = place.cast.learn(model, inputs, targets, labels=labels, whole=whole, tries=tries)
+        output = try_output(model, place.inputs(inputs), place.targets(targets) if labels else None)
+        check_targets(criterion, seen(criterion, output), place.targets(pair(data)[1]))
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+    return [f"{'validation' if name == 'valid' else name}: {text}" for text in said]
 
 
 def _shape(output: Any) -> str:

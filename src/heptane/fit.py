@@ -15,11 +15,21 @@ from heptane.best import WEIGHTS
 from heptane.checkpoints import checkpoint, restore
 from heptane.checkpoints.keeper import Every, Keeper
 from heptane.checkpoints.trial import check_savable
-from heptane.checks import check_evaluation, check_targets, check_tricks, few, first_batch, labels_of, try_output
+from heptane.checks import (
+    check_evaluation,
+    check_on_device,
+    check_targets,
+    check_tricks,
+    few,
+    first_batch,
+    labels_of,
+    try_output,
+)
 from heptane.clock import Clock
 from heptane.criterion import Elementwise, Loss, choose_criterion, count_as_the_model, module_of, seen
 from heptane.data.augment import Augment
 from heptane.data.batches import Place, Tensors, in_memory, pair, rows
+from heptane.data.cast import tensors_for
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.distributed.launch import launch
@@ -67,7 +77,7 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
         raise InputError("on_nan='rewind' needs checkpoints, which fit keeps: use skip or stop here")
     try:
         with preserved_rng(), gradients_on():
-            run = assemble(model, train, tricks=check_tricks(tricks), **settings)
+            run = assemble(model, tensors_for(train), tricks=check_tricks(tricks), **settings)
         yield from apart(steps_of(run), torch_only=isinstance(run.source, Tensors))
     finally:
         leave(model)
@@ -85,7 +95,7 @@ def evaluate(
 
     Args:
         model: any module, on its device.
-        data: a pair of tensors, a ``Dataset`` or a ``DataLoader``.
+        data: a pair of tensors or NumPy arrays, a ``Dataset`` or a ``DataLoader``; types as in :func:`fit`.
         loss: as in :func:`fit`.
         metrics: by name, as in :func:`fit`.
         batch_size: samples per forward pass.
@@ -93,17 +103,22 @@ def evaluate(
     Returns:
         ``loss``, ``accuracy`` where it has a meaning, and the metrics.
     """
+    check_on_device(model)
     place = Place(next((p.device for p in model.parameters()), torch.device("cpu")))
     with preserved_rng():
-        return _evaluate(model, data, loss, metrics, batch_size, place)
+        return _evaluate(model, tensors_for(data), loss, metrics, batch_size, place)
 
 
 def _evaluate(
     model: torch.nn.Module, data: Any, loss: Any, metrics: dict[str, Any] | None, batch_size: int, place: Place
 ) -> dict[str, float]:
     first = first_batch(data, batch_size, "the data to evaluate on")
-    output = try_output(model, *few(place.move(first), loss))
-    targets = pair(data)[1] if in_memory(data) else first[1]
+    inputs, targets = place.move(first)
+    whole = pair(data)[0] if in_memory(data) else None
+    place.cast.learn(model, inputs, targets, labels=loss == "model", whole=whole)
+    first = place.cast.inputs(inputs), place.cast.targets(targets)
+    output = try_output(model, *few(first, loss))
+    targets = place.targets(pair(data)[1]) if in_memory(data) else first[1]
     criterion, _ = choose_criterion(loss, output, targets, None)
     criterion = count_as_the_model(criterion, output, rows(first[1], slice(2)))
     output = seen(criterion, output)
@@ -160,7 +175,10 @@ def fit(
 
     Args:
         model: any module.
-        train, valid, test: tensors, inputs (N, ...) and targets (N, ...), a ``Dataset`` of pairs, or a ``DataLoader``.
+        train, valid, test: tensors or NumPy arrays, inputs (N, ...) and targets (N, ...), a ``Dataset`` of pairs, or a
+            ``DataLoader``. Inputs of a type that the model does not take are converted, batch by batch, and the notes say
+            so: numbers to the model's type, uint8 images (N, H, W) or (N, C, H, W) to 0 to 1 (an ``augment`` of your own is
+            given them as they are). In a dict, text that ``forward`` does not take by name is left out.
             ``valid`` is evaluated as training goes; ``test`` once, at the end. Inputs that are a dict go to the model by
             keyword, if ``forward`` has these names; a dict with ``labels`` in place of a pair is taken apart.
         optimizer: a factory, ``params -> torch.optim.Optimizer``; or the name of a class in ``torch.optim``, such as "adamw"
@@ -235,6 +253,7 @@ def fit(
         >>> sorted(result.seconds)
         ['cpu', 'evaluate', 'train', 'wall']
     """
+    train, valid, test = (tensors_for(data) for data in (train, valid, test))
     arguments = dict(locals())
     tricks = check_tricks(tricks)
     metrics = flattened(metrics)
@@ -302,8 +321,10 @@ def fit(
         run.notes += damaged
         for name, data in (("valid", valid), ("test", test)):
             if data is not None:
-                check_evaluation(run.model, run.criterion, run.place, name, data)
-                if metrics and run.outline is None and (name == "valid" or valid is None):
+                sharded = run.outline is not None
+                said = check_evaluation(run.model, run.criterion, run.place, name, data, tries=not sharded)
+                run.notes += [text for text in said if text not in run.notes]
+                if metrics and not sharded and (name == "valid" or valid is None):
                     try_metrics(run.model, run.criterion, run.place, run.precision, metrics, name, data)
         if saved is not None:
             restore.check(run, saved)

@@ -12,6 +12,7 @@ from heptane._lazy import torch
 from heptane.calling import unwrapped
 from heptane.checkpoints import checkpoint
 from heptane.checkpoints.packing import read_model, unpack
+from heptane.data.cast import Cast
 from heptane.data.preprocess import Preprocess
 from heptane.errors import InputError, one_line
 from heptane.history import Goal, best_metric, best_step
@@ -35,6 +36,7 @@ class LoadedRun:
         preprocess: from raw data to the model's inputs; None for runs whose data heptane did not load.
         step: of the optimizer, that the weights are of; None where it is not known.
         notes: what is to be known, such as that the run has not ended.
+        cast: how inputs of other types are converted, where there is no ``preprocess``.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class LoadedRun:
     preprocess: Preprocess | None = field(repr=False)
     step: int | None
     notes: tuple[str, ...] = ()
+    cast: Cast = field(default_factory=Cast, repr=False)
 
     @property
     def metrics(self) -> dict[str, float]:

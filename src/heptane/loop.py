@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from heptane._lazy import torch
 from heptane.alive import working
 from heptane.calling import GRAPH_MODES
-from heptane.criterion import divisor, output_of
+from heptane.criterion import Returned, divisor, output_of
 from heptane.data.batches import Batch, Place, as_loader, first_tensor, in_memory, pair, rows
 from heptane.data.guard import READER_REMEDY, DataError
 from heptane.errors import InputError, one_line
@@ -220,21 +220,27 @@ def evaluate_with(
     worker: Worker = ALONE,
     bad: Bad | None = None,
     name: str = "evaluation",
+    say: Callable[[str], None] = lambda said: None,
 ) -> dict[str, float]:
     """Loss, accuracy and metrics of ``model`` on ``data``; the model's modes are put back as they were. Samples that cannot
-    be read are noted in ``bad``, under ``name``, or are an error."""
+    be read are noted in ``bad``, under ``name``, or are an error. Types that only these data have go to ``say``."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     meter, measures = EvalMeter(criterion, worker), Measures(metrics, device, worker)
     precision, place = precision or Precision(), place or Place(device)
     if worker.size > 1:
         share_buffers(model)
     count = len(first_tensor(pair(data)[1])) if in_memory(data) and worker.size == 1 else None
+    own = isinstance(criterion, Returned)
     doing = working("evaluating" if count is None else f"evaluating {count:,} samples", count)
     with eval_mode(model), evaluation(precision), doing as advance:
         batches = as_loader(data, batch_size, worker.share, bad, name)
         for inputs, targets in batches if not is_sharded(model) else together(batches, data, worker, place):
             advance(len(first_tensor(inputs)))
-            targets = place.move(targets)
+            inputs, targets = place.move(inputs), place.move(targets)
+            if targets is not None:
+                for said in place.cast.learn(model, inputs, targets, labels=own, tries=not is_sharded(model)):
+                    say(f"{name}: {said}")
+            targets = place.targets(targets)
             output = precision.full(output_of(criterion, model, place.inputs(inputs), targets))
             if targets is None:
                 continue
@@ -242,9 +248,9 @@ def evaluate_with(
             measures.add(output, targets)
         if bad is not None and bad.limit and worker.size > 1:
             bad.of_all_workers(from_all(dict(bad.found), worker))
-        found, said = measures.read(model, data)
-    if said and bad is not None:
-        bad.say_once(name, said)
+        found, nonfinite = measures.read(model, data)
+    if nonfinite and bad is not None:
+        bad.say_once(name, nonfinite)
     return {**meter.read(), **found}
 
 

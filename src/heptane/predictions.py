@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from heptane._lazy import np, torch
 from heptane.calling import call
 from heptane.data.batches import each, first_tensor, rows
+from heptane.data.cast import tensors_for
 from heptane.errors import InputError, check_range
 from heptane.model_record import CLASSES, LABELS
 from heptane.modes import eval_mode
@@ -72,6 +73,9 @@ def run_model(run: LoadedRun, inputs: Any) -> torch.Tensor:
     """The model's outputs for prepared inputs, in 32 bits on the CPU."""
     device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
     moved = each(lambda tensor: tensor.to(device), inputs)
+    if run.preprocess is None:  # as training converted them
+        run.cast.learn(run.model, moved, None)
+        moved = run.cast.inputs(moved)
     try:
         with eval_mode(run.model), torch.inference_mode():
             output = call(run.model, moved)
@@ -190,7 +194,6 @@ def _is_array(item: Any) -> bool:
 
 def _as_taken(run: LoadedRun, source: Any) -> Any:
     """Tensors as the model takes them, where nothing is known of how its data was prepared."""
-    dtype = next((p.dtype for p in run.model.parameters() if p.is_floating_point()), torch.float32)
 
     def made(value: Any) -> Any:
         if isinstance(value, dict):
@@ -200,8 +203,7 @@ def _as_taken(run: LoadedRun, source: Any) -> Any:
                 f"a {type(value).__name__}: this run's data was not loaded by heptane, so give a tensor or an array as the "
                 "model takes it, or load_run(..., preprocess=hp.load_data(...).preprocess)"
             )
-        tensor = torch.as_tensor(value)
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return tensors_for(value)
 
     inputs = made(source)
     if not len(first_tensor(inputs)):

@@ -315,6 +315,9 @@ class Recorder:
         finally:
             _switch(self.run.optimizer, "train")
 
+    def _say_once(self, text: str) -> None:
+        self.run.notes += [text] if text not in self.run.notes else []
+
     def _evaluate(self, data: Any, name: str) -> dict[str, float]:
         clock = Clock()
         clock.resume()
@@ -341,6 +344,7 @@ class Recorder:
                 worker=self.run.worker,
                 bad=self.run.faults.bad,
                 name=name,
+                say=self._say_once,
             )
         self.evaluate_seconds += clock.train_seconds
         return found

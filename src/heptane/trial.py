@@ -41,7 +41,7 @@ def try_metrics(
         few = spread(data, TRIED)
         if few is None:
             return
-        inputs, targets = place.inputs(few[0]), place.move(few[1])
+        inputs, targets = place.inputs(few[0]), place.targets(few[1])
         output = seen(criterion, evaluated(model, inputs, targets if isinstance(criterion, Returned) else None))
         output = precision.full(output)
         for called, metric in metrics.items():

@@ -36,11 +36,6 @@ class Stream(IterableDataset):
         yield from ((torch.zeros(1), 0) for _ in range(4))
 
 
-class SizedStream(Stream):
-    def __len__(self) -> int:
-        return 4
-
-
 def taken(source, start: int, stop: int, positions: slice = slice(None)) -> list:
     return [(step, *batch.take(positions)) for step, batch in source.batches(start, stop, CPU)]
 
@@ -215,8 +210,6 @@ def test_a_batch_size_is_needed_unless_a_loader_brings_its_own():
 @pytest.mark.parametrize(
     "data",
     [
-        Stream(),
-        SizedStream(),
         {"x": torch.zeros(4), "y": torch.zeros(4)},
         "fashion-mnist",
         torch.zeros(4, 2),

@@ -306,10 +306,16 @@ def test_batches_that_cannot_be_joined_are_refused():
     ragged = [(torch.zeros(2, 3), torch.zeros(2)), (torch.zeros(2, 4), torch.zeros(2))]
     with pytest.raises(hp.InputError, match=r"batches of shapes \(2, 3\), \(2, 4\) cannot be joined.*accumulate=1"):
         taken(as_source(DataLoader(ragged, batch_size=None), None, 0, 2), 0, 1)
-    words = [((torch.zeros(2, 3), ["a", "b"]), torch.zeros(2))] * 2
-    with pytest.raises(hp.InputError, match="batches that hold list cannot be joined"):
-        taken(as_source(DataLoader(words, batch_size=None), None, 0, 2), 0, 1)
+    others = [((torch.zeros(2, 3), {1, 2}), torch.zeros(2))] * 2
+    with pytest.raises(hp.InputError, match="batches that hold set cannot be joined"):
+        taken(as_source(DataLoader(others, batch_size=None), None, 0, 2), 0, 1)
     assert len(taken(as_source(DataLoader(ragged, batch_size=None), None, 0, 1), 0, 2)) == 2
+
+
+def test_columns_of_text_are_joined_like_the_rest():
+    words = [((torch.zeros(2, 3), ["a", "b"]), torch.zeros(2))] * 2
+    ((_, (_, found), _),) = taken(as_source(DataLoader(words, batch_size=None), None, 0, 2), 0, 1)
+    assert found == ["a", "b", "a", "b"]
 
 
 @pytest.mark.parametrize("sample", [torch.zeros(3), (torch.zeros(3),), {"x": torch.zeros(3), "y": 1}])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from heptane._lazy import torch
 from heptane.data.augment import Augment, Called
+from heptane.data.cast import TEXT_REMEDY, Cast, check_real, is_text, leaves
 from heptane.data.resize import resized
 from heptane.errors import InputError, check_range
 from heptane.randomness import generator
@@ -89,12 +90,17 @@ def num_bytes(data: Any) -> int:
 
 def first_tensor(data: Any) -> torch.Tensor:
     """The first tensor inside ``data``; its length is the number of samples."""
-    while not isinstance(data, torch.Tensor):
-        if not isinstance(data, (tuple, list, MutableMapping)) or not data:
-            kind = type(data).__name__
-            raise InputError(f"data of type {kind}: expected a torch.Tensor, or a tuple, list or dict of them")
-        data = next(iter(data.values())) if isinstance(data, MutableMapping) else data[0]
-    return data
+    if isinstance(data, torch.Tensor):
+        return data
+    others = []
+    for _, leaf in leaves(data):
+        if isinstance(leaf, torch.Tensor):
+            return leaf
+        others.append(leaf)
+    if others and is_text(others[0]):
+        raise InputError(f"data of text: expected a torch.Tensor, or a tuple, list or dict of them; {TEXT_REMEDY}")
+    kind = type(others[0] if others else data).__name__
+    raise InputError(f"data of type {kind}: expected a torch.Tensor, or a tuple, list or dict of them")
 
 
 def count_samples(data: tuple[Any, Any]) -> int:
@@ -139,9 +145,10 @@ class Batch:
 
     def take(self, positions: Positions) -> tuple[Any, Any]:
         """Inputs and targets at ``positions`` of the global batch, on the device."""
-        targets = self._place.move(self._gather(self._data[1], positions))
-        if isinstance(self._place.augment, Called):
-            return self._place.formed(self._called(self._place.augment, positions), self._step), targets
+        targets = self._place.targets(self._gather(self._data[1], positions))
+        if isinstance(self._place.augment, Called):  # which is given what the data hold, as it would be in any other loop
+            called = self._place.cast.inputs(self._called(self._place.augment, positions))
+            return self._place.formed(called, self._step), targets
         inputs = self._gather(self._data[0], positions)
         return self._place.inputs(inputs, self._draw(positions), self._step), targets
 
@@ -154,7 +161,7 @@ class Batch:
 
     def targets(self) -> Any:
         """The targets of the whole global batch, on the device."""
-        return self._place.move(self._gather(self._data[1], slice(None)))
+        return self._place.targets(self._gather(self._data[1], slice(None)))
 
     def _gather(self, data: Any, positions: Positions) -> Any:
         whole = isinstance(positions, slice) and positions == slice(None)
@@ -174,20 +181,22 @@ class Batch:
 
 @dataclass
 class Place:
-    """Where batches go, and in what form: device, memory format, augmentation, and the size of a step's images."""
+    """Where batches go, and in what form: device, type, memory format, augmentation, and the size of a step's images."""
 
     device: torch.device
     seed: int = 0
     augment: Augment | Called | None = None
     channels_last: bool = False
     sizes: Callable[[int], int | None] | None = None
+    cast: Cast = field(default_factory=Cast)
 
     def __post_init__(self) -> None:
         self._stays = self.device.type == "cpu"
 
     def inputs(self, inputs: Any, draws: torch.Tensor | None = None, step: int | None = None) -> Any:
-        """The inputs on the device, augmented, in the memory format, and as large as they are to be at ``step``."""
-        inputs = self.move(inputs)
+        """The inputs on the device, of the model's type, augmented, in the memory format, and as large as they are to be at
+        ``step``."""
+        inputs = self.cast.inputs(self.move(inputs))
         if draws is not None:
             assert self.augment is not None
             assert not isinstance(self.augment, Called)
@@ -207,6 +216,10 @@ class Place:
         if self.channels_last and isinstance(inputs, torch.Tensor) and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs
+
+    def targets(self, targets: Any) -> Any:
+        """The targets on the device, in 32 bits where the model is."""
+        return self.cast.targets(self.move(targets))
 
     def move(self, data: Any) -> Any:
         """``data`` on the device."""
@@ -246,6 +259,8 @@ class Tensors:
     seed: int
 
     def __post_init__(self) -> None:
+        check_real("training inputs", self.inputs)
+        check_real("training targets", self.targets)
         self.num_samples = count_samples((self.inputs, self.targets))
         # A graph that ends in the user's data would be run through again and again; it is not this run's to train.
         self.inputs, self.targets = (each(without_graph, part) for part in (self.inputs, self.targets))
@@ -354,6 +369,7 @@ def as_loader(
     data = tensors_of(data)
     if in_memory(data):
         data = pair(data)
+        check_real(f"{name} inputs", data[0])
         mine = part(count_samples(data))
         for start in range(mine.start, mine.stop, batch_size):
             yield own_rows(data, slice(start, min(start + batch_size, mine.stop)))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from heptane._lazy import torch
 from heptane.data.batches import each, first_tensor, in_memory, pair, rows
+from heptane.data.cast import tensors_for
 from heptane.errors import InputError, one_line
 
 MOST_NAMED = 5
@@ -114,7 +115,7 @@ class _Collate:
         if not good:
             return None
         if not self._stacks:
-            return self.collate([item for _, item in good])
+            return tensors_for(self.collate([item for _, item in good]))
         if self._kinds is None and len(types := {_types(item) for _, item in good}) > 1:
             raise TypeError(f"samples of {' and of '.join(sorted(types))}")
         data = self.collate([item for _, item in good])

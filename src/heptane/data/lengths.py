@@ -102,6 +102,8 @@ def _padded(items: list[Any], value: float, multiple: int, name: str) -> Any:
     if isinstance(head, tuple):
         columns = [list(column) for column in zip(*items, strict=True)]
         return like(head, [_padded(column, value, multiple, f"{name}[{at}]") for at, column in enumerate(columns)])
+    if isinstance(head, str):  # no padding makes a tensor of it; training leaves it out, or names it
+        return items
     tensors = [torch.as_tensor(item) for item in items]
     first = tensors[0]
     for other in tensors:

@@ -24,6 +24,7 @@ from heptane.data.batches import (
     rows,
     without_graph,
 )
+from heptane.data.cast import check_real, is_text, tensors_for
 from heptane.data.guard import READER_REMEDY, Bad, Collated, DataError, guarded, without
 from heptane.data.same import check_same_batch
 from heptane.errors import InputError, one_line
@@ -133,6 +134,7 @@ class Loader:
         found = self.some(1)
         if not found:
             raise InputError("the training data have no sample that can be used")
+        check_real("training inputs", found[0][0])
         return rows(found[0], slice(size))  # type: ignore[no-any-return]
 
     def some(self, count: int) -> list[tuple[Any, Any]]:
@@ -354,7 +356,8 @@ def sound(loader: Any, bad: Bad | None, name: str) -> Iterator[tuple[Any, Any]]:
 def _next(batches: Iterator[Any]) -> Any:
     """The next batch; what else than a sample goes wrong in reading it, as one line."""
     try:
-        return next(batches)
+        batch = next(batches)
+        return batch if isinstance(batch, Collated) else tensors_for(batch)
     except (StopIteration, InputError):
         raise
     except Exception as error:
@@ -387,7 +390,9 @@ def _cat(items: list[Any]) -> Any:
         whole = copy.copy(head)
         whole.update({key: _cat([item[key] for item in items]) for key in head})
         return whole
-    if isinstance(head, (tuple, list)) and head and not isinstance(head[0], str):
+    if is_text(head):  # left out later, if it can be
+        return [text for item in items for text in item]
+    if isinstance(head, (tuple, list)) and head:
         return like(head, [_cat([item[i] for item in items]) for i in range(len(head))])
     raise InputError(
         f"batches that hold {type(head).__name__} cannot be joined into one step: give tensors, or accumulate=1"

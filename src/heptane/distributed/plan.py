@@ -90,7 +90,7 @@ def measure(run: Run) -> StepCost:
     """Seconds of forward, backward and update on one batch, and the buckets of gradients; trains ``run`` a little."""
     model, source = run.enter(run.phases[-1])
     sample = rows(source.sample(run.source.batch_size), slice(None))
-    inputs, targets = run.place.inputs(sample[0]), run.place.move(sample[1])
+    inputs, targets = run.place.inputs(sample[0]), run.place.targets(sample[1])
 
     def forward() -> torch.Tensor:
         with run.precision.autocast():

@@ -107,7 +107,7 @@ def _untouched(model: torch.nn.Module) -> Iterator[None]:
 def _walk(run: Run, model: torch.nn.Module, data: Any, name: str, collector: Collector) -> None:
     with evaluation(run.precision):
         for inputs, targets in as_loader(data, BATCH, ALONE.share, run.faults.bad, PART_NAMES[name]):
-            targets = run.place.move(targets)
+            targets = run.place.targets(targets)
             moved = run.place.inputs(inputs)
             output = run.precision.full(output_of(run.criterion, model, moved, targets))
             if not collector.add(moved, output, targets):

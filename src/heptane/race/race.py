@@ -8,6 +8,7 @@ from typing import Any
 
 from heptane._lazy import torch
 from heptane.checks import check_model, check_tricks
+from heptane.data.cast import tensors_for
 from heptane.errors import InputError, check_range
 from heptane.history import check_target
 from heptane.optimizers import PEAK, resolve
@@ -154,6 +155,7 @@ def race(
     check_model(first)
     if first is second:
         raise InputError("model: expected a function that makes a new model each time, and it gave the same one twice")
+    train, valid, test = (tensors_for(data) for data in (train, valid, test))
     metrics = flattened(metrics)
     goal = check_target(target, valid, metrics)
     chosen = Tricks.recommended(data=train, epochs=epochs) if tricks is None else check_tricks(tricks)

@@ -76,7 +76,7 @@ def _features(model: torch.nn.Module, head: str | None, inputs: Any, place: Plac
     taken: list[torch.Tensor] = []
     hook = model.get_submodule(head).register_forward_pre_hook(lambda _, given: taken.append(given[0]))
     try:
-        try_output(model, place.move(inputs))
+        try_output(model, place.inputs(inputs))
     finally:
         hook.remove()
     once = len(taken) == 1 and len(taken[0]) == len(first_tensor(inputs))
