@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import warnings
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from heptane._lazy import torch
 from heptane.errors import InputError, one_line
 from heptane.weights.clean import AROUND, without_compiled
+from heptane.weights.find import find_tensors
 from heptane.weights.names import few, shown
+from heptane.weights.pickles import REMEDY, could_run, read_pickle
 
 SAFE = ".safetensors"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
-WRAPPERS = ("state_dict", "model_state_dict", "model")
 IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 LARGEST_JSON = 64 << 20  # bytes: an index of a model with a million tensors is half of that
 
@@ -26,8 +25,8 @@ def read_weights(path: str | Path, said: str = "") -> dict[str, torch.Tensor]:
     """The named tensors in a weight file or a folder with one, on the CPU; nothing in it is run.
 
     Args:
-        path: ``.safetensors``, or a pickle (``.pth``, ``.pt``, ``.bin``, ``.ckpt``) of tensors, where a state dict inside
-            ``state_dict``, ``model_state_dict`` or ``model`` is unwrapped; or a folder, see :func:`find_file`.
+        path: ``.safetensors``, or a pickle (``.pth``, ``.pt``, ``.bin``, ``.ckpt``) of tensors, where a state dict inside a
+            training checkpoint is found (:func:`heptane.weights.find.find_tensors`); or a folder, see :func:`find_file`.
         said: what to call it in a message; empty: ``weights=`` and the path.
 
     Raises:
@@ -40,14 +39,19 @@ def read_weights(path: str | Path, said: str = "") -> dict[str, torch.Tensor]:
         heptane.errors.InputError: weights='nowhere.pth': no such file; give the path of a .safetensors or .pth file, or of \
 a folder with one
     """
+    return read_named(path, said)[0]
+
+
+def read_named(path: str | Path, said: str = "") -> tuple[dict[str, torch.Tensor], str]:
+    """The same, and under which key of the file they were, in words; empty where it holds nothing else."""
     file, said = Path(os.path.expanduser(path)), said or f"weights={str(path)!r}"
     file = find_file(file, said) if os.path.isdir(file) else file
     if not os.path.isfile(file):
         raise InputError(f"{said}: no such file; give the path of a .safetensors or .pth file, or of a folder with one")
-    tensors = _read_shards(file, said) if file.name in IN_FOLDER[1::2] else _read_file(file, said)
+    tensors, where = (_read_shards(file, said), "") if file.name in IN_FOLDER[1::2] else _read_file(file, said)
     if not tensors:
         raise InputError(f"{said} holds no named tensors; save it with torch.save(model.state_dict(), path)")
-    return tensors
+    return tensors, where
 
 
 def find_file(folder: Path, said: str) -> Path:
@@ -98,14 +102,17 @@ def read_json(file: Path, said: str) -> dict[str, Any]:
     return content
 
 
-def _read_file(file: Path, said: str) -> dict[str, torch.Tensor]:
+def _read_file(file: Path, said: str) -> tuple[dict[str, torch.Tensor], str]:
     if file.suffix.lower() not in (SAFE, *PICKLES):
         raise InputError(f"{said} ends in {file.suffix!r}: expected {SAFE}, {', '.join(PICKLES)}")
-    found = _read_safetensors(file, said) if file.suffix.lower() == SAFE else _read_pickle(file, said)
-    tensors = {str(name): tensor for name, tensor in _unwrap(found).items() if isinstance(tensor, torch.Tensor)}
+    found, unknown = (_read_safetensors(file, said), "") if file.suffix.lower() == SAFE else read_pickle(file, said)
+    tensors, where = find_tensors(found, said)
+    if not tensors and unknown:
+        raise InputError(f"{said} {could_run(unknown)}; {REMEDY}")
     outer = {name: len(AROUND.match(name)[0]) for name in tensors}  # type: ignore[index]
     names = {name: name[:end] + without_compiled(name[end:]) for name, end in outer.items()}
-    return {names[name]: value for name, value in tensors.items()} if len(set(names.values())) == len(names) else tensors
+    apart = len(set(names.values())) == len(names)
+    return {names[name] if apart else name: value for name, value in tensors.items()}, where
 
 
 def _read_shards(index: Path, said: str) -> dict[str, torch.Tensor]:
@@ -113,7 +120,7 @@ def _read_shards(index: Path, said: str) -> dict[str, torch.Tensor]:
     names_in = _shards(index, said)
     tensors: dict[str, torch.Tensor] = {}
     for part, names in names_in.items():
-        found = _read_file(index.parent / part, f"{said}, {shown(part)}")
+        found, _ = _read_file(index.parent / part, f"{said}, {shown(part)}")
         if lost := [name for name in names if name not in found]:
             held = f"{index.name} says that {shown(part)} holds {few(lost)}"
             raise InputError(f"{said}: {held}, and it does not; fetch both again")
@@ -150,29 +157,3 @@ def _read_safetensors(file: Path, said: str) -> dict[str, Any]:
         return read_model(file)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{said} is torn or not a safetensors file ({one_line(error)}); fetch it again") from error
-
-
-def _read_pickle(file: Path, said: str) -> object:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile or torn file may raise anything at all
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        cause = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))  # the rest advises to read the file unsafely
-        what = (
-            f"refused: reading it could run code ({code[1]})"
-            if code
-            else f"is torn, or holds more than tensors ({cause[1] if cause else one_line(error)})"
-        )
-        remedy = "get a .safetensors file, or save it again with torch.save(model.state_dict(), path)"
-        raise InputError(f"{said} {what}; {remedy}") from error
-
-
-def _unwrap(found: object) -> Mapping[Any, object]:
-    while isinstance(found, Mapping):
-        inner = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
-        if inner is None:
-            return found
-        found = inner
-    return {}

@@ -12,7 +12,7 @@ from heptane._lazy import torch
 from heptane.errors import InputError, check_range, nearest
 from heptane.transfer.layers import find_head
 from heptane.weights.clean import clean_names
-from heptane.weights.files import find_file, read_weights
+from heptane.weights.files import find_file, read_named, read_weights
 from heptane.weights.names import few, pair_names, shown
 from heptane.weights.shapes import adapt, adaptable, can_adapt, shape_of
 
@@ -23,6 +23,8 @@ class LoadReport:
 
     source: str = ""
     """Where the weights are from."""
+    taken: str = ""
+    """Under which key of a training checkpoint they were, and which others there were; empty where there is nothing else."""
     matched: tuple[str, ...] = ()
     """Taken over as they are (cast to the model's dtype)."""
     resized: Mapping[str, str] = field(default_factory=dict)
@@ -41,6 +43,7 @@ class LoadReport:
     def __str__(self) -> str:
         taken = len(self.matched) + len(self.resized)
         lines = [f"source: {self.source}"] if self.source else []
+        lines += [f"taken: {self.taken}"] if self.taken else []
         lines += [f"loaded {taken} tensors: {self.share:.1%} of the parameters outside the head"]
         lines += [f"names translated: {self.prefix}"] if self.prefix else []
         lines += [f"resized {name}: {rule}" for name, rule in self.resized.items()]
@@ -88,7 +91,7 @@ def load_weights(
     Source: Howard & Ruder 2018, arXiv:1801.06146, section 3.2 (fine-tuning a pretrained model).
     """
     check_range("min_match", min_match, 0, 1)
-    held, where = read_source(source, model)
+    held, where, key = read_source(source, model)
     clean = clean_names(model, outer=False)
     target = {clean[n]: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
     excluded = _excluded(target, [exclude] if isinstance(exclude, str) else list(exclude))
@@ -109,6 +112,7 @@ def load_weights(
     used = set(pairs.values())
     report = LoadReport(
         source=where,
+        taken=key,
         matched=tuple(name for name in taken if name not in resized),
         resized=resized,
         left_out=left_out,
@@ -124,8 +128,8 @@ def load_weights(
     return report
 
 
-def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], str]:
-    """The named tensors of a source, and where they are from, in words.
+def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], str, str]:
+    """The named tensors of a source, where they are from, and under which key of a file, in words.
 
     Args:
         source: as for :func:`load_weights`.
@@ -135,23 +139,23 @@ def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, t
     if spec.startswith("timm:"):
         from heptane.hubs import timm_hub
 
-        return timm_hub.read(spec)
+        return *timm_hub.read(spec), ""
     if spec == "efficientnet-lite0":
         from heptane.hubs import efficientnet_hub
 
-        return read_weights(Path(efficientnet_hub.weight_file()), said), "ImageNet's weights of efficientnet-lite0"
+        return read_weights(Path(efficientnet_hub.weight_file()), said), "ImageNet's weights of efficientnet-lite0", ""
     path = Path(os.path.expanduser(source))
     if spec.startswith("hf:"):
         from heptane.hubs import hf_hub
 
         path = hf_hub.find(spec, said, hf_hub.SAFE, hf_hub.PICKLES)
     file = find_file(path, said) if os.path.isdir(path) else path
-    tensors = read_weights(file, said)
+    tensors, key = read_named(file, said)
     if os.path.isfile(file.parent / "config.json"):
         from heptane.hubs import transformers_hub
 
         tensors = transformers_hub.translate(model, tensors, file.parent, said)
-    return tensors, spec if file == path else f"{spec}: {file.name}"
+    return tensors, spec if file == path else f"{spec}: {file.name}", key
 
 
 def _pair(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> tuple[dict[str, str], str]:
