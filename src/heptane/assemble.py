@@ -116,6 +116,9 @@ def assemble(
         source.keep_on(place)
     sample, said_of_types = _sample(source, place, model, plan.loss)
     notes += said_of_types
+    if any(map(torch.nn.parameter.is_lazy, model.parameters())):  # the optimizer needs real ones, the same on all workers
+        try_output(model, *few(sample, plan.loss))
+        share_model(model, worker)
     groups = tricks.transfer.anatomy(model, *few(sample, plan.loss)) if tricks.transfer else None
     if tricks.transfer:
         if tricks.transfer.lora_rank and data_parallel.shards:

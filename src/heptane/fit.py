@@ -53,6 +53,9 @@ from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import ALONE, DataParallel, Worker, decided, under_launcher
 from heptane.tricks.mixed_precision import find_device
 from heptane.tricks.transfer import leave, swap_head
+from heptane.within_memory import samples_at_once
+
+TRIED = 32  # samples on which an evaluation is tried
 
 
 def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, **settings: Any) -> Iterator[Step]:
@@ -89,7 +92,7 @@ def evaluate(
     *,
     loss: str | Loss | None = None,
     metrics: Any = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
 ) -> dict[str, float]:
     """Loss and accuracy of ``model`` on ``data``, each sample once, with any torchmetrics; the model's mode is put back.
 
@@ -98,7 +101,7 @@ def evaluate(
         data: a pair of tensors or NumPy arrays, a ``Dataset`` or a ``DataLoader``; types as in :func:`fit`.
         loss: as in :func:`fit`.
         metrics: by name, as in :func:`fit`.
-        batch_size: samples per forward pass.
+        batch_size: samples per forward pass; None is 512, or so many that the widest layer's output takes 128 MiB.
 
     Returns:
         ``loss``, ``accuracy`` where it has a meaning, and the metrics.
@@ -110,14 +113,15 @@ def evaluate(
 
 
 def _evaluate(
-    model: torch.nn.Module, data: Any, loss: Any, metrics: dict[str, Any] | None, batch_size: int, place: Place
+    model: torch.nn.Module, data: Any, loss: Any, metrics: dict[str, Any] | None, batch_size: int | None, place: Place
 ) -> dict[str, float]:
-    first = first_batch(data, batch_size, "the data to evaluate on")
+    first = first_batch(data, TRIED if batch_size is None else batch_size, "the data to evaluate on")
     inputs, targets = place.move(first)
     whole = pair(data)[0] if in_memory(data) else None
     place.cast.learn(model, inputs, targets, labels=loss == "model", whole=whole)
     first = place.cast.inputs(inputs), place.cast.targets(targets)
     output = try_output(model, *few(first, loss))
+    batch_size = samples_at_once(model, first[0], 1) if batch_size is None else batch_size
     targets = place.targets(pair(data)[1]) if in_memory(data) else first[1]
     criterion, _ = choose_criterion(loss, output, targets, None)
     criterion = count_as_the_model(criterion, output, rows(first[1], slice(2)))

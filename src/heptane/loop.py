@@ -21,13 +21,13 @@ from heptane.randomness import seed_torch
 from heptane.schedule import set_rates
 from heptane.tricks.data_parallel import ALONE, Worker, all_sum, from_all, is_sharded, share_buffers, without_sums
 from heptane.tricks.mixed_precision import Precision, evaluation
+from heptane.within_memory import Halves, is_short
 
 if TYPE_CHECKING:
     from heptane.data.guard import Bad
     from heptane.run import Run
 
 UNUSED = "Expected to have finished reduction in the prior iteration"  # DDP's
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class Step(NamedTuple):
@@ -142,9 +142,8 @@ def in_smaller_parts(run: Run, batch: Batch, step: int, error: RuntimeError) -> 
             f"training samples {named}, ... are of shape {shape}, the first were {run.sample_shape}, and the model does not "
             f"take them ({one_line(error)}): make them alike"
         ) from error
-    short = isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
     most = batch.size // run.least_samples
-    if not short or run.worker.size > 1 or run.accumulate >= most or run.plan.compile in GRAPH_MODES:
+    if not is_short(error) or run.worker.size > 1 or run.accumulate >= most or run.plan.compile in GRAPH_MODES:
         raise error
     error.__traceback__ = None  # it holds what the step has allocated
     run.accumulate = min(2 * run.accumulate, most)
@@ -230,22 +229,21 @@ def evaluate_with(
     if worker.size > 1:
         share_buffers(model)
     count = len(first_tensor(pair(data)[1])) if in_memory(data) and worker.size == 1 else None
-    own = isinstance(criterion, Returned)
+    own, sharded = isinstance(criterion, Returned), is_sharded(model)
+    halves = Halves(lambda x, y: precision.full(output_of(criterion, model, place.inputs(x), y)), splits=not sharded)
     doing = working("evaluating" if count is None else f"evaluating {count:,} samples", count)
     with eval_mode(model), evaluation(precision), doing as advance:
         batches = as_loader(data, batch_size, worker.share, bad, name)
-        for inputs, targets in batches if not is_sharded(model) else together(batches, data, worker, place):
+        for inputs, targets in batches if not sharded else together(batches, data, worker, place):
             advance(len(first_tensor(inputs)))
             inputs, targets = place.move(inputs), place.move(targets)
             if targets is not None:
-                for said in place.cast.learn(model, inputs, targets, labels=own, tries=not is_sharded(model)):
+                for said in place.cast.learn(model, inputs, targets, labels=own, tries=not sharded):
                     say(f"{name}: {said}")
-            targets = place.targets(targets)
-            output = precision.full(output_of(criterion, model, place.inputs(inputs), targets))
-            if targets is None:
-                continue
-            meter.add(output, targets)
-            measures.add(output, targets)
+            for output, shown in halves.of(inputs, place.targets(targets)):
+                if shown is not None:
+                    meter.add(output, shown)
+                    measures.add(output, shown)
         if bad is not None and bad.limit and worker.size > 1:
             bad.of_all_workers(from_all(dict(bad.found), worker))
         found, nonfinite = measures.read(model, data)

@@ -10,7 +10,7 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.calling import main_output
 from heptane.criterion import same_but_ones
-from heptane.errors import InputError
+from heptane.errors import InputError, one_line
 from heptane.tricks.data_parallel import Worker, from_all
 
 MODEL_FIRST = frozenset({"model", "net", "network", "module", "m"})
@@ -20,6 +20,10 @@ PREDICTIONS_SECOND = frozenset(
     {"predictions", "prediction", "preds", "pred", "y_pred", "y_score", "output", "outputs", "logits"}
 )
 SURE = 1e4  # a logit that is certain
+
+
+class MetricFailed(RuntimeError):
+    """A metric raised on some of several workers, and all of them know."""
 
 
 class OfModel:
@@ -212,6 +216,7 @@ class Measures:
         gathers = bool(self._whole) or any(not takes_model(self.metrics[name]) for name in functions)
         self._gathered = Gathered() if gathers else None
         self.samples, self.nonfinite, self._unknown = 0, 0, False
+        self._error: Exception | None = None
 
     def add(self, output: Any, targets: Any) -> None:
         """Add one batch; rows that are not finite are counted, and given to the metrics as wrong where that can be."""
@@ -226,9 +231,22 @@ class Measures:
             shown = shown if mended is None else mended
         for name, metric in self._running.items():
             if name not in self._whole:
-                metric.update(shown, targets)
+                self._held(name, lambda metric=metric: metric.update(shown, targets))  # type: ignore[misc]
         if self._gathered is not None:
             self._gathered.add(shown, targets)
+
+    def _held(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` gives. Of several workers one that raises goes on, with None, until all can be told: otherwise
+        the others would wait for it."""
+        if self.worker.size == 1:
+            return compute()
+        try:
+            return compute()
+        except Exception as error:
+            if self._error is None:
+                self._error = MetricFailed(f"metrics[{name!r}] failed: {type(error).__name__}: {one_line(error)}")
+                self._error.__cause__ = error
+            return None
 
     def read(self, model: torch.nn.Module, data: Any) -> tuple[dict[str, float], str]:
         """The values by name, in the order of the metrics; and what to say of outputs that are not finite, or nothing.
@@ -241,14 +259,20 @@ class Measures:
         predictions, targets = self._gathered.read(self.worker) if self._gathered is not None else (None, None)
         batches = self._gathered.batches(self.worker) if self._gathered is not None and self._whole else []
         found = {}
-        for name, metric in self.metrics.items():
+
+        def value(name: str, metric: Any) -> float:
             if name in self._whole:
-                value = number(name, of_whole(metric, batches, self._device))
-            elif name in self._running:
-                value = number(name, metric.compute())
-            elif takes_model(metric):
-                value = number(name, metric(model, data)) if not bad else float("nan")
-            else:
-                value = number(name, of_predictions(metric, predictions, targets))
-            found[name] = float("nan") if unknown else value
+                return number(name, of_whole(metric, batches, self._device))
+            if name in self._running:
+                return number(name, metric.compute())
+            if takes_model(metric):
+                return number(name, metric(model, data)) if not bad else float("nan")
+            return number(name, of_predictions(metric, predictions, targets))
+
+        for name, metric in self.metrics.items():
+            computed = self._held(name, lambda name=name, metric=metric: value(name, metric))  # type: ignore[misc]
+            found[name] = float("nan") if unknown or computed is None else computed
+        said = next(filter(None, from_all(str(self._error or ""), self.worker)), "")
+        if said:
+            raise MetricFailed(said) from self._error
         return found, f"{bad} of {samples} outputs are not finite: they count as wrong" if bad else ""

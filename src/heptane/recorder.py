@@ -20,13 +20,14 @@ from heptane.history import Goal, best_metric, best_step, divergence, reached, s
 from heptane.interruption import Interruption
 from heptane.loop import evaluate_with, steps
 from heptane.modes import eval_mode
-from heptane.own_metrics import OfModel, takes_model
+from heptane.own_metrics import MetricFailed, OfModel, takes_model
 from heptane.report.console import Progress
 from heptane.result import Result, result_of
 from heptane.run import Run
 from heptane.run_folder import RunFolder
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import all_sum, any_of, check_replicas, decided
+from heptane.within_memory import at_once
 
 
 class Recorder:
@@ -307,10 +308,10 @@ class Recorder:
         except Interrupted:
             _switch(self.run.optimizer, "train")
             self._leave(step)
-        except Exception:
-            if self.run.worker.size == 1:  # a metric, say: what was trained is not lost, and resume evaluates first
+        except Exception as error:
+            if self.run.worker.size == 1 or isinstance(error, MetricFailed):  # what was trained is not lost
                 _switch(self.run.optimizer, "train")
-                self._save(step, wait=True)
+                self._save(step, wait=True)  # resume evaluates first
             raise
         finally:
             _switch(self.run.optimizer, "train")
@@ -343,6 +344,7 @@ class Recorder:
                 place=self.run.place,
                 worker=self.run.worker,
                 bad=self.run.faults.bad,
+                batch_size=at_once(self.run),
                 name=name,
                 say=self._say_once,
             )

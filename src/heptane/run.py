@@ -138,6 +138,8 @@ class Run:
     skipped: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     """what it is begun with, for its checkpoints: :mod:`heptane.checkpoints.settings`"""
+    at_once: int | None = None
+    """samples that are evaluated at once; None until the first evaluation"""
     base_rates: list[float] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -249,6 +249,26 @@ def test_models_that_differ_between_workers_start_as_rank_0s() -> None:
     torch.testing.assert_close(found, launched, atol=0, rtol=0)
 
 
+def lazy() -> list[float]:
+    torch.manual_seed(int(os.environ["RANK"]))
+    model = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(3))
+    held: list[int] = []
+
+    def optimizer(params: Any) -> torch.optim.Optimizer:
+        params = list(params)
+        held.extend(p.numel() for p in params)
+        return SGD(params)
+
+    fit(model, tricks=HERE, optimizer=optimizer)
+    return [float(sum(held)), float(sum(p.detach().double().sum() for p in model.parameters()))]
+
+
+def test_lazy_layers_of_processes_that_do_not_seed_are_real_and_alike_before_the_optimizer_is_made() -> None:
+    count, total = launch(lazy, {}, 2)  # copies that differ are an error
+    assert count == 4 * 5 + 5 + 5 * 3 + 3
+    assert torch.isfinite(torch.tensor(total))
+
+
 def different() -> str:
     try:
         fit(nn.Linear(4, 3 + int(os.environ["RANK"])), tricks=HERE)

@@ -18,6 +18,7 @@ from heptane.modes import eval_mode
 from heptane.randomness import generator
 from heptane.tricks.data_parallel import ALONE
 from heptane.tricks.mixed_precision import evaluation
+from heptane.within_memory import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from heptane.run import Run
 
 SAMPLES = 36  # pictures of training data, at most
-BATCH = 512
 PART_NAMES = {"valid": "validation", "test": "test"}  # as the run's own evaluations call them
 
 
@@ -106,7 +106,7 @@ def _untouched(model: torch.nn.Module) -> Iterator[None]:
 
 def _walk(run: Run, model: torch.nn.Module, data: Any, name: str, collector: Collector) -> None:
     with evaluation(run.precision):
-        for inputs, targets in as_loader(data, BATCH, ALONE.share, run.faults.bad, PART_NAMES[name]):
+        for inputs, targets in as_loader(data, at_once(run), ALONE.share, run.faults.bad, PART_NAMES[name]):
             targets = run.place.targets(targets)
             moved = run.place.inputs(inputs)
             output = run.precision.full(output_of(run.criterion, model, moved, targets))
