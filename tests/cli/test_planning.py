@@ -94,6 +94,19 @@ def test_pictures_start_from_imagenets_weights_and_their_frozen_part_is_computed
     assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0
 
 
+def test_what_is_frozen_can_be_given_where_the_weights_are_the_default(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = pretrained.Pretrained(efficientnet_hub.NAME, efficientnet_hub.NAME, "found")
+    monkeypatch.setattr(pretrained, "find", lambda: found)
+    flags = ["train", "--data", str(pictures), "--image-size", "32", "--dry-run", "--out", str(tmp_path / "run")]
+    for own, expected in (([], 'mode = "head"'), (["--transfer.freeze", "16"], "freeze = 16")):
+        assert main([*flags, *own]) == 0
+        printed = capsys.readouterr().out
+        assert expected in printed
+        assert 'weights = "efficientnet-lite0"' in printed
+
+
 def test_without_the_extra_the_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

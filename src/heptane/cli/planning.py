@@ -110,7 +110,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
         classes=data.num_classes is not None,
         momentum=optimizers.has_momentum(trial),
         weights=choices["start"],
-        mode="head" if choices["start"] else None,
+        mode="head" if choices["start"] and not _says_what_is_frozen(wanted) else None,
         num_gpus=torch.cuda.device_count() if settings.device is None else 0,
         launched=launched(),
     )
@@ -179,6 +179,12 @@ def _weights(wanted: Choice) -> str | None:
     """The pretrained weights that the user named."""
     found = (wanted.own or {}).get("transfer", {}).get("weights")
     return None if found is None else str(found)
+
+
+def _says_what_is_frozen(wanted: Choice) -> bool:
+    """Whether the user said it without a mode, which a mode of ours would contradict."""
+    own = (wanted.own or {}).get("transfer", {})
+    return any(own.get(name) for name in ("freeze", "unfreeze_every_epochs", "lora_rank"))
 
 
 def _computed_once(settings: Settings, wanted: Choice) -> bool:
