@@ -43,7 +43,9 @@ def describe(value: Any, depth: int = DEPTH) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    if isinstance(value, (torch.dtype, torch.device, complex, os.PathLike)):
+    if isinstance(value, torch.device):
+        return {IS: "device"}  # which one may change
+    if isinstance(value, (torch.dtype, complex, os.PathLike)):
         return str(value)
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return _numbers(value)

@@ -139,10 +139,12 @@ def refusal(found: list[tuple[str, Any, Any]]) -> str:
     parts, remedies = [], []
     for name, before, now in found[:MOST_SHOWN]:
         before, now = (_one(value) if name.startswith("optimizer.") else value for value in (before, now))
-        was = f"with {_called(name)} {show(before)}" if before is not None else f"without {_called(name)}"
-        parts.append(f"{was}, and this run has {show(now)}")
-        plain = isinstance(before, (bool, int, float, str, list)) and _called(name) == name and " " not in name
-        same = f"{name}={show(before)}" if plain else f"the same {name.removesuffix(f'.{CODE}')}"
+        whole = name.removesuffix(f".{CODE}")
+        was = f"with {name} {show(before)}" if before is not None else f"without {name}"
+        said = f"{was}, and this run has {show(now)}"
+        parts.append(said if whole == name else f"with another {whole}: it has the same name, and its code differs")
+        plain = isinstance(before, (bool, int, float, str, list)) and whole == name and " " not in name
+        same = f"{name}={show(before)}" if plain else f"the same {whole}"
         remedies.append(f"without {name}" if before is None else f"with {same}")
     more = f" (and {len(found) - MOST_SHOWN} more)" if len(found) > MOST_SHOWN else ""
     remedy = " and ".join(remedies)
@@ -160,13 +162,6 @@ def _one(values: Any) -> Any:
     """Of an optimizer's groups that are alike the one value."""
     alike = isinstance(values, list) and values and all(item == values[0] for item in values)
     return values[0] if alike else values
-
-
-def _called(name: str) -> str:
-    """A setting's name in a message."""
-    if name.endswith(f".{CODE}"):
-        return f"{name.removesuffix(f'.{CODE}')} whose code has the checksum"
-    return name
 
 
 def _of_objects(run: Run) -> dict[str, Any]:
