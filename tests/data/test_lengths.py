@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import heptane as hp
+from heptane.data.batches import order
 
 LENGTHS = torch.randint(1, 50, (333,), generator=torch.Generator().manual_seed(0)).tolist()
 
@@ -29,6 +30,18 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert batches(1) == batches(1)
     assert batches(0) != batches(1)
     assert batches(0) != batches(0, seed=1)
+
+
+def test_no_draw_of_one_seed_is_one_of_the_next():
+    """Batches of one sample, all of one length: the order is the shuffle of the samples, put in the order of the batches."""
+    draws = []
+    for seed in (0, 1):
+        shuffled = order(200, seed, 0)
+        found = torch.tensor([batch[0] for batch in hp.LengthBatches([1] * 200, 1, seed)])
+        of_batches = shuffled.argsort()[found]  # at which place of the shuffle each batch was
+        assert torch.equal(shuffled[of_batches], found)
+        draws += [shuffled, of_batches]
+    assert not any(torch.equal(draws[a], draws[b]) for a in range(4) for b in range(a))
 
 
 def test_a_batch_holds_samples_of_like_length():

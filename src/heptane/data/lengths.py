@@ -8,6 +8,7 @@ from typing import Any
 from heptane._lazy import torch
 from heptane.data.batches import LABELS, check_batch, like, order
 from heptane.errors import InputError, check_range
+from heptane.randomness import generator
 
 WINDOW = 50  # batches among which samples are sorted: enough to pad little, and few enough to keep the order random
 
@@ -51,7 +52,7 @@ class LengthBatches:
         batches: list[torch.Tensor] = []
         for window in torch.split(shuffled, WINDOW * self.batch_size):
             batches += torch.split(window[self.lengths[window].argsort(stable=True)], self.batch_size)
-        for at in order(len(batches), self.seed + 1, self.epoch).tolist():
+        for at in generator(self.seed, "batches", self.epoch).permutation(len(batches)).tolist():
             yield batches[at].tolist()
 
 
