@@ -8,7 +8,7 @@ import pytest
 
 from heptane.data.survey import Survey
 from heptane.hubs.pretrained import Pretrained
-from heptane.recommend import Choices, Look, Machine, after_loading, before_loading
+from heptane.recommend import Choices, Look, Machine, after_loading, before_loading, expected_seconds
 
 LAPTOP = Machine(cores=2, gflops=110.0)
 LITE = Pretrained("efficientnet-lite0", "efficientnet-lite0", "has ImageNet's weights")
@@ -54,7 +54,25 @@ def test_the_batch_grows_with_the_data_and_is_never_above_it(num: int, batch: in
 def test_little_data_has_some_hundred_steps(num: int, pretrained: Any) -> None:
     made = choose(look(num), pretrained=pretrained)
     steps = -(-num // made["batch_size"]) * made["epochs"]
-    assert 250 <= steps <= 2500
+    assert (100 if made["frozen_groups"] else 250) <= steps <= 2500  # the last block learns more in each than a head
+
+
+def test_the_last_block_trains_with_the_head_where_there_are_pictures_and_time_for_it() -> None:
+    made = choose(look(600), pretrained=LITE)
+    assert (made["frozen_groups"], made["batch_size"]) == (16, 32)
+    assert "last block" in made.made["epochs"].why
+    assert (
+        expected_seconds(
+            Look(kind="images", num_train=600, num_classes=5, survey=look(600), shape=(3, 192, 192)), LAPTOP, made
+        )
+        < 60
+    )
+    for seen, given in ((look(240), {}), (look(600), {"computed_once": False}), (look(600), {"frozen_given": True})):
+        assert choose(seen, pretrained=LITE, **given)["frozen_groups"] == 0
+    slow = Machine(gflops=110.0, seconds=2.0)
+    assert choose(look(600), pretrained=LITE, machine=slow)["frozen_groups"] == 0
+    other = Pretrained("timm:resnet18", "timm:resnet18", "has ImageNet's weights")
+    assert choose(look(600), pretrained=other)["frozen_groups"] == 0
 
 
 def test_more_data_means_fewer_epochs_and_more_steps() -> None:

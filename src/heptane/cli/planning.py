@@ -62,6 +62,7 @@ def plan_run(
     seen = _survey(settings) if data is None else None
     given: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(Settings)}
     given |= {"start": _weights(wanted), "computed_once": _computed_once(settings, wanted)}
+    given["frozen_given"] = _says_what_is_frozen(wanted) or "mode" in (wanted.own or {}).get("transfer", {})
     look = Look(kind="arrays", num_train=1, num_classes=None)
     if seen is not None:
         look = Look(kind="images", num_train=seen.num_train, num_classes=len(seen.counts), survey=seen)
@@ -110,7 +111,8 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
         classes=data.num_classes is not None,
         momentum=optimizers.has_momentum(trial),
         weights=choices["start"],
-        mode="head" if choices["start"] and not _says_what_is_frozen(wanted) else None,
+        mode="head" if choices["start"] and not choices["frozen_groups"] and not _says_what_is_frozen(wanted) else None,
+        freeze=choices["frozen_groups"],
         num_gpus=torch.cuda.device_count() if settings.device is None else 0,
         launched=launched(),
     )

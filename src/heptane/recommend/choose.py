@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from heptane.data.survey import are_characters
 from heptane.optimizers import PEAK, RATES, REFERENCE_BATCH
 from heptane.recommend.facts import Choices, Look, Machine
-from heptane.recommend.timing import TRAIN_COST, epoch_seconds, forward_seconds, patience_seconds
+from heptane.recommend.timing import LAST_BLOCK_COST, TRAIN_COST, epoch_seconds, forward_seconds, patience_seconds
 
 if TYPE_CHECKING:
     from heptane.hubs.pretrained import Pretrained
@@ -23,6 +23,8 @@ SIDES = (24, 32, 40, 48, 64, 80, 96)  # pixels, of images for a model that is tr
 PRETRAINED_SIDES = (96, 128, 160, 192, 224)
 LEAST_STEPS = 300  # that a run on few samples should have
 MAX_EPOCHS = 100
+LAST_BLOCK = {"efficientnet-lite0": 16}  # groups that are frozen where the last block trains with the head
+LAST_BLOCK_SAMPLES, LAST_BLOCK_STEPS = 400, 100  # least samples for it, and steps
 TABLE_RATE = 3e-3  # AdamW's on a table, for a batch of 32
 
 
@@ -51,7 +53,8 @@ def before_loading(
 
 
 def after_loading(look: Look, machine: Machine, given: Mapping[str, Any], chosen: Choices, *, cycle: bool = True) -> Choices:
-    """How to train: ``batch_size``, ``epochs``, ``optimizer``, ``lr``, ``augment`` and ``evaluate_every_epochs``.
+    """How to train: ``batch_size``, ``frozen_groups`` (0: see the transfer trick), ``epochs``,
+    ``optimizer``, ``lr``, ``augment`` and ``evaluate_every_epochs``.
 
     Args:
         look: the data, as they were loaded.
@@ -65,6 +68,7 @@ def after_loading(look: Look, machine: Machine, given: Mapping[str, Any], chosen
     batch = made.put("batch_size", *_batch(look, given.get("accumulate") or 1))
     batch = min(batch, look.num_train)
     steps_per_epoch = ceil(look.num_train / batch)
+    made.put("frozen_groups", *_frozen_groups(look, machine, made, steps_per_epoch))
     epochs = made.put("epochs", *_epochs(look, machine, made, steps_per_epoch))
     made.put("optimizer", *_optimizer(look, tuned))
     if str(made["optimizer"]).lower() in RATES:
@@ -133,8 +137,29 @@ def _epochs_by_data(num_train: int) -> float:
     return float(min(MAX_EPOCHS, max(8, round(60 * (240 / num_train) ** 0.4))))
 
 
+def _last_block_epochs(steps_per_epoch: int) -> int:
+    return max(4, ceil(LAST_BLOCK_STEPS / steps_per_epoch))
+
+
+def _frozen_groups(look: Look, machine: Machine, made: Choices, steps_per_epoch: int) -> tuple[int, str]:
+    """How many groups of pretrained weights are frozen where more trains than the head; else 0."""
+    groups = LAST_BLOCK.get(str(made["start"]), 0)
+    if not groups or made["model"] != made["start"] or not made.given.get("computed_once", True):
+        return 0, "the head alone, or as given"
+    if made.given.get("frozen_given") or look.num_train < LAST_BLOCK_SAMPLES:
+        return 0, "the head alone, or as given"
+    each = LAST_BLOCK_COST * (forward_seconds(str(made["model"]), min(look.shape[1:]), machine) or 0.0)
+    epochs = made.given.get("epochs") or _last_block_epochs(steps_per_epoch)
+    if float(epochs) * look.num_train * each > 0.5 * patience_seconds(look.num_train, machine):
+        return 0, "the head alone: more would take too long"
+    return groups, "the last block trains too: it tells pictures unlike ImageNet's apart"
+
+
 def _epochs(look: Look, machine: Machine, made: Choices, steps_per_epoch: int) -> tuple[float, str]:
     if made["start"] is not None and made.given.get("computed_once", True):
+        if made["frozen_groups"]:
+            epochs = float(_last_block_epochs(steps_per_epoch))
+            return epochs, f"{epochs * steps_per_epoch:,.0f} steps of head and last block; what is before is computed once"
         epochs = float(min(2 * MAX_EPOCHS, max(8, ceil(2 * LEAST_STEPS / steps_per_epoch))))
         return epochs, f"{epochs * steps_per_epoch:,.0f} steps, cheap ones: the frozen part is computed once"
     usual = _epochs_by_data(look.num_train) / (1 if made["start"] is None else 4)

@@ -9,6 +9,7 @@ from heptane.recommend.facts import Choices, Look, Machine
 PIXEL_FLOPS = {"resnet": 42e3, "resnet-wide": 165e3, "efficientnet-lite0": 64e3}  # of a forward pass, in plain convolutions'
 TRAIN_COST = 3.0  # of a step, in forward passes
 STEP_SECONDS = 2e-3  # that a step takes beside its arithmetic
+LAST_BLOCK_COST = 0.14  # of a step of the last block and the head on features, in forward passes of the network
 START_SECONDS, READ_SECONDS = 6.0, 0.008  # of imports and the report; of reading an image
 
 
@@ -51,7 +52,8 @@ def expected_seconds(look: Look, machine: Machine, made: Choices) -> float | Non
     if start is not None and made.given.get("computed_once", True):
         side = min(look.shape[1:])
         once = total * (forward_seconds(model, side, machine) or 0.0)
-        return seconds + once + float(made["epochs"]) * steps_per_epoch * STEP_SECONDS
+        tail = LAST_BLOCK_COST * once / total * look.num_train if made["frozen_groups"] else 0.0
+        return seconds + once + float(made["epochs"]) * (tail + steps_per_epoch * STEP_SECONDS)
     each = epoch_seconds(look, machine, model, steps_per_epoch)
     evaluation = float(made["epochs"]) / float(made["evaluate_every_epochs"]) * each * 0.04
     return seconds + float(made["epochs"]) * each + evaluation

@@ -9,6 +9,7 @@ from heptane.errors import check_range
 if TYPE_CHECKING:
     from heptane.tricks import Tricks
 
+FEW_GROUPS_FACTOR = 2.0  # between the rates of the few groups that train on computed features
 LONG_EPOCHS, LONG_STEPS = 50, 5000  # from here on a run from scratch is taken to be long enough to overfit
 
 
@@ -21,6 +22,7 @@ def recommend(
     reference_batch: int | None = None,
     weights: str | None = None,
     mode: str | None = None,
+    freeze: int = 0,
     num_gpus: int | None = None,
     launched: int = 1,
 ) -> tuple[Tricks, dict[str, str]]:
@@ -34,6 +36,8 @@ def recommend(
         reference_batch: the batch for which the learning rate was chosen; None: it was chosen for the batch in use.
         weights: pretrained weights, if there are any, as :class:`heptane.Transfer` names them.
         mode: how to train from them, a mode of :class:`heptane.Transfer`.
+        freeze: without a mode, groups to freeze, as :class:`heptane.Transfer` counts them; the others' rates then halve from
+            one to the one before it.
         num_gpus: GPUs of this machine; None counts them.
         launched: workers that torchrun started; 1 where it did not start this process.
 
@@ -56,7 +60,7 @@ def recommend(
         cyclical=hp.Cyclical(cycle_momentum=momentum),
         mixup=hp.Mixup() if long else None,
         label_smoothing=hp.LabelSmoothing() if classes else None,
-        transfer=hp.Transfer(weights=weights, mode=mode) if weights else None,
+        transfer=_transfer(weights, mode, freeze) if weights else None,
         mixed_precision=hp.MixedPrecision(),
     )
     one_process = "one process already uses this machine's cores"
@@ -78,6 +82,14 @@ def recommend(
         "mixed_precision": "kept only where a measurement on this machine says that it pays",
     }
     return tricks, why
+
+
+def _transfer(weights: str, mode: str | None, freeze: int) -> Any:
+    import heptane as hp
+
+    if freeze and mode is None:
+        return hp.Transfer(weights=weights, freeze=freeze, rate_factor=FEW_GROUPS_FACTOR)
+    return hp.Transfer(weights=weights, mode=mode)
 
 
 def has_classes(data: Any) -> bool:
