@@ -288,7 +288,7 @@ def torture(runs: int, seed: int = 0, say: Callable[[str], None] = lambda _: Non
     """``runs`` runs, the cases in turn; how often each was killed, and what came out different. Without ``report`` they draw
     none, which takes longer than they train."""
     if not report:
-        html.write_report = lambda record, path: path.write_text("page")
+        html.write_report = lambda record, path, pictures=None: path.write_text("page")
     draw, wrong, kills = random.Random(seed), [], []
     root = Path(tempfile.mkdtemp(prefix="heptane-torture-"))
     names = list(CASES)[: max(1, min(runs, len(CASES)))] if runs < len(CASES) else list(CASES)

@@ -40,8 +40,8 @@ class BestWeights:
         were evaluated."""
         if not self.wanted:
             return
-        final = step > self.run.phases[-1].start
-        found = {name: tensor for name, tensor in _tensors(self.run.model) if not final or _changes(tensor)}
+        same = len(self.run.phases) == 1  # else what trains now, as in a run that is resumed, is not what trains later
+        found = {name: tensor for name, tensor in _tensors(self.run.model) if not same or _changes(tensor)}
         kept, self._tensors = self._tensors, {}
         with torch.no_grad():
             for name, tensor in found.items():
@@ -86,7 +86,7 @@ def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _changes(tensor: torch.Tensor) -> bool:
-    """Whether a step of the last phase may change it: a buffer, or a parameter that trains."""
+    """Whether a step may change it: a buffer, or a parameter that trains."""
     return tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)
 
 
