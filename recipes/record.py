@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from heptane.errors import InputError
-from heptane.race.statistics import gain
+from heptane.race.statistics import student_quantile
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from results import FOLDER, save, spread
@@ -57,15 +59,16 @@ class Record:
         print(f"{arm}: " + ", ".join(f"{metric} {value:.4g}" for metric, value in known.items()), flush=True)
 
     def compare(self, arm: str, other: str) -> None:
-        """Whether ``arm`` is better than ``other``: the median of the differences seed by seed, with a 95% interval."""
+        """Whether ``arm`` is better than ``other``: the mean of the differences seed by seed, with a 95% interval."""
         metric, more_is_better = next(iter(self.metrics.items()))
-        found = gain(self.arms[other][metric], self.arms[arm][metric])
-        higher, lower = (BETTER, WORSE) if more_is_better else (WORSE, BETTER)
-        verdict = higher if found.above(0) else lower if found.below(0) else UNDECIDED
-        said = f"(95% interval {found.low:+.3g} to {found.high:+.3g}): {verdict}"
-        if len(self.arms[arm][metric]) == 1:
-            said = "(one seed: no interval)"
-        self.verdicts.append(f"{arm} against {other}: {metric} {found.median:+.3g} {said}")
+        gains = [b - a for a, b in zip(self.arms[other][metric], self.arms[arm][metric], strict=True)]
+        mean, said = statistics.fmean(gains), "(one seed: no interval)"
+        if len(gains) > 1:
+            half = student_quantile(0.05, len(gains) - 1) * statistics.stdev(gains) / math.sqrt(len(gains))
+            higher, lower = (BETTER, WORSE) if more_is_better else (WORSE, BETTER)
+            verdict = higher if mean - half > 0 else lower if mean + half < 0 else UNDECIDED
+            said = f"(95% interval {mean - half:+.3g} to {mean + half:+.3g}): {verdict}"
+        self.verdicts.append(f"{arm} against {other}: {metric} {mean:+.3g} {said}")
 
     def finish(self, out: Path | None, **facts: Any) -> None:
         """Print the table and the verdicts; write ``out/recipe-NAME.json`` with ``facts``, unless ``out`` is None."""

@@ -38,6 +38,7 @@ TABLE = {
             "strategy": ("zero", "", None),
             "sync_batchnorm": ("no", 1, None),
             "bucket_mib": (0, -1.0, *NOT_NUMBERS),
+            "find_unused": (1, "yes", None),
             "timeout_seconds": (0, -1.0, *NOT_NUMBERS),
             "restarts": (-1, 0.5, *NOT_NUMBERS),
             "keep": ("rate", None),
@@ -246,7 +247,7 @@ def test_recommended_gives_a_reason_for_each_of_the_seven() -> None:
         assert set(why) == set(TABLE)
         assert all(why.values())
         assert hp.Tricks.recommended(**facts) == tricks
-    assert tricks.on == ["data_parallel", "lr_scaling", "cyclical", "mixup", "transfer", "mixed_precision"]
+    assert tricks.on == ["data_parallel", "lr_scaling", "cyclical", "transfer", "mixed_precision"]
     assert tricks.cyclical == hp.Cyclical(cycle_momentum=False)
     assert recommend(num_gpus=0)[0].on == ["cyclical", "label_smoothing", "mixed_precision"]
     with pytest.raises(hp.InputError, match="epochs=0"):

@@ -18,6 +18,7 @@ from tests.conftest import make_images, mlp
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
+from heptane.randomness import epoch_seed
 
 functional = torch.nn.functional
 Factory = Callable[[Any], torch.optim.Optimizer]
@@ -111,7 +112,7 @@ def test_a_loader_that_shuffles_is_the_plain_loop_over_it() -> None:
 
     def epochs() -> Iterator[Any]:
         for epoch in range(2):
-            torch.manual_seed(7 + epoch)
+            torch.manual_seed(epoch_seed(7, epoch))
             yield list(loader)
 
     result = fit(mlp(), loader, batch_size=None, seed=7)
@@ -538,7 +539,8 @@ def test_the_result_file_holds_what_the_design_promises(tmp_path: Path) -> None:
     assert wanted <= set(found)
     assert (found["schema"], found["command"]) == (1, "me")
     assert found["data"] == {"num_train": 50, "name": "patterns"}
-    assert found["model"] == {"name": "mlp", "num_parameters": 64 * 16 + 16 + 16 * 4 + 4}
+    model = {"name": "mlp", "num_parameters": 64 * 16 + 16 + 16 * 4 + 4, "input_shape": [1, 8, 8], "num_outputs": 4}
+    assert model.items() <= found["model"].items()
     assert {"epochs": 2.0, "batch_size": 16, "optimizer": "SGD", "seed": 0, "lr": 0.05}.items() <= found["settings"].items()
     assert found["seconds"] == result.seconds
     assert found["metrics"] == result.metrics

@@ -36,9 +36,10 @@ def interrupted(model: torch.nn.Module, folder: Path, at: int = 3, **settings: A
 
     def f1(_: Any, __: Any) -> float:
         seen.append(1)
-        if len(seen) == at:
+        number = len(seen) - 1  # the first call is the trial before training
+        if number == at:
             raise KeyboardInterrupt
-        return scores[len(seen) - 1]
+        return scores[max(number, 1) - 1]
 
     with pytest.raises(KeyboardInterrupt):
         fit(model, folder, metrics={"f1": f1}, target=("valid_f1", 2.0), epochs=4, **settings)

@@ -222,10 +222,10 @@ class Noise(nn.Module):
         return x * self.scale
 
 
-@pytest.mark.parametrize("transfer", [None, hp.Transfer(swap_head=False, cache="off")], ids=["off", "on"])
-def test_a_module_whose_only_parameters_are_fixed_trains(transfer: hp.Transfer | None) -> None:
+@pytest.mark.parametrize("tricks", [hp.Tricks(), hp.Tricks(label_smoothing=hp.LabelSmoothing())], ids=["off", "on"])
+def test_a_module_whose_only_parameters_are_fixed_trains(tricks: hp.Tricks) -> None:
     noise = Noise()
-    fit(nn.Sequential(noise, nn.Linear(4, 3)), tricks=hp.Tricks(transfer=transfer))
+    fit(nn.Sequential(noise, nn.Linear(4, 3)), tricks=tricks)
     assert noise.passes == 8
     assert noise.training
 

@@ -26,7 +26,7 @@ from heptane.transfer.features import Shortcut, find_shortcut
 from heptane.tricks.data_parallel import DataParallel, Worker, check_replicas
 from heptane.tricks.mixed_precision import Precision
 from heptane.tricks.mixup import Mixer
-from heptane.tricks.transfer import Transfer, freeze, frozen_modes, leave
+from heptane.tricks.transfer import Transfer, freeze, frozen_modes, leave, train_mode
 
 OptimizerFactory = Callable[[Any], Any]
 
@@ -187,7 +187,10 @@ class Run:
         """Freeze what this phase freezes, set the modes, and see whether the frozen part can be computed once."""
         if phase.frozen is not None:
             freeze(self.model, phase.frozen, self.groups)
-        frozen_modes(self.model, self.groups)
+        if self.transfer is None:
+            frozen_modes(self.model, self.groups)
+        else:
+            train_mode(self.model, self.groups)
         self.shortcut = self._shortcut_in(phase)
 
     def enter(self, phase: Phase) -> tuple[torch.nn.Module, Source]:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler
 
 import heptane as hp
+from heptane.randomness import epoch_seed
 from heptane.data.batches import Place, as_loader, as_source
 from heptane.tricks.data_parallel import Worker
 
@@ -130,7 +131,7 @@ def test_batches_are_those_of_the_plain_loop(name):
     want, steps = [], len(plain)
     assert source.steps_per_epoch == steps
     for epoch in range(3):
-        torch.manual_seed(seed + epoch)
+        torch.manual_seed(epoch_seed(seed, epoch))
         for holder in (plain.sampler, plain.batch_sampler):
             if hasattr(holder, "set_epoch"):
                 holder.set_epoch(epoch)

@@ -35,7 +35,7 @@ def data():
 def fitted(model=None, *, rank=2, epochs=3, optimizer=sgd, tricks=None, **settings):
     model = network() if model is None else model
     chosen = hp.Tricks(transfer=hp.Transfer(lora_rank=rank, rate_factor=1.0), **(tricks or {}))
-    given = {"optimizer": optimizer, "epochs": epochs, "batch_size": 8, "tricks": chosen, **settings}
+    given = {"optimizer": optimizer, "epochs": epochs, "batch_size": 8, "tricks": chosen, "weights": "last", **settings}
     return model, hp.fit(model, data(), data(), **given)
 
 

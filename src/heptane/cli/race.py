@@ -15,6 +15,7 @@ from heptane.cli.planning import plan_run
 from heptane.cli.train import arguments, facts, is_first, num_outputs, out_folder, read
 from heptane.data import Data
 from heptane.errors import InputError
+from heptane.race.arms import make_arms
 from heptane.settings import RaceSettings, Settings, convert, to_toml
 from heptane.tricks import Tricks
 
@@ -41,6 +42,7 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
     out = out_folder(settings, flags)
     planned = plan_run(settings, wanted, flags, race=True)
     settings, data, tricks, reasons = planned.settings, planned.data, planned.tricks, planned.reasons
+    make_arms(tricks, own.arm_names)  # refuses names that are not known before anything is printed
     if is_first():
         print("\n".join(plan_lines(planned)), file=sys.stdout if flags.dry_run else sys.stderr)
     about = facts(settings, data)

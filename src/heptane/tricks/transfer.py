@@ -192,13 +192,9 @@ def train_mode(model: torch.nn.Module, groups: Anatomy | None = None) -> torch.n
 
 
 def frozen_modes(model: torch.nn.Module, groups: Anatomy | None = None) -> None:
-    """:func:`train_mode` within a run: what only the user had frozen trains on, as in a loop written by hand."""
+    """:func:`train_mode` in a run without transfer: what only the user had frozen trains on, as in a hand-written loop."""
     stopped = model.__dict__.get(_STOPPED, set())
-    if _FOUND in model.__dict__:
-        before, stopped = model.__dict__[_FOUND]
-        found = {id(module._parameters.get(name)) for module, name, trained in before if not trained}
-    else:
-        found = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
+    found = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
     ours = {id(parameter) for name, parameter in model.named_parameters() if name in stopped}
     _set_modes(model, groups, found - ours)
 
