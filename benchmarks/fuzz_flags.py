@@ -113,7 +113,8 @@ def fuzz_flags(count: int, seed: int) -> dict[str, Any]:
     """``count`` command lines."""
     failures: dict[str, dict[str, str]] = {}
     codes = 0
-    html.write_report = lambda record, path, pictures=None: path.write_text("page")  # drawing it takes a second, and has tests of its own
+    # Drawing the page takes a second, and has tests of its own.
+    html.write_report = lambda record, path, pictures=None: path.write_text("page")
     with tempfile.TemporaryDirectory(prefix="heptane-fuzz-") as name:
         folder = Path(name)
         draw = np.random.default_rng(0)

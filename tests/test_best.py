@@ -27,7 +27,7 @@ class Scored:
     def __call__(self, model: torch.nn.Module, data: Any) -> float:
         if not self.tried:  # a run tries its metrics before it trains
             self.tried = True
-            return self.scores[0]
+            return self.scores[0] if self.scores else 0.0
         self.seen.append({name: value.detach().clone() for name, value in tensors(model).items()})
         return self.scores[len(self.seen) - 1]
 

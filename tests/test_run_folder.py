@@ -286,11 +286,12 @@ def test_a_second_run_is_refused_while_the_first_works_and_the_first_is_not_dist
 
 
 def refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that is said of it, notes on the data aside."""
+    """The one line of the error; the plan and notes on the data may come before it."""
     capsys.readouterr()
     assert main(command) == 2
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: "))
-    return line
+    *_, last = lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("heptane: ")] == [last]
+    return last
 
 
 def test_what_a_killed_run_had_started_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

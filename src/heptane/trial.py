@@ -16,7 +16,7 @@ from heptane.tricks.mixed_precision import Precision
 
 TRIED = 256  # samples, from all over the data, which may be sorted by class
 READ = 32  # samples of a data set, which may be slow to read
-DECODED = 4  # for functions of the model, which may take long over each
+WHOLE = 512  # samples up to which a function of the model is tried: on all of them, since it may know how many there are
 
 
 def try_metrics(
@@ -45,7 +45,10 @@ def try_metrics(
         output = seen(criterion, evaluated(model, inputs, targets if isinstance(criterion, Returned) else None))
         output = precision.full(output)
         for called, metric in metrics.items():
-            shown = spread(data, DECODED) if not hasattr(metric, "update") and takes_model(metric) else few
+            of_model = not hasattr(metric, "update") and takes_model(metric)
+            if of_model and not _is_small(data):
+                continue
+            shown = data if of_model else few
             try:
                 with torch.no_grad():
                     measures = Measures({called: metric}, place.device, ALONE)
@@ -63,6 +66,14 @@ def try_metrics(
             finally:
                 if hasattr(metric, "reset"):
                     metric.reset()
+
+
+def _is_small(data: Any) -> bool:
+    if in_memory(tensors_of(data)):
+        size = length(first_tensor(pair(tensors_of(data))[0]))
+    else:
+        size = length(getattr(data, "dataset", data))
+    return size is not None and size <= WHOLE
 
 
 def spread(data: Any, count: int) -> tuple[Any, Any] | None:
