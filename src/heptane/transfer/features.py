@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SHARE_OF_MEMORY = 0.25  # of what is available, that features may take before they go to the disk
+CPU_CHUNK = 8  # samples that go through the frozen part at once on a CPU
 TRIED = 4  # samples on which a cut is tried
 
 
@@ -89,10 +90,13 @@ def find_shortcut(run: Run, phase: Phase, kind: str, dtype: str) -> Shortcut | s
     batch_size = math.ceil(source.batch_size / run.accumulate)  # as many at a time as in training
     held = Held(kind, None if dtype == "auto" else getattr(torch, DTYPES[dtype]))
 
+    # Few at once on a CPU: large activations are given back to the system, and cleared again by it, in each call.
+    chunk = min(batch_size, CPU_CHUNK) if run.place.device.type == "cpu" else batch_size
+
     def compute(inputs: Any) -> torch.Tensor:
         worker = run.worker if len(first_tensor(inputs)) >= run.worker.size else ALONE
         with as_before(model):
-            return held.fill(inputs, parts(model, cut, inputs, batch_size, run.place, run.precision, worker), worker)
+            return held.fill(inputs, parts(model, cut, inputs, chunk, run.place, run.precision, worker), worker)
 
     features = compute(source.inputs)
     said = (
