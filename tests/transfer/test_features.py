@@ -251,8 +251,7 @@ def test_a_resumed_run_is_bitwise_the_same(tmp_path):
 def test_functions_as_metrics_see_the_whole_model_and_the_data():
     seen = []
     fitted(metrics={"shape": lambda model, data: seen.append((type(model), tuple(data[0].shape))) or 0.0})
-    assert seen[0] == (Net, (4, 1, 6, 6))  # before training, on a few samples
-    assert set(seen[1:]) == {(Net, (24, 1, 6, 6))}
+    assert set(seen) == {(Net, (24, 1, 6, 6))}  # before training too, since it may know how many there are
 
 
 @pytest.mark.parametrize("cache", ["off", "memory"])
