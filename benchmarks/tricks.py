@@ -1,7 +1,7 @@
 """What does each trick cost and bring in a race? A small ResNet on a part of Fashion-MNIST, every arm, five seeds.
 
 ``python benchmarks/tricks.py`` writes ``results/tricks.json``, from which ``heptane tricks`` has its figures. The course is
-that of ``heptane demo``; label smoothing and the cycle are as there, mixup and mixed precision at their defaults, and the
+that of ``heptane demo``; the cycle is as there, label smoothing, mixup and mixed precision at their defaults, and the
 learning rate is scaled from half of the batch to the batch. Data parallel and transfer need other courses, and have them:
 ``benchmarks/scaling.py``, ``benchmarks/transfer_time.py``.
 """
@@ -29,6 +29,7 @@ def main() -> None:
     train, valid = course.parts(data)
     tricks = replace(
         TRICKS,
+        label_smoothing=hp.LabelSmoothing(),
         mixup=hp.Mixup(),
         lr_scaling=hp.LRScaling(reference_batch=course.batch_size // 2),
         mixed_precision=hp.MixedPrecision(),

@@ -36,14 +36,13 @@ def images(name: str, size: int, counts: tuple[int, ...] = (200, 100, 60)) -> Da
 
 
 @pytest.mark.parametrize("course", COURSES.values(), ids=str)
-def test_time_becomes_seeds_and_where_there_is_little_only_two_arms_race(course: Course) -> None:
+def test_time_becomes_seeds(course: Course) -> None:
     each = course.seconds(SLOW)
-    assert choose(course, 2.9 * each, SLOW) == (SEEDS, ["plain", "all"])
-    assert choose(course, 3.1 * each, SLOW) == (SEEDS, None)
-    assert choose(course, 4.1 * each, SLOW) == (4, None)
-    assert choose(course, 99 * each, SLOW) == (courses.MOST_SEEDS, None)
-    assert course.seconds(SLOW, 2) == each / 2
-    assert choose(course, 2.9 * each, FAST)[1] is None
+    assert choose(course, 0.5 * each, SLOW) == SEEDS
+    assert choose(course, 3.1 * each, SLOW) == SEEDS
+    assert choose(course, 4.1 * each, SLOW) == 4
+    assert choose(course, 99 * each, SLOW) == courses.MOST_SEEDS
+    assert choose(course, 4.1 * each, FAST) == courses.MOST_SEEDS  # a faster machine races more
 
 
 def test_a_course_is_evaluated_at_whole_steps_and_has_enough_to_be_wrong_about() -> None:
@@ -96,8 +95,8 @@ def test_it_races_trains_and_ends_in_a_page(
     assert "ms a step; racing on 128 pictures to 70% validation accuracy, 3 seeds" in printed
     record = json.loads((tmp_path / "race" / "race.json").read_text())
     assert record["plan"]["seeds"] == [0, 1, 2]
-    assert [arm["name"] for arm in record["arms"]] == ["plain", "all", "all-cyclical", "all-label_smoothing"]
-    assert {effect["trick"] for effect in record["effects"]} >= {"cyclical", "label_smoothing"}
+    assert [arm["name"] for arm in record["arms"]] == ["plain", "all"]
+    assert {effect["trick"] for effect in record["effects"]} == {"cyclical"}
     page = (tmp_path / "index.html").read_text()
     assert record["sentence"] in printed
     for address in ("race/report.html", "pretrained/report.html", "scratch/report.html"):

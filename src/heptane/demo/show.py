@@ -11,7 +11,7 @@ from pathlib import Path
 
 from heptane.alive import drawn_by, working
 from heptane.data import Data, load_data
-from heptane.demo.course import COURSES, EVALUATE_EVERY_EPOCHS, NUM_ARMS, TRICKS, Course, Speed, choose, measure
+from heptane.demo.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS, Course, Speed, choose, measure
 from heptane.demo.page import write_page
 from heptane.demo.pictures import SCRATCH, Trained, compared, read_trained, write_pictures
 from heptane.errors import InputError, one_line
@@ -46,11 +46,11 @@ def demo(out: Path, *, data_name: str = "fashion-mnist", seconds: float = 150.0)
     with_pictures = data.name == "fashion-mnist"
     left = ends - time.monotonic() - LAST_SECONDS - (PICTURES_STEPS * speed.step_seconds if with_pictures else 0)
     course = COURSES[data.name]
-    seeds, arms = choose(course, left, speed)
-    _announce(course, seeds, arms, speed, left)
+    seeds = choose(course, left, speed)
+    _announce(course, seeds, speed, left)
     said, links = [], {}
     try:
-        said.append(_race(course, data, seeds, arms, max(left, LEAST_SECONDS), out / "race", speed))
+        said.append(_race(course, data, seeds, max(left, LEAST_SECONDS), out / "race", speed))
         links["The race"] = "race/report.html"
     except (InputError, RuntimeError, OSError) as error:
         said.append(f"The race could not be run here: {one_line(error)}")
@@ -76,22 +76,20 @@ def _load(name: str) -> Data | None:
     return data
 
 
-def _announce(course: Course, seeds: int, arms: list[str] | None, speed: Speed, left: float) -> None:
+def _announce(course: Course, seeds: int, speed: Speed, left: float) -> None:
     """Say what will be raced, and why that."""
-    needed = seeds * course.seconds(speed, len(arms or range(NUM_ARMS)))
+    needed = seeds * course.seconds(speed)
     print(
         f"\n2. A race: plain training against {' and '.join(name.replace('_', ' ') for name in TRICKS.on)}\n"
         f"   This machine: {1000 * speed.step_seconds:.0f} ms a step; racing on {course.num_train:,} pictures to "
         f"{course.target:.0%} validation accuracy, {seeds} seeds, about {needed:.0f} s",
         flush=True,
     )
-    if arms:
-        print("   There is no time for arms that tell what each trick brings: a larger --budget has them.", flush=True)
     if needed > left:
         print(f"   There are {max(left, 0):.0f} s for it: what does not fit into them is left out, and named.", flush=True)
 
 
-def _race(course: Course, data: Data, seeds: int, arms: list[str] | None, seconds: float, out: Path, speed: Speed) -> str:
+def _race(course: Course, data: Data, seeds: int, seconds: float, out: Path, speed: Speed) -> str:
     """The race; its tables are printed, its headline is returned."""
     from heptane.cli.train import describe
     from heptane.race import race
@@ -113,7 +111,6 @@ def _race(course: Course, data: Data, seeds: int, arms: list[str] | None, second
         batch_size=course.batch_size,
         target=course.target,
         tricks=TRICKS,
-        arms=arms,
         seeds=seeds,
         fixed_seeds=True,
         budget=seconds,
