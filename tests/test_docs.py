@@ -82,3 +82,12 @@ def test_public_names_are_sorted_documented_and_there() -> None:
     assert hp.__all__ == sorted(hp.__all__)
     for name in hp.__all__:
         assert getattr(hp, name).__doc__, name
+
+
+def test_every_trap_has_a_number_and_names_tests_that_are_there() -> None:
+    page = (ROOT / "docs" / "traps.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|.*\| ([^|]+) \|$", page, flags=re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    for _, where in rows:
+        for name in re.findall(r"tests/[\w/.]+", where):
+            assert (ROOT / name).exists(), name
