@@ -9,7 +9,6 @@ import pytest
 
 from heptane.report.race_page import race_page
 from heptane.report.race_pictures import accuracy_against_time, median_curve, time_to_target, worth_of_tricks
-from heptane.report.race_record import judged
 
 
 def run(seed: int, seconds: float | None, status: str = "", slope: float = 0.1) -> dict[str, Any]:
@@ -153,24 +152,3 @@ def test_a_race_for_accuracy_counts_points() -> None:
     for each_arm in found["arms"][:2]:
         each_arm["runs"][0]["status"] = "done"
     assert top(race_page(found)).startswith("+1.2 points of accuracy after 1 min 00 s of training with the tricks")
-
-
-def test_an_older_record_gets_a_verdict_from_its_interval() -> None:
-    def side(median: Any, low: Any, high: Any, values: list[float]) -> dict[str, Any]:
-        return {"median": median, "interval": [low, high], "values": values, "unknown": 0, "weak": True}
-
-    old = race([4.0], [2.0], {}, sentence="2 times faster")
-    effect = {"trick": "mixup", "verdict": "helps", "why": "", "alone": None, "without": None}
-    blocked = {"trick": "transfer", "verdict": "not applicable here", "why": "no weights", "alone": None, "without": None}
-    old["effects"] = [{**effect, "estimate": side(1.3, 1.1, 1.5, [1.3, 1.3])}, {**blocked, "estimate": None}]
-    for found, verdict in (
-        (side(2.0, 1.5, 2.5, [2.0, 2.0]), "helps"),
-        (side(2.0, 0.5, 2.5, [2.0, 2.0]), "not settled"),
-        (side("inf", "inf", "inf", [2.0, 2.0]), "no verdict"),
-        (side(2.0, 2.0, 2.0, [2.0]), "no verdict"),
-    ):
-        new = judged({**old, "speedup": {"kind": "ratio", **found}})
-        assert new["speedup"]["verdict"] == verdict
-        assert [row["trick"] for row in new["effects"]] == ["mixup"]
-        assert new["not_raced"] == [{"trick": "transfer", "why": "no weights"}]
-        race_page({**old, "speedup": {"kind": "ratio", **found}})

@@ -25,7 +25,7 @@ from heptane.race.tuning import FIRST_LENGTH, LENGTH_STEP, RATE_STEP, Tuning, cl
 from heptane.race.verdicts import FIRST_LOOK
 from heptane.report import duration
 from heptane.report.live import LiveTable
-from heptane.report.race import write_race_report
+from heptane.report.race_page import write_race_report
 from heptane.run_folder import RunFolder
 from heptane.storage import write_text
 from heptane.tricks import Tricks

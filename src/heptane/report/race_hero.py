@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heptane.race.arms import ALL, PLAIN
+from heptane.race.verdicts import HELPS, HURTS, NO_DIFFERENCE
 from heptane.report import duration, label, measure
-from heptane.report.race_record import HELPS, HURTS, NO_DIFFERENCE, RAN
+from heptane.report.race_record import RAN
 
 Record = Mapping[str, Any]
 

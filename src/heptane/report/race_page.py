@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from heptane.race.arms import ALL
+from heptane.race.verdicts import HELPS, HURTS
 from heptane.report import figure, label, measure, section
 from heptane.report.curves import Line, line_chart
 from heptane.report.first import subject
-from heptane.report.html import byline, facts, fill
+from heptane.report.html import byline, facts, fill, write_page
 from heptane.report.live import knob_text, outcome_text
 from heptane.report.race_hero import arm_median, middle_of, race_glance, race_hero
 from heptane.report.race_pictures import accuracy_against_time, time_to_target, worth_of_tricks
-from heptane.report.race_record import HELPS, HURTS, RAN, judged, number, ran
+from heptane.report.race_record import RAN, number, ran
 
 Record = Mapping[str, Any]
 
 
-def race_page(record: Record) -> str:
+def write_race_report(race: Record, path: str | os.PathLike[str]) -> None:
+    """Write ``report.html`` of a race; the file is replaced in one step."""
+    write_page(race_page(race), path)
+
+
+def race_page(race: Record) -> str:
     """The page of a race as text, from the content of ``race.json``, finished or not."""
-    race = judged(record)
     seeds = race["plan"]["seeds"]
-    arms = [_arm_row(race, arm, seeds) for arm in race["arms"] if ran(arm)]
+    arms = [arm_row(race, arm, seeds) for arm in race["arms"] if ran(arm)]
     return fill(
         "race_page.html.j2",
         title=race["headline"],
@@ -32,23 +38,24 @@ def race_page(record: Record) -> str:
         hero=race_hero(race),
         glance=race_glance(race),
         summary=race["summary"],
-        effects=[_effect_row(race, effect) for effect in race["effects"]],
+        effects=[effect_row(race, effect) for effect in race["effects"]],
         not_raced=[(label(row["trick"]), row["why"]) for row in race["not_raced"]],
         charts=_charts(race),
         seeds=seeds,
         arms=arms,
         tests=any(row["test"] for row in arms),
-        notes=_notes(race),
+        notes=notes(race),
         facts=[(title, pairs) for title, pairs in facts(race) if title not in ("All measures", "Clocks")],
         tuning=_tuning_rows(race),
         command=str(race.get("command") or ""),
     )
 
 
-def _notes(race: Record) -> list[str]:
-    notes = [str(note) for note in race.get("notes") or []]
+def notes(race: Record) -> list[str]:
+    """What is to be said of a race beside its figures."""
+    said = [str(note) for note in race.get("notes") or []]
     if race["status"] != "done":
-        notes.append(f"This race is {race['status']}: what is missing has not been run yet.")
+        said.append(f"This race is {race['status']}: what is missing has not been run yet.")
     alike: dict[str, list[str]] = {}
     for arm in race["arms"]:
         for run in arm["runs"]:
@@ -56,8 +63,8 @@ def _notes(race: Record) -> list[str]:
                 what = run["note"] if run["status"] == "stopped" else f"{run['status']}: {run['note']}"
                 alike.setdefault(what, []).append(f"{arm['title']}, seed {run['seed']}")
     for what, which in alike.items():
-        notes.append(f"{'; '.join(which) if len(which) <= 3 else f'{len(which)} runs'}: {what}")
-    return notes
+        said.append(f"{'; '.join(which) if len(which) <= 3 else f'{len(which)} runs'}: {what}")
+    return said
 
 
 def _charts(race: Record) -> list[dict[str, Any]]:
@@ -88,7 +95,8 @@ def _uneven(race: Record) -> str:
     return " Arms that ended early have fewer seeds: compare their dots, not their bars." if len(seeds) > 1 else ""
 
 
-def _effect_row(race: Record, effect: Record) -> dict[str, str]:
+def effect_row(race: Record, effect: Record) -> dict[str, str]:
+    """A trick's row as texts."""
     timed = race["target"]["value"] is not None
     return {
         "title": label(effect["trick"]),
@@ -111,7 +119,8 @@ def _side_text(side: Record | None, timed: bool) -> str:
     return f"{said} ({scale * low:{form}} to {scale * high:{form}})"
 
 
-def _arm_row(race: Record, arm: Record, seeds: list[int]) -> dict[str, Any]:
+def arm_row(race: Record, arm: Record, seeds: list[int]) -> dict[str, Any]:
+    """An arm's row as texts: an outcome per seed, the median, the test accuracy, the plan."""
     metric, runs = race["target"]["metric"], {run["seed"]: run for run in arm["runs"]}
     tests = sorted(
         run["metrics"]["test_accuracy"] for run in arm["runs"] if run["status"] in RAN and "test_accuracy" in run["metrics"]

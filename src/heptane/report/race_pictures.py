@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from heptane.race.arms import ALL, PLAIN
+from heptane.race.verdicts import HELPS, HURTS
 from heptane.report import duration, label, measure
 from heptane.report.curves import BAD, COLOURS, GOOD, INK, draw_svg, dress
 from heptane.report.race_hero import middle_of
-from heptane.report.race_record import HELPS, HURTS, number
+from heptane.report.race_record import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
