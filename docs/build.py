@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from torch import nn
 
 from heptane.cli.tricks import sections, title
 from heptane.models import resnet
+from heptane.race.statistics import student_quantile
 from heptane.settings import field_docs
 from heptane.tricks import KINDS
 
@@ -57,15 +59,17 @@ def tricks_measured() -> dict[str, Any]:
     """What ``heptane tricks`` shows of what each cost and brought."""
     about, rows = [], {}
     if race := read("tricks"):
-        steps = {arm["name"]: _step_seconds(arm) for arm in race["arms"]}
+        plain = next(arm for arm in race["arms"] if arm["name"] == "plain")
         for effect in race["effects"]:
-            arm = next((a["name"] for a in race["arms"] if list(a["tricks"]) == [effect["trick"]]), None)
-            known = steps.get(arm) and steps.get("plain")
+            alone = next((arm for arm in race["arms"] if list(arm["tricks"]) == [effect["trick"]]), None)
             rows[effect["trick"]] = {
-                "step": round(steps[arm] / steps["plain"], 2) if known else None,
+                "step": step_ratio(alone, plain) if alone else None,
                 "words": effect["words"],
                 "file": "tricks.json",
             }
+        for missing in race["not_raced"]:
+            why = missing["why"].split("; ")[-1]
+            rows[missing["trick"]] = {"step": None, "words": f"not raced: {why}", "file": "tricks.json"}
         where, seeds = race["environment"], len(race["plan"]["seeds"])
         about.append(
             f"Measured: time to {race['target']['value']:.0%} validation accuracy against plain training, "
@@ -91,10 +95,22 @@ def tricks_measured() -> dict[str, Any]:
     return {"about": [*about, "On your data: heptane race"], "tricks": rows}
 
 
-def _step_seconds(arm: dict[str, Any]) -> float | None:
-    """The median over an arm's runs of training seconds per step."""
-    runs = [run for run in arm["runs"] if run["clocks"] and run["steps"].get("applied")]
-    return median(run["clocks"]["train"] / run["steps"]["applied"] for run in runs) if runs else None
+def step_ratio(arm: dict[str, Any], plain: dict[str, Any]) -> list[float] | None:
+    """How many times as long a step of ``arm`` takes as one of ``plain``: the mean over paired seeds, with a 95% interval by
+    Student's t of the logarithms. None below two seeds."""
+    seconds = [
+        {
+            run["seed"]: run["clocks"]["train"] / run["steps"]["done"]
+            for run in runs
+            if run["clocks"] and run["steps"]["done"]
+        }
+        for runs in (arm["runs"], plain["runs"])
+    ]
+    logs = [math.log(seconds[0][seed] / seconds[1][seed]) for seed in seconds[0] if seed in seconds[1]]
+    if len(logs) < 2:
+        return None
+    half = student_quantile(0.05, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
+    return [round(math.exp(fmean(logs) + side * half), 2) for side in (0, -1, 1)]
 
 
 def page(name: str) -> str:

@@ -68,9 +68,11 @@ def measured_text(found: dict[str, Any], name: str) -> str:
     row = found["tricks"].get(name)
     if row is None:
         return "not raced"
-    step = row.get("step")
-    cost = "" if step is None else f"a step takes {step:.2f} times as long; "
-    return f"{cost}{row['words']}"
+    if row["step"] is None:
+        return str(row["words"])
+    ratio, low, high = row["step"]
+    cost = f"a step takes {ratio:.2f} times as long ({low:.2f} to {high:.2f})" if low > 1 else "no cost per step detected"
+    return f"{row['words']}; {cost}"
 
 
 def title(name: str) -> str:
