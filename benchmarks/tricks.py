@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--seeds", type=int, default=5)
     flags = parser.parse_args()
-    course = COURSES["fashion-mnist"]
+    course = COURSES["fashion-mnist"][0]
     data = hp.load_data("fashion-mnist")
     train, valid = course.parts(data)
     tricks = replace(
