@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import heptane as hp
-from heptane.models import resnet, resnet_wide
+from heptane.pretrained.models import resnet, resnet_wide
 from results import save, spread
 
 ROUNDS, STEPS, EVERY, INTERVAL_SECONDS, GOAL = 5, 100, 10, 30.0, 0.02

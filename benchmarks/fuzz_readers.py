@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import heptane as hp
-from heptane import storage
 from heptane.assemble import assemble
-from heptane.checkpoints import checkpoint, restore
+from heptane.base import storage
+from heptane.core.loop import steps
 from heptane.data.idx import read_idx
-from heptane.loop import steps
+from heptane.session.checkpoints import checkpoint, restore
 
 IMAGES = ("png", "jpg", "gif", "bmp", "tiff", "webp")
 sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
-from heptane.models import resnet, resnet_wide
+from heptane.pretrained.models import resnet, resnet_wide
 from results import save, spread
 
 BATCH, STEPS, ROUNDS, WARM_UP = 256, 60, 5, 30

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
-from heptane.models import resnet
+from heptane.pretrained.models import resnet
 from results import save, spread
 
 SKIPPED_STEPS = 20

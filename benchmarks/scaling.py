@@ -18,9 +18,9 @@ import torch.distributed as dist
 
 import heptane as hp
 from heptane.assemble import assemble
+from heptane.core.loop import steps
 from heptane.distributed.launch import launch
-from heptane.loop import steps
-from heptane.models import resnet
+from heptane.pretrained.models import resnet
 from heptane.tricks.data_parallel import this_worker
 from results import save, spread
 

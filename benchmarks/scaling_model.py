@@ -1,4 +1,4 @@
-"""Does the model of a step in ``heptane.distributed.scaling`` predict what is measured? Run as root.
+"""Does the model of a step in ``heptane.recommend.scaling`` predict what is measured? Run as root.
 
 Two to four hosts, each a network namespace of this machine, joined by a bridge, their links throttled by ``tc``. Each host
 trains a network of one wide layer under DDP. Measured without the throttled sums: the compute (DDP with a hook that sends
@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from heptane.distributed.scaling import Cluster, Link, StepCost, efficiency, in_buckets, step_seconds
+from heptane.recommend.scaling import Cluster, Link, StepCost, efficiency, in_buckets, step_seconds
 from namespaces import address, network, start
 from results import save
 from scaling import send_nothing

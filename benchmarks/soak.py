@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from heptane.checkpoints.checkpoint import find
+from heptane.session.checkpoints.checkpoint import find
 from results import save
 
 PIECE_SECONDS, EVERY_SECONDS, WARM_UP_SECONDS = 1200.0, 5.0, 600.0  # allocators settle for some minutes

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import heptane as hp
+from heptane.cli.demonstration.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS
 from heptane.cli.train import describe
-from heptane.demo.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS
 
 RESULT = Path(__file__).parent / "results" / "tricks.json"
 

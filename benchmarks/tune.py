@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import heptane as hp
-from heptane.models import Residual, convolve
+from heptane.pretrained.models import Residual, convolve
 
 OUT = Path(__file__).parent / "results" / "tuning-small.jsonl"
 

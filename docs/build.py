@@ -18,9 +18,9 @@ from typing import Any
 from torch import nn
 
 from heptane.cli.tricks import sections, title
-from heptane.models import resnet
+from heptane.pretrained.models import resnet
 from heptane.race.statistics import student_quantile
-from heptane.settings import field_docs
+from heptane.session.settings import field_docs
 from heptane.tricks import KINDS
 
 ROOT = Path(__file__).parents[1]

@@ -10,10 +10,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from heptane.cache import default_cache
+from heptane.base.cache import default_cache
+from heptane.base.errors import one_line
 from heptane.data.fashion_mnist import run, unpack_package
 from heptane.data.load import DataUnavailable
-from heptane.errors import one_line
 
 KLETTRES = Path("usr/share/klettres")
 INDEXES = ("Packages", "Translation-en", "Translation-de")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heptane.errors import InputError
+from heptane.base.errors import InputError
 from heptane.race.statistics import student_quantile
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

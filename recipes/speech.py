@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import heptane as hp
 from fetch import klettres
-from heptane.errors import InputError
+from heptane.base.errors import InputError
 from record import Record, flags, run
 
 RATE, WINDOW, HOP, MELS = 16_000, 400, 160, 40

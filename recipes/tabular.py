@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import heptane as hp
-from heptane.randomness import generator
+from heptane.base.randomness import generator
 from record import Record, flags, run
 
 TRAIN_SHARE = 0.6

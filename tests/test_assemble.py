@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.checks import try_output
-from heptane.run import Phase, Plan, Run
+from heptane.core.checks import try_output
+from heptane.core.run import Phase, Plan, Run
 
 N, CLASSES = 20, 3
 

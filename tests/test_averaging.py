@@ -12,7 +12,7 @@ from tests.conftest import make_images, mlp
 from tests.workers import launch
 
 import heptane as hp
-from heptane.averaging import Average
+from heptane.model.averaging import Average
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane.history import best_step, since_better
+from heptane.session.history import best_step, since_better
 
 TRAIN, VALID = make_images(48), make_images(24, seed=1)
 SCORES = [0.2, 0.7, 0.5, 0.6]  # the second evaluation of four is the best

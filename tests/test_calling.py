@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.calling import call, compiled
+from heptane.core.run import Plan
 from heptane.fit import train
-from heptane.run import Plan
+from heptane.model.calling import call, compiled
 
 TOKENS, CLASSES = 11, 3
 sgd = partial(torch.optim.SGD, lr=0.1)

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from heptane import clock as clock_module
-from heptane.clock import Clock, process_start
+from heptane.base import clock as clock_module
+from heptane.base.clock import Clock, process_start
 
 
 class Hands:
@@ -93,7 +93,7 @@ def test_cpu_counts_finished_children() -> None:
 
 
 def test_the_process_started_before_its_first_line() -> None:
-    code = "import time; t = time.time(); from heptane.clock import process_start; print(process_start(), t)"
+    code = "import time; t = time.time(); from heptane.base.clock import process_start; print(process_start(), t)"
     before = time.time()
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     started, first_line = map(float, answer.stdout.split())

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import heptane as hp
-from heptane.criterion import CrossEntropy, Ctc, Elementwise, Own, choose_criterion, divisor
+from heptane.core.criterion import CrossEntropy, Ctc, Elementwise, Own, choose_criterion, divisor
 from heptane.tricks.mixup import MixedTargets
 
 IGNORE = -100

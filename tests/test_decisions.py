@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from heptane.cache import default_cache
-from heptane.decisions import question, recall, remember
+from heptane.base.cache import default_cache
+from heptane.core.precision.decisions import question, recall, remember
 
 
 @pytest.fixture(autouse=True)

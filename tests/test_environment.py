@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import heptane
-from heptane import environment
+from heptane.base import environment
 
 KEYS = {
     *("python", "torch", "heptane", "platform", "cpu", "cores", "cores_usable", "threads", "memory_gib", "gpus"),
@@ -135,7 +135,7 @@ def test_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pytorch_is_not_imported_for_it() -> None:
     code = """
 import sys
-from heptane.environment import describe
+from heptane.base.environment import describe
 found = describe()
 assert "torch._C" not in sys.modules
 print(found["threads"], found["gpus"], found["torch"] is not None)

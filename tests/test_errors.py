@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from heptane.errors import InputError, check_choice, check_range, nearest
+from heptane.base.errors import InputError, check_choice, check_range, nearest
 
 
 def test_an_input_error_is_a_value_error() -> None:

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.loop import steps
-from heptane.run_folder import RunFolder
+from heptane.core.loop import steps
+from heptane.session.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -18,7 +18,7 @@ from tests.conftest import make_images, mlp
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
-from heptane.randomness import epoch_seed
+from heptane.base.randomness import epoch_seed
 
 functional = torch.nn.functional
 Factory = Callable[[Any], torch.optim.Optimizer]
@@ -629,7 +629,7 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr("heptane.display.SHOW_SECONDS", 0.0)
+    monkeypatch.setattr("heptane.session.display.SHOW_SECONDS", 0.0)
     fit(mlp(), IMAGES, IMAGES, progress=True)
     shown = terminal.getvalue()
     assert "\x1b[" in shown
@@ -644,7 +644,7 @@ def test_without_progress_nothing_is_printed(capsys: pytest.CaptureFixture[str],
 
 
 def test_showing_progress_does_not_change_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heptane.display.SHOW_SECONDS", 0.0)
+    monkeypatch.setattr("heptane.session.display.SHOW_SECONDS", 0.0)
     shown, silent = fit(mlp(), IMAGES, progress=True), fit(mlp(), IMAGES)
     assert_same(shown.model, silent.model)
     for a, b in zip(shown.history, silent.history, strict=True):

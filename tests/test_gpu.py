@@ -11,7 +11,7 @@ import torch
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.data import batches
-from heptane.models import resnet
+from heptane.pretrained.models import resnet
 
 pytestmark = [
     pytest.mark.gpu,

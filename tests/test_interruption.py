@@ -18,10 +18,10 @@ import torch
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane import recorder
-from heptane.checkpoints import checkpoint
-from heptane.errors import Interrupted
-from heptane.interruption import NAMES, SAME_SECONDS, Interruption
+from heptane.base.errors import Interrupted
+from heptane.session import recorder
+from heptane.session.checkpoints import checkpoint
+from heptane.session.interruption import NAMES, SAME_SECONDS, Interruption
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import heptane as hp
-from heptane.kept import Kept
+from heptane.model.kept import Kept
 
 
 class Averages(nn.Module):

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.criterion import CrossEntropy
-from heptane.loop import evaluate_with, steps
+from heptane.core.criterion import CrossEntropy
+from heptane.core.loop import evaluate_with, steps
 
 SAMPLES, BATCH = 22, 8
 

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from heptane.criterion import CrossEntropy, Elementwise, Own
-from heptane.metrics import NONFINITE_LIMIT, PENDING_ELEMENTS, EvalMeter, TrainMeter
+from heptane.core.criterion import CrossEntropy, Elementwise, Own
+from heptane.core.metrics import NONFINITE_LIMIT, PENDING_ELEMENTS, EvalMeter, TrainMeter
 from heptane.tricks.mixup import MixedTargets
 
 functional = torch.nn.functional

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from heptane import InputError
-from heptane.models import Residual, build, convolve, mlp, resnet, resnet_wide
+from heptane.pretrained.models import Residual, build, convolve, mlp, resnet, resnet_wide
 
 
 def size(model: nn.Module) -> int:
@@ -340,7 +340,7 @@ REAL_TIMM = """
         for name in set(re.findall(r'"torchvision::(\\w+)"|register_meta\\("(\\w+)"', source)):
             library.define("".join(name) + "(Tensor x) -> Tensor")
     from heptane import InputError
-    from heptane.models import build
+    from heptane.pretrained.models import build
     model = build("timm:resnet10t", input_shape=(2, 32, 32), num_classes=5)
     print(tuple(model(torch.zeros(2, 2, 32, 32)).shape))
     for spec, shape in (("timm:resnet10", (2, 32, 32)), ("timm:resnet10t", (64,)), ("timm:resnet10t", (-1, 8, 8))):

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
-from heptane.randomness import epoch_seed
+from heptane.base.randomness import epoch_seed
 
 STEPS, BATCH, SAMPLES, SEED = 20, 16, 90, 7
 PER_EPOCH = 6  # 5 of 16 and one of 10

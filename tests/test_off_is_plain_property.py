@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
-from heptane.randomness import seed_torch
+from heptane.base.randomness import seed_torch
 
 SEED = 3
 

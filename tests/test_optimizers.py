@@ -7,8 +7,8 @@ import torch
 
 import heptane as hp
 from heptane import InputError
-from heptane.optimizers import PEAK, RATES, default_rate, factory, has_momentum, names
-from heptane.settings import RaceSettings
+from heptane.core.optimizers import PEAK, RATES, default_rate, factory, has_momentum, names
+from heptane.session.settings import RaceSettings
 
 
 def parameters() -> list[torch.nn.Parameter]:

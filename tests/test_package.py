@@ -56,7 +56,7 @@ def test_importing_heptane_does_not_import_torch_or_numpy() -> None:
 
 
 def test_importing_heptane_first_leaves_torch_itself() -> None:
-    code = "import heptane, torch; torch.zeros(1); from heptane._lazy import torch as lazy; print(lazy is torch)"
+    code = "import heptane, torch; torch.zeros(1); from heptane.base.lazy import torch as lazy; print(lazy is torch)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
 
@@ -66,7 +66,8 @@ def test_a_module_that_deletes_its_own_names_as_it_is_executed_can_wait_too(tmp_
     source = "import sys\nfor name in ['a']:\n    a = 1\n    delattr(sys.modules[__name__], name)\nb = 2\n"
     (tmp_path / "torch.py").write_text(source)
     code = (
-        "from heptane._lazy import torch as early; print(early.b, early.b); from heptane._lazy import torch; print(torch.b)"
+        "from heptane.base.lazy import torch as early; print(early.b, early.b); "
+        "from heptane.base.lazy import torch; print(torch.b)"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ)

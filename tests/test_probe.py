@@ -15,11 +15,12 @@ import torch
 from tests.conftest import mlp
 
 import heptane as hp
-from heptane import probe, variants
-from heptane.criterion import CrossEntropy, Elementwise
-from heptane.memory_format import to_channels_last
-from heptane.probe import choose_precision, median_seconds, unused_parameters
-from heptane.trial_steps import Steps
+from heptane.core.criterion import CrossEntropy, Elementwise
+from heptane.core.precision import choose as probe
+from heptane.core.precision import contest as variants
+from heptane.core.precision.choose import choose_precision, median_seconds, unused_parameters
+from heptane.core.precision.trial_steps import Steps
+from heptane.model.memory_format import to_channels_last
 
 MSE = Elementwise("mse", torch.nn.functional.mse_loss)
 

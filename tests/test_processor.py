@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from heptane import processor
+from heptane.core.precision import processor
 
 
 def says(monkeypatch: pytest.MonkeyPatch, machine: str, *yes: str, mkldnn: bool = True) -> None:

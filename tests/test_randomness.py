@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from heptane.randomness import generator, seed_torch
+from heptane.base.randomness import generator, seed_torch
 
 
 def test_a_draw_can_be_drawn_again() -> None:

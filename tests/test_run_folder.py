@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from heptane import run_folder
+from heptane.base.errors import InputError
+from heptane.base.storage import write_text
 from heptane.cli import main
-from heptane.errors import InputError
-from heptane.run_folder import HOLDER, LOCK, OWN, RunFolder, check_folder, clean
-from heptane.storage import write_text
+from heptane.session import run_folder
+from heptane.session.run_folder import HOLDER, LOCK, OWN, RunFolder, check_folder, clean
 
 
 def old_run(folder: Path) -> Path:
@@ -219,7 +219,10 @@ def test_two_runs_do_not_work_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_a_process_that_was_killed_is_stale(tmp_path: Path) -> None:
-    code = "import os, sys; from heptane.run_folder import RunFolder; f = RunFolder(sys.argv[1]); os.kill(os.getpid(), 9)"
+    code = (
+        "import os, sys; from heptane.session.run_folder import RunFolder; "
+        "f = RunFolder(sys.argv[1]); os.kill(os.getpid(), 9)"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert done.returncode == -9
     assert (tmp_path / LOCK).exists()

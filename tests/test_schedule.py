@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.schedule import base_rates, check_momentum, constant, hold, join, multiply, piecewise, set_rates
+from heptane.core.schedule import base_rates, check_momentum, constant, hold, join, multiply, piecewise, set_rates
 
 
 def parameters(count: int = 1) -> list[torch.nn.Parameter]:

@@ -10,7 +10,7 @@ import pytest
 import heptane as hp
 from heptane import InputError
 from heptane.recommend import recommend
-from heptane.settings import Choice, Settings, choice, convert, field_docs, to_toml
+from heptane.session.settings import Choice, Settings, choice, convert, field_docs, to_toml
 from heptane.tricks import KINDS, Tricks
 
 

@@ -15,8 +15,8 @@ from tests.workers import launch
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.loop import steps
-from heptane.processor import computes_bf16
+from heptane.core.loop import steps
+from heptane.core.precision.processor import computes_bf16
 from heptane.tricks.data_parallel import check_replicas, this_worker
 from heptane.tricks.mixed_precision import Scaled
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from heptane import variants
-from heptane.variants import TooSlow, compare, winner
+from heptane.core.precision import contest as variants
+from heptane.core.precision.contest import TooSlow, compare, winner
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ import torch
 from tests.conftest import mlp
 
 import heptane as hp
-from heptane.warm_up import warm_up
+from heptane.model.warm_up import warm_up
 
 DATA = torch.randn(16, 64), torch.randint(0, 4, (16,))
 
@@ -40,7 +40,7 @@ def test_it_is_done_once_and_leaves_no_mark(monkeypatch: pytest.MonkeyPatch) -> 
         warm_up("cpu")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), str(np.random.get_state()), torch.is_grad_enabled()) == before[1:]
-    monkeypatch.setattr("heptane.warm_up._step", lambda *_: pytest.fail("again"))
+    monkeypatch.setattr("heptane.model.warm_up._step", lambda *_: pytest.fail("again"))
     warm_up("cpu")
 
 
@@ -57,7 +57,7 @@ def test_other_defaults_of_the_users_do_not_stop_it() -> None:
 def test_what_the_first_optimizer_loads_is_loaded_before_the_clock_starts() -> None:
     code = """
 import sys, torch, heptane as hp
-from heptane.clock import Clock
+from heptane.base.clock import Clock
 loaded = []
 class Watched(Clock):
     def resume(self):

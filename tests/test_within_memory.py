@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import heptane as hp
-from heptane.within_memory import Halves, samples_at_once
+from heptane.core.within_memory import Halves, samples_at_once
 
 SGD = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
 TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))

@@ -29,7 +29,7 @@ SERVER.set_forkserver_preload(
         "torch._dynamo",
         "heptane.fit",
         "heptane.distributed.batchnorm",
-        "heptane.checkpoints.parts",
+        "heptane.session.checkpoints.parts",
         "heptane.distributed.sharding",
     ]
 )

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.loop import steps
-from heptane.models import mlp
+from heptane.core.loop import steps
+from heptane.core.schedule import Rates, Schedule
+from heptane.pretrained.models import mlp
 from heptane.race.statistics import gain
-from heptane.schedule import Rates, Schedule
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from results import FOLDER, save

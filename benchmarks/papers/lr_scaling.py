@@ -11,7 +11,7 @@ import sys
 from experiment import SEEDS, Outcome, accuracy, best, data, trained
 
 from heptane import warmup
-from heptane.schedule import Schedule, multiply
+from heptane.core.schedule import Schedule, multiply
 
 BATCH, EPOCHS, WARM_EPOCHS, TUNING_SEED = 64, 12, 3, 1000
 FACTORS = (16, 32, 64, 128)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from experiment import SEEDS, Outcome, accuracy, best, data, trained
 
 import heptane as hp
-from heptane.schedule import Schedule
+from heptane.core.schedule import Schedule
 
 BATCH, LENGTHS, TUNING_SEED = 128, (1, 2, 4, 8, 16), 1000
 STEPS, CYCLE = "steps", "1cycle"

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 import heptane as hp
-from heptane.environment import describe
-from heptane.models import resnet
+from heptane.base.environment import describe
+from heptane.pretrained.models import resnet
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from loops import PEERS

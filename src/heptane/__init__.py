@@ -1,20 +1,21 @@
 """heptane: seven tricks that make a PyTorch model reach the same accuracy in a fraction of the time."""
 
-from heptane.criterion import CrossEntropy
+from heptane.base.errors import InputError, Interrupted
+from heptane.core.criterion import CrossEntropy
+from heptane.core.loop import Step
+from heptane.core.schedule import as_scheduler, join, multiply
 from heptane.data import Data, load_data
 from heptane.data.augment import CropFlip
 from heptane.data.batches import order
 from heptane.data.lengths import LengthBatches, pad
 from heptane.data.resize import ProgressiveResize
-from heptane.errors import InputError, Interrupted
 from heptane.fit import evaluate, fit, train
-from heptane.load_run import LoadedRun, load_run
-from heptane.loop import Step
-from heptane.predictions import Prediction
+from heptane.pretrained.anatomy import Anatomy, anatomy
+from heptane.pretrained.weights import load_weights
 from heptane.race import RaceResult, race
-from heptane.result import Result
-from heptane.schedule import as_scheduler, join, multiply
-from heptane.transfer.anatomy import Anatomy, anatomy
+from heptane.session.finished.load_run import LoadedRun, load_run
+from heptane.session.finished.predictions import Prediction
+from heptane.session.result import Result
 from heptane.tricks import Tricks
 from heptane.tricks.cyclical import Cyclical, cosine_restarts, one_cycle, triangular
 from heptane.tricks.data_parallel import DataParallel
@@ -23,7 +24,6 @@ from heptane.tricks.lr_scaling import LRScaling, scale_lr, warmup
 from heptane.tricks.mixed_precision import MixedPrecision, precision
 from heptane.tricks.mixup import Mixup, mix
 from heptane.tricks.transfer import Transfer, freeze, param_groups, swap_head, train_mode
-from heptane.weights import load_weights
 
 __version__ = "0.1.0"
 __all__ = [

@@ -7,11 +7,11 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from heptane._lazy import torch
-from heptane.alive import working
-from heptane.calling import main_output
-from heptane.checkpoints.settings import groups_of, settings_of
-from heptane.checks import (
+from heptane.base.alive import working
+from heptane.base.clock import Clock
+from heptane.base.errors import InputError
+from heptane.base.lazy import torch
+from heptane.core.checks import (
     check_batch_norm,
     check_finite,
     check_model,
@@ -25,8 +25,7 @@ from heptane.checks import (
     try_output,
     try_training,
 )
-from heptane.clock import Clock
-from heptane.criterion import (
+from heptane.core.criterion import (
     Criterion,
     CrossEntropy,
     Elementwise,
@@ -41,24 +40,25 @@ from heptane.criterion import (
     over_classes,
     seen,
 )
+from heptane.core.optimizers import resolve
+from heptane.core.precision.choose import choose_precision, unused_parameters
+from heptane.core.run import OptimizerFactory, Phase, Plan, Run, Unmixed
+from heptane.core.schedule import Rates, check_momentum, constant, multiply
 from heptane.data.batches import Place, Source, Tensors, as_source, first_tensor, in_memory, own_rows, pair, rows, tensors_of
 from heptane.data.guard import Bad, labels_beyond
 from heptane.data.loader import Loader
 from heptane.data.same import check_same_data
 from heptane.data.stream import Stream
-from heptane.errors import InputError
-from heptane.memory_format import store_channels_last
-from heptane.optimizers import resolve
-from heptane.probe import choose_precision, unused_parameters
-from heptane.run import OptimizerFactory, Phase, Plan, Run, Unmixed
-from heptane.schedule import Rates, check_momentum, constant, multiply
-from heptane.transfer.anatomy import Anatomy
+from heptane.model.calling import main_output
+from heptane.model.memory_format import store_channels_last
+from heptane.model.warm_up import warm_up
+from heptane.pretrained.anatomy import Anatomy
+from heptane.session.checkpoints.settings import groups_of, settings_of
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import DataParallel, Worker, share_model
 from heptane.tricks.label_smoothing import find_class_dim
 from heptane.tricks.mixed_precision import Precision, check_master, find_device
 from heptane.tricks.transfer import Transfer, freeze, leave, remember
-from heptane.warm_up import warm_up
 
 FEW = 8  # samples on which a loss of the user's is tried
 
@@ -193,7 +193,7 @@ def _with_mode(
     """``transfer`` with what its mode "auto" comes to, measured on the weights that it starts from; and what it said."""
     if transfer.mode != "auto":
         return transfer, []
-    from heptane.transfer.mode import choose_mode
+    from heptane.pretrained.mode import choose_mode
 
     said = transfer.load(model)
     with working("measuring how much of the model to train"):

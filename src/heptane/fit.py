@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from heptane._lazy import torch
-from heptane.alive import drawn_by, watched, working
 from heptane.assemble import assemble, default_device
-from heptane.best import WEIGHTS
-from heptane.checkpoints import checkpoint, restore
-from heptane.checkpoints.keeper import Every, Keeper
-from heptane.checkpoints.trial import check_savable
-from heptane.checks import (
+from heptane.base.alive import drawn_by, watched, working
+from heptane.base.clock import Clock
+from heptane.base.errors import InputError, check_choice, check_range
+from heptane.base.lazy import torch
+from heptane.base.randomness import apart, preserved_rng
+from heptane.base.storage import write_text
+from heptane.core.checks import (
     check_evaluation,
     check_on_device,
     check_targets,
@@ -25,35 +25,35 @@ from heptane.checks import (
     labels_of,
     try_output,
 )
-from heptane.clock import Clock
-from heptane.criterion import Elementwise, Loss, choose_criterion, count_as_the_model, module_of, seen
+from heptane.core.criterion import Elementwise, Loss, choose_criterion, count_as_the_model, module_of, seen
+from heptane.core.loop import Step, evaluate_with
+from heptane.core.loop import steps as steps_of
+from heptane.core.own_metrics import flattened
+from heptane.core.run import OptimizerFactory, Run
+from heptane.core.trial import try_metrics
+from heptane.core.within_memory import samples_at_once
 from heptane.data.augment import Augment
 from heptane.data.batches import Place, Tensors, in_memory, pair, rows
 from heptane.data.cast import tensors_for
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.distributed.launch import launch
-from heptane.errors import InputError, check_choice, check_range
-from heptane.examination.look import Look, look
-from heptane.history import Goal, check_target
-from heptane.interruption import Interruption
-from heptane.loop import Step, evaluate_with
-from heptane.loop import steps as steps_of
-from heptane.modes import gradients_on
-from heptane.own_metrics import flattened
-from heptane.randomness import apart, preserved_rng
-from heptane.recorder import Recorder
+from heptane.model.modes import gradients_on
 from heptane.report.console import Progress
-from heptane.result import Result
-from heptane.run import OptimizerFactory, Run
-from heptane.run_folder import RunFolder, check_folder, goes_on
-from heptane.storage import write_text
-from heptane.trial import try_metrics
+from heptane.report.examination.look import Look, look
+from heptane.session.best import WEIGHTS
+from heptane.session.checkpoints import checkpoint, restore
+from heptane.session.checkpoints.keeper import Every, Keeper
+from heptane.session.checkpoints.trial import check_savable
+from heptane.session.history import Goal, check_target
+from heptane.session.interruption import Interruption
+from heptane.session.recorder import Recorder
+from heptane.session.result import Result
+from heptane.session.run_folder import RunFolder, check_folder, goes_on
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import ALONE, DataParallel, Worker, decided, under_launcher
 from heptane.tricks.mixed_precision import find_device
 from heptane.tricks.transfer import leave, swap_head
-from heptane.within_memory import samples_at_once
 
 TRIED = 32  # samples on which an evaluation is tried
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane import storage
 from heptane.assemble import assemble
-from heptane.checkpoints import checkpoint, restore
-from heptane.checkpoints.packing import save_model
-from heptane.loop import steps
-from heptane.run import Run
+from heptane.base import storage
+from heptane.core.loop import steps
+from heptane.core.run import Run
+from heptane.session.checkpoints import checkpoint, restore
+from heptane.session.checkpoints.packing import save_model
 
 Factory = Callable[[Any], torch.optim.Optimizer]
 

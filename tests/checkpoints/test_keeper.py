@@ -16,9 +16,10 @@ import torch
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane import recorder, storage
-from heptane.checkpoints import checkpoint, keeper
-from heptane.checkpoints.keeper import Every
+from heptane.base import storage
+from heptane.session import recorder
+from heptane.session.checkpoints import checkpoint, keeper
+from heptane.session.checkpoints.keeper import Every
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -163,7 +164,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_on_a_disk_that_fills_up_the_result_is_there_and_the_last_good_checkpoint(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heptane.run_folder.LEAST_FREE_BYTES", 0)
+    monkeypatch.setattr("heptane.session.run_folder.LEAST_FREE_BYTES", 0)
     (small_disk / "ballast").write_bytes(bytes(2_000_000))
     with pytest.warns(UserWarning, match=r"cannot write .*: make room, and resume"):
         result = hp.fit(
@@ -183,7 +184,7 @@ def test_on_a_disk_that_fills_up_the_result_is_there_and_the_last_good_checkpoin
 
 
 def test_where_a_disk_turns_read_only_training_goes_on_too(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heptane.run_folder.LEAST_FREE_BYTES", 0)
+    monkeypatch.setattr("heptane.session.run_folder.LEAST_FREE_BYTES", 0)
     real = recorder.steps
 
     def steps_(run: Any, start: int = 0) -> Iterator[Any]:

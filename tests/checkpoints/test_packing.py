@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane.checkpoints.checkpoint import find
-from heptane.checkpoints.packing import pack, read_model, save_model, unpack
-from heptane.weights.clean import clean_names, load_clean
+from heptane.model.names import clean_names, load_clean
+from heptane.session.checkpoints.checkpoint import find
+from heptane.session.checkpoints.packing import pack, read_model, save_model, unpack
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 TRAIN = make_images(32)

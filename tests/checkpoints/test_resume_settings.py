@@ -14,8 +14,8 @@ import torch
 from tests.conftest import make_images, mlp
 
 import heptane as hp
-from heptane.checkpoints.describe import describe
-from heptane.checkpoints.settings import KEPT, MAY_CHANGE
+from heptane.session.checkpoints.describe import describe
+from heptane.session.checkpoints.settings import KEPT, MAY_CHANGE
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 TRAIN, VALID = make_images(48), make_images(16, seed=1)
@@ -221,7 +221,7 @@ def test_what_was_measured_is_not_a_setting(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_an_earlier_version_is_resumed_and_it_is_said(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("heptane.checkpoints.checkpoint.as_kept", lambda run: None)
+        patch.setattr("heptane.session.checkpoints.checkpoint.as_kept", lambda run: None)
         cut(tmp_path)
     assert "could not be compared" in " ".join(fit(tmp_path, resume=True, clip_norm=9.0).notes)
 

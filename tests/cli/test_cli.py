@@ -297,7 +297,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 ) -> None:
     out, plain = tmp_path / "run", tmp_path / "plain"
     assert train(plain, "--epochs", "3", "--tricks", "cyclical,mixup") == 0
-    from heptane.recorder import Recorder
+    from heptane.session.recorder import Recorder
 
     record, calls = Recorder._record, []
 

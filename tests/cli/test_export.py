@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import heptane as hp
-import heptane.export
+import heptane.session.finished.export
 from heptane.cli import main
 
 
@@ -53,8 +53,8 @@ def test_torch_export_is_loaded_and_compared(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_that_computes_something_else_is_not_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = heptane.export._run_torch
-    monkeypatch.setattr(heptane.export, "_run_torch", lambda *args: real(*args) + 1)
+    real = heptane.session.finished.export._run_torch
+    monkeypatch.setattr(heptane.session.finished.export, "_run_torch", lambda *args: real(*args) + 1)
     with pytest.raises(hp.InputError, match="differs from the model by 1"):
         hp.load_run(run).export(tmp_path / "m.pt2", to="torch")
     assert list(tmp_path.iterdir()) == []

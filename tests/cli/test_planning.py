@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from heptane.cli import main
-from heptane.hubs import efficientnet_hub, pretrained
+from heptane.pretrained.hubs import efficientnet_hub, pretrained
 
 
 @pytest.fixture
@@ -110,8 +110,8 @@ def test_what_is_frozen_can_be_given_where_the_weights_are_the_default(
 def test_without_the_extra_the_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from heptane.errors import InputError
-    from heptane.models import build
+    from heptane.base.errors import InputError
+    from heptane.pretrained.models import build
 
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(InputError, match=r'efficientnet-lite0.*pip install "heptane\[pretrained\]"'):

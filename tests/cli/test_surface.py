@@ -13,7 +13,7 @@ import heptane
 from heptane.cli import main
 from heptane.cli.flags import make_parser
 from heptane.cli.parser import RACE, TRAIN, Parser
-from heptane.settings import AUGMENTS
+from heptane.session.settings import AUGMENTS
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

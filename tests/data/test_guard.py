@@ -17,9 +17,9 @@ from tests.workers import launch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import heptane as hp
-from heptane import storage
-from heptane.checkpoints import checkpoint
+from heptane.base import storage
 from heptane.data.guard import Bad, DataError, guarded, labels_beyond
+from heptane.session.checkpoints import checkpoint
 from heptane.tricks.data_parallel import this_worker
 
 pytestmark = pytest.mark.usefixtures("undrawn")

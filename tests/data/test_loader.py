@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler
 
 import heptane as hp
+from heptane.base.randomness import epoch_seed
 from heptane.data.batches import Place, as_loader, as_source
-from heptane.randomness import epoch_seed
 from heptane.tricks.data_parallel import Worker
 
 CPU = Place(torch.device("cpu"))

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from heptane.cli import main
+from heptane.cli.demonstration import course as courses
+from heptane.cli.demonstration import demo as show
+from heptane.cli.demonstration.course import COURSES, SEEDS, Course, Speed, choose, measure
+from heptane.cli.demonstration.pictures import Trained, compared, read_trained, write_pictures
+from heptane.cli.demonstration.show import _trained
 from heptane.data import Data
 from heptane.data.load import DataUnavailable
-from heptane.demo import course as courses
-from heptane.demo import demo as show
-from heptane.demo.course import COURSES, SEEDS, Course, Speed, choose, measure
-from heptane.demo.pictures import Trained, compared, read_trained, write_pictures
-from heptane.demo.show import _trained
 
 FAST, SLOW = Speed(0.002, 2e-5), Speed(0.012, 1e-4)
 
@@ -94,10 +94,10 @@ def test_it_races_trains_and_ends_in_a_page(
 ) -> None:
     tiny = Course("fashion-mnist", 128, 100, 8, 0.7, plain_epochs=2, all_epochs=2, limit_epochs=3, width=2, batch_size=32)
     monkeypatch.setattr(courses, "MOST_SEEDS", 3)
-    monkeypatch.setattr("heptane.demo.show.COURSES", {"fashion-mnist": (tiny,)})
-    monkeypatch.setattr("heptane.demo.show.load_data", lambda *_, **__: images("fashion-mnist", 28))
-    monkeypatch.setattr("heptane.demo.show._trained", made)
-    monkeypatch.setattr("heptane.demo.pictures.PARTS", {"train": 20, "valid": 10, "test": 10})
+    monkeypatch.setattr("heptane.cli.demonstration.show.COURSES", {"fashion-mnist": (tiny,)})
+    monkeypatch.setattr("heptane.cli.demonstration.show.load_data", lambda *_, **__: images("fashion-mnist", 28))
+    monkeypatch.setattr("heptane.cli.demonstration.show._trained", made)
+    monkeypatch.setattr("heptane.cli.demonstration.pictures.PARTS", {"train": 20, "valid": 10, "test": 10})
     assert main(["demo", "--out", str(tmp_path), "--budget", "1h"]) == 0
     printed = capsys.readouterr().out
     assert "ms a step; racing on 128 pictures to 70% validation accuracy, 3 seeds" in printed
@@ -124,7 +124,7 @@ def test_without_any_data_it_says_so_and_that_is_no_error(
     def no_data(*_: object, **__: object) -> Data:
         raise DataUnavailable("no network")
 
-    monkeypatch.setattr("heptane.demo.show.load_data", no_data)
+    monkeypatch.setattr("heptane.cli.demonstration.show.load_data", no_data)
     assert main(["demo", "--out", str(tmp_path)]) == 0
     assert "nothing to show: connect to a network" in capsys.readouterr().out
     assert (tmp_path / "index.html").exists()
@@ -136,10 +136,10 @@ def test_a_race_that_cannot_be_run_and_a_model_that_is_not_trained_are_said(
     def out_of_memory(*_: object, **__: object) -> str:
         raise RuntimeError("not enough memory")
 
-    monkeypatch.setattr("heptane.demo.show.load_data", lambda *_, **__: images("fashion-mnist", 28))
-    monkeypatch.setattr("heptane.demo.show.measure", lambda *_: SLOW)
-    monkeypatch.setattr("heptane.demo.show._race", out_of_memory)
-    monkeypatch.setattr("heptane.demo.show._trained", lambda *_: None)
+    monkeypatch.setattr("heptane.cli.demonstration.show.load_data", lambda *_, **__: images("fashion-mnist", 28))
+    monkeypatch.setattr("heptane.cli.demonstration.show.measure", lambda *_: SLOW)
+    monkeypatch.setattr("heptane.cli.demonstration.show._race", out_of_memory)
+    monkeypatch.setattr("heptane.cli.demonstration.show._trained", lambda *_: None)
     said = show(tmp_path, seconds=1)
     assert said == [
         "The race could not be run here: not enough memory",

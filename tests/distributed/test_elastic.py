@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import Dataset
 
 import heptane as hp
-from heptane.run_folder import goes_on
-from heptane.storage import remove
+from heptane.base.storage import remove
+from heptane.session.run_folder import goes_on
 
 
 class Trouble(Dataset[Any]):

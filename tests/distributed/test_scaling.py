@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 import heptane as hp
-from heptane.distributed.scaling import Cluster, Link, StepCost, arrange, efficiency, in_buckets, ring_seconds, step_seconds
+from heptane.recommend.scaling import Cluster, Link, StepCost, arrange, efficiency, in_buckets, ring_seconds, step_seconds
 
 COST = StepCost(forward_seconds=1.0, backward_seconds=2.0, update_seconds=0.5, buckets=[100, 300])
 

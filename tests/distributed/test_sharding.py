@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from heptane.distributed.sharding import empty, is_sharded, like, outline, units, whole
-from heptane.models import resnet
+from heptane.pretrained.models import resnet
 
 
 class Block(nn.Module):

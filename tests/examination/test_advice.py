@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from heptane.examination.advice import MOST, advise, again
+from heptane.report.examination.advice import MOST, advise, again
 
 
 def result(train: list[float], valid: list[float], **changed: Any) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from heptane.criterion import CrossEntropy, Ctc, Own, choose_criterion
-from heptane.examination.decode import decode
+from heptane.core.criterion import CrossEntropy, Ctc, Own, choose_criterion
+from heptane.report.examination.decode import decode
 
 
 def test_class_numbers_and_distributions_are_classes_with_the_chance_of_the_predicted_one() -> None:

@@ -18,9 +18,9 @@ import torch
 from tests.conftest import make_images
 
 import heptane as hp
-from heptane.examination.look import Look, look
-from heptane.examination.pictures import Scale, data_uris
-from heptane.interruption import Interruption
+from heptane.report.examination.look import Look, look
+from heptane.report.examination.pictures import Scale, data_uris
+from heptane.session.interruption import Interruption
 
 SGD = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
@@ -108,7 +108,7 @@ def test_the_weights_are_those_of_a_run_without_a_folder(tmp_path: Path) -> None
 
 
 def test_whatever_goes_wrong_becomes_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heptane.examination.look.summarise", lambda *_: 1 / 0)
+    monkeypatch.setattr("heptane.report.examination.look.summarise", lambda *_: 1 / 0)
     result, record = fit(tmp_path)
     note = "the mistakes could not be examined (ZeroDivisionError: division by zero)"
     assert note in record["notes"]

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from heptane.criterion import CrossEntropy, choose_criterion
-from heptane.examination.collect import KEPT, Collector
-from heptane.examination.summarise import summarise
+from heptane.core.criterion import CrossEntropy, choose_criterion
+from heptane.report.examination.collect import KEPT, Collector
+from heptane.report.examination.summarise import summarise
 
 
 def collected(logits: torch.Tensor, targets: torch.Tensor, loss: str = "cross_entropy", batch: int = 2) -> Collector:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from heptane import InputError, load_weights
-from heptane.models import build
+from heptane.pretrained.models import build
 
 timm = pytest.importorskip("timm", exc_type=ImportError)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -17,7 +17,7 @@ from torch import nn
 
 from heptane import InputError, load_weights
 from heptane.cli import main
-from heptane.models import build
+from heptane.pretrained.models import build
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -243,7 +243,7 @@ def test_the_command_line_trains_from_a_name_offline_and_then_from_that_run(
 
 
 def test_the_switches_of_the_library_in_the_environment_are_honoured(offline: Path) -> None:
-    code = "from heptane.hubs.hf_hub import SAFE, find; print(find('hf:org/tiny', 'it', SAFE))"
+    code = "from heptane.pretrained.hubs.hf_hub import SAFE, find; print(find('hf:org/tiny', 'it', SAFE))"
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment = kept | {"HF_HOME": str(offline), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from heptane import Cyclical, InputError, LabelSmoothing, MixedPrecision, Tricks
-from heptane.probe import NOTHING_PAYS
+from heptane.core.precision.choose import NOTHING_PAYS
 from heptane.race.arms import make_arms
 from heptane.race.attempt import Attempt, Course
 from heptane.race.conduct import TUNING_SEED, Conduct
-from heptane.run_folder import RunFolder
+from heptane.session.run_folder import RunFolder
 
 THREE = Tricks(cyclical=Cyclical(), label_smoothing=LabelSmoothing(), mixed_precision=MixedPrecision(dtype="bf16"))
 LEFT = {"cyclical": 0.5, "label_smoothing": 1.0, "mixed_precision": 0.6}  # what each trick leaves of the time

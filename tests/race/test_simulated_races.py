@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heptane.history import Goal
 from heptane.race.findings import findings
 from heptane.race.reaching import when_reached
+from heptane.session.history import Goal
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

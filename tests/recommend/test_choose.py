@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from heptane.data.survey import Survey
-from heptane.hubs.pretrained import Pretrained
+from heptane.pretrained.hubs.pretrained import Pretrained
 from heptane.recommend import Choices, Look, Machine, after_loading, before_loading, expected_seconds
 
 LAPTOP = Machine(cores=2, gflops=110.0)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from heptane.report.race_page import race_page
-from heptane.report.race_pictures import accuracy_against_time, median_curve, time_to_target, worth_of_tricks
+from heptane.race.page import race_page
+from heptane.race.pictures import accuracy_against_time, median_curve, time_to_target, worth_of_tricks
 
 
 def run(seed: int, seconds: float | None, status: str = "", slope: float = 0.1) -> dict[str, Any]:

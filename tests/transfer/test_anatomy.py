@@ -12,8 +12,8 @@ from torch import nn
 
 import heptane as hp
 from heptane import Anatomy, InputError, Transfer
-from heptane.models import resnet
-from heptane.transfer.usage import watch
+from heptane.pretrained.models import resnet
+from heptane.pretrained.usage import watch
 
 
 def named(groups: Anatomy, model: nn.Module) -> dict[str, list[str]]:

@@ -10,8 +10,8 @@ import torch
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.models import resnet
-from heptane.transfer.cutting import find_cut
+from heptane.pretrained.cutting import find_cut
+from heptane.pretrained.models import resnet
 
 adamw = partial(torch.optim.AdamW, lr=0.05)
 
@@ -486,5 +486,5 @@ def test_several_workers_keep_them_on_the_disk_too():
 
 @pytest.mark.parametrize(("available", "where"), [(1e12, "in memory"), (1e3, "on the disk"), (float("inf"), "in memory")])
 def test_auto_takes_the_disk_where_memory_is_short(monkeypatch, available, where):
-    monkeypatch.setattr("heptane.transfer.features.available_memory_bytes", lambda: available)
+    monkeypatch.setattr("heptane.pretrained.features.available_memory_bytes", lambda: available)
     assert where in note(fitted(transfer={"cache": "auto"})[1])

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from heptane import InputError
-from heptane.models import resnet
-from heptane.transfer.layers import depth_groups, find_head
+from heptane.pretrained.layers import depth_groups, find_head
+from heptane.pretrained.models import resnet
 
 
 class Bert(nn.Module):

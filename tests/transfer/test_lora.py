@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.transfer import lora
+from heptane.pretrained import lora
 
 pytest.importorskip("peft")
 sgd = partial(torch.optim.SGD, lr=0.1)

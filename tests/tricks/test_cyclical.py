@@ -10,7 +10,7 @@ import torch
 from torch.optim import lr_scheduler
 
 import heptane as hp
-from heptane.schedule import Rates
+from heptane.core.schedule import Rates
 
 PEAK = 0.7
 

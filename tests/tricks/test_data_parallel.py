@@ -22,9 +22,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.checkpoints import checkpoint, restore
-from heptane.loop import gradients, micro_batches, steps
-from heptane.run import Phase
+from heptane.core.loop import gradients, micro_batches, steps
+from heptane.core.run import Phase
+from heptane.session.checkpoints import checkpoint, restore
 from heptane.tricks.data_parallel import Worker, check_replicas, from_all, share_buffers, this_worker
 
 SAMPLES, CLASSES = 22, 3

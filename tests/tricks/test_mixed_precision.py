@@ -15,8 +15,8 @@ from tests.workers import launch
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.loop import steps
-from heptane.run import Run
+from heptane.core.loop import steps
+from heptane.core.run import Run
 from heptane.tricks.data_parallel import Worker, this_worker
 from heptane.tricks.mixed_precision import Autocast, Precision, Scaled, check_master, evaluation, find_device
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from heptane import InputError, load_weights
-from heptane.weights import read_weights
+from heptane.pretrained.weights import read_weights
 
 
 def net(value: float = 1.0) -> torch.nn.Sequential:

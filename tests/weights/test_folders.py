@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from heptane import InputError, load_weights
-from heptane.weights import files, read_weights
+from heptane.pretrained.weights import files, read_weights
 
 INDEX = "model.safetensors.index.json"
 

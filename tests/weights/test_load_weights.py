@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from heptane import InputError, load_weights
-from heptane.weights import adapt_channels, read_weights
+from heptane.pretrained.weights import adapt_channels, read_weights
 
 
 def net(num_classes: int = 3, channels: int = 3) -> nn.Sequential:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from heptane import load_weights
-from heptane.weights.names import few, pair_names, prefixes, shown
+from heptane.pretrained.weights.names import few, pair_names, prefixes, shown
 
 
 def body(prefix: str = "") -> nn.Module:

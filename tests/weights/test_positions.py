@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from heptane import InputError, load_weights
-from heptane.weights import adapt_positions
+from heptane.pretrained.weights import adapt_positions
 
 
 class Net(nn.Module):

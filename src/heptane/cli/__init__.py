@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from heptane.alive import watched
+from heptane.base.alive import watched
+from heptane.base.errors import InputError
 from heptane.cli.flags import make_parser
 from heptane.cli.parser import Parser
-from heptane.errors import InputError
-from heptane.interruption import Interruption
+from heptane.session.interruption import Interruption
 
 DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
 DONE, FAILED, WRONG_INPUT, NOT_REACHED, INTERRUPTED = 0, 1, 2, 3, 130

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from heptane.errors import InputError, check_choice
-from heptane.settings import AUGMENTS, PRESETS
+from heptane.base.errors import InputError, check_choice
+from heptane.session.settings import AUGMENTS, PRESETS
 
 FILES, FOLDERS = ("data", "config", "resume", "run", "out"), ("resume", "run", "out")
 CHOICES = {

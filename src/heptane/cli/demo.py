@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from heptane.errors import check_range
-from heptane.settings import parse_duration
+from heptane.base.errors import check_range
+from heptane.session.settings import parse_duration
 
 
 def demo(flags: argparse.Namespace) -> int:
     """Run the demonstration as the flags say; the exit code is 0 also where something could not be shown."""
-    from heptane.demo import demo as run
+    from heptane.cli.demonstration import demo as run
 
     seconds = parse_duration("--budget", flags.budget)
     check_range("--budget", seconds, 1, 86400)

@@ -8,14 +8,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from heptane._lazy import torch
-from heptane.alive import working
+from heptane.base.alive import working
+from heptane.base.errors import InputError, check_range
+from heptane.base.lazy import torch
 from heptane.data import Data, load_data
 from heptane.data.load import BUILT_IN
-from heptane.errors import InputError, check_range
-from heptane.load_run import LoadedRun, load_run
-from heptane.model_record import CLASSES
-from heptane.predictions import batches_of, run_model
+from heptane.session.finished.load_run import LoadedRun, load_run
+from heptane.session.finished.predictions import batches_of, run_model
+from heptane.session.model_record import CLASSES
 
 SHOWN = 40  # classes of which each is shown
 
@@ -43,7 +43,7 @@ def evaluate(flags: argparse.Namespace) -> int:
 
 def _settings(run: LoadedRun) -> dict[str, Any]:
     """What the run was asked for: its settings file, or what its record says."""
-    from heptane.settings import read_file
+    from heptane.session.settings import read_file
 
     file = run.folder / "settings.toml"
     return read_file(file) if file.exists() else dict(run.record.get("settings") or {})
@@ -98,7 +98,7 @@ def _same(one: Path, other: Path) -> bool:
 def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse.Namespace, own: bool) -> Data:
     """The run's own data, in the same parts as it had them, or a built-in set."""
     from heptane.cli.train import load
-    from heptane.settings import Settings, convert
+    from heptane.session.settings import Settings, convert
 
     if not own:
         data = load_data(source)

@@ -8,8 +8,8 @@ import sys
 
 def export(flags: argparse.Namespace) -> int:
     """Export as the flags say; returns the exit code."""
-    from heptane.export import export as write
-    from heptane.load_run import load_run
+    from heptane.session.finished.export import export as write
+    from heptane.session.finished.load_run import load_run
 
     run = load_run(flags.run)
     for note in run.notes:

@@ -6,10 +6,10 @@ import argparse
 from dataclasses import Field, fields
 from typing import Any
 
+from heptane.base.errors import InputError
 from heptane.cli.completion import PrintCompletion
 from heptane.cli.parser import RACE, TRAIN, Parser
-from heptane.errors import InputError
-from heptane.settings import NAMES, RaceSettings, Settings, convert, field_docs
+from heptane.session.settings import NAMES, RaceSettings, Settings, convert, field_docs
 from heptane.tricks import KINDS
 
 METAVARS = {"data": "DATA", "label": "COLUMN", "model": "MODEL", "optimizer": "NAME", "device": "DEVICE", "arms": "ARMS"}

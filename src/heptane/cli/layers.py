@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from heptane._lazy import torch
+from heptane.base.lazy import torch
 from heptane.cli.planning import plan_run
 from heptane.cli.train import arguments, num_outputs, read
 from heptane.data import Data
@@ -39,7 +39,7 @@ def groups_of(settings: Any, data: Data, tricks: Tricks) -> tuple[list[dict[str,
     ``frozen_until_epoch`` is 0 where a group trains from the start, and None where it never does.
     """
     from heptane.assemble import assemble
-    from heptane.models import build
+    from heptane.pretrained.models import build
 
     torch.manual_seed(settings.seed)
     model = build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data))

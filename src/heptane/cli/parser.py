@@ -6,7 +6,7 @@ import argparse
 import copy
 from typing import Any, NoReturn
 
-from heptane.errors import InputError, check_choice, nearest
+from heptane.base.errors import InputError, check_choice, nearest
 
 TRAIN = {
     "data": "What to train on: fashion-mnist, digits, a folder with one folder of images per class, or a .csv, .parquet or "

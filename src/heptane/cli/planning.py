@@ -9,14 +9,14 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from heptane.clock import process_start
+from heptane.base.clock import process_start
+from heptane.base.errors import InputError
 from heptane.data import Data
 from heptane.data.survey import Survey, survey
-from heptane.errors import InputError
-from heptane.hubs import efficientnet_hub, pretrained
+from heptane.pretrained.hubs import efficientnet_hub, pretrained
 from heptane.recommend import Choices, Look, Machine, after_loading, before_loading, recommend
 from heptane.recommend.timing import PIXEL_FLOPS
-from heptane.settings import Choice, Settings
+from heptane.session.settings import Choice, Settings
 from heptane.tricks import Tricks
 
 CHOSEN = ("model", "image_size", "batch_size", "epochs", "optimizer", "lr", "augment", "evaluate_every_epochs")
@@ -96,8 +96,8 @@ def plan_run(
 
 def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> tuple[Settings, Tricks, dict[str, str]]:
     """The tricks of this run, and why; and the settings, with a learning rate."""
-    from heptane import optimizers
-    from heptane._lazy import torch
+    from heptane.base.lazy import torch
+    from heptane.core import optimizers
     from heptane.tricks.data_parallel import launched
     from heptane.tricks.lr_scaling import scale_lr
 
@@ -151,8 +151,8 @@ def scale_of(model: str | None, weights: str | None) -> str:
 
 def measured(machine: Machine, device: str | None) -> Machine:
     """The machine, with the speed at which it trains at this moment; in about half a second."""
-    from heptane._lazy import torch
-    from heptane.models import resnet
+    from heptane.base.lazy import torch
+    from heptane.pretrained.models import resnet
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):

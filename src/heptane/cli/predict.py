@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from heptane.alive import working
-from heptane.errors import InputError
-from heptane.load_run import LoadedRun, load_run
-from heptane.predictions import Prediction
-from heptane.run_folder import clean
+from heptane.base.alive import working
+from heptane.base.errors import InputError
+from heptane.session.finished.load_run import LoadedRun, load_run
+from heptane.session.finished.predictions import Prediction
+from heptane.session.run_folder import clean
 
 ENDINGS = (".csv", ".json")
 

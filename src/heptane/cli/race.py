@@ -9,14 +9,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from heptane.base.errors import InputError
 from heptane.cli.flags import given_race
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import plan_run
 from heptane.cli.train import arguments, facts, is_first, num_outputs, out_folder, read
 from heptane.data import Data
-from heptane.errors import InputError
 from heptane.race.arms import make_arms
-from heptane.settings import RaceSettings, Settings, convert, to_toml
+from heptane.session.settings import RaceSettings, Settings, convert, to_toml
 from heptane.tricks import Tricks
 
 EVALUATE_EVERY_EPOCHS = 0.5  # a time to a target is known to within so much
@@ -65,9 +65,9 @@ def _race(
     flags: argparse.Namespace,
     about: dict[str, Any],
 ) -> int:
-    from heptane.models import build
+    from heptane.pretrained.models import build
     from heptane.race import race as run
-    from heptane.report.race import race_summary
+    from heptane.race.tables import race_summary
 
     try:
         result = run(

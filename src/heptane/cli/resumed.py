@@ -8,10 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from heptane.checkpoints.settings import MAY_CHANGE
+from heptane.base.errors import InputError
 from heptane.cli.flags import given_race
-from heptane.errors import InputError
-from heptane.settings import Settings, convert, read_file
+from heptane.session.checkpoints.settings import MAY_CHANGE
+from heptane.session.settings import Settings, convert, read_file
 from heptane.tricks import KINDS
 from heptane.tricks.data_parallel import DataParallel
 

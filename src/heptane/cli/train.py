@@ -12,15 +12,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from heptane.alive import spoke
+from heptane.base.alive import spoke
+from heptane.base.clock import process_start
+from heptane.base.errors import InputError
 from heptane.cli.flags import given
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import Planned, plan_run
 from heptane.cli.resumed import settings_file
-from heptane.clock import process_start
 from heptane.data import Data, load_data
-from heptane.errors import InputError
-from heptane.settings import Choice, Settings, choice, convert, read_file, to_toml
+from heptane.session.settings import Choice, Settings, choice, convert, read_file, to_toml
 from heptane.tricks import KINDS, Tricks
 
 
@@ -66,8 +66,8 @@ def read(flags: argparse.Namespace, **defaults: Any) -> tuple[Settings, Choice, 
 
 def _predict(settings: Settings, data: Data, tricks: Tricks, flags: argparse.Namespace) -> int:
     """``--plan-workers``: a table of what more workers would bring."""
-    from heptane.distributed.plan import plan
-    from heptane.models import build
+    from heptane.pretrained.models import build
+    from heptane.recommend.workers import plan
 
     counts = [convert("--plan-workers", "int", part) for part in flags.plan_workers.split(",")]
     found, cost, rule = plan(
@@ -97,9 +97,9 @@ def _predict(settings: Settings, data: Data, tricks: Tricks, flags: argparse.Nam
 
 
 def _fit(planned: Planned, out: Path, flags: argparse.Namespace, about: dict[str, Any]) -> int:
-    from heptane._lazy import torch
+    from heptane.base.lazy import torch
     from heptane.fit import fit
-    from heptane.models import build
+    from heptane.pretrained.models import build
     from heptane.report.console import summary
 
     settings, data, tricks = planned.settings, planned.data, planned.tricks
@@ -148,7 +148,7 @@ def _fit(planned: Planned, out: Path, flags: argparse.Namespace, about: dict[str
 
 def arguments(settings: Settings) -> dict[str, Any]:
     """The settings as :func:`heptane.fit` takes them, but for those in which the runs of a race differ."""
-    from heptane import optimizers
+    from heptane.core import optimizers
     from heptane.data.augment import CropFlip, Warp
     from heptane.data.resize import ProgressiveResize
 
@@ -241,7 +241,7 @@ def load(settings: Settings, flags: argparse.Namespace, scale: str = "data") -> 
 
 def out_folder(settings: Settings, flags: argparse.Namespace) -> Path:
     """Where the files go; one that cannot be used is refused before data is loaded."""
-    from heptane.run_folder import check_folder
+    from heptane.session.run_folder import check_folder
 
     out = Path(flags.resume or flags.out or _folder(settings))
     data = Path(settings.data)
@@ -258,7 +258,7 @@ def is_first() -> bool:
 
 
 def _folder(settings: Settings) -> str:
-    from heptane.run_folder import this_job
+    from heptane.session.run_folder import this_job
 
     data = Path(settings.data).stem or "data"
     model = (settings.model or "model").replace(":", "-").replace("/", "-")

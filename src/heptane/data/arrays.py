@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heptane._lazy import np, torch
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import np, torch
 from heptane.data.cells import Cells
 from heptane.data.columns import CLIP
 from heptane.data.images import CHANNELS, ImagePreprocess, channels_first, standardised
@@ -30,7 +31,6 @@ from heptane.data.load import Data, normalise
 from heptane.data.preprocess import Preprocess, as_array
 from heptane.data.splits import out_of_balance, split, split_by_class
 from heptane.data.vectors import ArrayPreprocess
-from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from heptane._lazy import np, torch
-from heptane.errors import InputError, check_range
-from heptane.randomness import generator, seeded
+from heptane.base.errors import InputError, check_range
+from heptane.base.lazy import np, torch
+from heptane.base.randomness import generator, seeded
 
 
 class Augment(Protocol):

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from heptane._lazy import torch
+from heptane.base.errors import InputError, check_range
+from heptane.base.lazy import torch
+from heptane.base.randomness import generator
 from heptane.data.augment import Augment, Called
 from heptane.data.cast import TEXT_REMEDY, Cast, check_real, is_text, leaves
 from heptane.data.resize import resized
-from heptane.errors import InputError, check_range
-from heptane.randomness import generator
 
 if TYPE_CHECKING:
     from heptane.data.guard import Bad

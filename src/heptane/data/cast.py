@@ -13,8 +13,8 @@ from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from heptane._lazy import np, torch
-from heptane.errors import InputError
+from heptane.base.errors import InputError
+from heptane.base.lazy import np, torch
 
 Path: TypeAlias = tuple[Any, ...]
 MOST_TRIES = 32  # combinations of conversions, of inputs that hold several tensors of integers
@@ -139,7 +139,7 @@ class Cast:
     def _error(
         self, model: torch.nn.Module, inputs: Any, labels: Any, rules: dict[tuple[Path, torch.dtype], Rule]
     ) -> Exception | None:
-        from heptane.checks import try_output
+        from heptane.core.checks import try_output
         from heptane.data.batches import own_rows
 
         few, few_labels = own_rows((inputs, labels), slice(2)) if labels is not None else (own_rows(inputs, slice(2)), None)
@@ -220,7 +220,7 @@ def check_text(model: torch.nn.Module, inputs: Any, text: list[Path]) -> None:
     """
     import inspect
 
-    from heptane.calling import unwrapped
+    from heptane.model.calling import unwrapped
 
     if not text:
         return

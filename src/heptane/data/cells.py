@@ -15,9 +15,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from heptane._lazy import np
+from heptane.base.errors import InputError
+from heptane.base.lazy import np
 from heptane.data.read_table import pandas
-from heptane.errors import InputError
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from heptane._lazy import np
+from heptane.base.errors import InputError
+from heptane.base.lazy import np
 from heptane.data.cells import Cells
 from heptane.data.read_table import INSTALL
-from heptane.errors import InputError
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from heptane._lazy import np
+from heptane.base.lazy import np
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -17,14 +17,14 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from heptane._lazy import torch
-from heptane.alive import working
-from heptane.cache import default_cache
+from heptane.base.alive import working
+from heptane.base.cache import default_cache
+from heptane.base.errors import InputError
+from heptane.base.lazy import torch
 from heptane.data.idx import read_idx
 from heptane.data.images import ImagePreprocess
 from heptane.data.load import Data, DataUnavailable, normalise
 from heptane.data.splits import split
-from heptane.errors import InputError
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"

@@ -19,14 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from heptane._lazy import torch
-from heptane.alive import working
+from heptane.base.alive import working
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import torch
 from heptane.data.arrays import check_memory
 from heptane.data.decode import SUFFIXES, decode, opened_here, probe, quietly
 from heptane.data.images import ImagePreprocess, walk
 from heptane.data.load import Data, normalise
 from heptane.data.splits import out_of_balance, split
-from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from heptane._lazy import torch
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import torch
 from heptane.data.batches import each, first_tensor, in_memory, pair, rows
 from heptane.data.cast import tensors_for
-from heptane.errors import InputError, one_line
 
 MOST_NAMED = 5
 READER_REMEDY = "for want of memory? lower num_workers or the size of a batch"

@@ -13,8 +13,8 @@ import zlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from heptane._lazy import np
-from heptane.errors import InputError
+from heptane.base.errors import InputError
+from heptane.base.lazy import np
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from heptane._lazy import np, torch
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import np, torch
 from heptane.data.decode import SUFFIXES, decode, opened
 from heptane.data.preprocess import Preprocess, as_array, is_path
-from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import numpy.typing as npt

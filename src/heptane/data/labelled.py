@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heptane._lazy import np, torch
+from heptane.base.errors import InputError
+from heptane.base.lazy import np, torch
 from heptane.data.decode import SUFFIXES
 from heptane.data.folder import find_parts, list_entries
-from heptane.errors import InputError
 
 if TYPE_CHECKING:
     from heptane.data.preprocess import Preprocess

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from heptane._lazy import np, torch
+from heptane.base.errors import InputError
+from heptane.base.lazy import np, torch
 from heptane.data.cells import Cells
-from heptane.errors import InputError
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Any
 
-from heptane._lazy import torch
+from heptane.base.errors import InputError, check_range
+from heptane.base.lazy import torch
+from heptane.base.randomness import generator
 from heptane.data.batches import LABELS, check_batch, like, order
-from heptane.errors import InputError, check_range
-from heptane.randomness import generator
 
 WINDOW = 50  # batches among which samples are sorted: enough to pad little, and few enough to keep the order random
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from heptane._lazy import np, torch
+from heptane.base.errors import InputError, check_choice, check_range, nearest
+from heptane.base.lazy import np, torch
 from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocess, standardised
 from heptane.data.preprocess import Preprocess, is_path
 from heptane.data.splits import split
-from heptane.errors import InputError, check_choice, check_range, nearest
 
 BUILT_IN = ("fashion-mnist", "digits")
 TASKS = ("classification", "regression")

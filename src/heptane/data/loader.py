@@ -10,7 +10,9 @@ from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from heptane._lazy import np, torch
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import np, torch
+from heptane.base.randomness import epoch_seed, generator
 from heptane.data.batches import (
     Batch,
     Place,
@@ -27,8 +29,6 @@ from heptane.data.batches import (
 from heptane.data.cast import check_real, is_text, tensors_for
 from heptane.data.guard import READER_REMEDY, Bad, Collated, DataError, guarded, without
 from heptane.data.same import check_same_batch
-from heptane.errors import InputError, one_line
-from heptane.randomness import epoch_seed, generator
 from heptane.tricks.data_parallel import ALONE, Worker, any_of, from_all
 
 

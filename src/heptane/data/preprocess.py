@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from heptane._lazy import np, torch
-from heptane.errors import InputError
+from heptane.base.errors import InputError
+from heptane.base.lazy import np, torch
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heptane._lazy import np
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import np
 from heptane.data.preprocess import is_path
-from heptane.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from heptane._lazy import torch
-from heptane.errors import InputError, check_range
+from heptane.base.errors import InputError, check_range
+from heptane.base.lazy import torch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from heptane._lazy import torch
+from heptane.base.errors import InputError
+from heptane.base.lazy import torch
 from heptane.data.batches import Source, Tensors, each, in_memory, length, pair, rows, tensors_of
-from heptane.errors import InputError
 from heptane.tricks.data_parallel import Worker, from_all
 
 ENDS = 64  # samples from each end of what is in memory that are compared whole; of the targets all are

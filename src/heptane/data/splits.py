@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from heptane._lazy import np, torch
-from heptane.errors import InputError
+from heptane.base.errors import InputError
+from heptane.base.lazy import np, torch
 
 BALANCED = 3.0  # times as many samples as the smallest class: from here on a plain accuracy says little of that one
 

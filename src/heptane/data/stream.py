@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-from heptane._lazy import torch
+from heptane.base.errors import InputError
+from heptane.base.lazy import torch
+from heptane.base.randomness import generator
 from heptane.data.batches import Batch, Place, first_tensor
 from heptane.data.guard import guarded
 from heptane.data.loader import Loader, check_sampler, generators, may_share_memory, seed_all
 from heptane.data.same import check_same_batch
-from heptane.errors import InputError
-from heptane.randomness import generator
 
 EPOCHS = 10  # a run over a stream is taken to have: where evaluations and schedules count in epochs
 

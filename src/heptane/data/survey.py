@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from heptane._lazy import np
+from heptane.base.lazy import np
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from heptane._lazy import np, torch
+from heptane.base.errors import InputError, nearest
+from heptane.base.lazy import np, torch
 from heptane.data.arrays import check_memory
 from heptane.data.cells import Cells, comma_of, read_cells
 from heptane.data.columns import Column, learn, left_out
@@ -21,7 +22,6 @@ from heptane.data.load import Data
 from heptane.data.preprocess import Preprocess, is_path
 from heptane.data.read_table import read_table
 from heptane.data.splits import out_of_balance, split_by_class
-from heptane.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd

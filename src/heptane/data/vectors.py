@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from heptane._lazy import np, torch
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import np, torch
 from heptane.data.preprocess import Preprocess, as_array, is_path, numbered
-from heptane.errors import InputError, one_line
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heptane._lazy import torch
+from heptane.base.lazy import torch
 
 if TYPE_CHECKING:
     from heptane.tricks.data_parallel import Worker

@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from heptane._lazy import torch
-from heptane.errors import InputError, Interrupted
+from heptane.base.errors import InputError, Interrupted
+from heptane.base.lazy import torch
 
 _SAME: tuple[type[BaseException], ...] = (
     InputError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from heptane.errors import InputError, nearest
+from heptane.base.errors import InputError, nearest
 from heptane.tricks import Tricks
 
 PLAIN, ALL = "plain", "all"

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from heptane._lazy import torch
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import torch
+from heptane.core.metric_direction import lower_is_better
+from heptane.core.run import OptimizerFactory
 from heptane.data.batches import as_source
-from heptane.errors import InputError, one_line
 from heptane.fit import fit
-from heptane.history import Goal
-from heptane.metric_direction import lower_is_better
 from heptane.race.arms import Arm
 from heptane.race.reaching import IN_A_ROW, Reached, standard_error, when_reached
-from heptane.result import Result
-from heptane.run import OptimizerFactory
+from heptane.session.history import Goal
+from heptane.session.result import Result
 
 REACHED, MISSED, STOPPED, FAILED, REFUSED, NOT_RUN = "reached", "missed", "stopped", "failed", "refused", "not run"
 DRAWN = 60  # points of a schedule that are kept

@@ -11,23 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from heptane.alive import working
-from heptane.environment import describe
-from heptane.errors import InputError
-from heptane.probe import NOTHING_PAYS
+from heptane.base.alive import working
+from heptane.base.environment import describe
+from heptane.base.errors import InputError
+from heptane.base.storage import write_text
+from heptane.core.precision.choose import NOTHING_PAYS
 from heptane.race.arms import ALL, PLAIN, Arm
 from heptane.race.attempt import NOT_RUN, REFUSED, STOPPED, Attempt, Course
 from heptane.race.findings import ended_arms
+from heptane.race.live import LiveTable
 from heptane.race.pacing import CAP, cap_seconds, seed_fits
+from heptane.race.page import write_race_report
 from heptane.race.record import Progress, race_record
 from heptane.race.resume import read_race
 from heptane.race.tuning import FIRST_LENGTH, LENGTH_STEP, RATE_STEP, Tuning, climb, shorten
 from heptane.race.verdicts import FIRST_LOOK
 from heptane.report import duration
-from heptane.report.live import LiveTable
-from heptane.report.race_page import write_race_report
-from heptane.run_folder import RunFolder
-from heptane.storage import write_text
+from heptane.session.run_folder import RunFolder
 from heptane.tricks import Tricks
 
 TUNING_SEED = 2**30  # its runs do not race

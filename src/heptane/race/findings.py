@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median as _median
 from typing import Any
 
-from heptane.probe import NOTHING_PAYS
+from heptane.core.precision.choose import NOTHING_PAYS
 from heptane.race.arms import ALL, PLAIN
 from heptane.race.attempt import FAILED, NOT_RUN, REFUSED
 from heptane.race.headline import goal_text, headline, sentence

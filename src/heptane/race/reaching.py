@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from heptane.history import Goal, at_target, lower
+from heptane.session.history import Goal, at_target, lower
 
 IN_A_ROW = 2
 ENOUGH_ERRORS = 20  # expected at the target, of a validation set: with fewer, a time to the target says little
@@ -36,7 +36,7 @@ def when_reached(history: Sequence[dict[str, Any]], goal: Goal, *, margin: float
         whole: the last record is the end of the planned run.
 
     Example:
-        >>> from heptane.history import Goal, lower
+        >>> from heptane.session.history import Goal, lower
         >>> from heptane.race.reaching import when_reached
         >>> history = [{"valid_accuracy": a, "train_seconds": s} for a, s in ((0.7, 10.0), (0.9, 20.0), (0.85, 30.0))]
         >>> when_reached(history, Goal("valid_accuracy", 0.8), margin=0.02, whole=False)

@@ -11,7 +11,7 @@ from heptane.race.arms import Arm
 from heptane.race.attempt import Attempt
 from heptane.race.findings import coarse_text, findings
 from heptane.race.tuning import Tuning
-from heptane.run_folder import clean
+from heptane.session.run_folder import clean
 
 SCHEMA = 2
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heptane.errors import InputError
+from heptane.base.errors import InputError
 from heptane.race.attempt import NOT_RUN, Attempt
 
 MAY_GROW = ("seeds", "budget_seconds")  # more of these make no other race

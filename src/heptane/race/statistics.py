@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from heptane._lazy import np
+from heptane.base.lazy import np
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]

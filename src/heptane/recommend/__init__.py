@@ -3,7 +3,7 @@
 from heptane.recommend.choose import after_loading, before_loading
 from heptane.recommend.facts import Choices, Default, Look, Machine
 from heptane.recommend.timing import expected_seconds
-from heptane.recommend.tricks import has_classes, recommend
+from heptane.tricks.recommended import has_classes, recommend
 
 __all__ = [
     "Choices",

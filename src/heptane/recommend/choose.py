@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
 
+from heptane.core.optimizers import PEAK, RATES, REFERENCE_BATCH
 from heptane.data.survey import are_characters
-from heptane.optimizers import PEAK, RATES, REFERENCE_BATCH
 from heptane.recommend.facts import Choices, Look, Machine
 from heptane.recommend.timing import LAST_BLOCK_COST, TRAIN_COST, epoch_seconds, forward_seconds, patience_seconds
 
 if TYPE_CHECKING:
-    from heptane.hubs.pretrained import Pretrained
+    from heptane.pretrained.hubs.pretrained import Pretrained
 
 SIDES = (24, 32, 40, 48, 64, 80, 96)  # pixels, of images for a model that is trained from scratch
 PRETRAINED_SIDES = (96, 128, 160, 192, 224)

@@ -33,7 +33,7 @@ class Machine:
     @classmethod
     def here(cls, device: str | None = None) -> Machine:
         """This one, as training on ``device`` will find it."""
-        from heptane._lazy import torch
+        from heptane.base.lazy import torch
 
         cores = torch.get_num_threads()
         if device != "cpu" and torch.cuda.is_available():

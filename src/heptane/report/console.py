@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from heptane.alive import drawn_by, redraws, spoke, working
+from heptane.base.alive import drawn_by, redraws, spoke, working
 from heptane.report import duration, figure, headline, is_finite, label, measure, section, target_text
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.table import Table
 
-    from heptane.examination.advice import Advice
+    from heptane.report.examination.advice import Advice
 
 _REDRAW_SECONDS = 0.1
 _STILL_SECONDS = 2.0  # a bar that has not moved for so long says for how long it has been standing
@@ -98,7 +98,7 @@ class Progress:
             self._bar.console.print(printable(text, sys.stderr), soft_wrap=True)
 
     def _sign(self, text: str) -> None:
-        """What goes on while the bar does not move, such as an evaluation; called by the thread of :mod:`heptane.alive`."""
+        """What goes on while the bar does not move, such as an evaluation; called by the thread of ``alive``."""
         bar = self._bar
         if bar is not None and time.monotonic() - self._drawn_at >= _STILL_SECONDS:
             bar.update(bar.task_ids[0], figures=text, refresh=True)
@@ -147,7 +147,7 @@ def summary(result: Mapping[str, Any]) -> None:
 
 def _advice(result: Mapping[str, Any]) -> list[Advice]:
     """The first suggestion; the report has them all."""
-    from heptane.examination.advice import advise
+    from heptane.report.examination.advice import advise
 
     return advise(result)[:1]
 

@@ -16,7 +16,7 @@ from heptane.report.first import glance, hero, subject
 from heptane.report.results import examination
 
 if TYPE_CHECKING:
-    from heptane.examination.look import Pictures
+    from heptane.report.examination.look import Pictures
 
 Pairs = list[tuple[str, str]]
 FOR_PROGRAMS = ("preprocess",)  # what a page leaves to result.json
@@ -60,8 +60,8 @@ def fill(template: str, **parts: Any) -> str:
 
 def render(result: Mapping[str, Any], pictures: Pictures | None = None) -> str:
     """The page of one run as text."""
-    from heptane.examination.advice import advise
-    from heptane.examination.look import Pictures
+    from heptane.report.examination.advice import advise
+    from heptane.report.examination.look import Pictures
 
     return fill(
         "run.html.j2",

@@ -12,7 +12,7 @@ from heptane.report.curves import COLOURS, INK, draw_svg, dress
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from heptane.examination.look import Pictures
+    from heptane.report.examination.look import Pictures
 
 MOST_CLASSES = 30  # of a confusion matrix that can be read
 MOST_BARS = 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from heptane.errors import InputError, check_choice
+from heptane.base.errors import InputError, check_choice
 from heptane.tricks.cyclical import Cyclical
 from heptane.tricks.data_parallel import DataParallel
 from heptane.tricks.label_smoothing import LabelSmoothing

@@ -13,7 +13,7 @@ Source
     Smith and Topin 2018, arXiv:1708.07120 (1cycle; two phases and the cosine are fastai's variant).
 
 Meets the loop at
-    ``schedule``, as :class:`heptane.schedule.Rates`; it multiplies with ``lr_scaling``.
+    ``schedule``, as :class:`heptane.core.schedule.Rates`; it multiplies with ``lr_scaling``.
 
 Costs, and when it does not help
     Next to nothing per step; but the length must be known beforehand, and a run that stops in mid-cycle ends at a high
@@ -25,8 +25,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heptane.errors import InputError, check_bool, check_choice, check_range
-from heptane.schedule import ANNEALS, Rates, Schedule, constant, hold, piecewise
+from heptane.base.errors import InputError, check_bool, check_choice, check_range
+from heptane.core.schedule import ANNEALS, Rates, Schedule, constant, hold, piecewise
 
 SHAPES = ("one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts")
 

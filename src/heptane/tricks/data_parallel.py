@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from heptane._lazy import torch
+from heptane.base.errors import InputError, check_bool, check_choice, check_range, one_line
+from heptane.base.lazy import torch
 from heptane.distributed.launch import launch as launch
-from heptane.errors import InputError, check_bool, check_choice, check_range, one_line
 
 FOUND_WITHIN_SECONDS = 60.0  # the other workers, where no launcher is known to have started them
 

@@ -24,8 +24,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from heptane._lazy import torch
-from heptane.errors import InputError, check_choice, check_range
+from heptane.base.errors import InputError, check_choice, check_range
+from heptane.base.lazy import torch
 
 IGNORE_INDEX = -100
 

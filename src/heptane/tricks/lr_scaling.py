@@ -26,9 +26,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from heptane._lazy import torch
-from heptane.errors import InputError, check_choice, check_range
-from heptane.schedule import Schedule, constant, piecewise
+from heptane.base.errors import InputError, check_choice, check_range
+from heptane.base.lazy import torch
+from heptane.core.schedule import Schedule, constant, piecewise
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -28,9 +28,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from heptane._lazy import torch
-from heptane.errors import InputError, check_choice, check_range, one_line
-from heptane.outputs import in_32_bits
+from heptane.base.errors import InputError, check_choice, check_range, one_line
+from heptane.base.lazy import torch
+from heptane.model.outputs import in_32_bits
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 
@@ -240,7 +240,7 @@ def find_device(device: str | torch.device) -> torch.device:
 
 def fp16_figure() -> str:
     """What fp16 is worth on this CPU, measured: a matrix product in fp32 and in fp16, in GFLOP/s."""
-    from heptane.probe import median_seconds
+    from heptane.core.precision.choose import median_seconds
 
     rates = {}
     for dtype in (torch.float32, torch.float16):

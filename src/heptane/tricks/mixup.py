@@ -26,11 +26,11 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from heptane._lazy import np, torch
+from heptane.base.errors import InputError, check_bool, check_range, nearest
+from heptane.base.lazy import np, torch
+from heptane.base.randomness import generator
 from heptane.data.batches import rows
-from heptane.errors import InputError, check_bool, check_range, nearest
-from heptane.randomness import generator
-from heptane.weights.clean import without_compiled
+from heptane.model.names import without_compiled
 
 if TYPE_CHECKING:
     from heptane.data.batches import Batch
@@ -309,7 +309,7 @@ def _acts_before(model: torch.nn.Module, module: torch.nn.Module, sample: Any) -
     """Whether what ``module`` gives depends on a mask among the inputs: then each sample needs its own before the blend."""
     if not isinstance(sample, MutableMapping) or not any(is_mask(key, value) for key, value in sample.items()):
         return False
-    from heptane.checks import try_output
+    from heptane.core.checks import try_output
 
     seen: list[Any] = []
     handle = module.register_forward_hook(lambda _, args, output: seen.append(output))

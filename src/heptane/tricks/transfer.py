@@ -28,13 +28,13 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from heptane._lazy import torch
-from heptane.errors import InputError, check_bool, check_choice, check_names, check_range, nearest
-from heptane.transfer.anatomy import Anatomy, anatomy
-from heptane.transfer.layers import find_head
-from heptane.transfer.lora import adapt, merge
-from heptane.weights import load_weights
-from heptane.weights.clean import without_compiled
+from heptane.base.errors import InputError, check_bool, check_choice, check_names, check_range, nearest
+from heptane.base.lazy import torch
+from heptane.model.names import without_compiled
+from heptane.pretrained.anatomy import Anatomy, anatomy
+from heptane.pretrained.layers import find_head
+from heptane.pretrained.lora import adapt, merge
+from heptane.pretrained.weights import load_weights
 
 MODES = ("head", "head-first", "gradual", "full", "auto")
 _SLACK = 1e-9  # of a period: keeps a step that lies on a boundary there when the period is a rounded product

@@ -1,0 +1,139 @@
+"""The race of the demonstration, and how much of it fits the time there is on this machine.
+
+What is fixed here (learning rate, peak, target, length of the cycle) was tried out beforehand, with seeds that do not race:
+see ``benchmarks/LOG.md``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from heptane.base.lazy import torch
+from heptane.data import Data
+from heptane.pretrained.models import resnet
+from heptane.tricks import Tricks
+from heptane.tricks.cyclical import Cyclical
+
+TRICKS = Tricks(cyclical=Cyclical())  # one, so that two arms give a verdict on each trick, and the time goes into seeds
+NUM_ARMS = 2  # plain, and with the trick
+SEEDS, MOST_SEEDS = 3, 6
+EVALUATE_EVERY_EPOCHS = 0.5
+SPARE = 1.15  # a race is expected to take so much more than its steps: the machine has other things to do
+TIMED_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Course:
+    """A race: its data, model and target, and how many steps it takes, roughly.
+
+    ``size`` is the height and width that images are reduced to, None for as they are; ``plain_epochs`` and ``all_epochs``
+    are what runs without and with a cycle take to the target, ``limit_epochs`` after how many a run has missed it.
+    """
+
+    data: str
+    num_train: int
+    num_valid: int
+    size: int | None
+    target: float
+    plain_epochs: float
+    all_epochs: float
+    limit_epochs: float
+    width: int = 8
+    batch_size: int = 64
+    lr: float = 0.02
+    peak: float = 10.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in a pass over the training data."""
+        return -(-self.num_train // self.batch_size)
+
+    def model(self) -> Any:
+        """A new small ResNet; its weights come from PyTorch's generator."""
+        return resnet(width=self.width)
+
+    def optimizer(self, params: Any) -> Any:
+        """Plain training's own."""
+        return torch.optim.SGD(params, lr=self.lr, momentum=0.9, weight_decay=5e-4)
+
+    def parts(self, data: Data) -> tuple[Any, Any]:
+        """Training and validation data, as small as this course wants them."""
+        assert data.valid is not None
+        return self._reduced(data.train, self.num_train), self._reduced(data.valid, self.num_valid)
+
+    def _reduced(self, part: tuple[torch.Tensor, torch.Tensor], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = part[0][:count], part[1][:count]
+        if self.size is not None:
+            images = torch.nn.functional.interpolate(images, size=(self.size, self.size), mode="area")
+        return images, labels
+
+    def seconds(self, speed: Speed, num_arms: int = NUM_ARMS) -> float:
+        """What a seed of so many arms takes, roughly: half of them have a cycle, the others take what plain takes."""
+        epochs = num_arms / 2 * (self.plain_epochs + self.all_epochs)
+        evaluations = epochs / EVALUATE_EVERY_EPOCHS
+        return SPARE * (
+            epochs * self.steps_per_epoch * speed.step_seconds + evaluations * self.num_valid * speed.sample_seconds
+        )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """This machine's: seconds of a training step, and of evaluating one sample."""
+
+    step_seconds: float
+    sample_seconds: float
+
+
+COURSES = {  # of each data set, the longest first
+    "fashion-mnist": (
+        Course("fashion-mnist", 10_240, 4_000, 14, 0.85, plain_epochs=5.5, all_epochs=3.5, limit_epochs=14),
+        Course("fashion-mnist", 5_120, 2_000, 14, 0.82, plain_epochs=5.0, all_epochs=4.0, limit_epochs=14),
+    ),
+    "digits": (Course("digits", 1_024, 359, None, 0.94, plain_epochs=2.5, all_epochs=3.0, limit_epochs=15),),
+}
+
+
+def measure(course: Course, data: Data) -> Speed:
+    """Time a few steps, and an evaluation: the median, after one that is not counted."""
+    (images, labels), (held, _) = course.parts(data)
+    model = course.model().train()
+    optimizer, loss = course.optimizer(model.parameters()), torch.nn.CrossEntropyLoss()
+    batch = images[: course.batch_size], labels[: course.batch_size]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(model(batch[0]), batch[1]).backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        model(held[:512])
+
+    step_seconds = _median_seconds(step, TIMED_STEPS)
+    return Speed(step_seconds, _median_seconds(evaluate, 3) / len(held[:512]))
+
+
+def _median_seconds(call: Any, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def choose(courses: Sequence[Course], seconds: float, speed: Speed) -> tuple[Course, int]:
+    """The course to race and with how many seeds, 3 to 6: the first of which 3 seeds fit, else the last; as many seeds as
+    fit.
+
+    Args:
+        courses: the longest first.
+        seconds: what the race may take.
+        speed: of this machine.
+    """
+    course = next((course for course in courses if SEEDS * course.seconds(speed) <= seconds), courses[-1])
+    return course, min(max(int(seconds / course.seconds(speed)), SEEDS), MOST_SEEDS)

@@ -1,0 +1,1 @@
+"""What trains: the loop and the run it works on, losses, schedules, averages, faults."""

@@ -1,0 +1,287 @@
+"""What a run is refused for before anything is trained: each message names the thing, the value and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import torch
+from heptane.core.criterion import Criterion, CrossEntropy, Elementwise, Returned, seen
+from heptane.data.batches import Place, Source, Tensors, as_loader, copied, each, in_memory, own_rows, pair
+from heptane.data.resize import ProgressiveResize
+from heptane.model.calling import call
+from heptane.model.modes import eval_mode
+from heptane.tricks import Tricks
+from heptane.tricks.label_smoothing import find_class_dim
+from heptane.tricks.mixed_precision import Precision, evaluation
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no model, or has nothing to train."""
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"model of type {type(model).__name__}: expected a torch.nn.Module")
+    check_on_device(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        frozen = any(True for _ in model.parameters())
+        remedy = "; call requires_grad_(True) on some" if frozen else ""
+        raise InputError(f"{type(model).__name__} has no parameter that trains{remedy}")
+
+
+def check_on_device(model: torch.nn.Module) -> None:
+    """Refuse a model on the meta device."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(
+                f"{name!r} of {type(model).__name__} is on the meta device, where tensors hold no values: build the model "
+                "on a real device, or call model.to_empty(device='cpu') and load its weights"
+            )
+
+
+def check_tricks(tricks: Any) -> Tricks:
+    """The tricks, all off for None; refuse what is no :class:`heptane.Tricks`."""
+    if tricks is not None and not isinstance(tricks, Tricks):
+        raise InputError(f"tricks={tricks!r}: expected heptane.Tricks(mixup=heptane.Mixup(), ...), or None for all off")
+    return tricks or Tricks()
+
+
+def check_optimizer(built: Any, num_groups: int | None) -> None:
+    """Refuse what an optimizer factory returned, unless it is an optimizer that this loop can step, of so many groups."""
+    if not isinstance(built, torch.optim.Optimizer):
+        raise InputError(f"the optimizer factory returned {type(built).__name__}: expected a torch.optim.Optimizer")
+    if isinstance(built, torch.optim.LBFGS):
+        raise InputError("optimizer LBFGS evaluates the loss many times per step; use one that takes one gradient per step")
+    if num_groups is not None and len(built.param_groups) != num_groups:
+        raise InputError(
+            f"the optimizer factory made {len(built.param_groups)} parameter groups of the {num_groups} it was given: "
+            "with transfer it must pass its argument on, as in lambda params: torch.optim.AdamW(params)"
+        )
+
+
+TAKE_SPARSE = ("SGD", "Adagrad", "SparseAdam")  # of torch.optim
+
+
+def check_trained(built: torch.optim.Optimizer, model: torch.nn.Module, others: list[torch.nn.Parameter]) -> list[str]:
+    """Refuse an optimizer that trains something else than the model and ``others``, a loss's; what it leaves out is noted.
+
+    Raises:
+        InputError: it holds a parameter that is neither's; or it cannot take the gradients of a sparse embedding.
+    """
+    held = {id(parameter): parameter for group in built.param_groups for parameter in group["params"]}
+    own = {id(parameter) for parameter in (*model.parameters(), *others)}
+    foreign = [parameter for key, parameter in held.items() if key not in own]
+    if foreign:
+        raise InputError(
+            f"the optimizer holds {len(foreign)} of {len(held)} parameters that are not {type(model).__name__}'s, the first "
+            f"of shape {tuple(foreign[0].shape)}: build it from the parameters that the factory is given; those of a loss "
+            "come with it where the loss is a torch.nn.Module"
+        )
+    sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", None) is True]
+    kind = type(built)
+    if sparse and kind.__module__.startswith("torch.optim") and kind.__name__ not in TAKE_SPARSE:
+        raise InputError(
+            f"optimizer {kind.__name__} does not take the sparse gradients of layer {sparse[0]!r}: build the layer with "
+            f"sparse=False, or use one of {', '.join(TAKE_SPARSE)}"
+        )
+    decayed = any(group.get("weight_decay") for group in built.param_groups)
+    if sparse and decayed and kind.__name__ in TAKE_SPARSE:
+        raise InputError(
+            f"optimizer {kind.__name__} with weight_decay does not take the sparse gradients of layer {sparse[0]!r}: set "
+            "weight_decay=0, or build the layer with sparse=False"
+        )
+    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    if not left:
+        return []
+    named = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+    return [f"the optimizer leaves out {len(left)} parameter(s) that could train: {named}"]
+
+
+def check_finite(source: Source, sample: tuple[Any, Any]) -> None:
+    """Refuse training data with NaN or infinity: all of it where it is in memory, else the first batch."""
+    inputs, targets = (source.inputs, source.targets) if isinstance(source, Tensors) else sample
+    for what, data in (("inputs", inputs), ("targets", targets)):
+
+        def check(tensor: torch.Tensor, what: str = what) -> torch.Tensor:
+            # A finite sum holds neither, and needs no second tensor; one that is not may also be an overflow.
+            if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
+                return tensor
+            bad = (~torch.isfinite(tensor.reshape(len(tensor), -1))).any(1).nonzero()
+            if len(bad):
+                where = int(bad[0])
+                raise InputError(f"the training {what} hold NaN or infinity, first in sample {where}: clean the data first")
+            return tensor
+
+        each(check, data)
+
+
+def try_output(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
+    """The model's output on a few inputs (and ``labels``, where the loss is the model's own), in eval mode and without
+    gradients; afterwards the model and the random states are exactly as they were."""
+    from heptane.model.snapshot import as_before
+
+    with as_before(model):
+        return evaluated(model, inputs, labels)
+
+
+def evaluated(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
+    """The same, for use inside :func:`heptane.model.snapshot.as_before`."""
+    with eval_mode(model), evaluation(Precision()):
+        return call(model, copied(inputs), copied(labels))  # copies: a model may work in place
+
+
+def try_training(model: torch.nn.Module, inputs: Any) -> Any:
+    """What the model gives for two samples in train mode, without gradients; then it is as it was, random states too."""
+    from heptane.model.snapshot import as_before
+
+    with as_before(model), torch.no_grad():
+        model.train()
+        return call(model, own_rows(inputs, slice(2)))
+
+
+def least_samples(model: torch.nn.Module, inputs: Any, labels: Any = None) -> int:
+    """How many samples a forward pass in training needs: 2 where BatchNorm sees one value per sample and channel, else 1."""
+    if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return 1
+    one, label = own_rows((inputs, labels), slice(1)) if labels is not None else (own_rows(inputs, slice(1)), None)
+    from heptane.model.snapshot import as_before
+
+    try:
+        with as_before(model), evaluation(Precision()):
+            model.train()
+            call(model, one, label)
+    except ValueError as error:
+        return 2 if "more than 1 value per channel" in str(error) else 1
+    except Exception:  # what else fails is found, and named, by the checks that follow
+        return 1
+    return 1
+
+
+def check_batch_norm(least: int, batch_size: int) -> None:
+    """Refuse a batch in which a worker would have one sample, where BatchNorm needs more."""
+    if batch_size < least:
+        raise InputError(
+            f"batch_size={batch_size}: BatchNorm cannot train on one value per channel, so each worker needs 2 samples of a "
+            f"batch, {least} in all: raise batch_size"
+        )
+
+
+def few(batch: tuple[Any, Any], loss: Any) -> tuple[Any, Any]:
+    """Two samples to try a model on: the inputs, and the labels where the loss is the model's own."""
+    inputs, targets = own_rows(batch, slice(2))
+    return inputs, targets if loss == "model" else None
+
+
+def check_resize(model: torch.nn.Module, resize: ProgressiveResize, inputs: Any) -> None:
+    """Refuse small images that the model cannot take."""
+    small = resize.check(inputs)
+    try:
+        try_output(model, small)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"ProgressiveResize.size={resize.size}: the model does not take images of {resize.size}x{resize.size} "
+            f"({one_line(error)}): leave it out, or end the network in a mean over the image"
+        ) from None
+
+
+def check_targets(criterion: Criterion, output: Any, targets: Any) -> None:
+    """Refuse targets that the model's outputs cannot be compared with: labels out of range, other shapes."""
+    if isinstance(criterion, Elementwise) and isinstance(targets, torch.Tensor):
+        if output.shape[1:].numel() != targets.shape[1:].numel():
+            raise InputError(
+                f"outputs of shape {tuple(output.shape[1:])} and targets of shape {tuple(targets.shape[1:])} per sample: "
+                f"{criterion.name} compares element by element, so give the model as many outputs as there are targets"
+            )
+        if criterion.multi_label and (beyond := outside(targets)):
+            raise InputError(
+                f"targets of {beyond} with loss {criterion.name!r}, which needs each in [0, 1]: "
+                "for real numbers pass loss='mse', for -1 and 1 (targets > 0).float()"
+            )
+        return
+    num_classes = classes_of(criterion, output, targets)
+    if num_classes is None:
+        return
+    assert isinstance(criterion, CrossEntropy)
+    targets = criterion.seen(targets)
+    bad = ((targets < 0) | (targets >= num_classes)) & (targets != criterion.ignore_index)
+    if bool(bad.any()):
+        at = tuple(bad.nonzero()[0].tolist())
+        where = at[0] if len(at) == 1 else at
+        if num_classes == 1:
+            raise InputError(
+                f"label {int(targets[at])} of sample {where}, and the model has one output, the score of one class: for two "
+                "classes by one logit pass loss='binary_cross_entropy', or give the model an output for each class"
+            )
+        raise InputError(
+            f"label {int(targets[at])} of sample {where} is out of range: the model has {num_classes} outputs, "
+            f"so labels are 0 to {num_classes - 1}"
+        )
+
+
+def outside(targets: torch.Tensor) -> str:
+    """The first of ``targets`` that is not in [0, 1], where a label has to be; or nothing."""
+    if targets.dtype is torch.bool:
+        return ""
+    wrong = ~((targets >= 0) & (targets <= 1))
+    return f"{float(targets[wrong][0]):g}" if bool(wrong.any()) else ""
+
+
+def labels_of(criterion: Criterion, output: Any, targets: Any) -> tuple[int, int] | None:
+    """How many classes the model tells apart, and the target that is ignored; None where targets are no classes."""
+    num_classes = classes_of(criterion, output, targets)
+    return None if num_classes is None else (num_classes, getattr(criterion, "ignore_index", -100))
+
+
+def classes_of(criterion: Criterion, output: Any, targets: Any) -> int | None:
+    """How many classes the model tells apart; None where targets are not the numbers of classes.
+
+    Raises:
+        InputError: outputs and targets do not go together.
+    """
+    if not isinstance(criterion, CrossEntropy) or not isinstance(targets, torch.Tensor):
+        return None
+    if not isinstance(output, torch.Tensor) or output.ndim < 2:
+        raise InputError(f"cross_entropy needs outputs (N, C), one score per class; the model gave {_shape(output)}")
+    if targets.is_floating_point():
+        if targets.shape[1:] != output.shape[1:]:
+            raise InputError(
+                f"soft targets of shape {tuple(targets.shape[1:])} and outputs of shape {tuple(output.shape[1:])} per "
+                "sample: cross_entropy needs one probability per class"
+            )
+        return None
+    if targets.is_complex():
+        raise InputError(f"targets of type {targets.dtype}: cross_entropy needs the numbers of classes")
+    targets = criterion.seen(targets)
+    dim = find_class_dim(output.shape, (len(output), *targets.shape[1:]), False, criterion.class_dim)
+    return int(output.shape[dim])
+
+
+def first_batch(data: Any, batch_size: int, name: str) -> tuple[Any, Any]:
+    """The first batch of evaluation data; refuse data without a sample."""
+    first = next(as_loader(data, batch_size, lambda size: slice(0, size)), None)
+    if first is None:
+        raise InputError(f"{name} is empty: 0 samples")
+    return first
+
+
+def check_evaluation(
+    model: torch.nn.Module, criterion: Criterion, place: Place, name: str, data: Any, *, tries: bool = True
+) -> list[str]:
+    """Refuse evaluation data that would fail after an epoch of training: empty, or in memory with targets out of range; what
+    is to be said of their types where these are not the training data's. ``tries``: whether the model can be run here."""
+    if not in_memory(data):
+        if hasattr(data, "__len__") and len(data) == 0:
+            raise InputError(f"{name} is empty: 0 samples")
+        return []
+    try:
+        inputs, targets = (place.move(part) for part in first_batch(data, 2, "it"))
+        labels = isinstance(criterion, Returned)
+        whole = pair(data)[0]
+        said = place.cast.learn(model, inputs, targets, labels=labels, whole=whole, tries=tries)
+        output = try_output(model, place.inputs(inputs), place.targets(targets) if labels else None)
+        check_targets(criterion, seen(criterion, output), place.targets(pair(data)[1]))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    return [f"{'validation' if name == 'valid' else name}: {text}" for text in said]
+
+
+def _shape(output: Any) -> str:
+    return f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__

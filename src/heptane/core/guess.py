@@ -1,0 +1,138 @@
+"""Which loss goes with these outputs and targets, where nobody named one; what can be read in two ways is refused.
+
+A guess is said, with its reason. A refusal names both readings, and how to ask for each.
+"""
+
+from __future__ import annotations
+
+from heptane.base.errors import InputError
+from heptane.base.lazy import torch
+
+BINARY, CLASSES, REAL = "binary_cross_entropy", "cross_entropy", "mse"
+SHOWN = 3  # values of the targets in a message
+
+
+def guess_loss(output: torch.Tensor, targets: torch.Tensor) -> tuple[str, str]:
+    """The name of the loss for ``targets``, all of them or a batch, and the reason.
+
+    Args:
+        output: what the model gives for a few samples; only its shape counts.
+        targets: of any dtype.
+
+    Raises:
+        InputError: the targets can be read in two ways.
+
+    Example:
+        >>> guess_loss(torch.zeros(2, 1), torch.tensor([0.0, 1.0, 1.0]))
+        ('binary_cross_entropy', 'the targets are 0 and 1, and there is one logit for each')
+    """
+    one_to_one = output.shape[1:].numel() == targets.shape[1:].numel()
+    if not one_to_one:
+        return _per_class(output, targets)
+    if output.shape[1:].numel() == 1:
+        return _one_output(targets)
+    return _element_by_element(output, targets)
+
+
+def _one_output(targets: torch.Tensor) -> tuple[str, str]:
+    """(N,) or (N, 1) outputs and targets."""
+    if _within(targets, 0, 1) and _whole(targets):
+        return BINARY, "the targets are 0 and 1, and there is one logit for each"
+    if _only(targets, -1, 1):
+        raise _two_ways(
+            targets, "one output", "two classes: pass (targets > 0).float()", f"real numbers: pass loss={REAL!r}"
+        )
+    if targets.is_floating_point():
+        return REAL, "the targets are real numbers"
+    raise _two_ways(
+        targets,
+        "one output",
+        "classes: give the model an output for each",
+        f"real numbers: pass targets.float(), or loss={REAL!r}",
+    )
+
+
+def _per_class(output: torch.Tensor, targets: torch.Tensor) -> tuple[str, str]:
+    """More outputs than targets: classes, or a mistake."""
+    if not targets.is_floating_point():
+        return (
+            CLASSES,
+            "the targets are integer classes" if targets.dtype is not torch.bool else "the targets are two classes",
+        )
+    beside = f"outputs of shape {tuple(output.shape[1:])} per sample"
+    if _whole(targets) and _within(targets, 0, max(output.shape[1:], default=1) - 1):
+        raise _two_ways(
+            targets,
+            beside,
+            "the numbers of classes: pass targets.long()",
+            f"real numbers: pass loss={REAL!r}, and a model with one output",
+        )
+    return REAL, "the targets are real numbers"  # whose shape is refused where it is compared with the outputs'
+
+
+def _element_by_element(output: torch.Tensor, targets: torch.Tensor) -> tuple[str, str]:
+    """As many outputs as targets, and more than one."""
+    columns = f"as many outputs, {tuple(output.shape[1:])} per sample"
+    one_of_many = targets.ndim > 1 and targets.shape[1] > 1 and targets.shape[1:] == output.shape[1:]
+    if not _within(targets, 0, 1):
+        return _beyond(targets, columns)
+    sums_to_one = one_of_many and torch.allclose(targets.sum(1).double(), torch.ones((), dtype=torch.double), atol=1e-4)
+    if sums_to_one and targets.is_floating_point() and targets.ndim == 2:
+        return CLASSES, "the targets are distributions, each row sums to 1"
+    if sums_to_one:
+        whole = targets.is_floating_point()
+        raise _two_ways(
+            targets,
+            f"{columns}, with a single 1 in each row" if not whole else f"{columns}, which sum to 1 over the classes",
+            f"one of {targets.shape[1]} classes: pass " + ("targets.argmax(1)" if not whole else f"loss={CLASSES!r}"),
+            f"labels of which several may be true: pass {'targets.float() and ' if not whole else ''}loss={BINARY!r}",
+        )
+    if _whole(targets):
+        return BINARY, "the targets are several labels, each 0 or 1"
+    if targets.ndim > 2:
+        return REAL, "the targets are real numbers"
+    raise _two_ways(
+        targets,
+        columns,
+        f"chances of labels: pass loss={BINARY!r}",
+        f"real numbers: pass loss={REAL!r}",
+    )
+
+
+def _beyond(targets: torch.Tensor, columns: str) -> tuple[str, str]:
+    """Element by element, and not all in [0, 1]."""
+    if _within(targets, -1, 1) and _whole(targets):
+        raise _two_ways(
+            targets, columns, f"labels: pass (targets > 0).float() and loss={BINARY!r}", f"real numbers: pass loss={REAL!r}"
+        )
+    if targets.is_floating_point():
+        return REAL, "the targets are real numbers"
+    raise _two_ways(
+        targets,
+        columns,
+        "classes: give the model outputs (N, classes, ...)",
+        f"real numbers: pass targets.float(), or loss={REAL!r}",
+    )
+
+
+def _two_ways(targets: torch.Tensor, beside: str, first: str, second: str) -> InputError:
+    found = sorted(set(targets.flatten()[:4096].double().tolist()))
+    values = ", ".join([f"{value:g}" for value in found[:SHOWN]] + ["..."] * (len(found) > SHOWN))
+    kind = str(targets.dtype).removeprefix("torch.")
+    return InputError(
+        f"loss=None: targets {values} ({kind}, {tuple(targets.shape[1:])} per sample) beside {beside} can be read in "
+        f"two ways: as {first}; or as {second}"
+    )
+
+
+def _within(targets: torch.Tensor, low: float, high: float) -> bool:
+    return targets.dtype is torch.bool or bool(((targets >= low) & (targets <= high)).all())
+
+
+def _whole(targets: torch.Tensor) -> bool:
+    return not targets.is_floating_point() or bool((targets == targets.round()).all())
+
+
+def _only(targets: torch.Tensor, *values: float) -> bool:
+    known = torch.tensor(values, dtype=torch.double, device=targets.device)
+    return bool(torch.isin(targets.double(), known).all())

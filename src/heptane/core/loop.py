@@ -1,0 +1,269 @@
+"""The loop is a generator: what happens between two steps belongs to the caller's ``for`` body, off the training clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from heptane.base.alive import working
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import torch
+from heptane.base.randomness import seed_torch
+from heptane.core.criterion import Returned, divisor, output_of
+from heptane.core.metrics import EvalMeter
+from heptane.core.own_metrics import Measures
+from heptane.core.schedule import set_rates
+from heptane.core.within_memory import Halves, is_short
+from heptane.data.batches import Batch, Place, as_loader, first_tensor, in_memory, pair, rows
+from heptane.data.guard import READER_REMEDY, DataError
+from heptane.model.calling import GRAPH_MODES
+from heptane.model.modes import eval_mode, gradients_on, modes_of, put_back
+from heptane.tricks.data_parallel import ALONE, Worker, all_sum, from_all, is_sharded, share_buffers, without_sums
+from heptane.tricks.mixed_precision import Precision, evaluation
+
+if TYPE_CHECKING:
+    from heptane.core.run import Run
+    from heptane.data.guard import Bad
+
+UNUSED = "Expected to have finished reduction in the prior iteration"  # DDP's
+
+
+class Step(NamedTuple):
+    """What the loop yields after each optimizer step, also after one that was passed over (``applied`` is False)."""
+
+    step: int
+    """steps so far, from 1; those that were passed over count too, since each is a step of the schedule and of the data"""
+    epoch: int
+    """epoch of this step, from 1"""
+    ends_epoch: bool
+    """whether it was its epoch's last"""
+    loss: torch.Tensor
+    """the step's loss on the device, detached (of several workers: their mean is it); reading it makes training wait"""
+    learning_rate: float
+    """of the last parameter group (the head's, where depths differ)"""
+    run: Run
+    """everything the loop works on; ``run.meter.read()`` gives the epoch's averages, ``run.clock`` the time"""
+    applied: bool = True
+    """False for a step that was passed over, since its gradients were not finite; its loss is NaN"""
+
+
+def steps(run: Run, start: int = 0) -> Iterator[Step]:
+    """Train from step ``start`` to the end, a :class:`Step` at a time."""
+    run.clock.resume()
+    for phase in run.phases:
+        if phase.stop <= start:
+            continue
+        forward, source = run.enter(phase)
+        modes = modes_of(run.model)
+        for step, batch in source.batches(max(start, phase.start), phase.stop, run.place):
+            momentum = run.rates.momentum(step) if run.rates.momentum else None
+            set_rates(run.optimizer, run.base_rates, run.rates.learning_rate(step), momentum)
+            with gradients_on(), run.heartbeat.at(step) if run.worker.size > 1 else nullcontext():
+                loss = update(run, forward, batch, step)
+            if loss is not None:
+                run.meter.add_step(step, loss, batch.size)
+            epoch, at = divmod(step, run.source.steps_per_epoch)
+            rate = float(run.optimizer.param_groups[-1]["lr"])
+            run.clock.pause()
+            shown = torch.full((), torch.nan, device=run.place.device) if loss is None else loss
+            yield Step(step + 1, epoch + 1, at + 1 == run.source.steps_per_epoch, shown, rate, run, loss is not None)
+            run.clock.resume()
+            put_back(modes)  # the caller may have evaluated, or called model.train() over frozen layers
+    run.clock.pause()
+
+
+def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor | None:
+    """One optimizer step on one global batch; None if it was passed over, since its gradients are not finite.
+
+    If it overflows it is tried again, from the same state, at a lower scale; if memory is short, in more micro-batches.
+    """
+    if batch.size < run.least_samples:  # too few of its samples can be used
+        run.faults.passed_over.add(step)
+        if batch.size:
+            few = f"its batch has {batch.size} sample(s), and BatchNorm needs {run.least_samples}"
+            run.faults.say(f"step {step}: passed over, since {few}")
+    if step in run.faults.passed_over:
+        return None
+    run.buffers.keep()
+    before = run.precision.state()
+    while True:
+        seed_torch(run.plan.seed, step, run.worker.rank)
+        clear_gradients(run)
+        try:
+            loss = gradients(run, forward, batch, step)
+        except RuntimeError as error:
+            run.buffers.put_back()  # the run may be saved after this
+            if UNUSED in str(error) and run.worker.size > 1:
+                raise InputError(
+                    "the model gives some parameters no gradient in some steps, on some workers, as layers do that are left "
+                    "out at random: pass DataParallel(find_unused=True)"
+                ) from error
+            in_smaller_parts(run, batch, step, error)
+        else:
+            if run.precision.step(run.optimizer, run.plan.clip_norm, run.parameters):
+                if run.average:
+                    run.average.update(run.faults.applied(step + 1))
+                return loss
+            if run.precision.exhausted:
+                pass_over(run, batch, step, before)
+                return None
+            run.skipped += 1
+        run.meter.discard()
+        run.buffers.put_back()
+
+
+def pass_over(run: Run, batch: Batch, step: int, scale: dict[str, float]) -> None:
+    """Undo what ``step`` did, the loss scale too, and do with it as the run was told to."""
+    run.meter.discard()
+    run.precision.load_state(scale)
+    run.buffers.put_back()
+    try:
+        run.faults.nonfinite(run, batch, step)
+    finally:
+        run.buffers.put_back()  # finding out where it began was a forward pass
+        clear_gradients(run)
+
+
+def in_smaller_parts(run: Run, batch: Batch, step: int, error: RuntimeError) -> None:
+    """After ``error``, if it says that memory is short: twice as many micro-batches; the global batch stays what it is.
+
+    Raises:
+        DataError: a process that reads data died, or these samples are not as those that the model was tried on.
+        RuntimeError: it is another error; several workers, who would have to agree; or there is one sample to a part.
+    """
+    if "DataLoader worker" in str(error):  # PyTorch raises it wherever the main thread is when a reader dies
+        raise DataError(f"a process that reads the data was killed ({one_line(error)}): {READER_REMEDY}") from error
+    shape = tuple(first_tensor(batch.take(slice(0, 1))[0]).shape[1:])
+    if shape != run.sample_shape and batch.indices:
+        named = ", ".join(map(str, batch.indices[:4]))
+        raise DataError(
+            f"training samples {named}, ... are of shape {shape}, the first were {run.sample_shape}, and the model does not "
+            f"take them ({one_line(error)}): make them alike"
+        ) from error
+    most = batch.size // run.least_samples
+    if not is_short(error) or run.worker.size > 1 or run.accumulate >= most or run.plan.compile in GRAPH_MODES:
+        raise error
+    error.__traceback__ = None  # it holds what the step has allocated
+    run.accumulate = min(2 * run.accumulate, most)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    run.faults.say(
+        f"step {step}: not enough memory for a batch of {batch.size}: from here on each is computed in {run.accumulate} "
+        "micro-batches; BatchNorm normalises over a micro-batch"
+    )
+
+
+def clear_gradients(run: Run) -> None:
+    """``optimizer.zero_grad(set_to_none=True)``; PyTorch's own without its profiler's entry, 2% of a small step."""
+    if getattr(run.optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
+        run.optimizer.zero_grad(set_to_none=True)
+        return
+    for parameter in run.parameters:
+        parameter.grad = None
+
+
+def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor:
+    """Forward and backward over this worker's share of ``batch``, in micro-batches; its part of the loss.
+
+    One part is a mean, as in a loop written by hand. Of several, each is a sum over the *global* count of what is averaged,
+    times the workers, whose gradients are averaged; they synchronise on their last part only.
+    """
+    most = batch.size // run.least_samples
+    whole = run.worker.size == 1 and min(run.accumulate, most) == 1
+    share, alike = run.worker.share(batch.size), run.outline is not None
+    parts = [slice(None)] if whole else micro_batches(share, run.accumulate if alike else min(run.accumulate, most), alike)
+    losses, count = [], None
+    for part in parts:
+        empty = not whole and part.stop == part.start  # fewer samples than workers: it all-reduces, and weighs nothing
+        inputs, targets = run.mix.take(batch, slice(0, 1) if empty else part, step)
+        if count is None and not whole:
+            count = divisor(run.criterion.count(run.mix.targets(batch, step)))
+        with nullcontext() if part is parts[-1] or run.worker.size == 1 else without_sums(forward):
+            with run.precision.autocast():
+                output = run.precision.full(output_of(run.criterion, forward, inputs, targets))
+            if count is None:
+                loss = run.criterion.mean(output, targets)
+            else:
+                loss = run.criterion.total(output, targets) * (0 if empty else run.worker.size) / count
+            run.precision.backward(loss)
+        losses.append(loss.detach())
+        if not empty:
+            run.meter.add(output, targets)
+    if run.of_loss and run.worker.size > 1:  # these are not in the model, whose gradients are averaged on the way back
+        for parameter in run.of_loss:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = all_sum(parameter.grad, run.worker) / run.worker.size
+    return losses[0] if whole else torch.stack(losses).sum()
+
+
+def micro_batches(share: slice, count: int, exactly: bool = False) -> list[slice]:
+    """``share`` cut into at most ``count`` parts, as even as it goes, none empty unless all is; or into ``exactly`` so many,
+    since the workers of a sharded model must run it equally often."""
+    size = share.stop - share.start
+    count = count if exactly else max(1, min(count, size))
+    edges = [share.start + index * size // count for index in range(count + 1)]
+    return [slice(low, high) for low, high in pairwise(edges)]
+
+
+def evaluate_with(
+    model: torch.nn.Module,
+    data: Any,
+    criterion: Any,
+    *,
+    precision: Precision | None = None,
+    metrics: dict[str, Any] | None = None,
+    batch_size: int = 512,
+    place: Place | None = None,
+    worker: Worker = ALONE,
+    bad: Bad | None = None,
+    name: str = "evaluation",
+    say: Callable[[str], None] = lambda said: None,
+) -> dict[str, float]:
+    """Loss, accuracy and metrics of ``model`` on ``data``; the model's modes are put back as they were. Samples that cannot
+    be read are noted in ``bad``, under ``name``, or are an error. Types that only these data have go to ``say``."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    meter, measures = EvalMeter(criterion, worker), Measures(metrics, device, worker)
+    precision, place = precision or Precision(), place or Place(device)
+    if worker.size > 1:
+        share_buffers(model)
+    count = len(first_tensor(pair(data)[1])) if in_memory(data) and worker.size == 1 else None
+    own, sharded = isinstance(criterion, Returned), is_sharded(model)
+    halves = Halves(lambda x, y: precision.full(output_of(criterion, model, place.inputs(x), y)), splits=not sharded)
+    doing = working("evaluating" if count is None else f"evaluating {count:,} samples", count)
+    with eval_mode(model), evaluation(precision), doing as advance:
+        batches = as_loader(data, batch_size, worker.share, bad, name)
+        for inputs, targets in batches if not sharded else together(batches, data, worker, place):
+            advance(len(first_tensor(inputs)))
+            inputs, targets = place.move(inputs), place.move(targets)
+            if targets is not None:
+                for said in place.cast.learn(model, inputs, targets, labels=own, tries=not sharded):
+                    say(f"{name}: {said}")
+            for output, shown in halves.of(inputs, place.targets(targets)):
+                if shown is not None:
+                    meter.add(output, shown)
+                    measures.add(output, shown)
+        if bad is not None and bad.limit and worker.size > 1:
+            bad.of_all_workers(from_all(dict(bad.found), worker))
+        found, nonfinite = measures.read(model, data)
+    if nonfinite and bad is not None:
+        bad.say_once(name, nonfinite)
+    return {**meter.read(), **found}
+
+
+def together(batches: Iterator[Any], data: Any, worker: Worker, place: Place) -> Iterator[tuple[Any, Any]]:
+    """``batches``, and then one sample's inputs without targets until every worker is done: all must run a sharded model
+    equally often."""
+    spare = None
+    while True:
+        batch = next(batches, None)
+        if not all_sum(torch.tensor(float(batch is not None), device=place.device), worker):
+            return
+        if batch is not None:
+            spare = rows(batch[0], slice(0, 1))
+            yield batch
+        else:
+            if spare is None:
+                spare = rows(next(as_loader(data, 1, ALONE.share))[0], slice(0, 1))
+            yield spare, None

@@ -1,0 +1,278 @@
+"""Metrics of the user's: torchmetrics and collections, functions of predictions and targets, functions of the model."""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import torch
+from heptane.core.criterion import same_but_ones
+from heptane.model.calling import main_output
+from heptane.tricks.data_parallel import Worker, from_all
+
+MODEL_FIRST = frozenset({"model", "net", "network", "module", "m"})
+DATA_SECOND = frozenset({"data", "d", "dataset", "loader", "dataloader", "batches", "pairs"})
+TARGETS_FIRST = frozenset({"targets", "target", "labels", "label", "y_true", "truth", "y"})
+PREDICTIONS_SECOND = frozenset(
+    {"predictions", "prediction", "preds", "pred", "y_pred", "y_score", "output", "outputs", "logits"}
+)
+SURE = 1e4  # a logit that is certain
+
+
+class MetricFailed(RuntimeError):
+    """A metric raised on some of several workers, and all of them know."""
+
+
+class OfModel:
+    """A function of the model, bound to the whole model and the data where only the model's tail is evaluated."""
+
+    def __init__(self, metric: Callable[[Any, Any], Any], model: Any, data: Any) -> None:
+        self.metric, self.model, self.data = metric, model, data
+
+    def __call__(self, model: Any, data: Any) -> Any:
+        return self.metric(self.model, self.data)
+
+
+def flattened(metrics: Any) -> dict[str, Any] | None:
+    """Metrics by name: a torchmetrics collection as what it holds, also inside a dict, as ``NAME_KEY``.
+
+    Raises:
+        InputError: it is no dict, and no collection.
+    """
+    if metrics is None:
+        return None
+    if _is_collection(metrics):
+        return dict(metrics.items())
+    if not isinstance(metrics, dict):
+        raise InputError(
+            f"metrics of type {type(metrics).__name__}: expected a dict from names to metrics, or a torchmetrics collection"
+        )
+    found: dict[str, Any] = {}
+    for name, metric in metrics.items():
+        if _is_collection(metric):
+            found |= {f"{name}_{key}": part for key, part in metric.items()}
+        elif hasattr(metric, "update") or callable(metric):
+            found[str(name)] = metric
+        else:
+            raise InputError(
+                f"metrics[{name!r}] of type {type(metric).__name__}: expected a function (predictions, targets) -> number, "
+                "or an object with update, compute and reset, as torchmetrics have"
+            )
+    return found
+
+
+def _is_collection(metrics: Any) -> bool:
+    return any(kind.__name__ == "MetricCollection" for kind in type(metrics).__mro__)
+
+
+def takes_model(metric: Any) -> bool:
+    """Whether a function is ``(model, data) -> number``: by the names of its parameters; else it is of predictions."""
+    if isinstance(metric, OfModel):
+        return True
+    first, second = _names(metric)
+    return first in MODEL_FIRST or second in DATA_SECOND
+
+
+def _names(metric: Any) -> tuple[str, str]:
+    try:
+        parameters = list(inspect.signature(metric).parameters.values())
+    except (TypeError, ValueError):
+        return "", ""
+    names = [p.name.lower() for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return names[0] if names else "", names[1] if len(names) > 1 else ""
+
+
+def of_predictions(metric: Any, predictions: Any, targets: Any) -> Any:
+    """The value of a function of predictions and targets; scikit-learn's have the targets first, and their names say so."""
+    first, second = _names(metric)
+    swapped = first in TARGETS_FIRST and second in PREDICTIONS_SECOND
+    return metric(targets, predictions) if swapped else metric(predictions, targets)
+
+
+def number(name: str, value: Any) -> float:
+    """The value of a metric as a number.
+
+    Raises:
+        InputError: it is no number.
+    """
+    if isinstance(value, numbers.Real):
+        return float(value)
+    size = getattr(value, "size", None) if not isinstance(value, torch.Tensor) else value.numel()
+    if size == 1:
+        return float(value)
+    kind = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else f"type {type(value).__name__}"
+    raise InputError(f"metrics[{name!r}] gave a value of {kind}: expected one number, such as its mean")
+
+
+def lined_up(output: Any, targets: Any) -> Any:
+    """The main output in the shape of the targets where they differ by ones, as (N, 1) and (N,)."""
+    main = main_output(output)[0]
+    tensors = isinstance(main, torch.Tensor) and isinstance(targets, torch.Tensor)
+    if tensors and main.shape != targets.shape and same_but_ones(main.shape, targets.shape):
+        return main.reshape(targets.shape)
+    return main
+
+
+def nonfinite(output: Any) -> torch.Tensor | None:
+    """Which rows of an output say nothing: they hold NaN or infinity, or -inf only; None where all are finite. A -inf beside
+    others rules a class out, no more."""
+    if not isinstance(output, torch.Tensor) or not output.is_floating_point() or not output.ndim or not output.numel():
+        return None
+    flat = output.reshape(len(output), -1)
+    bad = ~(flat.amax(1).isfinite() if flat.shape[1] > 1 else flat[:, 0].isfinite())
+    return bad if bool(bad.any()) else None
+
+
+def made_wrong(output: torch.Tensor, targets: Any, bad: torch.Tensor) -> torch.Tensor | None:
+    """The output with rows that are certain of something wrong in place of those that are not finite, so that any metric
+    counts them as wrong; None where that has no meaning, as in regression."""
+    if not isinstance(targets, torch.Tensor):
+        return None
+    output = output.clone()
+    if not targets.is_floating_point() and output.ndim == 2 and targets.ndim == 1 and output.shape[1] > 1:
+        wrong = (targets[bad].long() + 1) % output.shape[1]
+        output[bad] = torch.nn.functional.one_hot(wrong, output.shape[1]).to(output) * SURE
+        return output
+    binary = output.shape == targets.shape and bool(((targets == 0) | (targets == 1)).all())
+    if not binary:
+        return None
+    output[bad] = torch.where(targets[bad] > 0.5, -SURE, SURE).to(output)
+    return output
+
+
+class Gathered:
+    """Outputs and targets of an evaluation, for functions of all of them; on the CPU, and of all workers in the end."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Any, Any]] = []
+
+    def add(self, output: Any, targets: Any) -> None:
+        """Add one batch."""
+        self._parts.append(tuple(_on_cpu(part) for part in (output, targets)))
+
+    def batches(self, worker: Worker) -> list[tuple[Any, Any]]:
+        """The batches of all workers, in the order of their ranks."""
+        return [part for own in from_all(self._parts, worker) for part in own]
+
+    def read(self, worker: Worker) -> tuple[Any, Any]:
+        """Predictions and targets, each sample once; a list of samples where their shapes differ."""
+        parts = self.batches(worker)
+        predictions, targets = _joined([part[0] for part in parts]), _joined([part[1] for part in parts])
+        return predictions, targets
+
+
+def _on_cpu(part: Any) -> Any:
+    return part.detach().cpu() if isinstance(part, torch.Tensor) else part
+
+
+def _joined(parts: list[Any]) -> Any:
+    if parts and all(isinstance(part, torch.Tensor) for part in parts):
+        if len({part.shape[1:] for part in parts}) == 1:
+            return torch.cat(parts)
+        return [row for part in parts for row in part]
+    return parts
+
+
+def adds_up(metric: Any) -> bool:
+    """Whether a metric adds up its states over workers by itself: torchmetrics' do, unless they are lists."""
+    ours = any(kind.__module__.startswith("torchmetrics.") and kind.__name__ == "Metric" for kind in type(metric).__mro__)
+    return ours and not any(isinstance(state, list) for state in getattr(metric, "_defaults", {}).values())
+
+
+def of_whole(metric: Any, batches: list[tuple[Any, Any]], device: torch.device) -> Any:
+    """The value of a metric over these batches, whatever it would exchange with other workers."""
+    synchronizes = getattr(metric, "sync_on_compute", None)
+    try:
+        if synchronizes is not None:
+            metric.sync_on_compute = False
+        for output, targets in batches:
+            moved = (part.to(device) if isinstance(part, torch.Tensor) else part for part in (output, targets))
+            metric.update(*moved)
+        return metric.compute()
+    finally:
+        if synchronizes is not None:
+            metric.sync_on_compute = synchronizes
+
+
+class Measures:
+    """The user's metrics in one evaluation: what each is given, and what came of it."""
+
+    def __init__(self, metrics: dict[str, Any] | None, device: torch.device, worker: Worker) -> None:
+        self.metrics, self.worker, self._device = metrics or {}, worker, device
+        self._running = {
+            name: metric.to(device) if hasattr(metric, "to") else metric
+            for name, metric in self.metrics.items()
+            if hasattr(metric, "update")
+        }
+        for metric in self._running.values():
+            metric.reset()
+        # Each worker sees its share. Only torchmetrics adds up its states by itself, and where they are lists not those of a
+        # worker that has none: the others are given the whole evaluation, on each worker alike.
+        self._whole = {name for name, metric in self._running.items() if worker.size > 1 and not adds_up(metric)}
+        functions = [name for name in self.metrics if name not in self._running]
+        gathers = bool(self._whole) or any(not takes_model(self.metrics[name]) for name in functions)
+        self._gathered = Gathered() if gathers else None
+        self.samples, self.nonfinite, self._unknown = 0, 0, False
+        self._error: Exception | None = None
+
+    def add(self, output: Any, targets: Any) -> None:
+        """Add one batch; rows that are not finite are counted, and given to the metrics as wrong where that can be."""
+        shown = lined_up(output, targets)
+        bad = nonfinite(shown)
+        if isinstance(shown, torch.Tensor) and shown.ndim:
+            self.samples += len(shown)
+        if bad is not None:
+            self.nonfinite += int(bad.sum())
+            mended = made_wrong(shown, targets, bad)
+            self._unknown |= mended is None
+            shown = shown if mended is None else mended
+        for name, metric in self._running.items():
+            if name not in self._whole:
+                self._held(name, lambda metric=metric: metric.update(shown, targets))  # type: ignore[misc]
+        if self._gathered is not None:
+            self._gathered.add(shown, targets)
+
+    def _held(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` gives. Of several workers one that raises goes on, with None, until all can be told: otherwise
+        the others would wait for it."""
+        if self.worker.size == 1:
+            return compute()
+        try:
+            return compute()
+        except Exception as error:
+            if self._error is None:
+                self._error = MetricFailed(f"metrics[{name!r}] failed: {type(error).__name__}: {one_line(error)}")
+                self._error.__cause__ = error
+            return None
+
+    def read(self, model: torch.nn.Module, data: Any) -> tuple[dict[str, float], str]:
+        """The values by name, in the order of the metrics; and what to say of outputs that are not finite, or nothing.
+
+        A function of the model sees outputs that are not finite by itself, so that its value is NaN where there are some; so
+        is any other where there is no way to count them as wrong.
+        """
+        counts = [self.samples, self.nonfinite, int(self._unknown)]
+        samples, bad, unknown = (sum(column) for column in zip(*from_all(counts, self.worker), strict=True))
+        predictions, targets = self._gathered.read(self.worker) if self._gathered is not None else (None, None)
+        batches = self._gathered.batches(self.worker) if self._gathered is not None and self._whole else []
+        found = {}
+
+        def value(name: str, metric: Any) -> float:
+            if name in self._whole:
+                return number(name, of_whole(metric, batches, self._device))
+            if name in self._running:
+                return number(name, metric.compute())
+            if takes_model(metric):
+                return number(name, metric(model, data)) if not bad else float("nan")
+            return number(name, of_predictions(metric, predictions, targets))
+
+        for name, metric in self.metrics.items():
+            computed = self._held(name, lambda name=name, metric=metric: value(name, metric))  # type: ignore[misc]
+            found[name] = float("nan") if unknown or computed is None else computed
+        said = next(filter(None, from_all(str(self._error or ""), self.worker)), "")
+        if said:
+            raise MetricFailed(said) from self._error
+        return found, f"{bad} of {samples} outputs are not finite: they count as wrong" if bad else ""

@@ -1,0 +1,1 @@
+"""Which precision and memory format a step is computed in, measured on this machine."""

@@ -1,0 +1,241 @@
+"""Measurements made before training: they leave no mark on the model, its statistics or the random states."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any
+
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import torch
+from heptane.core.criterion import Criterion, Returned, output_of
+from heptane.core.precision.contest import Outcome, compare, winner
+from heptane.core.precision.decisions import question, recall, remember
+from heptane.core.precision.processor import computes_bf16, describe
+from heptane.core.precision.trial_steps import Steps
+from heptane.data.batches import each, first_tensor
+from heptane.model.modes import gradients_on
+from heptane.model.warm_up import warm_up
+from heptane.tricks.mixed_precision import MixedPrecision
+
+KIND, PLAIN = "precision", ("fp32", False)
+NOTHING_PAYS = "no other variant pays here"
+NO_TIME = "not compared, a step takes too long"
+NO_UNITS = "this processor has no units for 16 bits"
+
+
+def median_seconds(function: Callable[[], Any], *, repeats: int) -> float:
+    """The median time of ``repeats`` calls after one that is not counted; waits for the GPU where there is one."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        function()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def choose_precision(
+    trick: MixedPrecision,
+    model: torch.nn.Module,
+    criterion: Criterion,
+    inputs: Any,
+    targets: Any,
+    *,
+    planned_steps: int = 0,
+    notes: list[str] | None = None,
+) -> tuple[str, bool, str]:
+    """Decide dtype and memory format, by measuring where they are "auto"; once on this machine for a model and its shapes.
+
+    The model itself is run, and is afterwards exactly as it was; no copy of it is made. On a CPU, 16 bits are considered
+    where the processor computes them.
+
+    Args:
+        trick: what was asked for.
+        model: the model.
+        criterion: the loss.
+        inputs, targets: one batch, on the model's device.
+        planned_steps: of the training, of which the measurement may take 2%, or 1 s.
+        notes: what did not run here is added to them.
+
+    Returns:
+        ``(dtype, channels_last, why)``; ``why`` is a sentence with the figures.
+
+    Raises:
+        InputError: what was asked for by name does not run.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    emulated = device.type == "cpu" and not computes_bf16()
+    convolves = any(isinstance(m, torch.nn.Conv2d) for m in model.modules())
+    # The first is taken unless another is clearly faster. On a CPU that is channels last, in which convolutions are computed
+    # anyway: so a measurement within the noise comes out alike each time.
+    both = [True, False] if device.type == "cpu" else [False, True]
+    formats = {"on": [True], "off": [False], "auto": both if convolves else [False]}[trick.channels_last]
+    dtypes = [trick.dtype] if trick.dtype != "auto" else ["fp32", *_shorter(device, emulated)]
+    for dtype in dtypes:
+        trick.build(dtype, device.type)  # refuses what cannot run here, before anything is timed
+    notes = [] if notes is None else notes
+    if trick.dtype == "bf16" and emulated:
+        notes.append("mixed_precision.dtype='bf16': this processor has no units for it and emulates it, many times slower")
+    out = f"; bf16 left out: {NO_UNITS}" if trick.dtype == "auto" and emulated else ""
+    variants = [(dtype, last) for dtype in dtypes for last in formats]
+    if len(variants) == 1:
+        if variants[0] != PLAIN:
+            _check_runs(trick, model, criterion, inputs, targets, variants[0])
+        return (*variants[0], f"fp32: {NO_UNITS}" if out else f"{_label(*variants[0])}: asked for")
+    answer = _answer(trick, model, criterion, inputs, targets, variants, planned_steps)
+    notes += answer["notes"]
+    return answer["dtype"], answer["channels_last"], answer["why"] + out
+
+
+def _shorter(device: torch.device, emulated: bool) -> list[str]:
+    """The 16-bit types that are worth a measurement."""
+    if emulated:
+        return []
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return ["fp16"]
+    return ["bf16"]
+
+
+def _answer(
+    trick: MixedPrecision,
+    model: torch.nn.Module,
+    criterion: Criterion,
+    inputs: Any,
+    targets: Any,
+    variants: list[tuple[str, bool]],
+    planned_steps: int,
+) -> dict[str, Any]:
+    """The variant that this machine has chosen before for this model and these shapes, or chooses now."""
+    batch, device = len(first_tensor(inputs)), next((p.device for p in model.parameters()), torch.device("cpu"))
+    name = question(
+        {
+            "machine": describe(device),
+            "model": structure(model),
+            "batch": [_shapes(inputs), _shapes(targets)],
+            "loss": criterion.name,
+            "trick": asdict(trick),
+            "variants": variants,
+        }
+    )
+    found = recall(KIND, name)
+    known = found is not None and _is_answer(found, variants)
+    if known and found and found["measured"] | (planned_steps <= found["planned_steps"]):
+        chosen = found["dtype"], found["channels_last"]
+        if chosen == PLAIN or not _error(trick, model, criterion, inputs, targets, chosen):
+            return {**found, "why": f"{found['why']}, measured once on this machine"}
+    warm_up(str(device))  # what a process pays once is no variant's
+    with _unchanged(model) as snapshot:
+        contest = Steps(trick, model, criterion, inputs, targets, snapshot)
+        planned = float(planned_steps) * batch
+        outcome = compare(contest, variants, batch=batch, planned_samples=planned, device=contest.device)
+        contest.store(False)
+    answer = _as_answer(outcome, variants, planned_steps)
+    return remember(KIND, name, answer, anew=found is not None)
+
+
+def _as_answer(outcome: Outcome, variants: list[tuple[str, bool]], planned_steps: int) -> dict[str, Any]:
+    best, plain = winner(outcome, variants), variants[0]
+    if best != PLAIN and PLAIN in variants and not outcome.seconds.get(best):
+        best = PLAIN  # what was not timed may not even run
+    figures = [f"{_label(*v)} {1000 * min(s):.3g} ms" for v, s in outcome.seconds.items()]
+    figures += [f"{_label(*v)} does not run" for v in outcome.failed] + [f"{_label(*v)} too slow" for v in outcome.slow]
+    measured = len(outcome.seconds) + len(outcome.failed) > 1
+    verdict = (NOTHING_PAYS if best == plain else "the fastest here") if measured else NO_TIME
+    notes = [f"{_label(*v)} left out: the model does not run so ({error})" for v, error in outcome.failed.items()]
+    return {
+        "dtype": best[0],
+        "channels_last": best[1],
+        "why": f"{_label(*best)}: {verdict}, by the time of a step on {outcome.rows} samples ({', '.join(figures)})",
+        "notes": notes,
+        "measured": measured,
+        "planned_steps": planned_steps,
+        "probe_seconds": round(outcome.wall, 3),
+    }
+
+
+def _is_answer(found: dict[str, Any], variants: list[tuple[str, bool]]) -> bool:
+    kinds = {"why": str, "notes": list, "measured": bool, "planned_steps": int}
+    return (found.get("dtype"), found.get("channels_last")) in variants and all(
+        isinstance(found.get(key), kind) for key, kind in kinds.items()
+    )
+
+
+def _check_runs(trick: Any, model: Any, criterion: Any, inputs: Any, targets: Any, variant: tuple[str, bool]) -> None:
+    """Refuse what was asked for by name and does not run, where the plain form does."""
+    error = _error(trick, model, criterion, inputs, targets, variant)
+    if error and not _error(trick, model, criterion, inputs, targets, PLAIN):
+        what = [f"dtype={variant[0]!r}"] if variant[0] != "fp32" else []
+        what += ["channels_last='on'"] if variant[1] else []
+        raise InputError(
+            f"MixedPrecision {' with '.join(what)}: the model does not run so ({error}): use 'auto', or in the model "
+            "reshape for view, and no tensor of a fixed type"
+        )
+
+
+def _error(trick: Any, model: Any, criterion: Any, inputs: Any, targets: Any, variant: tuple[str, bool]) -> str:
+    """What a step of a variant ends in; empty where it runs."""
+    for rows_tried in sorted({min(2, len(first_tensor(inputs))), len(first_tensor(inputs))}):
+        error = ""
+        with _unchanged(model) as snapshot:
+            contest = Steps(trick, model, criterion, inputs, targets, snapshot)
+            try:
+                with contest.watched(lambda: False):
+                    contest.step(variant, rows_tried)
+            except Exception as raised:
+                error = one_line(raised)
+            contest.store(False)
+        if not error or not isinstance(criterion, Returned):
+            return error
+    return error
+
+
+def structure(model: torch.nn.Module) -> list[Any]:
+    """What a model is made of and does: classes, the code of their ``forward``, parameters and buffers."""
+    kinds = {type(module) for module in model.modules()}
+    code = {f"{kind.__module__}.{kind.__qualname__}": _code(kind) for kind in kinds}
+    tensors = [(name, *_facts(t)) for name, t in [*model.named_parameters(), *model.named_buffers()]]
+    return [sorted(code.items()), [(n, type(m).__qualname__, m.extra_repr()) for n, m in model.named_modules()], tensors]
+
+
+def _code(kind: type) -> str:
+    code = getattr(getattr(kind, "forward", None), "__code__", None)
+    return "" if code is None else hashlib.sha256(code.co_code + repr(code.co_names).encode()).hexdigest()
+
+
+def _facts(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return list(tensor.shape), str(tensor.dtype), tensor.requires_grad
+
+
+def _shapes(data: Any) -> list[Any]:
+    found: list[Any] = []
+    each(lambda tensor: found.append(_facts(tensor)) or tensor, data)  # type: ignore[func-returns-value]
+    return found
+
+
+def unused_parameters(model: torch.nn.Module, criterion: Criterion, inputs: Any, targets: Any) -> list[str]:
+    """Names of trainable parameters that one step gives no gradient; the model is afterwards exactly as it was."""
+    from heptane.model.snapshot import as_before
+
+    with as_before(model), gradients_on():
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, torch.nn.RNNBase):  # cuDNN has no backward in eval mode
+                module.train()
+        criterion.mean(output_of(criterion, model, inputs, targets), targets).backward()  # type: ignore[no-untyped-call]
+        return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def _unchanged(model: torch.nn.Module) -> AbstractContextManager[Any]:
+    from heptane.model.snapshot import as_before
+
+    return as_before(model, guarded=False)
+
+
+def _label(dtype: str, channels_last: bool) -> str:
+    return f"{dtype} channels last" if channels_last else dtype

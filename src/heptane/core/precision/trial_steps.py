@@ -1,0 +1,96 @@
+"""Training steps that only measure: of the model itself, in one precision and memory format after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from heptane.base.lazy import torch
+from heptane.core.criterion import Criterion, output_of
+from heptane.core.precision.contest import TooSlow
+from heptane.data.batches import rows
+from heptane.model.memory_format import four_dimensional, to_channels_last
+from heptane.model.modes import gradients_on
+from heptane.tricks.mixed_precision import MixedPrecision
+
+if TYPE_CHECKING:
+    from heptane.model.snapshot import Snapshot
+
+Variant = tuple[str, bool]
+
+
+class Steps:
+    """Steps without an update. The snapshot's owner puts the model back; :meth:`store` its memory format."""
+
+    def __init__(
+        self,
+        trick: MixedPrecision,
+        model: torch.nn.Module,
+        criterion: Criterion,
+        inputs: Any,
+        targets: Any,
+        snapshot: Snapshot,
+    ) -> None:
+        self._trick, self._model, self._criterion, self._snapshot = trick, model, criterion, snapshot
+        self._batch = inputs, targets
+        self._strides = [(tensor, tensor.stride()) for tensor in four_dimensional(model)]
+        self._stored = False
+        self._given: dict[tuple[bool, int], tuple[Any, Any]] = {}
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def step(self, variant: Variant, num_rows: int) -> None:
+        """Forward and backward, from gradients that are not there."""
+        dtype, channels_last = variant
+        self.store(channels_last)
+        inputs, targets = self._rows(channels_last, num_rows)
+        slot = self._trick.build(dtype, self.device.type)
+        for parameter in self._model.parameters():
+            parameter.grad = None
+        with gradients_on():
+            with slot.autocast():
+                output = output_of(self._criterion, self._model, inputs, targets)
+            slot.backward(self._criterion.mean(slot.full(output), targets))
+
+    @contextmanager
+    def watched(self, over: Callable[[], bool]) -> Iterator[None]:
+        """A first step, from the model's own state: writes to its parameters are noticed, and it ends in time."""
+        self._snapshot.restore()
+        self._model.train()
+
+        def look(*_: Any) -> None:
+            if over():
+                raise TooSlow
+
+        compiled = any(hasattr(module, "_orig_mod") for module in self._model.modules())
+        hooks = [] if compiled else [m.register_forward_pre_hook(look) for m in self._model.modules()]
+        for parameter in self._model.parameters():
+            if parameter.requires_grad and parameter.is_leaf:
+                hooks.append(parameter.register_post_accumulate_grad_hook(look))  # type: ignore[no-untyped-call]
+        try:
+            with self._snapshot.guard():
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def store(self, channels_last: bool) -> None:
+        """Give the model's images and kernels this memory format, one tensor at a time; False is as they came."""
+        if channels_last == self._stored:
+            return
+        for tensor, strides in self._strides:
+            if channels_last:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            else:
+                tensor.data = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(
+                    tensor.data
+                )
+        self._snapshot.follow(tensor for tensor, _ in self._strides)
+        self._stored = channels_last
+
+    def _rows(self, channels_last: bool, num_rows: int) -> tuple[Any, Any]:
+        if (channels_last, num_rows) not in self._given:
+            inputs, targets = rows(self._batch, slice(num_rows))
+            self._given = {key: held for key, held in self._given.items() if key[1] == num_rows}
+            self._given[channels_last, num_rows] = (to_channels_last(inputs) if channels_last else inputs), targets
+        return self._given[channels_last, num_rows]

@@ -1,0 +1,220 @@
+"""A run: everything the loop works on, filled in by ``assemble``; and the phases of it in which other parameters train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from heptane.base.clock import Clock
+from heptane.base.errors import InputError, check_choice, check_range
+from heptane.base.lazy import torch
+from heptane.core.criterion import Criterion, CrossEntropy, Loss
+from heptane.core.faults import ON_NAN, Faults
+from heptane.core.metrics import TrainMeter
+from heptane.core.schedule import Rates, base_rates
+from heptane.data.augment import Augment, Called, as_augment
+from heptane.data.batches import Batch, Place, Source, first_tensor
+from heptane.data.guard import Bad
+from heptane.data.resize import ProgressiveResize
+from heptane.distributed.heartbeat import Heartbeat
+from heptane.model.averaging import Average
+from heptane.model.calling import GRAPH_MODES, check_compile, compiled
+from heptane.model.kept import Kept
+from heptane.pretrained.anatomy import Anatomy
+from heptane.pretrained.features import Shortcut, find_shortcut
+from heptane.tricks.data_parallel import DataParallel, Worker, check_replicas
+from heptane.tricks.mixed_precision import Precision
+from heptane.tricks.mixup import Mixer
+from heptane.tricks.transfer import Transfer, freeze, frozen_modes, leave, train_mode
+
+OptimizerFactory = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run takes beside model, data and tricks; the fields are arguments of :func:`heptane.fit`."""
+
+    optimizer: OptimizerFactory
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    loss: str | Loss | CrossEntropy | None = None
+    accumulate: int = 1
+    clip_norm: float | None = None
+    augment: Augment | Called | None = None
+    resize: ProgressiveResize | None = None
+    compile: bool | str = False
+    device: str | None = None
+    seed: int = 0
+    on_nan: str = "skip"
+    nan_limit: int = 10
+    skip_bad: int = 0
+    average_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.optimizer, torch.optim.Optimizer) or not callable(self.optimizer):
+            raise InputError(
+                f"optimizer={type(self.optimizer).__name__}: expected a factory, "
+                "such as lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9), or a name, such as 'adamw'"
+            )
+        object.__setattr__(self, "augment", as_augment(self.augment))
+        if (self.epochs is None) == (self.steps is None):
+            raise InputError(f"epochs={self.epochs} and steps={self.steps}: expected the one or the other")
+        if self.epochs is not None:
+            check_range("epochs", self.epochs, 0, 1e9, low_open=True)
+        if self.steps is not None:
+            check_range("steps", self.steps, 1, whole=True)
+        check_range("accumulate", self.accumulate, 1, whole=True)
+        check_range("seed", self.seed, 0, 2**31, whole=True)
+        check_choice("on_nan", self.on_nan, ON_NAN)
+        check_compile(self.compile)
+        if self.compile in GRAPH_MODES and self.accumulate > 1:
+            raise InputError(
+                f"compile={self.compile!r} with accumulate={self.accumulate}: a CUDA graph writes the gradients of each "
+                "micro-batch over the last one's; use compile=True or accumulate=1"
+            )
+        check_range("nan_limit", self.nan_limit, 1, whole=True)
+        check_range("skip_bad", self.skip_bad, 0, whole=True)
+        if self.average_decay is not None:
+            check_range("average_decay", self.average_decay, 0, 1, low_open=True, high_open=True)
+        if self.clip_norm is not None:
+            check_range("clip_norm", self.clip_norm, 0, low_open=True)
+
+
+class Unmixed:
+    """Fills the slot ``mix`` when mixup is off: batches as they are."""
+
+    def take(self, batch: Batch, part: slice, step: int) -> tuple[Any, Any]:
+        return batch.take(part)
+
+    def targets(self, batch: Batch, step: int) -> Any:
+        return batch.targets()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps with the same parameters trainable; ``frozen`` counts groups, None leaves the user's choice."""
+
+    start: int
+    stop: int
+    frozen: int | None = None
+
+
+@dataclass
+class Run:
+    """Everything the loop works on: the slots, filled."""
+
+    plan: Plan
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    source: Source
+    place: Place
+    rates: Rates
+    mix: Mixer | Unmixed
+    criterion: Criterion
+    precision: Precision
+    phases: list[Phase]
+    clock: Clock
+    worker: Worker
+    data_parallel: DataParallel
+    find_unused: bool
+    notes: list[str]
+    why: dict[str, str]
+    bad: Bad
+    transfer: Transfer | None = None
+    outline: torch.nn.Module | None = None
+    """a sharded model's, to gather it in"""
+    sample: Any = None
+    """inputs that the model was tried on"""
+    groups: Anatomy | None = None
+    """of transfer: what is frozen, and has its rates, together"""
+    least_samples: int = 1
+    """that a batch must have over all workers: 2 for each where BatchNorm sees one value per sample"""
+    loss: torch.nn.Module | None = None
+    """the user's loss, where it is a module that holds something"""
+    of_loss: list[torch.nn.Parameter] = field(default_factory=list)
+    """its parameters that train"""
+    skipped: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    """what it is begun with, for its checkpoints: :mod:`heptane.session.checkpoints.settings`"""
+    at_once: int | None = None
+    """samples that are evaluated at once; None until the first evaluation"""
+    base_rates: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first = {"workers": self.worker.size, "batch_size": self.source.batch_size}  # of the run, before any resume
+        self.accumulate = self.plan.accumulate
+        self.faults = Faults(self.plan.on_nan, self.plan.nan_limit, bad=self.bad)
+        self.heartbeat = Heartbeat(self.worker, self.data_parallel.timeout_seconds)
+        self.meter = TrainMeter(self.criterion, self.worker)
+        self.base_rates = base_rates(self.optimizer)
+        mine = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
+        # In the model's order, whatever the groups: a norm is a sum, and its last bit depends on the order.
+        decay = self.plan.average_decay
+        self.average = Average(self.model, decay) if decay is not None else None
+        self.buffers = Kept(self.model if self.loss is None else torch.nn.ModuleList([self.model, self.loss]))
+        self.trained: torch.nn.Module = self.model
+        self.shortcut: Shortcut | None = None
+        self._shortcuts: dict[Phase, Shortcut | None] = {}
+        self.parameters = [mine.pop(id(p)) for p in self.model.parameters() if id(p) in mine] + list(mine.values())
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.plan.seed
+
+    def gathered(self) -> torch.nn.Module:
+        """The model as an ordinary one: itself, or, where it is sharded, its parts together; then all workers must ask."""
+        whole = self.model
+        if self.outline is not None:
+            from heptane.distributed.sharding import gathered
+
+            whole = gathered(self.model, self.outline)
+        leave(whole)
+        return whole
+
+    @property
+    def total_steps(self) -> int:
+        """Planned optimizer steps."""
+        return self.phases[-1].stop
+
+    def phase_before(self, step: int) -> Phase:
+        """The one in which the model became what it is after ``step`` steps, 1 or more."""
+        return next(phase for phase in self.phases if phase.stop >= step)
+
+    def settle(self, phase: Phase) -> None:
+        """Freeze what this phase freezes, set the modes, and see whether the frozen part can be computed once."""
+        if phase.frozen is not None:
+            freeze(self.model, phase.frozen, self.groups)
+        if self.transfer is None:
+            frozen_modes(self.model, self.groups)
+        else:
+            train_mode(self.model, self.groups)
+        self.shortcut = self._shortcut_in(phase)
+
+    def enter(self, phase: Phase) -> tuple[torch.nn.Module, Source]:
+        """Settle in ``phase``, and wrap: the module that the loop calls, and its batches.
+
+        Where the frozen part was computed once, these are the model's tail, and features.
+        """
+        self.settle(phase)
+        self.trained, source = (self.shortcut.tail, self.shortcut.source) if self.shortcut else (self.model, self.source)
+        shown = source.sample(1)[0] if self.shortcut else self.sample  # a loader would read a whole batch for it
+        self.sample_shape = tuple(first_tensor(shown).shape[1:])
+        wrapped = self.trained
+        if self.worker.size > 1:
+            check_replicas(self.model)
+            wrapped = self.data_parallel.wrap(self.trained, find_unused=self.find_unused)
+        return compiled(wrapped, self.plan.compile), source
+
+    def _shortcut_in(self, phase: Phase) -> Shortcut | None:
+        if phase not in self._shortcuts:
+            found: Shortcut | str = ""
+            frozen = not all(p.requires_grad for p in self.model.parameters())
+            if frozen and self.transfer and self.transfer.cache != "off":
+                found = find_shortcut(self, phase, self.transfer.cache, self.transfer.cache_dtype)
+                said = f"frozen part not computed once: {found}" if isinstance(found, str) else found.said
+                self.notes += [said] if said not in self.notes else []  # of many phases, for the same reason: once
+            self._shortcuts = {phase: None if isinstance(found, str) else found}
+        return self._shortcuts[phase]

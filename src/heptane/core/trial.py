@@ -1,0 +1,97 @@
+"""Metrics tried before training, on a few samples: one that raises, or gives a vector, would cost an epoch."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import torch
+from heptane.core.checks import evaluated
+from heptane.core.criterion import Criterion, Returned, seen
+from heptane.core.own_metrics import Measures, takes_model
+from heptane.data.batches import Place, first_tensor, in_memory, length, own_rows, pair, tensors_of
+from heptane.tricks.data_parallel import ALONE
+from heptane.tricks.mixed_precision import Precision
+
+TRIED = 256  # samples, from all over the data, which may be sorted by class
+READ = 32  # samples of a data set, which may be slow to read
+WHOLE = 512  # samples up to which a function of the model is tried: on all of them, since it may know how many there are
+
+
+def try_metrics(
+    model: torch.nn.Module,
+    criterion: Criterion,
+    place: Place,
+    precision: Precision,
+    metrics: dict[str, Any],
+    name: str,
+    data: Any,
+) -> None:
+    """Compute each metric once on a few samples of ``data``; the model, and the random states, are left as they were.
+
+    Of a data set or a loader a few samples are read; data that can only be read in order are not touched.
+
+    Raises:
+        InputError: a metric fails, or gives no number.
+    """
+    from heptane.model.snapshot import as_before
+
+    with as_before(model):
+        few = spread(data, TRIED)
+        if few is None:
+            return
+        inputs, targets = place.inputs(few[0]), place.targets(few[1])
+        output = seen(criterion, evaluated(model, inputs, targets if isinstance(criterion, Returned) else None))
+        output = precision.full(output)
+        for called, metric in metrics.items():
+            of_model = not hasattr(metric, "update") and takes_model(metric)
+            if of_model and not _is_small(data):
+                continue
+            shown = data if of_model else few
+            try:
+                with torch.no_grad():
+                    measures = Measures({called: metric}, place.device, ALONE)
+                    measures.add(output, targets)
+                    model.eval()
+                    measures.read(model, shown)
+            except InputError:
+                raise
+            except Exception as error:
+                raise InputError(
+                    f"metrics[{called!r}] fails on {len(targets) if hasattr(targets, '__len__') else 'a few'} samples of "
+                    f"{name} ({type(error).__name__}: {one_line(error)}), before anything was trained: a metric is "
+                    "(predictions, targets) -> number, (model, data) -> number, or has update, compute and reset"
+                ) from error
+            finally:
+                if hasattr(metric, "reset"):
+                    metric.reset()
+
+
+def _is_small(data: Any) -> bool:
+    if in_memory(tensors_of(data)):
+        size = length(first_tensor(pair(tensors_of(data))[0]))
+    else:
+        size = length(getattr(data, "dataset", data))
+    return size is not None and size <= WHOLE
+
+
+def spread(data: Any, count: int) -> tuple[Any, Any] | None:
+    """``count`` samples, as far from each other as can be, in memory of their own; None of data without an index."""
+    data, loader = tensors_of(data), torch.utils.data.DataLoader
+    if not in_memory(data):
+        dataset = data.dataset if isinstance(data, loader) else data
+        collate = data.collate_fn if isinstance(data, loader) else torch.utils.data.default_collate
+        size = length(dataset)
+        if not size or isinstance(dataset, torch.utils.data.IterableDataset):
+            return None
+        with suppress(Exception):  # what cannot be read is somebody else's to report
+            chosen = torch.linspace(0, size - 1, min(count, size, READ)).long().tolist()
+            read: tuple[Any, Any] = pair(collate([dataset[index] for index in chosen]))
+            return read
+        return None
+    inputs, targets = pair(data)
+    size = length(first_tensor(inputs)) or 0
+    spaced = torch.linspace(0, size - 1, min(count, size)).long()
+    found: tuple[Any, Any] = own_rows((inputs, targets), spaced)
+    return found

@@ -1,0 +1,208 @@
+"""A model that is only tried is afterwards exactly as it was: tensors, plain attributes, modes, gradients, random states.
+
+Small tensors that are no parameters are copied before. Parameters and large tensors are copied only when something is about
+to write to them, so a trial needs no second copy of a large model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from heptane.model.holders import Holder, holder_of
+
+COPIED_BYTES = 16 << 20  # a larger tensor is copied only when it is written to
+MOST_OBJECTS = 1_000_000  # that are looked at: a model that holds more is no model
+_BUILT = ("_parameters", "_modules")
+
+
+@contextmanager
+def as_before(model: torch.nn.Module, *, guarded: bool = True) -> Iterator[Snapshot]:
+    """Leave ``model`` and the random states as they are, whatever is done with it meanwhile.
+
+    What a first call builds stays: the parameters of lazy layers, layers that ``forward`` makes when it is first called.
+
+    Args:
+        model: any module.
+        guarded: watch for writes to parameters. It slows each operation by some microseconds; without it, only what is
+            done inside ``with snapshot.guard():`` is undone in them.
+    """
+    snapshot = Snapshot(model)
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            if guarded:
+                with snapshot.guard():
+                    yield snapshot
+            else:
+                yield snapshot
+        finally:
+            snapshot.restore()
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+class Snapshot:
+    """What a model holds, to be put back: everything that is reached from its modules' attributes."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._modules: list[tuple[torch.nn.Module, dict[str, Any], set[str]]] = []
+        self._holders: list[Holder] = []
+        self._tensors: list[_Tensor] = []
+        self._watched: dict[int, list[_Tensor]] = {}
+        self._look(model)
+        self._watch()
+
+    def _look(self, model: torch.nn.Module) -> None:
+        seen: set[int] = set()
+        left: list[Any] = [model]
+        sharded = any(hasattr(parameter, "to_local") for parameter in model.parameters())
+        while left and len(seen) < MOST_OBJECTS:
+            value = left.pop()
+            if id(value) in seen:
+                continue
+            if isinstance(value, torch.Tensor):
+                seen.add(id(value))
+                if not _is_unready(value):
+                    self._tensors.append(_Tensor(value))
+            elif isinstance(value, torch.nn.Module):
+                seen.add(id(value))
+                if any(_is_unready(p) for p in value._parameters.values()):
+                    continue  # a lazy layer: the trial is what gives it its shape
+                kept = dict(vars(value))
+                self._modules.append((value, kept, _built(value)))
+                # A sharded model's parameters are FSDP's to swap, and it remembers which are in place.
+                left += [held for name, held in kept.items() if name != "_parameters" or not sharded]
+            elif (holder := holder_of(value)) is not None:
+                seen.add(id(value))
+                self._holders.append(holder)
+                left += holder.children()
+
+    def _watch(self) -> None:
+        self._watched.clear()
+        for tensor in self._tensors:
+            if tensor.copy is None:
+                self._watched.setdefault(tensor.storage, []).append(tensor)
+
+    def follow(self, moved: Iterable[torch.Tensor]) -> None:
+        """These tensors were given the same values in other memory, which is what is put back from now on."""
+        known = {id(tensor.tensor): tensor for tensor in self._tensors}
+        for tensor in moved:
+            known[id(tensor)].settle()
+        self._watch()
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """While it lasts, what is written to is copied before, so that it can be put back."""
+        with _Guard(self._watched):
+            yield
+
+    def restore(self) -> None:
+        """Put everything back."""
+        grown: set[int] = set()
+        for module, kept, built in self._modules:
+            if _built(module) - built:  # layers were made by the first call, which would not be made again
+                module.__dict__["training"] = kept["training"]
+                grown |= {id(value) for value in kept.values()}
+            elif not _same(vars(module), kept):
+                module.__dict__.clear()
+                module.__dict__.update(kept)
+        for holder in self._holders:
+            if id(holder.value) not in grown:
+                holder.restore()
+        with torch.no_grad():
+            for tensor in self._tensors:
+                tensor.restore()
+
+
+class _Tensor:
+    """A tensor, and what it held."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer) and not tensor.is_meta
+        self.trains = tensor.requires_grad
+        self.settle()
+        self.grad = tensor.grad if tensor.is_leaf else None
+        if self.grad is not None:
+            tensor.grad = None  # backward would add to it
+        self.version = 0 if tensor.is_inference() else tensor._version
+        self.copy: torch.Tensor | None = None
+        large = tensor.numel() * tensor.element_size() > COPIED_BYTES if self.strides is not None else False
+        if not isinstance(tensor, torch.nn.Parameter) and not large and not tensor.is_meta:
+            self.copy = self.alias.clone()
+
+    def settle(self) -> None:
+        """Take its memory for its own."""
+        self.alias = self.tensor.detach()
+        self.strides = self.tensor.stride() if self.tensor.layout is torch.strided else None
+        self.storage = self.tensor.untyped_storage()._cdata if self.strides is not None else 0
+
+    def restore(self) -> None:
+        tensor = self.tensor
+        if tensor.is_leaf:
+            if tensor.grad is not self.grad:
+                tensor.grad = self.grad
+            if tensor.requires_grad != self.trains:
+                tensor.requires_grad_(self.trains)
+        if self.plain and self.strides is not None:
+            moved = tensor.untyped_storage()._cdata != self.storage or tensor.stride() != self.strides
+            if moved or tensor.shape != self.alias.shape or tensor.dtype != self.alias.dtype:
+                tensor.data = self.alias  # it was given other data
+        if self.copy is not None and self._is_changed():
+            with torch.inference_mode(tensor.is_inference()):
+                self.alias.copy_(self.copy)
+
+    def _is_changed(self) -> bool:
+        if self.plain and self.strides is not None and self.alias.device.type == "cpu":
+            return not torch.equal(self.alias, self.copy)  # type: ignore[arg-type]
+        return self.plain or self.tensor.is_inference() or self.tensor._version != self.version
+
+
+class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Copies a watched tensor before an operation writes to it."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, watched: dict[int, list[_Tensor]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._watched, self._writes = watched, dict[Any, list[tuple[int, str]]]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function not in self._writes:
+            arguments = getattr(getattr(function, "_schema", None), "arguments", ())
+            writes = [(i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+            self._writes[function] = writes
+        for at, name in self._writes[function]:
+            given = args[at] if at < len(args) else kwargs.get(name)
+            for tensor in given if isinstance(given, (list, tuple)) else (given,):
+                if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
+                    self._before_write(tensor)
+        with torch._C.DisableTorchFunction():  # who watches functions sees the model's own only
+            return function(*args, **kwargs)
+
+    def _before_write(self, tensor: torch.Tensor) -> None:
+        with suppress(RuntimeError, NotImplementedError):  # a tensor without a storage is none of the model's
+            for kept in self._watched.pop(tensor.untyped_storage()._cdata, ()):
+                kept.copy = kept.alias.clone()
+
+
+def _is_unready(value: Any) -> bool:
+    return torch.nn.parameter.is_lazy(value)
+
+
+def _built(module: torch.nn.Module) -> set[str]:
+    """Names of the parameters and modules that a module has, itself."""
+    return {name for kind in _BUILT for name, value in vars(module)[kind].items() if value is not None}
+
+
+def _same(now: dict[str, Any], kept: dict[str, Any]) -> bool:
+    return len(now) == len(kept) and all(key in now and now[key] is value for key, value in kept.items())

@@ -1,0 +1,60 @@
+"""Hugging Face models: fetched into their library's cache, or read from a folder; no code of theirs is run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from heptane.base.errors import InputError, one_line
+
+SCHEME = "hf:"
+CONFIG = ["config.json"]
+SAFE = ["*.safetensors", "*.json"]
+PICKLES = ["*.bin", "*.bin.index.json"]
+
+
+def find(spec: str, said: str, *patterns: list[str]) -> Path:
+    """The folder (or file) that ``hf:NAME[@REVISION]`` or ``hf:PATH`` stands for.
+
+    What exists on this machine is a path. Otherwise ``huggingface_hub`` looks in its cache and fetches what is missing, so
+    ``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` hold.
+
+    Args:
+        spec: with ``hf:`` before it.
+        said: what to call it in a message.
+        patterns: lists of file names to fetch; the second only if nothing that matches the start of the first was there.
+
+    Raises:
+        InputError: no such folder, model or revision, no network and not in the cache, or the library is missing.
+    """
+    name = spec.removeprefix(SCHEME)
+    path = Path(os.path.expanduser(name))
+    if name and os.path.exists(path):
+        return path
+    if not name or name.startswith((".", "~")) or path.is_absolute():
+        raise InputError(f"{said}: no such folder; give hf:FOLDER or hf:ORGANISATION/NAME")
+    repository, _, revision = name.partition("@")
+    for wanted in patterns:
+        folder = _fetch(repository, revision or None, wanted, said)
+        if next(folder.glob(wanted[0]), None):
+            break
+    return folder
+
+
+def _fetch(repository: str, revision: str | None, wanted: list[str], said: str) -> Path:
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError as error:
+        raise InputError(f'{said} needs huggingface_hub: pip install "heptane[hf]"') from error
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except errors.HFValidationError:
+        raise InputError(f"{said}: no such folder, and not a name like ORGANISATION/NAME[@REVISION]") from None
+    except errors.LocalEntryNotFoundError as error:
+        remedy = "load it once with a network and without HF_HUB_OFFLINE, or give its folder as hf:FOLDER"
+        raise InputError(f"{said} is not in the cache, and the hub was not reached; {remedy}") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError) as error:
+        what = "revision" if isinstance(error, errors.RevisionNotFoundError) else "model, or it is not public"
+        raise InputError(f"{said}: the hub has no such {what}; check the name, or set HF_TOKEN") from error
+    except Exception as error:
+        raise InputError(f"{said} could not be fetched ({one_line(error)}); try again, or give its folder") from error

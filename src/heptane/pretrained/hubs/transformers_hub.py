@@ -1,0 +1,184 @@
+"""Models of transformers from a ``config.json`` alone, and weights under the names that its present version uses."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from heptane.base.errors import InputError, nearest, one_line
+from heptane.base.lazy import torch
+from heptane.pretrained.hubs import hf_hub
+from heptane.pretrained.weights.files import read_json
+from heptane.pretrained.weights.names import shown
+
+# What a config.json may not decide: where code comes from, and how weights are packed.
+LEFT_OUT = re.compile(r"auto_map|quantization_config|.*_implementation(_internal)?|custom_pipelines")
+LIMITS = {re.compile(r"num_labels|.*vocab_size"): 10_000_000, re.compile(r".*(layers|depths?|blocks|stages)"): 1_000}
+
+
+def build(spec: str, input_shape: Sequence[int], num_classes: int) -> object:
+    """A classifier with random weights, of the architecture in a ``config.json``, for this data.
+
+    Args:
+        spec: ``hf:NAME[@REVISION]`` or ``hf:FOLDER``. A config of an image model takes this data's channels and size.
+        input_shape: (channels, height, width), or another one for models of text.
+        num_classes: outputs wanted.
+
+    Raises:
+        InputError: no such model; a config that is damaged, of an unknown kind, without a classifier, or too large.
+    """
+    said = f"model={spec!r}"
+    transformers = _import(said)
+    folder = hf_hub.find(spec, said, hf_hub.CONFIG)
+    config = read_config(folder, said)
+    pictures = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    family = transformers.AutoModelForImageClassification if pictures else transformers.AutoModelForSequenceClassification
+    if not pictures and type(config) not in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise InputError(f"{said}: transformers has no classifier of images or text of model_type {config.model_type!r}")
+    if pictures != (len(input_shape) == 3):
+        wanted = "images of (channels, height, width)" if pictures else "text as token numbers"
+        raise InputError(f"{said} takes {wanted}, got samples of shape {tuple(input_shape)}")
+    if pictures:
+        _fit_images(config, input_shape, said)
+    with _trouble(said):
+        config.num_labels = num_classes
+        check_size(lambda: family.from_config(config, trust_remote_code=False), said)
+        return family.from_config(config, trust_remote_code=False)
+
+
+def read_config(folder: Path, said: str) -> Any:
+    """The configuration in a folder; what could name code is left out of it.
+
+    Raises:
+        InputError: none, damaged, of a kind that transformers does not know, or of absurd numbers.
+    """
+    transformers = _import(said)
+    file = folder / "config.json" if os.path.isdir(folder) else folder
+    if not os.path.isfile(file):
+        raise InputError(f"{said}: no config.json in it; give a Hugging Face model, or its folder")
+    content = _without_code(read_json(file, said))
+    kind = content.get("model_type")
+    if kind is None and "architecture" in content:
+        raise InputError(f"{said} is a model of timm; give timm:{shown(str(content['architecture']))}")
+    known = transformers.CONFIG_MAPPING
+    if not isinstance(kind, str) or kind not in known:
+        offer = nearest(kind, known) if isinstance(kind, str) and len(kind) < 100 else ""
+        what = f"model_type {shown(repr(kind))} in config.json is not known to transformers {transformers.__version__}"
+        raise InputError(f"{said}: {what}{offer}")
+    _check_numbers(content, said)
+    with _trouble(said):
+        return known[kind].from_dict(content)
+
+
+def check_size(make: Callable[[], torch.nn.Module], said: str) -> None:
+    """Refuse a model that this machine's memory cannot hold, from an outline of it without values."""
+    with torch.device("meta"):
+        outline = make()
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in outline.state_dict().values())
+    if hasattr(os, "sysconf") and needed > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        held = f"{needed / 2**30:,.0f} GiB; this machine has {memory / 2**30:,.0f}"
+        raise InputError(f"{said}: its config.json asks for a model of {held}; check config.json")
+
+
+def translate(model: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: Path, said: str) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors under the names of the model's class, which change with the version of transformers.
+
+    transformers itself loads them into a model of the checkpoint's own sizes. A model that is no transformers one, or is of
+    another architecture than the checkpoint's config.json says, and names that agree already, leave all as it is.
+
+    Raises:
+        InputError: a damaged config.json, or one that does not fit the tensors.
+    """
+    base = getattr(sys.modules.get("transformers"), "PreTrainedModel", None)
+    inner = next((m for m in model.modules() if base and isinstance(m, base)), None)
+    if inner is None or not os.path.isfile(folder / "config.json"):
+        return tensors
+    known, prefix = inner.state_dict().keys(), f"{inner.base_model_prefix}."
+    if any({change(name) for name in tensors} <= known for change in (str, f"{prefix}{{}}".format)):
+        return tensors  # a base model's names lack the prefix, which the rule for prefixes puts on, and says so
+    config = read_config(folder, said)
+    if config.model_type != inner.config.model_type:
+        return tensors
+    kind: Any = type(inner)
+    with _trouble(said), torch.random.fork_rng(devices=[]):
+        check_size(lambda: kind(config), said)
+        donor, done = kind.from_pretrained(None, config=config, state_dict=dict(tensors), output_loading_info=True)
+    named = {name: tensor for name, tensor in donor.state_dict().items() if name not in done["missing_keys"]}
+    return named | {name: tensors[name] for name in done["unexpected_keys"] if name in tensors}
+
+
+def _fit_images(config: Any, input_shape: Sequence[int], said: str) -> None:
+    """Make an image model's configuration one for these images."""
+    channels, height, width = input_shape
+    part = getattr(config, "vision_config", config)
+    if hasattr(part, "num_channels"):
+        part.num_channels = channels
+    elif channels != 3:
+        raise InputError(f"{said} takes images of 3 channels, got {channels}")
+    patch = getattr(part, "patch_size", 1)
+    if isinstance(patch, int) and min(height, width) < patch:
+        raise InputError(f"{said} cuts images into patches of {patch}x{patch}, and these are {height}x{width}")
+    if hasattr(part, "image_size"):
+        part.image_size = height if height == width else (height, width)
+
+
+def _import(said: str) -> Any:
+    try:
+        import transformers
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
+            raise InputError(f'{said} needs transformers: pip install "heptane[hf]"') from error
+        raise InputError(f"{said}: transformers is installed but does not import ({one_line(error)}); mend it") from error
+    return transformers
+
+
+@contextmanager
+def _trouble(said: str) -> Iterator[None]:
+    """transformers, silent but for one line of what it could not do."""
+    logging: Any = importlib.import_module("transformers.utils.logging")
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        first: BaseException = error
+        while cause := first.__cause__ or first.__context__:
+            first = cause
+        remedy = "; install the torchvision that was built for this PyTorch" if "torchvision" in str(first) else ""
+        what = f"transformers could not build it from its config.json: {one_line(first)}{remedy}"
+        raise InputError(f"{said}: {what}") from error
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _without_code(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_code(value) for key, value in content.items() if not LEFT_OUT.fullmatch(key)}
+    return [_without_code(value) for value in content] if isinstance(content, list) else content
+
+
+def _check_numbers(content: Any, said: str, name: str = "") -> None:
+    """Refuse numbers that would fill the memory or the day before a model can be looked at."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            _check_numbers(value, said, key)
+    elif isinstance(content, list):
+        for value in content:
+            _check_numbers(value, said, name)
+    elif isinstance(content, (int, float)):
+        for pattern, limit in LIMITS.items():
+            if pattern.fullmatch(name) and content > limit:
+                raise InputError(
+                    f"{said}: config.json has {name}={shown(str(content))}, more than {limit:,}; check config.json"
+                )

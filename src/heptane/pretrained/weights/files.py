@@ -1,0 +1,159 @@
+"""Weight files and folders of them, read without running code and without leaving the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import torch
+from heptane.model.names import AROUND, without_compiled
+from heptane.pretrained.weights.find import find_tensors
+from heptane.pretrained.weights.names import few, shown
+from heptane.pretrained.weights.pickles import REMEDY, could_run, read_pickle
+
+SAFE = ".safetensors"
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+LARGEST_JSON = 64 << 20  # bytes: an index of a model with a million tensors is half of that
+
+
+def read_weights(path: str | Path, said: str = "") -> dict[str, torch.Tensor]:
+    """The named tensors in a weight file or a folder with one, on the CPU; nothing in it is run.
+
+    Args:
+        path: ``.safetensors``, or a pickle (``.pth``, ``.pt``, ``.bin``, ``.ckpt``) of tensors, where a state dict inside a
+            training checkpoint is found (:mod:`heptane.pretrained.weights.find`); or a folder, see :func:`find_file`.
+        said: what to call it in a message; empty: ``weights=`` and the path.
+
+    Raises:
+        InputError: no such file, an unknown ending, a torn file, a pickle that would run code, no tensors, an index whose
+            files are missing, outside the folder or without the tensors that it says.
+
+    Example:
+        >>> read_weights("nowhere.pth")
+        Traceback (most recent call last):
+        heptane.base.errors.InputError: weights='nowhere.pth': no such file; give the path of a .safetensors or .pth file, \
+or of a folder with one
+    """
+    return read_named(path, said)[0]
+
+
+def read_named(path: str | Path, said: str = "") -> tuple[dict[str, torch.Tensor], str]:
+    """The same, and under which key of the file they were, in words; empty where it holds nothing else."""
+    file, said = Path(os.path.expanduser(path)), said or f"weights={str(path)!r}"
+    file = find_file(file, said) if os.path.isdir(file) else file
+    if not os.path.isfile(file):
+        raise InputError(f"{said}: no such file; give the path of a .safetensors or .pth file, or of a folder with one")
+    tensors, where = (_read_shards(file, said), "") if file.name in IN_FOLDER[1::2] else _read_file(file, said)
+    if not tensors:
+        raise InputError(f"{said} holds no named tensors; save it with torch.save(model.state_dict(), path)")
+    return tensors, where
+
+
+def find_file(folder: Path, said: str) -> Path:
+    """The file in a folder that holds its weights, or the index of its files.
+
+    Args:
+        folder: of a heptane run or a Hugging Face model: ``model.safetensors`` or ``pytorch_model.bin``, or the index of
+            one in parts; or a folder with one file of weights, whatever its name.
+        said: what to call it in a message.
+
+    Raises:
+        InputError: there is none, or there are several under other names.
+    """
+    for name in IN_FOLDER:
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / "race.json").is_file():
+        raise InputError(f"{said} is the folder of a race, which keeps no models; give the folder of heptane train")
+    if (folder / "checkpoints").is_dir():
+        raise InputError(f"{said} is the folder of a run that has not finished; finish it: heptane train --resume FOLDER")
+    for endings in ((SAFE,), PICKLES):
+        found = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings and file.is_file())
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(
+                f"{said} is a folder with several weight files ({few(f.name for f in found)}); give one of them"
+            )
+    raise InputError(f"{said} is a folder without weights: expected one of {', '.join(IN_FOLDER)} in it")
+
+
+def read_json(file: Path, said: str) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        InputError: too large, damaged, or something else.
+    """
+    try:
+        if file.stat().st_size > LARGEST_JSON:
+            raise InputError(f"{said}: {file.name} is larger than {LARGEST_JSON >> 20} MB; fetch it again")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{said}: {file.name} is damaged: it is not JSON ({one_line(error)}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{said}: {file.name} holds a {type(content).__name__}, not an object; fetch it again")
+    return content
+
+
+def _read_file(file: Path, said: str) -> tuple[dict[str, torch.Tensor], str]:
+    if file.suffix.lower() not in (SAFE, *PICKLES):
+        raise InputError(f"{said} ends in {file.suffix!r}: expected {SAFE}, {', '.join(PICKLES)}")
+    found, unknown = (_read_safetensors(file, said), "") if file.suffix.lower() == SAFE else read_pickle(file, said)
+    tensors, where = find_tensors(found, said)
+    if not tensors and unknown:
+        raise InputError(f"{said} {could_run(unknown)}; {REMEDY}")
+    outer = {name: len(AROUND.match(name)[0]) for name in tensors}  # type: ignore[index]
+    names = {name: name[:end] + without_compiled(name[end:]) for name, end in outer.items()}
+    apart = len(set(names.values())) == len(names)
+    return {names[name] if apart else name: value for name, value in tensors.items()}, where
+
+
+def _read_shards(index: Path, said: str) -> dict[str, torch.Tensor]:
+    """The tensors that an index names, each from the file that it names: all files are looked at before any is read."""
+    names_in = _shards(index, said)
+    tensors: dict[str, torch.Tensor] = {}
+    for part, names in names_in.items():
+        found, _ = _read_file(index.parent / part, f"{said}, {shown(part)}")
+        if lost := [name for name in names if name not in found]:
+            held = f"{index.name} says that {shown(part)} holds {few(lost)}"
+            raise InputError(f"{said}: {held}, and it does not; fetch both again")
+        tensors |= {name: found[name] for name in names}
+    return tensors
+
+
+def _shards(index: Path, said: str) -> dict[str, list[str]]:
+    """An index's files, each with the names of its tensors."""
+    listed = read_json(index, said).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(part, str) for part in listed.values()):
+        raise InputError(f"{said}: {index.name} has no weight_map from names to files; fetch it again")
+    ending = SAFE if index.name.startswith(IN_FOLDER[0]) else ".bin"
+    names_in: dict[str, list[str]] = {}
+    for name, part in listed.items():
+        names_in.setdefault(part, []).append(name)
+    for part in names_in:
+        path = PurePosixPath(part)
+        if path.is_absolute() or PureWindowsPath(part).anchor or ".." in re.split(r"[\\/]", part):
+            raise InputError(f"{said}: {index.name} names {shown(part)!r}, outside its folder; do not trust this model")
+        if path.suffix != ending:
+            raise InputError(f"{said}: {index.name} names {shown(part)!r}: expected files that end in {ending}")
+        if not os.path.isfile(index.parent / part):
+            raise InputError(f"{said}: {index.name} names {shown(part)!r}, which is not there; fetch it again")
+    return names_in
+
+
+def _read_safetensors(file: Path, said: str) -> dict[str, Any]:
+    from safetensors import SafetensorError
+
+    from heptane.session.checkpoints.packing import read_model
+
+    try:
+        return read_model(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{said} is torn or not a safetensors file ({one_line(error)}); fetch it again") from error

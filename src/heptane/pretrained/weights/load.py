@@ -1,0 +1,228 @@
+"""Weights into a model: matched by name and shape, adapted by rule where sizes may differ, and reported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from heptane.base.errors import InputError, check_range, nearest
+from heptane.base.lazy import torch
+from heptane.model.names import clean_names
+from heptane.pretrained.layers import find_head
+from heptane.pretrained.weights.files import find_file, read_named, read_weights
+from heptane.pretrained.weights.names import few, pair_names, shown
+from heptane.pretrained.weights.shapes import adapt, adaptable, can_adapt, shape_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What :func:`load_weights` did with each tensor; names are the model's, except in ``unexpected``."""
+
+    source: str = ""
+    """Where the weights are from."""
+    taken: str = ""
+    """Under which key of a training checkpoint they were, and which others there were; empty where there is nothing else."""
+    matched: tuple[str, ...] = ()
+    """Taken over as they are (cast to the model's dtype)."""
+    resized: Mapping[str, str] = field(default_factory=dict)
+    """Taken over with another number of input channels or positions, and by which rule."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """In both, and not taken: the reason."""
+    missing: tuple[str, ...] = ()
+    """In the model only: these keep the values that they had."""
+    unexpected: tuple[str, ...] = ()
+    """In the source only."""
+    prefix: str = ""
+    """How names were translated, as ``source's prefix -> model's prefix``; empty when they agree."""
+    share: float = 0.0
+    """The part of the model's parameters outside the head that was taken over, by element count, 0 to 1."""
+
+    def __str__(self) -> str:
+        taken = len(self.matched) + len(self.resized)
+        lines = [f"source: {self.source}"] if self.source else []
+        lines += [f"taken: {self.taken}"] if self.taken else []
+        lines += [f"loaded {taken} tensors: {self.share:.1%} of the parameters outside the head"]
+        lines += [f"names translated: {self.prefix}"] if self.prefix else []
+        lines += [f"resized {name}: {rule}" for name, rule in self.resized.items()]
+        lines += [f"left out {name}: {reason}" for name, reason in self.left_out.items()]
+        lines += [f"in the model only: {few(self.missing)}"] if self.missing else []
+        lines += [f"in the file only: {few(self.unexpected)}"] if self.unexpected else []
+        return "\n".join(lines)
+
+
+def load_weights(
+    model: torch.nn.Module, source: str | Path, *, min_match: float = 0.5, exclude: Iterable[str] = ()
+) -> LoadReport:
+    """Copy weights into the model wherever name and shape agree, and say what was done with the rest.
+
+    Names may differ by a prefix. A first convolution with another number of input channels is adapted so that a grey image
+    gets the same response; position embeddings are resampled. The model is untouched when this raises.
+
+    Args:
+        model: the model to fill; its dtypes and devices stay.
+        source: a ``.safetensors`` file, or a ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` that holds tensors and no code; the
+            folder of a heptane run or a Hugging Face model; ``efficientnet-lite0`` (ImageNet's, of the extra
+            ``pretrained``); ``timm:NAME``; ``hf:NAME[@REVISION]`` or ``hf:FOLDER``.
+        min_match: the least share of the parameters outside the head, by element count, 0 to 1, that must be found.
+        exclude: names, beginnings of names (``fc``) or patterns (``*.bias``) of the model that are not to be loaded;
+            they do not count in the share.
+
+    Returns:
+        The report; ``print`` it.
+
+    Raises:
+        InputError: no such source; torn; it would run code; it holds NaN or infinity; too little of it matches.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file({"0.weight": torch.ones(3, 4), "1.weight": torch.ones(5, 3)}, f"{folder}/net.safetensors")
+        ...     report = load_weights(net, f"{folder}/net.safetensors")
+        >>> print(*str(report).splitlines()[1:], sep="\\n")
+        loaded 1 tensors: 80.0% of the parameters outside the head
+        left out 1.weight: shape (5, 3) in the file, (2, 3) in the model
+        in the model only: 0.bias, 1.bias
+
+    Source: Howard & Ruder 2018, arXiv:1801.06146, section 3.2 (fine-tuning a pretrained model).
+    """
+    check_range("min_match", min_match, 0, 1)
+    held, where, key = read_source(source, model)
+    clean = clean_names(model, outer=False)
+    target = {clean[n]: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
+    excluded = _excluded(target, [exclude] if isinstance(exclude, str) else list(exclude))
+    pairs, translation = _pair(held, target)
+    kinds = {clean.get(name, name): kind for name, kind in adaptable(model).items()}
+    taken: dict[str, torch.Tensor] = {}
+    resized: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for name in (n for n in target if n in pairs):
+        tensor, goal = held[pairs[name]], target[name]
+        if reason := "excluded" if name in excluded else _unfit(tensor, goal, kinds.get(name, "")):
+            left_out[name] = reason
+            continue
+        if tensor.shape != goal.shape:
+            tensor, resized[name] = adapt(tensor, tuple(goal.shape), kinds[name])
+        taken[name] = _cast(tensor, goal, f"weights={str(source)!r}: {shown(pairs[name])}")
+    loaded = {id(target[name]) for name in taken}
+    used = set(pairs.values())
+    report = LoadReport(
+        source=where,
+        taken=key,
+        matched=tuple(name for name in taken if name not in resized),
+        resized=resized,
+        left_out=left_out,
+        missing=tuple(n for n, t in target.items() if n not in pairs and n not in excluded and id(t) not in loaded),
+        unexpected=tuple(name for name in held if name not in used),
+        prefix=translation,
+        share=_share(model, loaded, {id(target[name]) for name in excluded}),
+    )
+    if report.share < min_match:
+        raise InputError(_too_little(source, report, min_match))
+    own = {short: name for name, short in clean.items()}
+    model.load_state_dict({own[name]: tensor for name, tensor in taken.items()}, strict=False)
+    return report
+
+
+def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], str, str]:
+    """The named tensors of a source, where they are from, and under which key of a file, in words.
+
+    Args:
+        source: as for :func:`load_weights`.
+        model: what they are for: a model of transformers has names that its library must translate.
+    """
+    spec, said = str(source), f"weights={str(source)!r}"
+    if spec.startswith("timm:"):
+        from heptane.pretrained.hubs import timm_hub
+
+        return *timm_hub.read(spec), ""
+    if spec == "efficientnet-lite0":
+        from heptane.pretrained.hubs import efficientnet_hub
+
+        return read_weights(Path(efficientnet_hub.weight_file()), said), "ImageNet's weights of efficientnet-lite0", ""
+    path = Path(os.path.expanduser(source))
+    if spec.startswith("hf:"):
+        from heptane.pretrained.hubs import hf_hub
+
+        path = hf_hub.find(spec, said, hf_hub.SAFE, hf_hub.PICKLES)
+    file = find_file(path, said) if os.path.isdir(path) else path
+    tensors, key = read_named(file, said)
+    if os.path.isfile(file.parent / "config.json"):
+        from heptane.pretrained.hubs import transformers_hub
+
+        tensors = transformers_hub.translate(model, tensors, file.parent, said)
+    return tensors, spec if file == path else f"{spec}: {file.name}", key
+
+
+def _pair(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> tuple[dict[str, str], str]:
+    """Each of the model's names with the source's, and how names were translated, in words."""
+    shapes = {name: shape_of(tensor) for name, tensor in source.items()}
+    wanted = {name: (shape_of(tensor), tensor) for name, tensor in target.items()}
+
+    def fitting(name: str, other: str) -> int:
+        shape, tensor = wanted[name]
+        return tensor.numel() if shape == shapes[other] and shape is not None else 0
+
+    pairs, (one, two) = pair_names(source, target, fitting)
+    return pairs, f"{shown(one) or '(none)'} -> {two or '(none)'}" if one != two else ""
+
+
+def _unfit(tensor: torch.Tensor, goal: torch.Tensor, kind: str) -> str:
+    """Why a tensor cannot be taken over, or an empty string; ``kind``: by which rule it may be adapted."""
+    wanted, held = shape_of(goal), shape_of(tensor)
+    if wanted is None or goal.is_meta:
+        return "the model's tensor has no values yet; run one batch through the model first, or move it off meta"
+    if held is None or tensor.is_meta:
+        return "not an ordinary dense tensor in the file"
+    if (tensor.is_floating_point(), tensor.is_complex()) != (goal.is_floating_point(), goal.is_complex()):
+        return f"{tensor.dtype} in the file, {goal.dtype} in the model"
+    if held == wanted:
+        return ""
+    stored = tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()  # a repeated value fills no file
+    return "" if stored and can_adapt(held, wanted, kind) else f"shape {held} in the file, {wanted} in the model"
+
+
+def _cast(tensor: torch.Tensor, goal: torch.Tensor, said: str) -> torch.Tensor:
+    cast = tensor.detach().to(goal.dtype)
+    if cast.is_floating_point() or cast.is_complex():
+        # A mask of attention is meant to hold -inf: what the model itself holds in the same place is no damage.
+        sound = cast.isfinite() | (cast == goal.detach().to(cast.device))
+        if not bool(sound.all()):
+            as_what = "" if tensor.dtype == goal.dtype else f" as {goal.dtype}"
+            raise InputError(f"{said} holds NaN or infinity{as_what}; get a sound copy of the weights, or exclude it")
+    return cast
+
+
+def _excluded(target: Mapping[str, object], patterns: list[str]) -> set[str]:
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = {n for n in target if n == pattern or n.startswith(pattern + ".") or fnmatchcase(n, pattern)}
+        if not hits:
+            raise InputError(f"exclude={pattern!r} matches none of the model's names{nearest(pattern, target)}")
+        found |= hits
+    return found
+
+
+def _share(model: torch.nn.Module, loaded: set[int], excluded: set[int]) -> float:
+    sizes = {id(p): p.numel() for p in model.parameters() if shape_of(p) is not None and id(p) not in excluded}
+    head = find_head(model)
+    apart = {id(p) for p in head[1].parameters()} if head else set()
+    body = {key: size for key, size in sizes.items() if key not in apart} or sizes
+    return sum(size for key, size in body.items() if key in loaded) / max(sum(body.values()), 1)
+
+
+def _too_little(source: str | Path, report: LoadReport, min_match: float) -> str:
+    sides = [
+        f"in the model only: {few(report.missing)}" if report.missing else "",
+        f"in the file only: {few(report.unexpected)}" if report.unexpected else "",
+        f"left out: {few([f'{n} ({why})' for n, why in report.left_out.items()])}" if report.left_out else "",
+    ]
+    return (
+        f"weights={str(source)!r} match {report.share:.1%} of the model's parameters outside the head, below "
+        f"min_match={min_match:g}; {'; '.join(filter(None, sides))}; "
+        "build the model that the file was saved from, or lower min_match"
+    )

@@ -1,0 +1,145 @@
+"""Tensors that differ in size, made to fit by a named rule: first convolutions, and position embeddings."""
+
+from __future__ import annotations
+
+import re
+from math import isqrt
+
+from heptane.base.errors import check_range
+from heptane.base.lazy import torch
+
+POSITION = re.compile(r"(?:^|_)(?:pos|positions?|positional|posemb|wpe)(?:_|$)")
+RELATIVE = re.compile(r"rel|bias|index|ids")
+PREFIX_TOKENS = (0, 1, 2)  # before an image's grid: none, a class token, and one more for distillation
+
+
+def shape_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """The shape of an ordinary tensor; None for a nested or sparse one, or one without data."""
+    if tensor.is_nested or tensor.is_sparse or tensor.layout != torch.strided or tensor.is_quantized:
+        return None
+    return None if torch.nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
+
+
+def adaptable(model: torch.nn.Module) -> dict[str, str]:
+    """Which of a model's tensors may be made to fit: the names, and by what, ``"channels"`` or ``"positions"``.
+
+    Channels: of the first convolution. Positions: of each parameter, but of linear layers and convolutions, that is named
+    for absolute positions, or whose module is.
+    """
+    convolutions = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
+            continue
+        for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
+            named = any(map(_says_position, name.split(".")[-2:]))
+            if named and parameter.is_floating_point():
+                found[name] = "positions"
+    first = next((name for name, module in model.named_modules() if isinstance(module, convolutions)), None)
+    if first is not None:
+        found[f"{first}.weight".lstrip(".")] = "channels"
+    return found
+
+
+def can_adapt(held: tuple[int, ...], wanted: tuple[int, ...], kind: str) -> bool:
+    """Whether a shape becomes the other one by a rule of :func:`adaptable`: they differ in one size only."""
+    if len(held) != len(wanted) or min(*held, *wanted, 1) < 1:
+        return False
+    differs = [axis for axis, (one, other) in enumerate(zip(held, wanted, strict=True)) if one != other]
+    if kind == "channels":
+        return len(held) > 2 and differs == [1]
+    return kind == "positions" and differs == [len(held) - 2] and (len(held) == 2 or (len(held) == 3 and held[0] == 1))
+
+
+def adapt(weight: torch.Tensor, wanted: tuple[int, ...], kind: str) -> tuple[torch.Tensor, str]:
+    """A tensor in another shape, computed in at least 32 bits, and the rule in words."""
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    if kind == "positions":
+        return adapt_positions(wide, wanted[-2])
+    return adapt_channels(wide, wanted[1]), _channel_rule(weight.shape[1], wanted[1])
+
+
+def adapt_channels(weight: torch.Tensor, in_channels: int) -> torch.Tensor:
+    """A convolution's weight for another number of input channels, its response to a grey image unchanged.
+
+    Channels are dealt out in turn, as cards are: to fewer channels, those dealt to the same place are summed (3 -> 1:
+    the sum); to more, each is repeated and divided by its number of copies (1 -> 3: repeated, divided by 3).
+
+    Args:
+        weight: (out, in, ...).
+        in_channels: the number wanted, 1 or more.
+
+    Returns:
+        (out, in_channels, ...), with the same sum over the input channels.
+
+    Example:
+        >>> adapt_channels(torch.tensor([[1.0, 2.0, 4.0]]), 1)
+        tensor([[7.]])
+        >>> adapt_channels(torch.tensor([[3.0]]), 3)
+        tensor([[1., 1., 1.]])
+    """
+    check_range("in_channels", in_channels, 1, whole=True)
+    held = weight.shape[1]
+    dealt = torch.arange(max(held, in_channels))
+    if in_channels < held:
+        shape = (weight.shape[0], in_channels, *weight.shape[2:])
+        return weight.new_zeros(shape).index_add(1, dealt % in_channels, weight)
+    copies = torch.bincount(dealt % held)[dealt % held].to(weight.dtype)
+    return weight[:, dealt % held] / copies.view(1, -1, *[1] * (weight.ndim - 2))
+
+
+def adapt_positions(weight: torch.Tensor, num_positions: int) -> tuple[torch.Tensor, str]:
+    """Position embeddings for another number of positions.
+
+    (1, positions, size) whose positions are a square grid, before and after, behind the same 0, 1 or 2 prefix tokens: the
+    grid is resampled as an image, bicubic and with antialiasing, and the prefix tokens stay. Anything else is a sequence:
+    for a shorter one the first positions are taken, for a longer one they are interpolated linearly, both ends kept.
+
+    Args:
+        weight: (positions, size) or (1, positions, size), of 32 or 64 bits.
+        num_positions: the number wanted, 1 or more.
+
+    Returns:
+        The embeddings, and the rule in words.
+
+    Example:
+        >>> adapt_positions(torch.tensor([[0.0], [2.0], [4.0]]), 5)[0].flatten()
+        tensor([0., 1., 2., 3., 4.])
+        >>> adapt_positions(torch.zeros(1, 197, 8), 65)[1]
+        '197 -> 65 positions: grid 14x14 -> 8x8, bicubic; 1 prefix token kept'
+
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.2 (the grid, in two dimensions).
+    """
+    check_range("num_positions", num_positions, 1, whole=True)
+    held = weight.shape[-2]
+    said = f"{held} -> {num_positions} positions"
+    square = [n for n in PREFIX_TOKENS if _side(held - n) and _side(num_positions - n)]
+    if weight.ndim == 3 and square:
+        prefix, side, wanted = square[0], _side(held - square[0]), _side(num_positions - square[0])
+        kept = f"; {prefix} prefix token{'s' * (prefix > 1)} kept" if prefix else ""
+        rule = f"{said}: grid {side}x{side} -> {wanted}x{wanted}, bicubic{kept}"
+        grid = weight[:, prefix:].reshape(1, side, side, -1).movedim(-1, 1)
+        grid = torch.nn.functional.interpolate(grid, size=(wanted, wanted), mode="bicubic", antialias=True)
+        return torch.cat([weight[:, :prefix], grid.movedim(1, -1).flatten(1, 2)], dim=1), rule
+    if num_positions < held:
+        return weight[..., :num_positions, :], f"{said}: the first {num_positions} taken"
+    line = weight.reshape(1, held, -1).movedim(1, 2)
+    line = torch.nn.functional.interpolate(line, size=num_positions, mode="linear", align_corners=True)
+    return line.movedim(1, 2).reshape(*weight.shape[:-2], num_positions, -1), f"{said}: linear along the sequence"
+
+
+def _says_position(part: str) -> bool:
+    return bool(POSITION.search(part.lower())) and not RELATIVE.search(part.lower())
+
+
+def _side(positions: int) -> int:
+    """Of the square grid with so many positions; 0 where there is none."""
+    side = isqrt(max(positions, 0))
+    return side if side * side == positions else 0
+
+
+def _channel_rule(held: int, wanted: int) -> str:
+    how = "repeated in turn and divided by the number of copies"
+    if wanted < held:
+        how = "summed" if wanted == 1 else "dealt out in turn and summed"
+    return f"{held} -> {wanted} input channels, {how}"

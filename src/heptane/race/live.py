@@ -1,0 +1,165 @@
+"""A race while it runs: arms by seeds, the best so far, and the time left; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from heptane.base.alive import drawn_by, redraws, spoke
+from heptane.core.metric_direction import lower_is_better
+from heptane.report import duration, measure
+from heptane.report.console import make_console, make_table, printable
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+    from heptane.race.arms import Arm
+    from heptane.race.attempt import Attempt
+
+_REDRAW_SECONDS = 0.5
+_STILL_SECONDS = 2.0  # a table that was not drawn for so long says what goes on
+
+
+class LiveTable:
+    """The live table of a race on stderr; also the progress display of each of its runs.
+
+    Args:
+        arms: the rows.
+        seeds: the columns.
+        metric: what the target is on, such as ``valid_accuracy``.
+        enabled: draw the table; ``None`` draws it only when stderr is a terminal that can redraw.
+    """
+
+    def __init__(self, arms: Sequence[Arm], seeds: Sequence[int], metric: str, enabled: bool | None = None) -> None:
+        self.enabled = redraws() if enabled is None else enabled
+        self._arms, self._seeds, self._metric = arms, seeds, metric
+        self._cells: dict[tuple[str, int], str] = {}
+        self._best: dict[str, float] = {}
+        self._now: tuple[str, int] | None = None
+        self._caption, self._drawn_at, self._depth = "", float("-inf"), 0
+        self._live: Live | None = None
+        self._signs, self._sign_text = ExitStack(), ""
+        self._left: tuple[float, float] | None = None
+
+    def __enter__(self) -> LiveTable:
+        self._depth += 1  # each run enters it again, as its progress display
+        if self.enabled and self._live is None:
+            from rich.live import Live
+
+            console = make_console(sys.stderr, force_terminal=True)
+            self._live = Live(
+                self._table(), console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+            )
+            self._live.start()
+            self._signs.enter_context(drawn_by(self._sign))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._depth -= 1
+        if self._live is not None and not self._depth:
+            self._signs.close()
+            self._live.stop()
+            self._live = None
+
+    def tuning(self, arm: Arm, knob: str, value: float) -> None:
+        """A trial before the race begins."""
+        self._now, self._caption = None, f"tuning {arm.title}: {knob_text(knob, value)}"
+        self._draw(force=True)
+
+    def tuned(self, arm: Arm, knob: str, value: float, attempt: Attempt) -> None:
+        """A trial ended."""
+        self._say(f"tuning {arm.title}, {knob_text(knob, value)}: {outcome_text(attempt.record(), self._metric)}")
+
+    def begins(self, arm: Arm, seed: int, elapsed: float, left: float) -> None:
+        """A run begins; ``elapsed`` and ``left`` are the race's seconds."""
+        self._now, self._left = (arm.name, seed), (time.monotonic(), left)
+        self._cells[arm.name, seed] = "..."
+        self._caption = f"{duration(elapsed)} so far"
+        self._draw(force=True)
+
+    def done(self, arm: Arm, attempt: Attempt) -> None:
+        """A run ended."""
+        text = outcome_text(attempt.record(), self._metric)
+        self._cells[arm.name, attempt.seed], self._now = text, None
+        self._say(f"{arm.title}, seed {attempt.seed}: {text}")
+
+    def update(self, step: int, *, accuracy: float | None = None, **_: Any) -> None:
+        """A run goes on."""
+        self._draw()
+
+    def epoch_line(self, record: Mapping[str, Any]) -> None:
+        """A run was evaluated."""
+        value = record.get(self._metric)
+        if self._now and isinstance(value, float):
+            self._cells[self._now] = f"{duration(record['train_seconds'])} {measure(self._metric, value)}"
+            name = self._now[0]
+            best = self._best.get(name)
+            self._best[name] = (
+                value if best is None else min(best, value) if lower_is_better(self._metric) else max(best, value)
+            )
+        self._draw(force=True)
+
+    def note(self, text: str) -> None:
+        """A remark."""
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        spoke()
+        if self._live is None:
+            print(printable(text, sys.stderr), file=sys.stderr, flush=True)
+        self._draw(force=True)
+
+    def _draw(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._live is not None and (force or now - self._drawn_at >= _REDRAW_SECONDS):
+            self._drawn_at, self._sign_text = now, ""
+            self._live.update(self._table(), refresh=True)
+
+    def _sign(self, text: str) -> None:
+        """What goes on while nothing else is drawn; called by the thread of :mod:`heptane.base.alive`."""
+        if time.monotonic() - self._drawn_at >= _STILL_SECONDS:
+            self._sign_text = text
+            if self._live is not None:
+                self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        caption = self._caption
+        if self._left:
+            since, left = self._left
+            caption += f", about {duration(max(left - (time.monotonic() - since), 0))} left"
+        table = make_table(("arm", None), *((f"seed {n}", None) for n in self._seeds), ("best", None), heading=True)
+        if self._sign_text:
+            caption = f"{caption}; {self._sign_text}" if caption else self._sign_text
+        table.caption, table.caption_justify = caption, "left"
+        for arm in self._arms:
+            cells = [self._cells.get((arm.name, seed), "") for seed in self._seeds]
+            best = self._best.get(arm.name)
+            style = "bold" if self._now and self._now[0] == arm.name else ""
+            shown = "" if best is None else measure(self._metric, best)
+            table.add_row(*(printable(text, sys.stderr) for text in (arm.title, *cells, shown)), style=style)
+        return table
+
+
+def knob_text(knob: str, value: float) -> str:
+    """What was tried: ``3 times the rate``, ``1.5 epochs``."""
+    return f"{value:.3g} epochs" if knob == "epochs" else f"{value:.3g} times the rate"
+
+
+def outcome_text(run: Mapping[str, Any], metric: str) -> str:
+    """A run in a few words: ``24 s``; ``missed (90.1% in 81 s)``; ``over 32 s``; ``failed: ...``."""
+    status, best, tried = run["status"], run["best"], (run["clocks"] or {}).get("train")
+    shown = "" if best is None else measure(metric, best, 2)
+    if status == "reached":
+        return duration(run["seconds"])
+    if status == "done":
+        return shown or "no value"
+    if status == "missed":
+        return f"missed ({shown} in {duration(tried)})" if shown else f"missed ({duration(tried)})"
+    if status == "stopped":
+        return f"over {duration(tried)}"
+    return str(status)

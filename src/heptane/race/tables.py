@@ -1,0 +1,47 @@
+"""A race as tables at the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from heptane.race.page import Record, arm_row, effect_row, notes
+from heptane.report import label
+from heptane.report.console import make_console, make_table, printable
+
+
+def race_summary(race: Record, files: Mapping[str, str | Path]) -> None:
+    """Print what a race came to: arms by seeds, what each trick is worth, the paragraph, the files, the headline."""
+    console = make_console(sys.stdout)
+    seeds = race["plan"]["seeds"]
+    arms = make_table(
+        ("arm", None), *((f"seed {seed}", None) for seed in seeds), ("median", None), ("test", None), heading=True
+    )
+    for arm in race["arms"]:
+        row = arm_row(race, arm, seeds)
+        arms.add_row(*(printable(cell, sys.stdout) for cell in (row["title"], *row["cells"], row["median"], row["test"])))
+    tricks = make_table(("trick", None), ("worth", None), ("alone", None), ("left out", None), heading=True)
+    for effect in race["effects"]:
+        row = effect_row(race, effect)
+        worth = "; ".join(filter(None, [effect["words"], effect["why"]]))
+        tricks.add_row(*(printable(text, sys.stdout) for text in (row["title"], worth, row["alone"], row["without"])))
+    for table in (arms, tricks) if race["effects"] else (arms,):
+        console.print()
+        console.print(table)
+    for text in (not_raced_text(race), *notes(race), race["summary"]):
+        if text:
+            console.print()
+            console.print(printable(text, sys.stdout))
+    console.print()
+    width = max(map(len, files), default=0)
+    for name, path in files.items():
+        console.print(f"{name:<{width}}  {printable(str(path), sys.stdout)}", soft_wrap=True)
+    console.print()
+    console.print(printable(race["headline"], sys.stdout), style="bold", soft_wrap=True)
+
+
+def not_raced_text(race: Record) -> str:
+    """One line that names the tricks that were not measured, with the reason of each; empty where all were."""
+    named = [f"{label(row['trick'])} ({row['why']})" for row in race["not_raced"]]
+    return f"Not raced: {', '.join(named)}." if named else ""

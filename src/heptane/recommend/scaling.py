@@ -1,0 +1,146 @@
+"""How fast would more workers be? A model of a training step: what is computed, and the sums of gradients beside it.
+
+Equation
+    A ring of n sums B bytes in 2 (n - 1) (B / (n bandwidth) + latency): each worker passes on 2 (n - 1) pieces of B / n.
+    Over hosts of g workers each: the pieces are first summed within a host, then over the hosts, then shared within.
+    Gradients are summed in buckets, each as soon as backward has filled it and the one before is done:
+    end(i) = max(filled(i), end(i - 1)) + sum(i). A step takes max(forward + backward, end(last)) + update.
+
+Source
+    Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms", J. Parallel Distrib. Comput. 69(2) (the ring).
+    Li et al. 2020, "PyTorch Distributed", VLDB 13(12), sections 3.2 and 4.2 (buckets, overlap).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from heptane.base.errors import check_range
+
+FIRST_BUCKET_MIB = 1.0  # DDP's first bucket is small, so that the sums begin early
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A connection: ``bytes_per_second`` in each direction, and seconds for a message however small."""
+
+    bytes_per_second: float
+    latency_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("Link.bytes_per_second", self.bytes_per_second, 0, low_open=True)
+        check_range("Link.latency_seconds", self.latency_seconds, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """One worker's step on its share, in seconds.
+
+    ``buckets`` are bytes of gradients in the order in which they fill, and ``filled`` the share of backward, in [0, 1],
+    after which each is full; None: it goes with the bytes.
+    """
+
+    forward_seconds: float
+    backward_seconds: float
+    update_seconds: float
+    buckets: Sequence[int]
+    filled: Sequence[float] | None = None
+
+    @property
+    def compute_seconds(self) -> float:
+        """The step of a worker alone."""
+        return self.forward_seconds + self.backward_seconds + self.update_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """``hosts`` of ``per_host`` workers each, joined by ``between``; inside a host by ``within`` (None: the same link)."""
+
+    hosts: int
+    per_host: int
+    between: Link
+    within: Link | None = None
+
+    def __post_init__(self) -> None:
+        check_range("Cluster.hosts", self.hosts, 1, whole=True)
+        check_range("Cluster.per_host", self.per_host, 1, whole=True)
+
+    @property
+    def workers(self) -> int:
+        """All of them."""
+        return self.hosts * self.per_host
+
+    def all_reduce_seconds(self, num_bytes: float) -> float:
+        """Seconds to sum so many bytes over all workers.
+
+        Example:
+            >>> link = Link(bytes_per_second=1e9)
+            >>> Cluster(hosts=4, per_host=1, between=link).all_reduce_seconds(1e9)
+            1.5
+        """
+        # Between the hosts, the workers of a host sum their pieces side by side, on the one link that it has.
+        inside = ring_seconds(num_bytes, self.per_host, self.within or self.between)
+        return inside + ring_seconds(num_bytes, self.hosts, self.between)
+
+
+def ring_seconds(num_bytes: float, workers: int, link: Link) -> float:
+    """Seconds of a ring all-reduce: 2 (n - 1) (B / (n bandwidth) + latency); none for one worker."""
+    return 2 * (workers - 1) * (num_bytes / (workers * link.bytes_per_second) + link.latency_seconds)
+
+
+def step_seconds(cost: StepCost, cluster: Cluster) -> float:
+    """Seconds of a step, the sums hidden behind the backward pass as far as they go.
+
+    Example:
+        >>> cost = StepCost(forward_seconds=1.0, backward_seconds=2.0, update_seconds=0.0, buckets=[500, 500])
+        >>> step_seconds(cost, Cluster(hosts=2, per_host=1, between=Link(bytes_per_second=250)))
+        6.0
+    """
+    shares = cost.filled
+    if shares is None:
+        shares = [so_far / sum(cost.buckets) for so_far in accumulate(cost.buckets)]
+    end = 0.0
+    for size, share in zip(cost.buckets, shares, strict=True):
+        end = max(cost.forward_seconds + cost.backward_seconds * share, end) + cluster.all_reduce_seconds(size)
+    return max(cost.forward_seconds + cost.backward_seconds, end) + cost.update_seconds
+
+
+def efficiency(cost: StepCost, cluster: Cluster) -> float:
+    """Throughput of the workers, over that of as many that need not meet: in (0, 1]."""
+    return cost.compute_seconds / step_seconds(cost, cluster)
+
+
+def split_buckets(sizes: Sequence[int], bucket_mib: float = 25.0, first_mib: float = FIRST_BUCKET_MIB) -> list[list[int]]:
+    """Which gradients share a bucket: positions in ``sizes``, in bytes, in the order in which backward makes them.
+
+    Example:
+        >>> split_buckets([600_000, 600_000, 30_000_000, 100])
+        [[0, 1], [2], [3]]
+    """
+    buckets: list[list[int]] = [[]]
+    for position in range(len(sizes)):
+        buckets[-1].append(position)
+        most = first_mib if len(buckets) == 1 else bucket_mib
+        if sum(sizes[at] for at in buckets[-1]) >= most * 2**20 and position + 1 < len(sizes):
+            buckets.append([])
+    return [bucket for bucket in buckets if bucket]
+
+
+def in_buckets(
+    sizes: Sequence[int], filled: Sequence[float] | None = None, bucket_mib: float = 25.0
+) -> tuple[list[int], list[float] | None]:
+    """Bytes per bucket, and when each is full where it is known of every gradient: the last two fields of a StepCost."""
+    buckets = split_buckets(sizes, bucket_mib)
+    when = None if filled is None else [max(filled[at] for at in bucket) for bucket in buckets]
+    return [sum(sizes[at] for at in bucket) for bucket in buckets], when
+
+
+def arrange(workers: int, per_host: int) -> tuple[int, int]:
+    """Hosts, and workers on each, for so many workers: as few hosts as hold them, all alike."""
+    hosts = math.ceil(workers / per_host)
+    while workers % hosts:
+        hosts += 1
+    return hosts, workers // hosts

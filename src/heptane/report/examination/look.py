@@ -1,0 +1,199 @@
+"""One look at a trained model: a pass over held-out data, and pictures of what it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from heptane.base.errors import Interrupted, one_line
+from heptane.base.lazy import torch
+from heptane.base.randomness import generator
+from heptane.core.criterion import output_of
+from heptane.core.within_memory import at_once
+from heptane.data.batches import Batch, Tensors, as_loader, first_tensor
+from heptane.model.modes import eval_mode
+from heptane.report.examination.collect import Collector
+from heptane.report.examination.pictures import Scale, data_uris, is_picture
+from heptane.report.examination.summarise import called, summarise
+from heptane.tricks.data_parallel import ALONE
+from heptane.tricks.mixed_precision import evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from heptane.core.run import Run
+
+SAMPLES = 36  # pictures of training data, at most
+PART_NAMES = {"valid": "validation", "test": "test"}  # as the run's own evaluations call them
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Small pictures for the page: ``samples`` of the training data by class, ``mistakes`` in the order of the record's."""
+
+    samples: list[tuple[str, list[str]]] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    """height and width that the model sees"""
+    augmented: bool = False
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look found: a record for ``result.json``, pictures for the page, and what to say where it failed."""
+
+    record: dict[str, Any] | None = None
+    pictures: Pictures = field(default_factory=Pictures)
+    note: str = ""
+
+
+def look(
+    run: Run, model: torch.nn.Module, parts: Mapping[str, Any], about: Mapping[str, Any], interruption: Any = None
+) -> Look:
+    """Examine ``model`` on the test part, or on the validation part where there is no test.
+
+    It costs no training time and leaves weights, buffers, modes and random states as they were. Whatever goes wrong becomes
+    a note: the result of a run never depends on it.
+
+    Args:
+        run: the run that trained it.
+        model: with the weights that are delivered.
+        parts: "valid" and "test", each data or None.
+        about: facts: ``data.class_names``, ``data.mean``, ``data.std``, and ``files`` by part.
+        interruption: a signal ends the look at once, and not the run.
+    """
+    part = next((name for name in ("test", "valid") if parts.get(name) is not None), None)
+    facts = about.get("data") or {}
+    names = list(facts.get("class_names") or facts.get("target_names") or ())
+    try:
+        with interruption.at_once() if interruption else nullcontext(), _untouched(model):
+            shown, labels, augmented = _training_samples(run)
+            scale = Scale.of(shown, facts.get("mean") or (), facts.get("std") or ()) if is_picture(shown) else None
+            collector, record = Collector(run.criterion), None
+            if part is not None:
+                _walk(run, model, parts[part], part, collector)
+                record = summarise(collector, names or _label(facts), _files(run, about, part), _units(facts))
+            if record is not None:
+                record = {"part": part, **record, **_train_counts(run, record)}
+            pictures = Pictures()
+            if scale is not None:
+                pictures = _pictures(shown, labels, augmented, collector, scale, names)
+        return Look(record, pictures)
+    except Interrupted:
+        return Look(note="the examination of the mistakes was interrupted, so the report is without it")
+    except Exception as error:  # the user's data set, or a form of output that nobody has thought of
+        return Look(note=f"the mistakes could not be examined ({type(error).__name__}: {one_line(error)})")
+
+
+@contextmanager
+def _untouched(model: torch.nn.Module) -> Iterator[None]:
+    import random
+
+    import numpy as np
+
+    from heptane.model.snapshot import as_before
+
+    states = random.getstate(), np.random.get_state()
+    try:
+        with as_before(model), eval_mode(model):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _walk(run: Run, model: torch.nn.Module, data: Any, name: str, collector: Collector) -> None:
+    with evaluation(run.precision):
+        for inputs, targets in as_loader(data, at_once(run), ALONE.share, run.faults.bad, PART_NAMES[name]):
+            targets = run.place.targets(targets)
+            moved = run.place.inputs(inputs)
+            output = run.precision.full(output_of(run.criterion, model, moved, targets))
+            if not collector.add(moved, output, targets):
+                return
+
+
+def _label(facts: Mapping[str, Any]) -> Sequence[str]:
+    """What a table's regression predicts."""
+    label = (facts.get("preprocess") or {}).get("label")
+    return () if label is None else (str(label),)
+
+
+def _units(facts: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """From what a model predicts to the units of the data."""
+    from heptane.data.preprocess import Preprocess
+
+    known = facts.get("preprocess")
+    return Preprocess.from_record(known).outputs if known else None
+
+
+def _files(run: Run, about: Mapping[str, Any], part: str) -> Sequence[str]:
+    """The files of the samples; none where samples were left out, so that the others moved up."""
+    moved = any(name.startswith(PART_NAMES[part]) for name in run.faults.bad.found)
+    return () if moved else (about.get("files") or {}).get(part) or ()
+
+
+def _train_counts(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
+    """How many training samples each class has, where they are in memory."""
+    targets = run.source.targets if isinstance(run.source, Tensors) else None
+    if record["kind"] != "classes" or not isinstance(targets, torch.Tensor) or targets.numel() != run.source.num_samples:
+        return {}
+    count = len(record["class_names"])
+    whole = targets.detach().cpu().flatten().long()
+    whole = whole[(whole >= 0) & (whole < count)]
+    return {"train_counts": torch.bincount(whole, minlength=count).tolist()}
+
+
+def _training_samples(run: Run) -> tuple[Any, Any, bool]:
+    """Some training inputs as the model sees them, and their targets; augmented where training augments."""
+    source, last = run.source, max(run.total_steps - 1, 0)
+    if isinstance(source, Tensors):
+        if not is_picture(source.inputs):
+            return None, None, False
+        chosen = _chosen(source, run.seed)
+        batch = Batch((source.inputs, source.targets), chosen.to(source.inputs.device), len(chosen), run.place, last)
+    elif run.worker.size > 1:  # they would have to read it together
+        return None, None, False
+    else:
+        data = source.some(1)[0]
+        if not is_picture(data[0]):
+            return None, None, False
+        batch = Batch(data, None, len(first_tensor(data[0])), run.place, last)
+    inputs, targets = batch.take(slice(None))
+    labels = targets.cpu()[:SAMPLES] if isinstance(targets, torch.Tensor) else None
+    return inputs.cpu()[:SAMPLES], labels, run.place.augment is not None
+
+
+def _chosen(source: Tensors, seed: int) -> torch.Tensor:
+    """Which samples to show: as many of each class, or any where there are no classes."""
+    random, targets = generator(seed, "report", 0), source.targets
+    if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or targets.ndim != 1:
+        return torch.from_numpy(random.permutation(source.num_samples)[: SAMPLES // 2].copy())
+    labels = targets.cpu().numpy()
+    present = sorted(set(labels.tolist()))
+    if len(present) > SAMPLES:
+        present = sorted(random.choice(present, SAMPLES, replace=False).tolist())
+    each = max(1, min(6, SAMPLES // len(present)))
+    found = []
+    for label in present:
+        found += random.permutation((labels == label).nonzero()[0])[:each].tolist()
+    return torch.tensor(found)
+
+
+def _pictures(
+    shown: torch.Tensor, labels: Any, augmented: bool, collector: Collector, scale: Scale, names: Sequence[str]
+) -> Pictures:
+    by_class: dict[str, list[str]] = {}
+    flat = isinstance(labels, torch.Tensor) and labels.ndim == 1 and not labels.is_floating_point()
+    known = called(names, max(int(labels.max()) + 1, len(names))) if flat else []
+    for at, uri in enumerate(data_uris(shown, scale)):
+        name = known[int(labels[at])] if flat and labels[at] >= 0 else ""
+        by_class.setdefault(name, []).append(uri)
+    if len(by_class) > 1:
+        by_class = dict(sorted(by_class.items(), key=lambda item: known.index(item[0]) if item[0] in known else -1))
+    worst = [image for _, _, image in collector.worst]
+    mistakes = []
+    if worst and all(isinstance(image, torch.Tensor) and is_picture(image[None]) for image in worst):
+        mistakes = [data_uris(image[None], scale)[0] for image in worst]  # of a loader they may differ in size
+    return Pictures(list(by_class.items()), mistakes, (int(shown.shape[2]), int(shown.shape[3])), augmented)

@@ -1,0 +1,102 @@
+"""The weights of a run's best evaluation: one copy on the CPU, put into the model when training has ended.
+
+Of equal evaluations the later one counts: it has trained longer, and where the last one ties nothing has to be put back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from heptane.base.lazy import torch
+
+if TYPE_CHECKING:
+    from heptane.core.run import Run
+
+WEIGHTS = ("best", "last")
+
+
+class BestWeights:
+    """A copy of what a model had when it was evaluated: parameters, buffers and extra state.
+
+    Of a sharded model each worker keeps its own part. Parameters that no later step changes, such as those that stay frozen,
+    are not copied.
+
+    Args:
+        run: whose model is meant.
+        wanted: False keeps nothing.
+    """
+
+    def __init__(self, run: Run, wanted: bool = True) -> None:
+        self.run, self.wanted = run, wanted
+        self.step: int | None = None
+        """step of the evaluation that the copy is of; None: there is none"""
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._extra: dict[str, Any] = {}
+
+    def take(self, step: int) -> None:
+        """Copy the model as it is now. The optimizer is in eval mode and the average in place: these are the weights that
+        were evaluated."""
+        if not self.wanted:
+            return
+        same = len(self.run.phases) == 1  # else what trains now, as in a run that is resumed, is not what trains later
+        found = {name: tensor for name, tensor in _tensors(self.run.model) if not same or _changes(tensor)}
+        kept, self._tensors = self._tensors, {}
+        with torch.no_grad():
+            for name, tensor in found.items():
+                mine, before = _local(tensor), kept.pop(name, None)
+                if (
+                    before is None
+                    or before.shape != mine.shape
+                    or before.dtype != mine.dtype
+                    or mine.layout != torch.strided
+                ):
+                    self._tensors[name] = mine.detach().to("cpu", copy=True)
+                else:  # the memory is there
+                    self._tensors[name] = before.copy_(mine)
+        self._extra = {name: copy.deepcopy(module.get_extra_state()) for name, module in _with_extra(self.run.model)}
+        self.step = step
+
+    def drop(self) -> None:
+        """Forget the copy: the run went back to a step before it, or another one is kept on the disk."""
+        self.step, self._tensors, self._extra = None, {}, {}
+
+    def put_back(self) -> None:
+        """Give the model what the copy has."""
+        modules = dict(self.run.model.named_modules(remove_duplicate=False))
+        own = dict(_tensors(self.run.model))
+        with torch.no_grad():
+            for name, kept in self._tensors.items():
+                tensor = own.get(name)
+                mine = None if tensor is None else _local(tensor)
+                if mine is not None and mine.layout == torch.strided and mine.shape == kept.shape:
+                    mine.copy_(kept)
+                else:  # a buffer of a size of its own, or a sparse one
+                    owner, _, short = name.rpartition(".")
+                    modules[owner]._buffers[short] = kept.to(self.run.place.device, copy=True)
+        for name, state in self._extra.items():
+            modules[name].set_extra_state(copy.deepcopy(state))
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by name, those too that a state dict leaves out."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _changes(tensor: torch.Tensor) -> bool:
+    """Whether a step may change it: a buffer, or a parameter that trains."""
+    return tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)
+
+
+def _local(tensor: Any) -> torch.Tensor:
+    """This worker's part of a sharded tensor."""
+    found: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return found
+
+
+def _with_extra(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not torch.nn.Module.get_extra_state:
+            yield name, module

@@ -1,0 +1,215 @@
+"""Checkpoints: a folder each, safetensors for tensors and JSON for the rest; loading never unpickles.
+
+``checkpoints/step-000000500/`` holds ``facts.json`` and ``state.safetensors`` (of a sharded run, a file per worker), written
+aside, synced, renamed, and checked by a checksum: :mod:`heptane.base.storage`. The format: docs/checkpoints.md;
+:mod:`heptane.session.checkpoints.restore` puts one back into a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heptane.base.errors import InputError
+from heptane.base.lazy import torch
+from heptane.base.storage import FACTS, Damaged, check_files, fresh, read_facts, remove, seal, write_file
+from heptane.core.run import Run
+from heptane.model.names import clean_state
+from heptane.session.checkpoints.packing import copied, pack, serialised
+from heptane.session.checkpoints.parts import write_parts
+from heptane.session.checkpoints.settings import as_kept
+from heptane.tricks.data_parallel import ALONE, Worker, from_all, share_buffers
+
+FORMAT = 4
+SCHEMA = {"step": int, "history": list, "fixed": dict, "workers": int, "first": dict, "model": dict, "optimizer": dict} | {
+    "precision": dict, "skipped": int, "faults": dict, "meters": list, "seconds": dict
+}  # fmt: skip
+RECORDED = ("step", "epoch", "train_seconds", "evaluate_seconds")
+STATE = "state.safetensors"
+NAME = re.compile(r"step-(\d{9,15})")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read: where it is, what it says, and the checksums of its files."""
+
+    path: Path
+    facts: dict[str, Any]
+    files: dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at a step, on the CPU and independent of the run: what is still to be written."""
+
+    step: int
+    facts: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path, keep: int = 1) -> Path:
+    """Write everything that a run needs to go on from ``step``, and remove older ones but the newest ``keep``.
+
+    All workers must call it.
+    """
+    path = write(take(run, step, history), folder, run)
+    if run.worker.rank == 0:
+        prune(folder, keep)
+    return path
+
+
+def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
+    """Everything that a run needs to go on from ``step``. All workers must call it; if sharded, each holds its parts."""
+    import safetensors.torch  # noqa: F401 - not in the thread that writes: a process may be forked while that imports
+
+    if run.outline is not None:
+        share_buffers(run.model)  # which worker's copy the library stores is its own choice
+    tensors: dict[str, torch.Tensor] = {}
+    facts = {
+        "format": FORMAT,
+        "step": step,
+        "history": list(history),
+        "fixed": fixed(run),
+        "settings": as_kept(run),
+        "planned": run.total_steps,
+        "workers": run.worker.size,
+        "first": run.first,
+        "model": pack(clean_state(run.model), "model", tensors),
+        "optimizer": pack(run.optimizer.state_dict(), "optimizer", tensors),
+        "loss": pack(run.loss.state_dict() if run.loss is not None else None, "loss", tensors),
+        "average": pack(run.average.state() if run.average else None, "average", tensors),
+        "precision": {
+            "name": run.precision.name,
+            "channels_last": run.place.channels_last,
+            "state": run.precision.state(),
+        },
+        "switches": callable(getattr(run.optimizer, "eval", None)),
+        "mode": run.transfer.mode if run.transfer else None,
+        "skipped": run.skipped,
+        "faults": run.faults.state(),
+        "meters": from_all(run.meter.state(), run.worker),
+        "seconds": run.clock.read(),
+    }
+    return Snapshot(step, facts, tensors if run.outline is not None else copied(tensors))
+
+
+def write(snapshot: Snapshot, folder: Path, run: Run) -> Path:
+    """Write a snapshot as a sealed folder. All workers of a sharded run must call it; of others, the first writes."""
+    path = folder / f"step-{snapshot.step:09d}"
+    aside, first = folder / f".{path.name}", run.worker.rank == 0
+    if run.outline is not None:
+        write_parts(snapshot, aside, path, first)
+    elif first:
+        try:
+            fresh(aside)
+            write_file(aside / STATE, serialised(snapshot.tensors, {}))
+            seal(aside, path, snapshot.facts)
+        finally:
+            remove(aside)
+    return path
+
+
+def prune(folder: Path, keep: int, best: int | None = None) -> None:
+    """Remove all checkpoints but the newest ``keep`` and that of step ``best``, and what a killed process left."""
+    for _, path in _numbered(folder)[keep:]:
+        if best is None or path.name != f"step-{best:09d}":
+            remove(path)
+    for left in folder.glob(".step-*"):
+        remove(left)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the checkpoints in ``folder``, the newest first."""
+    return [step for step, _ in _numbered(folder)]
+
+
+def find(folder: Path, worker: Worker = ALONE) -> tuple[Saved | None, list[str]]:
+    """The newest checkpoint in ``folder`` that is whole, or None where there is none, and a note on each that is damaged.
+
+    Of several workers the first looks, and all must call it.
+
+    Raises:
+        InputError: there are some, and all are damaged.
+    """
+    if worker.size == 1:
+        return _newest(folder)
+    found: list[Any] = [None]
+    if worker.rank == 0:
+        try:
+            found = [_newest(folder)]
+        except InputError as error:
+            found = [error]
+    torch.distributed.broadcast_object_list(found, 0)
+    if isinstance(found[0], InputError):
+        raise found[0]
+    saved, notes = found[0]
+    return saved, notes
+
+
+def find_step(folder: Path, step: int, worker: Worker = ALONE) -> Saved | None:
+    """The checkpoint of ``step`` in ``folder``; None where it is not there, or damaged. All workers must call it."""
+    found: list[Saved | None] = [None]
+    if worker.rank == 0:
+        with contextlib.suppress(Damaged):
+            found = [read(folder / f"step-{step:09d}")]
+    if worker.size > 1:
+        torch.distributed.broadcast_object_list(found, 0)
+    return found[0]
+
+
+def _newest(folder: Path) -> tuple[Saved | None, list[str]]:
+    notes: list[str] = []
+    for _, path in _numbered(folder):
+        try:
+            return read(path), notes
+        except Damaged as error:
+            notes.append(f"checkpoint {path} cannot be used ({error}), and the one before it was")
+    if notes:
+        reason = notes[0].removesuffix(", and the one before it was")
+        others = f", nor can {len(notes) - 1} older one(s)" if len(notes) > 1 else ""
+        raise InputError(f"{reason}{others}: remove {folder}, and the run starts again")
+    return None, notes
+
+
+def read(path: Path) -> Saved:
+    """The checkpoint at ``path``, compared with its checksums.
+
+    Raises:
+        Damaged: it is not what was written, or of another version.
+    """
+    facts, files = read_facts(path)
+    _check_facts(facts)
+    check_files(path, files)
+    return Saved(path, facts, files)
+
+
+def _check_facts(facts: dict[str, Any]) -> None:
+    if facts.get("format") != FORMAT:
+        raise Damaged(f"its format is {facts.get('format')}, and this version reads {FORMAT}")
+    for name, kind in SCHEMA.items():
+        if not isinstance(facts.get(name), kind) or (kind is int and facts[name] < 0):
+            raise Damaged(f"{FACTS} has no {name} of type {kind.__name__}")
+    for record in facts["history"]:
+        numbers = [record.get(name) for name in RECORDED] if isinstance(record, dict) else [None]
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise Damaged(f"{FACTS} has a record that is none")
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    found = [(NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def fixed(run: Run) -> dict[str, Any]:
+    """What a step means: where one of these differs, the same step is another point of another run."""
+    return {
+        "optimizer": type(run.optimizer).__name__,
+        "parameters per group": [len(group["params"]) for group in run.optimizer.param_groups],
+        "training samples": run.source.num_samples,
+        "batch_size": run.source.batch_size,
+        "steps per epoch": run.source.steps_per_epoch,
+        "seed": run.seed,
+    }

@@ -1,0 +1,138 @@
+"""Objects of the user's as JSON that is alike in two processes where they do the same: losses, augmentations, tricks."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from typing import Any
+
+from heptane.base.lazy import np, torch
+
+IS, CODE = "is", "code"
+DEPTH = 5  # of objects in objects: settings do not lie deeper, and a cycle ends
+SHOWN = 16  # numbers of a tensor that are kept one by one; of a larger one a checksum is
+HASHED = 1 << 20  # numbers of a tensor of which a checksum is taken
+LIBRARIES = ("torch.", "heptane.", "torchvision.", "builtins.")  # their code is known by its name and version
+
+
+def describe(value: Any, depth: int = DEPTH) -> Any:
+    """What ``value`` is and how it is set, without addresses, times or anything else that differs between two processes.
+
+    Args:
+        value: a number, a tensor, a function (with its code, defaults, and what it closes over), a ``torch.nn.Module``
+            (its public attributes and buffers; of parameters the shapes) or any other object (its public attributes).
+        depth: how many objects within objects are looked into.
+
+    Returns:
+        JSON: an object is a dict with its name under "is".
+
+    Example:
+        >>> describe(hp.CropFlip(padding=4))
+        {'is': 'CropFlip', 'padding': 4, 'flip': True}
+    """
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, torch.device):
+        return {IS: "device"}  # which one may change
+    if isinstance(value, (torch.dtype, complex, os.PathLike)):
+        return str(value)
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return _numbers(value)
+    if isinstance(value, np.generic):
+        return describe(value.item(), depth)
+    if isinstance(value, type):
+        return {IS: _name(value)}
+    if depth <= 0:
+        return {IS: _name(type(value))}
+    return _object(value, depth - 1)
+
+
+def _object(value: Any, depth: int) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [describe(item, depth) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(describe(item, depth)) for item in value)
+    if isinstance(value, Mapping):
+        return {str(key): describe(item, depth) for key, item in value.items()}
+    if isinstance(value, partial):
+        given = {str(at): describe(item, depth) for at, item in enumerate(value.args)}
+        return _function(value.func, depth) | given | {key: describe(item, depth) for key, item in value.keywords.items()}
+    if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType)):
+        return _function(value, depth)
+    if is_dataclass(value):
+        return {IS: type(value).__name__} | {f.name: describe(getattr(value, f.name), depth) for f in fields(value)}
+    found: dict[str, Any] = {IS: _name(type(value))}
+    own = {name: item for name, item in getattr(value, "__dict__", {}).items() if not name.startswith("_")}
+    if isinstance(value, torch.nn.Module):
+        own.pop("training", None)
+        own |= dict(value._buffers) | dict(value._modules)
+        own |= {name: None if p is None else list(p.shape) for name, p in value._parameters.items()}
+    return found | {name: describe(item, depth) for name, item in own.items()}
+
+
+def _numbers(value: Any) -> Any:
+    """A tensor or an array: its numbers where they are few, else its shape and a checksum."""
+    tensor = torch.as_tensor(value) if not isinstance(value, np.ndarray) or value.dtype.kind in "biufc" else None
+    if tensor is None:
+        return {IS: "ndarray", "shape": list(value.shape)}
+    if tensor.layout is torch.strided and not tensor.is_meta and tensor.numel() <= SHOWN:
+        return describe(tensor.detach().cpu().tolist())
+    found: dict[str, Any] = {IS: "tensor", "shape": list(tensor.shape), "dtype": str(tensor.dtype)}
+    if tensor.layout is torch.strided and not tensor.is_meta and tensor.numel() <= HASHED:
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        found["checksum"] = hashlib.sha256(data).hexdigest()[:12]
+    return found
+
+
+def _function(value: Any, depth: int) -> dict[str, Any]:
+    if isinstance(value, MethodType):
+        return _function(value.__func__, depth) | {"of": describe(value.__self__, depth)}
+    found: dict[str, Any] = {IS: _name(value)}
+    if isinstance(value, BuiltinFunctionType) or found[IS].startswith(LIBRARIES):
+        return found
+    if not isinstance(value, FunctionType):  # of a partial, an object that can be called
+        described = describe(value, depth)
+        return described if isinstance(described, dict) else found
+    code = value.__code__
+    found[CODE] = "{}.{}:{}".format(*sys.version_info[:2], _code(code, value.__doc__))
+    defaults = [describe(item, depth) for item in value.__defaults__ or ()]
+    found |= {"defaults": defaults} if defaults else {}
+    found |= {key: describe(item, depth) for key, item in (value.__kwdefaults__ or {}).items()}
+    around: dict[str, Any] = {}
+    for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
+        try:
+            around[name] = cell.cell_contents
+        except ValueError:
+            continue  # not assigned yet
+    plain = (bool, int, float, str, torch.Tensor)
+    around |= {n: value.__globals__[n] for n in code.co_names if isinstance(value.__globals__.get(n), plain)}
+    return found | {name: describe(item, depth) for name, item in around.items()}
+
+
+def _code(code: CodeType, doc: str | None) -> str:
+    """A checksum of what a function does: not of its place in a file, nor of what it says of itself."""
+    digest = hashlib.sha256(code.co_code + repr(code.co_names).encode())
+    constants = code.co_consts[1:] if doc is not None and code.co_consts[:1] == (doc,) else code.co_consts
+    for constant in constants:
+        if isinstance(constant, CodeType):
+            digest.update(_code(constant, None).encode())
+        else:
+            digest.update(repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode())
+    return digest.hexdigest()[:12]
+
+
+def _name(value: Any) -> str:
+    """``module.qualname``; a script that workers import is ``__main__`` there too."""
+    module = str(getattr(value, "__module__", None) or "builtins").replace("__mp_main__", "__main__")
+    return f"{module}.{getattr(value, '__qualname__', type(value).__name__)}"

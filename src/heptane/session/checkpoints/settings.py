@@ -1,0 +1,189 @@
+"""What a run was begun with, kept in each of its checkpoints: what may change on resume, and what is refused by name.
+
+``MAY_CHANGE`` and ``KEPT`` together name every argument of :func:`heptane.fit`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from heptane.session.checkpoints.describe import CODE, IS, describe
+
+if TYPE_CHECKING:
+    from heptane.base.lazy import torch
+    from heptane.core.run import Run
+    from heptane.tricks import Tricks
+
+MAY_CHANGE = {
+    "epochs": "a longer or shorter run; schedules are laid out over the new length, and the notes say so",
+    "steps": "as epochs",
+    "valid": "evaluated from now on",
+    "test": "evaluated at the end",
+    "metrics": "from the next evaluation on",
+    "evaluate_every_epochs": "from now on",
+    "target": "looked for in the evaluations so far too",
+    "max_seconds": "what was used before counts",
+    "deadline": "of this part",
+    "patience": "counts the evaluations so far too",
+    "weights": "which weights are delivered",
+    "on_nan": "what happens at a step that is not finite; the notes say so",
+    "nan_limit": "from now on",
+    "skip_bad": "from now on",
+    "checkpoint_every": "from now on",
+    "keep_checkpoints": "from now on",
+    "compile": "the same computation",
+    "device": "the same computation, with that device's rounding",
+    "progress": "what is shown",
+    "run_dir": "a folder may be moved",
+    "force": "says nothing of a run that is resumed",
+    "about": "facts for the record",
+    "started": "of this part",
+    "resume": "it is what goes on",
+}
+"""What may be another when a run is resumed, and what then happens."""
+
+KEPT = {
+    "model": "its parameters' names and shapes",
+    "train": "how many samples it has",
+    "optimizer": "its class, and every setting of its groups as it is built",
+    "lr": "a setting of the optimizer's groups",
+    "batch_size": "unless workers keep their shares, DataParallel(keep='share')",
+    "loss": "its name, or its class or function with its settings",
+    "tricks": "all settings of those that shape training; not how many workers there are, nor caches and timeouts",
+    "seed": "of order, augmentation, mixup and dropout",
+    "accumulate": "BatchNorm and dropout see micro-batches",
+    "clip_norm": "a part of each step",
+    "augment": "its class or function with its settings",
+    "resize": "its settings",
+    "average_decay": "what is averaged",
+}
+"""What must be as it was, and what of it is compared."""
+
+ANY = "*"
+"""In place of a value that changes as the run goes, or has no meaning here: it equals any other."""
+NOTED = "on_nan"
+MOST_SHOWN = 4
+BY_DATA = ("class_dim", "all_count", "column", "name")  # of a criterion: what the data or the loss say already
+HOW = ("foreach", "fused", "capturable", "differentiable", "params", "param_names", "initial_lr")  # not what it computes
+OF_TRANSFER = ("mode", "head_epochs", "freeze", "unfreeze_every_epochs", "groups", "rate_factor", "lora_rank", "lora_alpha")
+OF_SCALE = ("scale", "growth_steps", "floor")
+
+
+def groups_of(optimizer: torch.optim.Optimizer) -> dict[str, list[Any]]:
+    """The settings of an optimizer's groups by name, one value per group: to be read as it is built, before any schedule."""
+    groups = optimizer.param_groups
+    names = dict.fromkeys(key for group in groups for key in group if key not in HOW)
+    return {name: [describe(group.get(name)) for group in groups] for name in names}
+
+
+def settings_of(run: Run, tricks: Tricks, groups: dict[str, list[Any]]) -> dict[str, Any]:
+    """What ``run`` is begun with, as JSON.
+
+    Args:
+        run: as it was assembled.
+        tricks: those asked for, with what "auto" came to.
+        groups: from :func:`groups_of`.
+    """
+    plan, transfer, parallel = run.plan, tricks.transfer, tricks.data_parallel
+    precision: dict[str, Any] = {IS: run.precision.name}
+    if run.precision.name == "fp16" and tricks.mixed_precision is not None:
+        precision |= {name: getattr(tricks.mixed_precision, name) for name in OF_SCALE}
+    return {
+        **{f"optimizer.{name}": values for name, values in groups.items()},
+        "clip_norm": plan.clip_norm,
+        "accumulate": plan.accumulate,
+        "average_decay": plan.average_decay,
+        **_of_objects(run),
+        "resize": describe(plan.resize),
+        "lr_scaling": describe(tricks.lr_scaling),
+        "cyclical": describe(tricks.cyclical),
+        "mixup": describe(tricks.mixup),
+        "label_smoothing": describe(tricks.label_smoothing),
+        "transfer": None
+        if transfer is None
+        else {IS: "Transfer"} | {n: describe(getattr(transfer, n)) for n in OF_TRANSFER},
+        "precision": precision,
+        "sync_batchnorm": parallel.sync_batchnorm if parallel is not None and run.worker.size > 1 else ANY,
+        NOTED: plan.on_nan,
+    }
+
+
+def as_kept(run: Run) -> dict[str, Any]:
+    """The settings of ``run`` for a checkpoint: what has changed in its loss or augmentation since it began, such as a
+    counter, is no setting."""
+    return run.settings | {name: _unchanged(run.settings.get(name), now) for name, now in _of_objects(run).items()}
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Where settings differ: the name, what it was, and what it is now.
+
+    Example:
+        >>> differences({"clip_norm": 1.0, "seed": 0}, {"clip_norm": None, "seed": 0})
+        [('clip_norm', 1.0, None)]
+    """
+    if before == now or ANY in (before, now) or (name.endswith(f".{CODE}") and _other_python(before, now)):
+        return []
+    if isinstance(before, dict) and isinstance(now, dict) and before.get(IS) == now.get(IS):
+        keys = [key for key in dict.fromkeys([*before, *now]) if key != NOTED]
+        return [d for key in keys for d in differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))]
+    return [(name, before, now)]
+
+
+def refusal(found: list[tuple[str, Any, Any]]) -> str:
+    """What was, what is, and what to do, of at least one difference; to follow "checkpoint PATH ".
+
+    Example:
+        >>> refusal([("seed", 0, 1)])
+        'was written with seed 0, and this run has 1: resume with seed=0, or start a new run in another folder'
+    """
+    parts, remedies = [], []
+    for name, before, now in found[:MOST_SHOWN]:
+        before, now = (_one(value) if name.startswith("optimizer.") else value for value in (before, now))
+        whole = name.removesuffix(f".{CODE}")
+        was = f"with {name} {show(before)}" if before is not None else f"without {name}"
+        said = f"{was}, and this run has {show(now)}"
+        parts.append(said if whole == name else f"with another {whole}: it has the same name, and its code differs")
+        plain = isinstance(before, (bool, int, float, str, list)) and whole == name and " " not in name
+        same = f"{name}={show(before)}" if plain else f"the same {whole}"
+        remedies.append(f"without {name}" if before is None else f"with {same}")
+    more = f" (and {len(found) - MOST_SHOWN} more)" if len(found) > MOST_SHOWN else ""
+    remedy = " and ".join(remedies)
+    return f"was written {'; '.join(parts)}{more}: resume {remedy}, or start a new run in another folder"
+
+
+def show(value: Any) -> str:
+    """A setting in a message: of an object its name."""
+    if value is None:
+        return "none"
+    return str(value.get(IS, value)) if isinstance(value, dict) else str(value)
+
+
+def _one(values: Any) -> Any:
+    """Of an optimizer's groups that are alike the one value."""
+    alike = isinstance(values, list) and values and all(item == values[0] for item in values)
+    return values[0] if alike else values
+
+
+def _of_objects(run: Run) -> dict[str, Any]:
+    """The settings that are objects of the user's: these may hold state too."""
+    loss, function = describe(run.criterion), getattr(run.criterion, "function", None)
+    name = run.criterion.name
+    if name == "own":
+        loss = describe(function)
+    else:
+        loss = {IS: name} | {key: value for key, value in loss.items() if key not in (IS, *BY_DATA)}
+    augment = getattr(run.plan.augment, "function", run.plan.augment)
+    return {"loss": loss, "augment": describe(augment)}
+
+
+def _unchanged(before: Any, now: Any) -> Any:
+    if before == now:
+        return before
+    if isinstance(before, dict) and isinstance(now, dict):
+        return {key: _unchanged(before.get(key, ANY), now.get(key, ANY)) for key in dict.fromkeys([*before, *now])}
+    return ANY
+
+
+def _other_python(before: Any, now: Any) -> bool:
+    """Whether two checksums of code are of other versions of Python, whose code differs anyway."""
+    return str(before).partition(":")[0] != str(now).partition(":")[0]

@@ -1,0 +1,1 @@
+"""A trained model from its folder: loaded, used on raw data, exported."""

@@ -1,0 +1,292 @@
+"""A run's model with everything around it: its classes, its record, and predictions from raw data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import torch
+from heptane.base.storage import Damaged
+from heptane.data.cast import Cast
+from heptane.data.preprocess import Preprocess
+from heptane.model.calling import unwrapped
+from heptane.model.names import clean_state, load_clean
+from heptane.pretrained.weights.names import few
+from heptane.session.checkpoints import checkpoint
+from heptane.session.checkpoints.packing import read_model, unpack
+from heptane.session.finished.predictions import Prediction, predictions
+from heptane.session.history import Goal, best_metric, best_step
+from heptane.session.model_record import CLASSES, LABELS, fit_head, rebuild
+from heptane.session.run_folder import BEGUN, RunFolder
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """What :func:`load_run` gives.
+
+    Attributes:
+        folder: of the run.
+        model: in eval mode, on the CPU, with the run's weights.
+        classes: names of the classes, or of the labels; () for regression.
+        record: ``result.json``, or ``run.json`` of a run that has not ended.
+        preprocess: from raw data to the model's inputs; None for runs whose data heptane did not load.
+        step: of the optimizer, that the weights are of; None where it is not known.
+        notes: what is to be known, such as that the run has not ended.
+        cast: how inputs of other types are converted, where there is no ``preprocess``.
+    """
+
+    folder: Path
+    model: torch.nn.Module
+    classes: tuple[str, ...]
+    record: dict[str, Any] = field(repr=False)
+    preprocess: Preprocess | None = field(repr=False)
+    step: int | None
+    notes: tuple[str, ...] = ()
+    cast: Cast = field(default_factory=Cast, repr=False)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of these weights, such as ``valid_accuracy``; of a run that has not ended those of its evaluation."""
+        return dict(self.record.get("metrics") or {})
+
+    @property
+    def outputs(self) -> str:
+        """What the outputs are: classes, labels or values."""
+        return str(self.record["model"].get("outputs") or (CLASSES if self.classes else "values"))
+
+    def predict(self, source: Any, *, batch_size: int = 64, top: int | None = None) -> list[Prediction]:
+        """What the model says of raw data, which is prepared as the training data were.
+
+        Args:
+            source: image files, folders, PIL images or arrays of pixels; a CSV or Parquet file, a data frame or rows as
+                dicts; an ``.npz`` file or an array; or a list of these. Where the run has no ``preprocess``: a tensor, an
+                array or a dict of them, as the model takes them.
+            batch_size: samples per forward pass, at least 1.
+            top: so many of the most probable classes are given; None gives all.
+
+        Returns:
+            A :class:`heptane.Prediction` per sample, in order.
+
+        Raises:
+            InputError: something in ``source`` cannot be read, or is not as the training data were.
+        """
+        return list(self.stream(source, batch_size=batch_size, top=top))
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        batch_size: int = 64,
+        top: int | None = None,
+        skip_bad: Callable[[str], None] | None = None,
+    ) -> Iterator[Prediction]:
+        """As :meth:`predict`, one after another; ``skip_bad`` is told of each image that cannot be read."""
+        yield from predictions(self, source, batch_size, top, skip_bad)
+
+    def export(self, path: Any = None, *, to: str = "onnx", sample: Any = None, force: bool = False) -> Path:
+        """Write the model for use without heptane, and check what was written against it.
+
+        Args:
+            path: of the file; None: ``model.onnx`` or ``model.pt2`` in the run's folder. ``PATH.json`` beside it says how
+                inputs are prepared and what the outputs mean.
+            to: "onnx", or "torch" for ``torch.export``.
+            sample: raw data to compare the two on, as :meth:`predict` takes it; None: numbers drawn at random.
+            force: replace the file.
+
+        Returns:
+            The file.
+
+        Raises:
+            InputError: the model cannot be exported, or what was written computes something else.
+        """
+        from heptane.session.finished.export import export
+
+        return export(self, path, to, sample, force).path
+
+
+def load_run(
+    folder: Any, *, model: torch.nn.Module | None = None, preprocess: Preprocess | None = None, which: str | None = None
+) -> LoadedRun:
+    """A trained model from the folder of its run: from ``result.json`` and ``model.safetensors``, nothing is unpickled.
+
+    Of a run that was interrupted the checkpoint of the best evaluation is taken, else the newest; ``notes`` says which.
+    A model that was given on the command line as ``package.module:factory`` is imported and called; others of your own are
+    passed.
+
+    Args:
+        folder: that ``heptane train --out`` or ``hp.fit(run_dir=...)`` wrote.
+        model: your own, which gets the weights; None: it is built from the record.
+        preprocess: such as ``hp.load_data(...).preprocess``; None: that of the record.
+        which: of a run that has not ended, "best" or "newest" checkpoint; None: best where there is one.
+
+    Returns:
+        A :class:`LoadedRun`.
+
+    Raises:
+        InputError: no run, a race, a model that cannot be built here, or weights that are not of this model.
+
+    Example:
+        >>> import tempfile
+        >>> net, data = torch.nn.Linear(4, 2), (torch.randn(64, 4), torch.randint(0, 2, (64,)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = hp.fit(net, data, optimizer=torch.optim.AdamW, epochs=1, batch_size=32, run_dir=folder)
+        ...     run = hp.load_run(folder, model=torch.nn.Linear(4, 2))
+        >>> torch.equal(run.model.weight, net.weight), run.classes
+        (True, ('0', '1'))
+        >>> [p.label in ("0", "1") for p in run.predict(torch.randn(2, 4))]
+        [True, True]
+    """
+    path = Path(folder)
+    record, state, step, notes = _read(path, which)
+    facts = record.get("model")
+    if not isinstance(facts, dict):
+        raise InputError(f"{path}: its record has no model: was it made by another version?")
+    own = model if model is not None else rebuild(facts, str(path))
+    if not isinstance(own, torch.nn.Module):
+        raise InputError(f"model of type {type(own).__name__}: expected a torch.nn.Module")
+    fill(own, state, record, path)
+    data = record.get("data") or {}
+    if preprocess is None and isinstance(data.get("preprocess"), dict):
+        preprocess = Preprocess.from_record(data["preprocess"])
+    classes = tuple(data.get("class_names") or ())
+    if not classes and facts.get("outputs") in (CLASSES, LABELS) and isinstance(facts.get("num_outputs"), int):
+        classes = tuple(str(index) for index in range(max(facts["num_outputs"], 2)))
+    return LoadedRun(path, own.eval(), classes, record, preprocess, step, tuple(notes))
+
+
+def read_record(path: Path) -> tuple[dict[str, Any], bool]:
+    """The record of a run, and whether the run has ended.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    if (path / "race.json").exists():
+        raise InputError(f"{path} holds a race, whose models are not kept; expected a folder of heptane train")
+    ended = (path / "result.json").is_file()
+    file = path / ("result.json" if ended else BEGUN)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        unfinished = (path / "settings.toml").exists() or (path / "checkpoints").is_dir()
+        hint = "; it was begun: finish it with heptane train --resume" if unfinished else ""
+        what = error.strerror if path.is_dir() else "no such folder"
+        raise InputError(f"{path} holds no finished run (result.json: {what}){hint}") from None
+    except ValueError:
+        raise InputError(f"{file} is damaged: it is not JSON") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is not a result: expected an object")
+    return content, ended
+
+
+def _read(path: Path, which: str | None) -> tuple[dict[str, Any], dict[str, Any], int | None, list[str]]:
+    """A run's record and its weights under clean names, their step, and what is to be said of them."""
+    from safetensors import SafetensorError
+
+    record, ended = read_record(path)
+    if not ended:
+        return _from_checkpoint(path, record, which)
+    file = path / "model.safetensors"
+    try:
+        state = read_model(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        remedy = "the weights of a run are there; copy the whole folder"
+        raise InputError(f"{file} cannot be read ({one_line(error)}): {remedy}") from None
+    return _with_spec(record, path), state, (record.get("weights") or {}).get("step"), []
+
+
+def _with_spec(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A record of an older version with what its settings file says of the model."""
+    facts, data = record.get("model"), record.get("data") or {}
+    if not isinstance(facts, dict) or "outputs" in facts or not (path / "settings.toml").is_file():
+        return record
+    from heptane.session.settings import read_file
+
+    more = {"spec": read_file(path / "settings.toml").get("model"), "input_shape": data.get("input_shape")}
+    return record | {"model": {**more, "num_outputs": data.get("num_classes"), **facts}}
+
+
+def _from_checkpoint(
+    path: Path, record: dict[str, Any], which: str | None
+) -> tuple[dict[str, Any], dict[str, Any], int | None, list[str]]:
+    folder = RunFolder.checkpoints_of(path)
+    newest, notes = checkpoint.find(folder)
+    if newest is None:
+        raise InputError(f"{path} holds a run that has saved nothing yet: wait for its first checkpoint, or train it again")
+    target, history = record.get("target") or {}, newest.facts["history"]
+    goal = Goal(target["metric"], float(target["value"])) if target else None
+    step, saved = best_step(history, goal), newest
+    if which != "newest" and step is not None and step != newest.facts["step"]:
+        saved = checkpoint.find_step(folder, step) or newest
+    at = saved.facts["step"]
+    known: dict[str, Any] = next((r for r in history if r["step"] == at), {})
+    metric = best_metric(history, goal)
+    best = f", the best evaluation so far ({metric} {known[metric]:.4g})" if at == step and metric in known else ""
+    notes = [*notes, f"{path} holds a run that has not ended: these are its weights of step {at}{best}"]
+    if saved.facts.get("switches"):
+        notes.append("its optimizer keeps other weights for evaluation, which only it can make: these are those it trains")
+    metrics = {name: value for name, value in known.items() if name.startswith("valid_")}
+    return record | {"metrics": metrics, "history": history}, _model_state(saved), at, notes
+
+
+def _model_state(saved: checkpoint.Saved) -> dict[str, Any]:
+    """The model in a checkpoint, with its averaged weights where it has some."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from heptane.session.checkpoints.parts import read_whole
+
+    try:
+        whole = checkpoint.STATE in saved.files
+        tensors = dict(load_file(saved.path / checkpoint.STATE)) if whole else read_whole(saved)
+        state = dict(unpack(saved.facts["model"], tensors))
+        average: dict[str, Any] = unpack(saved.facts.get("average"), tensors) or {}
+    except (SafetensorError, OSError, Damaged, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"checkpoint {saved.path} cannot be read ({one_line(error)}): remove it") from None
+    return state | average
+
+
+def fill(model: torch.nn.Module, state: dict[str, Any], record: dict[str, Any], path: Path) -> None:
+    """Load a run's whole state into a model of its kind; adapters in it are merged.
+
+    Raises:
+        InputError: it is of another model.
+    """
+    from heptane.pretrained import lora
+
+    adapted = any(f".lora_A.{lora.ADAPTER}." in f".{name}" for name in state)
+    inner = unwrapped(model)
+    fit_head(inner, state)
+    if adapted:
+        _adapt(inner, state, record)
+    own = clean_state(model)
+    wrong = [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is not in the model" for name in state if name not in own]
+    for name, value in own.items():
+        held = state.get(name)
+        if isinstance(value, torch.Tensor) and isinstance(held, torch.Tensor) and value.shape != held.shape:
+            wrong.append(f"{name} has shape {tuple(held.shape)}, in the model {tuple(value.shape)}")
+    if wrong:
+        raise InputError(
+            f"the weights in {path} are not of this {type(inner).__name__}: {few(wrong, 3)}; pass the model that was "
+            f"trained: hp.load_run({str(path)!r}, model=...)"
+        )
+    load_clean(model, state)
+    lora.merge(inner)
+
+
+def _adapt(model: torch.nn.Module, state: dict[str, Any], record: dict[str, Any]) -> None:
+    """Put adapters where a checkpoint has them."""
+    from heptane.pretrained import lora
+
+    tricks = record.get("tricks")
+    settings = (tricks.get("transfer") if isinstance(tricks, dict) else None) or {}
+    mark = f".lora_A.{lora.ADAPTER}."
+    adapted = {name.partition(mark)[0] for name in state if mark in name}
+    rank = next(len(value) for name, value in state.items() if mark in name)
+    linear = {name: m for name, m in model.named_modules() if type(m) is torch.nn.Linear}
+    head = next((module for name, module in linear.items() if name not in adapted), None)
+    lora.adapt(model, rank, settings.get("lora_alpha"), head, seed=0)

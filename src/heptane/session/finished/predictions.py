@@ -1,0 +1,211 @@
+"""Predictions of a loaded run: raw data in batches to names, classes and probabilities."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heptane.base.errors import InputError, check_range
+from heptane.base.lazy import np, torch
+from heptane.data.batches import each, first_tensor, rows
+from heptane.data.cast import tensors_for
+from heptane.model.calling import call
+from heptane.model.modes import eval_mode
+from heptane.session.model_record import CLASSES, LABELS
+
+if TYPE_CHECKING:
+    from heptane.session.finished.load_run import LoadedRun
+
+ARRAYS = (".npz", ".npy")
+Skip = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one sample.
+
+    Attributes:
+        name: the file, or the number of the row.
+        label: the most probable class; None for regression, and where the outputs are not finite.
+        probability: of ``label``, 0 to 1.
+        labels: with several labels per sample those above 0.5, the most probable first; else ``label`` alone.
+        probabilities: by class, the most probable first.
+        value: for regression a number, or several, in the units of the training data.
+    """
+
+    name: str
+    label: str | None = None
+    probability: float | None = None
+    labels: tuple[str, ...] = ()
+    probabilities: dict[str, float] = field(default_factory=dict)
+    value: float | tuple[float, ...] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As ``heptane predict`` writes it to JSON."""
+        if self.value is not None:
+            return {"name": self.name, "value": list(self.value) if isinstance(self.value, tuple) else self.value}
+        found = {
+            "name": self.name,
+            "class": self.label,
+            "probability": self.probability,
+            "probabilities": self.probabilities,
+        }
+        return found if self.labels == (self.label,) else {**found, "classes": list(self.labels)}
+
+
+def predictions(
+    run: LoadedRun, source: Any, batch_size: int, top: int | None, skip_bad: Skip | None = None
+) -> Iterator[Prediction]:
+    """A prediction per sample of ``source``; see :meth:`heptane.session.finished.load_run.LoadedRun.predict`."""
+    check_range("batch_size", batch_size, 1, whole=True)
+    if top is not None:
+        check_range("top", top, 1, whole=True)
+    for names, inputs in batches_of(run, source, batch_size, skip_bad):
+        for start in range(0, len(names), batch_size):
+            part = slice(start, start + batch_size)
+            yield from _read(run, names[part], run_model(run, rows(inputs, part)), top)
+
+
+def run_model(run: LoadedRun, inputs: Any) -> torch.Tensor:
+    """The model's outputs for prepared inputs, in 32 bits on the CPU."""
+    device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
+    moved = each(lambda tensor: tensor.to(device), inputs)
+    if run.preprocess is None:  # as training converted them
+        run.cast.learn(run.model, moved, None)
+        moved = run.cast.inputs(moved)
+    try:
+        with eval_mode(run.model), torch.inference_mode():
+            output = call(run.model, moved)
+    except (RuntimeError, TypeError, IndexError) as error:
+        shape = tuple(first_tensor(inputs).shape[1:])
+        raise InputError(
+            f"the model does not take samples of shape {shape}: {str(error).splitlines()[0] if str(error) else error}; "
+            "give them as they were in training"
+        ) from error
+    if isinstance(output, dict):
+        output = output.get("logits", output)
+    if isinstance(output, (tuple, list)):
+        output = output[0]
+    if not isinstance(output, torch.Tensor):
+        raise InputError(f"the model gives a {type(output).__name__}, from which no prediction is read: call run.model")
+    return output.float().cpu()
+
+
+def _read(run: LoadedRun, names: list[str], output: torch.Tensor, top: int | None) -> Iterator[Prediction]:
+    if run.outputs == CLASSES and output.ndim == 2 and output.shape[1] > 1:
+        yield from _ranked(run, names, output.softmax(1), output, top)
+    elif run.outputs in (CLASSES, LABELS) and output[0].numel() == 1:
+        second = output.reshape(-1, 1).sigmoid()
+        yield from _ranked(run, names, torch.cat([1 - second, second], 1), output.reshape(-1, 1), top)
+    elif run.outputs == LABELS and output.ndim == 2:
+        yield from _ranked(run, names, output.sigmoid(), output, top, several=True)
+    else:
+        values = output if run.preprocess is None else run.preprocess.outputs(output)
+        for name, value in zip(names, values.reshape(len(values), -1).tolist(), strict=True):
+            yield Prediction(name, value=value[0] if len(value) == 1 else tuple(value))
+
+
+def _ranked(
+    run: LoadedRun, names: list[str], shares: torch.Tensor, raw: torch.Tensor, top: int | None, several: bool = False
+) -> Iterator[Prediction]:
+    known = run.classes if len(run.classes) == shares.shape[1] else tuple(map(str, range(shares.shape[1])))
+    finite = raw.flatten(1).isfinite().all(1).tolist()
+    found, order = shares.sort(dim=1, descending=True, stable=True)
+    for name, sound, values, at in zip(names, finite, found.tolist(), order.tolist(), strict=True):
+        if not sound:  # the first of a row of NaN is no class
+            yield Prediction(name)
+            continue
+        ranked = {known[index]: value for index, value in zip(at, values, strict=True)}
+        label = known[at[0]]
+        labels = tuple(key for key, value in ranked.items() if value > 0.5) if several else (label,)
+        shown = ranked if top is None else dict(list(ranked.items())[:top])
+        yield Prediction(name, label, values[0], labels, shown)
+
+
+def batches_of(run: LoadedRun, source: Any, size: int, skip_bad: Skip | None) -> Iterator[tuple[list[str], Any]]:
+    """Names and prepared inputs; files of images a batch at a time, so that any number of them can be read."""
+    if run.preprocess is None:
+        inputs = _as_taken(run, source)
+        yield [str(index) for index in range(len(first_tensor(inputs)))], inputs
+    elif run.preprocess.kind == "images":
+        yield from _images(run.preprocess, source, size, skip_bad)
+    else:
+        yield run.preprocess.inputs(source)
+
+
+def _images(preprocess: Any, source: Any, size: int, skip_bad: Skip | None) -> Iterator[tuple[list[str], Any]]:
+    count, waiting = 0, []
+    for item in _items(source):
+        single = not _is_array(item)
+        if single:
+            waiting.append(item)
+        for group in ([waiting] if len(waiting) == size or not single else []) + ([[item]] if not single else []):
+            for names, inputs in _prepared(preprocess, group, count, skip_bad):
+                count += len(names)
+                yield names, inputs
+        if len(waiting) == size or not single:
+            waiting = []
+    for names, inputs in _prepared(preprocess, waiting, count, skip_bad):
+        yield names, inputs
+
+
+def _prepared(preprocess: Any, group: list[Any], count: int, skip_bad: Skip | None) -> Iterator[tuple[list[str], Any]]:
+    """Inputs of some images, the nameless numbered from ``count``; one by one where some are bad and may be left out."""
+    if not group:
+        return
+    try:
+        names, inputs = preprocess.inputs(group)
+    except InputError as error:
+        if skip_bad is None:
+            raise
+        if len(group) == 1:
+            skip_bad(str(error))
+            return
+        for item in group:
+            for names, inputs in _prepared(preprocess, [item], count, skip_bad):
+                count += len(names)
+                yield names, inputs
+        return
+    yield [str(count + index) if name == str(index) else name for index, name in enumerate(names)], inputs
+
+
+def _items(source: Any) -> Iterator[Any]:
+    """The images of a source: files of folders, entries of lists, else itself."""
+    from heptane.data.images import image_files
+
+    if isinstance(source, (list, tuple)):
+        for item in source:
+            yield from _items(item)
+    elif isinstance(source, (str, os.PathLike)) and Path(source).expanduser().is_dir():
+        yield from image_files(Path(source).expanduser())
+    else:
+        yield source
+
+
+def _is_array(item: Any) -> bool:
+    """Whether an item may hold several images."""
+    if isinstance(item, (str, os.PathLike)):
+        return Path(item).suffix.lower() in ARRAYS
+    return isinstance(item, (torch.Tensor, np.ndarray))
+
+
+def _as_taken(run: LoadedRun, source: Any) -> Any:
+    """Tensors as the model takes them, where nothing is known of how its data was prepared."""
+
+    def made(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: made(item) for key, item in value.items()}
+        if not isinstance(value, (torch.Tensor, np.ndarray)):
+            raise InputError(
+                f"a {type(value).__name__}: this run's data was not loaded by heptane, so give a tensor or an array as the "
+                "model takes it, or load_run(..., preprocess=hp.load_data(...).preprocess)"
+            )
+        return tensors_for(value)
+
+    inputs = made(source)
+    if not len(first_tensor(inputs)):
+        raise InputError("there is nothing to predict: 0 samples")
+    return inputs

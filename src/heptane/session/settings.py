@@ -1,0 +1,359 @@
+"""What a run is asked for: from flags, from a file, and written back as the file that repeats it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from heptane.base.errors import InputError, check_choice, check_range, nearest
+from heptane.model.calling import check_compile
+from heptane.session.best import WEIGHTS
+from heptane.tricks import KINDS, Tricks
+
+PRESETS = ("none", "recommended")
+NAMES = "tuple[str, ...]"  # the annotation of a field that is a list of names
+AUGMENTS = ("none", "flip", "crop-flip", "warp", "warp-flip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of ``heptane train``, apart from the tricks' own."""
+
+    data: str = ""
+    """The data: fashion-mnist, digits, a folder of class folders, a .csv or .parquet table, or an .npz with x and y."""
+    label: str | None = None
+    """Of a table, the column to predict. Default: the one called label, target, class or y."""
+    task: str | None = None
+    """Of labels that can be read as both: classification or regression. Default: by the labels."""
+    model: str | None = None
+    """The model: resnet, resnet-wide, mlp, tabular, efficientnet-lite0, timm:NAME, hf:NAME or package.module:factory.
+    Default: for a folder of images a pretrained one if it can be had, else resnet; tabular for a table; mlp for other
+    data."""
+    epochs: float | None = None
+    """Passes over the training data, above 0; a fraction is allowed. Default: by the number of samples and the machine."""
+    batch_size: int | None = None
+    """Samples per optimizer step, over all workers and micro-batches. Default: 8 to 128, by the number of samples."""
+    optimizer: str | None = None
+    """An optimizer of torch.optim by name, such as sgd, adam or adamw. Default: sgd for images, else adamw."""
+    lr: float | None = None
+    """Learning rate; the peak where a cycle is on. Default: a fair start for the optimizer, scaled to the batch."""
+    momentum: float | None = None
+    """Momentum, in [0, 1). Default: 0.9 for sgd, else the optimizer's own."""
+    weight_decay: float | None = None
+    """Weight decay, at least 0. Default: 5e-4 for sgd, else the optimizer's own."""
+    loss: str | None = None
+    """cross_entropy, binary_cross_entropy, mse, l1, smooth_l1 or model (its own). Default: by the targets."""
+    target: float | None = None
+    """Stop when the validation accuracy reaches this, in [0, 1]; exit code 3 if it does not."""
+    seed: int = 0
+    """Of the initial weights, the order, the augmentation, mixup and dropout; a race begins with it."""
+    accumulate: int = 1
+    """Micro-batches per step, at least 1: the same step in less memory."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients together, above 0."""
+    augment: str | None = None
+    """Of images: none, flip (left and right), crop-flip (shifts of up to 2 pixels too), warp (small shifts, turns and
+    changes of size) or warp-flip. Default: by what a folder's images look like; none for other data."""
+    progressive_size: int | None = None
+    """Height and width of the images at first, in pixels: progressive resizing. Default: whole images throughout."""
+    progressive_until: float = 0.6
+    """Share of the steps on the smaller images, in (0, 1)."""
+    image_size: int | None = None
+    """Height and width of a folder's images, in pixels. Default: by their size, the model and the machine."""
+    budget: str | None = None
+    """Time for the whole run, from start to report, such as 90s or 5m: it is planned to fit, and stops in time."""
+    valid_fraction: float | None = None
+    """Share of the samples set aside for validation, in (0, 1), where the data brings no such part."""
+    skip_bad: int = 0
+    """Leave out up to so many images that cannot be read, at least 0, and name them."""
+    evaluate_every_epochs: float | None = None
+    """How often to evaluate, in epochs, above 0. Default: each epoch; of a long run, about 20 times."""
+    compile: bool | str = False
+    """Compile the model with torch.compile; compiling is on the clock. A mode of it: reduce-overhead replays CUDA graphs."""
+    average_decay: float | None = None
+    """Evaluate and keep a moving average of the weights, with this decay per step, in (0, 1), such as 0.999."""
+    weights: str = "best"
+    """Which weights to keep: those of the best evaluation on the validation data (best), or the last step's (last)."""
+    patience: int | None = None
+    """Stop after so many evaluations without an improvement, at least 1. Default: train to the end."""
+    checkpoint_every: str | None = None
+    """How often to save: a number of steps, or a time such as 90s or 5m. Default: at each evaluation."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay, at least 1; the best one stays too."""
+    on_nan: str = "skip"
+    """Where gradients are not finite: skip the step, stop, rewind to the last checkpoint and past the batch, or ignore."""
+    nan_limit: int = 10
+    """After so many of these steps in a row the run stops, at least 1."""
+    device: str | None = None
+    """Such as cpu or cuda. Default: the GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise InputError(
+                "data is missing: pass --data fashion-mnist, digits, a folder of class folders, a table or an .npz"
+            )
+        if self.task is not None:
+            check_choice("task", self.task, ("classification", "regression"))
+        check_range("accumulate", self.accumulate, 1, whole=True)
+        check_range("seed", self.seed, 0, 2**31, whole=True)
+        if self.batch_size is not None:
+            check_range("batch_size", self.batch_size, 1, whole=True)
+        if self.augment is not None:
+            check_choice("augment", self.augment, AUGMENTS)
+        check_compile(self.compile)
+        check_choice("weights", self.weights, WEIGHTS)
+        if self.patience is not None:
+            check_range("patience", self.patience, 1, whole=True)
+        check_choice("on_nan", self.on_nan, ("skip", "stop", "rewind", "ignore"))
+        check_range("nan_limit", self.nan_limit, 1, whole=True)
+        check_range("skip_bad", self.skip_bad, 0, whole=True)
+        check_range("keep_checkpoints", self.keep_checkpoints, 1, whole=True)
+        _ = self.budget_seconds
+        for name, low_open, high in (
+            ("epochs", True, 1e9),
+            ("evaluate_every_epochs", True, 1e9),
+            ("lr", True, 1e6),
+            ("clip_norm", True, 1e30),
+            ("target", False, 1.0),
+        ):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0, high, low_open=low_open)
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """``budget`` in seconds."""
+        return None if self.budget is None else parse_duration("budget", self.budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceSettings:
+    """The settings of ``heptane race`` beside those of a run."""
+
+    arms: str = "every"
+    """Which arms: every, or names joined by commas: plain, all, all-TRICK, plain+TRICK."""
+    seeds: int = 3
+    """How many seeds, at least 1; there is no verdict on fewer than 2, and few on 2."""
+    fixed_seeds: bool = False
+    """Run all the seeds, also where a verdict is clear sooner, and never more; verdicts are then tested at 5%, not 1%."""
+    budget: str | None = None
+    """Time for the whole race, such as 90s, 20m or 2h; what does not fit is left out, and said."""
+    accuracy: str | None = None
+    """Race for the best validation accuracy within this training time, such as 60s, in place of a target."""
+    tune: int = 3
+    """Trials per side before the race: rates for plain, lengths of a cycle for the tricks. 0: none."""
+    peak: float = 3.0
+    """Peak of a cycle, in multiples of --lr, plain's rate; above 0."""
+    planned_epochs: float | None = None
+    """Length of the arms with a cycle, in epochs. Default: tuned, at most --epochs."""
+
+    def __post_init__(self) -> None:
+        check_range("seeds", self.seeds, 1, 1000, whole=True)
+        check_range("tune", self.tune, 0, 20, whole=True)
+        check_range("peak", self.peak, 0, low_open=True)
+        if self.planned_epochs is not None:
+            check_range("planned_epochs", self.planned_epochs, 0, low_open=True)
+        _ = self.budget_seconds, self.accuracy_seconds
+
+    @property
+    def arm_names(self) -> list[str] | None:
+        """The names that were given, or None for every arm."""
+        return None if self.arms == "every" else [name.strip() for name in self.arms.split(",") if name.strip()]
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """``budget`` in seconds."""
+        return None if self.budget is None else parse_duration("budget", self.budget)
+
+    @property
+    def accuracy_seconds(self) -> float | None:
+        """``accuracy`` in seconds."""
+        return None if self.accuracy is None else parse_duration("accuracy", self.accuracy)
+
+
+def parse_duration(name: str, text: str) -> float:
+    """Seconds of a time such as ``90``, ``90s``, ``20m`` or ``1.5h``.
+
+    Raises:
+        InputError: it is not one, or not above 0.
+
+    Example:
+        >>> parse_duration("budget", "20m")
+        1200.0
+    """
+    found = re.fullmatch(r"([\d.]+)\s*(s|m|min|h)?", text.strip())
+    number = _float(found[1]) if found else None
+    if not found or number is None or not 0 < number < 1e9:
+        raise InputError(f"{name}={text!r}: expected a time above 0, such as 90s, 20m or 1.5h")
+    return number * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2] or "s"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which tricks were asked for: a preset or a list, settings per trick, and those turned off."""
+
+    base: str | tuple[str, ...] = "recommended"
+    own: Mapping[str, Mapping[str, Any]] | None = None
+    off: tuple[str, ...] = ()
+
+    def resolve(self, recommended: tuple[Tricks, dict[str, str]]) -> tuple[Tricks, dict[str, str]]:
+        """The tricks, and for each of the seven why it is on or off.
+
+        Args:
+            recommended: what :func:`heptane.recommend.recommend` says for this run.
+        """
+        tricks, why = recommended
+        if self.base != "recommended":
+            names = () if self.base == "none" else tuple(self.base)
+            tricks = Tricks(**{name: KINDS[name]() for name in names})
+            why = {name: "asked for" if name in names else "not asked for" for name in KINDS}
+        for name, settings in (self.own or {}).items():
+            on = getattr(tricks, name)
+            tricks = replace(tricks, **{name: replace(on, **settings) if on is not None else KINDS[name](**settings)})
+            why[name] = f"{why[name]}; settings given" if on is not None else "settings given"
+        for name in self.off:
+            tricks, why[name] = tricks.without(name), "turned off"
+        return tricks, why
+
+
+def choice(base: Any, own: Mapping[str, Mapping[str, Any]], off: tuple[str, ...] = ()) -> Choice:
+    """A checked :class:`Choice`; ``base`` is a preset, names joined by commas, or a list of names.
+
+    Raises:
+        InputError: an unknown trick, with the nearest one, or one that is both set and turned off.
+    """
+    if isinstance(base, str) and base not in PRESETS:
+        base = [name.strip().replace("-", "_") for name in base.split(",") if name.strip()]
+    if not isinstance(base, str):
+        for name in base:
+            if name not in KINDS:
+                near = nearest(str(name), [*KINDS, *PRESETS])
+                known = f"{', '.join(PRESETS)}, or names of tricks: {', '.join(KINDS)}"
+                raise InputError(f"tricks={name!r} is not known{near}: expected {known}")
+        base = tuple(base)
+    for name in off:
+        if name in own:
+            flag = name.replace("_", "-")
+            raise InputError(f"--no-{flag} and --{flag}.{next(iter(own[name]))} contradict each other: leave one out")
+    return Choice(base, own, off)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The content of a settings file (TOML), its names checked.
+
+    Raises:
+        InputError: the file is missing, not TOML, or holds a name that is not known.
+    """
+    try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise InputError(f"config={str(path)!r} is no file: expected a TOML file of settings")
+        content = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise InputError(
+            f"config={str(path)!r} cannot be read ({error.strerror}): expected a TOML file of settings"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"config={str(path)!r} is not TOML: {error}") from None
+    tables = {**KINDS, "race": RaceSettings}
+    known = [*(field.name for field in fields(Settings)), *tables, "tricks"]
+    for name, value in content.items():
+        if name not in known:
+            raise InputError(f"config {str(path)!r}: {name!r} is not known{nearest(name, known)}")
+        if name in tables:
+            if not isinstance(value, dict):
+                raise InputError(f"config {str(path)!r}: {name}={value!r}: expected a table, [{name}]")
+            inner = [field.name for field in fields(tables[name])]
+            for key in value:
+                if key not in inner:
+                    raise InputError(f"config {str(path)!r}: {name}.{key} is not known{nearest(key, inner)}")
+    return content
+
+
+def to_toml(settings: Settings, tricks: Tricks, race: RaceSettings | None = None) -> str:
+    """The file that repeats a run or a race: every setting, and the tricks that were on with all of theirs."""
+    import tomli_w
+
+    content = {name: value for name, value in asdict(settings).items() if value is not None}
+    if race is not None:
+        content["race"] = {name: value for name, value in asdict(race).items() if value is not None}
+    content["tricks"] = tricks.on
+    for name in tricks.on:
+        own = vars(getattr(tricks, name))
+        content[name] = {key: value for key, value in own.items() if value is not None}
+    return tomli_w.dumps(content)
+
+
+@cache
+def field_docs(kind: type[Any]) -> dict[str, str]:
+    """The docstring under each field of a dataclass, on one line."""
+    body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
+    docs: dict[str, str] = {}
+    for field, after in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            docs[field.target.id] = " ".join(str(after.value.value).split())
+    return docs
+
+
+def convert(name: str, annotation: str, value: Any) -> Any:
+    """A value of a flag (text) or a file as the type that a field is annotated with.
+
+    Raises:
+        InputError: it is not of that type.
+    """
+    kinds = [kind.strip() for kind in annotation.split("|")]
+    if value is None or (value == "none" and "None" in kinds and "str" not in kinds):
+        return None
+    for kind in ("bool", "int", "float", "str", NAMES):
+        if kind in kinds:
+            made = _CONVERT[kind](value)
+            if made is not None:
+                return made
+    wanted = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"} | {
+        NAMES: "names, joined by commas"
+    }
+    raise InputError(f"{name}={value!r}: expected {' or '.join(wanted[kind] for kind in kinds if kind != 'None')}")
+
+
+def _bool(value: Any) -> bool | None:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    return value if isinstance(value, bool) else words.get(value.lower()) if isinstance(value, str) else None
+
+
+def _int(value: Any) -> int | None:
+    if isinstance(value, (bool, float)):
+        return None
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _float(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "bool": _bool,
+    "int": _int,
+    "float": _float,
+    "str": lambda value: value if isinstance(value, str) else None,
+    NAMES: _names,
+}

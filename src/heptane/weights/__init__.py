@@ -1,8 +1,0 @@
-"""Weights out of a file, a folder or a hub and into a model: read without running code, matched by name and shape, and
-reported."""
-
-from heptane.weights.files import read_weights
-from heptane.weights.load import LoadReport, load_weights
-from heptane.weights.shapes import adapt_channels, adapt_positions
-
-__all__ = ["LoadReport", "adapt_channels", "adapt_positions", "load_weights", "read_weights"]
