@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from heptane.environment import describe
+from heptane.base.environment import describe
 from heptane.race.statistics import plain
 
 FOLDER = Path(__file__).parent / "results"

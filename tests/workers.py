@@ -38,7 +38,7 @@ SERVER.set_forkserver_preload(
 def launch(
     function: Callable[..., Any], kwargs: dict[str, Any], workers: int, restarts: int = 0, timeout_seconds: float = 60.0
 ) -> Any:
-    """As :func:`heptane.launch.launch`, but none is started again."""
+    """As :func:`heptane.distributed.launch.launch`, but none is started again."""
     assert restarts == 0
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="heptane-") as folder:

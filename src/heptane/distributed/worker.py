@@ -1,4 +1,4 @@
-"""``python -m heptane.distributed.worker TASK ANSWER``: one worker of :func:`heptane.launch.launch`."""
+"""``python -m heptane.distributed.worker TASK ANSWER``: one worker of :func:`heptane.distributed.launch.launch`."""
 
 from __future__ import annotations
 
