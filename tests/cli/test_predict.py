@@ -58,7 +58,9 @@ def test_pictures_to_csv_and_json(root: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["predict", "--run", str(root / "run"), *files, "--out", str(out)]) == 2
     assert out.read_text() == "mine"
     assert main(["predict", "--run", str(root / "run"), *files, "--out", str(out), "--force"]) == 0
-    assert capsys.readouterr().err.count("is there already") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("is there already") == 1
+    assert printed.count(f"{out}: 11 predictions\n") == 2
 
 
 def test_a_bad_picture_ends_it_and_leaves_no_half_file(
@@ -98,7 +100,7 @@ BAD = {
     "folder": (["{data}", "--out", "no/p.csv"], "there is no folder no"),
     "top": (["{data}", "--top", "0"], "top=0"),
     "batch": (["{data}", "--batch-size", "0"], "batch_size=0"),
-    "another kind": (["{table}"], "trees.csv"),
+    "a table for images": (["{table}"], "trees.csv: {run} was trained on images data: give images, or folders of them"),
 }
 
 
@@ -109,8 +111,20 @@ def test_a_mistake_is_one_line(name: str, root: Path, table: Path, capsys: pytes
     capsys.readouterr()
     assert main(["predict", "--run", str(root / "run"), *filled]) == 2
     printed = capsys.readouterr().err.strip()
-    assert message in printed
+    assert message.format(run=root / "run") in printed
     assert printed.count("\n") == 0
+
+
+@pytest.mark.parametrize("given", ["{data}", "{data}/blue/0.png", "{array}"])
+def test_a_run_on_a_table_is_given_tables(
+    given: str, root: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 3)))
+    capsys.readouterr()
+    name = given.format(data=root / "data", array=tmp_path / "x.npz")
+    assert main(["predict", "--run", str(table / "run"), name]) == 2
+    printed = capsys.readouterr().err
+    assert f"{name}: {table / 'run'} was trained on table data: give a .csv, .tsv or .parquet file" in printed
 
 
 def test_evaluate_on_fewer_classes_in_a_folder_of_their_own(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from heptane import Cyclical, InputError, LabelSmoothing, MixedPrecision, Tricks
-from heptane.core.precision.choose import NOTHING_PAYS
+from heptane.core.precision.choose import NO_UNITS, NOTHING_PAYS
 from heptane.race.arms import make_arms
 from heptane.race.attempt import Attempt, Course
 from heptane.race.conduct import TUNING_SEED, Conduct
@@ -174,8 +174,9 @@ def test_an_arm_that_is_refused_is_not_tried_again_and_its_trick_is_not_applicab
     assert {"trick": "mixed_precision", "why": "fp16 on a CPU"} in record["not_raced"]
 
 
-def test_an_arm_that_would_repeat_another_is_not_run():
-    course = MadeUp(why={"mixed_precision": f"fp32: {NOTHING_PAYS}, by the time of a step"})
+@pytest.mark.parametrize("why", [f"fp32: {NOTHING_PAYS}, by the time of a step", f"fp32: {NO_UNITS}"])
+def test_an_arm_that_would_repeat_another_is_not_run(why):
+    course = MadeUp(why={"mixed_precision": why})
     record = conduct(course)
     assert {name for name, *_ in course.log} == {
         "plain",
@@ -183,6 +184,13 @@ def test_an_arm_that_would_repeat_another_is_not_run():
         *("all-cyclical", "all-label_smoothing", "plain+cyclical", "plain+label_smoothing"),
     }
     assert "mixed_precision" not in verdicts(record)
+
+
+def test_channels_last_alone_is_a_difference_and_is_raced():
+    course = MadeUp(why={"mixed_precision": f"fp32 channels last: {NOTHING_PAYS}, by the time of a step"})
+    assert "plain+mixed_precision" in {
+        arm["name"] for arm in conduct(course)["arms"] if arm["runs"][0]["status"] == "reached"
+    }
 
 
 def test_a_budget_leaves_out_what_does_not_fit_and_says_so(monkeypatch):

@@ -175,6 +175,12 @@ def test_an_empty_result_has_a_summary(capsys: pytest.CaptureFixture[str]) -> No
     assert "the model trained on the data (0 epochs)" in capsys.readouterr().out
 
 
+def test_a_trick_that_changes_nothing_here_is_not_shown_as_one_that_did(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"name": "mixup", "on": True}, {"name": "mixed_precision", "title": "mixed precision", "on": True, "idle": True}]
+    summary({"tricks": rows})
+    assert "mixup, mixed precision (changes nothing on this machine)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_tricks_are_a_table_with_what_is_to_be_known_of_it_below(capsys: pytest.CaptureFixture[str]) -> None:
     tricks_table(("trick", "what it does"), [("label_smoothing", "some doubt")], ["Measured: never"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]

@@ -474,7 +474,7 @@ def test_prepare_loads_swaps_and_freezes_in_that_order_and_says_so(tmp_path: Pat
         "head 8 replaced: 1000 -> 3 outputs",
         "3 groups from the input to the output, by order of registration",
         "frozen: the first 2 of 3 groups, up to 3",
-        "rates fall 2 times per group, 3 groups: 0 has 2.5e-01 of the head's",
+        "learning rates fall 2 times per group, 3 groups: 0 has 2.5e-01 of the head's",
     ]
 
 
@@ -483,7 +483,7 @@ def test_a_head_that_fits_is_loaded_and_kept(tmp_path: Path) -> None:
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     model = nn.Sequential(*convnet())
     nn.init.zeros_(model[8].weight)
-    assert "head 8 kept" in Transfer(weights=str(tmp_path / "w.safetensors")).prepare(model, 4)
+    assert "head 8 has 4 outputs already" in Transfer(weights=str(tmp_path / "w.safetensors")).prepare(model, 4)
     assert torch.equal(model[8].weight, source[8].weight)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.cli.completion import PrintCompletion
-from heptane.cli.parser import RACE, TRAIN, Parser
+from heptane.cli.parser import LAYERS, RACE, TRAIN, Parser
 from heptane.session.settings import NAMES, RaceSettings, Settings, convert, field_docs
 from heptane.tricks import KINDS
 
@@ -162,9 +162,11 @@ def add_layers(commands: Any) -> None:
     """``heptane layers``."""
     parser: Parser = commands.add_parser(
         "layers",
-        help="show a model's groups of layers: the rate of each, and until when it is frozen",
-        description="Show the groups that transfer freezes, and gives a rate, together, from input to output, as heptane "
-        "train with the same flags has them before warm-up and cycle. Without --data the model sees blank images.",
+        everyday=LAYERS,
+        usage="heptane layers [--data DATA] [--model MODEL] [FLAG ...]",
+        help="show a model's groups of layers: the learning rate of each, and until when it is frozen",
+        description="Show the groups that transfer freezes, and gives a learning rate, together, from input to output, as "
+        "heptane train with the same flags has them before warm-up and cycle.",
     )
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     parser.add_argument("--config", metavar="FILE", help="Settings from a TOML file; flags given beside it win.")

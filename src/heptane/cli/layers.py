@@ -1,4 +1,4 @@
-"""``heptane layers``: a model's groups from the input to the output: the rate of each, and until when it is frozen."""
+"""``heptane layers``: a model's groups from the input to the output: learning rates, and until when each is frozen."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _print(model: str, rows: list[dict[str, Any]], by: str, blank: bool) -> None
     console = make_console(sys.stdout)
     shown = f"; seen on images of {IMAGES[0]} channels, {CLASSES} classes: pass --data for yours" if blank else ""
     console.print(printable(f"{model}: {len(rows)} groups from the input to the output, by {by}{shown}\n", sys.stdout))
-    table = make_table(("group", None), ("parameters", None), ("rate", None), ("frozen until", None), heading=True)
+    table = make_table(("group", None), ("parameters", None), ("learning rate", None), ("frozen until", None), heading=True)
     for row in rows:
         until = row["frozen_until_epoch"]
         frozen = "never trains" if until is None else f"epoch {until:.3g}" if until else "-"

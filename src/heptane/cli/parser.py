@@ -16,7 +16,7 @@ TRAIN = {
     "the data.",
     "image-size": "Height and width of the images, in pixels. Default: what suits the images and this machine.",
     "epochs": "How often to go through the training data. Default: what suits the data.",
-    "budget": "The time to train for, such as 90s or 5m; the run is planned to fit.",
+    "budget": "The time for the whole command, such as 90s or 5m; the run is planned to fit.",
     "batch-size": "How many samples each step of the optimizer sees. Default: what suits the data.",
     "optimizer": "The optimizer: sgd, adam, adamw or any other of torch.optim. Default: sgd, or what the plan says.",
     "lr": "The learning rate; its peak where the rate goes up and down. Default: what suits optimizer and batch size.",
@@ -29,6 +29,15 @@ TRAIN = {
     "resume": "Continue the run in this folder. Needs no other flag; a larger --epochs makes the run longer.",
     "force": "Overwrite the run that is in --out.",
     "dry-run": "Show what would be done, and do nothing.",
+}
+LAYERS = {
+    "data": "What the model would be trained on, as for heptane train. Default: blank images.",
+    **{name: TRAIN[name] for name in ("label", "model", "image-size", "optimizer", "lr")},
+    "transfer.mode": "What trains: head, head-first, gradual, full or auto.",
+    "transfer.freeze": "How many groups to freeze, from the first; -1: all but the head.",
+    "transfer.groups": "The groups: names of modules, or patterns with *, joined by commas. Default: the model's own.",
+    "transfer.rate-factor": "The learning rate of a group over that of the one before it. Default: 2.6.",
+    "json": "Print JSON.",
 }
 RACE = {
     **{name: TRAIN[name] for name in ("data", "label", "model", "image-size")},

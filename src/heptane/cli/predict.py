@@ -13,11 +13,17 @@ from typing import IO, Any
 
 from heptane.base.alive import working
 from heptane.base.errors import InputError
+from heptane.data.read_table import is_table
 from heptane.session.finished.load_run import LoadedRun, load_run
 from heptane.session.finished.predictions import Prediction
 from heptane.session.run_folder import clean
 
 ENDINGS = (".csv", ".json")
+KINDS = {  # of a run's data: what may be given, and in words
+    "images": (("image", "folder", "arrays"), "images, or folders of them"),
+    "table": (("table",), "a .csv, .tsv or .parquet file"),
+    "arrays": (("arrays",), "an .npz file"),
+}
 
 
 def predict(flags: argparse.Namespace) -> int:
@@ -32,7 +38,8 @@ def predict(flags: argparse.Namespace) -> int:
             "hp.load_run(...).predict(inputs)"
         )
     bad: list[str] = []
-    found = _counted(_each(run, flags, bad))
+    count = [0]
+    found = _counted(_each(run, flags, bad), count)
     if out is None:
         _write(found, sys.stdout, "csv", run, flags.top)
     else:
@@ -41,6 +48,7 @@ def predict(flags: argparse.Namespace) -> int:
             with open(aside, "w", encoding="utf-8", newline="") as file:
                 _write(found, file, out.suffix[1:].lower(), run, flags.top)
             aside.replace(out)
+            print(f"{out}: {count[0]:,} prediction{'s' * (count[0] != 1)}", file=sys.stderr)
         finally:
             aside.unlink(missing_ok=True)
     if bad:
@@ -66,6 +74,8 @@ def _each(run: LoadedRun, flags: argparse.Namespace, bad: list[str]) -> Iterator
     for name in flags.files:
         if not Path(name).expanduser().exists():
             raise InputError(f"{name}: no such file or folder")
+        if run.preprocess is not None:
+            _check_kind(run, Path(name).expanduser())
     images = run.preprocess is not None and run.preprocess.kind == "images"
     for source in [list(flags.files)] if images else flags.files:
         several = not images and len(flags.files) > 1
@@ -74,11 +84,23 @@ def _each(run: LoadedRun, flags: argparse.Namespace, bad: list[str]) -> Iterator
             yield Prediction(**{**vars(prediction), "name": f"{source}:{prediction.name}"}) if several else prediction
 
 
-def _counted(found: Iterator[Prediction]) -> Iterator[Prediction]:
-    """The same, with a sign of life."""
+def _check_kind(run: LoadedRun, path: Path) -> None:
+    """Refuse a file of another kind than the run was trained on."""
+    assert run.preprocess is not None
+    given = (
+        "folder" if path.is_dir() else "arrays" if path.suffix.lower() == ".npz" else "table" if is_table(path) else "image"
+    )
+    allowed, wanted = KINDS[run.preprocess.kind]
+    if given not in allowed:
+        raise InputError(f"{path}: {run.folder} was trained on {run.preprocess.kind} data: give {wanted}")
+
+
+def _counted(found: Iterator[Prediction], count: list[int]) -> Iterator[Prediction]:
+    """The same, counted, with a sign of life."""
     with working("predicting") as advance:
         for prediction in found:
             advance()
+            count[0] += 1
             yield prediction
 
 

@@ -213,7 +213,10 @@ def read_result(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / "result.json").read_text())
     except OSError as error:
-        raise InputError(f"{folder} holds no finished run (result.json: {error.strerror})") from None
+        what = (
+            f"{folder} holds no finished run (result.json: {error.strerror})" if folder.is_dir() else f"there is no {folder}"
+        )
+        raise InputError(f"{what}: expected a folder that heptane train wrote") from None
     except ValueError:
         raise InputError(f"{folder / 'result.json'} is damaged: it is not JSON") from None
     if not isinstance(content, dict):

@@ -27,7 +27,7 @@ def find_head(model: torch.nn.Module, usage: Usage | None = None) -> tuple[str, 
 
     Args:
         model: any module.
-        usage: from :func:`heptane.pretrained.usage.watch`. With it the classifier is the ``Linear`` or 1x1 ``Conv2d`` that is used
+        usage: from :func:`heptane.pretrained.usage.watch`. With it the classifier is the ``Linear`` or 1x1 ``Conv2d`` used
             last on the way to the output; without, the last ``Linear`` as registered, else the last ``Conv2d`` if 1x1.
 
     Example:

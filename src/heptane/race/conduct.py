@@ -15,7 +15,7 @@ from heptane.base.alive import working
 from heptane.base.environment import describe
 from heptane.base.errors import InputError
 from heptane.base.storage import write_text
-from heptane.core.precision.choose import NOTHING_PAYS
+from heptane.core.precision.choose import keeps_plain
 from heptane.race.arms import ALL, PLAIN, Arm
 from heptane.race.attempt import NOT_RUN, REFUSED, STOPPED, Attempt, Course
 from heptane.race.findings import ended_arms
@@ -263,7 +263,7 @@ class Conduct:
     def _repeats(self, arm: Arm) -> bool:
         """Whether the trick that this arm is about was measured to be off here, so that it can tell nothing."""
         decided = [run.why[arm.trick] for (name, _), run in self.runs.items() if name == ALL and arm.trick in run.why]
-        return bool(decided) and all(NOTHING_PAYS in why for why in decided)
+        return bool(decided) and all(map(keeps_plain, decided))
 
     def _timed(self, arm: Arm, seed: int) -> Attempt:
         rate, epochs = self._rate_and_length(arm)

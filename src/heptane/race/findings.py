@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median as _median
 from typing import Any
 
-from heptane.core.precision.choose import NOTHING_PAYS
+from heptane.core.precision.choose import keeps_plain
 from heptane.race.arms import ALL, PLAIN
 from heptane.race.attempt import FAILED, NOT_RUN, REFUSED
 from heptane.race.headline import goal_text, headline, sentence
@@ -239,7 +239,7 @@ def _not_applicable(race: Record, trick: str, reason: str) -> str:
         return reason or "not in the set that was raced"
     with_it = [run for name in (ALL, f"plain+{trick}") for run in _arm(race, name)["runs"]]
     decided = [run["why"][trick] for run in with_it if trick in run["why"]]
-    if decided and all(NOTHING_PAYS in why for why in decided):
+    if decided and all(map(keeps_plain, decided)):
         return str(decided[0])
     refused = [
         run["note"] for arm in race["arms"] for run in arm["runs"] if run["status"] == REFUSED and trick in arm["name"]

@@ -189,10 +189,15 @@ def _figures_table(result: Mapping[str, Any]) -> Table:
     verdict, target = target_text(result)
     if target:
         table.add_row("target", printable(f"{verdict} ({target})", sys.stdout))
-    tricks = [str(trick.get("title") or trick.get("name") or "") for trick in result.get("tricks") or [] if trick.get("on")]
     if result.get("tricks"):
-        table.add_row("tricks", printable(", ".join(map(label, tricks)) or "none", sys.stdout))
+        table.add_row("tricks", printable(_tricks(result["tricks"]), sys.stdout))
     return table
+
+
+def _tricks(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Those that were on; of one that changed nothing on this machine it is said."""
+    on = [(label(str(row.get("title") or row.get("name") or "")), bool(row.get("idle"))) for row in rows if row.get("on")]
+    return ", ".join(f"{title} (changes nothing on this machine)" if idle else title for title, idle in on) or "none"
 
 
 def make_table(*columns: tuple[str, int | None], heading: bool = False) -> Table:

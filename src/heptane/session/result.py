@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heptane.base.lazy import torch
+from heptane.core.precision.choose import keeps_plain
 from heptane.core.run import Run
 from heptane.session.history import Goal, best_step, reached
 from heptane.tricks import Tricks
@@ -83,13 +84,14 @@ def result_of(
 
 
 def trick_rows(result: Result, reasons: dict[str, str]) -> list[dict[str, Any]]:
-    """The seven for a record: name, on or off, settings, why."""
+    """The seven for a record: name, on or off, settings, why, and whether it leaves this run as it is without it."""
     return [
         {
             "name": name,
             "title": name.replace("_", " "),
             "on": bool(settings),
             "settings": settings,
+            "idle": keeps_plain(result.why.get(name, "")),
             "why": "; ".join(filter(None, [reasons.get(name, ""), result.why.get(name, "")])),
         }
         for name, settings in result.tricks.settings().items()

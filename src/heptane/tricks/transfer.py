@@ -367,7 +367,9 @@ class Transfer:
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
             name = swap_head(model, num_classes, groups.head) or type(model).__name__
-        done = "kept" if outputs == num_classes else f"replaced: {outputs} -> {num_classes} outputs"
+        done = (
+            f"has {outputs} outputs already" if outputs == num_classes else f"replaced: {outputs} -> {num_classes} outputs"
+        )
         return [f"head {without_compiled(name)} {done}"]
 
     def hold(self, model: torch.nn.Module, groups: Anatomy, seed: int | None = None) -> list[str]:
@@ -385,10 +387,10 @@ class Transfer:
             said.append(f"frozen: the first {frozen} of {len(layers)} groups, up to {layers[frozen - 1].name}")
         if layers and not any(parameter.requires_grad for parameter in model.parameters()):
             raise InputError(f"{type(model).__name__} has no parameter that trains; call requires_grad_(True) on some")
-        if self.rate_factor > 1 and len(layers) > 1:
+        if self.rate_factor > 1 and len(layers) > 1 and not (self.mode == "head" and frozen == len(layers) - 1):
             least = self.rate_factor ** (1 - len(layers))
             first = f"{layers[0].name} has {least:.1e} of the head's"
-            said.append(f"rates fall {self.rate_factor:g} times per group, {len(layers)} groups: {first}")
+            said.append(f"learning rates fall {self.rate_factor:g} times per group, {len(layers)} groups: {first}")
         return said
 
     def param_groups(self, model: torch.nn.Module, lr: float, groups: Anatomy | None = None) -> list[dict[str, Any]]:

@@ -93,6 +93,11 @@ def choose_precision(
     return answer["dtype"], answer["channels_last"], answer["why"] + out
 
 
+def keeps_plain(why: str) -> bool:
+    """Whether a decision, as :func:`choose` words it, leaves everything as it is without the trick."""
+    return why.startswith(f"{_label(*PLAIN)}: ")
+
+
 def _shorter(device: torch.device, emulated: bool) -> list[str]:
     """The 16-bit types that are worth a measurement."""
     if emulated:
