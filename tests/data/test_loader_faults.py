@@ -122,6 +122,20 @@ def test_collate_functions_and_samplers_keep_their_attributes() -> None:
     assert sampler.passes >= 1
 
 
+def test_what_a_data_set_reads_at_once_goes_to_its_collate_function_as_it_is() -> None:
+    class AtOnce(Shifted):
+        def __getitem__(self, index: int) -> Any:
+            raise NotImplementedError
+
+        def __getitems__(self, indices: list[int]) -> Any:
+            return X[indices], Y[indices]
+
+    loader = DataLoader(AtOnce(), 16, collate_fn=lambda batch: batch)
+    seen, result = fit(loader, loader)
+    assert seen == X[:, 0].tolist()
+    assert "valid_accuracy" in result.metrics
+
+
 # Row 8: how large a batch is
 
 
@@ -161,6 +175,72 @@ def test_the_rate_is_scaled_by_the_batch_that_is_seen() -> None:
     assert result.schedule["learning_rate"][-1] == pytest.approx(0.1)
 
 
+def glued(items: list[Any]) -> Any:
+    return torch.cat([x for x, _ in items]), torch.cat([y for _, y in items])
+
+
+class Halves(DataLoader[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        for x, y in super().__iter__():
+            yield x[:8], y[:8]
+
+
+class Sized(Dataset[Any]):
+    """Batches of these sizes."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Any:
+        return X[: self.sizes[index]], Y[: self.sizes[index]]
+
+
+def padded(items: list[Any]) -> Any:
+    return torch.utils.data.default_collate(items)
+
+
+SIZES: dict[str, tuple[Any, tuple[int, int]]] = {
+    "several items put together": (lambda: DataLoader(Sized(8, 8, 8, 8), 2, collate_fn=glued), (16, 32)),
+    "an __iter__ that leaves samples out": (lambda: Halves(TensorDataset(X, Y), 16), (8, 32)),
+    "batches of other sizes": (lambda: DataLoader(Sized(8, 24, 16, 16), batch_size=None), (16, 64)),
+    "a short last batch": (lambda: DataLoader(Sized(16, 4), batch_size=None), (16, 32)),
+    "a sampler of some samples": (lambda: DataLoader(TensorDataset(X, Y), 8, sampler=range(16)), (8, 16)),
+    "a collate function of single samples": (lambda: DataLoader(TensorDataset(X, Y), 16, collate_fn=padded), (16, 64)),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_the_size_of_a_batch_is_that_of_what_comes_out_of_the_loader(kind: str) -> None:
+    made, expected = SIZES[kind]
+    source = as_source(made(), None, 0, 1)
+    assert (source.batch_size, source.num_samples) == expected
+
+
+def test_the_size_of_a_stream_s_batches_too() -> None:
+    stream = as_source(DataLoader(Endless(), 2, collate_fn=glued), None, 0, 1, steps=4)
+    assert stream.batch_size == 16
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield X[:8], Y[:8]
+
+
+def test_a_bad_sample_may_be_skipped_where_the_size_of_a_batch_is_measured() -> None:
+    class First(Shifted):
+        def __getitem__(self, index: int) -> Any:
+            if index == 0:
+                raise OSError("unreadable")
+            return X[index], Y[index]
+
+    _, result = fit(DataLoader(First(), 16, collate_fn=padded), skip_bad=1)
+    assert result.steps["applied"] == 4
+
+
 # Row 12: readers that do not share the work
 
 
@@ -195,6 +275,29 @@ def test_readers_that_share_the_samples_are_let_be() -> None:
     assert "valid_accuracy" in result.metrics
 
 
+@pytest.mark.parametrize("more", [{}, {"drop_last": True}], ids=["all", "drop_last"])
+def test_readers_that_repeat_are_noticed_in_the_first_epoch_also_where_the_samples_are_augmented(more: Any) -> None:
+    with pytest.raises(hp.InputError, match="more samples than the 64 of its length"):
+        fit(DataLoader(Stream(64, noise=True), 16, num_workers=2, **more))
+
+
+def test_readers_whose_last_batches_are_short_are_all_read() -> None:
+    seen, result = fit(DataLoader(Stream(40, split=True), 16, num_workers=2), epochs=2)
+    assert sorted(seen[:40]) == sorted(seen[40:]) == X[:40, 0].tolist()
+    assert result.steps["planned"] == 8
+
+
+class WithoutLength(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(zip(X, Y, strict=True))
+
+
+def test_a_validation_loader_without_a_length_is_evaluated() -> None:
+    _, result = fit(DataLoader(TensorDataset(X, Y), 16), DataLoader(WithoutLength(), 16))
+    expected = hp.evaluate(result.model, (X, Y))
+    assert result.metrics["valid_accuracy"] == expected["accuracy"]
+
+
 # Row 13: one buffer that is filled again and again
 
 
@@ -211,6 +314,26 @@ def test_a_collate_function_that_fills_one_buffer_again_and_again(accumulate: in
     assert sorted(seen) == X[:, 0].tolist()
     plain = fit(DataLoader(TensorDataset(X, Y), 16), accumulate=accumulate)[1]
     assert result.history[0].keys() == plain.history[0].keys()
+
+
+class Refilling(DataLoader[Any]):
+    """Its ``__iter__`` fills one buffer, as loaders that move batches to a device ahead of time do."""
+
+    def __iter__(self) -> Iterator[Any]:
+        x, y = torch.zeros(16, 4), torch.zeros(16, dtype=torch.long)
+        for inputs, targets in super().__iter__():
+            yield x.copy_(inputs), y.copy_(targets)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_fills_one_buffer_again_and_again(workers: int) -> None:
+    def same(predictions: torch.Tensor, targets: torch.Tensor) -> float:
+        return float((predictions.argmax(1) == targets).float().mean())
+
+    made = Refilling(TensorDataset(X, Y), 16, num_workers=workers)
+    seen, result = fit(made, made, accumulate=2, metrics={"same": same})
+    assert sorted(seen) == X[:, 0].tolist()
+    assert result.metrics["valid_same"] == pytest.approx(result.metrics["valid_accuracy"])
 
 
 # Row 16: the draws of one seed are no other's

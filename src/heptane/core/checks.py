@@ -7,7 +7,7 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.core.criterion import Criterion, CrossEntropy, Elementwise, Returned, seen
-from heptane.data.batches import Place, Source, Tensors, as_loader, copied, each, in_memory, own_rows, pair
+from heptane.data.batches import Place, Source, Tensors, as_loader, copied, each, in_memory, length, own_rows, pair
 from heptane.data.resize import ProgressiveResize
 from heptane.model.calling import call
 from heptane.model.modes import eval_mode
@@ -268,7 +268,7 @@ def check_evaluation(
     """Refuse evaluation data that would fail after an epoch of training: empty, or in memory with targets out of range; what
     is to be said of their types where these are not the training data's. ``tries``: whether the model can be run here."""
     if not in_memory(data):
-        if hasattr(data, "__len__") and len(data) == 0:
+        if length(data) == 0:
             raise InputError(f"{name} is empty: 0 samples")
         return []
     try:

@@ -59,14 +59,23 @@ class _Guarded:
             return index, _Bad(f"{file_of(self.dataset, index)}{type(error).__name__}: {one_line(error)}")
 
 
+class _Whole(NamedTuple):
+    """What a data set that reads several samples at once gave for them, where that is no list of samples."""
+
+    data: Any
+
+
 class _GuardedMany(_Guarded):
     """The same for one that reads several samples at once."""
 
-    def __getitems__(self, indices: list[Any]) -> list[tuple[Any, Any]]:
+    def __getitems__(self, indices: list[Any]) -> list[tuple[Any, Any]] | _Whole:
         try:
-            return list(zip(indices, self.dataset.__getitems__(indices), strict=True))
+            found = self.dataset.__getitems__(indices)
         except Exception:
             return [self[index] for index in indices]
+        if not isinstance(found, list) or len(found) != len(indices):
+            return _Whole(found)
+        return list(zip(indices, found, strict=True))
 
 
 class _Start:
@@ -91,7 +100,9 @@ class _Collate:
         self._stacks = collate is torch.utils.data.default_collate
         self._kinds: Any = None
 
-    def __call__(self, fetched: list[tuple[Any, Any]]) -> Collated:
+    def __call__(self, fetched: list[tuple[Any, Any]] | _Whole) -> Collated:
+        if isinstance(fetched, _Whole):
+            return Collated(tensors_for(self.collate(fetched.data)), None, [])
         bad = [(index, item.reason) for index, item in fetched if isinstance(item, _Bad)]
         good = [(index, item) for index, item in fetched if not isinstance(item, _Bad)]
         try:

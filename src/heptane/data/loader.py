@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
 import random
 from collections.abc import Iterator, MutableMapping
@@ -28,8 +29,11 @@ from heptane.data.batches import (
 )
 from heptane.data.cast import check_real, is_text, tensors_for
 from heptane.data.guard import READER_REMEDY, Bad, Collated, DataError, guarded, without
+from heptane.data.readers import Readers, batches_in, may_share_memory, tells_size
 from heptane.data.same import check_same_batch
 from heptane.tricks.data_parallel import ALONE, Worker, any_of, from_all
+
+MEASURED = 16  # batches, at most, that are read to see how large they are
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Loader:
 
     def __post_init__(self) -> None:
         self._own, self.loader = self.loader, guarded(self.loader)
-        num_batches = length(self.loader)
+        num_batches = batches_in(self.loader)
         if num_batches is None:
             raise InputError(
                 "a DataLoader without a length cannot be planned (schedules need the number of steps): "
@@ -70,29 +74,48 @@ class Loader:
         self._shares = may_share_memory(self._own)
         self._generators = generators(self.loader)
         self._states = [own.get_state() for own in self._generators]
-        self.steps_per_epoch = math.ceil(num_batches / self.window)
+        self._num_batches, self.steps_per_epoch = num_batches, math.ceil(num_batches / self.window)
         each_holds, self.num_samples = self._sizes(num_batches)
         self.batch_size = min(max(1, round(each_holds * self.window)), self.num_samples)
 
     def _sizes(self, num_batches: int) -> tuple[float, int]:
-        """Samples per batch and in all: as the loader says, as a ``batch_sampler`` deals them out, or as the first batch has
-        them where each item is a batch already."""
-        loader, samples = self.loader, length(self.loader.dataset)
-        if loader.batch_sampler is None:
-            held = self._measure()
-            return held, num_batches * held
+        """Samples per batch and in all: as the loader or its ``batch_sampler`` deals them out, or as the batches have them
+        where they are made otherwise."""
+        loader = self.loader
+        if (held := self._measured()) is not None:
+            return held, round(num_batches * held)
+        samples = length(loader.sampler) or length(loader.dataset)
         each = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
         if each:
             return each, samples or num_batches * each
         with unchanged(loader):
             seed_all(epoch_seed(self.seed, 0))
             sizes = [length(indices) or 1 for indices in loader.batch_sampler]
-        return (sum(sizes) / len(sizes) if sizes else self._measure()), samples or sum(sizes)
+        return sum(sizes) / max(1, len(sizes)), max(1, sum(sizes))
+
+    def _measured(self) -> float | None:
+        """Samples per batch by the first ones; None where each index that the loader deals out is a sample."""
+        loader, sizes = self.loader, list[int]()
+        if tells_size(self._own):
+            return None
+        with unchanged(loader):
+            seed_all(epoch_seed(self.seed, 0))
+            for batch in map(_next, itertools.repeat(iter(loader), MEASURED)):
+                if isinstance(batch, Collated):
+                    if batch.indices is not None:
+                        return None
+                    batch = batch.data
+                sizes.append(len(first_tensor(pair(batch))))
+                if len(sizes) > 1 and len(set(sizes)) == 1:
+                    break
+        rest = 1 < len(sizes) < MEASURED and sizes[-1] < min(sizes[:-1])  # the last batch of a pass
+        usual = sizes[:-1] if rest else sizes
+        return sum(usual) / max(1, len(usual))
 
     def leave_out_rest(self, least: int) -> str:
         """Leave out an epoch's last batch where it is known to have less than ``least`` samples; says so, or nothing."""
         size, total = self.loader.batch_size, length(self.loader.sampler)
-        if size is None or total is None or self.loader.drop_last:
+        if size is None or total is None or self.loader.drop_last or size * self.window != self.batch_size:
             return ""
         rest = total - (self.steps_per_epoch - 1) * size * self.window
         if not 0 < rest < least or self.steps_per_epoch == 1:
@@ -115,19 +138,20 @@ class Loader:
                 seed_all(int(draw) if index else epoch_seed(self.seed, epoch))
                 window = next(windows, None)
                 if window is None:
-                    raise self._wrong_length(f"fewer than the {len(self.loader)} batches")
+                    raise self._wrong_length(f"fewer than the {self._num_batches} batches")
                 if index < skip:
                     continue
+                last = index + 1 == self.steps_per_epoch
+                if last and not self._leaves_rest and next(windows, None) is not None:
+                    raise self._wrong_length(f"more than the {self._num_batches} batches")
                 data, indices = window
-                if self.worker.size > 1 and (index == skip or index + 1 == self.steps_per_epoch):
+                if self.worker.size > 1 and (index == skip or last):
                     check_same_batch(data, indices, fetched, self.worker, self.bad.say)
                 size = len(first_tensor(data)) if data is not None else 0
                 yield fetched, Batch(data, None, size, place, fetched, indices)
                 step += 1
                 if step >= stop:
                     return
-            if next(windows, None) is not None and not self._leaves_rest:
-                raise self._wrong_length(f"more than the {len(self.loader)} batches")
 
     def sample(self, size: int) -> tuple[Any, Any]:
         """The first samples of a batch, at most ``size`` of them; the loader and all random states stay as they were."""
@@ -149,9 +173,6 @@ class Loader:
                     found.append(data)
                     size += len(first_tensor(data))
         return found
-
-    def _measure(self) -> int:
-        return len(first_tensor(self.sample(1 << 30)[0]))
 
     def _windows(self) -> Iterator[tuple[Any, list[int] | None]]:
         """Inputs and targets of a step, or None where no sample is left; and which samples they are, where it is known."""
@@ -219,9 +240,11 @@ class Loader:
             own.set_state(state)
 
     def _wrong_length(self, found: str) -> InputError:
+        count = Readers(self._own, "training").count
+        shared = f"; its {count} readers are taken to share the samples evenly" if count else ""
         return InputError(
             f"the training DataLoader gave {found} that its length promises, and the schedules rely on it: "
-            "correct the __len__ of its dataset or sampler"
+            f"correct the __len__ of its dataset or sampler{shared}"
         )
 
 
@@ -230,52 +253,6 @@ def seed_all(value: int) -> None:
     torch.manual_seed(value)
     random.seed(value)
     np.random.seed(value % (1 << 32))
-
-
-class Readers:
-    """Sees whether several readers of an ``IterableDataset`` give the same samples, each all of them."""
-
-    def __init__(self, loader: Any, name: str) -> None:
-        iterable = isinstance(loader.dataset, torch.utils.data.IterableDataset)
-        self.count = loader.num_workers if iterable and loader.num_workers > 1 else 0
-        self.name, self.most, self.seen, self.given = name, length(loader.dataset) if self.count else None, 0, 0
-        self.first: Any = None
-
-    def look(self, batch: Any) -> None:
-        """At one more batch of a pass.
-
-        Raises:
-            DataError: the readers' first batches are the same, or they gave more samples than the data set has.
-        """
-        if not self.count:
-            return
-        rows_of = first_tensor(pair(batch))
-        self.given, self.seen = self.given + len(rows_of), self.seen + 1
-        if self.seen == 1:
-            self.first = copied(batch)
-        same = 1 < self.seen <= self.count and _alike(self.first, batch)
-        if same or (self.most is not None and self.given > self.most):
-            what = "the same samples" if same else f"more samples than the {self.most} of its length"
-            raise DataError(
-                f"the {self.name} IterableDataset gives {what}: each of its {self.count} readers goes through all of it. "
-                "Split it in __iter__ by torch.utils.data.get_worker_info(), or set num_workers to 0 or 1"
-            )
-        if self.seen >= self.count:
-            self.first = None
-
-
-def _alike(one: Any, other: Any) -> bool:
-    tensors: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    for found, data in zip(tensors, (one, other), strict=True):
-        each(lambda t, found=found: found.append(t) or t, data)  # type: ignore[misc]
-    return len(tensors[0]) == len(tensors[1]) > 0 and all(map(torch.equal, *tensors))
-
-
-def may_share_memory(loader: Any) -> bool:
-    """Whether a batch may be the user's own memory: a data set's tensor as it is, or a buffer that is filled again."""
-    default = loader.collate_fn is torch.utils.data.default_collate and loader.batch_sampler is not None
-    in_order = loader.batch_size is not None and loader.collate_fn is torch.utils.data.default_collate
-    return loader.num_workers == 0 and not (default or in_order)
 
 
 def own(data: Any, shares: bool) -> Any:

@@ -10,7 +10,8 @@ from heptane.base.lazy import torch
 from heptane.base.randomness import generator
 from heptane.data.batches import Batch, Place, first_tensor
 from heptane.data.guard import guarded
-from heptane.data.loader import Loader, check_sampler, generators, may_share_memory, seed_all
+from heptane.data.loader import Loader, check_sampler, generators, seed_all
+from heptane.data.readers import may_share_memory
 from heptane.data.same import check_same_batch
 
 EPOCHS = 10  # a run over a stream is taken to have: where evaluations and schedules count in epochs
@@ -35,7 +36,7 @@ class Stream(Loader):
         self._generators = generators(self.loader)
         self._states = [own.get_state() for own in self._generators]
         self.steps_per_epoch = max(1, -(-self.steps // EPOCHS))
-        self.batch_size = (self.loader.batch_size or self._measure()) * self.window
+        self.batch_size = max(1, round((self._measured() or self.loader.batch_size) * self.window))
         self.num_samples = self.steps_per_epoch * self.batch_size
 
     def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
