@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -630,3 +631,63 @@ def test_ctc_equals_torch_and_smooths():
 def test_a_criterion_is_a_value():
     assert Elementwise("mse", functional.mse_loss) == chosen("mse", torch.zeros(1, 1), torch.zeros(1, 1))
     assert CrossEntropy() == hp.CrossEntropy()
+
+
+# Issue 21, row 5: each sample is compared with its own target
+
+
+class Parts(nn.Module):
+    """Gives a dict, whose entries are (N, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"mean": self.linear(x), "spread": torch.ones_like(x)}
+
+
+WIDE = torch.randn(64, 4, generator=torch.Generator().manual_seed(3))
+REALS = 2 * WIDE[:, 0] + 1
+COMPARISONS: dict[str, tuple[Any, Any]] = {
+    "a dict": (Parts, lambda output, targets: (output["mean"] - targets).square().mean()),
+    "a mean and a spread": (
+        lambda: torch.nn.Linear(4, 2),
+        lambda output, targets: (output[:, :1] - targets).square().mean() + 0 * output.sum(),
+    ),
+    "one output": (lambda: torch.nn.Linear(4, 1), lambda output, targets: (output - targets).square().mean()),
+}
+
+
+@pytest.mark.parametrize("shape", [(64,), (64, 1)])
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_loss_of_ones_own_compares_each_sample_with_its_own_target(name: str, shape: tuple[int, ...]) -> None:
+    model, loss = COMPARISONS[name]
+    sgd = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
+    settings = {"optimizer": sgd, "epochs": 40, "batch_size": 16, "loss": loss}
+    result = hp.fit(model(), (WIDE, REALS.view(shape)), (WIDE, REALS), **settings)
+    assert result.metrics["valid_loss"] < 0.01  # the variance of the targets is 4
+    other = hp.fit(model(), (WIDE, REALS.view(shape)), (WIDE, REALS[:, None]), **settings)
+    assert other.metrics["valid_loss"] == pytest.approx(result.metrics["valid_loss"])
+    assert hp.evaluate(result.model, (WIDE, REALS), loss=loss)["loss"] < 0.01
+
+
+def test_a_loss_over_pairs_of_samples_is_given_targets_as_they_are() -> None:
+    seen = set()
+
+    def spread(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.add(targets.ndim)
+        return (output[:, 0].std() - targets.std()).square()
+
+    sgd = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
+    hp.fit(torch.nn.Linear(4, 2), (WIDE, REALS), optimizer=sgd, epochs=1, batch_size=16, loss=spread)
+    assert 1 in seen
+
+
+def test_a_regression_on_whole_numbers_with_a_loss_of_ones_own_has_no_accuracy() -> None:
+    counts = torch.arange(64) % 5
+    sgd = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
+    loss = lambda output, targets: (output - targets).square().mean()  # noqa: E731
+    settings = {"optimizer": sgd, "epochs": 1, "batch_size": 16, "loss": loss}
+    result = hp.fit(torch.nn.Linear(4, 1), (WIDE, counts), (WIDE, counts), **settings)
+    assert set(result.metrics) == {"valid_loss"}

@@ -218,3 +218,87 @@ def test_a_regression_with_outputs_that_are_not_finite_has_no_metric() -> None:
     result = fit((bad, reals), torch.nn.Linear(4, 1), (X, reals), metrics=metrics, target=("valid_loss", 1e9))
     assert math.isnan(result.metrics["valid_own"])
     assert result.reached is None
+
+
+class Mangled:
+    """Works in place on what it is given, as metrics that clamp or sort do."""
+
+    higher_is_better = True
+
+    def update(self, output: torch.Tensor, targets: torch.Tensor) -> None:
+        output.zero_()
+        targets.zero_()
+
+    def compute(self) -> float:
+        return 1.0
+
+    def reset(self) -> None: ...
+
+
+def mangling(predictions: torch.Tensor, targets: torch.Tensor) -> float:
+    predictions.numpy()[:] = 0
+    targets.add_(1)
+    return 1.0
+
+
+def in_place_loss(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.nll_loss(output.sub_(output.logsumexp(1, keepdim=True).detach()), targets.mul_(0))
+
+
+@pytest.mark.parametrize("kind", ["pair", "loader"])
+@pytest.mark.parametrize("loss", [None, in_place_loss], ids=["cross-entropy", "in place"])
+def test_no_metric_and_no_loss_sees_what_another_one_wrote(kind: str, loss: Any) -> None:
+    valid: Any = (X.clone(), Y.clone())
+    given = DataLoader(TensorDataset(*valid), 9) if kind == "loader" else valid
+    metrics = {"a": Mangled(), "b": mangling, "right": right, "micro": MulticlassAccuracy(2, average="micro")}
+    result = fit(given, metrics=metrics, loss=loss)
+    truth = float(right(result.model(X), Y))
+    for name in ("accuracy", "right", "micro"):
+        assert result.metrics[f"valid_{name}"] == pytest.approx(truth), name
+    assert torch.equal(valid[0], X)
+    assert torch.equal(valid[1], Y)
+
+
+class Reused(torch.nn.Module):
+    """Gives one buffer again and again in evaluation, as a compiled graph does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 2)
+        self.register_buffer("buffer", torch.zeros(50, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output = self.linear(x)
+        return output if torch.is_grad_enabled() else self.buffer[: len(x)].copy_(output)
+
+
+def test_a_model_that_fills_one_buffer_again_and_again() -> None:
+    result = fit(DataLoader(TensorDataset(X, Y), 10), Reused(), metrics={"right": right})
+    assert result.metrics["valid_right"] == pytest.approx(result.metrics["valid_accuracy"])
+
+
+class Several(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"box": torch.zeros(len(x), 4), "classes": self.linear(x)}
+
+
+def test_outputs_of_several_parts_that_are_not_finite_have_no_metric() -> None:
+    bad = X.clone()
+    bad[:10] = math.nan
+    loss = lambda output, targets: torch.nn.functional.cross_entropy(output["classes"], targets)  # noqa: E731
+    result = fit((bad, Y), Several(), metrics={"one": lambda p, t: 1.0}, loss=loss, target=("valid_one", 0.5, "max"))
+    assert math.isnan(result.metrics["valid_one"])
+    assert result.reached is None
+    assert "validation data: 10 of 50 outputs are not finite: they count as wrong" in result.notes
+
+
+def test_metrics_are_given_contiguous_outputs_whatever_the_memory_format() -> None:
+    images, masks = torch.randn(8, 3, 4, 4), torch.randint(0, 2, (8, 4, 4))
+    tricks = hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp32", channels_last="on"))
+    flat = lambda predictions, targets: predictions.view(len(predictions), -1).mean()  # noqa: E731
+    settings = {"metrics": {"flat": flat}, "tricks": tricks, "batch_size": 4}
+    assert "valid_flat" in fit((images, masks), torch.nn.Conv2d(3, 2, 1), (images, masks), **settings).metrics

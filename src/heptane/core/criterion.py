@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from heptane.base.errors import InputError, check_choice, check_range, one_line
 from heptane.base.lazy import torch
 from heptane.core.guess import guess_loss
-from heptane.data.batches import each, first_tensor
+from heptane.data.batches import copied, each, first_tensor, rows
 from heptane.model.calling import call, main_output
 from heptane.tricks.label_smoothing import (
     IGNORE_INDEX,
@@ -35,6 +35,7 @@ from heptane.tricks.label_smoothing import (
 from heptane.tricks.mixup import MixedTargets, blend
 
 Loss = Callable[..., Any]
+FEW_COMPARED = 4  # samples whose losses are compared with that of all of them
 PROBED = 5  # samples on which a loss of one's own is tried: the mean over 5 x 5 is another than that over 5
 MOST_CLASSES = 1000  # of which each is counted by itself: beyond that, as with the words of a language, nobody looks
 LOSSES = {  # a name for the user, and the function in torch.nn.functional
@@ -306,6 +307,7 @@ class Own:
     name: str = "own"
     first: bool = False  # of an answer of several parts it is given the main one, as from a tuple the first
     aligned: bool = False  # the outputs are given in the shape of the targets, as (N, 1) beside (N,)
+    shape: tuple[int, ...] | None = None  # of a sample's target: (N,) and (N, 1) are given in the one that was tried
 
     def mean(self, output: Any, targets: Any) -> torch.Tensor:
         if not isinstance(targets, MixedTargets):
@@ -339,9 +341,12 @@ class Own:
         first, output = targets.first if isinstance(targets, MixedTargets) else targets, main_output(output)[0]
         if not isinstance(first, torch.Tensor) or first.is_floating_point() or not isinstance(output, torch.Tensor):
             return False
-        return output.shape[:1] == first.shape == output.shape[:-1]
+        return output.shape[:1] == first.shape == output.shape[:-1] and output.shape[-1] > 1
 
     def _mean(self, output: Any, targets: Any) -> torch.Tensor:
+        if self.shape is not None and isinstance(targets, torch.Tensor) and same_but_ones(targets.shape[1:], self.shape):
+            targets = targets.reshape(len(targets), *self.shape)
+        targets = each(torch.clone, targets)  # a loss may work in place, and what is measured comes after it
         output = output.reshape(targets.shape) if self.aligned else output
         loss: torch.Tensor = self.function(output, targets)
         return loss.mean() if loss.ndim else loss
@@ -471,6 +476,9 @@ def choose_criterion(
     if isinstance(criterion, Own) and isinstance(targets, torch.Tensor) and isinstance(output, torch.Tensor):
         criterion, said = aligned_own(criterion, output, targets)
         why += said
+    if isinstance(criterion, Own) and isinstance(targets, torch.Tensor):
+        criterion, said = within_samples(replace(criterion, shape=tuple(targets.shape[1:])), output, targets)
+        why += said
     if smoothing and isinstance(criterion, Elementwise) and not criterion.multi_label:
         raise InputError(f"label_smoothing with loss {criterion.name!r}: regression has no classes to smooth; turn it off")
     if smoothing and isinstance(criterion, Returned):
@@ -583,6 +591,35 @@ def aligned_own(criterion: Own, output: torch.Tensor, targets: torch.Tensor) -> 
         return criterion, ""
     said = f"; outputs {_per_sample(output)} are given to it in the shape of the targets, {_per_sample(targets)}"
     return replace(criterion, aligned=True), said
+
+
+def within_samples(criterion: Own, output: Any, targets: torch.Tensor) -> tuple[Own, str]:
+    """``criterion`` with one target per sample in that of the shapes (N,) and (N, 1) in which it compares each sample with
+    its own target: where a part of the outputs is (N, 1), a function that subtracts (N,) compares each with all, (N, N)."""
+    if criterion.aligned or not targets.is_floating_point() or targets.shape[1:].numel() != 1:
+        return criterion, ""
+    other = replace(criterion, shape=() if criterion.shape else (1,))
+    given = criterion.function
+    if isinstance(given, torch.nn.Module):
+        given = copy.deepcopy(given)
+    apart, alike = (_mixes_samples(replace(one, function=given), output, targets) for one in (criterion, other))
+    if not apart or alike is not False:
+        return criterion, ""
+    return other, f"; targets are given to it as {'(N, 1)' if other.shape else '(N,)'}, so that each is its own sample's"
+
+
+def _mixes_samples(criterion: Own, output: Any, targets: torch.Tensor) -> bool | None:
+    """Whether the loss of a few samples is another than the mean of each one's; None where that cannot be seen."""
+    try:
+        size = min(len(first_tensor(output)), FEW_COMPARED)
+        parts = [slice(size), *(slice(at, at + 1) for at in range(size))]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole, *single = (float(criterion.mean(rows(copied(output), part), targets[part])) for part in parts)
+    except Exception:  # it needs more samples than one, say
+        return None
+    mean = sum(single) / size
+    return None if mean != mean or size < 2 else abs(whole - mean) > 1e-4 * max(abs(whole), abs(mean), 1e-12)
 
 
 def same_but_ones(first: Iterable[int], second: Iterable[int]) -> bool:

@@ -183,13 +183,14 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
         with nullcontext() if part is parts[-1] or run.worker.size == 1 else without_sums(forward):
             with run.precision.autocast():
                 output = run.precision.full(output_of(run.criterion, forward, inputs, targets))
+            version = getattr(output, "_version", 0)
             if count is None:
                 loss = run.criterion.mean(output, targets)
             else:
                 loss = run.criterion.total(output, targets) * (0 if empty else run.worker.size) / count
             run.precision.backward(loss)
         losses.append(loss.detach())
-        if not empty:
+        if not empty and getattr(output, "_version", 0) == version:  # else the loss works in place, and it is no output now
             run.meter.add(output, targets)
     if run.of_loss and run.worker.size > 1:  # these are not in the model, whose gradients are averaged on the way back
         for parameter in run.of_loss:
@@ -242,8 +243,8 @@ def evaluate_with(
                     say(f"{name}: {said}")
             for output, shown in halves.of(inputs, place.targets(targets)):
                 if shown is not None:
-                    meter.add(output, shown)
                     measures.add(output, shown)
+                    meter.add(output, shown)  # after it: a loss of the user's may work in place on the output
         if bad is not None and bad.limit and worker.size > 1:
             bad.of_all_workers(from_all(dict(bad.found), worker))
         found, nonfinite = measures.read(model, data)

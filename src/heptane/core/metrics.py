@@ -147,9 +147,9 @@ class EvalMeter:
 
     def add(self, output: Any, targets: Any) -> None:
         """Add one batch."""
+        classes = self.criterion.by_class(output, targets)
         (scores,) = _score(self.criterion, [(output, targets)], always_plain=True)
         self._sums += torch.tensor(scores, dtype=torch.float64, device="cpu")
-        classes = self.criterion.by_class(output, targets)
         if classes is not None:
             wider = torch.zeros(2, max(classes.shape[1], self._classes.shape[1]), dtype=torch.float64, device="cpu")
             for part in (self._classes, classes.cpu()):
@@ -187,9 +187,9 @@ def _score(
     for output, targets in batches:
         plain: Any = 0.0
         count: Any = 0.0
-        if always_plain or _smooths(criterion):
-            plain, count = criterion.plain(output, targets), criterion.count(targets)
         correct, out_of = criterion.correct(output, targets) or (0.0, 0.0)
+        if always_plain or _smooths(criterion):  # last: a loss of the user's may work in place on the output
+            plain, count = criterion.plain(output, targets), criterion.count(targets)
         found.append((plain, count, correct, out_of))
     return [(float(plain), float(count), float(correct), float(out_of)) for plain, count, correct, out_of in found]
 

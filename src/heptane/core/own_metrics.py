@@ -10,7 +10,9 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.core.criterion import same_but_ones
+from heptane.data.batches import copied
 from heptane.model.calling import main_output
+from heptane.model.outputs import tensors_in
 from heptane.tricks.data_parallel import Worker, from_all
 
 MODEL_FIRST = frozenset({"model", "net", "network", "module", "m"})
@@ -118,29 +120,33 @@ def lined_up(output: Any, targets: Any) -> Any:
 
 def nonfinite(output: Any) -> torch.Tensor | None:
     """Which rows of an output say nothing: they hold NaN or infinity, or -inf only; None where all are finite. A -inf beside
-    others rules a class out, no more."""
-    if not isinstance(output, torch.Tensor) or not output.is_floating_point() or not output.ndim or not output.numel():
+    others rules a class out, no more. Of an output of several tensors, the rows of any of them."""
+    if not isinstance(output, torch.Tensor):
+        found = [(len(t), nonfinite(t)) for t in tensors_in(output) if t.ndim]
+        rows = [where.cpu() for size, where in found if where is not None and size == found[0][0]]
+        return torch.stack(rows).any(0) if rows else None
+    if not output.is_floating_point() or not output.ndim or not output.numel():
         return None
     flat = output.reshape(len(output), -1)
     bad = ~(flat.amax(1).isfinite() if flat.shape[1] > 1 else flat[:, 0].isfinite())
     return bad if bool(bad.any()) else None
 
 
-def made_wrong(output: torch.Tensor, targets: Any, bad: torch.Tensor) -> torch.Tensor | None:
+def made_wrong(output: Any, targets: Any, bad: torch.Tensor) -> torch.Tensor | None:
     """The output with rows that are certain of something wrong in place of those that are not finite, so that any metric
     counts them as wrong; None where that has no meaning, as in regression."""
-    if not isinstance(targets, torch.Tensor):
+    if not isinstance(targets, torch.Tensor) or not isinstance(output, torch.Tensor):
         return None
-    output = output.clone()
+    wrong_there: torch.Tensor = output.clone()
     if not targets.is_floating_point() and output.ndim == 2 and targets.ndim == 1 and output.shape[1] > 1:
         wrong = (targets[bad].long() + 1) % output.shape[1]
-        output[bad] = torch.nn.functional.one_hot(wrong, output.shape[1]).to(output) * SURE
-        return output
+        wrong_there[bad] = torch.nn.functional.one_hot(wrong, output.shape[1]).to(output) * SURE
+        return wrong_there
     binary = output.shape == targets.shape and bool(((targets == 0) | (targets == 1)).all())
     if not binary:
         return None
-    output[bad] = torch.where(targets[bad] > 0.5, -SURE, SURE).to(output)
-    return output
+    wrong_there[bad] = torch.where(targets[bad] > 0.5, -SURE, SURE).to(output)
+    return wrong_there
 
 
 class Gathered:
@@ -157,23 +163,23 @@ class Gathered:
         """The batches of all workers, in the order of their ranks."""
         return [part for own in from_all(self._parts, worker) for part in own]
 
-    def read(self, worker: Worker) -> tuple[Any, Any]:
-        """Predictions and targets, each sample once; a list of samples where their shapes differ."""
-        parts = self.batches(worker)
-        predictions, targets = _joined([part[0] for part in parts]), _joined([part[1] for part in parts])
-        return predictions, targets
+
+def whole(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Predictions and targets of all batches, each sample once, in memory of their own, since a metric may work in place; a
+    list of samples where their shapes differ."""
+    return _joined([batch[0] for batch in batches]), _joined([batch[1] for batch in batches])
 
 
 def _on_cpu(part: Any) -> Any:
-    return part.detach().cpu() if isinstance(part, torch.Tensor) else part
+    return copied(part.cpu()) if isinstance(part, torch.Tensor) else copied(part)  # a model may fill one buffer each time
 
 
 def _joined(parts: list[Any]) -> Any:
     if parts and all(isinstance(part, torch.Tensor) for part in parts):
         if len({part.shape[1:] for part in parts}) == 1:
             return torch.cat(parts)
-        return [row for part in parts for row in part]
-    return parts
+        return [row.clone() for part in parts for row in part]
+    return [copied(part) for part in parts]
 
 
 def adds_up(metric: Any) -> bool:
@@ -189,7 +195,7 @@ def of_whole(metric: Any, batches: list[tuple[Any, Any]], device: torch.device) 
         if synchronizes is not None:
             metric.sync_on_compute = False
         for output, targets in batches:
-            moved = (part.to(device) if isinstance(part, torch.Tensor) else part for part in (output, targets))
+            moved = (copied(part).to(device) if isinstance(part, torch.Tensor) else part for part in (output, targets))
             metric.update(*moved)
         return metric.compute()
     finally:
@@ -222,8 +228,7 @@ class Measures:
         """Add one batch; rows that are not finite are counted, and given to the metrics as wrong where that can be."""
         shown = lined_up(output, targets)
         bad = nonfinite(shown)
-        if isinstance(shown, torch.Tensor) and shown.ndim:
-            self.samples += len(shown)
+        self.samples += next((len(t) for t in tensors_in(shown) if t.ndim), 0)
         if bad is not None:
             self.nonfinite += int(bad.sum())
             mended = made_wrong(shown, targets, bad)
@@ -231,7 +236,8 @@ class Measures:
             shown = shown if mended is None else mended
         for name, metric in self._running.items():
             if name not in self._whole:
-                self._held(name, lambda metric=metric: metric.update(shown, targets))  # type: ignore[misc]
+                given = copied(shown), copied(targets)  # in memory of its own, since a metric may work in place
+                self._held(name, lambda metric=metric, given=given: metric.update(*given))  # type: ignore[misc]
         if self._gathered is not None:
             self._gathered.add(shown, targets)
 
@@ -256,8 +262,7 @@ class Measures:
         """
         counts = [self.samples, self.nonfinite, int(self._unknown)]
         samples, bad, unknown = (sum(column) for column in zip(*from_all(counts, self.worker), strict=True))
-        predictions, targets = self._gathered.read(self.worker) if self._gathered is not None else (None, None)
-        batches = self._gathered.batches(self.worker) if self._gathered is not None and self._whole else []
+        batches = self._gathered.batches(self.worker) if self._gathered is not None else []
         found = {}
 
         def value(name: str, metric: Any) -> float:
@@ -267,7 +272,7 @@ class Measures:
                 return number(name, metric.compute())
             if takes_model(metric):
                 return number(name, metric(model, data)) if not bad else float("nan")
-            return number(name, of_predictions(metric, predictions, targets))
+            return number(name, of_predictions(metric, *whole(batches)))
 
         for name, metric in self.metrics.items():
             computed = self._held(name, lambda name=name, metric=metric: value(name, metric))  # type: ignore[misc]

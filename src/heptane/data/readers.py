@@ -58,7 +58,8 @@ def batches_in(loader: Any) -> int | None:
     if samples is None:
         return length(loader)
     shares = [(samples + at) // readers for at in range(readers)]
-    return sum(share // size if loader.drop_last else -(-share // size) for share in shares)
+    held: list[int] = [share // size if loader.drop_last else -(-share // size) for share in shares]
+    return sum(held)
 
 
 def tells_size(loader: Any) -> bool:

@@ -28,6 +28,23 @@ def in_32_bits(output: Any) -> Any:
     return _changed(output, _in_32_bits, set())
 
 
+def tensors_in(output: Any) -> list[torch.Tensor]:
+    """All tensors in an output, whatever holds them.
+
+    Example:
+        >>> tensors_in({"a": [torch.ones(1)], "b": "text"})
+        [tensor([1.])]
+    """
+    found: list[torch.Tensor] = []
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    _changed(output, look, set())
+    return found
+
+
 def _in_32_bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
