@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -213,3 +214,20 @@ def test_training_without_a_terminal_says_how_far_a_long_epoch_is(monkeypatch: p
     assert len(signs) == 3
     assert not alive._BOARD.on
     assert not alive._BOARD.works
+
+
+SLOW = """
+import sys, time, types
+sys.argv = ["heptane"]
+from heptane.base import alive, lazy
+alive.EVERY_SECONDS, alive.FIRST_SECONDS, alive.REDRAW_SECONDS = 0.2, 0.1, 0.05
+lazy.EVERY_SECONDS = 0.2
+lazy.import_module = lambda name: (time.sleep(1), types.SimpleNamespace(anything=1))[1]
+with alive.watched():
+    lazy.torch.anything
+"""
+
+
+def test_a_slow_import_says_what_is_loaded() -> None:
+    done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, timeout=60, check=True)
+    assert "loading PyTorch: 0 s" in done.stderr

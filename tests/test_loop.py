@@ -257,3 +257,12 @@ def test_a_compiled_model_trains_alike_and_compiling_is_on_the_clock() -> None:
     assert first is not None
     assert first > 0.5 * run.clock.train_seconds
     assert_close(dict(model.state_dict()), trained(net()), atol=1e-10)
+
+
+def test_a_printed_step_is_one_short_line() -> None:
+    for step in hp.train(net(), points(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1), steps=1, batch_size=BATCH):
+        text = repr(step)
+        assert text.startswith("Step(step=1, epoch=1, ends_epoch=False, loss=tensor(")
+        assert "learning_rate=0.1" in text
+        assert len(text) < 200
+        assert step.run.model is not None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from heptane.base.alive import working
+from heptane.base.alive import EVERY_SECONDS, working
 from heptane.base.clock import Clock
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
@@ -63,6 +63,7 @@ from heptane.tricks.transfer import Transfer, freeze, leave, remember
 FEW = 8  # samples on which a loss of the user's is tried
 
 
+@working("preparing the first step", after=EVERY_SECONDS)
 def assemble(
     model: torch.nn.Module,
     train: Any,

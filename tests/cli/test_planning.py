@@ -69,6 +69,20 @@ def test_a_folder_trains_without_a_flag_and_its_settings_repeat_it(
     assert main(["evaluate", "--run", str(tmp_path / "a")]) == 0
 
 
+def test_the_plan_of_a_resumed_run_does_not_say_that_its_settings_were_given(
+    pictures: Path, none_installed: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert main(["train", "--data", str(pictures), "--image-size", "24", "--epochs", "1", "--out", out]) == 0
+    assert any(line.endswith("24x24 pixels: given") for line in plan_of(capsys.readouterr().err))
+    assert main(["train", "--resume", out, "--epochs", "2"]) == 0
+    text = "\n".join(plan_of(capsys.readouterr().err))
+    assert "24x24 pixels: as the run began" in text
+    assert "given" not in text
+    assert "not asked for" not in text
+    assert "--budget" not in text
+
+
 def test_a_budget_is_kept(pictures: Path, none_installed: None, tmp_path: Path) -> None:
     began = time.time()
     flags = ["--epochs", "100000", "--budget", "6s", "--evaluate-every-epochs", "1000"]

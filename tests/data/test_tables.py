@@ -237,7 +237,7 @@ def test_the_other_columns_tell_what_a_comma_is(tmp_path: Path) -> None:
     rows = "\n".join(f'"1,{500 + index}";"{index},25";{"ab"[index % 2]}' for index in range(N))
     data = hp.load_data(csv(tmp_path / "a.csv", f"x;price;label\n{rows}"))
     assert again(data).columns[0].numbers[0].mean == pytest.approx(1.53, abs=0.01)
-    assert said(data, "commas are decimal points: 'x', 'price'")
+    assert said(data, "commas read as decimal points: 'x', 'price'")
     assert again(data).inputs({"x": "1,530", "price": "29,25"})[1].abs().max() < 0.5
     with pytest.raises(hp.InputError, match=r"column 'x' holds '1,500', which can be 1500 or 1\.5: write numbers"):
         hp.load_data(csv(tmp_path / "b.csv", "x;label\n" + "\n".join(row[:8] + row[-1] for row in rows.split("\n"))))

@@ -131,7 +131,7 @@ def test_the_paragraph_can_be_pasted():
     assert "Training took 20 s with the tricks and 1 min 00 s without." in text
     assert re.search(r"Cyclical saves \d\d% \(", text)
     assert "nothing is settled on" not in text or "mixup" in text
-    assert "the rate of plain in 3 runs (3 min 00 s) and the epochs with the tricks in 4 runs (1 min 00 s)" in text
+    assert "the learning rate of plain in 3 runs (3 min 00 s) and the epochs with the tricks in 4 runs (1 min 00 s)" in text
     assert "Plain is sgd in 32 bits" in text
 
 

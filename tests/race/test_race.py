@@ -253,6 +253,31 @@ def test_a_dry_run_prints_the_arms_and_the_time(tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("target", "wrong", "enough"),
+    [("0.95", "18 of 359", "400 of them"), ("0.99", "4 of 359", "2,000 of them"), ("1.0", "0 of 359", "none")],
+)
+def test_a_race_that_cannot_end_in_a_verdict_says_so_first(target, wrong, enough, capsys):
+    assert main(["race", *DIGITS, "--target", target, "--arms", "plain,all", "--dry-run"]) == 0
+    printed = capsys.readouterr().err
+    assert (
+        f"note: no verdict will be possible: at {100 * float(target):.1f}% about {wrong} validation samples are wrong"
+        in printed
+    )
+    assert f"{enough}" in printed
+    assert "--valid-fraction" in printed
+
+
+def test_a_race_that_can_end_in_a_verdict_does_not_warn_and_says_what_a_budget_leaves_out(capsys):
+    assert main(["race", *DIGITS, "--target", "0.8", "--dry-run", "--arms", "plain,all", "--budget", "1s"]) == 0
+    printed = capsys.readouterr()
+    assert "verdict" not in printed.err
+    assert "The budget of 1.0 s is less" in printed.out
+    assert "--budget" not in next(line for line in printed.out.splitlines() if line.startswith("time"))
+    assert main(["race", *DIGITS, "--target", "0.8", "--dry-run", "--arms", "plain,all", "--budget", "2h"]) == 0
+    assert "is less" not in capsys.readouterr().out
+
+
 def test_a_target_that_all_misses_is_exit_code_3(tmp_path):
     flags = ["--target", "1.0", "--epochs", "0.5", "--seeds", "1", "--arms", "plain,all", "--tune", "0"]
     assert main(["race", *DIGITS, *flags, "--out", str(tmp_path / "race")]) == 3

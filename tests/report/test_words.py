@@ -42,6 +42,14 @@ HISTORY = [{"epoch": 1}, {"epoch": 2}]
             {"metrics": {"test_loss": 1.0}, "history": [{}, {}, {}]},
             "the model reached a test loss of 1 on the data (3 epochs)",
         ),
+        (
+            {"metrics": {"test_loss": 0.2}, "history": [{}], "examination": {"columns": [{"mean_absolute_error": 13763.2}]}},
+            "the model reached a mean absolute error of 13,763 on the data (1 epoch)",
+        ),
+        (
+            {"metrics": {"test_loss": 0.2}, "history": [{}], "examination": {"columns": [{}, {}]}},
+            "the model reached a test loss of 0.2 on the data (1 epoch)",
+        ),
     ],
 )
 def test_the_headline_says_what_reached_what_on_what_in_how_long(result: dict[str, Any], words: str) -> None:

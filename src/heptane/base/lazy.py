@@ -11,6 +11,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from heptane.base.alive import EVERY_SECONDS, working
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -20,11 +22,13 @@ else:
         """Stands for a module until something of it is asked for; from then on this package's modules hold the module."""
 
         def __getattr__(self, name: str) -> Any:
-            module = import_module(self.__name__)
+            with working(f"loading {_TITLES[self.__name__]}", after=EVERY_SECONDS):
+                module = import_module(self.__name__)
             for place in [vars(m) for n, m in list(sys.modules.items()) if n.partition(".")[0] == "heptane"]:
                 place.update({alias: module for alias, value in place.items() if value is self})
             return getattr(module, name)
 
+    _TITLES = {"torch": "PyTorch", "numpy": "NumPy"}
     _LATER = {"torch": _Later("torch"), "np": _Later("numpy")}
 
     def __getattr__(name: str) -> ModuleType:

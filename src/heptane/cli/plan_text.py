@@ -20,7 +20,8 @@ def plan_lines(planned: Planned) -> list[str]:
     settings, made, look = planned.settings, planned.choices, planned.look
 
     def why(name: str) -> str:
-        return made.made[name].why if name in made.made else "given"
+        reason = made.made[name].why if name in made.made else "given"
+        return "as the run began" if planned.resumed and reason == "given" else reason
 
     steps = -(-look.num_train // max(1, min(settings.batch_size or 1, look.num_train)))
     rows = [("data", _data(planned.data, look))]
@@ -57,14 +58,24 @@ def _data(data: Data, look: Look) -> str:
 
 def _tricks(planned: Planned) -> str:
     on = ", ".join(name.replace("_", " ") for name in planned.tricks.on) or "none"
-    off = [name.replace("_", " ") for name in ("mixup",) if name not in planned.tricks.on and planned.tricks.on]
+    quiet = planned.resumed or not planned.tricks.on
+    off = [name.replace("_", " ") for name in ("mixup",) if name not in planned.tricks.on and not quiet]
     return on + "".join(f"; no {name}: {planned.reasons[name.replace(' ', '_')]}" for name in off)
 
 
 def _time(planned: Planned) -> str:
     seconds = expected_seconds(planned.look, planned.machine, planned.choices)
-    if seconds is None:
-        return f"unknown for this model on {planned.machine}; --budget 5m keeps to a time"
-    if planned.deadline is not None:
-        return f"about {duration(seconds)} on {planned.machine}, and no more than the budget"
-    return f"about {duration(seconds)} on {planned.machine}; --budget 5m plans for another time"
+    about = "unknown for this model" if seconds is None else f"about {duration(seconds)}"
+    if planned.race:
+        end = " for a run that takes all its epochs"
+    elif planned.deadline is not None:
+        end = ", and no more than the budget"
+    elif planned.resumed:
+        end = " for the whole run"
+    else:
+        end = (
+            "; --budget 5m keeps to a time"
+            if seconds is None
+            else ", start and report included; --budget 5m plans for another"
+        )
+    return f"{about} on {planned.machine}{end}"

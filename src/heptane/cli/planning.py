@@ -9,6 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from heptane.base.alive import EVERY_SECONDS, working
 from heptane.base.clock import process_start
 from heptane.base.errors import InputError
 from heptane.data import Data
@@ -37,10 +38,15 @@ class Planned:
     choices: Choices
     look: Look
     machine: Machine
+    race: bool = False
+    """whether the plan is of each run of a race"""
+    resumed: bool = False
+    """whether the run was begun before, with these settings"""
     deadline: float | None = None
     """``time.time()`` at which training ends, where there is a budget"""
 
 
+@working("planning the run", after=EVERY_SECONDS)
 def plan_run(
     settings: Settings, wanted: Choice, flags: argparse.Namespace, *, race: bool = False, data: Data | None = None
 ) -> Planned:
@@ -90,6 +96,8 @@ def plan_run(
         choices=choices,
         look=look,
         machine=machine,
+        race=race,
+        resumed=bool(flags.resume),
         deadline=deadline,
     )
 

@@ -6,9 +6,11 @@ import argparse
 import shlex
 import sys
 from dataclasses import fields
+from math import ceil
 from pathlib import Path
 from typing import Any
 
+from heptane.base.alive import spoke
 from heptane.base.errors import InputError
 from heptane.cli.flags import given_race
 from heptane.cli.plan_text import plan_lines
@@ -45,6 +47,7 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
     make_arms(tricks, own.arm_names)  # refuses names that are not known before anything is printed
     if is_first():
         print("\n".join(plan_lines(planned)), file=sys.stdout if flags.dry_run else sys.stderr)
+        warn_of_too_few(settings.target, data)
     about = facts(settings, data)
     chosen = ("lr", "momentum", "batch_size", "epochs", "accumulate", "clip_norm", "evaluate_every_epochs")
     about["settings"] |= {name: getattr(settings, name) for name in chosen}
@@ -54,6 +57,19 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
         "settings_toml": to_toml(settings, tricks, own),
     }
     return _race(settings, own, data, tricks, out, flags, about)
+
+
+def warn_of_too_few(target: float | None, data: Data) -> None:
+    """Say before the race that it cannot end in a verdict, where the validation samples are too few for the target."""
+    from heptane.race.findings import coarse_text
+    from heptane.race.reaching import ENOUGH_ERRORS
+
+    count = 0 if data.valid is None else len(data.valid[1])
+    why = coarse_text({"target": {"metric": "valid_accuracy", "value": target}, "num_valid": count})
+    if why and target is not None:
+        spoke()
+        needed = f"{ceil(ENOUGH_ERRORS / (1 - target) - 1e-9):,} of them are enough" if target < 1 else "none are enough"
+        print(f"note: no verdict will be possible: {why}; {needed}, and --valid-fraction sets more aside", file=sys.stderr)
 
 
 def _race(
@@ -122,6 +138,9 @@ def _print_plan(record: dict[str, Any]) -> None:
     tuning = plan["tune"] * sum(expected.get(name, 0.0) for name in ("plain", "all"))
     count = f"{len(record['arms'])} arms, {seeds} seeds"
     print(f"\n{count}: at most {duration(racing)} of training, and {duration(tuning)} of tuning.")
+    budget = plan["budget_seconds"]
+    if budget is not None and racing + tuning > budget:
+        print(f"The budget of {duration(budget)} is less: seeds that do not fit are left out, the last ones first.")
     print("A run stops at the target or once it can only be slower, an arm once its trick is settled: most take less.")
     if record["estimated"]:
         print(f"Not measured, but taken for as long as plain or all: {', '.join(record['estimated'])}.")

@@ -40,13 +40,18 @@ class Step(NamedTuple):
     ends_epoch: bool
     """whether it was its epoch's last"""
     loss: torch.Tensor
-    """the step's loss on the device, detached (of several workers: their mean is it); reading it makes training wait"""
+    """the step's loss on the device, detached (averaged over workers); reading it makes training wait"""
     learning_rate: float
     """of the last parameter group (the head's, where depths differ)"""
     run: Run
     """everything the loop works on; ``run.meter.read()`` gives the epoch's averages, ``run.clock`` the time"""
     applied: bool = True
     """False for a step that was passed over, since its gradients were not finite; its loss is NaN"""
+
+    def __repr__(self) -> str:
+        """Without ``run``, which holds everything."""
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._fields if name != "run")
+        return f"Step({shown})"
 
 
 def steps(run: Run, start: int = 0) -> Iterator[Step]:

@@ -169,7 +169,7 @@ def read_numbers(name: str, texts: list[str], comma: str | None) -> tuple[list[f
     if thousands:
         return [float(text.replace(",", "")) for text in bare], "commas are separators of thousands"
     if decimals:
-        return [float(text.replace(".", "").replace(",", ".")) for text in bare], "commas are decimal points"
+        return [float(text.replace(".", "").replace(",", ".")) for text in bare], "commas read as decimal points"
     return None
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from heptane.base.alive import EVERY_SECONDS, working
 from heptane.base.errors import InputError, check_range, nearest, one_line
 
 BUILT_IN = ("resnet", "resnet-wide", "mlp", "tabular")
@@ -158,6 +159,7 @@ def tabular(num_classes: int, input_shape: Sequence[int], hidden: int = 128, dro
     )
 
 
+@working("building the model", after=EVERY_SECONDS)
 def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Module:
     """The model that a name stands for.
 

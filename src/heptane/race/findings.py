@@ -316,7 +316,8 @@ def _effort(race: Record) -> str:
     for side, name in ((PLAIN, "of plain"), (ALL, "with the tricks")):
         if side in tuning:
             made = tuning[side]
-            sides.append(f"the {made['knob']} {name} in {made['num_runs']} runs ({duration(made['seconds'])})")
+            knob = {"rate": "learning rate"}.get(made["knob"], made["knob"])
+            sides.append(f"the {knob} {name} in {made['num_runs']} runs ({duration(made['seconds'])})")
     return f"Tuned before the race: {' and '.join(sides)}."
 
 

@@ -146,8 +146,8 @@ class LiveTable:
 
 
 def knob_text(knob: str, value: float) -> str:
-    """What was tried: ``3 times the rate``, ``1.5 epochs``."""
-    return f"{value:.3g} epochs" if knob == "epochs" else f"{value:.3g} times the rate"
+    """What was tried: ``3 times the learning rate``, ``1.5 epochs``."""
+    return f"{value:.3g} epochs" if knob == "epochs" else f"{value:.3g} times the learning rate"
 
 
 def outcome_text(run: Mapping[str, Any], metric: str) -> str:

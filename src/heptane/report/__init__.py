@@ -25,6 +25,11 @@ def headline(result: Mapping[str, Any]) -> str:
     count = f"{done:g} epoch{'' if done == 1 else 's'}"
     train = section(result, "seconds").get("train")
     time = f" in {duration(train)} of training ({count})" if is_finite(train) and done else ""
+    errors = section(result, "examination").get("columns") or []
+    known = [key for key in ("test_accuracy", "valid_accuracy") if is_finite(metrics.get(key))]
+    if len(errors) == 1 and not known and is_finite(errors[0].get("mean_absolute_error")):
+        gained = f"a mean absolute error of {figure(errors[0]['mean_absolute_error'])}"
+        return f"{model} {'reached' if done else 'has'} {gained} on {data}{time or f' ({count})'}"
     for key in ("test_accuracy", "valid_accuracy", "test_loss", "valid_loss"):
         if not is_finite(metrics.get(key)):
             continue
