@@ -32,6 +32,7 @@ test-hosts: $(VENV)/.dev ## two and three hosts, as network namespaces; skipped 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 wide: $(VENV)/.dev ## Fashion-MNIST with the wide ResNet, 3 seeds: benchmarks/results/wide.json

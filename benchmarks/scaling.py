@@ -20,8 +20,8 @@ import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.loop import steps
 from heptane.distributed.launch import launch
+from heptane.distributed.workers import this_worker
 from heptane.pretrained.models import resnet
-from heptane.tricks.data_parallel import this_worker
 from results import save, spread
 
 BATCH, STEPS, WARM_UP, ROUNDS, THREADS, GOAL = 256, 24, 4, 5, 2, 0.97

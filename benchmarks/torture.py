@@ -33,11 +33,11 @@ from torch.utils.data import DataLoader, Dataset
 
 import heptane as hp
 from heptane import assemble
+from heptane.core.precision.step import Scaled
 from heptane.distributed import sharding  # noqa: F401 - imported at first use too
 from heptane.report import html
 from heptane.session.checkpoints.checkpoint import find
 from heptane.session.run_folder import RunFolder
-from heptane.tricks.mixed_precision import Scaled
 from results import save
 
 SAMPLES, CLASSES, EPOCHS, PATIENCE_SECONDS = 60, 3, 6, 60.0

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.core.checks import try_output
 from heptane.core.run import Phase, Plan, Run
+from heptane.model.trying import try_output
 
 N, CLASSES = 20, 3
 

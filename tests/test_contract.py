@@ -134,7 +134,7 @@ def test_the_table_covers_exactly_the_seven() -> None:
     assert list(TABLE) == list(KINDS) == [field.name for field in dataclasses.fields(hp.Tricks)]
     assert [row.kind for row in TABLE.values()] == list(KINDS.values())
     folder = Path(str(module_of("mixup").__file__)).parent
-    assert {path.stem for path in folder.glob("*.py")} == {"__init__", *TABLE}
+    assert {path.stem for path in folder.glob("*.py")} == {"__init__", "recommended", *TABLE}
 
 
 def test_is_frozen_and_keyword_only_and_inherits_nothing(name: str) -> None:
@@ -237,7 +237,7 @@ def test_without_an_unknown_name_is_refused() -> None:
 
 
 def test_recommended_gives_a_reason_for_each_of_the_seven() -> None:
-    from heptane.recommend import recommend
+    from heptane.tricks import recommend
 
     for facts in (
         {},

@@ -12,15 +12,17 @@ from torch import nn
 from torch.nn import functional
 
 import heptane as hp
-from heptane.core.criterion import CrossEntropy, Ctc, Elementwise, Own, choose_criterion, divisor
-from heptane.tricks.mixup import MixedTargets
+from heptane.core.criterion import choose_criterion
+from heptane.core.losses import CrossEntropy, Ctc, Elementwise, divisor
+from heptane.core.own_losses import Own
+from heptane.core.targets import MixedTargets
 
 IGNORE = -100
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0], dtype=torch.float64)
 
 
 def chosen(loss, output, targets, eps=0.0):
-    return choose_criterion(loss, output, targets, hp.LabelSmoothing(eps=eps) if eps else None)[0]
+    return choose_criterion(loss, output, targets, eps or None)[0]
 
 
 def mixed(targets: torch.Tensor, lam=None, seed: int = 1) -> MixedTargets:

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.core.criterion import CrossEntropy
 from heptane.core.loop import evaluate_with, steps
+from heptane.core.losses import CrossEntropy
 
 SAMPLES, BATCH = 22, 8
 

@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 
-from heptane.core.criterion import CrossEntropy, Elementwise, Own
+from heptane.core.losses import CrossEntropy, Elementwise
 from heptane.core.metrics import NONFINITE_LIMIT, PENDING_ELEMENTS, EvalMeter, TrainMeter
-from heptane.tricks.mixup import MixedTargets
+from heptane.core.own_losses import Own
+from heptane.core.targets import MixedTargets
 
 functional = torch.nn.functional
 MSE = Elementwise("mse", functional.mse_loss)

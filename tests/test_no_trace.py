@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
-from heptane.tricks.transfer import freeze
+from heptane.pretrained.freezing import freeze
 
 SGD = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731 - a factory
 

@@ -15,10 +15,11 @@ import torch
 from tests.conftest import mlp
 
 import heptane as hp
-from heptane.core.criterion import CrossEntropy, Elementwise
+from heptane.base.clock import median_seconds
+from heptane.core.losses import CrossEntropy, Elementwise
 from heptane.core.precision import choose as probe
 from heptane.core.precision import contest as variants
-from heptane.core.precision.choose import choose_precision, median_seconds, unused_parameters
+from heptane.core.precision.choose import choose_precision, unused_parameters
 from heptane.core.precision.trial_steps import Steps
 from heptane.model.memory_format import to_channels_last
 
@@ -92,7 +93,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, with_units: None) -> dict[tuple[str, 
 
 def test_the_first_call_is_not_counted_and_the_median_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths, now = [100.0, 3.0, 1.0, 50.0], [0.0]
-    monkeypatch.setattr(probe.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("heptane.base.clock.time.perf_counter", lambda: now[0])
 
     def work() -> None:
         now[0] += lengths.pop(0)

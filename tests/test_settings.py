@@ -9,9 +9,8 @@ import pytest
 
 import heptane as hp
 from heptane import InputError
-from heptane.recommend import recommend
 from heptane.session.settings import Choice, Settings, choice, convert, field_docs, to_toml
-from heptane.tricks import KINDS, Tricks
+from heptane.tricks import KINDS, Tricks, recommend
 
 
 def test_every_field_of_every_trick_and_setting_is_documented() -> None:

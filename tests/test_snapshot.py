@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import heptane as hp
-from heptane.core.checks import try_output
 from heptane.model.snapshot import COPIED_BYTES, as_before
+from heptane.model.trying import try_output
 
 
 class Keeps(nn.Module):

@@ -17,8 +17,9 @@ import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.loop import steps
 from heptane.core.precision.processor import computes_bf16
-from heptane.tricks.data_parallel import check_replicas, this_worker
-from heptane.tricks.mixed_precision import Scaled
+from heptane.core.precision.step import Scaled
+from heptane.distributed.replicas import check_replicas
+from heptane.distributed.workers import this_worker
 
 SAMPLES, BATCH, CLASSES = 22, 8, 3  # batches of 8, 8 and 6
 F = torch.nn.functional

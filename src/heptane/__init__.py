@@ -1,8 +1,11 @@
 """heptane: seven tricks that make a PyTorch model reach the same accuracy in a fraction of the time."""
 
 from heptane.base.errors import InputError, Interrupted
-from heptane.core.criterion import CrossEntropy
+from heptane.base.version import __version__ as __version__
+from heptane.core.cross_entropy import smooth_ctc_loss, soft_cross_entropy
 from heptane.core.loop import Step
+from heptane.core.losses import CrossEntropy
+from heptane.core.precision.step import precision
 from heptane.core.schedule import as_scheduler, join, multiply
 from heptane.data import Data, load_data
 from heptane.data.augment import CropFlip
@@ -11,6 +14,7 @@ from heptane.data.lengths import LengthBatches, pad
 from heptane.data.resize import ProgressiveResize
 from heptane.fit import evaluate, fit, train
 from heptane.pretrained.anatomy import Anatomy, anatomy
+from heptane.pretrained.freezing import freeze, param_groups, swap_head, train_mode
 from heptane.pretrained.weights import load_weights
 from heptane.race import RaceResult, race
 from heptane.session.finished.load_run import LoadedRun, load_run
@@ -19,13 +23,12 @@ from heptane.session.result import Result
 from heptane.tricks import Tricks
 from heptane.tricks.cyclical import Cyclical, cosine_restarts, one_cycle, triangular
 from heptane.tricks.data_parallel import DataParallel
-from heptane.tricks.label_smoothing import LabelSmoothing, smooth, smooth_ctc_loss, soft_cross_entropy
+from heptane.tricks.label_smoothing import LabelSmoothing, smooth
 from heptane.tricks.lr_scaling import LRScaling, scale_lr, warmup
-from heptane.tricks.mixed_precision import MixedPrecision, precision
+from heptane.tricks.mixed_precision import MixedPrecision
 from heptane.tricks.mixup import Mixup, mix
-from heptane.tricks.transfer import Transfer, freeze, param_groups, swap_head, train_mode
+from heptane.tricks.transfer import Transfer
 
-__version__ = "0.1.0"
 __all__ = [
     "Anatomy",
     "CropFlip",

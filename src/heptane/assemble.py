@@ -9,8 +9,10 @@ from typing import Any
 
 from heptane.base.alive import EVERY_SECONDS, working
 from heptane.base.clock import Clock
+from heptane.base.device import find_device
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
+from heptane.base.tree import first_tensor, in_memory, own_rows, pair, rows
 from heptane.core.checks import (
     check_batch_norm,
     check_finite,
@@ -19,46 +21,34 @@ from heptane.core.checks import (
     check_resize,
     check_targets,
     check_trained,
-    few,
     labels_of,
-    least_samples,
-    try_output,
-    try_training,
 )
-from heptane.core.criterion import (
-    Criterion,
-    CrossEntropy,
-    Elementwise,
-    Own,
-    Returned,
-    check_parts,
-    choose_criterion,
-    count_as_the_model,
-    given_first,
-    is_mean_over_samples,
-    module_of,
-    over_classes,
-    seen,
-)
+from heptane.core.criterion import choose_criterion, module_of, over_classes, seen
+from heptane.core.cross_entropy import find_class_dim
+from heptane.core.losses import Criterion, CrossEntropy, Elementwise
 from heptane.core.optimizers import resolve
+from heptane.core.own_losses import Own, Returned, check_parts, count_as_the_model, given_first, is_mean_over_samples
 from heptane.core.precision.choose import choose_precision, unused_parameters
+from heptane.core.precision.step import Precision, check_master
 from heptane.core.run import OptimizerFactory, Phase, Plan, Run, Unmixed
 from heptane.core.schedule import Rates, check_momentum, constant, multiply
-from heptane.data.batches import Place, Source, Tensors, as_source, first_tensor, in_memory, own_rows, pair, rows, tensors_of
+from heptane.data.batches import Place, Source, Tensors, as_source, tensors_of
 from heptane.data.guard import Bad, labels_beyond
 from heptane.data.loader import Loader
 from heptane.data.same import check_same_data
 from heptane.data.stream import Stream
+from heptane.distributed.replicas import share_model
+from heptane.distributed.workers import Worker
 from heptane.model.calling import main_output
 from heptane.model.memory_format import store_channels_last
+from heptane.model.trying import few, least_samples, try_output, try_training
 from heptane.model.warm_up import warm_up
 from heptane.pretrained.anatomy import Anatomy
+from heptane.pretrained.freezing import freeze, leave, remember
 from heptane.session.checkpoints.settings import groups_of, settings_of
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import DataParallel, Worker, share_model
-from heptane.tricks.label_smoothing import find_class_dim
-from heptane.tricks.mixed_precision import Precision, check_master, find_device
-from heptane.tricks.transfer import Transfer, freeze, leave, remember
+from heptane.tricks.data_parallel import DataParallel
+from heptane.tricks.transfer import Stages, Transfer
 
 FEW = 8  # samples on which a loss of the user's is tried
 
@@ -176,8 +166,10 @@ def assemble(
     mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch, sample[0]) if mixup else Unmixed()
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
-    of_transfer = (tricks.transfer, outline, sample[0], groups)
-    run = Run(*slots, clock, worker, data_parallel, find_unused, notes, why, bad, *of_transfer, least, loss, of_loss)
+    stages = Stages(tricks.transfer, groups)
+    run = Run(
+        *slots, clock, worker, data_parallel, find_unused, notes, why, bad, stages, outline, sample[0], least, loss, of_loss
+    )
     run.settings = settings_of(run, replace(asked or tricks, transfer=tricks.transfer), groups_built)
     return run
 
@@ -241,7 +233,8 @@ def _criterion(
 ) -> tuple[Criterion, str]:
     output = try_output(model, *few(sample, plan.loss))
     targets = place.cast.targets(source.targets) if isinstance(source, Tensors) else sample[1]
-    criterion, reason = choose_criterion(plan.loss, output, targets, tricks.label_smoothing)
+    smoothing = tricks.label_smoothing.eps if tricks.label_smoothing else None
+    criterion, reason = choose_criterion(plan.loss, output, targets, smoothing)
     criterion = count_as_the_model(criterion, output, rows(sample[1], slice(2)))
     if isinstance(criterion, Own) and not criterion.first:
         training = try_training(model, sample[0])

@@ -11,34 +11,32 @@ from typing import Any
 from heptane.assemble import assemble, default_device
 from heptane.base.alive import drawn_by, watched, working
 from heptane.base.clock import Clock
+from heptane.base.device import find_device
 from heptane.base.errors import InputError, check_choice, check_range
 from heptane.base.lazy import torch
 from heptane.base.randomness import apart, preserved_rng
 from heptane.base.storage import write_text
-from heptane.core.checks import (
-    check_evaluation,
-    check_on_device,
-    check_targets,
-    check_tricks,
-    few,
-    first_batch,
-    labels_of,
-    try_output,
-)
-from heptane.core.criterion import Elementwise, Loss, choose_criterion, count_as_the_model, module_of, seen
+from heptane.base.tree import in_memory, pair, rows
+from heptane.core.checks import check_evaluation, check_on_device, check_targets, first_batch, labels_of
+from heptane.core.criterion import choose_criterion, module_of, seen
 from heptane.core.loop import Step, evaluate_with
 from heptane.core.loop import steps as steps_of
+from heptane.core.losses import Elementwise, Loss
+from heptane.core.own_losses import count_as_the_model
 from heptane.core.own_metrics import flattened
 from heptane.core.run import OptimizerFactory, Run
 from heptane.core.trial import try_metrics
 from heptane.core.within_memory import samples_at_once
 from heptane.data.augment import Augment
-from heptane.data.batches import Place, Tensors, in_memory, pair, rows
+from heptane.data.batches import Place, Tensors
 from heptane.data.cast import tensors_for
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.distributed.launch import launch
+from heptane.distributed.workers import ALONE, Worker, decided, under_launcher
 from heptane.model.modes import gradients_on
+from heptane.model.trying import few, try_output
+from heptane.pretrained.freezing import leave, swap_head
 from heptane.report.console import Progress
 from heptane.report.examination.look import Look, look
 from heptane.session.best import WEIGHTS
@@ -50,10 +48,8 @@ from heptane.session.interruption import Interruption
 from heptane.session.recorder import Recorder
 from heptane.session.result import Result
 from heptane.session.run_folder import RunFolder, check_folder, goes_on
-from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import ALONE, DataParallel, Worker, decided, under_launcher
-from heptane.tricks.mixed_precision import find_device
-from heptane.tricks.transfer import leave, swap_head
+from heptane.tricks import Tricks, check_tricks
+from heptane.tricks.data_parallel import DataParallel
 
 TRIED = 32  # samples on which an evaluation is tried
 

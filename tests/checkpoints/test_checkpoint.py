@@ -19,8 +19,8 @@ from heptane.assemble import assemble
 from heptane.base import storage
 from heptane.core.loop import steps
 from heptane.core.run import Run
+from heptane.model.packing import save_model
 from heptane.session.checkpoints import checkpoint, restore
-from heptane.session.checkpoints.packing import save_model
 
 Factory = Callable[[Any], torch.optim.Optimizer]
 
@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_in_the_history_comes_back(tmp_path: Path) -> 
 
 
 def test_the_scale_of_fp16_goes_on_and_a_change_of_precision_is_noted(tmp_path: Path) -> None:
-    from heptane.tricks.mixed_precision import Autocast, Scaled
+    from heptane.core.precision.step import Autocast, Scaled
 
     def scaled(scale: float) -> Scaled:
         return Scaled(torch.float16, "cpu", scale, 2000, 1.0)

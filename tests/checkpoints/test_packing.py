@@ -15,8 +15,8 @@ from tests.conftest import make_images, mlp
 
 import heptane as hp
 from heptane.model.names import clean_names, load_clean
+from heptane.model.packing import pack, read_model, save_model, unpack
 from heptane.session.checkpoints.checkpoint import find
-from heptane.session.checkpoints.packing import pack, read_model, save_model, unpack
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 TRAIN = make_images(32)

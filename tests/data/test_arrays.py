@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import heptane as hp
+from heptane.base.memory import available_memory_bytes, check_memory
 from heptane.data import arrays
-from heptane.data.arrays import available_memory_bytes, check_memory
 
 X, Y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 4
 

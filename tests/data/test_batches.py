@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import heptane as hp
-from heptane.data.batches import Place, Tensors, as_loader, as_source, count_samples, each, order
-from heptane.tricks.data_parallel import Worker
+from heptane.base.tree import each
+from heptane.data.batches import Place, Tensors, as_loader, as_source, count_samples, order
+from heptane.distributed.workers import Worker
 
 CPU = Place(torch.device("cpu"))
 Pair = namedtuple("Pair", "left right")

@@ -18,8 +18,8 @@ import torch
 
 import heptane as hp
 from heptane.data import fashion_mnist
+from heptane.data.dataset import DataUnavailable
 from heptane.data.fashion_mnist import FILES as REAL_FILES
-from heptane.data.load import DataUnavailable
 
 
 def idx_gz(array: np.ndarray) -> bytes:

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 import heptane as hp
 from heptane.base import storage
 from heptane.data.guard import Bad, DataError, guarded, labels_beyond
+from heptane.distributed.workers import this_worker
 from heptane.session.checkpoints import checkpoint
-from heptane.tricks.data_parallel import this_worker
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

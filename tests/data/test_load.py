@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.data.load import DataUnavailable, normalise
+from heptane.data.dataset import DataUnavailable, normalise
 from heptane.data.splits import split
 
 # --- arguments

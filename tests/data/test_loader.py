@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 import heptane as hp
 from heptane.base.randomness import epoch_seed
 from heptane.data.batches import Place, as_loader, as_source
-from heptane.tricks.data_parallel import Worker
+from heptane.distributed.workers import Worker
 
 CPU = Place(torch.device("cpu"))
 

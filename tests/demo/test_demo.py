@@ -16,7 +16,7 @@ from heptane.cli.demonstration.course import COURSES, SEEDS, Course, Speed, choo
 from heptane.cli.demonstration.pictures import Trained, compared, read_trained, write_pictures
 from heptane.cli.demonstration.show import _trained
 from heptane.data import Data
-from heptane.data.load import DataUnavailable
+from heptane.data.dataset import DataUnavailable
 
 FAST, SLOW = Speed(0.002, 2e-5), Speed(0.012, 1e-4)
 

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 
 import heptane as hp
 from heptane.distributed.heartbeat import of_connection
-from heptane.tricks.data_parallel import Worker, check_environment, this_worker
+from heptane.distributed.workers import Worker, check_environment, this_worker
 
 SGD = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731 - a factory
 TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from heptane.core.criterion import CrossEntropy, Ctc, Own, choose_criterion
+from heptane.core.criterion import choose_criterion
+from heptane.core.losses import CrossEntropy, Ctc
+from heptane.core.own_losses import Own
 from heptane.report.examination.decode import decode
 
 

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from heptane.core.criterion import CrossEntropy, choose_criterion
+from heptane.core.criterion import choose_criterion
+from heptane.core.losses import CrossEntropy
 from heptane.report.examination.collect import KEPT, Collector
 from heptane.report.examination.summarise import summarise
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import heptane as hp
+from heptane.core.precision.step import Precision
 from heptane.race.arms import Arm
 from heptane.race.attempt import MISSED, REACHED, STOPPED, Course
-from heptane.tricks.mixed_precision import Precision
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 PLAIN = Arm("plain", hp.Tricks())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fetch
-from heptane.data.load import DataUnavailable
+from heptane.data.dataset import DataUnavailable
 
 APT = r"""
 case "$1" in

@@ -60,8 +60,7 @@ def model() -> nn.Sequential:
 def decision(train: Any, net: nn.Module | None = None, **settings: Any) -> tuple[str | None, str]:
     settings = {"optimizer": lambda params: torch.optim.SGD(params, lr=0.1), "epochs": 1, "batch_size": 8, **settings}
     step = next(hp.train(net or model(), train, tricks=hp.Tricks(transfer=Transfer(mode="auto")), **settings))
-    assert step.run.transfer is not None
-    return step.run.transfer.mode, " ".join(step.run.notes)
+    return step.run.stages.mode, " ".join(step.run.notes)
 
 
 def loader(x: torch.Tensor, y: torch.Tensor, **settings: Any) -> Any:

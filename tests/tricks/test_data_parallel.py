@@ -24,8 +24,9 @@ import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.loop import gradients, micro_batches, steps
 from heptane.core.run import Phase
+from heptane.distributed.replicas import check_replicas, share_buffers
+from heptane.distributed.workers import Worker, from_all, this_worker
 from heptane.session.checkpoints import checkpoint, restore
-from heptane.tricks.data_parallel import Worker, check_replicas, from_all, share_buffers, this_worker
 
 SAMPLES, CLASSES = 22, 3
 Case = dict[str, Any]

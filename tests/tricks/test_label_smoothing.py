@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy, ctc_loss
 
 import heptane as hp
-from heptane.tricks.label_smoothing import find_class_dim, smooth_binary
+from heptane.core.cross_entropy import find_class_dim, smooth_binary
 
 IGNORE = -100
 

@@ -15,10 +15,11 @@ from tests.workers import launch
 
 import heptane as hp
 from heptane.assemble import assemble
+from heptane.base.device import find_device
 from heptane.core.loop import steps
+from heptane.core.precision.step import Autocast, Precision, Scaled, check_master, evaluation
 from heptane.core.run import Run
-from heptane.tricks.data_parallel import Worker, this_worker
-from heptane.tricks.mixed_precision import Autocast, Precision, Scaled, check_master, evaluation, find_device
+from heptane.distributed.workers import Worker, this_worker
 
 BIG = 60_000.0  # fp16 ends at 65504
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import heptane as hp
+from heptane.core.targets import MixedTargets, blend
 from heptane.data.augment import CropFlip
 from heptane.data.batches import Batch, Place, Tensors
-from heptane.tricks.mixup import MixedTargets, Mixer, blend, paste
+from heptane.tricks.mixup import Mixer, paste
 
 CPU = torch.device("cpu")
 

@@ -20,8 +20,8 @@ from torch import nn
 import heptane as hp
 from heptane import InputError, Transfer, freeze, param_groups, swap_head, train_mode
 from heptane.distributed.batchnorm import over_workers
+from heptane.pretrained.freezing import layer_groups
 from heptane.pretrained.models import resnet
-from heptane.tricks.transfer import layer_groups
 
 
 class Encoder(nn.Module):

@@ -8,8 +8,13 @@ on the wall clock only: imports and thread pools, and the comparison of precisio
 from __future__ import annotations
 
 import os
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+from heptane.base.lazy import torch
 
 
 @dataclass
@@ -75,3 +80,15 @@ def process_start() -> float:
         return min(now, now - uptime + ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
         return time.time()
+
+
+def median_seconds(function: Callable[[], Any], *, repeats: int) -> float:
+    """The median time of ``repeats`` calls after one that is not counted; waits for the GPU where there is one."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        function()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])

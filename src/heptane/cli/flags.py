@@ -18,7 +18,7 @@ METAVARS |= {"budget": "TIME", "accuracy": "TIME", "checkpoint-every": "EVERY"}
 
 def make_parser() -> Parser:
     """The parser of the whole command line."""
-    from heptane import __version__
+    from heptane.base.version import __version__
 
     parser = Parser(
         prog="heptane",

@@ -40,14 +40,17 @@ def groups_of(settings: Any, data: Data, tricks: Tricks) -> tuple[list[dict[str,
     """
     from heptane.assemble import assemble
     from heptane.pretrained.models import build
+    from heptane.tricks.transfer import Stages
 
     torch.manual_seed(settings.seed)
     model = build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data))
     plan = {name: value for name, value in arguments(settings).items() if name != "evaluate_every_epochs"}
     run = assemble(model, data.train, tricks=tricks, epochs=settings.epochs, seed=settings.seed, **plan)
-    assert run.groups is not None
+    assert isinstance(run.stages, Stages)
+    groups = run.stages.groups
+    assert groups is not None
     rows = []
-    for depth, (group, rate) in enumerate(zip(run.groups.groups(run.model), run.base_rates, strict=True)):
+    for depth, (group, rate) in enumerate(zip(groups.groups(run.model), run.base_rates, strict=True)):
         starts = [phase.start for phase in run.phases if depth >= (phase.frozen or 0)]
         rows.append(
             {
@@ -57,7 +60,7 @@ def groups_of(settings: Any, data: Data, tricks: Tricks) -> tuple[list[dict[str,
                 "frozen_until_epoch": starts[0] / run.source.steps_per_epoch if starts else None,
             }
         )
-    return rows, run.groups.by
+    return rows, groups.by
 
 
 def _blank(size: int | None) -> Data:

@@ -15,10 +15,10 @@ from heptane.base.errors import InputError
 from heptane.data import Data
 from heptane.data.survey import Survey, survey
 from heptane.pretrained.hubs import efficientnet_hub, pretrained
-from heptane.recommend import Choices, Look, Machine, after_loading, before_loading, recommend
+from heptane.recommend import Choices, Look, Machine, after_loading, before_loading
 from heptane.recommend.timing import PIXEL_FLOPS
 from heptane.session.settings import Choice, Settings
-from heptane.tricks import Tricks
+from heptane.tricks import Tricks, recommend
 
 CHOSEN = ("model", "image_size", "batch_size", "epochs", "optimizer", "lr", "augment", "evaluate_every_epochs")
 SHARE, LEAST_RESERVE = 0.06, 4.0  # of a budget, and seconds, kept back for the last evaluation and the report
@@ -106,7 +106,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
     """The tricks of this run, and why; and the settings, with a learning rate."""
     from heptane.base.lazy import torch
     from heptane.core import optimizers
-    from heptane.tricks.data_parallel import launched
+    from heptane.distributed.workers import launched
     from heptane.tricks.lr_scaling import scale_lr
 
     assert settings.optimizer is not None

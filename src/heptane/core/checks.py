@@ -6,14 +6,14 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.core.criterion import Criterion, CrossEntropy, Elementwise, Returned, seen
-from heptane.data.batches import Place, Source, Tensors, as_loader, copied, each, in_memory, length, own_rows, pair
+from heptane.base.tree import each, in_memory, length, pair
+from heptane.core.criterion import seen
+from heptane.core.cross_entropy import find_class_dim
+from heptane.core.losses import Criterion, CrossEntropy, Elementwise
+from heptane.core.own_losses import Returned
+from heptane.data.batches import Place, Source, Tensors, as_loader
 from heptane.data.resize import ProgressiveResize
-from heptane.model.calling import call
-from heptane.model.modes import eval_mode
-from heptane.tricks import Tricks
-from heptane.tricks.label_smoothing import find_class_dim
-from heptane.tricks.mixed_precision import Precision, evaluation
+from heptane.model.trying import try_output
 
 
 def check_model(model: Any) -> None:
@@ -35,13 +35,6 @@ def check_on_device(model: torch.nn.Module) -> None:
                 f"{name!r} of {type(model).__name__} is on the meta device, where tensors hold no values: build the model "
                 "on a real device, or call model.to_empty(device='cpu') and load its weights"
             )
-
-
-def check_tricks(tricks: Any) -> Tricks:
-    """The tricks, all off for None; refuse what is no :class:`heptane.Tricks`."""
-    if tricks is not None and not isinstance(tricks, Tricks):
-        raise InputError(f"tricks={tricks!r}: expected heptane.Tricks(mixup=heptane.Mixup(), ...), or None for all off")
-    return tricks or Tricks()
 
 
 def check_optimizer(built: Any, num_groups: int | None) -> None:
@@ -113,48 +106,6 @@ def check_finite(source: Source, sample: tuple[Any, Any]) -> None:
         each(check, data)
 
 
-def try_output(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
-    """The model's output on a few inputs (and ``labels``, where the loss is the model's own), in eval mode and without
-    gradients; afterwards the model and the random states are exactly as they were."""
-    from heptane.model.snapshot import as_before
-
-    with as_before(model):
-        return evaluated(model, inputs, labels)
-
-
-def evaluated(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
-    """The same, for use inside :func:`heptane.model.snapshot.as_before`."""
-    with eval_mode(model), evaluation(Precision()):
-        return call(model, copied(inputs), copied(labels))  # copies: a model may work in place
-
-
-def try_training(model: torch.nn.Module, inputs: Any) -> Any:
-    """What the model gives for two samples in train mode, without gradients; then it is as it was, random states too."""
-    from heptane.model.snapshot import as_before
-
-    with as_before(model), torch.no_grad():
-        model.train()
-        return call(model, own_rows(inputs, slice(2)))
-
-
-def least_samples(model: torch.nn.Module, inputs: Any, labels: Any = None) -> int:
-    """How many samples a forward pass in training needs: 2 where BatchNorm sees one value per sample and channel, else 1."""
-    if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        return 1
-    one, label = own_rows((inputs, labels), slice(1)) if labels is not None else (own_rows(inputs, slice(1)), None)
-    from heptane.model.snapshot import as_before
-
-    try:
-        with as_before(model), evaluation(Precision()):
-            model.train()
-            call(model, one, label)
-    except ValueError as error:
-        return 2 if "more than 1 value per channel" in str(error) else 1
-    except Exception:  # what else fails is found, and named, by the checks that follow
-        return 1
-    return 1
-
-
 def check_batch_norm(least: int, batch_size: int) -> None:
     """Refuse a batch in which a worker would have one sample, where BatchNorm needs more."""
     if batch_size < least:
@@ -162,12 +113,6 @@ def check_batch_norm(least: int, batch_size: int) -> None:
             f"batch_size={batch_size}: BatchNorm cannot train on one value per channel, so each worker needs 2 samples of a "
             f"batch, {least} in all: raise batch_size"
         )
-
-
-def few(batch: tuple[Any, Any], loss: Any) -> tuple[Any, Any]:
-    """Two samples to try a model on: the inputs, and the labels where the loss is the model's own."""
-    inputs, targets = own_rows(batch, slice(2))
-    return inputs, targets if loss == "model" else None
 
 
 def check_resize(model: torch.nn.Module, resize: ProgressiveResize, inputs: Any) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import torch
 from heptane.base.randomness import seed_torch
+from heptane.base.tree import each
 from heptane.core.criterion import output_of
-from heptane.data.batches import Batch, each
+from heptane.data.batches import Batch
 from heptane.data.guard import Bad, left_out
 from heptane.model.names import without_compiled
 

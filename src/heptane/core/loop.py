@@ -11,17 +11,21 @@ from heptane.base.alive import working
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.randomness import seed_torch
-from heptane.core.criterion import Returned, divisor, output_of
+from heptane.base.tree import first_tensor, in_memory, pair, rows
+from heptane.core.criterion import output_of
+from heptane.core.losses import divisor
 from heptane.core.metrics import EvalMeter
+from heptane.core.own_losses import Returned
 from heptane.core.own_metrics import Measures
+from heptane.core.precision.step import Precision, evaluation
 from heptane.core.schedule import set_rates
 from heptane.core.within_memory import Halves, is_short
-from heptane.data.batches import Batch, Place, as_loader, first_tensor, in_memory, pair, rows
+from heptane.data.batches import Batch, Place, as_loader
 from heptane.data.guard import READER_REMEDY, DataError
+from heptane.distributed.replicas import is_sharded, share_buffers, without_sums
+from heptane.distributed.workers import ALONE, Worker, all_sum, from_all
 from heptane.model.calling import GRAPH_MODES
 from heptane.model.modes import eval_mode, gradients_on, modes_of, put_back
-from heptane.tricks.data_parallel import ALONE, Worker, all_sum, from_all, is_sharded, share_buffers, without_sums
-from heptane.tricks.mixed_precision import Precision, evaluation
 
 if TYPE_CHECKING:
     from heptane.core.run import Run

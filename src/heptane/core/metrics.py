@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from heptane.base.lazy import torch
-from heptane.core.criterion import Criterion
+from heptane.core.losses import Criterion
+from heptane.core.targets import MixedTargets
 from heptane.data.splits import BALANCED
-from heptane.tricks.data_parallel import ALONE, Worker, all_sum, from_all
-from heptane.tricks.mixup import MixedTargets
+from heptane.distributed.workers import ALONE, Worker, all_sum, from_all
 
 PENDING_ELEMENTS = 1 << 16  # of outputs kept before they are reduced: about 100 steps of 64 x 10, one step of a big model
 NONFINITE_LIMIT = 20  # steps with a loss that is not finite, after which training is stopped

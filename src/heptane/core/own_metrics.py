@@ -9,11 +9,11 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.core.criterion import same_but_ones
-from heptane.data.batches import copied
+from heptane.base.tree import copied
+from heptane.core.losses import same_but_ones
+from heptane.distributed.workers import Worker, from_all
 from heptane.model.calling import main_output
 from heptane.model.outputs import tensors_in
-from heptane.tricks.data_parallel import Worker, from_all
 
 MODEL_FIRST = frozenset({"model", "net", "network", "module", "m"})
 DATA_SECOND = frozenset({"data", "d", "dataset", "loader", "dataloader", "batches", "pairs"})

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from heptane.base.clock import Clock
 from heptane.base.errors import InputError, check_choice, check_range
 from heptane.base.lazy import torch
-from heptane.core.criterion import Criterion, CrossEntropy, Loss
+from heptane.base.tree import first_tensor
 from heptane.core.faults import ON_NAN, Faults
+from heptane.core.losses import Criterion, CrossEntropy, Loss
 from heptane.core.metrics import TrainMeter
+from heptane.core.precision.step import Precision
 from heptane.core.schedule import Rates, base_rates
 from heptane.data.augment import Augment, Called, as_augment
-from heptane.data.batches import Batch, Place, Source, first_tensor
+from heptane.data.batches import Batch, Place, Source
 from heptane.data.guard import Bad
 from heptane.data.resize import ProgressiveResize
 from heptane.distributed.heartbeat import Heartbeat
+from heptane.distributed.replicas import check_replicas
+from heptane.distributed.workers import Worker
 from heptane.model.averaging import Average
 from heptane.model.calling import GRAPH_MODES, check_compile, compiled
 from heptane.model.kept import Kept
-from heptane.pretrained.anatomy import Anatomy
-from heptane.pretrained.features import Shortcut, find_shortcut
-from heptane.tricks.data_parallel import DataParallel, Worker, check_replicas
-from heptane.tricks.mixed_precision import Precision
-from heptane.tricks.mixup import Mixer
-from heptane.tricks.transfer import Transfer, freeze, frozen_modes, leave, train_mode
 
 OptimizerFactory = Callable[[Any], Any]
 
@@ -82,8 +80,28 @@ class Plan:
             check_range("clip_norm", self.clip_norm, 0, low_open=True)
 
 
+class Mix(Protocol):
+    """The slot that mixup fills: what the model is given of a batch."""
+
+    @property
+    def blends(self) -> bool:
+        """Whether samples are blended at all."""
+
+    @property
+    def layer(self) -> str | None:
+        """The module whose output is blended; None for the inputs."""
+
+    def take(self, batch: Batch, part: slice, step: int) -> tuple[Any, Any]:
+        """Inputs and targets of ``part`` of the global batch."""
+
+    def targets(self, batch: Batch, step: int) -> Any:
+        """The targets of the whole global batch."""
+
+
 class Unmixed:
     """Fills the slot ``mix`` when mixup is off: batches as they are."""
+
+    blends, layer = False, None
 
     def take(self, batch: Batch, part: slice, step: int) -> tuple[Any, Any]:
         return batch.take(part)
@@ -101,6 +119,47 @@ class Phase:
     frozen: int | None = None
 
 
+class Features(Protocol):
+    """What the frozen part of a model gives, computed once, and the part after it that trains on that."""
+
+    @property
+    def tail(self) -> torch.nn.Module: ...
+    @property
+    def source(self) -> Source: ...
+    def of(self, data: Any) -> tuple[Any, Any]:
+        """Features and targets of other data in memory."""
+
+
+class Stages(Protocol):
+    """The slot that transfer fills: what of the model trains in a phase."""
+
+    @property
+    def mode(self) -> str | None:
+        """What trains, by the name that transfer gives it; for the records."""
+
+    def settle(self, run: Run, phase: Phase) -> Features | None:
+        """Freeze what ``phase`` freezes and set the modes; features, where the frozen part can be computed once."""
+
+    def starts(self, total_steps: int, steps_per_epoch: int, num_groups: int) -> list[tuple[int, int]]:
+        """First step and number of frozen groups of each phase; none where all is one phase."""
+
+    def leave(self, model: torch.nn.Module) -> None:
+        """Make it an ordinary model again."""
+
+
+class Replicas(Protocol):
+    """The slot that data parallel fills: how the workers' copies of the model work together."""
+
+    @property
+    def timeout_seconds(self) -> float: ...
+    @property
+    def keep(self) -> str: ...
+    @property
+    def bucket_mib(self) -> float: ...
+    def wrap(self, model: torch.nn.Module, *, find_unused: bool = False) -> torch.nn.Module:
+        """The module that the loop calls."""
+
+
 @dataclass
 class Run:
     """Everything the loop works on: the slots, filled."""
@@ -111,24 +170,22 @@ class Run:
     source: Source
     place: Place
     rates: Rates
-    mix: Mixer | Unmixed
+    mix: Mix
     criterion: Criterion
     precision: Precision
     phases: list[Phase]
     clock: Clock
     worker: Worker
-    data_parallel: DataParallel
+    replicas: Replicas
     find_unused: bool
     notes: list[str]
     why: dict[str, str]
     bad: Bad
-    transfer: Transfer | None = None
+    stages: Stages
     outline: torch.nn.Module | None = None
     """a sharded model's, to gather it in"""
     sample: Any = None
     """inputs that the model was tried on"""
-    groups: Anatomy | None = None
-    """of transfer: what is frozen, and has its rates, together"""
     least_samples: int = 1
     """that a batch must have over all workers: 2 for each where BatchNorm sees one value per sample"""
     loss: torch.nn.Module | None = None
@@ -146,7 +203,7 @@ class Run:
         self.first = {"workers": self.worker.size, "batch_size": self.source.batch_size}  # of the run, before any resume
         self.accumulate = self.plan.accumulate
         self.faults = Faults(self.plan.on_nan, self.plan.nan_limit, bad=self.bad)
-        self.heartbeat = Heartbeat(self.worker, self.data_parallel.timeout_seconds)
+        self.heartbeat = Heartbeat(self.worker, self.replicas.timeout_seconds)
         self.meter = TrainMeter(self.criterion, self.worker)
         self.base_rates = base_rates(self.optimizer)
         mine = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
@@ -155,8 +212,7 @@ class Run:
         self.average = Average(self.model, decay) if decay is not None else None
         self.buffers = Kept(self.model if self.loss is None else torch.nn.ModuleList([self.model, self.loss]))
         self.trained: torch.nn.Module = self.model
-        self.shortcut: Shortcut | None = None
-        self._shortcuts: dict[Phase, Shortcut | None] = {}
+        self.shortcut: Features | None = None
         self.parameters = [mine.pop(id(p)) for p in self.model.parameters() if id(p) in mine] + list(mine.values())
 
     @property
@@ -171,7 +227,7 @@ class Run:
             from heptane.distributed.sharding import gathered
 
             whole = gathered(self.model, self.outline)
-        leave(whole)
+        self.stages.leave(whole)
         return whole
 
     @property
@@ -185,13 +241,7 @@ class Run:
 
     def settle(self, phase: Phase) -> None:
         """Freeze what this phase freezes, set the modes, and see whether the frozen part can be computed once."""
-        if phase.frozen is not None:
-            freeze(self.model, phase.frozen, self.groups)
-        if self.transfer is None:
-            frozen_modes(self.model, self.groups)
-        else:
-            train_mode(self.model, self.groups)
-        self.shortcut = self._shortcut_in(phase)
+        self.shortcut = self.stages.settle(self, phase)
 
     def enter(self, phase: Phase) -> tuple[torch.nn.Module, Source]:
         """Settle in ``phase``, and wrap: the module that the loop calls, and its batches.
@@ -205,16 +255,5 @@ class Run:
         wrapped = self.trained
         if self.worker.size > 1:
             check_replicas(self.model)
-            wrapped = self.data_parallel.wrap(self.trained, find_unused=self.find_unused)
+            wrapped = self.replicas.wrap(self.trained, find_unused=self.find_unused)
         return compiled(wrapped, self.plan.compile), source
-
-    def _shortcut_in(self, phase: Phase) -> Shortcut | None:
-        if phase not in self._shortcuts:
-            found: Shortcut | str = ""
-            frozen = not all(p.requires_grad for p in self.model.parameters())
-            if frozen and self.transfer and self.transfer.cache != "off":
-                found = find_shortcut(self, phase, self.transfer.cache, self.transfer.cache_dtype)
-                said = f"frozen part not computed once: {found}" if isinstance(found, str) else found.said
-                self.notes += [said] if said not in self.notes else []  # of many phases, for the same reason: once
-            self._shortcuts = {phase: None if isinstance(found, str) else found}
-        return self._shortcuts[phase]

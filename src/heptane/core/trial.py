@@ -7,12 +7,15 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.core.checks import evaluated
-from heptane.core.criterion import Criterion, Returned, seen
+from heptane.base.tree import first_tensor, in_memory, length, own_rows, pair
+from heptane.core.criterion import seen
+from heptane.core.losses import Criterion
+from heptane.core.own_losses import Returned
 from heptane.core.own_metrics import Measures, takes_model
-from heptane.data.batches import Place, first_tensor, in_memory, length, own_rows, pair, tensors_of
-from heptane.tricks.data_parallel import ALONE
-from heptane.tricks.mixed_precision import Precision
+from heptane.core.precision.step import Precision
+from heptane.data.batches import Place, tensors_of
+from heptane.distributed.workers import ALONE
+from heptane.model.trying import evaluated
 
 TRIED = 256  # samples, from all over the data, which may be sorted by class
 READ = 32  # samples of a data set, which may be slow to read

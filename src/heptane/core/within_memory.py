@@ -8,9 +8,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import torch
-from heptane.core.checks import try_output
-from heptane.data.batches import first_tensor, num_bytes, own_rows, rows
+from heptane.base.tree import first_tensor, num_bytes, own_rows, rows
 from heptane.model.calling import unwrapped
+from heptane.model.trying import try_output
 
 if TYPE_CHECKING:
     from heptane.core.run import Run

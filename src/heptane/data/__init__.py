@@ -1,5 +1,6 @@
 """Data sets as tensors in memory: two built-in ones, folders of images, and arrays."""
 
-from heptane.data.load import Data, load_data
+from heptane.data.dataset import Data
+from heptane.data.load import load_data
 
 __all__ = ["Data", "load_data"]

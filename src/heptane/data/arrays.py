@@ -13,11 +13,6 @@ floats are refused, since they can be both.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +20,16 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
 from heptane.data.cells import Cells
 from heptane.data.columns import CLIP
+from heptane.data.dataset import Data, normalise
 from heptane.data.images import CHANNELS, ImagePreprocess, channels_first, standardised
 from heptane.data.labels import guess_task
-from heptane.data.load import Data, normalise
+from heptane.data.npz import read_npz, to_float
 from heptane.data.preprocess import Preprocess, as_array
 from heptane.data.splits import out_of_balance, split, split_by_class
 from heptane.data.vectors import ArrayPreprocess
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-KEYS = ("x", "y", "x_valid", "y_valid", "x_test", "y_test")
-MEMORY_SHARE = 0.6  # of what is available: the model, its optimizer and the batches need the rest
 
 
 def load_arrays(source: Path | tuple[Any, Any], *, task: str | None, seed: int, valid_fraction: float | None) -> Data:
@@ -144,47 +137,6 @@ def standardize(parts: list[torch.Tensor], notes: list[str]) -> tuple[Preprocess
     return made, [made.apply(part) for part in parts]
 
 
-def read_npz(path: Path, keys: Sequence[str] = KEYS) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
-    """The arrays called for in ``keys``, and a note on any others; sizes are checked before anything is loaded."""
-    name = repr(str(path))
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            if len(members) < len(archive.infolist()):
-                raise InputError(f"{name} holds two arrays of one name: write it with np.savez")
-            wanted = [key for key in keys if key in members]
-            required = set(keys) & {"x", "y"}.union(*({f"x{key[1:]}", f"y{key[1:]}"} for key in wanted))
-            if missing := sorted(required - set(wanted)):
-                raise InputError(f"{name} has no {', '.join(missing)}; it holds {', '.join(members) or 'nothing'}")
-            check_memory(name, sum(check_header(archive, members[key], name) for key in wanted), "give a smaller file")
-            arrays = {}
-            for key in wanted:  # by the member whose header was looked at: an archive may hold two of a name
-                with archive.open(members[key]) as file:
-                    arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
-    except InputError:
-        raise
-    except Exception as error:  # a damaged header makes NumPy's reader raise many kinds, its tokenizer's too
-        raise InputError(f"{name} cannot be read ({one_line(error)}): write it with np.savez") from error
-    others = sorted(set(members) - set(wanted))
-    return arrays, [f"arrays left out: {', '.join(map(repr, others))}"] if others else []
-
-
-def check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> int:
-    """The bytes a member needs as float32, or as stored if that is more; its header must agree with its size."""
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        if dtype.hasobject:
-            raise InputError(f"{name}: {member.filename} holds Python objects, which are refused: save numbers")
-        count = math.prod(shape)
-        if file.tell() + count * dtype.itemsize != member.file_size:
-            raise InputError(
-                f"{name}: {member.filename} claims shape {shape}, which its size does not bear out: save it anew"
-            )
-    return int(count * max(4, dtype.itemsize))
-
-
 def to_inputs(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
     """Inputs as uint8 images (N, C, H, W), or as finite float32 of shape (N, ...)."""
     shape = array.shape
@@ -198,20 +150,6 @@ def to_inputs(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
             array = channels_first(array)
         return torch.from_numpy(np.array(array, order="C"))
     return to_float(name, array)
-
-
-def to_float(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
-    """float32 values, all of them finite."""
-    with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(array, dtype=np.float32)
-    for start in range(0, len(values), 4096):
-        bad = ~np.isfinite(values[start : start + 4096])
-        if bad.any():
-            first = np.argwhere(bad)[0].tolist()
-            first[0] += start
-            value = array[tuple(first)]
-            raise InputError(f"{name}{first} is {value}: remove or replace what is NaN, infinite or beyond float32")
-    return torch.from_numpy(values)
 
 
 def to_targets(name: str, array: npt.NDArray[Any], task: str | None, notes: list[str]) -> torch.Tensor:
@@ -290,24 +228,3 @@ def check_parts(parts: dict[str, tuple[torch.Tensor, torch.Tensor]], notes: list
     if len(present) < num_classes:
         notes.append(f"only {len(present)} of the {num_classes} classes have training samples")
     return num_classes
-
-
-def check_memory(what: str, num_bytes: int, remedy: str) -> None:
-    """Raise :class:`InputError` where ``num_bytes`` would take more than ``MEMORY_SHARE`` of the available memory."""
-    available = available_memory_bytes()
-    if num_bytes > MEMORY_SHARE * available:
-        limit = f"{MEMORY_SHARE:.0%} of the {available / 2**30:.3g} GiB available"
-        raise InputError(f"{what} would take {num_bytes / 2**30:.3g} GiB of memory, the limit is {limit}: {remedy}")
-
-
-def available_memory_bytes() -> float:
-    """What can be had without swapping, within this container's limit; infinity where the system does not tell."""
-    limits = []
-    with contextlib.suppress(OSError, ValueError):  # SC_AVPHYS_PAGES leaves out what the file cache holds
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):
-        limits += [int(Path("/sys/fs/cgroup/memory.max").read_text())]
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        limits += [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    return min(limits, default=float("inf"))

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.base.randomness import generator
+from heptane.base.tree import (
+    LABELS,
+    Positions,
+    copied,
+    each,
+    first_tensor,
+    in_memory,
+    length,
+    num_bytes,
+    own_rows,
+    pair,
+    rows,
+    without_graph,
+)
 from heptane.data.augment import Augment, Called
-from heptane.data.cast import TEXT_REMEDY, Cast, check_real, is_text, leaves
+from heptane.data.cast import Cast, check_real
 from heptane.data.resize import resized
 
 if TYPE_CHECKING:
@@ -20,9 +33,6 @@ if TYPE_CHECKING:
 
 PART = 64  # samples that are probed at once
 SHARE_OF_GPU = 0.25  # of its free memory, which data may take
-LABELS = "labels"  # of a batch that is one dict, as in transformers
-
-Positions: TypeAlias = "slice | torch.Tensor"
 
 
 def order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
@@ -33,74 +43,6 @@ def order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
         [0, 1, 2, 3, 4]
     """
     return torch.from_numpy(generator(seed, "order", epoch).permutation(num_samples))
-
-
-def each(function: Callable[[torch.Tensor], torch.Tensor], data: Any) -> Any:
-    """Apply ``function`` to every tensor of a tensor, tuple, list or dict of them; the kinds of the containers stay."""
-    if isinstance(data, torch.Tensor):
-        return function(data)
-    if isinstance(data, MutableMapping):
-        mapped = copy.copy(data)
-        mapped.update({key: each(function, value) for key, value in data.items()})
-        return mapped
-    if isinstance(data, (tuple, list)):
-        return like(data, [each(function, value) for value in data])
-    return data
-
-
-def like(sequence: Any, items: list[Any]) -> Any:
-    """``items`` as the kind of tuple (a named one too) or list that ``sequence`` is."""
-    return sequence._make(items) if hasattr(sequence, "_make") else type(sequence)(items)
-
-
-def rows(data: Any, positions: Positions) -> Any:
-    """The samples at ``positions``; a tensor without dimensions belongs to all of them."""
-    return each(lambda t: t[positions] if t.ndim else t, data)
-
-
-def own_rows(data: Any, positions: Positions) -> Any:
-    """The samples at ``positions`` in memory of their own, contiguous: a slice would share the user's memory, which a model
-    that works in place changes, and a slice of a permuted tensor cannot be seen in another shape."""
-    return copied(rows(data, positions))
-
-
-def copied(data: Any) -> Any:
-    """The same in memory of its own: without a gradient's graph, contiguous, and usable in training."""
-    return each(_copied, data)
-
-
-def without_graph(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or, where a gradient would flow into it, one that shares its memory and has no graph."""
-    return tensor.detach() if tensor.requires_grad else tensor
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach()
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return tensor.clone()
-    return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def num_bytes(data: Any) -> int:
-    """The memory that the tensors inside ``data`` take, in bytes."""
-    sizes: list[int] = []
-    each(lambda t: sizes.append(t.nbytes) or t, data)  # type: ignore[func-returns-value]
-    return sum(sizes)
-
-
-def first_tensor(data: Any) -> torch.Tensor:
-    """The first tensor inside ``data``; its length is the number of samples."""
-    if isinstance(data, torch.Tensor):
-        return data
-    others = []
-    for _, leaf in leaves(data):
-        if isinstance(leaf, torch.Tensor):
-            return leaf
-        others.append(leaf)
-    if others and is_text(others[0]):
-        raise InputError(f"data of text: expected a torch.Tensor, or a tuple, list or dict of them; {TEXT_REMEDY}")
-    kind = type(others[0] if others else data).__name__
-    raise InputError(f"data of type {kind}: expected a torch.Tensor, or a tuple, list or dict of them")
 
 
 def count_samples(data: tuple[Any, Any]) -> int:
@@ -399,21 +341,6 @@ def tensors_of(data: Any) -> Any:
     return data.tensors if pairs else data
 
 
-def in_memory(data: Any) -> bool:
-    """Whether ``data`` are the tensors themselves: inputs and targets, or a dict with ``labels``."""
-    return isinstance(data, (tuple, list)) or (isinstance(data, MutableMapping) and LABELS in data)
-
-
-def pair(data: Any) -> tuple[Any, Any]:
-    """Inputs and targets: of two things the first and the second, of a dict with ``labels`` the rest and these."""
-    if isinstance(data, MutableMapping) and LABELS in data:
-        return {key: value for key, value in data.items() if key != LABELS}, data[LABELS]
-    if not isinstance(data, (tuple, list)) or len(data) != 2:
-        found = f"{len(data)} items" if isinstance(data, (tuple, list)) else type(data).__name__
-        raise InputError(f"data of {found}: expected two things, inputs and targets, or a dict with {LABELS!r} in it")
-    return data[0], data[1]
-
-
 def check_batch(batch_size: int, num_samples: int) -> None:
     """Refuse a batch larger than the data."""
     if num_samples == 0:
@@ -444,11 +371,3 @@ class _Shuffled:
 
     def __iter__(self) -> Iterator[int]:
         return iter(order(self.num_samples, self.seed, self.epoch).tolist())
-
-
-def length(data: Any) -> int | None:
-    """``len(data)``, or None where it has none."""
-    try:
-        return len(data)
-    except (TypeError, NotImplementedError):
-        return None

@@ -11,14 +11,13 @@ import copy
 import itertools
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import np, torch
+from heptane.base.tree import TEXT_REMEDY, Path, is_text, leaves
 
-Path: TypeAlias = tuple[Any, ...]
 MOST_TRIES = 32  # combinations of conversions, of inputs that hold several tensors of integers
-TEXT_REMEDY = "turn text into numbers, as a tokenizer does, or leave it out of the data"
 
 
 class Rule(NamedTuple):
@@ -139,8 +138,8 @@ class Cast:
     def _error(
         self, model: torch.nn.Module, inputs: Any, labels: Any, rules: dict[tuple[Path, torch.dtype], Rule]
     ) -> Exception | None:
-        from heptane.core.checks import try_output
-        from heptane.data.batches import own_rows
+        from heptane.base.tree import own_rows
+        from heptane.model.trying import try_output
 
         few, few_labels = own_rows((inputs, labels), slice(2)) if labels is not None else (own_rows(inputs, slice(2)), None)
         try:
@@ -168,25 +167,6 @@ class Cast:
             items = [self._changed(value, (*path, at)) for at, value in enumerate(data)]
             return type(data)._make(items) if hasattr(data, "_make") else type(data)(items)
         return data
-
-
-def leaves(data: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """What is inside dicts, tuples and lists, each with its keys; text is one leaf."""
-    if isinstance(data, MutableMapping):
-        for name, value in data.items():
-            yield from leaves(value, (*path, name))
-    elif isinstance(data, (tuple, list)) and not is_text(data):
-        for at, value in enumerate(data):
-            yield from leaves(value, (*path, at))
-    else:
-        yield path, data
-
-
-def is_text(data: Any) -> bool:
-    """Whether it is a string, or a column of them."""
-    return isinstance(data, (str, bytes)) or (
-        isinstance(data, (tuple, list)) and bool(data) and isinstance(data[0], (str, bytes))
-    )
 
 
 def float_type(model: torch.nn.Module) -> torch.dtype:
@@ -321,7 +301,7 @@ def _wide(targets: Any) -> bool:
 
 
 def _in_32_bits(data: Any, dtype: torch.dtype) -> Any:
-    from heptane.data.batches import each
+    from heptane.base.tree import each
 
     return each(lambda t: t.to(dtype) if t.dtype is torch.float64 else t, data)
 

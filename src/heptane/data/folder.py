@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from heptane.base.alive import working
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.data.arrays import check_memory
+from heptane.base.memory import check_memory
+from heptane.data.dataset import Data, normalise
 from heptane.data.decode import SUFFIXES, decode, opened_here, probe, quietly
 from heptane.data.images import ImagePreprocess, walk
-from heptane.data.load import Data, normalise
 from heptane.data.splits import out_of_balance, split
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.data.batches import each, first_tensor, in_memory, pair, rows
+from heptane.base.tree import each, first_tensor, in_memory, pair, rows
 from heptane.data.cast import tensors_for
 
 MOST_NAMED = 5

@@ -74,7 +74,7 @@ class ImagePreprocess(Preprocess):
         if is_path(source):
             path = Path(source).expanduser()
             if path.suffix.lower() == ".npz" and path.is_file():
-                from heptane.data.arrays import read_npz
+                from heptane.data.npz import read_npz
 
                 source = read_npz(path, ("x",))[0]["x"]
             else:

@@ -66,7 +66,7 @@ def _folder(root: Path, part: str, classes: Sequence[str]) -> tuple[list[Path], 
 
 
 def _arrays(path: Path, part: str, classes: Sequence[str]) -> tuple[Any, torch.Tensor, str]:
-    from heptane.data.arrays import read_npz
+    from heptane.data.npz import read_npz
 
     arrays, _ = read_npz(path)
     there = {name: f"_{name}" for name in ("valid", "test") if f"x_{name}" in arrays}

@@ -8,7 +8,8 @@ from typing import Any
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.base.randomness import generator
-from heptane.data.batches import LABELS, check_batch, like, order
+from heptane.base.tree import LABELS, like
+from heptane.data.batches import check_batch, order
 
 WINDOW = 50  # batches among which samples are sorted: enough to pad little, and few enough to keep the order random
 

@@ -14,24 +14,13 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
 from heptane.base.randomness import epoch_seed, generator
-from heptane.data.batches import (
-    Batch,
-    Place,
-    copied,
-    each,
-    first_tensor,
-    left_out_rest,
-    length,
-    like,
-    pair,
-    rows,
-    without_graph,
-)
-from heptane.data.cast import check_real, is_text, tensors_for
+from heptane.base.tree import copied, each, first_tensor, is_text, length, like, pair, rows, without_graph
+from heptane.data.batches import Batch, Place, left_out_rest
+from heptane.data.cast import check_real, tensors_for
 from heptane.data.guard import READER_REMEDY, Bad, Collated, DataError, guarded, without
 from heptane.data.readers import Readers, batches_in, may_share_memory, tells_size
 from heptane.data.same import check_same_batch
-from heptane.tricks.data_parallel import ALONE, Worker, any_of, from_all
+from heptane.distributed.workers import ALONE, Worker, any_of, from_all
 
 MEASURED = 16  # batches, at most, that are read to see how large they are
 

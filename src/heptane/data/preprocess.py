@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from heptane.base.errors import InputError
 from heptane.base.lazy import np, torch
 
 if TYPE_CHECKING:
@@ -15,16 +13,7 @@ if TYPE_CHECKING:
 
 
 class Preprocess(ABC):
-    """The step from raw data to the inputs of a model, the same in training and in prediction.
-
-    Example:
-        >>> from heptane.data import load_data
-        >>> data = load_data("digits")
-        >>> again = Preprocess.from_record(data.preprocess.record())
-        >>> names, inputs = again.inputs(np.zeros((2, 8, 8), dtype="uint8"))
-        >>> names, inputs.shape
-        (['0', '1'], torch.Size([2, 1, 8, 8]))
-    """
+    """The step from raw data to the inputs of a model, the same in training and in prediction."""
 
     kind: ClassVar[str]
     """images, arrays or table: as :attr:`heptane.Data.kind`"""
@@ -44,31 +33,6 @@ class Preprocess(ABC):
     def outputs(self, predictions: torch.Tensor) -> torch.Tensor:
         """A model's predictions in the units of the training data; other than they are only for tables' regression."""
         return predictions
-
-    @staticmethod
-    def from_record(record: Mapping[str, Any]) -> Preprocess:
-        """What :meth:`record` described.
-
-        Raises:
-            InputError: it is damaged, or of a kind that this version does not know.
-        """
-        from heptane.data.images import ImagePreprocess
-        from heptane.data.table import TablePreprocess
-        from heptane.data.vectors import ArrayPreprocess
-
-        kinds: dict[str, type[Any]] = {"images": ImagePreprocess, "arrays": ArrayPreprocess, "table": TablePreprocess}
-        kind = record.get("kind") if isinstance(record, Mapping) else None
-        if kind not in kinds:
-            raise InputError(
-                f"preprocess has kind {kind!r}: expected one of {', '.join(kinds)}; was the run made by another version?"
-            )
-        try:
-            made: Preprocess = kinds[kind].parse(record)
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"preprocess of kind {kind!r} is damaged ({type(error).__name__}: {error})") from error
-        return made
 
 
 def as_array(source: Any) -> npt.NDArray[Any] | None:

@@ -142,7 +142,7 @@ def read_text(path: Path, notes: list[str]) -> pd.DataFrame:
     twice = sorted({name for name in names if names.count(name) > 1 and name})
     if twice:
         raise InputError(f"{str(path)!r} has two columns called {twice[0]!r}: give each column a name of its own")
-    from heptane.data.arrays import check_memory
+    from heptane.base.memory import check_memory
 
     check_memory(repr(str(path)), 8 * path.stat().st_size, "give a smaller file, or Parquet")
     try:

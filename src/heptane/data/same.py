@@ -13,8 +13,9 @@ from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.data.batches import Source, Tensors, each, in_memory, length, pair, rows, tensors_of
-from heptane.tricks.data_parallel import Worker, from_all
+from heptane.base.tree import each, in_memory, length, pair, rows
+from heptane.data.batches import Source, Tensors, tensors_of
+from heptane.distributed.workers import Worker, from_all
 
 ENDS = 64  # samples from each end of what is in memory that are compared whole; of the targets all are
 REMEDY = "make them alike: sort a list of files, and give a sampler a generator with one seed for all"

@@ -8,7 +8,8 @@ from itertools import count
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.randomness import generator
-from heptane.data.batches import Batch, Place, first_tensor
+from heptane.base.tree import first_tensor
+from heptane.data.batches import Batch, Place
 from heptane.data.guard import guarded
 from heptane.data.loader import Loader, check_sampler, generators, seed_all
 from heptane.data.readers import may_share_memory

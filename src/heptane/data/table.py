@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from heptane.base.errors import InputError, nearest
 from heptane.base.lazy import np, torch
-from heptane.data.arrays import check_memory
+from heptane.base.memory import check_memory
 from heptane.data.cells import Cells, comma_of, read_cells
 from heptane.data.columns import Column, learn, left_out
+from heptane.data.dataset import Data
 from heptane.data.labels import Labels, read_labels
-from heptane.data.load import Data
 from heptane.data.preprocess import Preprocess, is_path
 from heptane.data.read_table import read_table
 from heptane.data.splits import out_of_balance, split_by_class

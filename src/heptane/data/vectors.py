@@ -51,7 +51,7 @@ class ArrayPreprocess(Preprocess):
             source: an ``.npz`` file with ``x``, an ``.npy`` file, or an array, tensor or list of numbers of shape (N, ...),
                 or of one sample.
         """
-        from heptane.data.arrays import read_npz, to_float
+        from heptane.data.npz import read_npz, to_float
 
         array = as_array(source)
         if is_path(source):

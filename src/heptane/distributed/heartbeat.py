@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.lazy import torch
 
 if TYPE_CHECKING:
-    from heptane.tricks.data_parallel import Worker
+    from heptane.distributed.workers import Worker
 
 ORIGINS = ("distributed/", "autograd/", "_tensor.py", "nn/parallel/", "_ops.py", "utils/_contextlib.py")
 EVERY_SECONDS, GRACE_SECONDS = 1.0, 2.0

@@ -14,7 +14,7 @@ from typing import NoReturn
 import torch
 
 from heptane.distributed.launch import PARENT, record_failure
-from heptane.tricks.data_parallel import join_group
+from heptane.distributed.workers import join_group
 
 LOOK_SECONDS = 0.5
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from heptane.base.errors import check_choice
 from heptane.base.lazy import torch
-from heptane.data.batches import each
+from heptane.base.tree import each
 
 GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of these: on a GPU they replay CUDA graphs
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's own

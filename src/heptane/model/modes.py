@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 from heptane.base.lazy import torch
 
@@ -39,3 +40,16 @@ def gradients_on() -> AbstractContextManager[object]:
     stack.enter_context(torch.inference_mode(False))
     stack.enter_context(torch.enable_grad())
     return stack
+
+
+@contextmanager
+def no_gradients(autocast: AbstractContextManager[Any] | None = None) -> Iterator[None]:
+    """No gradients, under ``autocast``, whose casts are not cached: a training pass around it would take them up, and learn
+    nothing."""
+    cached = torch.is_autocast_cache_enabled()
+    with torch.no_grad(), autocast or nullcontext():
+        torch.set_autocast_cache_enabled(False)
+        try:
+            yield
+        finally:
+            torch.set_autocast_cache_enabled(cached)

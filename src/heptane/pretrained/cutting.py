@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from heptane.core.checks import evaluated
-from heptane.data.batches import Place, copied, first_tensor, own_rows
+from heptane.base.tree import copied, first_tensor, own_rows
+from heptane.core.precision.step import Precision
+from heptane.data.batches import Place
+from heptane.distributed.workers import Worker
 from heptane.model.calling import call
 from heptane.model.modes import eval_mode
 from heptane.model.snapshot import as_before
-from heptane.tricks.data_parallel import Worker
-from heptane.tricks.mixed_precision import Precision
+from heptane.model.trying import evaluated
 
 CLOSE = 1e-4  # of the largest output: what the tail may differ by
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.alive import working
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.core.criterion import Returned
-from heptane.data.arrays import available_memory_bytes
-from heptane.data.batches import Tensors, first_tensor, own_rows, pair
-from heptane.tricks.data_parallel import ALONE, Worker, all_sum
-from heptane.tricks.mixed_precision import evaluation
-from heptane.tricks.mixup import Mixer
+from heptane.base.memory import available_memory_bytes
+from heptane.base.tree import first_tensor, own_rows, pair
+from heptane.core.own_losses import Returned
+from heptane.core.precision.step import evaluation
+from heptane.data.batches import Tensors
+from heptane.distributed.workers import ALONE, Worker, all_sum
 
 if TYPE_CHECKING:
     from heptane.core.run import Phase, Run
@@ -35,7 +35,7 @@ TRIED = 4  # samples on which a cut is tried
 
 
 @dataclass
-class Shortcut:
+class FeatureCache:
     """The tail of a model, and what comes to it: features in place of inputs."""
 
     tail: torch.nn.Module
@@ -54,7 +54,7 @@ class Shortcut:
         return self._known[-1][1]
 
 
-def find_shortcut(run: Run, phase: Phase, kind: str, dtype: str) -> Shortcut | str:
+def compute_once(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCache | str:
     """The shortcut through the frozen part of ``run.model``, in the modes and with the parameters frozen as they are in
     ``phase``; or why there is none.
 
@@ -84,7 +84,7 @@ def find_shortcut(run: Run, phase: Phase, kind: str, dtype: str) -> Shortcut | s
         cut = find_cut(model, sample)
     if isinstance(cut, str):
         return cut
-    if isinstance(run.mix, Mixer) and not _within(model, run.mix.trick.layer, cut):
+    if run.mix.blends and not _within(model, run.mix.layer, cut):
         return "mixup blends what goes into it"
     began = time.perf_counter()
     batch_size = math.ceil(source.batch_size / run.accumulate)  # as many at a time as in training
@@ -107,7 +107,7 @@ def find_shortcut(run: Run, phase: Phase, kind: str, dtype: str) -> Shortcut | s
     made = Tensors(features, source.targets, source.batch_size, source.seed)
     made.steps_per_epoch = source.steps_per_epoch  # a last batch may be left out
     made.keep_on(run.place)
-    return Shortcut(torch.nn.Sequential(As(cut.dtype), *cut.tail), made, said, compute)
+    return FeatureCache(torch.nn.Sequential(As(cut.dtype), *cut.tail), made, said, compute)
 
 
 @dataclass

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from heptane.core.checks import try_output
-from heptane.data.batches import Place, Source, Tensors, first_tensor, order
+from heptane.base.tree import first_tensor
+from heptane.data.batches import Place, Source, Tensors, order
+from heptane.model.trying import try_output
 from heptane.pretrained.anatomy import Anatomy
 
 SAMPLES, RIDGE = 512, 0.1

@@ -36,8 +36,8 @@ def watch(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Usage | No
         inputs: a few samples, on the model's device.
         labels: of a model that computes its loss itself; zeros stand in for them: the head may not know their classes yet.
     """
-    from heptane.core.checks import evaluated
-    from heptane.data.batches import each
+    from heptane.base.tree import each
+    from heptane.model.trying import evaluated
 
     with as_before(model), _Watch() as seen:
         output = evaluated(model, inputs, None if labels is None else each(torch.zeros_like, labels))

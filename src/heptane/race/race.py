@@ -8,19 +8,19 @@ from typing import Any
 
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
-from heptane.core.checks import check_model, check_tricks
+from heptane.core.checks import check_model
 from heptane.core.optimizers import PEAK, resolve
 from heptane.core.own_metrics import flattened
 from heptane.core.run import OptimizerFactory
 from heptane.data.cast import tensors_for
+from heptane.distributed.workers import under_launcher
 from heptane.race.arms import make_arms
 from heptane.race.attempt import Course
 from heptane.race.conduct import Conduct
 from heptane.race.tuning import TRIALS
 from heptane.session.history import check_target
 from heptane.session.run_folder import check_folder
-from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import under_launcher
+from heptane.tricks import Tricks, check_tricks
 
 
 @dataclass(repr=False)

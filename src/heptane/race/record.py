@@ -39,7 +39,7 @@ def race_record(
         facts: ``environment``, ``num_valid``, and what the caller knows of command, data, model, settings and reasons.
         done: what was run.
     """
-    from heptane import __version__
+    from heptane.base.version import __version__
 
     reasons = facts.get("reasons", {})
     trials = [{"side": side, "value": v, "again": n, "attempt": t.record()} for (side, v, n), t in done.trials.items()]

@@ -3,7 +3,6 @@
 from heptane.recommend.choose import after_loading, before_loading
 from heptane.recommend.facts import Choices, Default, Look, Machine
 from heptane.recommend.timing import expected_seconds
-from heptane.tricks.recommended import has_classes, recommend
 
 __all__ = [
     "Choices",
@@ -13,6 +12,4 @@ __all__ = [
     "after_loading",
     "before_loading",
     "expected_seconds",
-    "has_classes",
-    "recommend",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from heptane.data.load import Data
+    from heptane.data.dataset import Data
     from heptane.data.survey import Survey
 
 

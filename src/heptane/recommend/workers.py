@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from heptane.assemble import assemble
+from heptane.base.clock import median_seconds
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
+from heptane.base.tree import rows
 from heptane.core.criterion import output_of
-from heptane.core.precision.choose import median_seconds
 from heptane.core.run import Run
-from heptane.data.batches import rows
 from heptane.recommend.scaling import Cluster, Link, StepCost, arrange, efficiency, in_buckets, step_seconds
 from heptane.tricks import Tricks
 from heptane.tricks.lr_scaling import LRScaling, scale_lr
@@ -104,7 +104,7 @@ def measure(run: Run) -> StepCost:
     back = max(median_seconds(both, repeats=REPEATS) - ahead, 0.0)
     update = median_seconds(lambda: run.precision.step(run.optimizer), repeats=REPEATS)
     order, filled = gradient_times(run, lambda: run.precision.backward(forward()))
-    buckets, when = in_buckets([p.numel() * p.element_size() for p in order], filled, run.data_parallel.bucket_mib)
+    buckets, when = in_buckets([p.numel() * p.element_size() for p in order], filled, run.replicas.bucket_mib)
     return StepCost(forward_seconds=ahead, backward_seconds=back, update_seconds=update, buckets=buckets, filled=when)
 
 

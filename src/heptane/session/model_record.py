@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.core.criterion import CrossEntropy, Elementwise
-from heptane.data.batches import Tensors, first_tensor
+from heptane.base.tree import first_tensor
+from heptane.core.losses import CrossEntropy, Elementwise
+from heptane.data.batches import Tensors
 from heptane.model.calling import unwrapped
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _from_config(config: dict[str, Any], shape: list[int], outputs: int) -> torc
 
 def fit_head(model: torch.nn.Module, state: dict[str, Any]) -> None:
     """Give the model the head that its weights were trained with, where its number of outputs differs."""
-    from heptane.tricks.transfer import swap_head
+    from heptane.pretrained.freezing import swap_head
 
     for name, parameter in list(model.named_parameters()):
         held = state.get(name)

@@ -9,13 +9,15 @@ from typing import Any, NoReturn
 from heptane.base.clock import Clock
 from heptane.base.errors import Interrupted
 from heptane.base.lazy import torch
+from heptane.base.tree import in_memory
 from heptane.core.faults import REMEDY, Rewind
 from heptane.core.loop import evaluate_with, steps
 from heptane.core.own_metrics import MetricFailed, OfModel, takes_model
 from heptane.core.run import Run
 from heptane.core.within_memory import at_once
-from heptane.data.batches import in_memory
 from heptane.data.guard import DataError
+from heptane.distributed.replicas import check_replicas
+from heptane.distributed.workers import all_sum, any_of, decided
 from heptane.model.modes import eval_mode
 from heptane.report.console import Progress
 from heptane.session.best import BestWeights
@@ -27,7 +29,6 @@ from heptane.session.interruption import Interruption
 from heptane.session.result import Result, result_of
 from heptane.session.run_folder import RunFolder
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import all_sum, any_of, check_replicas, decided
 
 
 class Recorder:

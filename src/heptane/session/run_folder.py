@@ -111,9 +111,9 @@ class RunFolder:
         Raises:
             OSError: one of them could not be written; what was there before is still there.
         """
+        from heptane.model.packing import save_model
         from heptane.report.examination.look import Look
         from heptane.report.html import write_report
-        from heptane.session.checkpoints.packing import save_model
 
         save_model(result.model, self.path / "model.safetensors")
         record: dict[str, Any] = clean(self._record(result, run, about))
@@ -146,7 +146,7 @@ class RunFolder:
 
     def _facts(self, model: torch.nn.Module, run: Run, about: dict[str, Any]) -> dict[str, Any]:
         """What is known of a run before it trains."""
-        from heptane import __version__
+        from heptane.base.version import __version__
         from heptane.session.model_record import model_facts
 
         return {

@@ -12,6 +12,7 @@ from heptane.tricks.label_smoothing import LabelSmoothing
 from heptane.tricks.lr_scaling import LRScaling
 from heptane.tricks.mixed_precision import MixedPrecision
 from heptane.tricks.mixup import Mixup
+from heptane.tricks.recommended import choose, has_classes
 from heptane.tricks.transfer import Transfer
 
 KINDS: dict[str, type[Any]] = {
@@ -68,13 +69,32 @@ class Tricks:
             model: it is not looked into yet; pretrained weights are told by ``weights=``.
             data: what it trains on, as :func:`heptane.fit` takes it, or a :class:`heptane.Data`: with real numbers as
                 targets label smoothing is left out. None: classes.
-            facts: of :func:`heptane.recommend.recommend`, such as ``epochs=30``; they win.
+            facts: of :func:`heptane.tricks.recommended.choose`, such as ``epochs=30``; they win.
 
         Example:
             >>> Tricks.recommended(torch.nn.Linear(4, 1), (torch.randn(8, 4), torch.randn(8, 1))).label_smoothing
         """
-        from heptane.recommend import has_classes, recommend
-
         if data is not None:
             facts = {"classes": has_classes(data), **facts}
         return recommend(**facts)[0]
+
+
+def recommend(**facts: Any) -> tuple[Tricks, dict[str, str]]:
+    """The tricks that are on by default, and for each of the seven why it is on or off.
+
+    Args:
+        facts: of :func:`heptane.tricks.recommended.choose`.
+
+    Example:
+        >>> recommend(classes=False, num_gpus=0)[0].on
+        ['cyclical', 'mixed_precision']
+    """
+    chosen, why = choose(**facts)
+    return Tricks(**chosen), why
+
+
+def check_tricks(tricks: Any) -> Tricks:
+    """The tricks, all off for None; refuse what is no :class:`heptane.Tricks`."""
+    if tricks is not None and not isinstance(tricks, Tricks):
+        raise InputError(f"tricks={tricks!r}: expected heptane.Tricks(mixup=heptane.Mixup(), ...), or None for all off")
+    return tricks or Tricks()

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.errors import InputError, check_bool, check_range, nearest
 from heptane.base.lazy import np, torch
 from heptane.base.randomness import generator
-from heptane.data.batches import rows
+from heptane.base.tree import rows
+from heptane.core.targets import MixedTargets, blend
 from heptane.model.names import without_compiled
 
 if TYPE_CHECKING:
@@ -46,15 +47,6 @@ class Blend:
     lam: torch.Tensor
     partner: torch.Tensor
     box: tuple[int, int, int, int] | None = None
-
-
-@dataclass(frozen=True)
-class MixedTargets:
-    """Targets ``first`` and ``second``, of one shape, and ``lam`` (N,): the share of the first. The criterion joins them."""
-
-    first: torch.Tensor
-    second: torch.Tensor
-    lam: torch.Tensor
 
 
 def mix(
@@ -93,14 +85,6 @@ def mix(
         lam = float(lam)
         check_range("lam", lam, 0, 1)
     return blend(inputs, inputs[permutation], lam), blend(targets, targets[permutation], lam)
-
-
-def blend(first: torch.Tensor, second: torch.Tensor, lam: float | torch.Tensor) -> torch.Tensor:
-    """lam * first + (1 - lam) * second, floating point, where ``lam`` is a number or has shape (N,)."""
-    if isinstance(lam, torch.Tensor):
-        lam = lam.to(first)
-        lam = lam.reshape(-1, *[1] * (first.ndim - 1)) if lam.ndim else lam
-    return torch.lerp(second, first, lam)
 
 
 def paste(first: torch.Tensor, second: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
@@ -178,9 +162,16 @@ class Mixup:
 class Mixer:
     """Fills the slot ``mix``: the inputs and targets of a part of a global batch, blended with their partners."""
 
+    blends = True
+
     def __init__(self, trick: Mixup, seed: int, stop: int, hidden: HiddenBlend | None) -> None:
         self.trick, self.seed, self.stop, self.hidden = trick, seed, stop, hidden
         self._drawn: tuple[int, Blend] | None = None
+
+    @property
+    def layer(self) -> str | None:
+        """The module whose output is blended; None for the inputs."""
+        return self.trick.layer
 
     def take(self, batch: Batch, part: slice, step: int) -> tuple[Any, Any]:
         """The part ``part`` of ``batch``; without blending from step ``stop`` on."""
@@ -309,7 +300,7 @@ def _acts_before(model: torch.nn.Module, module: torch.nn.Module, sample: Any) -
     """Whether what ``module`` gives depends on a mask among the inputs: then each sample needs its own before the blend."""
     if not isinstance(sample, MutableMapping) or not any(is_mask(key, value) for key, value in sample.items()):
         return False
-    from heptane.core.checks import try_output
+    from heptane.model.trying import try_output
 
     seen: list[Any] = []
     handle = module.register_forward_hook(lambda _, args, output: seen.append(output))

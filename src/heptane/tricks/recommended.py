@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from heptane.base.errors import check_range
-
-if TYPE_CHECKING:
-    from heptane.tricks import Tricks
+from heptane.base.lazy import torch
+from heptane.tricks.cyclical import Cyclical
+from heptane.tricks.data_parallel import DataParallel
+from heptane.tricks.label_smoothing import LabelSmoothing
+from heptane.tricks.lr_scaling import LRScaling
+from heptane.tricks.mixed_precision import MixedPrecision
+from heptane.tricks.mixup import Mixup
+from heptane.tricks.transfer import Transfer
 
 FEW_GROUPS_FACTOR = 2.0  # between the rates of the few groups that train on computed features
 LONG_EPOCHS, LONG_STEPS = 50, 5000  # from here on a run from scratch is taken to be long enough to overfit
 
 
-def recommend(
+def choose(
     *,
     epochs: float = 10,
     steps: int | None = None,
@@ -25,7 +30,7 @@ def recommend(
     freeze: int = 0,
     num_gpus: int | None = None,
     launched: int = 1,
-) -> tuple[Tricks, dict[str, str]]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Choose tricks for a task and a machine, with the reason for each.
 
     Args:
@@ -42,27 +47,24 @@ def recommend(
         launched: workers that torchrun started; 1 where it did not start this process.
 
     Returns:
-        The tricks, and for each of the seven why it is on or off.
+        Each of the seven by name, None for off; and why it is on or off.
 
     Example:
-        >>> recommend(classes=False, num_gpus=0)[0].on
+        >>> [name for name, trick in choose(classes=False, num_gpus=0)[0].items() if trick]
         ['cyclical', 'mixed_precision']
     """
-    import heptane as hp
-    from heptane.base.lazy import torch
-
     check_range("epochs", epochs, 0, low_open=True)
     num_gpus = torch.cuda.device_count() if num_gpus is None else num_gpus
     long = epochs >= LONG_EPOCHS and weights is None and (steps is None or steps >= LONG_STEPS)
-    tricks = hp.Tricks(
-        data_parallel=hp.DataParallel() if num_gpus > 1 or launched > 1 else None,
-        lr_scaling=hp.LRScaling(reference_batch=reference_batch) if reference_batch else None,
-        cyclical=hp.Cyclical(cycle_momentum=momentum),
-        mixup=hp.Mixup() if long else None,
-        label_smoothing=hp.LabelSmoothing() if classes else None,
-        transfer=_transfer(weights, mode, freeze) if weights else None,
-        mixed_precision=hp.MixedPrecision(),
-    )
+    tricks = {
+        "data_parallel": DataParallel() if num_gpus > 1 or launched > 1 else None,
+        "lr_scaling": LRScaling(reference_batch=reference_batch) if reference_batch else None,
+        "cyclical": Cyclical(cycle_momentum=momentum),
+        "mixup": Mixup() if long else None,
+        "label_smoothing": LabelSmoothing() if classes else None,
+        "transfer": _transfer(weights, mode, freeze) if weights else None,
+        "mixed_precision": MixedPrecision(),
+    }
     one_process = "one process already uses this machine's cores"
     least = f"{LONG_STEPS:,} steps" if epochs >= LONG_EPOCHS else f"{LONG_EPOCHS} epochs"
     few_steps = f"it slows runs under {least}"
@@ -71,7 +73,7 @@ def recommend(
     this_batch = "the learning rate is taken to be chosen for the batch in use"
     workers = f"torchrun started {launched} workers" if launched > 1 else f"{num_gpus} GPUs share each batch"
     why = {
-        "data_parallel": workers if tricks.data_parallel else one_process,
+        "data_parallel": workers if tricks["data_parallel"] else one_process,
         "lr_scaling": given_batch if reference_batch else this_batch,
         "cyclical": "1cycle reaches a given accuracy in fewer steps",
         "mixup": f"{epochs:g} epochs are long enough to overfit" if long else too_short,
@@ -84,12 +86,10 @@ def recommend(
     return tricks, why
 
 
-def _transfer(weights: str, mode: str | None, freeze: int) -> Any:
-    import heptane as hp
-
+def _transfer(weights: str, mode: str | None, freeze: int) -> Transfer:
     if freeze and mode is None:
-        return hp.Transfer(weights=weights, freeze=freeze, rate_factor=FEW_GROUPS_FACTOR)
-    return hp.Transfer(weights=weights, mode=mode)
+        return Transfer(weights=weights, freeze=freeze, rate_factor=FEW_GROUPS_FACTOR)
+    return Transfer(weights=weights, mode=mode)
 
 
 def has_classes(data: Any) -> bool:
@@ -100,8 +100,6 @@ def has_classes(data: Any) -> bool:
         >>> has_classes((torch.randn(4, 2), torch.randn(4))), has_classes((torch.randn(4, 2), torch.tensor([0, 1, 1, 0])))
         (False, True)
     """
-    from heptane.base.lazy import torch
-
     if hasattr(data, "num_classes") and hasattr(data, "train"):
         return data.num_classes is not None
     targets = _some_targets(data)
@@ -116,8 +114,6 @@ def has_classes(data: Any) -> bool:
 
 def _some_targets(data: Any) -> Any:
     """Targets of some samples of a pair, a ``Dataset`` or a ``DataLoader``; None where there are none to see."""
-    from heptane.base.lazy import torch
-
     try:
         if isinstance(data, (tuple, list)) and len(data) == 2:
             return torch.as_tensor(data[1])

@@ -23,237 +23,33 @@ Costs, and when it does not help
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from heptane.base.errors import InputError, check_bool, check_choice, check_names, check_range, nearest
+from heptane.base.errors import InputError, check_bool, check_choice, check_names, check_range
 from heptane.base.lazy import torch
 from heptane.model.names import without_compiled
 from heptane.pretrained.anatomy import Anatomy, anatomy
-from heptane.pretrained.layers import find_head
-from heptane.pretrained.lora import adapt, merge
+from heptane.pretrained.features import FeatureCache, compute_once
+from heptane.pretrained.freezing import (
+    count_frozen,
+    freeze,
+    frozen_modes,
+    head_layer,
+    leave,
+    param_groups,
+    swap_head,
+    train_mode,
+)
+from heptane.pretrained.lora import adapt
 from heptane.pretrained.weights import load_weights
+
+if TYPE_CHECKING:
+    from heptane.core.run import Phase, Run
 
 MODES = ("head", "head-first", "gradual", "full", "auto")
 _SLACK = 1e-9  # of a period: keeps a step that lies on a boundary there when the period is a rounded product
-_STOPPED = "_heptane_stopped"  # on a model: names of those of its parameters whose gradients freeze() stopped
-_FOUND = "_heptane_found"  # on a model in a run: what trained before, and what freeze() had stopped
-
-
-def swap_head(model: torch.nn.Module, num_classes: int, name: str | None = None) -> str:
-    """Replace the classifier by a fresh one of ``num_classes`` outputs, unless it has that many already.
-
-    The new layer has PyTorch's usual initial values, on the old one's device and in its dtype, and trains. A transformers
-    model's ``num_labels`` follows.
-
-    Args:
-        model: changed in place.
-        num_classes: outputs wanted, 1 or more.
-        name: the classifier's, such as ``hp.anatomy(model, inputs).head``; None: the last ``Linear`` as registered, or else
-            the last 1x1 ``Conv2d``.
-
-    Returns:
-        The classifier's dotted name.
-
-    Raises:
-        InputError: no classifier, a lazy one without a shape yet, or a model that is itself the layer to replace.
-
-    Example:
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1000))
-        >>> swap_head(net, 10), net[1].out_features
-        ('1', 10)
-    """
-    check_range("num_classes", num_classes, 1, whole=True)
-    name, old = _head(model, name)
-    if old.weight.shape[0] == num_classes:
-        return name
-    if not name:
-        raise InputError(f"the model is one {type(old).__name__}; build it with num_classes={num_classes} instead")
-    like: dict[str, Any] = {"bias": old.bias is not None, "dtype": old.weight.dtype}
-    if isinstance(old, torch.nn.Linear):
-        new: torch.nn.Module = torch.nn.Linear(old.in_features, num_classes, **like)
-    else:
-        new = torch.nn.Conv2d(old.in_channels, num_classes, 1, old.stride, old.padding, **like)  # type: ignore[arg-type]
-    new.to(old.weight.device).train(old.training)
-    for other, module in list(model.named_modules(remove_duplicate=False)):
-        if module is old:
-            model.set_submodule(other, new)
-    for owner in (model, getattr(model, "config", None)):  # transformers' own loss goes by it
-        if getattr(owner, "num_labels", None) == len(old.weight):
-            owner.num_labels = num_classes  # type: ignore[union-attr]
-    return name
-
-
-def layer_groups(model: torch.nn.Module, groups: Anatomy | None = None) -> list[tuple[str, list[torch.nn.Parameter]]]:
-    """The parameters in groups from the input to the output; the head is in the last group.
-
-    Args:
-        model: any module.
-        groups: its :func:`heptane.anatomy`; None: without a sample, by the library's own grouping, or as registered.
-            Then containers (``Sequential``, ``ModuleList``, ``ModuleDict``), wrappers and bodies that hold a stack of like
-            blocks are opened; other modules with weights are one group each. A normalisation joins the layer before it.
-
-    Returns:
-        (name, parameters) per group; each parameter once, one shared with the head in the head's group, and the
-        model's own (such as a class token) in the first.
-
-    Example:
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 2))
-        >>> [(name, len(parameters)) for name, parameters in layer_groups(net)]
-        [('0', 4), ('2', 2)]
-
-    Source: Howard & Ruder 2018, arXiv:1801.06146, section 3.2.
-    """
-    return [(group.name, group.parameters) for group in (groups or anatomy(model)).groups(model)]
-
-
-def freeze(model: torch.nn.Module, num_groups: int, groups: Anatomy | None = None) -> list[str]:
-    """Stop the gradients of the first groups, and start again those of the others that it stopped before.
-
-    What you froze yourself stays frozen. Call it before the optimizer and the data-parallel wrap see the model, and
-    :func:`train_mode` instead of ``model.train()`` afterwards.
-
-    Args:
-        model: changed in place.
-        num_groups: how many, from the input; 0 to one less than there are, or -1 for all but the head.
-        groups: the model's :func:`heptane.anatomy`; None: without a sample, by its library's grouping or as registered.
-
-    Returns:
-        The names of the frozen groups.
-
-    Raises:
-        InputError: nothing would be left to train.
-
-    Example:
-        >>> freeze(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)), -1)
-        ['0']
-
-    Source: Howard & Ruder 2018, arXiv:1801.06146, section 3.3.
-    """
-    layers = layer_groups(model, groups)
-    count = _count_frozen("num_groups", num_groups, len(layers))
-    frozen = {id(parameter) for _, parameters in layers[:count] for parameter in parameters}
-    stopped: set[str] = model.__dict__.setdefault(_STOPPED, set())
-    for name, parameter in model.named_parameters():
-        if id(parameter) in frozen and parameter.requires_grad:
-            parameter.requires_grad_(False)
-            stopped.add(name)
-        elif id(parameter) not in frozen and name in stopped:
-            parameter.requires_grad_(True)
-            stopped.discard(name)
-    return [name for name, _ in layers[:count]]
-
-
-def remember(model: torch.nn.Module) -> None:
-    """Note what trains before a run, and what :func:`freeze` had stopped, for :func:`leave`."""
-    trains = [
-        (module, name, p.requires_grad)
-        for module in model.modules()
-        for name, p in module._parameters.items()
-        if p is not None
-    ]
-    model.__dict__[_FOUND] = trains, set(model.__dict__.get(_STOPPED, ()))
-
-
-def leave(model: torch.nn.Module) -> None:
-    """After a run: adapters are merged, and what trained before it does so again; nothing where none was noted."""
-    if not isinstance(model, torch.nn.Module):
-        return  # it was refused
-    merge(model)
-    if _FOUND not in model.__dict__:
-        return
-    trains, model.__dict__[_STOPPED] = model.__dict__.pop(_FOUND)
-    for module, name, trained in trains:
-        parameter = module._parameters.get(name)
-        if parameter is not None:
-            parameter.requires_grad_(trained)
-
-
-def train_mode(model: torch.nn.Module, groups: Anatomy | None = None) -> torch.nn.Module:
-    """``model.train()``, and then what is frozen back in eval mode, so that its BatchNorm keeps its statistics.
-
-    Args:
-        model: changed in place.
-        groups: the model's :func:`heptane.anatomy`; None: without a sample, by its library's grouping or as registered.
-
-    Returns:
-        The model.
-
-    Example:
-        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Conv2d(2, 2, 1))
-        >>> _ = freeze(net, 1)
-        >>> [layer.training for layer in train_mode(net)]
-        [False, False, True]
-    """
-    _set_modes(model, groups, set())
-    return model
-
-
-def frozen_modes(model: torch.nn.Module, groups: Anatomy | None = None) -> None:
-    """:func:`train_mode` in a run without transfer: what only the user had frozen trains on, as in a hand-written loop."""
-    stopped = model.__dict__.get(_STOPPED, set())
-    found = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
-    ours = {id(parameter) for name, parameter in model.named_parameters() if name in stopped}
-    _set_modes(model, groups, found - ours)
-
-
-def _set_modes(model: torch.nn.Module, groups: Anatomy | None, theirs: set[int]) -> None:
-    """Train mode, and eval mode for what is frozen, unless all of it was by somebody else: ``theirs``, by ``id``."""
-
-    def held(parameters: Iterable[torch.nn.Parameter]) -> bool:
-        parameters = list(parameters)
-        frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
-        return frozen and not {id(parameter) for parameter in parameters} <= theirs
-
-    model.train()
-    if all(parameter.requires_grad for parameter in model.parameters()):
-        return
-    for module in model.modules():
-        if held(module.parameters()):
-            module.eval()
-    for group in (groups or anatomy(model)).groups(model):
-        if held(group.parameters):
-            for norm in group.bare_norms:
-                norm.eval()
-
-
-def param_groups(
-    model: torch.nn.Module, lr: float, factor: float = 2.6, groups: Anatomy | None = None
-) -> list[dict[str, Any]]:
-    """An optimizer's parameter groups, one per depth, each with its own rate; the frozen ones are there too.
-
-    Args:
-        model: after its head was swapped.
-        lr: the rate of the last group, the head; more than 0.
-        factor: each group has the rate of the next one divided by this, 1 (all equal) or more.
-        groups: the model's :func:`heptane.anatomy`; None: without a sample, by its library's grouping or as registered.
-
-    Returns:
-        A dict per group, from the input, with ``params``, ``lr`` and ``name``.
-
-    Raises:
-        InputError: ``lr`` or ``factor`` out of range, or a model without parameters.
-
-    Example:
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
-        >>> optimizer = torch.optim.SGD(param_groups(net, 0.26), lr=0.26)
-        >>> [(group["name"], round(group["lr"], 6)) for group in optimizer.param_groups]
-        [('0', 0.1), ('1', 0.26)]
-
-    Source: Howard & Ruder 2018, arXiv:1801.06146, section 3.2.
-    """
-    check_range("lr", lr, 0, low_open=True)
-    check_range("factor", factor, 1)
-    layers = layer_groups(model, groups)
-    if not layers:
-        raise InputError(f"{type(model).__name__} has no parameters: there is nothing to train")
-    rates = [lr * (1 / factor) ** (len(layers) - 1 - depth) for depth in range(len(layers))]
-    return [
-        {"params": params, "lr": rate, "name": without_compiled(name)}
-        for (name, params), rate in zip(layers, rates, strict=True)
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,7 +158,7 @@ class Transfer:
             return []
         if num_classes is None:
             return ["head kept: loss and targets do not say how many classes there are"]
-        outputs = _head(model, groups.head)[1].weight.shape[0]
+        outputs = head_layer(model, groups.head)[1].weight.shape[0]
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
@@ -381,7 +177,7 @@ class Transfer:
             head = None if groups.head is None else model.get_submodule(groups.head)
             said.append(adapt(model, self.lora_rank, self.lora_alpha, head, seed))
         layers = groups.layers
-        frozen = _count_frozen("Transfer.freeze", self.first_frozen, len(layers))
+        frozen = count_frozen("Transfer.freeze", self.first_frozen, len(layers))
         if frozen:
             freeze(model, frozen, groups)
             said.append(f"frozen: the first {frozen} of {len(layers)} groups, up to {layers[frozen - 1].name}")
@@ -401,7 +197,7 @@ class Transfer:
         """(first step, frozen groups) for each stretch of steps with the same groups frozen; the first starts at 0."""
         check_range("total_steps", total_steps, 1, whole=True)
         check_range("steps_per_epoch", steps_per_epoch, 1, whole=True)
-        frozen = _count_frozen("Transfer.freeze", self.first_frozen, num_groups)
+        frozen = count_frozen("Transfer.freeze", self.first_frozen, num_groups)
         every_steps, at_once = self.unfreeze_every_epochs * steps_per_epoch, 1
         if self.mode == "gradual" and frozen:
             every_steps = total_steps / 2 / frozen
@@ -415,27 +211,47 @@ class Transfer:
         return list(starts.items())
 
 
-def _head(model: torch.nn.Module, name: str | None = None) -> tuple[str, torch.nn.Linear | torch.nn.Conv2d]:
-    found = find_head(model) if name is None else (name, _layer(model, name))
-    if found is None:
-        remedy = "set swap_head=False and give the model the right number of outputs yourself"
-        raise InputError(f"{type(model).__name__} does not end in a Linear or a 1x1 Conv2d that could be its head; {remedy}")
-    if torch.nn.parameter.is_lazy(found[1].weight):
-        raise InputError(f"{found[0] or 'the model'} is lazy, without a shape yet; run one batch through the model first")
-    return found
+class Stages:
+    """Fills the slot ``stages``: what of the model trains in a phase. In a run without transfer too, where what the user
+    has frozen stays frozen.
 
+    Args:
+        transfer: None where it is off.
+        groups: what is frozen, and has its rate, together.
+    """
 
-def _layer(model: torch.nn.Module, name: str) -> torch.nn.Linear | torch.nn.Conv2d:
-    layers = {key: module for key, module in model.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
-    if name not in layers:
-        raise InputError(f"name={name!r} is no Linear or Conv2d of the model{nearest(name, layers)}")
-    return layers[name]
+    def __init__(self, transfer: Transfer | None, groups: Anatomy | None) -> None:
+        self.transfer, self.groups = transfer, groups
+        self._found: dict[Phase, FeatureCache | None] = {}
 
+    @property
+    def mode(self) -> str | None:
+        return self.transfer.mode if self.transfer else None
 
-def _count_frozen(field: str, value: int, num_groups: int) -> int:
-    """How many groups ``value`` means; -1 is all but the head."""
-    check_range(field, value, -1, whole=True)
-    count = max(num_groups - 1, 0) if value == -1 else value
-    if value and count >= num_groups:
-        raise InputError(f"{field}={value} leaves nothing of {num_groups} groups to train: expected -1 to {num_groups - 1}")
-    return count
+    def settle(self, run: Run, phase: Phase) -> FeatureCache | None:
+        if phase.frozen is not None:
+            freeze(run.model, phase.frozen, self.groups)
+        if self.transfer is None:
+            frozen_modes(run.model, self.groups)
+            return None
+        train_mode(run.model, self.groups)
+        if phase not in self._found:
+            self._found = {phase: self._features(run, phase)}
+        return self._found[phase]
+
+    def _features(self, run: Run, phase: Phase) -> FeatureCache | None:
+        assert self.transfer is not None
+        if self.transfer.cache == "off" or all(parameter.requires_grad for parameter in run.model.parameters()):
+            return None
+        found = compute_once(run, phase, self.transfer.cache, self.transfer.cache_dtype)
+        said = f"frozen part not computed once: {found}" if isinstance(found, str) else found.said
+        run.notes += [said] if said not in run.notes else []  # many phases may have the same reason
+        return None if isinstance(found, str) else found
+
+    def starts(self, total_steps: int, steps_per_epoch: int, num_groups: int) -> list[tuple[int, int]]:
+        if self.transfer is None or not self.transfer.first_frozen:
+            return []
+        return self.transfer.phases(total_steps, steps_per_epoch, num_groups)
+
+    def leave(self, model: torch.nn.Module) -> None:
+        leave(model)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import statistics
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.core.criterion import Criterion, Returned, output_of
+from heptane.base.tree import each, first_tensor
+from heptane.core.criterion import output_of
+from heptane.core.losses import Criterion
+from heptane.core.own_losses import Returned
 from heptane.core.precision.contest import Outcome, compare, winner
 from heptane.core.precision.decisions import question, recall, remember
 from heptane.core.precision.processor import computes_bf16, describe
+from heptane.core.precision.step import Settings
 from heptane.core.precision.trial_steps import Steps
-from heptane.data.batches import each, first_tensor
 from heptane.model.modes import gradients_on
 from heptane.model.warm_up import warm_up
-from heptane.tricks.mixed_precision import MixedPrecision
 
 KIND, PLAIN = "precision", ("fp32", False)
 NOTHING_PAYS = "no other variant pays here"
@@ -28,20 +26,8 @@ NO_TIME = "not compared, a step takes too long"
 NO_UNITS = "this processor has no units for 16 bits"
 
 
-def median_seconds(function: Callable[[], Any], *, repeats: int) -> float:
-    """The median time of ``repeats`` calls after one that is not counted; waits for the GPU where there is one."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
 def choose_precision(
-    trick: MixedPrecision,
+    trick: Settings,
     model: torch.nn.Module,
     criterion: Criterion,
     inputs: Any,
@@ -108,7 +94,7 @@ def _shorter(device: torch.device, emulated: bool) -> list[str]:
 
 
 def _answer(
-    trick: MixedPrecision,
+    trick: Settings,
     model: torch.nn.Module,
     criterion: Criterion,
     inputs: Any,
@@ -124,7 +110,7 @@ def _answer(
             "model": structure(model),
             "batch": [_shapes(inputs), _shapes(targets)],
             "loss": criterion.name,
-            "trick": asdict(trick),
+            "trick": vars(trick),
             "variants": variants,
         }
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from heptane.base.environment import _cpu_flags, _cpu_model
 from heptane.base.lazy import torch
+from heptane.base.version import __version__
 
 X86 = ("x86_64", "amd64", "i386", "i686", "x86")
 
@@ -28,9 +29,7 @@ def computes_bf16() -> bool:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """What a measurement of speed on ``device`` depends on: its model, its instructions, the threads, PyTorch's version."""
-    import heptane
-
-    found: dict[str, Any] = {"heptane": heptane.__version__, "torch": torch.__version__, "device": device.type}
+    found: dict[str, Any] = {"heptane": __version__, "torch": torch.__version__, "device": device.type}
     if device.type == "cuda":
         return {**found, "gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return {

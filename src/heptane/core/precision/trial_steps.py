@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import torch
-from heptane.core.criterion import Criterion, output_of
+from heptane.base.tree import rows
+from heptane.core.criterion import output_of
+from heptane.core.losses import Criterion
 from heptane.core.precision.contest import TooSlow
-from heptane.data.batches import rows
+from heptane.core.precision.step import Settings
 from heptane.model.memory_format import four_dimensional, to_channels_last
 from heptane.model.modes import gradients_on
-from heptane.tricks.mixed_precision import MixedPrecision
 
 if TYPE_CHECKING:
     from heptane.model.snapshot import Snapshot
@@ -25,7 +26,7 @@ class Steps:
 
     def __init__(
         self,
-        trick: MixedPrecision,
+        trick: Settings,
         model: torch.nn.Module,
         criterion: Criterion,
         inputs: Any,

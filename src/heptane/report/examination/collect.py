@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from heptane.base.lazy import torch
-from heptane.core.criterion import Criterion
+from heptane.core.losses import Criterion
 from heptane.report.examination.decode import Decoded, decode
 
 KEPT = 24  # mistakes that are shown

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heptane.base.lazy import torch
-from heptane.core.criterion import Criterion, CrossEntropy, Ctc, Elementwise
+from heptane.core.losses import Criterion, CrossEntropy, Ctc, Elementwise
 
 MAX_COLUMNS = 16  # of numbers or labels per sample: more are a picture or a sequence, which no table of errors helps with
 

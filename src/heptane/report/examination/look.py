@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.errors import Interrupted, one_line
 from heptane.base.lazy import torch
 from heptane.base.randomness import generator
+from heptane.base.tree import first_tensor
 from heptane.core.criterion import output_of
+from heptane.core.precision.step import evaluation
 from heptane.core.within_memory import at_once
-from heptane.data.batches import Batch, Tensors, as_loader, first_tensor
+from heptane.data.batches import Batch, Tensors, as_loader
+from heptane.distributed.workers import ALONE
 from heptane.model.modes import eval_mode
 from heptane.report.examination.collect import Collector
 from heptane.report.examination.pictures import Scale, data_uris, is_picture
 from heptane.report.examination.summarise import called, summarise
-from heptane.tricks.data_parallel import ALONE
-from heptane.tricks.mixed_precision import evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,10 +123,10 @@ def _label(facts: Mapping[str, Any]) -> Sequence[str]:
 
 def _units(facts: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """From what a model predicts to the units of the data."""
-    from heptane.data.preprocess import Preprocess
+    from heptane.data.restored import preprocess_of  # it loads what reads tables
 
     known = facts.get("preprocess")
-    return Preprocess.from_record(known).outputs if known else None
+    return preprocess_of(known).outputs if known else None
 
 
 def _files(run: Run, about: Mapping[str, Any], part: str) -> Sequence[str]:

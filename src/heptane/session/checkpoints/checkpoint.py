@@ -17,11 +17,12 @@ from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.storage import FACTS, Damaged, check_files, fresh, read_facts, remove, seal, write_file
 from heptane.core.run import Run
+from heptane.distributed.replicas import share_buffers
+from heptane.distributed.workers import ALONE, Worker, from_all
 from heptane.model.names import clean_state
-from heptane.session.checkpoints.packing import copied, pack, serialised
+from heptane.model.packing import copied, pack, serialised
 from heptane.session.checkpoints.parts import write_parts
 from heptane.session.checkpoints.settings import as_kept
-from heptane.tricks.data_parallel import ALONE, Worker, from_all, share_buffers
 
 FORMAT = 4
 SCHEMA = {"step": int, "history": list, "fixed": dict, "workers": int, "first": dict, "model": dict, "optimizer": dict} | {
@@ -87,7 +88,7 @@ def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
             "state": run.precision.state(),
         },
         "switches": callable(getattr(run.optimizer, "eval", None)),
-        "mode": run.transfer.mode if run.transfer else None,
+        "mode": run.stages.mode,
         "skipped": run.skipped,
         "faults": run.faults.state(),
         "meters": from_all(run.meter.state(), run.worker),

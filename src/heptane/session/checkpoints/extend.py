@@ -64,10 +64,10 @@ def _mixup(run: Run, before: int, step: int) -> list[str]:
 
 def _frozen(run: Run, before: int, step: int) -> list[str]:
     """Groups of layers that trained already and are frozen again."""
-    if run.transfer is None or not run.transfer.first_frozen:
-        return []
     num_groups = len(run.optimizer.param_groups) - bool(run.of_loss)
-    stages = run.transfer.phases(before, run.source.steps_per_epoch, num_groups)
+    stages = run.stages.starts(before, run.source.steps_per_epoch, num_groups)
+    if not stages:
+        return []
     was = [frozen for start, frozen in stages if start <= max(step - 1, 0)][-1]
     now = next(phase.frozen or 0 for phase in run.phases if phase.stop > step)
     if now <= was:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.errors import one_line
 from heptane.base.lazy import torch
 from heptane.base.storage import Damaged, checksum, fresh, seal, sync
+from heptane.distributed.workers import from_all, this_worker
 from heptane.model.names import clean_state
-from heptane.tricks.data_parallel import from_all, this_worker
 
 if TYPE_CHECKING:
     from heptane.core.run import Run

@@ -12,14 +12,14 @@ from heptane.base.storage import Damaged
 from heptane.core.metrics import TrainMeter
 from heptane.core.run import Run
 from heptane.data.stream import Stream
+from heptane.distributed.workers import Worker, launched
 from heptane.model.names import clean_state, load_clean
+from heptane.model.packing import unpack
 from heptane.session.checkpoints.checkpoint import STATE, Saved, fixed
 from heptane.session.checkpoints.extend import planned_anew
-from heptane.session.checkpoints.packing import unpack
 from heptane.session.checkpoints.parts import as_parts, read_parts
 from heptane.session.checkpoints.settings import NOTED, differences, refusal
 from heptane.tricks import Tricks
-from heptane.tricks.data_parallel import Worker, launched
 from heptane.tricks.lr_scaling import LRScaling
 
 OF_LENGTH = ("training samples", "steps per epoch")  # of data without a length these are shares of the planned steps
@@ -76,7 +76,7 @@ def check(run: Run, saved: Saved) -> None:
 
 def _follows(run: Run, facts: dict[str, Any]) -> bool:
     """Whether the batch is another because there are other workers, who keep their shares."""
-    kept = facts["workers"] == run.worker.size or run.data_parallel.keep != "share"
+    kept = facts["workers"] == run.worker.size or run.replicas.keep != "share"
     return not kept and bool(facts["fixed"]["batch_size"] != run.source.batch_size)
 
 

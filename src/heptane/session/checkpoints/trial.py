@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.model.names import clean_state
-from heptane.session.checkpoints.packing import pack
+from heptane.model.packing import pack
 
 if TYPE_CHECKING:
     from heptane.core.run import Run

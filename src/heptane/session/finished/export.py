@@ -16,7 +16,7 @@ from heptane.base.alive import working
 from heptane.base.errors import InputError, check_choice, one_line
 from heptane.base.lazy import torch
 from heptane.base.storage import write_text
-from heptane.data.batches import first_tensor, rows
+from heptane.base.tree import first_tensor, rows
 from heptane.model.calling import unwrapped
 from heptane.session.finished.predictions import run_model
 from heptane.session.run_folder import clean
@@ -90,7 +90,7 @@ def _quiet() -> Iterator[None]:
 
 def describe(run: LoadedRun, file: Path, to: str, inputs: Any) -> dict[str, Any]:
     """What others need to use the file: the input's shape and preparation, and what the outputs mean."""
-    from heptane import __version__
+    from heptane.base.version import __version__
 
     data = run.record.get("data") or {}
     return {

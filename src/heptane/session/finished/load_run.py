@@ -13,11 +13,12 @@ from heptane.base.lazy import torch
 from heptane.base.storage import Damaged
 from heptane.data.cast import Cast
 from heptane.data.preprocess import Preprocess
+from heptane.data.restored import preprocess_of
 from heptane.model.calling import unwrapped
 from heptane.model.names import clean_state, load_clean
+from heptane.model.packing import read_model, unpack
 from heptane.pretrained.weights.names import few
 from heptane.session.checkpoints import checkpoint
-from heptane.session.checkpoints.packing import read_model, unpack
 from heptane.session.finished.predictions import Prediction, predictions
 from heptane.session.history import Goal, best_metric, best_step
 from heptane.session.model_record import CLASSES, LABELS, fit_head, rebuild
@@ -151,7 +152,7 @@ def load_run(
     fill(own, state, record, path)
     data = record.get("data") or {}
     if preprocess is None and isinstance(data.get("preprocess"), dict):
-        preprocess = Preprocess.from_record(data["preprocess"])
+        preprocess = preprocess_of(data["preprocess"])
     classes = tuple(data.get("class_names") or ())
     if not classes and facts.get("outputs") in (CLASSES, LABELS) and isinstance(facts.get("num_outputs"), int):
         classes = tuple(str(index) for index in range(max(facts["num_outputs"], 2)))

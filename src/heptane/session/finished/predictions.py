@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import np, torch
-from heptane.data.batches import each, first_tensor, rows
+from heptane.base.tree import each, first_tensor, rows
 from heptane.data.cast import tensors_for
 from heptane.model.calling import call
 from heptane.model.modes import eval_mode

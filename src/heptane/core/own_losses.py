@@ -1,0 +1,286 @@
+"""Losses that heptane does not compute itself: a function or module of the user's, and the model's own."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import torch
+from heptane.base.tree import copied, each, first_tensor, rows
+from heptane.core.cross_entropy import (
+    IGNORE_INDEX,
+)
+from heptane.core.losses import Criterion, CrossEntropy, Loss, same_but_ones
+from heptane.core.targets import MixedTargets, blend
+from heptane.model.calling import main_output
+
+FEW_COMPARED = 4  # samples whose losses are compared with that of all of them
+PROBED = 5  # samples on which a loss of one's own is tried: the mean over 5 x 5 is another than that over 5
+
+
+@dataclass(frozen=True)
+class Own:
+    """A loss of the user's: ``function(output, targets)`` -> the mean over the samples (or one loss per sample)."""
+
+    function: Loss
+    name: str = "own"
+    first: bool = False  # of an answer of several parts it is given the main one, as from a tuple the first
+    aligned: bool = False  # the outputs are given in the shape of the targets, as (N, 1) beside (N,)
+    shape: tuple[int, ...] | None = None  # of a sample's target: (N,) and (N, 1) are given in the one that was tried
+
+    def mean(self, output: Any, targets: Any) -> torch.Tensor:
+        if not isinstance(targets, MixedTargets):
+            return self._mean(output, targets)
+        if targets.first.is_floating_point():
+            return self._mean(output, blend(targets.first, targets.second, targets.lam))
+        if bool((targets.lam != targets.lam[:1]).any()):
+            raise InputError("Mixup.per_sample=True with a loss of your own and integer targets: set it to False")
+        return blend(self._mean(output, targets.first), self._mean(output, targets.second), targets.lam[0])
+
+    def total(self, output: Any, targets: Any) -> torch.Tensor:
+        return self.mean(output, targets) * self.count(targets)
+
+    plain = total
+
+    def count(self, targets: Any) -> float:
+        first = targets.first if isinstance(targets, MixedTargets) else targets
+        while not isinstance(first, torch.Tensor):
+            first = next(iter(first.values())) if isinstance(first, dict) else first[0]
+        return float(len(first))
+
+    def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, float | torch.Tensor] | None:
+        output = main_output(output)[0]
+        return CrossEntropy().correct(output, targets) if self._classifies(output, targets) else None
+
+    def by_class(self, output: Any, targets: Any) -> torch.Tensor | None:
+        output = main_output(output)[0]
+        return CrossEntropy().by_class(output, targets) if self._classifies(output, targets) else None
+
+    def _classifies(self, output: Any, targets: Any) -> bool:
+        first, output = targets.first if isinstance(targets, MixedTargets) else targets, main_output(output)[0]
+        if not isinstance(first, torch.Tensor) or first.is_floating_point() or not isinstance(output, torch.Tensor):
+            return False
+        return output.shape[:1] == first.shape == output.shape[:-1] and output.shape[-1] > 1
+
+    def _mean(self, output: Any, targets: Any) -> torch.Tensor:
+        if self.shape is not None and isinstance(targets, torch.Tensor) and same_but_ones(targets.shape[1:], self.shape):
+            targets = targets.reshape(len(targets), *self.shape)
+        targets = each(torch.clone, targets)  # a loss may work in place, and what is measured comes after it
+        output = output.reshape(targets.shape) if self.aligned else output
+        loss: torch.Tensor = self.function(output, targets)
+        return loss.mean() if loss.ndim else loss
+
+
+@dataclass(frozen=True)
+class Returned:
+    """The loss that a model returns when it is given the labels, as those of transformers do: the mean over the labels that
+    are not ignored. It is the output, or its entry ``loss``."""
+
+    name: str = "model"
+    counts: str = "labels"
+    """What the mean is over: "labels", all that are not ignored; "shifted", these but for each row's first, as a causal
+    language model's; or "unknown"."""
+
+    def mean(self, output: Any, targets: Any) -> torch.Tensor:
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if not isinstance(loss, torch.Tensor) or loss.ndim > 1:
+            kind = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"type {type(output).__name__}"
+            raise InputError(f"loss='model': the model gave an output of {kind}, without a loss; pass a loss instead")
+        return loss.mean()
+
+    def total(self, output: Any, targets: Any) -> torch.Tensor:
+        mean, count = self.mean(output, targets), self.count(targets)
+        if isinstance(count, torch.Tensor):  # a part without a label has a mean of NaN, and weighs nothing
+            mean = torch.where(count > 0, mean, mean.nan_to_num())
+        return mean * count
+
+    plain = total
+
+    def count(self, targets: Any) -> float | torch.Tensor:
+        if not isinstance(targets, torch.Tensor) or targets.is_floating_point():
+            return float(len(targets))
+        if self.counts == "unknown":
+            return float(len(targets))
+        return ((targets[..., 1:] if self.counts == "shifted" else targets) != IGNORE_INDEX).sum()
+
+    def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        logits = self._logits(output, targets)
+        return None if logits is None else CrossEntropy().correct(logits, targets)
+
+    def by_class(self, output: Any, targets: Any) -> torch.Tensor | None:
+        logits = self._logits(output, targets)
+        return None if logits is None else CrossEntropy().by_class(logits, targets)
+
+    def _logits(self, output: Any, targets: Any) -> torch.Tensor | None:
+        logits = output.get("logits") if isinstance(output, Mapping) else None
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or targets.shape != logits.shape[:1]:
+            return None
+        return None if targets.is_floating_point() else logits
+
+
+def count_as_the_model(criterion: Criterion, output: Any, labels: Any) -> Criterion:
+    """A criterion that is the model's own loss, counting what that is a mean over: found by comparing the loss of a few
+    samples with the cross-entropy of their logits, with and without a shift by one position."""
+    if not isinstance(criterion, Returned) or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
+        return criterion
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    found = "unknown"
+    if isinstance(logits, torch.Tensor) and not labels.is_floating_point() and logits.shape[:-1] == labels.shape:
+        loss = criterion.mean(output, labels).float()
+        for kind, (scores, truth) in {
+            "labels": (logits, labels),
+            "shifted": (logits[..., :-1, :], labels[..., 1:]),
+        }.items():
+            expected = torch.nn.functional.cross_entropy(
+                scores.float().flatten(0, -2), truth.flatten(), ignore_index=IGNORE_INDEX
+            )
+            if torch.allclose(loss, expected, rtol=1e-3, atol=1e-5):
+                found = kind
+    return replace(criterion, counts=found)
+
+
+def check_parts(criterion: Criterion, targets: Any, parts: int) -> None:
+    """Refuse to split a batch whose loss, the model's own, is a mean over nobody knows what, where that matters.
+
+    Args:
+        targets: those that are known.
+        parts: workers times micro-batches.
+    """
+    if not isinstance(criterion, Returned) or criterion.counts != "unknown" or parts == 1:
+        return
+    if isinstance(targets, torch.Tensor) and not targets.is_floating_point() and bool((targets == IGNORE_INDEX).any()):
+        raise InputError(
+            "loss='model' with labels that are ignored (-100): what the model's mean is over cannot be told from its loss "
+            "and logits, so parts of a batch cannot be weighed; train with one worker and accumulate=1, or pass a loss"
+        )
+
+
+def is_mean_over_samples(criterion: Criterion, output: Any, targets: Any) -> tuple[float, float] | None:
+    """The loss of a few samples and the mean of each one's, where a loss of the user's own tells them apart; None where they
+    are equal: then parts of a batch can be weighed by their samples."""
+    if not isinstance(criterion, Own) or not isinstance(output, torch.Tensor) or not isinstance(targets, torch.Tensor):
+        return None
+    if len(output) != len(targets):
+        return None
+    try:
+        whole = float(criterion.mean(output, targets))
+        each = [float(criterion.mean(output[at : at + 1], targets[at : at + 1])) for at in range(len(output))]
+    except (RuntimeError, ValueError, IndexError):  # a loss over pairs of samples, say
+        return None
+    mean = sum(each) / len(each)
+    return None if abs(whole - mean) <= 1e-4 * max(abs(whole), abs(mean), 1e-12) or mean != mean else (whole, mean)
+
+
+def given_first(criterion: Own, training: Any, evaluation: Any, targets: Any) -> Own:
+    """``criterion`` with the whole answers of the model if it takes them, or with their outputs if it takes only these.
+
+    Args:
+        training, evaluation: what the model gives for a few samples in the one mode and the other.
+        targets: theirs, or those of more samples.
+
+    Raises:
+        InputError: it takes what the model gives in the one mode, and not in the other.
+    """
+    size = len(first_tensor(main_output(evaluation)[0]))
+    few = each(lambda t: t[:size] if t.ndim else t, targets)
+    given = criterion.function
+    given = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else given
+
+    def fails(answer: Any) -> Exception | None:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                float(Own(given)._mean(answer, few))
+        except Exception as error:
+            return error
+        return None
+
+    wrong = [fails(training), fails(evaluation)]
+    if not any(wrong):
+        return criterion
+    if not fails(main_output(training)[0]) and not fails(main_output(evaluation)[0]):
+        return replace(criterion, first=True)
+    if all(wrong):
+        return criterion  # what the function says of it is the best message
+    mode, error = ("training", wrong[0]) if wrong[0] else ("evaluation", wrong[1])
+    assert error is not None
+    raise InputError(
+        f"the model gives {type(training).__name__} in training and {type(evaluation).__name__} in evaluation, and the loss "
+        f"does not take that of {mode} ({one_line(error)}): let it take both, or leave loss out, and the first is the output"
+    )
+
+
+def aligned_own(criterion: Own, output: torch.Tensor, targets: torch.Tensor) -> tuple[Own, str]:
+    """``criterion`` for outputs and targets whose shapes differ by ones, as (N, 1) and (N,): a function that subtracts them
+    would compare each output with each target, (N, N). Tried on numbers of these shapes, as given and alike.
+
+    Raises:
+        InputError: the loss takes them neither way.
+    """
+    shape = (PROBED, *targets.shape[1:])
+    if targets.shape[1:] == output.shape[1:] or not same_but_ones(output.shape[1:], targets.shape[1:]):
+        return criterion, ""
+    random = torch.Generator().manual_seed(0)
+    outputs = torch.rand((PROBED, *output.shape[1:]), generator=random).to(output)
+    wanted = torch.rand(shape, generator=random) * (1 if targets.is_floating_point() else 2)
+    wanted = wanted.to(targets)
+    values: list[float | None] = []
+    failure: Exception | None = None
+    given = criterion.function
+    tried = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else given  # buffers of the user's stay as they are
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for one in (outputs, outputs.reshape(shape)):
+            try:
+                values.append(float(Own(tried)._mean(one, wanted)))
+            except Exception as error:
+                failure = error
+                values.append(None)
+    as_given, alike = values
+    if as_given is None and alike is None:
+        raise InputError(
+            f"outputs of shape {tuple(output.shape[1:])} and targets of shape {tuple(targets.shape[1:])} per sample: the "
+            f"loss takes them neither so nor in one shape ({one_line(failure) if failure else ''}): give both the same shape"
+        )
+    if alike is None or as_given == alike or (as_given is not None and math.isclose(as_given, alike, rel_tol=1e-5)):
+        return criterion, ""
+    said = f"; outputs {_per_sample(output)} are given to it in the shape of the targets, {_per_sample(targets)}"
+    return replace(criterion, aligned=True), said
+
+
+def _per_sample(tensor: torch.Tensor) -> str:
+    return str(("N", *tensor.shape[1:])).replace("'", "")
+
+
+def within_samples(criterion: Own, output: Any, targets: torch.Tensor) -> tuple[Own, str]:
+    """``criterion`` with one target per sample in that of the shapes (N,) and (N, 1) in which it compares each sample with
+    its own target: where a part of the outputs is (N, 1), a function that subtracts (N,) compares each with all, (N, N)."""
+    if criterion.aligned or not targets.is_floating_point() or targets.shape[1:].numel() != 1:
+        return criterion, ""
+    other = replace(criterion, shape=() if criterion.shape else (1,))
+    given = criterion.function
+    if isinstance(given, torch.nn.Module):
+        given = copy.deepcopy(given)
+    apart, alike = (_mixes_samples(replace(one, function=given), output, targets) for one in (criterion, other))
+    if not apart or alike is not False:
+        return criterion, ""
+    return other, f"; targets are given to it as {'(N, 1)' if other.shape else '(N,)'}, so that each is its own sample's"
+
+
+def _mixes_samples(criterion: Own, output: Any, targets: torch.Tensor) -> bool | None:
+    """Whether the loss of a few samples is another than the mean of each one's; None where that cannot be seen."""
+    try:
+        size = min(len(first_tensor(output)), FEW_COMPARED)
+        parts = [slice(size), *(slice(at, at + 1) for at in range(size))]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole, *single = (float(criterion.mean(rows(copied(output), part), targets[part])) for part in parts)
+    except Exception:  # it needs more samples than one, say
+        return None
+    mean = sum(single) / size
+    return None if mean != mean or size < 2 else abs(whole - mean) > 1e-4 * max(abs(whole), abs(mean), 1e-12)

@@ -1,0 +1,267 @@
+"""How a step is computed: plain 32 bits, autocast to bf16, or fp16 with a loss scale; clipping and stepping belong to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+from heptane.base.device import find_device
+from heptane.base.errors import InputError, check_choice, check_range
+from heptane.base.lazy import torch
+from heptane.model.modes import no_gradients
+from heptane.model.outputs import in_32_bits
+
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+
+
+class Settings(Protocol):
+    """What is asked for: a precision and a memory format, each by name or "auto"."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def channels_last(self) -> str: ...
+    def build(self, dtype: str, device: str) -> Precision:
+        """What runs a step in ``dtype``, which is not "auto"."""
+
+
+class Precision:
+    """Fills the slot ``precision``; this one is plain fp32 and adds nothing to a hand-written loop."""
+
+    name = "fp32"
+    retries = False  # whether a step may come out as not applied
+    exhausted = False  # whether the step that was not applied cannot be helped by a lower scale
+    guard = False  # whether to look at the gradients before the step
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of the forward pass."""
+        return nullcontext()
+
+    def full(self, output: Any) -> Any:
+        """The model's output in 32 bits, for the loss."""
+        return output
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward, on the scaled loss where there is a scale."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None = None,
+        parameters: Iterable[torch.Tensor] | None = None,
+    ) -> bool:
+        """Unscale, clip once, step; False if the step was not applied, since the gradients are not finite.
+
+        Args:
+            optimizer: holds the parameters that step.
+            clip_norm: largest norm of all gradients together, above 0; None does not clip.
+            parameters: the optimizer's, in the order in which their norms are to be added; None is its own order.
+        """
+        self.exhausted = self.guard and not all_finite(parameters or _parameters(optimizer))
+        if self.exhausted:
+            return False
+        _clip(optimizer, clip_norm, parameters)
+        optimizer.step()
+        return True
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps: the loss scale and how long it has held."""
+        return {}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Take up a state from :meth:`state`."""
+
+
+class Autocast(Precision):
+    """bf16: the same, under autocast. The master weights, the gradients and the optimizer's state stay fp32."""
+
+    def __init__(self, dtype: torch.dtype, device: str) -> None:
+        self.name = "bf16" if dtype is torch.bfloat16 else "fp16"
+        self._device, self._dtype = device, dtype
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device, self._dtype)  # a new one each time: one that is entered twice never leaves
+
+    def full(self, output: Any) -> Any:
+        return in_32_bits(output)
+
+
+class Scaled(Autocast):
+    """fp16: autocast with a dynamic loss scale that has a floor."""
+
+    retries = True
+
+    def __init__(self, dtype: torch.dtype, device: str, scale: float, growth_steps: int, floor: float) -> None:
+        super().__init__(dtype, device)
+        self.scale, self.growth_steps, self.floor = scale, growth_steps, floor
+        self.steps_held = 0
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss * self.scale).backward()  # type: ignore[no-untyped-call]
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None = None,
+        parameters: Iterable[torch.Tensor] | None = None,
+    ) -> bool:
+        gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+        for gradient in gradients:
+            gradient.mul_(1 / self.scale)
+        # The one wait per step: whether to step is not known before. After the all-reduce every worker sees the same.
+        if not _all_finite(gradients):
+            self.exhausted = self.scale <= self.floor
+            self.scale, self.steps_held = max(self.scale / 2, self.floor), 0
+            return False
+        _clip(optimizer, clip_norm, parameters)
+        optimizer.step()
+        self.exhausted = False
+        self.steps_held += 1
+        if self.steps_held >= self.growth_steps:
+            self.scale, self.steps_held = self.scale * 2, 0
+        return True
+
+    def state(self) -> dict[str, float]:
+        return {"scale": self.scale, "steps_held": self.steps_held}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        self.scale, self.steps_held = state["scale"], int(state["steps_held"])
+
+
+def precision(
+    dtype: str = "bf16",
+    device: str = "cpu",
+    *,
+    scale: float = 2.0**16,
+    growth_steps: int = 2000,
+    floor: float = 1.0,
+) -> Precision:
+    """The piece for a loop of your own: autocast, backward and step in ``dtype``.
+
+    Args:
+        dtype: "bf16", "fp16" or "fp32".
+        device: "cpu" or "cuda".
+        scale, growth_steps, floor: of the loss scale; fp16 only.
+
+    Returns:
+        A :class:`Precision`: ``with p.autocast(): output = model(x)``; ``p.backward(loss(p.full(output), y))``;
+        ``applied = p.step(optimizer, clip_norm=1.0)``.
+
+    Raises:
+        InputError: an unknown dtype or device, fp16 on a CPU, with the measured figure, or a number out of range.
+
+    Example:
+        >>> precision("bf16").name
+        'bf16'
+
+    Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.
+    """
+    check_choice("dtype", dtype, DTYPES[1:])
+    _check_scale("", scale, growth_steps, floor)
+    kind = find_device(device).type
+    if dtype == "fp32":
+        return Precision()
+    if dtype == "bf16":
+        return Autocast(torch.bfloat16, kind)
+    if kind == "cpu":
+        raise InputError(f"mixed_precision.dtype='fp16' is refused on a CPU: {fp16_figure()}; use 'bf16', 'fp32' or 'auto'")
+    return Scaled(torch.float16, kind, scale, growth_steps, floor)
+
+
+@contextmanager
+def evaluation(precision: Precision) -> Iterator[None]:
+    """Autocast without gradients; see :func:`heptane.model.modes.no_gradients`."""
+    with no_gradients(precision.autocast()):
+        yield
+
+
+def check_master(model: torch.nn.Module) -> None:
+    """Refuse 16-bit master weights: an update below half a unit in their last place is lost."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise InputError(
+                f"mixed_precision with parameter {name!r} of type {parameter.dtype}: the master weights are 32 bits; "
+                "give the model as model.float(), the 16-bit copies are made from it"
+            )
+
+
+def fp16_figure() -> str:
+    """What fp16 is worth on this CPU, measured: a matrix product in fp32 and in fp16, in GFLOP/s."""
+    from heptane.base.clock import median_seconds
+
+    rates = {}
+    for dtype in (torch.float32, torch.float16):
+        a = torch.randn(192, 192).to(dtype)
+        rates[dtype] = 2 * 192**3 / median_seconds(lambda a=a: a @ a, repeats=3) / 1e9  # type: ignore[misc]
+    return (
+        f"a matrix product runs at {rates[torch.float16]:.2g} GFLOP/s in fp16 "
+        f"and {rates[torch.float32]:.3g} in fp32 on this machine"
+    )
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def all_finite(parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether the gradients are, of all workers together; they are the same in each, or parts of one."""
+    return _all_finite([p.grad for p in parameters if p.grad is not None])
+
+
+def _all_finite(gradients: list[torch.Tensor]) -> bool:
+    kinds = {(g.dtype, g.device, type(g), g.layout) for g in gradients}
+    dense = [kind for kind in kinds if kind[0].is_floating_point and kind[2:] == (torch.Tensor, torch.strided)]
+    if len(dense) == len(kinds) == 1:
+        # PyTorch's own check of a scaler, with a scale of 1: it changes no bit, and is 15 times as fast as norms are
+        found = torch.zeros(1, dtype=torch.float32, device=gradients[0].device)
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))
+        return found.item() == 0
+    # The largest magnitude, not the Euclidean norm, which overflows where every element is finite.
+    stored = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    sharded = any(hasattr(g, "to_local") for g in stored)
+    stored = [g.to_local() if hasattr(g, "to_local") else g for g in stored]
+    device = stored[0].device if stored else torch.device("cpu")
+    finite = all(bool(torch.linalg.vector_norm(g, math.inf).isfinite()) for g in stored if g.numel())
+    if sharded:  # each worker sees its part of the model, and all must decide alike
+        agreed = torch.tensor(float(finite), device=device)
+        torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
+        finite = bool(agreed)
+    return finite
+
+
+def _clip(
+    optimizer: torch.optim.Optimizer, clip_norm: float | None, parameters: Iterable[torch.Tensor] | None = None
+) -> None:
+    if clip_norm is None:
+        return
+    held = list(_parameters(optimizer) if parameters is None else parameters)
+    if any(p.grad is not None and p.grad.is_sparse for p in held):
+        _clip_sparse([p for p in held if p.grad is not None], clip_norm)
+    else:
+        torch.nn.utils.clip_grad_norm_(held, clip_norm)
+
+
+def _clip_sparse(parameters: list[torch.Tensor], clip_norm: float) -> None:
+    """PyTorch's rule where some gradients are sparse, which its own function refuses: rows that occur twice are added up
+    first, and the norm is that of the dense gradients, since what is not stored is 0."""
+    stored = []
+    for parameter in parameters:
+        assert parameter.grad is not None
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            stored.append(parameter.grad.values())
+        else:
+            stored.append(parameter.grad)
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(values) for values in stored]))
+    scale = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
+    for values in stored:
+        values.mul_(scale)
+
+
+def _check_scale(owner: str, scale: float, growth_steps: int, floor: float) -> None:
+    check_range(f"{owner}scale", scale, 0, low_open=True)
+    check_range(f"{owner}growth_steps", growth_steps, 1, whole=True)
+    check_range(f"{owner}floor", floor, 0, scale, low_open=True)

@@ -1,0 +1,82 @@
+"""A data set in memory, and the normalisation of its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from heptane.base.errors import InputError
+from heptane.base.lazy import torch
+from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD, standardised
+from heptane.data.preprocess import Preprocess
+
+
+class DataUnavailable(InputError):
+    """A built-in data set could not be had on this machine; ``fallback=`` of :func:`load_data` answers this one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set in memory.
+
+    Attributes:
+        name: what it is called: a built-in name, or the name of the folder or file.
+        train, valid, test: inputs and targets, or None. Inputs are float32, (N, C, H, W) for images and (N, ...) for
+            arrays; targets are int64 class numbers (N,), or float32 (N,) or (N, K).
+        num_classes: K, or None for regression.
+        class_names: K names, or () where there are none.
+        notes: sentences that the user must be told, such as how many files were left out.
+        source: where the data came from, in words.
+        mean, std: per channel, of pixels scaled to [0, 1], measured on ``train`` and applied to all three parts;
+            () where the values were left as they are.
+        kind: ``images``, ``table`` or ``arrays``.
+        preprocess: what made the inputs; it makes those of new data too. None where the data was made by hand.
+        files: of each part the name of every sample's file (or row), in order; absent where samples have no names.
+    """
+
+    name: str
+    train: tuple[torch.Tensor, torch.Tensor] = field(repr=False)
+    valid: tuple[torch.Tensor, torch.Tensor] | None = field(repr=False)
+    test: tuple[torch.Tensor, torch.Tensor] | None = field(repr=False)
+    num_classes: int | None
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+    source: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    kind: str = "arrays"
+    preprocess: Preprocess | None = field(default=None, repr=False)
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
+
+    @property
+    def class_counts(self) -> tuple[int, ...] | None:
+        """How many training samples each class has; None for regression and for several labels per sample."""
+        targets = self.train[1]
+        if self.num_classes is None or targets.is_floating_point() or targets.ndim != 1:
+            return None
+        return tuple(torch.bincount(targets, minlength=self.num_classes).tolist())
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one sample, without the batch dimension."""
+        return tuple(self.train[0].shape[1:])
+
+
+def normalise(
+    parts: Sequence[torch.Tensor], white: int = 255, scale: str = "data"
+) -> tuple[list[torch.Tensor], tuple[float, ...], tuple[float, ...]]:
+    """uint8 images (N, C, H, W) as float32, less the first part's mean and over its std, per channel; or ImageNet's.
+
+    Returns:
+        The parts, and the mean and std of pixels scaled so that ``white`` is 1. A constant channel has std 1.
+    """
+    if scale == "imagenet":
+        return [standardised(part, IMAGENET_MEAN, IMAGENET_STD, white) for part in parts], IMAGENET_MEAN, IMAGENET_STD
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in parts[0].unbind(1)]).double()
+    shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64)
+    mean = shares @ levels
+    std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt()
+    std[std < 1e-6] = white
+    scaled_mean, scaled_std = tuple((mean / white).tolist()), tuple((std / white).tolist())
+    inputs = [standardised(part, scaled_mean, scaled_std, white) for part in parts]
+    return inputs, scaled_mean, scaled_std

@@ -1,0 +1,41 @@
+"""Preprocessing as it was learned, made again from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from heptane.base.errors import InputError
+from heptane.data.images import ImagePreprocess
+from heptane.data.preprocess import Preprocess
+from heptane.data.table import TablePreprocess
+from heptane.data.vectors import ArrayPreprocess
+
+KINDS: dict[str, type[Any]] = {"images": ImagePreprocess, "arrays": ArrayPreprocess, "table": TablePreprocess}
+
+
+def preprocess_of(record: Mapping[str, Any]) -> Preprocess:
+    """What :meth:`Preprocess.record` described.
+
+    Raises:
+        InputError: it is damaged, or of a kind that this version does not know.
+
+    Example:
+        >>> from heptane.data import load_data
+        >>> again = preprocess_of(load_data("digits").preprocess.record())
+        >>> names, inputs = again.inputs(np.zeros((2, 8, 8), dtype="uint8"))
+        >>> names, inputs.shape
+        (['0', '1'], torch.Size([2, 1, 8, 8]))
+    """
+    kind = record.get("kind") if isinstance(record, Mapping) else None
+    if kind not in KINDS:
+        raise InputError(
+            f"preprocess has kind {kind!r}: expected one of {', '.join(KINDS)}; was the run made by another version?"
+        )
+    try:
+        made: Preprocess = KINDS[kind].parse(record)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"preprocess of kind {kind!r} is damaged ({type(error).__name__}: {error})") from error
+    return made
