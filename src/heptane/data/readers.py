@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from heptane.base.lazy import torch
-from heptane.base.tree import each, first_tensor, length, pair
-from heptane.data.batches import copied
+from heptane.base.tree import copied, each, first_tensor, length, pair
 from heptane.data.guard import DataError
 
 
