@@ -18,6 +18,7 @@ from PIL import Image
 
 from heptane.cli import main
 from heptane.cli.tricks import measured, measured_text
+from heptane.report import measure
 from heptane.tricks import KINDS
 
 FAST = ["--data", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "120"]
@@ -181,6 +182,21 @@ def test_regression_from_an_npz(tmp_path: Path) -> None:
     assert main(["train", "--data", data, "--epochs", "1", "--batch-size", "16", "--out", str(tmp_path / "run")]) == 0
     assert "test_loss" in result(tmp_path / "run")["metrics"] or "valid_loss" in result(tmp_path / "run")["metrics"]
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--part", "valid"]) == 0
+
+
+def test_amounts_of_an_npz_are_learned_and_predicted_in_their_own_units(tmp_path: Path, capsys) -> None:
+    prices = 3e5 + 1e5 * X[:, 0]
+    data, run = write_npz(tmp_path / "d.npz", x=X, y=prices, x_valid=X, y_valid=prices), str(tmp_path / "run")
+    assert main(["train", "--data", data, "--epochs", "30", "--batch-size", "8", "--out", run]) == 0
+    metrics = result(tmp_path / "run")["metrics"]
+    assert metrics["valid_loss"] < 0.2  # 1 is as good as the mean
+    assert main(["predict", "--run", run, data, "--out", str(tmp_path / "p.json")]) == 0
+    values = [row["value"] for row in json.loads((tmp_path / "p.json").read_text())]
+    assert np.abs(np.array(values) - prices).mean() < 5e4
+    capsys.readouterr()
+    for given in ([], ["--data", data]):
+        assert main(["evaluate", "--run", run, "--part", "valid", *given]) == 0
+        assert measure("loss", metrics["valid_loss"], 2) in capsys.readouterr().out
 
 
 BAD = {

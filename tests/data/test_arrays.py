@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import random
 import zipfile
@@ -15,6 +16,7 @@ import torch
 import heptane as hp
 from heptane.base.memory import available_memory_bytes, check_memory
 from heptane.data import arrays
+from heptane.data.restored import preprocess_of
 
 X, Y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 4
 
@@ -153,7 +155,32 @@ def test_targets_are_classes_numbers_or_rows_by_their_kind(load, y, dtype, num_c
     assert data.train[1].dtype == dtype
     assert data.num_classes == num_classes
     y = y.argmax(1) if y.shape == (40, 4) and dtype == torch.int64 else y
+    if num_classes is None:
+        known = y.astype("f8")
+        assert np.allclose(data.train[1].numpy(), (known - known.mean(0)) / known.std(0), atol=1e-6)
+        assert np.allclose(data.preprocess.outputs(data.train[1]).numpy(), y, atol=1e-6)
+        return
+    assert data.preprocess.target is None
     assert np.array_equal(data.train[1].numpy(), y.astype("i8" if dtype == torch.int64 else "f4"))
+
+
+@pytest.mark.parametrize("x", [X, np.zeros((40, 8, 8), "u1")], ids=["numbers", "images"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e8])
+def test_real_targets_are_standardized_by_the_training_part_and_come_back_from_the_record(load, x, scale):
+    y = scale * (X[:, 0] + 5)
+    data = load(x=x, y=y, x_valid=x[:10], y_valid=y[:10])
+    assert float(data.train[1].std(correction=0)) == pytest.approx(1, abs=1e-5)
+    assert data.valid[1].tolist() == data.train[1][:10].tolist()
+    again = preprocess_of(json.loads(json.dumps(data.preprocess.record())))
+    assert again == data.preprocess
+    assert np.allclose(again.outputs(data.valid[1]).numpy(), y[:10], rtol=1e-5)
+    assert any("y (mean" in note and "standardized" in note for note in data.notes)
+
+
+def test_real_targets_that_are_all_the_same_are_only_shifted(load):
+    data = load(x=X, y=np.full((40, 2), 1234.5))
+    assert not data.train[1].any()
+    assert data.preprocess.target.std == [1.0, 1.0]
 
 
 def test_compressed_files_and_other_arrays_are_fine_and_said(tmp_path):
@@ -207,6 +234,9 @@ FAR[4999, 1] = np.nan
             r"label y holds 4 different floats that are whole \(0, 1, 2, 3\), .* 4 classes or amounts",
         ),
         ({"x": X, "y": 2 * (Y > 1) - 1.0}, r"floats that are whole \(-1, 1\), which can be 2 classes or amounts"),
+        ({"x": X, "y": 2 * np.eye(4, dtype="i8")[Y] - 1}, r"y of shape \(40, 4\) holds -1, 0 or 1, .*or amounts"),
+        ({"x": X, "y": 2.0 * (Y[:, None] > 1) - 1}, r"y of shape \(40, 1\) holds -1, 0 or 1, .*or amounts"),
+        ({"x": X, "y": 2 * (Y > 1) - 1}, r"y has the label -1: number the classes .* for amounts say task='regression'"),
         ({"x": X, "y": 2 * np.eye(4)[Y] - 1}, r"y of shape \(40, 4\) holds -1, 0 or 1, which can be labels .*or amounts"),
         ({"x": X, "y": Y[:, None]}, r"y has dtype int64 and shape \(40, 1\)"),
         ({"x": X, "y": np.zeros((40, 0))}, r"y has dtype float64 and shape \(40, 0\)"),

@@ -7,12 +7,13 @@ channel, others as a whole.
 
 Targets: whole numbers (or 1-D booleans) are classes 0 to K-1, texts are the names of classes; booleans, or floats that all
 lie in [0, 1], of shape (N, K) are soft targets or several labels per sample, and one-hot rows of whole numbers are classes;
-other floats, of shape (N,) or (N, K), are for regression, but 0.0 and 1.0 of shape (N,) are two classes, and a few whole
-floats are refused, since they can be both.
+other floats, of shape (N,) or (N, K), are for regression and are standardized, but 0.0 and 1.0 of shape (N,) are two
+classes, and a few whole floats, or -1 beside 0 and 1, are refused, since they can be both.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from heptane.data.dataset import Data, normalise
 from heptane.data.images import CHANNELS, ImagePreprocess, channels_first, standardised
 from heptane.data.labels import guess_task
 from heptane.data.npz import read_npz, to_float
-from heptane.data.preprocess import Preprocess, as_array
+from heptane.data.preprocess import Preprocess, TargetScale, as_array
 from heptane.data.splits import out_of_balance, split, split_by_class
 from heptane.data.vectors import ArrayPreprocess
 
@@ -62,6 +63,8 @@ def load_arrays(source: Path | tuple[Any, Any], *, task: str | None, seed: int, 
         notes += out_of_balance(torch.bincount(every, minlength=num_classes).tolist(), named)
     preprocess, scaled = standardize([inputs for inputs, _ in parts.values()], notes)
     parts = {key: (x, y) for x, (key, (_, y)) in zip(scaled, parts.items(), strict=True)}
+    if num_classes is None:
+        preprocess, parts = standardize_targets(preprocess, parts, notes)
     name, where = (source.stem, str(source)) if isinstance(source, Path) else ("arrays", "arrays in memory")
     moments = (preprocess.mean, preprocess.std) if isinstance(preprocess, ImagePreprocess) else ((), ())
     about = (num_classes, named, tuple(notes), where, *moments)
@@ -137,6 +140,16 @@ def standardize(parts: list[torch.Tensor], notes: list[str]) -> tuple[Preprocess
     return made, [made.apply(part) for part in parts]
 
 
+def standardize_targets(
+    preprocess: Preprocess, parts: dict[str, tuple[torch.Tensor, torch.Tensor]], notes: list[str]
+) -> tuple[Preprocess, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """``preprocess`` with the scale of real-valued targets, and the parts with such targets."""
+    assert isinstance(preprocess, ArrayPreprocess | ImagePreprocess)
+    scale = TargetScale.learn(parts[""][1])
+    notes.append(scale.note("y"))
+    return replace(preprocess, target=scale), {key: (x, scale.apply(y)) for key, (x, y) in parts.items()}
+
+
 def to_inputs(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
     """Inputs as uint8 images (N, C, H, W), or as finite float32 of shape (N, ...)."""
     shape = array.shape
@@ -155,6 +168,8 @@ def to_inputs(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
 def to_targets(name: str, array: npt.NDArray[Any], task: str | None, notes: list[str]) -> torch.Tensor:
     """Targets as int64 classes (N,), or as finite float32 of shape (N,) or (N, K)."""
     kind, ndim = array.dtype.kind, array.ndim
+    if task is None and kind in "if" and ndim == 2:
+        refuse_signs(name, array)
     if kind in "iu" and ndim == 2 and array.shape[1] > 1 and len(array) and ((array == 0) | (array == 1)).all():
         if (array.sum(1) == 1).all():
             notes.append(f"{name} is one-hot of shape {array.shape}: taken for {array.shape[1]} classes")
@@ -162,17 +177,15 @@ def to_targets(name: str, array: npt.NDArray[Any], task: str | None, notes: list
         array, kind = array.astype(np.float32), "f"  # several labels per sample
     if 0 not in array.shape and ((kind in "biu" and ndim == 1) or (kind in "bf" and ndim in (1, 2))):
         if task == "regression" or ndim == 2:
-            values = to_float(name, array)
-            if task is None and ndim == 2 and kind == "f":
-                refuse_signs(name, values)
-            return values
+            return to_float(name, array)
         if kind == "f":
             return real_or_classes(name, array, task, notes)
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= 2**31:
             value = low if low < 0 else high
             raise InputError(
-                f"{name} has the label {value}: number the classes 0 to K-1, as np.unique(return_inverse=True) does"
+                f"{name} has the label {value}: number the classes 0 to K-1, as np.unique(return_inverse=True) does, or for "
+                "amounts say task='regression' (--task regression)"
             )
         return torch.from_numpy(array.astype(np.int64))
     wanted = "whole numbers or texts of shape (N,), floats of shape (N,) or (N, K), or booleans of shape (N, K)"
@@ -195,12 +208,12 @@ def real_or_classes(name: str, array: npt.NDArray[Any], task: str | None, notes:
     return values.long()
 
 
-def refuse_signs(name: str, values: torch.Tensor) -> None:
-    """Raise for targets (N, K) of which a -1 can mean several things."""
-    if values.shape[1] > 1 and bool((values == -1).any()) and bool(((values.abs() == 1) | (values == 0)).all()):
+def refuse_signs(name: str, values: npt.NDArray[Any]) -> None:
+    """Raise for targets (N, K) of -1, 0 and 1, of which a -1 can mean several things."""
+    if (values == -1).any() and np.isin(values, (-1, 0, 1)).all():
         raise InputError(
-            f"{name} of shape {tuple(values.shape)} holds -1, 0 or 1, which can be labels that do not apply (or are not "
-            "known), or amounts: write 0 for a label that does not apply, or say task='regression' (--task regression)"
+            f"{name} of shape {values.shape} holds -1, 0 or 1, which can be labels that do not apply (or are not known), or "
+            "amounts: write 0 for a label that does not apply, or say task='regression' (--task regression)"
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
 from heptane.data.decode import SUFFIXES, decode, opened
-from heptane.data.preprocess import Preprocess, as_array, is_path
+from heptane.data.preprocess import Preprocess, TargetScale, as_array, is_path
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,6 +32,7 @@ class ImagePreprocess(Preprocess):
         mean, std: per channel, of pixels scaled so that white is 1.
         white: the pixel value of white in arrays: 255, but 16 for ``digits`` and 1 for float images in [0, 1]. In a file
             or a PIL image white is always 255, so its pixels are multiplied by ``white`` / 255.
+        target: how the targets were standardized, for regression; None for classes.
     """
 
     kind: ClassVar[str] = "images"
@@ -40,9 +41,11 @@ class ImagePreprocess(Preprocess):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     white: float = 255.0
+    target: TargetScale | None = None
 
     def record(self) -> dict[str, Any]:
         means = {"mean": list(self.mean), "std": list(self.std), "white": self.white}
+        means["target"] = None if self.target is None else self.target.record()
         return {"kind": self.kind, "size": list(self.size), "channels": self.channels, **means, "fit": FIT}
 
     @classmethod
@@ -50,7 +53,8 @@ class ImagePreprocess(Preprocess):
         """What :meth:`record` described."""
         height, width = (int(side) for side in record["size"])
         mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
-        return cls((height, width), int(record["channels"]), mean, std, float(record["white"]))
+        target = TargetScale.parse(record.get("target"))
+        return cls((height, width), int(record["channels"]), mean, std, float(record["white"]), target)
 
     def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
         """Names and inputs of images.

@@ -12,7 +12,7 @@ from heptane.data.decode import SUFFIXES
 from heptane.data.folder import find_parts, list_entries
 
 if TYPE_CHECKING:
-    from heptane.data.preprocess import Preprocess
+    from heptane.data.preprocess import Preprocess, TargetScale
 
 MOST_NAMED = 5
 
@@ -35,7 +35,7 @@ def labelled(path: Path, part: str, classes: Sequence[str], preprocess: Preproce
         raise InputError(f"{path} is {_named(kind)}, and the run was trained on {_named(preprocess.kind)}: give such data")
     if kind == "images":
         return _folder(path, part, classes)
-    return _arrays(path, part, classes) if kind == "arrays" else _table(path, classes, preprocess)
+    return _arrays(path, part, classes, preprocess.target) if kind == "arrays" else _table(path, classes, preprocess)
 
 
 def known(names: Sequence[str], classes: Sequence[str], where: Path) -> dict[str, int]:
@@ -65,7 +65,7 @@ def _folder(root: Path, part: str, classes: Sequence[str]) -> tuple[list[Path], 
     return files, torch.tensor(labels), said
 
 
-def _arrays(path: Path, part: str, classes: Sequence[str]) -> tuple[Any, torch.Tensor, str]:
+def _arrays(path: Path, part: str, classes: Sequence[str], target: TargetScale | None) -> tuple[Any, torch.Tensor, str]:
     from heptane.data.npz import read_npz
 
     arrays, _ = read_npz(path)
@@ -79,7 +79,7 @@ def _arrays(path: Path, part: str, classes: Sequence[str]) -> tuple[Any, torch.T
     if len(x) != len(y):
         raise InputError(f"{path}: x has {len(x)} samples and y {len(y)}: give one target per sample")
     if not classes or (y.dtype.kind == "f" and y.ndim > 1):
-        return x, torch.from_numpy(y.astype(np.float32)), said
+        return x, torch.from_numpy(y.astype(np.float32)) if target is None else target.apply(torch.from_numpy(y)), said
     if y.dtype.kind == "U":
         numbers = known(sorted(set(y.tolist())), classes, path)
         return x, torch.tensor([numbers[name] for name in y.tolist()]), said
@@ -100,8 +100,7 @@ def _table(path: Path, classes: Sequence[str], preprocess: Any) -> tuple[Any, to
     cells = read_cells(frame[preprocess.label], preprocess.comma or comma_of(frame), label=True)
     if not classes:
         labels = read_labels(repr(preprocess.label), cells, "regression")
-        mean, std = preprocess.target or (0.0, 1.0)
-        return frame, ((labels.targets - mean) / std).float(), "all"
+        return frame, preprocess.target.apply(labels.targets), "all"
     if cells.missing.any():
         raise InputError(f"{path}: the label {preprocess.label!r} is missing in row {int(np.flatnonzero(cells.missing)[0])}")
     texts = [_name(value, cells.said == "booleans") for value in cells.values.tolist()]

@@ -6,7 +6,6 @@ predictions are turned back to its own units.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from heptane.base.memory import check_memory
 from heptane.data.cells import Cells, comma_of, read_cells
 from heptane.data.columns import Column, learn, left_out
 from heptane.data.dataset import Data
-from heptane.data.labels import Labels, read_labels
-from heptane.data.preprocess import Preprocess, is_path
+from heptane.data.labels import read_labels
+from heptane.data.preprocess import Preprocess, TargetScale, is_path
 from heptane.data.read_table import read_table
 from heptane.data.splits import out_of_balance, split_by_class
 
@@ -38,14 +37,14 @@ class TablePreprocess(Preprocess):
         label: the name of the label's column, which new data need not have.
         columns: what becomes of each column that is used.
         comma: what a comma in a number is where the column alone does not tell.
-        target: mean and std of the label in training, for regression; None for classes.
+        target: how the label was standardized, for regression; None for classes.
     """
 
     kind: ClassVar[str] = "table"
     label: str
     columns: tuple[Column, ...]
     comma: str | None = None
-    target: tuple[float, float] | None = None
+    target: TargetScale | None = None
 
     @property
     def features(self) -> list[str]:
@@ -53,17 +52,15 @@ class TablePreprocess(Preprocess):
         return [name for column in self.columns for name in column.features]
 
     def record(self) -> dict[str, Any]:
-        target = None if self.target is None else {"mean": self.target[0], "std": self.target[1]}
+        target = None if self.target is None else self.target.record()
         about = {"kind": self.kind, "label": self.label, "comma": self.comma, "target": target}
         return {**about, "columns": [column.record() for column in self.columns], "features": self.features}
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> TablePreprocess:
         """What :meth:`record` described."""
-        target = record["target"]
-        moments = None if target is None else (float(target["mean"]), float(target["std"]))
         columns = tuple(Column.parse(column) for column in record["columns"])
-        return cls(str(record["label"]), columns, record["comma"], moments)
+        return cls(str(record["label"]), columns, record["comma"], TargetScale.parse(record["target"]))
 
     def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
         """Names (those of the frame's index) and inputs of rows.
@@ -81,10 +78,6 @@ class TablePreprocess(Preprocess):
         """The inputs, float32 (N, F), of columns that were read."""
         made = [feature for column in self.columns for feature in column.encode(cells[column.name])]
         return torch.from_numpy(np.stack(made, 1).astype(np.float32))
-
-    def outputs(self, predictions: torch.Tensor) -> torch.Tensor:
-        """A model's predictions in the units of the label."""
-        return predictions if self.target is None else predictions * self.target[1] + self.target[0]
 
     def _check_columns(self, frame: pd.DataFrame) -> None:
         lacking = [column.name for column in self.columns if column.name not in frame.columns]
@@ -152,7 +145,11 @@ def load_table(
         raise InputError(f"no column is left to learn {label!r} from: {'; '.join(notes)}")
     width = sum(len(column.features) for column in columns)
     check_memory(f"the table as float32 ({len(frame)}, {width})", 12 * len(frame) * width, "give fewer rows or columns")
-    targets, target = standardized(labels, train, notes, label)
+    targets, target = labels.targets, None
+    if not labels.names:
+        target = TargetScale.learn(targets[train])
+        targets = target.apply(targets)
+        notes.append(target.note(f"the label {label!r}"))
     preprocess = TablePreprocess(label, tuple(columns), comma, target)
     inputs = preprocess.apply(cells)
     parts = [(inputs[rows], targets[rows]) for rows in (train, valid, test)]
@@ -178,22 +175,6 @@ def find_label(frame: pd.DataFrame, label: str | None, notes: list[str]) -> str:
         raise InputError(f"{several}: pass --label COLUMN (label= in load_data), one of {names(columns, 40)}")
     notes.append(f"column {found[0]!r} is the label, by its name")
     return found[0]
-
-
-def standardized(
-    labels: Labels, train: torch.Tensor, notes: list[str], label: str
-) -> tuple[torch.Tensor, tuple[float, float] | None]:
-    """Targets as a model is trained on them, and the mean and std that were taken out of them."""
-    if labels.names:
-        return labels.targets, None
-    known = labels.targets[train]
-    mean, std = float(known.mean()), float(known.std(correction=0))
-    std = std if math.isfinite(std) and std > 0 else 1.0
-    notes.append(
-        f"the label {label!r} (mean {mean:.6g}, standard deviation {std:.6g}) is standardized for training: losses are in "
-        "these units, predictions in its own"
-    )
-    return ((labels.targets - mean) / std).float(), (mean, std)
 
 
 def describe(columns: list[Column], out: Mapping[str, str], cells: Mapping[str, Cells], train: Any) -> list[str]:

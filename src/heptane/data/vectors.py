@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
-from heptane.data.preprocess import Preprocess, as_array, is_path, numbered
+from heptane.data.preprocess import Preprocess, TargetScale, as_array, is_path, numbered
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class ArrayPreprocess(Preprocess):
         shape: of one sample.
         mean, std: one number per entry of the first dimension of a sample, one for all, or () for values left as they are.
         clip: the largest absolute value after that; None: no limit.
+        target: how the targets were standardized, for regression; None for classes.
     """
 
     kind: ClassVar[str] = "arrays"
@@ -27,6 +28,7 @@ class ArrayPreprocess(Preprocess):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     clip: float | None = None
+    target: TargetScale | None = None
 
     def record(self) -> dict[str, Any]:
         return {
@@ -35,6 +37,7 @@ class ArrayPreprocess(Preprocess):
             "mean": list(self.mean),
             "std": list(self.std),
             "clip": self.clip,
+            "target": None if self.target is None else self.target.record(),
         }
 
     @classmethod
@@ -42,7 +45,8 @@ class ArrayPreprocess(Preprocess):
         """What :meth:`record` described."""
         mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
         clip = record["clip"]
-        return cls(tuple(int(size) for size in record["shape"]), mean, std, None if clip is None else float(clip))
+        shape = tuple(int(size) for size in record["shape"])
+        return cls(shape, mean, std, None if clip is None else float(clip), TargetScale.parse(record.get("target")))
 
     def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
         """Names and inputs of arrays.
