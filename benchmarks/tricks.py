@@ -15,7 +15,7 @@ from pathlib import Path
 
 import heptane as hp
 from heptane.cli.demonstration.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS
-from heptane.cli.train import describe
+from heptane.cli.loading import describe
 
 RESULT = Path(__file__).parent / "results" / "tricks.json"
 

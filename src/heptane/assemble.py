@@ -32,10 +32,11 @@ from heptane.core.precision.choose import choose_precision, unused_parameters
 from heptane.core.precision.step import Precision, check_master
 from heptane.core.run import OptimizerFactory, Phase, Plan, Run, Unmixed
 from heptane.core.schedule import Rates, check_momentum, constant, multiply
-from heptane.data.batches import Place, Source, Tensors, as_source, tensors_of
+from heptane.data.batches import Place, Source, Tensors, tensors_of
 from heptane.data.guard import Bad, labels_beyond
 from heptane.data.loader import Loader
 from heptane.data.same import check_same_data
+from heptane.data.sources import as_source
 from heptane.data.stream import Stream
 from heptane.distributed.replicas import share_model
 from heptane.distributed.workers import Worker

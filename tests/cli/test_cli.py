@@ -385,7 +385,7 @@ def test_a_fifo_is_no_settings_file(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_before_training_ends_with_130(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heptane.cli.train.load", lambda *_: os.kill(os.getpid(), getattr(signal, name)))
+    monkeypatch.setattr("heptane.cli.loading.load", lambda *_: os.kill(os.getpid(), getattr(signal, name)))
     assert main(["train", "--data", "digits", "--out", str(tmp_path / "run")]) == 130
     assert not (tmp_path / "run").exists()
 
@@ -396,6 +396,6 @@ def test_a_full_disk_is_one_line(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "somewhere")
 
-    monkeypatch.setattr("heptane.cli.train.load", full)
+    monkeypatch.setattr("heptane.cli.loading.load", full)
     assert main(["train", "--data", "digits", "--out", str(tmp_path / "run")]) == 1
     assert capsys.readouterr().err == "heptane: somewhere: No space left on device: make room, or choose another folder\n"

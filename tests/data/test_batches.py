@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import heptane as hp
 from heptane.base.tree import each
-from heptane.data.batches import Place, Tensors, as_loader, as_source, count_samples, order
+from heptane.data.batches import Place, Tensors, count_samples, order
+from heptane.data.sources import as_loader, as_source
 from heptane.distributed.workers import Worker
 
 CPU = Place(torch.device("cpu"))

@@ -11,7 +11,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 
 import heptane as hp
 from heptane.base.randomness import epoch_seed
-from heptane.data.batches import Place, as_loader, as_source
+from heptane.data.batches import Place
+from heptane.data.sources import as_loader, as_source
 from heptane.distributed.workers import Worker
 
 CPU = Place(torch.device("cpu"))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, get_worker_info
 
 import heptane as hp
-from heptane.data.batches import as_source
+from heptane.data.sources import as_source
 
 SGD = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731 - a factory
 X = torch.arange(256.0).reshape(64, 4) / 256

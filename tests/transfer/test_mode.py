@@ -109,7 +109,8 @@ def test_a_loader_may_give_its_samples_class_by_class_in_batches_of_any_size() -
 
 @pytest.mark.parametrize("kind", ["tensors", "loader"])
 def test_a_probe_leaves_no_mark(kind: str) -> None:
-    from heptane.data.batches import Place, as_source
+    from heptane.data.batches import Place
+    from heptane.data.sources import as_source
     from heptane.pretrained.mode import choose_mode
 
     net = model()

@@ -97,7 +97,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse.Namespace, own: bool) -> Data:
     """The run's own data, in the same parts as it had them, or a built-in set."""
-    from heptane.cli.train import load
+    from heptane.cli.loading import load
     from heptane.session.settings import Settings, convert
 
     if not own:

@@ -146,7 +146,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
 
 def read_data(settings: Settings, size: Any, scale: str, flags: argparse.Namespace) -> Data:
     """The data; what is to be known of them goes to stderr."""
-    from heptane.cli.train import load
+    from heptane.cli.loading import load
 
     return load(replace(settings, image_size=size), flags, scale)
 

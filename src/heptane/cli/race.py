@@ -13,9 +13,10 @@ from typing import Any
 from heptane.base.alive import spoke
 from heptane.base.errors import InputError
 from heptane.cli.flags import given_race
+from heptane.cli.loading import is_first
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import plan_run
-from heptane.cli.train import arguments, facts, is_first, num_outputs, out_folder, read
+from heptane.cli.train import arguments, facts, num_outputs, out_folder, read
 from heptane.data import Data
 from heptane.race.arms import make_arms
 from heptane.session.settings import RaceSettings, Settings, convert, to_toml

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -12,14 +11,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from heptane.base.alive import spoke
 from heptane.base.clock import process_start
 from heptane.base.errors import InputError
 from heptane.cli.flags import given
+from heptane.cli.loading import describe, is_first
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import Planned, plan_run
 from heptane.cli.resumed import settings_file
-from heptane.data import Data, load_data
+from heptane.data import Data
 from heptane.session.settings import Choice, Settings, choice, convert, read_file, to_toml
 from heptane.tricks import KINDS, Tricks
 
@@ -224,24 +223,6 @@ def read_result(folder: Path) -> dict[str, Any]:
     return content
 
 
-def load(settings: Settings, flags: argparse.Namespace, scale: str = "data") -> Data:
-    """The data; what is to be known of it goes to stderr."""
-    data = load_data(
-        settings.data,
-        label=settings.label,
-        task=settings.task,
-        image_size=settings.image_size,
-        valid_fraction=settings.valid_fraction,
-        skip_bad=settings.skip_bad,
-        fallback=flags.fallback,
-        scale=scale,
-    )
-    spoke()
-    for note in data.notes if is_first() else ():
-        print(f"note: {note}", file=sys.stderr)
-    return data
-
-
 def out_folder(settings: Settings, flags: argparse.Namespace) -> Path:
     """Where the files go; one that cannot be used is refused before data is loaded."""
     from heptane.session.run_folder import check_folder
@@ -253,11 +234,6 @@ def out_folder(settings: Settings, flags: argparse.Namespace) -> Path:
     if not flags.dry_run and not getattr(flags, "plan_workers", None):
         check_folder(out, force=flags.force, resume=bool(flags.resume))
     return out
-
-
-def is_first() -> bool:
-    """Whether this process speaks: of several that torchrun started, rank 0 does."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _folder(settings: Settings) -> str:
@@ -273,23 +249,6 @@ def num_outputs(data: Data) -> int:
         return data.num_classes
     targets = data.train[1]
     return int(targets.shape[1]) if targets.ndim > 1 else 1
-
-
-def describe(data: Data) -> dict[str, Any]:
-    sizes = {f"num_{part}": len(getattr(data, part)[1]) for part in ("train", "valid", "test") if getattr(data, part)}
-    return {
-        "name": data.name,
-        "source": data.source,
-        **sizes,
-        "input_shape": list(data.input_shape),
-        "num_classes": data.num_classes,
-        "class_names": list(data.class_names),
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "kind": data.kind,
-        "class_counts": None if data.class_counts is None else list(data.class_counts),
-        "preprocess": None if data.preprocess is None else data.preprocess.record(),
-    }
 
 
 def _print_plan(settings: Settings, tricks: Tricks, reasons: dict[str, str]) -> None:

@@ -11,8 +11,9 @@ from heptane.core.criterion import seen
 from heptane.core.cross_entropy import find_class_dim
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise
 from heptane.core.own_losses import Returned
-from heptane.data.batches import Place, Source, Tensors, as_loader
+from heptane.data.batches import Place, Source, Tensors
 from heptane.data.resize import ProgressiveResize
+from heptane.data.sources import as_loader
 from heptane.model.trying import try_output
 
 

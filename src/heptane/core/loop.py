@@ -20,8 +20,9 @@ from heptane.core.own_metrics import Measures
 from heptane.core.precision.step import Precision, evaluation
 from heptane.core.schedule import set_rates
 from heptane.core.within_memory import Halves, is_short
-from heptane.data.batches import Batch, Place, as_loader
+from heptane.data.batches import Batch, Place
 from heptane.data.guard import READER_REMEDY, DataError
+from heptane.data.sources import as_loader
 from heptane.distributed.replicas import is_sharded, share_buffers, without_sums
 from heptane.distributed.workers import ALONE, Worker, all_sum, from_all
 from heptane.model.calling import GRAPH_MODES

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from heptane.base.errors import InputError, check_range
+from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.randomness import generator
 from heptane.base.tree import (
-    LABELS,
     Positions,
     copied,
     each,
     first_tensor,
-    in_memory,
     length,
     num_bytes,
     own_rows,
-    pair,
     rows,
     without_graph,
 )
@@ -29,7 +26,7 @@ from heptane.data.cast import Cast, check_real
 from heptane.data.resize import resized
 
 if TYPE_CHECKING:
-    from heptane.data.guard import Bad
+    pass
 
 PART = 64  # samples that are probed at once
 SHARE_OF_GPU = 0.25  # of its free memory, which data may take
@@ -239,108 +236,6 @@ class Tensors:
         return [rows((self.inputs, self.targets), part) for part in parts]
 
 
-def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int, steps: int | None = None) -> Source:
-    """Training data of any accepted kind as a :class:`Source`.
-
-    Args:
-        data: a pair of tensors, a ``Dataset`` of pairs, or a ``DataLoader``.
-        batch_size: samples per optimizer step; a ``DataLoader`` brings its own.
-        seed: of the order.
-        accumulate: micro-batches per step; this many batches of a ``DataLoader`` make one step.
-        steps: how many steps the run has, where that was said in place of epochs: data without a length need it.
-    """
-    from heptane.data.loader import Loader
-
-    utils = torch.utils.data
-    if isinstance(data, utils.DataLoader):
-        if batch_size not in (None, data.batch_size):
-            raise InputError(
-                f"batch_size={batch_size} and a DataLoader with batch_size={data.batch_size}: "
-                "leave batch_size out, or give them the same value"
-            )
-        if length(data) is None and steps is not None:
-            from heptane.data.stream import Stream
-
-            return Stream(data, accumulate, seed, steps)
-        return Loader(data, accumulate, seed)
-    if batch_size is None:
-        raise InputError("batch_size=None: only a DataLoader brings its own; pass batch_size")
-    check_range("batch_size", batch_size, 1, whole=True)
-    if isinstance(data, utils.IterableDataset):
-        return as_source(utils.DataLoader(data, batch_size), None, seed, accumulate, steps)
-    data = tensors_of(data)
-    if in_memory(data):
-        inputs, targets = pair(data)
-        return Tensors(inputs, targets, batch_size, seed)
-    num_samples = check_dataset(data)
-    check_batch(batch_size, num_samples)
-    loader = utils.DataLoader(data, batch_size, sampler=_Shuffled(num_samples, seed))
-    return Loader(loader, 1, seed)
-
-
-def as_loader(
-    data: Any, batch_size: int, part: Callable[[int], slice], bad: Bad | None = None, name: str = "evaluation"
-) -> Iterator[tuple[Any, Any]]:
-    """Evaluation data as batches, in order, this worker's part of it: each sample once over all workers.
-
-    Args:
-        data: as for :func:`as_source`, and a ``DataLoader`` need not have a length.
-        batch_size: samples per batch; a ``DataLoader`` brings its own.
-        part: from a number of samples to this worker's slice of them.
-        bad: where samples that cannot be read are noted; None: they are an error.
-        name: what to call the data in a message.
-
-    Raises:
-        InputError: ``data`` is of no accepted kind, or its inputs and targets do not fit together.
-    """
-    check_range("batch_size", batch_size, 1, whole=True)
-    utils = torch.utils.data
-    if isinstance(data, utils.IterableDataset):
-        data = utils.DataLoader(data, batch_size)
-    if isinstance(data, utils.DataLoader):
-        from heptane.data.loader import in_fixed_order
-
-        for batch in in_fixed_order(data, bad, name):
-            size = len(first_tensor(batch))
-            mine = part(size)
-            if mine == slice(0, size):
-                yield batch
-            elif mine.stop > mine.start:
-                yield rows(batch, mine)
-        return
-    data = tensors_of(data)
-    if in_memory(data):
-        data = pair(data)
-        check_real(f"{name} inputs", data[0])
-        mine = part(count_samples(data))
-        for start in range(mine.start, mine.stop, batch_size):
-            yield own_rows(data, slice(start, min(start + batch_size, mine.stop)))
-        return
-    from heptane.data.loader import sound
-
-    mine = part(check_dataset(data))
-    own = torch.Generator()  # so that reading leaves PyTorch's global one alone
-    yield from sound(utils.DataLoader(data, batch_size, sampler=range(mine.start, mine.stop), generator=own), bad, name)
-
-
-def check_dataset(data: Any) -> int:
-    """The number of samples of a ``Dataset`` that can be indexed; an error that says what is expected for other things."""
-    kinds = (str, bytes, MutableMapping, torch.Tensor, torch.utils.data.IterableDataset)
-    num_samples = length(data)
-    if num_samples is None or isinstance(data, kinds) or not hasattr(data, "__getitem__"):
-        raise InputError(
-            f"data of type {type(data).__name__}: expected a pair of tensors (inputs, targets), "
-            f"a dict of tensors with {LABELS!r} in it, a Dataset with a length and an index, or a DataLoader"
-        )
-    return num_samples
-
-
-def tensors_of(data: Any) -> Any:
-    """The pair that a ``TensorDataset`` of two holds; anything else as it is."""
-    pairs = isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) == 2
-    return data.tensors if pairs else data
-
-
 def check_batch(batch_size: int, num_samples: int) -> None:
     """Refuse a batch larger than the data."""
     if num_samples == 0:
@@ -357,17 +252,7 @@ def left_out_rest(rest: int, least: int) -> str:
     )
 
 
-class _Shuffled:
-    """A sampler whose order is a function of (seed, epoch)."""
-
-    def __init__(self, num_samples: int, seed: int) -> None:
-        self.num_samples, self.seed, self.epoch = num_samples, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(order(self.num_samples, self.seed, self.epoch).tolist())
+def tensors_of(data: Any) -> Any:
+    """The pair that a ``TensorDataset`` of two holds; anything else as it is."""
+    pairs = isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) == 2
+    return data.tensors if pairs else data

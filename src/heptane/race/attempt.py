@@ -12,7 +12,7 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.core.metric_direction import lower_is_better
 from heptane.core.run import OptimizerFactory
-from heptane.data.batches import as_source
+from heptane.data.sources import as_source
 from heptane.fit import fit
 from heptane.race.arms import Arm
 from heptane.race.reaching import IN_A_ROW, Reached, standard_error, when_reached

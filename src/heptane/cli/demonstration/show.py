@@ -92,7 +92,7 @@ def _announce(course: Course, seeds: int, speed: Speed, left: float) -> None:
 
 def _race(course: Course, data: Data, seeds: int, seconds: float, out: Path, speed: Speed) -> str:
     """The race; its tables are printed, its headline is returned."""
-    from heptane.cli.train import describe
+    from heptane.cli.loading import describe
     from heptane.race import race
     from heptane.race.tables import race_summary
 

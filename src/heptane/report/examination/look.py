@@ -14,7 +14,8 @@ from heptane.base.tree import first_tensor
 from heptane.core.criterion import output_of
 from heptane.core.precision.step import evaluation
 from heptane.core.within_memory import at_once
-from heptane.data.batches import Batch, Tensors, as_loader
+from heptane.data.batches import Batch, Tensors
+from heptane.data.sources import as_loader
 from heptane.distributed.workers import ALONE
 from heptane.model.modes import eval_mode
 from heptane.report.examination.collect import Collector

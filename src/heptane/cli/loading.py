@@ -1,0 +1,52 @@
+"""The data that a command works on, and how the records describe them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from heptane.base.alive import spoke
+from heptane.data import Data, load_data
+from heptane.session.settings import Settings
+
+
+def load(settings: Settings, flags: argparse.Namespace, scale: str = "data") -> Data:
+    """The data; what is to be known of it goes to stderr."""
+    data = load_data(
+        settings.data,
+        label=settings.label,
+        task=settings.task,
+        image_size=settings.image_size,
+        valid_fraction=settings.valid_fraction,
+        skip_bad=settings.skip_bad,
+        fallback=flags.fallback,
+        scale=scale,
+    )
+    spoke()
+    for note in data.notes if is_first() else ():
+        print(f"note: {note}", file=sys.stderr)
+    return data
+
+
+def is_first() -> bool:
+    """Whether this process speaks: of several that torchrun started, rank 0 does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def describe(data: Data) -> dict[str, Any]:
+    sizes = {f"num_{part}": len(getattr(data, part)[1]) for part in ("train", "valid", "test") if getattr(data, part)}
+    return {
+        "name": data.name,
+        "source": data.source,
+        **sizes,
+        "input_shape": list(data.input_shape),
+        "num_classes": data.num_classes,
+        "class_names": list(data.class_names),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "kind": data.kind,
+        "class_counts": None if data.class_counts is None else list(data.class_counts),
+        "preprocess": None if data.preprocess is None else data.preprocess.record(),
+    }
