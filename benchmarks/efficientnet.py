@@ -12,7 +12,7 @@ import heptane as hp
 from heptane.base.randomness import generator
 from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD
 from heptane.pretrained.hubs import efficientnet_hub
-from heptane.pretrained.weights import load_weights
+from heptane.pretrained.load import load_weights
 
 
 def weight_file() -> str:

@@ -15,7 +15,7 @@ from heptane.data.resize import ProgressiveResize
 from heptane.fit import evaluate, fit, train
 from heptane.pretrained.anatomy import Anatomy, anatomy
 from heptane.pretrained.freezing import freeze, param_groups, swap_head, train_mode
-from heptane.pretrained.weights import load_weights
+from heptane.pretrained.load import load_weights
 from heptane.race import RaceResult, race
 from heptane.session.finished.load_run import LoadedRun, load_run
 from heptane.session.finished.predictions import Prediction

@@ -207,7 +207,7 @@ class Choice:
         """The tricks, and for each of the seven why it is on or off.
 
         Args:
-            recommended: what :func:`heptane.recommend.recommend` says for this run.
+            recommended: what :func:`heptane.tricks.recommend` says for this run.
         """
         tricks, why = recommended
         if self.base != "recommended":

@@ -42,8 +42,8 @@ from heptane.pretrained.freezing import (
     swap_head,
     train_mode,
 )
+from heptane.pretrained.load import load_weights
 from heptane.pretrained.lora import adapt
-from heptane.pretrained.weights import load_weights
 
 if TYPE_CHECKING:
     from heptane.core.run import Phase, Run
