@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import heptane as hp
+from heptane.base import memory
 from heptane.base.memory import available_memory_bytes, check_memory
-from heptane.data import arrays
 from heptane.data.restored import preprocess_of
 
 X, Y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 4
@@ -352,13 +352,13 @@ def test_a_flipped_byte_of_the_values_is_noticed(tmp_path):
 
 
 def test_data_larger_than_the_memory_is_refused_before_it_is_read(load, monkeypatch):
-    monkeypatch.setattr(arrays, "available_memory_bytes", lambda: 800.0)  # 60% is 480; float32 needs 40 * (3 * 4 + 8)
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 800.0)  # 60% is 480; float32 needs 40 * (3 * 4 + 8)
     with pytest.raises(hp.InputError, match=r"a\.npz' would take .* of memory, the limit is 60% of .*give a smaller file"):
         load(x=X.astype("f4"), y=Y)
 
 
 def test_the_limit_includes_itself(monkeypatch):
-    monkeypatch.setattr(arrays, "available_memory_bytes", lambda: 1000.0)
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1000.0)
     check_memory("it", 600, "less")
     with pytest.raises(hp.InputError, match=r"it would take .*: less"):
         check_memory("it", 601, "less")
@@ -373,6 +373,6 @@ def test_a_system_that_does_not_tell_has_no_limit(monkeypatch):
     def silent(*_):
         raise OSError
 
-    monkeypatch.setattr(arrays.Path, "read_text", silent)
-    monkeypatch.setattr(arrays.os, "sysconf", silent)
+    monkeypatch.setattr(memory.Path, "read_text", silent)
+    monkeypatch.setattr(memory.os, "sysconf", silent)
     assert available_memory_bytes() == float("inf")
