@@ -13,6 +13,7 @@ from PIL import Image
 
 from heptane.cli import main
 from heptane.pretrained.hubs import efficientnet_hub, pretrained
+from heptane.report.examination.advice import advise
 
 
 @pytest.fixture
@@ -92,6 +93,8 @@ def test_a_budget_is_kept(pictures: Path, none_installed: None, tmp_path: Path) 
         assert main(["train", "--data", str(pictures), *flags, "--out", str(tmp_path / "run")]) == 0
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["steps"]["applied"] < record["steps"]["planned"]
+    assert any(note.startswith(f"time ran out after step {record['history'][-1]['step']} of ") for note in record["notes"])
+    assert (advise(record)[0].title, advise(record)[0].command.split()[-2:]) == ("Give it more time", ["--budget", "12s"])
     assert time.time() - began < 60  # of a busy machine: without the budget it would be hours
 
 

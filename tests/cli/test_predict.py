@@ -165,6 +165,23 @@ def test_evaluate_a_table_an_npz_and_the_runs_own_parts(
     assert "was trained on a folder of images" in capsys.readouterr().err
 
 
+def test_a_run_on_data_without_a_test_part_is_evaluated_on_its_validation_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(0).normal(size=(80, 3))
+    np.savez(tmp_path / "x.npz", x=x, y=(x[:, 0] > 0).astype("i8"))
+    out = str(tmp_path / "run")
+    assert main(["train", "--data", str(tmp_path / "x.npz"), "--epochs", "2", "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--run", out]) == 0
+    printed = capsys.readouterr()
+    assert "8 samples (valid)" in printed.out
+    assert "has no test part: these samples chose the run's weights" in printed.err
+    assert main(["evaluate", "--run", out, "--part", "train"]) == 0
+    assert "72 samples (train)" in capsys.readouterr().out
+    assert main(["evaluate", "--run", out, "--part", "test"]) == 2
+
+
 def test_a_run_from_python_is_predicted_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tests.conftest import mlp
 

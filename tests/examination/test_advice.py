@@ -80,7 +80,7 @@ FLAT = [0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
                 [0.8] * 6,
                 FLAT,
                 examination=classes(
-                    [(60, 50, 60), (40, 30, 40)],
+                    [(60, 50, 60), (40, 30, 40), (10, 10, 10)],
                     num_mistakes=20,
                     confused=[{"true": "c1", "predicted": "c0", "count": 10}, {"true": "c0", "predicted": "c1", "count": 6}],
                 ),
@@ -108,6 +108,21 @@ def test_a_good_run_hears_nothing_of_what_is_not_so() -> None:
     text = said(result([0.99] * 6, [0.98] * 6, examination=classes([(300, 295, 297), (200, 196, 203)])))
     for word in ("overfits", "longer", "learning rate", "larger", "Add samples"):
         assert word not in text
+
+
+def test_of_two_classes_it_is_not_said_that_they_are_confused_and_out_of_time_is_no_call_for_more_epochs() -> None:
+    pairs = [{"true": "c1", "predicted": "c0", "count": 10}, {"true": "c0", "predicted": "c1", "count": 6}]
+    two = classes([(60, 50, 60), (40, 30, 40)], num_mistakes=20, confused=pairs)
+    assert "Look at" not in said(result([0.8] * 6, FLAT, examination=two))
+    rising = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+    cut = result(
+        [0.7] * 6,
+        rising,
+        notes=["time ran out after step 60 of 100, 6 epochs"],
+        command="heptane train --data a --budget 1m",
+    )
+    assert "Give it more time: Time ran out after 6 of 10 epochs. heptane train --data a --budget 120s" in said(cut)
+    assert "Train longer" not in said(cut)
 
 
 def test_there_are_never_too_many_and_never_the_same_command_twice() -> None:

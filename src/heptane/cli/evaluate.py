@@ -62,19 +62,24 @@ def _outputs(
     own = flags.data is None or (settings.get("data") and _same(path, Path(settings["data"]).expanduser()))
     if own or source in BUILT_IN or not path.exists():
         data = _load(run, settings, source, flags, bool(own))
-        inputs, targets = _part(data, flags.part, run)
+        part = flags.part or ("valid" if data.test is None and data.valid is not None else "test")
+        if part != (flags.part or "test"):
+            print(
+                f"note: {data.name} has no test part: these samples chose the run's weights, and flatter it", file=sys.stderr
+            )
+        inputs, targets = _part(data, part, run)
         with working(f"evaluating {len(targets):,} samples"):
             return (
                 torch.cat([run_model(run, part) for part in torch.split(inputs, flags.batch_size)]),
                 targets,
                 data.name,
-                flags.part,
+                part,
             )
     if run.preprocess is None:
         raise InputError(
             f"{run.folder} does not say how its data was prepared: use hp.evaluate(hp.load_run(...).model, data)"
         )
-    raw, targets, part = labelled(path, flags.part, run.classes, run.preprocess)
+    raw, targets, part = labelled(path, flags.part or "test", run.classes, run.preprocess)
     bad: list[str] = []
     outputs = []
     kept: list[str] = []

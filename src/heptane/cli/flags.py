@@ -121,7 +121,9 @@ def add_evaluate(commands: Any) -> None:
     parser: Parser = commands.add_parser("evaluate", help="evaluate a run's weights on data")
     parser.add_argument("--run", metavar="DIR", required=True, help="A folder that heptane train wrote.")
     parser.add_argument("--data", metavar="DATA", help="As for train. Default: the data of the run.")
-    parser.add_argument("--part", choices=("test", "valid", "train", "all"), default="test", help="Default: test.")
+    parser.add_argument(
+        "--part", choices=("test", "valid", "train", "all"), help="Default: test, or valid of data without a test part."
+    )
     parser.add_argument("--batch-size", type=int, default=512, metavar="INT", help="Samples per forward pass. Default: 512.")
     parser.add_argument("--skip-bad", type=int, default=0, metavar="INT", help="Leave out up to so many bad images.")
 

@@ -30,6 +30,8 @@ from heptane.session.result import Result, result_of
 from heptane.session.run_folder import RunFolder
 from heptane.tricks import Tricks
 
+OUT_OF_TIME = "time ran out"  # how the note begins of a run that its limit of time cut short
+
 
 class Recorder:
     """One run's loop body: evaluation, history, target, checkpoints."""
@@ -256,6 +258,9 @@ class Recorder:
                 f"stopped early after step {self.history[-1]['step']} of {self.run.total_steps}: {metric} was not better in "
                 f"{since_better(self.history, self.goal)} evaluations (patience={self.patience})"
             )
+        elif self.reached is None and self.history and self.history[-1]["step"] < self.run.total_steps:
+            last = self.history[-1]
+            said.append(f"{OUT_OF_TIME} after step {last['step']} of {self.run.total_steps}, {last['epoch']:g} epochs")
         if record := self._delivered():
             last = self.history[-1]
             said.append(

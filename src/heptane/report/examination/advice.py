@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from heptane.report.examination.commands import again, from_pretrained, is_command
+from heptane.report.examination.commands import again, from_pretrained, is_command, with_more_time
+from heptane.session.recorder import OUT_OF_TIME
 
 MOST = 4
 GAP = 0.08  # of accuracy between training and validation, above which a model remembers more than it understands
@@ -37,7 +38,7 @@ def advise(result: Result) -> list[Advice]:
         ['Set samples aside for validation']
     """
     rules: list[Callable[[Result], Advice | None]] = [
-        *(_not_finite, _diverged, _no_validation, _one_class, _still_improving, _remembers, _past_its_best),
+        *(_not_finite, _diverged, _cut_short, _no_validation, _one_class, _still_improving, _remembers, _past_its_best),
         *(_few_samples, _confused, _underfits, _few_to_judge_by, _no_better_than_the_mean, _good),
     ]
     found: list[Advice] = []
@@ -105,6 +106,20 @@ def _diverged(result: Result) -> Advice | None:
     return Advice("Lower the learning rate", why, _lower_rate(result))
 
 
+def _ran_out(result: Result) -> bool:
+    """Whether a limit of time cut the run short."""
+    return any(str(note).startswith(OUT_OF_TIME) for note in result.get("notes") or [])
+
+
+def _cut_short(result: Result) -> Advice | None:
+    if not _ran_out(result):
+        return None
+    done, planned = (result.get("history") or [{}])[-1].get("epoch"), _setting(result, "epochs")
+    why = f"Time ran out after {done:.3g} of {planned:.3g} epochs" if done and planned else "Time ran out early"
+    cycle = ", before the learning rate had come down." if _on(result, "cyclical") else "."
+    return Advice("Give it more time", why + cycle, with_more_time(result))
+
+
 def _no_validation(result: Result) -> Advice | None:
     if not result.get("history") or any(key.startswith(("valid_", "test_")) for key in result.get("metrics") or {}):
         return None
@@ -148,6 +163,8 @@ def _num_valid(result: Result) -> int:
 
 def _still_improving(result: Result) -> Advice | None:
     """The last third of the evaluations still brought more than chance would."""
+    if _ran_out(result):
+        return None
     for key, better in (("valid_accuracy", 1), ("valid_loss", -1)):
         values = [better * value for value in _history(result, key)]
         if len(values) < 3:
@@ -235,7 +252,7 @@ def _few_samples(result: Result) -> Advice | None:
 def _confused(result: Result) -> Advice | None:
     seen = _examined(result)
     pairs, wrong = seen.get("confused") or [], seen.get("num_mistakes") or 0
-    if not pairs or wrong < 5:
+    if not pairs or wrong < 5 or len(seen.get("per_class") or []) == 2:  # of two classes every mistake is between them
         return None
     both: dict[frozenset[str], int] = {}
     for pair in pairs:
@@ -254,7 +271,7 @@ def _confused(result: Result) -> Advice | None:
 
 def _underfits(result: Result) -> Advice | None:
     train, held_out = _last(result, "train_accuracy"), _accuracy(result)
-    if train is None or held_out is None or train > 0.9 or train - held_out > GAP:
+    if train is None or held_out is None or train > 0.9 or train - held_out > GAP or _ran_out(result):
         return None
     why = f"It has only {train:.1%} of the training samples right: it could fit them better than it does."
     model = str((result.get("model") or {}).get("name") or "")

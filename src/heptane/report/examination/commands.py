@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heptane.pretrained.hubs import efficientnet_hub, pretrained
+from heptane.session.settings import parse_duration
 
 Result = Mapping[str, Any]
 ENDS_EARLIER = ("--budget", "--target", "--patience")  # a longer run would end where this one ended
@@ -51,6 +52,12 @@ def from_pretrained(result: Result) -> str:
     data = next((value for name, value in given if name == "--data" and value), source)
     kept = [part for name, value in given if name in OF_THE_DATA and value for part in (name, value)]
     return shlex.join(["heptane", "train", "--data", data, *kept, "--model", found.model])
+
+
+def with_more_time(result: Result) -> str:
+    """The command with twice the budget; "" where it has none."""
+    budget = dict(_flags(result)).get("--budget") if is_command(result) else None
+    return again(result, budget=f"{2 * parse_duration('budget', budget):g}s") if budget else ""
 
 
 def _flags(result: Result) -> list[tuple[str, str | None]]:
