@@ -8,12 +8,14 @@ on the wall clock only: imports and thread pools, and the comparison of precisio
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 
 
@@ -92,3 +94,23 @@ def median_seconds(function: Callable[[], Any], *, repeats: int) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
+
+
+def parse_duration(name: str, text: str) -> float:
+    """Seconds of a time such as ``90``, ``90s``, ``20m`` or ``1.5h``.
+
+    Raises:
+        InputError: it is not one, or not above 0.
+
+    Example:
+        >>> parse_duration("budget", "20m")
+        1200.0
+    """
+    found = re.fullmatch(r"([\d.]+)\s*(s|m|min|h)?", text.strip())
+    try:
+        number = float(found[1]) if found else 0.0
+    except ValueError:  # such as 1.2.3
+        number = 0.0
+    if not found or not 0 < number < 1e9:
+        raise InputError(f"{name}={text!r}: expected a time above 0, such as 90s, 20m or 1.5h")
+    return number * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2] or "s"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from heptane.base.clock import parse_duration
 from heptane.base.errors import check_range
-from heptane.session.settings import parse_duration
 
 
 def demo(flags: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from heptane.distributed.replicas import check_replicas
 from heptane.distributed.workers import all_sum, any_of, decided
 from heptane.model.modes import eval_mode
 from heptane.report.console import Progress
+from heptane.report.examination.advice import OUT_OF_TIME
 from heptane.session.best import BestWeights
 from heptane.session.checkpoints import checkpoint, restore
 from heptane.session.checkpoints.keeper import Keeper
@@ -29,8 +30,6 @@ from heptane.session.interruption import Interruption
 from heptane.session.result import Result, result_of
 from heptane.session.run_folder import RunFolder
 from heptane.tricks import Tricks
-
-OUT_OF_TIME = "time ran out"  # how the note begins of a run that its limit of time cut short
 
 
 class Recorder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from heptane.base.clock import parse_duration
 from heptane.base.errors import InputError, check_choice, check_range, nearest
 from heptane.model.calling import check_compile
 from heptane.session.best import WEIGHTS
@@ -176,23 +176,6 @@ class RaceSettings:
     def accuracy_seconds(self) -> float | None:
         """``accuracy`` in seconds."""
         return None if self.accuracy is None else parse_duration("accuracy", self.accuracy)
-
-
-def parse_duration(name: str, text: str) -> float:
-    """Seconds of a time such as ``90``, ``90s``, ``20m`` or ``1.5h``.
-
-    Raises:
-        InputError: it is not one, or not above 0.
-
-    Example:
-        >>> parse_duration("budget", "20m")
-        1200.0
-    """
-    found = re.fullmatch(r"([\d.]+)\s*(s|m|min|h)?", text.strip())
-    number = _float(found[1]) if found else None
-    if not found or number is None or not 0 < number < 1e9:
-        raise InputError(f"{name}={text!r}: expected a time above 0, such as 90s, 20m or 1.5h")
-    return number * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2] or "s"]
 
 
 @dataclass(frozen=True)

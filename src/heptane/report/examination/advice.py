@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from heptane.report.examination.commands import again, from_pretrained, is_command, with_more_time
-from heptane.session.recorder import OUT_OF_TIME
 
 MOST = 4
+OUT_OF_TIME = "time ran out"  # how the note begins of a run that its limit of time cut short
 GAP = 0.08  # of accuracy between training and validation, above which a model remembers more than it understands
 ENOUGH = 0.97  # an accuracy, above which there is little left to gain
 FEW = 30  # samples of a class

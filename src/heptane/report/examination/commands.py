@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from heptane.base.clock import parse_duration
 from heptane.pretrained.hubs import efficientnet_hub, pretrained
-from heptane.session.settings import parse_duration
 
 Result = Mapping[str, Any]
 ENDS_EARLIER = ("--budget", "--target", "--patience")  # a longer run would end where this one ended
