@@ -6,12 +6,13 @@ asks whether the claim's direction is found here, not whether its size is.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from heptane.assemble import assemble
 from heptane.core.loop import steps
 from heptane.core.schedule import Rates, Schedule
 from heptane.pretrained.models import mlp
-from heptane.race.statistics import gain
+from heptane.race.statistics import student_quantile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from results import FOLDER, save
@@ -54,13 +55,14 @@ class Outcome:
 
     def compare(self, setting: Any, better: str, worse: str, *, lower: bool = False) -> None:
         """Whether the arm ``better`` is so at ``setting``: the mean of the paired differences with its interval."""
-        found = gain(*(self.values(setting, arm) for arm in (worse, better)))
-        assert found.low is not None
-        assert found.high is not None
-        low, high = (-found.high, -found.low) if lower else (found.low, found.high)
-        verdict = HOLDS if low > 0 else FAILS if high < 0 else UNDECIDED
-        ends = f"{found.low:+.4f} to {found.high:+.4f}"
-        self.verdicts.append(f"{setting}: {better} against {worse}: {found.median:+.4f} (95% interval {ends}): {verdict}")
+        pairs = zip(*(self.values(setting, arm) for arm in (worse, better)), strict=True)
+        gains = [high - low for low, high in pairs]
+        half = student_quantile(0.05, len(gains) - 1) * stdev(gains) / math.sqrt(len(gains))
+        low, high = fmean(gains) - half, fmean(gains) + half
+        best, worst = (-low, -high) if lower else (high, low)
+        verdict = HOLDS if worst > 0 else FAILS if best < 0 else UNDECIDED
+        ends = f"{low:+.4f} to {high:+.4f}"
+        self.verdicts.append(f"{setting}: {better} against {worse}: {fmean(gains):+.4f} (95% interval {ends}): {verdict}")
         print(self.verdicts[-1], flush=True)
 
     def write(self, x: str, **more: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import heptane as hp
-from heptane.data import arrays
+from heptane.base import memory
 
 
 def picture(width: int = 6, height: int = 5, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -561,7 +561,7 @@ def test_too_few_images_to_split_are_refused(tmp_path):
 
 
 def test_images_larger_than_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrays, "available_memory_bytes", lambda: float(1 << 20))
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: float(1 << 20))
     fill(tmp_path)
     hp.load_data(tmp_path)
     with pytest.raises(hp.InputError, match=r"as float32 \(20, 3, 500, 500\) would take .*lower --image-size"):
