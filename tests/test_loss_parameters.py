@@ -162,3 +162,13 @@ def test_the_norm_of_sparse_gradients_is_that_of_dense_ones(kind: str, clip_norm
 def test_what_sparse_gradients_do_not_go_with_is_refused(factory: Any, message: str) -> None:
     with pytest.raises(hp.InputError, match=message):
         hp.fit(Bag("bag", True), TOKENS, optimizer=factory, epochs=1, batch_size=8)
+
+
+def test_an_optimizer_for_sparse_gradients_alone_is_refused_for_dense_ones() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4, sparse=True), torch.nn.Linear(4, 3))
+    data = torch.randint(0, 5, (16,)), torch.randint(0, 3, (16,))
+    factory = lambda params: torch.optim.SparseAdam(list(params))  # noqa: E731
+    with pytest.raises(hp.InputError, match="SparseAdam takes sparse gradients only"):
+        hp.fit(model, data, optimizer=factory, epochs=1, batch_size=8)
+    table = torch.nn.Embedding(5, 3, sparse=True)
+    assert hp.fit(table, data, optimizer=factory, epochs=1, batch_size=8).steps["applied"] == 2

@@ -284,7 +284,7 @@ def test_micro_batches_have_two_samples_each_where_batchnorm_needs_them() -> Non
     seen: list[int] = []
     model[1].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])) if module.training else None)
     fit(model, pair(64), accumulate=16, epochs=1)
-    assert min(seen[1:]) == 2  # the first is the try
+    assert min(seen[2:]) == 2  # the first two are tries
 
 
 def test_a_batch_of_which_skipping_leaves_one_sample_is_passed_over() -> None:
@@ -370,3 +370,37 @@ def test_train_and_eval_that_return_nothing() -> None:
     hp.evaluate(Silent(4, 3), pair())
     inner = nn.Sequential(Silent(4, 4), nn.Linear(4, 3))
     fit(inner, valid=pair(), tricks=hp.Tricks(transfer=hp.Transfer(mode="head", swap_head=False)))
+
+
+class OwnNorm(nn.Module):
+    """Normalises over the batch by itself: of one sample the deviation is 0 / 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean(0)) / x.std(0)
+
+
+class ByFunction(nn.Module):
+    """BatchNorm by PyTorch's function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("variance", torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.batch_norm(x, self.mean, self.variance, training=self.training)
+
+
+@pytest.mark.parametrize("norm", [OwnNorm, ByFunction, lambda: nn.GroupNorm(4, 4)])
+def test_a_norm_that_is_not_pytorchs_layer_is_given_no_single_sample_either(norm: Any) -> None:
+    x, y = torch.randn(17, 4), torch.randint(0, 3, (17,))
+    result = hp.fit(nn.Sequential(norm(), nn.Linear(4, 3)), (x, y), optimizer=SGD, epochs=1, batch_size=4)
+    assert result.steps == {"planned": 4, "applied": 4, "skipped": 0, "nonfinite": 0}
+    assert any("1 sample" in note for note in result.notes)
+
+
+def test_a_model_that_was_built_in_inference_mode_is_refused() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(4, 3)
+    with pytest.raises(hp.InputError, match=r"'weight' of Linear was made inside torch\.inference_mode"):
+        hp.fit(model, (torch.randn(8, 4), torch.randint(0, 3, (8,))), optimizer=SGD, epochs=1, batch_size=4)

@@ -109,3 +109,17 @@ def test_a_loss_that_takes_the_answer_of_one_mode_only_is_asked_about() -> None:
         return deep(answer, targets) if isinstance(answer, tuple) else functional.cross_entropy(answer, targets)
 
     assert fit(Net(FORMS["tuple"]), loss=either).metrics["valid_accuracy"] > 0.5
+
+
+def test_several_outputs_in_training_and_one_in_evaluation_are_refused_where_none_is_the_output() -> None:
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"scores": self.linear(x), "inner": x} if self.training else self.linear(x)
+
+    data = torch.randn(16, 4), torch.randint(0, 3, (16,))
+    with pytest.raises(hp.InputError, match="'scores', 'inner' in training, and it is not known which"):
+        hp.fit(Both(), data, optimizer="sgd", epochs=1, batch_size=8)

@@ -19,8 +19,9 @@ from heptane.base.clock import median_seconds
 from heptane.core.losses import CrossEntropy, Elementwise
 from heptane.core.precision import choose as probe
 from heptane.core.precision import contest as variants
-from heptane.core.precision.choose import choose_precision, unused_parameters
+from heptane.core.precision.choose import choose_precision
 from heptane.core.precision.trial_steps import Steps
+from heptane.distributed.use import seen_in_training
 from heptane.model.memory_format import to_channels_last
 
 MSE = Elementwise("mse", torch.nn.functional.mse_loss)
@@ -111,7 +112,7 @@ def test_a_probe_leaves_no_mark(trick: hp.MixedPrecision) -> None:
     model[4].weight.grad = torch.ones_like(model[4].weight)
     before, inputs = state(model), IMAGES.clone()
     choose_precision(trick, model, CrossEntropy(), inputs, LABELS)
-    unused_parameters(model, CrossEntropy(), inputs, LABELS)
+    unused(model, CrossEntropy(), inputs, LABELS)
     assert same(before, state(model))
     assert torch.equal(inputs, IMAGES)
     assert inputs.is_contiguous()
@@ -201,10 +202,17 @@ class Branches(torch.nn.Module):
         return out
 
 
+def unused(model: torch.nn.Module, criterion: Any, inputs: Any, targets: Any) -> list[str]:
+    def forward(given: Any, _: Any) -> Any:
+        return model(given)
+
+    return seen_in_training(model, forward, criterion.mean, (inputs, targets), [], seed=0).unused
+
+
 def test_unused_parameters_are_those_without_a_gradient_and_not_the_frozen() -> None:
     x, y = torch.randn(2, 2), torch.randn(2, 1)
-    assert unused_parameters(Branches(), MSE, x, y) == ["unused.weight", "unused.bias"]
-    assert unused_parameters(Branches().used, MSE, x, y) == []
+    assert unused(Branches(), MSE, x, y) == ["unused.weight", "unused.bias"]
+    assert unused(Branches().used, MSE, x, y) == []
 
 
 def test_unused_parameters_of_a_single_sample_and_of_recurrent_nets() -> None:
@@ -220,7 +228,7 @@ def test_unused_parameters_of_a_single_sample_and_of_recurrent_nets() -> None:
             return out
 
     before = torch.get_rng_state()
-    assert unused_parameters(Recurrent(), CrossEntropy(), torch.randn(1, 5, 3), torch.tensor([1])) == []
+    assert unused(Recurrent(), CrossEntropy(), torch.randn(1, 5, 3), torch.tensor([1])) == []
     torch.set_rng_state(before)
 
 
@@ -244,7 +252,7 @@ def test_no_copy_of_the_model_is_made_and_at_most_its_gradients_are_beside_it(wi
     with pytest.raises(RuntimeError):
         copy.deepcopy(model)
     choose_precision(hp.MixedPrecision(), model, CrossEntropy(), IMAGES, LABELS)
-    unused_parameters(model, CrossEntropy(), IMAGES, LABELS)
+    unused(model, CrossEntropy(), IMAGES, LABELS)
     assert max(most) <= 2
 
 

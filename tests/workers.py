@@ -20,6 +20,7 @@ import torch
 
 from heptane.distributed import pickling, worker
 from heptane.distributed.launch import raise_failure
+from heptane.distributed.process import settings
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SERVER = multiprocessing.get_context("forkserver")
@@ -43,7 +44,7 @@ def launch(
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="heptane-") as folder:
         task, answer = Path(folder, "task.pt"), Path(folder, "answer.pt")
-        pickling.write((function, kwargs, min(timeout_seconds, 60.0)), task)
+        pickling.write((function, kwargs, min(timeout_seconds, 60.0), settings()), task)
         group = [SERVER.Process(target=_work, args=(rank, workers, port, task, answer)) for rank in range(workers)]
         for process in group:
             process.start()

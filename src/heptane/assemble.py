@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heptane.base.alive import EVERY_SECONDS, working
 from heptane.base.clock import Clock
@@ -17,19 +17,21 @@ from heptane.core.checks import (
     check_batch_norm,
     check_finite,
     check_model,
+    check_one_output,
     check_optimizer,
     check_resize,
     check_targets,
     check_trained,
     labels_of,
 )
-from heptane.core.criterion import choose_criterion, module_of, over_classes, seen
+from heptane.core.criterion import choose_criterion, module_of, output_of, over_classes, seen
 from heptane.core.cross_entropy import find_class_dim
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise
 from heptane.core.optimizers import resolve
-from heptane.core.own_losses import Own, Returned, check_parts, count_as_the_model, given_first, is_mean_over_samples
-from heptane.core.precision.choose import choose_precision, unused_parameters
-from heptane.core.precision.step import Precision, check_master
+from heptane.core.own_losses import Own, Returned, count_as_the_model, given_first
+from heptane.core.parts import TRIED, check_parts
+from heptane.core.precision.choose import choose_precision
+from heptane.core.precision.step import Precision, check_master, one_by_one
 from heptane.core.run import OptimizerFactory, Phase, Plan, Run, Unmixed
 from heptane.core.schedule import Rates, check_momentum, constant, multiply
 from heptane.data.batches import Place, Source, Tensors, tensors_of
@@ -37,21 +39,29 @@ from heptane.data.guard import Bad, labels_beyond
 from heptane.data.loader import Loader
 from heptane.data.same import check_same_data
 from heptane.data.sources import as_source
+from heptane.data.spread import spread
 from heptane.data.stream import Stream
 from heptane.distributed.replicas import share_model
-from heptane.distributed.workers import Worker
+from heptane.distributed.workers import Worker, any_of
 from heptane.model.calling import main_output
 from heptane.model.memory_format import store_channels_last
 from heptane.model.trying import few, least_samples, try_output, try_training
 from heptane.model.warm_up import warm_up
 from heptane.pretrained.anatomy import Anatomy
 from heptane.pretrained.freezing import freeze, leave, remember
+from heptane.session.agree import check_same_settings
 from heptane.session.checkpoints.settings import groups_of, settings_of
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import DataParallel
 from heptane.tricks.transfer import Stages, Transfer
 
-FEW = 8  # samples on which a loss of the user's is tried
+if TYPE_CHECKING:
+    from heptane.distributed.use import Use
+
+SAME = (  # of a plan, in all workers
+    *("epochs", "steps", "batch_size", "accumulate", "clip_norm", "resize", "seed", "on_nan", "nan_limit", "skip_bad"),
+    "average_decay",
+)
 
 
 @working("preparing the first step", after=EVERY_SECONDS)
@@ -90,6 +100,7 @@ def assemble(
     bad = Bad(plan.skip_bad)
     if isinstance(source, Loader):
         source.bad, source.worker = bad, worker
+    check_same_settings({name: getattr(plan, name) for name in SAME} | dict(vars(tricks)), worker)
     check_same_data(source, [("evaluation", data) for data in others], worker)
     data_parallel.check_shares(source.num_samples, source.batch_size, plan.accumulate, worker)
     total_steps = plan.steps or max(1, round((plan.epochs or 0) * source.steps_per_epoch))
@@ -130,7 +141,7 @@ def assemble(
     if isinstance(source, Loader) and bad.labels and labels_beyond(sample[1], *bad.labels):
         sample, _ = _sample(source, place, model, plan.loss)  # without them, or an error that names them
     notes.append(reason)
-    notes += _said_of_parts(model, criterion, source, sample, plan, worker)
+    notes += _said_of_parts(model, criterion, train, source, place, sample, plan, worker)
     least = least_samples(model, *few(sample, plan.loss))
     if least > 1:
         least *= 1 if data_parallel.sync_batchnorm else worker.size
@@ -145,19 +156,29 @@ def assemble(
     precision.guard = plan.on_nan != "ignore"
     # data parallel: converted or sharded here, wrapped where a phase begins
     model = data_parallel.convert(model)
-    outline = data_parallel.shard(model)
+    use = _use(model, criterion, sample, plan, data_parallel, worker) if data_parallel.shards else None
+    outline = data_parallel.shard(model, use)
+    if use is not None and use.varies:
+        notes.append("the model may leave layers out, so the workers gather all of it at once: more memory than by layers")
     # optimizer: all groups up front; base rates scaled once
     of_loss = trainable(loss, model)
     steps = total_steps, source.steps_per_epoch
     optimizer, phases = _optimizer(model, plan.optimizer, tricks, *steps, groups, of_loss)
     notes += check_trained(optimizer, model, of_loss)
+    apart = [*of_loss, *(data_parallel.in_one_piece(model) if outline is not None else ())]
+    if outline is not None and apart:
+        one_by_one(optimizer)
     if of_loss:
         notes.append(f"{len(of_loss)} parameter(s) of the loss {type(loss).__name__} are trained and saved with the model's")
     groups_built = groups_of(optimizer)
+    check_same_settings({"optimizer": type(optimizer).__name__, **groups_built}, worker)
     find_unused = (
         worker.size > 1
         and outline is None
-        and (data_parallel.find_unused or _looks_for_unused(model, criterion, sample, phases, notes, groups))
+        and (
+            data_parallel.find_unused
+            or _looks_for_unused(model, criterion, sample, phases, notes, groups, plan, data_parallel, worker)
+        )
     )
     if tricks.lr_scaling:
         why["lr_scaling"] = tricks.lr_scaling.apply(optimizer, source.batch_size)
@@ -169,7 +190,21 @@ def assemble(
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
     stages = Stages(tricks.transfer, groups)
     run = Run(
-        *slots, clock, worker, data_parallel, find_unused, notes, why, bad, stages, outline, sample[0], least, loss, of_loss
+        *slots,
+        clock,
+        worker,
+        data_parallel,
+        find_unused,
+        notes,
+        why,
+        bad,
+        stages,
+        outline,
+        sample[0],
+        least,
+        loss,
+        of_loss,
+        apart,
     )
     run.settings = settings_of(run, replace(asked or tricks, transfer=tricks.transfer), groups_built)
     return run
@@ -242,6 +277,8 @@ def _criterion(
         if main_output(training)[1] and type(training) is not type(output):
             criterion = given_first(criterion, training, output, targets)
             reason += f"; the output is {main_output(training)[1]}" if criterion.first else ""
+    if not isinstance(criterion, (Own, Returned)) and len(first_tensor(sample[0])) > 1:  # BatchNorm takes no single one
+        check_one_output(output, lambda: try_training(model, sample[0]))
     output = seen(criterion, output)
     if not isinstance(source, Loader):
         check_targets(criterion, output, targets)
@@ -266,23 +303,23 @@ def _criterion(
 
 
 def _said_of_parts(
-    model: torch.nn.Module, criterion: Criterion, source: Source, sample: Any, plan: Plan, worker: Worker
+    model: torch.nn.Module,
+    criterion: Criterion,
+    train: Any,
+    source: Source,
+    place: Place,
+    sample: Any,
+    plan: Plan,
+    worker: Worker,
 ) -> list[str]:
     """What is to be said where a batch is split and its loss cannot be put together exactly; refused where that is known."""
-    parts = worker.size * plan.accumulate
-    check_parts(criterion, source.targets if isinstance(source, Tensors) else sample[1], parts)
-    if parts == 1 or not isinstance(criterion, Own):
+    if worker.size * plan.accumulate == 1 or not isinstance(criterion, (Own, Returned)):
         return []
-    inputs, targets = own_rows(sample, slice(FEW))
-    found = is_mean_over_samples(criterion, seen(criterion, try_output(model, inputs)), targets)
-    if found is None:
-        return []
-    whole, mean = found
-    return [
-        f"loss {criterion.name}: of {FEW} samples it is {whole:.4g}, and the mean of each one's is {mean:.4g}. So it "
-        f"is not a mean over samples, and its value for a batch in {parts} parts depends on how the batch is split: return "
-        "one loss per sample, or train with one worker and accumulate=1"
-    ]
+    targets, found = source.targets if isinstance(source, Tensors) else sample[1], spread(train, TRIED)
+    if found is not None:
+        moved = place.move(found)
+        sample = place.cast.inputs(moved[0]), place.cast.targets(moved[1])
+    return check_parts(criterion, model, own_rows(sample, slice(TRIED)), targets, worker.size * plan.accumulate)
 
 
 def _precision(
@@ -351,16 +388,41 @@ def _looks_for_unused(
     phases: list[Phase],
     notes: list[str],
     groups: Anatomy | None,
+    plan: Plan,
+    data_parallel: DataParallel,
+    worker: Worker,
 ) -> bool:
-    """Whether a step leaves parameters without a gradient that train in some phase."""
+    """Whether a step leaves parameters without a gradient that train in some phase, or may do so."""
     if phases[-1].frozen is not None:
         freeze(model, phases[-1].frozen, groups)
-    unused = unused_parameters(model, criterion, *own_rows(sample, slice(2)))
+    use = _use(model, criterion, sample, plan, data_parallel, worker)
     if phases[0].frozen is not None:
         freeze(model, phases[0].frozen, groups)
-    if unused:
-        notes.append(f"no gradient reaches {', '.join(unused[:3])}: the workers look for unused parameters at each step")
-    return bool(unused)
+    if use.unused or use.decides:
+        why = f"no gradient reaches {', '.join(use.unused[:3])}" if use.unused else "forward goes by values or by chance"
+        notes.append(f"{why}: the workers look for unused parameters at each step")
+    return bool(use.unused) or use.decides
+
+
+def _use(
+    model: torch.nn.Module, criterion: Criterion, sample: Any, plan: Plan, data_parallel: DataParallel, worker: Worker
+) -> Use:
+    """How the model uses its layers; the same on all workers."""
+    from heptane.distributed.sharding import units
+    from heptane.distributed.use import seen_in_training
+
+    shards = data_parallel.shards
+    use = seen_in_training(
+        model,
+        lambda inputs, targets: output_of(criterion, model, inputs, targets),
+        criterion.mean,
+        sample,
+        units(model) if shards else [],
+        plan.seed,
+    )
+    found = [use.decides, use.varies or (shards and data_parallel.find_unused), use.reentrant]
+    use.decides, use.varies, use.reentrant = any_of(found, worker)
+    return use
 
 
 def _rates(tricks: Tricks, optimizer: Any, total_steps: int, source: Source) -> Rates:

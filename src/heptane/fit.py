@@ -39,6 +39,7 @@ from heptane.model.trying import few, try_output
 from heptane.pretrained.freezing import leave, swap_head
 from heptane.report.console import Progress
 from heptane.report.examination.look import Look, look
+from heptane.session.agree import check_same_settings
 from heptane.session.best import WEIGHTS
 from heptane.session.checkpoints import checkpoint, restore
 from heptane.session.checkpoints.keeper import Every, Keeper
@@ -273,6 +274,9 @@ def fit(
     if resume and run_dir is None:
         raise InputError("resume=True goes on from a run_dir, and there is none: pass run_dir")
     worker = _joined(tricks, device)
+    named = sorted(metrics or {}), valid is not None, test is not None, run_dir is not None
+    when = evaluate_every_epochs, checkpoint_every, keep_checkpoints, max_seconds, patience
+    check_same_settings({"goal": goal, "weights": weights, "metrics, valid, test, run_dir": named, "when": when}, worker)
     if run_dir is not None:
         goes = decided(lambda: goes_on(check_folder(run_dir, force=force, resume=resume)), worker)
         resume = resume or goes

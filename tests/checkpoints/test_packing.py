@@ -200,3 +200,26 @@ def test_the_trial_of_an_optimizer_leaves_no_mark(tmp_path: Path) -> None:
 def test_a_model_file_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
     save_model(Sparse(), tmp_path / "m.safetensors")
     assert set(mlp().state_dict()) <= {name.removeprefix("net.") for name in load_file(tmp_path / "m.safetensors")}
+
+
+class KeepsArrays(torch.optim.SGD):
+    """Keeps what PyTorch's own ``load_state_dict`` cannot build again."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["seen"] = np.ones(2)
+        return super().step(closure)
+
+
+def test_an_optimizer_that_does_not_load_what_it_saves_is_refused_before_training(tmp_path: Path) -> None:
+    data = torch.randn(16, 4), torch.randint(0, 3, (16,))
+    with pytest.raises(hp.InputError, match="KeepsArrays does not load the state that it saves"):
+        hp.fit(
+            torch.nn.Linear(4, 3),
+            data,
+            optimizer=lambda params: KeepsArrays(params, lr=0.1),
+            epochs=1,
+            batch_size=8,
+            run_dir=tmp_path / "run",
+        )

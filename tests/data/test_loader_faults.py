@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.workers import launch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, get_worker_info
 
@@ -424,3 +425,38 @@ def test_the_bad_validation_samples_of_all_workers_are_named_and_counted() -> No
     assert "sample 60" in "".join(named)
     with pytest.raises(hp.InputError, match="one more than skip_bad=1 allows"):
         hp.fit(nn.Linear(4, 3), (X, Y), Rotten(), skip_bad=1, **settings)
+
+
+class Labelled(Dataset[Any]):
+    """Data of one length whose labels are another list in each process, as a list of files made from a set gives."""
+
+    def __init__(self, shift: int) -> None:
+        self.inputs, self.labels = torch.arange(40.0)[:, None], torch.arange(40).roll(shift) % 3
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        return self.inputs[index], self.labels[index]
+
+
+def evaluated_on(kind: str) -> str:
+    rank = int(os.environ["RANK"])
+    own: Any = Labelled(rank)
+    if kind == "split":
+        own = torch.utils.data.random_split(Labelled(0), [30, 10], torch.Generator().manual_seed(rank))[0]
+    if kind == "sampler":
+        drawn = torch.utils.data.RandomSampler(Labelled(0), generator=torch.Generator().manual_seed(rank))
+        own = DataLoader(Labelled(0), 8, sampler=drawn)
+    tricks = hp.Tricks(data_parallel=hp.DataParallel())
+    try:
+        torch.manual_seed(0)
+        hp.fit(torch.nn.Linear(1, 3), Labelled(0), own, optimizer="sgd", epochs=1, batch_size=8, tricks=tricks)
+    except hp.InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", ["labels", "split", "sampler"])
+def test_evaluation_data_that_differ_between_workers_are_refused(kind: str) -> None:
+    assert "data of worker 1 are not those of worker 0: make them alike" in launch(evaluated_on, {"kind": kind}, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from heptane.base.errors import InputError, one_line
@@ -14,6 +16,7 @@ from heptane.core.own_losses import Returned
 from heptane.data.batches import Place, Source, Tensors
 from heptane.data.resize import ProgressiveResize
 from heptane.data.sources import as_loader
+from heptane.model.calling import main_output
 from heptane.model.trying import try_output
 
 
@@ -22,6 +25,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"model of type {type(model).__name__}: expected a torch.nn.Module")
     check_on_device(model)
+    check_trainable(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         frozen = any(True for _ in model.parameters())
         remedy = "; call requires_grad_(True) on some" if frozen else ""
@@ -36,6 +40,29 @@ def check_on_device(model: torch.nn.Module) -> None:
                 f"{name!r} of {type(model).__name__} is on the meta device, where tensors hold no values: build the model "
                 "on a real device, or call model.to_empty(device='cpu') and load its weights"
             )
+
+
+def check_trainable(model: torch.nn.Module) -> None:
+    """Refuse a model that was built where nothing can be trained."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_inference():
+            raise InputError(
+                f"{name!r} of {type(model).__name__} was made inside torch.inference_mode(), and cannot be trained: build "
+                "the model outside of it"
+            )
+
+
+def check_one_output(evaluation: Any, try_training: Callable[[], Any]) -> None:
+    """Refuse a model that gives one output in evaluation, and in training several, of which none is the output."""
+    training = evaluation
+    with suppress(Exception):  # what fails in training is its first step's to report
+        training = try_training()
+    if isinstance(main_output(evaluation)[0], torch.Tensor) and not isinstance(main_output(training)[0], torch.Tensor):
+        names = f" with {', '.join(map(repr, training))}" if isinstance(training, dict) else ""
+        raise InputError(
+            f"the model gives {type(training).__name__}{names} in training, and it is not known which of these is the "
+            "output: call it 'logits', put it first in a tuple, or pass a loss of your own, which is given all of it"
+        )
 
 
 def check_optimizer(built: Any, num_groups: int | None) -> None:
@@ -68,6 +95,12 @@ def check_trained(built: torch.optim.Optimizer, model: torch.nn.Module, others: 
             f"the optimizer holds {len(foreign)} of {len(held)} parameters that are not {type(model).__name__}'s, the first "
             f"of shape {tuple(foreign[0].shape)}: build it from the parameters that the factory is given; those of a loss "
             "come with it where the loss is a torch.nn.Module"
+        )
+    tables = {id(p) for m in model.modules() if getattr(m, "sparse", None) is True for p in m.parameters(recurse=False)}
+    if isinstance(built, torch.optim.SparseAdam) and not tables.issuperset(held):
+        raise InputError(
+            "optimizer SparseAdam takes sparse gradients only, and most layers give dense ones: use SGD or Adagrad, or give "
+            "SparseAdam the parameters of layers with sparse=True alone"
         )
     sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", None) is True]
     kind = type(built)

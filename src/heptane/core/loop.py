@@ -22,8 +22,9 @@ from heptane.core.schedule import set_rates
 from heptane.core.within_memory import Halves, is_short
 from heptane.data.batches import Batch, Place
 from heptane.data.guard import READER_REMEDY, DataError
+from heptane.data.same import SameBatches
 from heptane.data.sources import as_loader
-from heptane.distributed.replicas import is_sharded, share_buffers, without_sums
+from heptane.distributed.replicas import NOT_REENTRANT, average_gradient, is_sharded, share_buffers, without_sums
 from heptane.distributed.workers import ALONE, Worker, all_sum, from_all
 from heptane.model.calling import GRAPH_MODES
 from heptane.model.modes import eval_mode, gradients_on, modes_of, put_back
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from heptane.data.guard import Bad
 
 UNUSED = "Expected to have finished reduction in the prior iteration"  # DDP's
+TWICE = "Expected to mark a variable ready only once"
 
 
 class Step(NamedTuple):
@@ -109,6 +111,11 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
                 raise InputError(
                     "the model gives some parameters no gradient in some steps, on some workers, as layers do that are left "
                     "out at random: pass DataParallel(find_unused=True)"
+                ) from error
+            if TWICE in str(error) and run.worker.size > 1:
+                raise InputError(
+                    "a parameter was given its gradient twice in one step, as by a layer that is recomputed twice in "
+                    f"checkpoint(..., use_reentrant=True): {NOT_REENTRANT}"
                 ) from error
             in_smaller_parts(run, batch, step, error)
         else:
@@ -202,10 +209,9 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
         losses.append(loss.detach())
         if not empty and getattr(output, "_version", 0) == version:  # else the loss works in place, and it is no output now
             run.meter.add(output, targets)
-    if run.of_loss and run.worker.size > 1:  # these are not in the model, whose gradients are averaged on the way back
-        for parameter in run.of_loss:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = all_sum(parameter.grad, run.worker) / run.worker.size
+    if run.worker.size > 1:  # the others are averaged on the way back
+        for parameter in run.apart:
+            average_gradient(parameter, run.worker)
     return losses[0] if whole else torch.stack(losses).sum()
 
 
@@ -244,7 +250,9 @@ def evaluate_with(
     halves = Halves(lambda x, y: precision.full(output_of(criterion, model, place.inputs(x), y)), splits=not sharded)
     doing = working("evaluating" if count is None else f"evaluating {count:,} samples", count)
     with eval_mode(model), evaluation(precision), doing as advance:
-        batches = as_loader(data, batch_size, worker.share, bad, name)
+        same = SameBatches(name, worker)
+        look = same.add if worker.size > 1 else lambda batch: None
+        batches = as_loader(data, batch_size, worker.share, bad, name, look)
         for inputs, targets in batches if not sharded else together(batches, data, worker, place):
             advance(len(first_tensor(inputs)))
             inputs, targets = place.move(inputs), place.move(targets)
@@ -255,6 +263,7 @@ def evaluate_with(
                 if shown is not None:
                     measures.add(output, shown)
                     meter.add(output, shown)  # after it: a loss of the user's may work in place on the output
+        same.check()
         if bad is not None and bad.limit and worker.size > 1:
             bad.of_all_workers(from_all(dict(bad.found), worker))
         found, nonfinite = measures.read(model, data)

@@ -144,38 +144,6 @@ def count_as_the_model(criterion: Criterion, output: Any, labels: Any) -> Criter
     return replace(criterion, counts=found)
 
 
-def check_parts(criterion: Criterion, targets: Any, parts: int) -> None:
-    """Refuse to split a batch whose loss, the model's own, is a mean over nobody knows what, where that matters.
-
-    Args:
-        targets: those that are known.
-        parts: workers times micro-batches.
-    """
-    if not isinstance(criterion, Returned) or criterion.counts != "unknown" or parts == 1:
-        return
-    if isinstance(targets, torch.Tensor) and not targets.is_floating_point() and bool((targets == IGNORE_INDEX).any()):
-        raise InputError(
-            "loss='model' with labels that are ignored (-100): what the model's mean is over cannot be told from its loss "
-            "and logits, so parts of a batch cannot be weighed; train with one worker and accumulate=1, or pass a loss"
-        )
-
-
-def is_mean_over_samples(criterion: Criterion, output: Any, targets: Any) -> tuple[float, float] | None:
-    """The loss of a few samples and the mean of each one's, where a loss of the user's own tells them apart; None where they
-    are equal: then parts of a batch can be weighed by their samples."""
-    if not isinstance(criterion, Own) or not isinstance(output, torch.Tensor) or not isinstance(targets, torch.Tensor):
-        return None
-    if len(output) != len(targets):
-        return None
-    try:
-        whole = float(criterion.mean(output, targets))
-        each = [float(criterion.mean(output[at : at + 1], targets[at : at + 1])) for at in range(len(output))]
-    except (RuntimeError, ValueError, IndexError):  # a loss over pairs of samples, say
-        return None
-    mean = sum(each) / len(each)
-    return None if abs(whole - mean) <= 1e-4 * max(abs(whole), abs(mean), 1e-12) or mean != mean else (whole, mean)
-
-
 def given_first(criterion: Own, training: Any, evaluation: Any, targets: Any) -> Own:
     """``criterion`` with the whole answers of the model if it takes them, or with their outputs if it takes only these.
 

@@ -183,24 +183,38 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def adds_up(metric: Any) -> bool:
-    """Whether a metric adds up its states over workers by itself: torchmetrics' do, unless they are lists."""
-    ours = any(kind.__module__.startswith("torchmetrics.") and kind.__name__ == "Metric" for kind in type(metric).__mro__)
-    return ours and not any(isinstance(state, list) for state in getattr(metric, "_defaults", {}).values())
+    """Whether a metric adds up its states over workers by itself: torchmetrics' own do, unless they are lists. A class that
+    is derived from them may hold more."""
+    if not type(metric).__module__.startswith("torchmetrics."):
+        return False
+    parts = [part for part in metric.modules() if hasattr(part, "update")]  # a wrapper holds another
+    own = all(type(part).__module__.startswith("torchmetrics.") for part in parts)
+    return own and not any(isinstance(state, list) for part in parts for state in getattr(part, "_defaults", {}).values())
 
 
 def of_whole(metric: Any, batches: list[tuple[Any, Any]], device: torch.device) -> Any:
     """The value of a metric over these batches, whatever it would exchange with other workers."""
-    synchronizes = getattr(metric, "sync_on_compute", None)
+    for output, targets in batches:
+        moved = (copied(part).to(device) if isinstance(part, torch.Tensor) else part for part in (output, targets))
+        metric.update(*moved)
+    return by_itself(metric)
+
+
+def by_itself(metric: Any) -> Any:
+    """The value of a metric for what this process has shown it, whatever other processes are doing."""
+    parts = list(metric.modules()) if isinstance(metric, torch.nn.Module) else [metric]  # a wrapper holds another
+    before = [(part, part.distributed_available_fn) for part in parts if hasattr(part, "distributed_available_fn")]
     try:
-        if synchronizes is not None:
-            metric.sync_on_compute = False
-        for output, targets in batches:
-            moved = (copied(part).to(device) if isinstance(part, torch.Tensor) else part for part in (output, targets))
-            metric.update(*moved)
+        for part, _ in before:
+            part.distributed_available_fn = _nobody_else
         return metric.compute()
     finally:
-        if synchronizes is not None:
-            metric.sync_on_compute = synchronizes
+        for part, available in before:
+            part.distributed_available_fn = available
+
+
+def _nobody_else() -> bool:
+    return False
 
 
 class Measures:
@@ -269,7 +283,7 @@ class Measures:
             if name in self._whole:
                 return number(name, of_whole(metric, batches, self._device))
             if name in self._running:
-                return number(name, metric.compute())
+                return number(name, metric.compute() if self.worker.size > 1 else by_itself(metric))
             if takes_model(metric):
                 return number(name, metric(model, data)) if not bad else float("nan")
             return number(name, of_predictions(metric, *whole(batches)))

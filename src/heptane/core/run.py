@@ -192,6 +192,8 @@ class Run:
     """the user's loss, where it is a module that holds something"""
     of_loss: list[torch.nn.Parameter] = field(default_factory=list)
     """its parameters that train"""
+    apart: list[torch.nn.Parameter] = field(default_factory=list)
+    """those whose gradients nobody else averages over the workers: the loss's, and of a sharded model those that are not"""
     skipped: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     """what it is begun with, for its checkpoints: :mod:`heptane.session.checkpoints.settings`"""

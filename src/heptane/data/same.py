@@ -15,6 +15,7 @@ from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.tree import each, in_memory, length, pair, rows
 from heptane.data.batches import Source, Tensors, tensors_of
+from heptane.data.spread import READ, spread
 from heptane.distributed.workers import Worker, from_all
 
 ENDS = 64  # samples from each end of what is in memory that are compared whole; of the targets all are
@@ -50,11 +51,33 @@ def check_same_data(source: Source, others: list[tuple[str, Any]], worker: Worke
         mine.append(("training", _ends((source.inputs, source.targets))))
     for name, data in others:
         data = tensors_of(data)
-        mine.append((name, _ends(pair(data)) if in_memory(data) else length(data)))
+        if in_memory(data):
+            mine.append((name, _ends(pair(data))))
+        else:  # of a loader each batch is compared as it is read: its sampler may draw
+            few = spread(data, READ) if not isinstance(data, torch.utils.data.DataLoader) else None
+            mine.append((name, (length(data), None if few is None else checksum(few[1]))))
     for rank, theirs in enumerate(from_all(mine, worker)):
         for (name, here), (_, there) in zip(mine, theirs, strict=False):
             if here != there:
                 raise InputError(f"the {name} data of worker {rank} are not those of worker {worker.rank}: {REMEDY}")
+
+
+class SameBatches:
+    """Whether all workers read the same batches of evaluation data, by their targets; each uses its share of them."""
+
+    def __init__(self, name: str, worker: Worker) -> None:
+        self.name, self.worker, self._found = name, worker, 0
+
+    def add(self, batch: tuple[Any, Any]) -> None:
+        """Add one."""
+        self._found = zlib.crc32(str(checksum(batch[1])).encode(), self._found)
+
+    def check(self) -> None:
+        """Refuse the data where they were not; all workers must ask."""
+        found = from_all(self._found, self.worker)
+        for rank, theirs in enumerate(found):
+            if theirs != found[0]:
+                raise InputError(f"the {self.name} data of worker {rank} are not those of worker 0: {REMEDY}")
 
 
 def check_same_batch(data: Any, indices: list[Any] | None, step: int, worker: Worker, say: Callable[[str], None]) -> None:

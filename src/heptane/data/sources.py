@@ -61,7 +61,12 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int, ste
 
 
 def as_loader(
-    data: Any, batch_size: int, part: Callable[[int], slice], bad: Bad | None = None, name: str = "evaluation"
+    data: Any,
+    batch_size: int,
+    part: Callable[[int], slice],
+    bad: Bad | None = None,
+    name: str = "evaluation",
+    look: Callable[[Any], None] = lambda batch: None,
 ) -> Iterator[tuple[Any, Any]]:
     """Evaluation data as batches, in order, this worker's part of it: each sample once over all workers.
 
@@ -71,6 +76,7 @@ def as_loader(
         part: from a number of samples to this worker's slice of them.
         bad: where samples that cannot be read are noted; None: they are an error.
         name: what to call the data in a message.
+        look: given each whole batch of a ``DataLoader``.
 
     Raises:
         InputError: ``data`` is of no accepted kind, or its inputs and targets do not fit together.
@@ -83,6 +89,7 @@ def as_loader(
         for batch in in_fixed_order(data, bad, name):
             size = len(first_tensor(batch))
             mine = part(size)
+            look(batch)
             if mine == slice(0, size):
                 yield batch
             elif mine.stop > mine.start:

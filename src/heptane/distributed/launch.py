@@ -50,11 +50,11 @@ def launch(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from heptane.distributed import pickling
+    from heptane.distributed import pickling, process
 
     with tempfile.TemporaryDirectory(prefix="heptane-") as folder, _quiet_launcher(workers):
         task, answer = Path(folder, "task.pt"), Path(folder, "answer.pt")
-        pickling.write((function, kwargs, timeout_seconds), task)
+        pickling.write((function, kwargs, timeout_seconds, process.settings()), task)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,

@@ -17,6 +17,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, which also takes modules with a parametrization, such as weight_norm."""
 
     def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.utils.data.DataLoader) and getattr(value, "_iterator", None) is not None:
+            reduced: Any = value.__reduce_ex__(2)  # persistent readers stay where they are
+            return (*reduced[:2], {**reduced[2], "_iterator": None}, *reduced[3:])
         if isinstance(value, torch.nn.Module) and parametrize.is_parametrized(value):
             return _parametrized, (type(value).__bases__[0], dict(vars(value)))
         return super().reducer_override(value)

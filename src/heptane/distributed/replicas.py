@@ -7,7 +7,9 @@ from typing import Any
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.distributed.launch import launch as launch
-from heptane.distributed.workers import Worker, from_all, this_worker
+from heptane.distributed.workers import Worker, all_sum, any_of, from_all, this_worker
+
+NOT_REENTRANT = "the gradients would be wrong: pass use_reentrant=False"
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
@@ -68,6 +70,18 @@ def _broadcast(tensor: torch.Tensor) -> None:
     torch.distributed.broadcast(sent, 0)
     with torch.no_grad():
         tensor.copy_(value)  # whose memory ``sent`` shares
+
+
+def average_gradient(parameter: torch.nn.Parameter, worker: Worker) -> None:
+    """Average a parameter's gradient over the workers, in place; on some there may be none."""
+    given, sparse = any_of([parameter.grad is not None, parameter.grad is not None and parameter.grad.is_sparse], worker)
+    if not given:
+        return
+    layout = torch.sparse_coo if sparse else torch.strided
+    grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter, layout=layout)
+    if sparse:  # which only gloo adds up
+        grad = grad.cpu().coalesce()
+    parameter.grad = (all_sum(grad, worker) / worker.size).to(parameter.device)
 
 
 def check_replicas(model: torch.nn.Module) -> None:

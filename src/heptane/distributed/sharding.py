@@ -22,14 +22,62 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from heptane.distributed.state import take_rest
+from heptane.distributed.use import Use
+from heptane.model.outputs import changed
 
 
-def shard(model: nn.Module, device: str, workers: int) -> None:
-    """Shard ``model`` in place over the workers, a unit per layer: what is gathered, used and let go together."""
-    mesh = init_device_mesh(device, (workers,))
+def shard(model: nn.Module, device: str, workers: int, use: Use | None = None) -> None:
+    """Shard ``model`` in place over the workers, a unit per layer: what is gathered, used and let go together.
+
+    Args:
+        use: as it was seen. A layer whose parameters are used elsewhere too is gathered with the whole model; where layers
+            may be left out, all are, since every worker must gather the same.
+    """
+    use, mesh, ignored = use or Use(), init_device_mesh(device, (workers,)), set(in_one_piece(model))
+    if use.varies:
+        model.register_forward_hook(_touch)
     for unit in units(model):
-        fully_shard(unit, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        if not use.varies and unit not in use.outside and not ignored.issuperset(unit.parameters()):
+            fully_shard(unit, mesh=mesh, ignored_params=ignored)
+    fully_shard(model, mesh=mesh, ignored_params=ignored)
+
+
+def in_one_piece(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that every worker holds whole, since FSDP does not take them: single numbers, and tables with sparse
+    gradients."""
+    tables = [p for module in model.modules() if getattr(module, "sparse", None) is True for p in module.parameters(False)]
+    known = {id(p) for p in tables}
+    return tables + [p for p in model.parameters() if not p.ndim and id(p) not in known]
+
+
+class _Touched(torch.autograd.Function):
+    """An output as it is, through which every parameter is given a gradient, of zeros where there is no other."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.parameters = parameters
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        zeros = [torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape) for p in ctx.parameters]
+        return gradient, *zeros
+
+
+def _touch(model: nn.Module, inputs: Any, output: Any) -> Any:
+    """A forward hook: of a model that leaves layers out, the workers would sum the gradients of different parameters."""
+    apart = {id(p) for p in in_one_piece(model)}
+    parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
+    touched = False
+
+    def touch(tensor: Tensor) -> Tensor:
+        nonlocal touched
+        if touched or not tensor.requires_grad:
+            return tensor
+        touched = True
+        return _Touched.apply(tensor, *parameters)  # type: ignore[no-any-return, no-untyped-call]
+
+    return changed(output, touch) if torch.is_grad_enabled() else output
 
 
 def units(model: nn.Module) -> list[nn.Module]:
@@ -98,7 +146,8 @@ def gathered(model: nn.Module, outline: nn.Module) -> nn.Module:
             mine._parameters[name] = None if part is None else found[id(part)]
         mine._buffers.update(theirs._buffers)
     take_rest(model, outline)
-    return outline.train(model.training)
+    outline.train(model.training)
+    return outline
 
 
 def save_parts(tensors: dict[str, Tensor], folder: Path) -> None:

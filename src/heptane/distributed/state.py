@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+import numpy as np
 import torch
 
-PLAIN = (bool, int, float, complex, str, bytes, torch.Tensor, torch.dtype, torch.device, type(None))
+from heptane.model.holders import FOREIGN
+
+PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, torch.Tensor, torch.dtype, torch.device, type(None))
 OWN = frozenset(vars(torch.nn.Module()))  # attributes that every module has
 
 
 def take_state(theirs: torch.nn.Module, mine: torch.nn.Module) -> None:
     """Give ``mine`` all that ``theirs``, a copy of it that was trained elsewhere, holds: weights, buffers, extra state, and
-    attributes of plain kinds (numbers, text, tensors, and lists or dicts of them)."""
+    attributes of plain kinds (numbers, text, tensors, and lists or dicts of them), also within objects of the user's."""
     mine.load_state_dict(theirs.state_dict())
     take_rest(theirs, mine)
 
@@ -31,15 +34,59 @@ def take_rest(theirs: torch.nn.Module, mine: torch.nn.Module) -> None:
                 own.detach().copy_(value.detach())
             else:
                 module._buffers[key] = value
-        for key, value in vars(other).items():
-            if key not in OWN and is_plain(value):
-                module.__dict__[key] = value
+        found = {k: v for k, v in vars(other).items() if k not in OWN and (k in vars(module) or is_plain(v))}
+        _take_attributes(found, module.__dict__, set())
 
 
 def is_plain(value: Any) -> bool:
-    """Whether ``value`` is a number, a text, a tensor, or a list, tuple, set, deque or dict of such."""
+    """Whether ``value`` is a number, a text, a tensor, an array, or a list, tuple, set, deque or dict of such."""
     if isinstance(value, dict):
         return all(is_plain(key) and is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         return all(map(is_plain, value))
     return isinstance(value, PLAIN) and not isinstance(value, torch.nn.Parameter)
+
+
+def _take_attributes(theirs: dict[str, Any], mine: dict[str, Any], seen: set[int]) -> None:
+    """Give the attributes ``mine`` what is plain of ``theirs``, and so on in the user's own objects."""
+    for key, value in theirs.items():
+        mine[key] = _taken(mine.get(key), value, seen)
+
+
+def _taken(own: Any, value: Any, seen: set[int]) -> Any:
+    """What takes the place of ``own``: ``value`` where it is plain; else itself, after what it holds was taken."""
+    if is_plain(value):
+        return _kept_in(own, value)
+    if id(value) in seen:
+        return own
+    seen.add(id(value))
+    if _is_object(value) and _is_object(own) and type(own).__qualname__ == type(value).__qualname__:
+        _take_attributes(vars(value), vars(own), seen)
+    elif isinstance(value, dict) and isinstance(own, dict):
+        _take_attributes({key: item for key, item in value.items() if key in own or is_plain(item)}, own, seen)
+    elif isinstance(value, list) and isinstance(own, list) and len(own) == len(value):
+        own[:] = [_taken(mine, theirs, seen) for mine, theirs in zip(own, value, strict=True)]
+    return own
+
+
+def _is_object(value: Any) -> bool:
+    """Whether it is an object of a class of the user's own, with attributes."""
+    foreign = type(value).__module__.partition(".")[0] in (*FOREIGN, "builtins", "functools")
+    return hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module)) and not foreign
+
+
+def _kept_in(own: Any, value: Any) -> Any:
+    """``value``, in the very list, dict, set or array ``own`` where it is one of that kind: others may look at it."""
+    if own is value or type(own) is not type(value):
+        return value
+    if isinstance(own, (dict, set)):
+        own.clear()
+        own.update(value)
+    elif isinstance(own, (list, deque)):
+        own.clear()
+        own.extend(value)
+    elif isinstance(own, np.ndarray) and (own.shape, own.dtype) == (value.shape, value.dtype) and own.flags.writeable:
+        np.copyto(own, value)
+    else:
+        return value
+    return own

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import torch
 
+from heptane.distributed import process
 from heptane.distributed.launch import PARENT, record_failure
 from heptane.distributed.workers import join_group
 
@@ -25,7 +26,8 @@ def main(task: str, answer: str) -> None:
     try:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         # written by our own parent process
-        function, kwargs, timeout_seconds = torch.load(task, weights_only=False, mmap=True)
+        function, kwargs, timeout_seconds, settings = torch.load(task, weights_only=False, mmap=True)
+        process.take(settings)
         device = kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         join_group(torch.device(device).type, timeout_seconds)
         result = function(**kwargs)

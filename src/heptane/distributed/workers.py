@@ -47,7 +47,7 @@ def this_worker() -> Worker:
 
 def under_launcher() -> bool:
     """Whether ``torchrun`` or an elastic launcher started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    return bool(os.environ.get("RANK")) and bool(os.environ.get("WORLD_SIZE"))
 
 
 def launched() -> int:
@@ -96,6 +96,11 @@ def check_environment(timeout_seconds: float) -> float:
             f"{_described()}: {what}. Start workers with torchrun; if these are left over from another job, unset them"
         )
     return timeout_seconds if "TORCHELASTIC_RUN_ID" in os.environ else min(timeout_seconds, FOUND_WITHIN_SECONDS)
+
+
+def said_by_environment() -> str:
+    """For a message: what the environment says of the number of workers."""
+    return f", by {_described()} (left over from another job? unset them)" if under_launcher() else ""
 
 
 def _described() -> str:

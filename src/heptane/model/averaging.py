@@ -37,7 +37,7 @@ class Average:
         """After applied step ``number``, from 1."""
         weight = 1 - min(self.decay, (1 + number) / (10 + number))
         with torch.no_grad():
-            torch._foreach_lerp_(self._kept, [p.detach() for p in self._parameters], weight)
+            torch._foreach_lerp_([_local(k) for k in self._kept], [_local(p.detach()) for p in self._parameters], weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -60,6 +60,12 @@ class Average:
     def load_state(self, state: dict[str, Any]) -> None:
         """What :meth:`state` gave."""
         _copy([state[name] for name in self._names], self._kept)
+
+
+def _local(tensor: Any) -> torch.Tensor:
+    """This worker's part of a sharded tensor; no operation takes sharded and other ones together."""
+    found: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return found
 
 
 def _copy(source: list[torch.Tensor], target: list[Any]) -> None:

@@ -17,7 +17,7 @@ _ATOMS = (
 )
 LARGE_BYTES = 64 << 20  # an array larger than this is data, and no state
 # Whose objects are state of theirs (compilers, process groups, loggers), and no state of a model's.
-_FOREIGN = ("torch", "logging", "threading", "weakref", "_thread", "concurrent", "multiprocessing", "asyncio", "io", "_io")
+FOREIGN = ("torch", "logging", "threading", "weakref", "_thread", "concurrent", "multiprocessing", "asyncio", "io", "_io")
 
 
 class Holder:
@@ -70,7 +70,7 @@ def _generator(value: Any) -> Holder | None:
 
 
 def _plain_object(value: Any) -> Holder | None:
-    if type(value).__module__.partition(".")[0] in _FOREIGN:
+    if type(value).__module__.partition(".")[0] in FOREIGN:
         return None
     attributes = dict(getattr(value, "__dict__", None) or {})
     slots = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)}

@@ -25,7 +25,12 @@ def in_32_bits(output: Any) -> Any:
         >>> in_32_bits((torch.ones(1, dtype=torch.bfloat16), "text"))
         (tensor([1.]), 'text')
     """
-    return _changed(output, _in_32_bits, set())
+    return changed(output, _in_32_bits)
+
+
+def changed(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``output`` with ``change`` made to each of its tensors, in the same structure; as it is where none is changed."""
+    return _changed(output, change, set())
 
 
 def tensors_in(output: Any) -> list[torch.Tensor]:

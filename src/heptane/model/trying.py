@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from heptane.base.lazy import torch
 from heptane.base.tree import copied, own_rows
-from heptane.model.calling import call
+from heptane.model.calling import call, main_output
 from heptane.model.modes import eval_mode, no_gradients
 
 
@@ -35,21 +36,29 @@ def try_training(model: torch.nn.Module, inputs: Any) -> Any:
 
 
 def least_samples(model: torch.nn.Module, inputs: Any, labels: Any = None) -> int:
-    """How many samples a forward pass in training needs: 2 where BatchNorm sees one value per sample and channel, else 1."""
-    if not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        return 1
+    """How many samples a forward pass in training needs: 2 where BatchNorm, also one of the user's own, sees one value per
+    sample and channel, else 1."""
     one, label = own_rows((inputs, labels), slice(1)) if labels is not None else (own_rows(inputs, slice(1)), None)
     from heptane.model.snapshot import as_before
 
     try:
-        with as_before(model), no_gradients():
+        with as_before(model), no_gradients(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             model.train()
-            call(model, one, label)
+            if _finite(call(model, one, label)):
+                return 1
+            two = call(model, own_rows(inputs, slice(2)), None if labels is None else own_rows(labels, slice(2)))
+            return 2 if _finite(two) else 1  # the deviation of one is 0 / 0
     except ValueError as error:
         return 2 if "more than 1 value per channel" in str(error) else 1
     except Exception:  # what else fails is found, and named, by the checks that follow
         return 1
-    return 1
+
+
+def _finite(output: Any) -> bool:
+    """Whether the main output is, where it is a tensor of real numbers."""
+    main = main_output(output)[0]
+    return not isinstance(main, torch.Tensor) or not main.is_floating_point() or bool(main.isfinite().all())
 
 
 def few(batch: tuple[Any, Any], loss: Any) -> tuple[Any, Any]:

@@ -332,14 +332,14 @@ class Recorder:
         model, shown, metrics = self.run.model, data, self.metrics
         if self.run.shortcut and data is self.valid and in_memory(data):
             model, shown, metrics = self.run.shortcut.tail, self.run.shortcut.of(data), bound(metrics, model, data)
-        if self.run.outline is not None and any(
-            takes_model(m) for m in (metrics or {}).values() if not hasattr(m, "update")
-        ):
-            from heptane.distributed import sharding
-
-            metrics = bound(metrics, sharding.gathered(model, self.run.outline), data)
         beating = self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step")
         with averaged, eval_mode(self.run.model), beating:  # metrics may run the whole model where its tail is evaluated
+            if self.run.outline is not None and any(
+                takes_model(m) for m in (metrics or {}).values() if not hasattr(m, "update")
+            ):
+                from heptane.distributed import sharding
+
+                metrics = bound(metrics, sharding.gathered(model, self.run.outline), data)
             found = evaluate_with(
                 model,
                 shown,

@@ -22,14 +22,23 @@ Costs, and when it does not help
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, check_bool, check_choice, check_range
 from heptane.base.lazy import torch
 from heptane.distributed.launch import launch as launch
-from heptane.distributed.workers import Worker, join_group, this_worker, under_launcher
+from heptane.distributed.replicas import NOT_REENTRANT
+from heptane.distributed.workers import Worker, join_group, said_by_environment, this_worker, under_launcher
+
+if TYPE_CHECKING:
+    from heptane.distributed.use import Use
 
 NOT_SENT = ("int16", "uint16", "uint32", "uint64", "float8")  # types of numbers that DDP cannot broadcast
+
+
+def _is_sent(buffer: torch.Tensor) -> bool:
+    """Whether DDP can broadcast it."""
+    return buffer.layout is torch.strided and not str(buffer.dtype).split(".")[1].startswith(NOT_SENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +58,8 @@ class DataParallel:
     restarts: int = 0
     """How often the workers are started again from the last checkpoint after one has died; under torchrun, its own flag."""
     find_unused: bool = False
-    """Look for parameters without a gradient at each step, for a model that leaves layers out at random; a model that always
-    leaves some out is noticed by itself."""
+    """Look for parameters without a gradient at each step, for a model that leaves layers out. One that always does, or
+    whose ``forward`` goes by values or by chance, is noticed by itself."""
     keep: str = "batch"
     """When the number of workers changes on the way: batch keeps the global batch and the rate; share keeps each worker's
     share of it, and the rate follows by the optimizer's rule."""
@@ -77,8 +86,8 @@ class DataParallel:
         worker = join_group(device, self.timeout_seconds) if under_launcher() else this_worker()
         if self.workers not in ("auto", worker.size):
             raise InputError(
-                f"DataParallel.workers={self.workers}, and {worker.size} run: expected as many; start the script with "
-                f"torchrun --nproc-per-node={self.workers}, or call heptane.fit, which starts them"
+                f"DataParallel.workers={self.workers}, and {worker.size} run{said_by_environment()}: expected as many; "
+                f"start the script with torchrun --nproc-per-node={self.workers}, or call heptane.fit, which starts them"
             )
         return worker
 
@@ -114,22 +123,35 @@ class DataParallel:
         """Whether the workers of this process group each hold a part of the model."""
         return self.strategy == "fsdp" and this_worker().size > 1
 
-    def shard(self, model: torch.nn.Module) -> torch.nn.Module | None:
-        """Shard ``model`` in place where asked for; the outline in which it is gathered again, or None."""
+    def shard(self, model: torch.nn.Module, use: Use | None = None) -> torch.nn.Module | None:
+        """Shard ``model``, as it was seen to use its layers, in place where asked for; the outline in which it is gathered
+        again, or None.
+
+        Raises:
+            InputError: it recomputes activations in a way that FSDP cannot follow.
+        """
         if not self.shards:
             return None
         from heptane.distributed import sharding
 
+        if use is not None and use.reentrant:
+            raise InputError(f"DataParallel.strategy='fsdp' with checkpoint(..., use_reentrant=True): {NOT_REENTRANT}")
         empty = sharding.outline(model)
-        sharding.shard(model, next(model.parameters()).device.type, this_worker().size)
+        sharding.shard(model, next(model.parameters()).device.type, this_worker().size, use)
         return empty
+
+    def in_one_piece(self, model: torch.nn.Module) -> list[torch.nn.Parameter]:
+        """The parameters of a sharded model that are not, and train."""
+        from heptane.distributed import sharding
+
+        return [parameter for parameter in sharding.in_one_piece(model) if parameter.requires_grad]
 
     def wrap(self, model: torch.nn.Module, *, find_unused: bool = False) -> torch.nn.Module:
         """DDP around ``model`` where there is more than one worker; wrap again when other parameters become trainable.
         A sharded model needs none."""
         if this_worker().size == 1 or self.shards:
             return model
-        left_out = [n for n, buffer in model.named_buffers() if str(buffer.dtype).split(".")[1].startswith(NOT_SENT)]
+        left_out = [name for name, buffer in model.named_buffers() if not _is_sent(buffer)]
         if left_out:  # they stay as rank 0 gave them at the start, and are shared again before an evaluation
             wrapper: Any = torch.nn.parallel.DistributedDataParallel
             wrapper._set_params_and_buffers_to_ignore_for_model(model, left_out)

@@ -9,7 +9,6 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.tree import each, first_tensor
-from heptane.core.criterion import output_of
 from heptane.core.losses import Criterion
 from heptane.core.own_losses import Returned
 from heptane.core.precision.contest import Outcome, compare, winner
@@ -17,7 +16,6 @@ from heptane.core.precision.decisions import question, recall, remember
 from heptane.core.precision.processor import computes_bf16, describe
 from heptane.core.precision.step import Settings
 from heptane.core.precision.trial_steps import Steps
-from heptane.model.modes import gradients_on
 from heptane.model.warm_up import warm_up
 
 KIND, PLAIN = "precision", ("fp32", False)
@@ -207,19 +205,6 @@ def _shapes(data: Any) -> list[Any]:
     found: list[Any] = []
     each(lambda tensor: found.append(_facts(tensor)) or tensor, data)  # type: ignore[func-returns-value]
     return found
-
-
-def unused_parameters(model: torch.nn.Module, criterion: Criterion, inputs: Any, targets: Any) -> list[str]:
-    """Names of trainable parameters that one step gives no gradient; the model is afterwards exactly as it was."""
-    from heptane.model.snapshot import as_before
-
-    with as_before(model), gradients_on():
-        model.eval()
-        for module in model.modules():
-            if isinstance(module, torch.nn.RNNBase):  # cuDNN has no backward in eval mode
-                module.train()
-        criterion.mean(output_of(criterion, model, inputs, targets), targets).backward()  # type: ignore[no-untyped-call]
-        return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def _unchanged(model: torch.nn.Module) -> AbstractContextManager[Any]:

@@ -238,27 +238,42 @@ def _clip(
     if clip_norm is None:
         return
     held = list(_parameters(optimizer) if parameters is None else parameters)
-    if any(p.grad is not None and p.grad.is_sparse for p in held):
-        _clip_sparse([p for p in held if p.grad is not None], clip_norm)
+    kinds = {type(p.grad) for p in held if p.grad is not None}
+    if len(kinds) > 1 or any(p.grad is not None and p.grad.is_sparse for p in held):
+        _clip_by_hand([p for p in held if p.grad is not None], clip_norm)
     else:
         torch.nn.utils.clip_grad_norm_(held, clip_norm)
 
 
-def _clip_sparse(parameters: list[torch.Tensor], clip_norm: float) -> None:
-    """PyTorch's rule where some gradients are sparse, which its own function refuses: rows that occur twice are added up
-    first, and the norm is that of the dense gradients, since what is not stored is 0."""
-    stored = []
+def _clip_by_hand(parameters: list[torch.Tensor], clip_norm: float) -> None:
+    """PyTorch's rule where its own function refuses: some gradients are sparse, or some are sharded and others are not.
+    Rows that occur twice are added up first, and the norm is that of the dense gradients, since what is not stored is 0."""
+    whole, parts = [], []
     for parameter in parameters:
         assert parameter.grad is not None
         if parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
-            stored.append(parameter.grad.values())
+            whole.append(parameter.grad.values())
+        elif hasattr(parameter.grad, "to_local"):
+            parts.append(parameter.grad.to_local())
         else:
-            stored.append(parameter.grad)
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(values) for values in stored]))
+            whole.append(parameter.grad)
+    norms = [torch.linalg.vector_norm(values) for values in whole]
+    if parts:
+        of_parts = torch.stack([torch.linalg.vector_norm(values).square() for values in parts]).sum()
+        torch.distributed.all_reduce(of_parts)
+        norms.append(of_parts.sqrt())
+    norm = torch.linalg.vector_norm(torch.stack(norms))
     scale = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
-    for values in stored:
+    for values in (*whole, *parts):
         values.mul_(scale)
+
+
+def one_by_one(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer of sharded and other parameters step each by itself: not one operation takes both kinds."""
+    for group in optimizer.param_groups:
+        if group.get("foreach", False) is None and not group.get("fused"):
+            group["foreach"] = False
 
 
 def _check_scale(owner: str, scale: float, growth_steps: int, floor: float) -> None:

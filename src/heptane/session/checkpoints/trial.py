@@ -6,7 +6,7 @@ import copy
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from heptane.base.errors import InputError
+from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.model.names import clean_state
 from heptane.model.packing import pack
@@ -51,6 +51,14 @@ def _after_a_step(optimizer: torch.optim.Optimizer) -> Any:
             made.state.clear()
             small.grad = torch.zeros(2)
             made.step()
-            return made.state_dict()
+            state = made.state_dict()
     except Exception:  # it needs a closure, sparse gradients or matrices: its first checkpoint will tell
         return None
+    try:
+        made.load_state_dict(copy.deepcopy(state))
+    except Exception as error:
+        raise InputError(
+            f"{type(optimizer).__name__} does not load the state that it saves ({one_line(error)}): keep tensors "
+            "and numbers in it"
+        ) from error
+    return state

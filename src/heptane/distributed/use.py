@@ -1,0 +1,162 @@
+"""How a model uses its layers in a training step, seen before it is split over workers: which it may leave out, and which
+parameters it uses outside the layer that holds them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from heptane.base.tree import first_tensor, own_rows
+from heptane.model.modes import gradients_on
+from heptane.model.snapshot import as_before
+
+LOOKS = frozenset(("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy"))
+ONLY_FACTS = frozenset(("size", "dim", "numel", "element_size", "is_floating_point", "is_complex", "get_device", "type"))
+SHOWS_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # attributes; the others, such as shape, do not
+TRIALS = 8  # single samples on which it is seen whether layers are left out
+
+
+@dataclass
+class Use:
+    """What was seen of a model in training."""
+
+    unused: list[str] = field(default_factory=list)
+    """parameters that train, and were given no gradient"""
+    decides: bool = False
+    """whether ``forward`` goes by values or by chance: another step may use other layers"""
+    outside: set[nn.Module] = field(default_factory=set)
+    """units whose parameters are used while the unit does not run"""
+    varies: bool = False
+    """whether the units do not always run alike, or may not"""
+    reentrant: bool = False
+    """whether activations are recomputed by ``checkpoint(..., use_reentrant=True)``"""
+
+
+class _Watch(TorchFunctionMode):
+    """Notes what a forward pass does with parameters, and whether it looks at values."""
+
+    def __init__(self, units: list[nn.Module]) -> None:
+        super().__init__()
+        self.owner = {id(p): unit for unit in units for p in unit.parameters()}
+        self.running: list[nn.Module] = []
+        self.calls: list[int] = []
+        self.outside: set[nn.Module] = set()
+        self.looks = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        self.looks |= name in LOOKS
+        fact = getattr(getattr(func, "__self__", None), "__name__", "") not in SHOWS_VALUES if name == "__get__" else False
+        if not fact and name not in ONLY_FACTS:
+            self._note(args)
+            self._note((kwargs or {}).values())
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, values: Any) -> None:
+        for value in values:
+            if isinstance(value, (list, tuple)):
+                self._note(value)
+            elif (unit := self.owner.get(id(value))) is not None and unit not in self.running:
+                self.outside.add(unit)
+
+
+@contextmanager
+def _watched(units: list[nn.Module]) -> Iterator[_Watch]:
+    """While it lasts, what forward passes do is noted. By chance: Python's and NumPy's generators are looked at too."""
+    watch = _Watch(units)
+    python, numpy = random.getstate(), _of_numpy()
+
+    def enter(unit: nn.Module, at: int) -> None:
+        watch.running.append(unit)
+        watch.calls.append(at)
+
+    with ExitStack() as hooks:
+        for at, unit in enumerate(units):
+            hooks.callback(unit.register_forward_pre_hook(lambda unit, _, at=at: enter(unit, at)).remove)
+            hooks.callback(unit.register_forward_hook(lambda *_: watch.running.pop() and None).remove)
+        with watch:
+            yield watch
+    watch.looks |= python != random.getstate() or numpy != _of_numpy()
+
+
+def _of_numpy() -> tuple[bytes, int]:
+    """The state of NumPy's generator."""
+    state: Any = np.random.get_state()
+    return state[1].tobytes(), state[2]
+
+
+def seen_in_training(
+    model: nn.Module,
+    forward: Callable[[Any, Any], Any],
+    mean: Callable[[Any, Any], Tensor],
+    sample: tuple[Any, Any],
+    units: list[nn.Module],
+    seed: int,
+) -> Use:
+    """Run ``model`` on a few samples; it, and the random states, are afterwards exactly as they were.
+
+    Args:
+        model: on its device, in one piece.
+        forward: from inputs and targets to the model's output.
+        mean: from an output and targets to the loss.
+        sample: inputs and targets, of which two samples are used, and up to eight, one by one, where there are ``units``
+            and ``forward`` goes by values or by chance.
+        units: the layers that may be split over workers each by itself.
+        seed: of the random states meanwhile, so that all workers see the same.
+    """
+    use = Use()
+    with as_before(model), gradients_on():
+        torch.manual_seed(seed)
+        _train_mode(model, len(first_tensor(sample[0])))
+        inputs, targets = own_rows(sample, slice(2))
+        with _watched(units) as watch:
+            output = forward(inputs, targets)
+        loss = mean(output, targets)
+        use.decides, use.outside = watch.looks, watch.outside
+        if units:
+            use.reentrant = any(type(node).__name__ == "CheckpointFunctionBackward" for node in _graph(loss))
+            orders = [watch.calls, *(_orders(forward, sample, units) if use.decides else ())]
+            alone = {at for at, unit in enumerate(units) if unit not in use.outside}  # split by themselves
+            orders = [[at for at in order if at in alone] for order in orders]
+            use.varies = any(order != orders[0] for order in orders) or (use.decides and {*orders[0]} != alone)
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
+            use.unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    return use
+
+
+def _train_mode(model: nn.Module, samples: int) -> None:
+    """As a step has it; but BatchNorm cannot train on one sample, and cuDNN has no backward for an RNN in eval mode."""
+    model.train(samples > 1)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.train()
+
+
+def _orders(forward: Callable[[Any, Any], Any], sample: tuple[Any, Any], units: list[nn.Module]) -> Iterator[list[int]]:
+    """In which order the units run, for two samples at a time."""
+    size = len(first_tensor(sample[0]))
+    for at in range(TRIALS):
+        start = max(0, min(at, size - 2))
+        with _watched(units) as watch, torch.no_grad():
+            forward(*own_rows(sample, slice(start, start + 2)))
+        yield watch.calls
+
+
+def _graph(loss: Tensor) -> Iterator[Any]:
+    """The nodes through which a gradient flows."""
+    left, seen = [loss.grad_fn], set()
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            left += [before for before, _ in node.next_functions]

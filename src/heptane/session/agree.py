@@ -1,0 +1,32 @@
+"""Whether all workers run one training: under ``torchrun`` each process takes its settings from its own script."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heptane.base.errors import InputError
+from heptane.distributed.workers import Worker, from_all
+from heptane.session.checkpoints.describe import describe
+
+
+def check_same_settings(settings: dict[str, Any], worker: Worker) -> None:
+    """Refuse settings that differ between workers: they would wait for each other, or train on other samples.
+
+    Args:
+        settings: by name; numbers, text, dataclasses of these.
+    """
+    if worker.size == 1:
+        return
+    found = from_all({name: describe(value) for name, value in settings.items()}, worker)
+    for rank, theirs in enumerate(found):
+        for name, first in found[0].items():
+            if theirs.get(name) != first:
+                raise InputError(
+                    f"{name} is {_shown(first)} in worker 0, and {_shown(theirs.get(name))} in worker {rank}: all workers "
+                    "run one training, so give it the same value in each"
+                )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
