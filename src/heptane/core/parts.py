@@ -10,7 +10,7 @@ from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, rows
 from heptane.core.criterion import seen
-from heptane.core.cross_entr.py import IGNORE_INDEX
+from heptane.core.cross_entropy import IGNORE_INDEX
 from heptane.core.losses import Criterion, divisor
 from heptane.core.own_losses import Own, Returned
 from heptane.model.trying import try_output
