@@ -76,3 +76,14 @@ def test_a_loss_on_n_by_1_and_n_learns_the_targets_and_not_their_mean(loss: Any)
     targets = X @ torch.tensor([1.0, -2.0, 0.5, 0.0])
     result = fit(net(), (X, targets), (X, targets), loss=loss, epochs=20, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
     assert result.metrics["valid_loss"] < 0.05
+
+
+def test_targets_that_are_distributions_in_the_first_batch_only_are_refused() -> None:
+    one_hot = torch.eye(3)[torch.arange(64) % 3]
+    several = torch.cat([one_hot[:16], torch.ones(48, 3)])
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(64, 4), several), 16)
+    sgd = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
+    with pytest.raises(hp.InputError, match=r"a row of targets that sums to 3, .*loss='binary_cross_entropy'"):
+        hp.fit(torch.nn.Linear(4, 3), data, optimizer=sgd, epochs=1)
+    hp.fit(torch.nn.Linear(4, 3), data, optimizer=sgd, epochs=1, loss="binary_cross_entropy")
+    hp.fit(torch.nn.Linear(4, 3), data, optimizer=sgd, epochs=1, loss="cross_entropy")

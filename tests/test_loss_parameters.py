@@ -172,3 +172,76 @@ def test_an_optimizer_for_sparse_gradients_alone_is_refused_for_dense_ones() -> 
         hp.fit(model, data, optimizer=factory, epochs=1, batch_size=8)
     table = torch.nn.Embedding(5, 3, sparse=True)
     assert hp.fit(table, data, optimizer=factory, epochs=1, batch_size=8).steps["applied"] == 2
+
+
+class Holder:
+    """Is no module, and holds one."""
+
+    def __init__(self) -> None:
+        self.inner = Centres()
+
+    def __call__(self, output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.inner(output, targets)
+
+
+GLOBAL = Centres()
+
+
+def hidden() -> dict[str, Any]:
+    centres, free = Centres(), torch.ones((), requires_grad=True)
+    return {
+        "a closure": lambda output, targets: centres(output, targets),
+        "a global name": lambda output, targets: GLOBAL(output, targets),
+        "an object": Holder(),
+        "a keyword": partial(lambda output, targets, within: within(output, targets), within=centres),
+        "a free tensor": lambda output, targets: nn.functional.cross_entropy(output * free, targets),
+    }
+
+
+@pytest.mark.parametrize("where", hidden())
+def test_parameters_that_a_loss_hides_are_refused(where: str) -> None:
+    model = nn.Linear(4, 3)
+    before = model.weight.detach().clone()
+    with pytest.raises(hp.InputError, match=r"reaches \d parameter\(s\) that it holds and that are not trained"):
+        fit(hidden()[where], model)
+    assert torch.equal(model.weight, before)
+
+
+def test_parameters_that_no_gradient_reaches_are_let_be() -> None:
+    teacher, still = nn.Linear(4, 3), nn.Linear(3, 3).requires_grad_(False)
+
+    def distilled(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = teacher(torch.zeros(len(output), 4))
+        return nn.functional.mse_loss(still(output), wanted) + nn.functional.cross_entropy(output, targets)
+
+    model = nn.Linear(4, 3)
+    regular = lambda output, targets: nn.functional.cross_entropy(output, targets) + model.weight.square().sum()  # noqa: E731
+    fit(distilled)
+    fit(regular, model)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_best_weights_are_those_of_the_loss_too(resumed: bool, tmp_path: Path) -> None:
+    scores = [0.0, 0.9, 0.1, 0.0, 0.2, 0.3] if resumed else [0.0, 0.9, 0.1, 0.2, 0.3]  # each fit tries its metrics first
+    seen, loss = list[torch.Tensor](), Centres()
+
+    def score(model: Any, data: Any) -> float:
+        seen.append(loss.centres.detach().clone())
+        return scores[len(seen) - 1]
+
+    settings: dict[str, Any] = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.3), "batch_size": 16, "loss": loss}
+    settings |= {"metrics": {"f1": score}, "target": ("valid_f1", 2.0), "run_dir": tmp_path}
+    torch.manual_seed(1)
+    if resumed:
+        hp.fit(nn.Linear(4, 3), (X, Y), (X, Y), epochs=2, **settings)
+    result = hp.fit(nn.Linear(4, 3), (X, Y), (X, Y), epochs=4, resume=resumed, **settings)
+    assert result.best_step == 4
+    assert torch.equal(loss.centres, seen[1])
+    assert not torch.equal(loss.centres, seen[-1])
+
+
+def test_an_optimizer_of_what_is_frozen_is_an_error() -> None:
+    model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 3))
+    with pytest.raises(hp.InputError, match=r"holds 2 parameter\(s\), and none that trains"):
+        fit(None, model, optimizer=lambda p: torch.optim.SGD(list(p)[:2], lr=0.1))

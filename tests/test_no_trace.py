@@ -299,6 +299,25 @@ def test_a_batch_of_which_skipping_leaves_one_sample_is_passed_over() -> None:
     assert any("passed over" in note for note in result.notes)
 
 
+class Functional(nn.Module):
+    """BatchNorm without a layer of that name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(nn.functional.batch_norm(x, self.mean, self.var, training=self.training))
+
+
+@pytest.mark.parametrize("kind", ["tensors", "loader"])
+def test_batchnorm_as_a_function_and_a_last_batch_of_one_sample(kind: str) -> None:
+    data: Any = pair(65) if kind == "tensors" else DataLoader(TensorDataset(*pair(65)), 16)
+    assert fit(Functional(), data).steps["applied"] == 8
+
+
 def test_batches_of_one_sample_are_refused_with_batchnorm() -> None:
     with pytest.raises(hp.InputError, match="batch_size=1: BatchNorm"):
         fit(normed(), batch_size=1)

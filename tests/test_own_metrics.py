@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -147,7 +148,8 @@ def test_what_was_trained_is_saved_where_a_metric_fails_later(tmp_path: Path) ->
         ("valid_accuracy", "max"), ("valid_top5_accuracy", "max"), ("valid_f1", "max"), ("valid_macro_f1", "max"),
         ("valid_auroc", "max"), ("valid_r2", "max"), ("valid_mAP50", "max"), ("valid_bleu4", "max"), ("meanIoU", "max"),
         ("valid_gloss", None), ("valid_foo", None), ("valid_lossless", None), ("valid_accuracy_loss", None),
-        ("valid_errorless_rows", None),
+        ("valid_errorless_rows", None), ("valid_accuracy_drop", None), ("valid_1_minus_accuracy", None),
+        ("valid_f1_std", None), ("valid_error_reduction", None), ("valid_inverse_recall", None), ("valid_no_errors", None),
     ],
 )  # fmt: skip
 def test_the_direction_of_a_known_name_goes_by_whole_words(name: str, way: str | None) -> None:
@@ -162,6 +164,9 @@ def test_the_metric_itself_comes_first_and_an_unknown_one_is_asked_about() -> No
     assert direction("valid_accuracy", Wer()) == "min"
     assert direction("valid_foo", MulticlassAccuracy(2)) == "max"
     assert direction("valid_foo", MeanSquaredError()) == "min"
+    numpys = lambda predictions, targets: 0.0  # noqa: E731
+    numpys.higher_is_better = np.False_  # type: ignore[attr-defined]
+    assert direction("valid_foo", numpys) == "min"
     with pytest.raises(hp.InputError, match=r"'valid_foo'.*pass target=\('valid_foo', value, 'min'\)"):
         fit(metrics={"foo": lambda p, t: 1.0}, target=("valid_foo", 0.3))
     with pytest.raises(hp.InputError, match=r"'down' is not known.*: expected one of min, max"):

@@ -26,6 +26,7 @@ from heptane.core.checks import (
 )
 from heptane.core.criterion import choose_criterion, module_of, output_of, over_classes, seen
 from heptane.core.cross_entropy import find_class_dim
+from heptane.core.held import check_held
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise
 from heptane.core.optimizers import resolve
 from heptane.core.own_losses import Own, Returned, count_as_the_model, given_first
@@ -280,6 +281,10 @@ def _criterion(
     if not isinstance(criterion, (Own, Returned)) and len(first_tensor(sample[0])) > 1:  # BatchNorm takes no single one
         check_one_output(output, lambda: try_training(model, sample[0]))
     output = seen(criterion, output)
+    of_loss = module_of(plan.loss)
+    check_held(
+        criterion, output, rows(sample[1], slice(2)), [*model.parameters(), *(of_loss.parameters() if of_loss else ())]
+    )
     if not isinstance(source, Loader):
         check_targets(criterion, output, targets)
     if isinstance(criterion, CrossEntropy) and criterion.class_dim is None and output.ndim > 2:
@@ -288,6 +293,7 @@ def _criterion(
         criterion = replace(criterion, class_dim=dim)
     bad.labels = labels_of(criterion, output, targets)  # of loaders, looked at batch by batch
     bad.binary = isinstance(criterion, Elementwise) and criterion.multi_label
+    bad.distributions = plan.loss is None and isinstance(criterion, CrossEntropy) and targets.is_floating_point()
     if isinstance(criterion, CrossEntropy) and isinstance(source, Tensors) and targets.ndim == 1:
         ignored = criterion.weight is not None or criterion.log_probs or bool((targets == criterion.ignore_index).any())
         criterion = replace(criterion, all_count=not ignored)

@@ -69,6 +69,23 @@ def grouped(params: Any, rates: list[float] = TWO_GROUPS) -> torch.optim.Optimiz
     return SGD([{"params": params[:1], "lr": rates[0]}, {"params": params[1:], "lr": rates[1]}])
 
 
+class Own(SGD):
+    def __init__(self, params: Any, beta: float = 0.5) -> None:
+        super().__init__(params, lr=0.1)
+        self.beta = beta
+
+
+def parted(params: Any, weights_first: bool = True) -> torch.optim.Optimizer:
+    groups = [{"params": [p]} for p in params]
+    return SGD(groups if weights_first else groups[::-1], lr=0.1)
+
+
+def dropping(share: float, frozen: bool = False) -> torch.nn.Module:
+    layers = torch.nn.Sequential(torch.nn.Dropout(share), torch.nn.Flatten(), torch.nn.Linear(64, 4))
+    layers[2].bias.requires_grad_(not frozen)
+    return layers
+
+
 ce = torch.nn.CrossEntropyLoss
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "loss by name": ({}, {"loss": ce(label_smoothing=0.1)}, r"loss\.eps 0\.0, and this run has 0\.1"),
@@ -153,6 +170,23 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"tricks": hp.Tricks(transfer=hp.Transfer(rate_factor=1.0, freeze=1))},
         r"transfer\.freeze 0, and this run has 1",
     ),
+    "an optimizer's attribute": (
+        {"optimizer": Own},
+        {"optimizer": partial(Own, beta=0.9)},
+        r"optimizer\.attributes\.beta 0\.5, and this run has 0\.9",
+    ),
+    "which group has what": (
+        {"optimizer": parted},
+        {"optimizer": partial(parted, weights_first=False)},
+        r"optimizer\.parameters \['1.weight to 1.weight', '1.bias to 1.bias', ",
+    ),
+    "a dropout": ({"model": dropping(0.1)}, {"model": dropping(0.5)}, r"model\.0 Dropout\(p=0\.1.*Dropout\(p=0\.5"),
+    "what is frozen": (
+        {"model": dropping(0.1)},
+        {"model": dropping(0.1, frozen=True)},
+        "model.frozen parameters 0, and this run has 1",
+    ),
+    "its type": ({"model": dropping(0.1)}, {"model": dropping(0.1).double()}, "torch.float32, in the model .*torch.float64"),
     "data": (
         {},
         {"train": make_images(32)},

@@ -17,6 +17,7 @@ from heptane.data.batches import Place, Source, Tensors
 from heptane.data.resize import ProgressiveResize
 from heptane.data.sources import as_loader
 from heptane.model.calling import main_output
+from heptane.model.names import clean_name
 from heptane.model.trying import try_output
 
 
@@ -115,7 +116,12 @@ def check_trained(built: torch.optim.Optimizer, model: torch.nn.Module, others: 
             f"optimizer {kind.__name__} with weight_decay does not take the sparse gradients of layer {sparse[0]!r}: set "
             "weight_decay=0, or build the layer with sparse=False"
         )
-    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    if not any(parameter.requires_grad for parameter in held.values()):
+        raise InputError(
+            f"the optimizer holds {len(held)} parameter(s), and none that trains: give it those of the parameters that the "
+            "factory is given whose requires_grad is True"
+        )
+    left = [clean_name(model, n) for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
     if not left:
         return []
     named = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")

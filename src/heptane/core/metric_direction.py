@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from heptane.base.errors import InputError
+from heptane.base.lazy import np
 
 _LOWER = """
     loss error errors mae mse rmse msle rmsle mape smape wape nll perplexity ppl wer cer ter mer eer fpr fnr fid kid lpips
@@ -17,6 +18,12 @@ _HIGHER = """
 """
 LOWER, HIGHER = frozenset(_LOWER.split()), frozenset(_HIGHER.split())
 FLIPS = frozenset({"negative", "neg"})  # as in scikit-learn's names
+# What is measured of a metric is no longer it: less of an accuracy's drop, or of its spread over classes, is better.
+_OTHERS = """
+    minus inverse inv drop gap diff difference delta change decrease increase reduction improvement gain std stdev sd var
+    variance spread range ratio rank time seconds no non not without
+"""
+OTHERS = frozenset(_OTHERS.split())
 WAYS = ("min", "max")
 
 
@@ -30,7 +37,7 @@ def known_direction(name: str) -> str | None:
     words = re.findall(r"[a-z]+\d*|\d+", re.sub(r"([a-z\d])([A-Z])", r"\1 \2", name.replace("IoU", "_iou")).lower())
     words = [word if word in LOWER | HIGHER else word.rstrip("0123456789") for word in words]
     found = {"min" for word in words if word in LOWER} | {"max" for word in words if word in HIGHER}
-    if len(found) != 1:
+    if len(found) != 1 or OTHERS & set(words):
         return None
     way = found.pop()
     return way if sum(word in FLIPS for word in words) % 2 == 0 else WAYS[way == "min"]
@@ -47,8 +54,8 @@ def direction(name: str, metric: Any = None) -> str:
         InputError: neither says.
     """
     said = getattr(metric, "higher_is_better", None)
-    if isinstance(said, bool):
-        return WAYS[said]
+    if isinstance(said, (bool, np.bool_)):
+        return WAYS[bool(said)]
     found = known_direction(name)
     if found is None:
         raise InputError(

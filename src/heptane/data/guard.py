@@ -176,6 +176,8 @@ class Bad:
     """where targets are classes: how many there are, and the number that is ignored"""
     binary: bool = False
     """targets are labels, each in [0, 1]"""
+    distributions: bool = False
+    """targets were taken for distributions over the classes by the first batch"""
     found: dict[str, str] = field(default_factory=dict)
     say: Callable[[str], None] = lambda message: None
     said: set[str] = field(default_factory=set)
@@ -197,6 +199,8 @@ class Bad:
             return []
         if self.binary:
             check_binary(pair(data)[1])
+        if self.distributions:
+            check_distributions(pair(data)[1])
         if self.labels is None:
             return []
         num_classes, ignored = self.labels
@@ -254,6 +258,24 @@ def check_binary(targets: Any) -> None:
         raise DataError(
             f"a target of {value:g}, and by the first batch each was taken for a label in [0, 1]: for real numbers pass "
             "loss='mse', for -1 and 1 (targets > 0).float()"
+        )
+
+
+def check_distributions(targets: Any) -> None:
+    """Refuse rows that do not sum to 1: by the first batch, whose rows did, the targets were taken for distributions.
+
+    Raises:
+        DataError: some do not.
+    """
+    if not isinstance(targets, torch.Tensor) or not targets.is_floating_point() or targets.ndim < 2:
+        return
+    sums = targets.sum(1).double()
+    wrong = (sums - 1).abs() > 1e-3
+    if bool(wrong.any()):
+        raise DataError(
+            f"a row of targets that sums to {float(sums[wrong].flatten()[0]):g}, and by the first batch each row was taken "
+            "for a distribution over the classes: pass loss='binary_cross_entropy' for labels of which several may be true, "
+            "loss='mse' for real numbers"
         )
 
 

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from heptane.core.run import Run
 
 WEIGHTS = ("best", "last")
+LOSS = "a loss"  # no module of a model's has a name with a space
 
 
 class BestWeights:
-    """A copy of what a model had when it was evaluated: parameters, buffers and extra state.
+    """A copy of what a model, and a loss that trains, had when it was evaluated: parameters, buffers and extra state.
 
     Of a sharded model each worker keeps its own part. Parameters that no later step changes, such as those that stay frozen,
     are not copied.
@@ -41,7 +42,7 @@ class BestWeights:
         if not self.wanted:
             return
         same = len(self.run.phases) == 1  # else what trains now, as in a run that is resumed, is not what trains later
-        found = {name: tensor for name, tensor in _tensors(self.run.model) if not same or _changes(tensor)}
+        found = {name: tensor for name, tensor in self._held() if not same or _changes(tensor)}
         kept, self._tensors = self._tensors, {}
         with torch.no_grad():
             for name, tensor in found.items():
@@ -58,6 +59,13 @@ class BestWeights:
         self._extra = {name: copy.deepcopy(module.get_extra_state()) for name, module in _with_extra(self.run.model)}
         self.step = step
 
+    def _held(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The model's tensors, and those of a loss, which belong together."""
+        yield from _tensors(self.run.model)
+        if self.run.loss is not None:
+            own = {id(tensor) for _, tensor in _tensors(self.run.model)}
+            yield from ((f"{LOSS}.{name}", held) for name, held in _tensors(self.run.loss) if id(held) not in own)
+
     def drop(self) -> None:
         """Forget the copy: the run went back to a step before it, or another one is kept on the disk."""
         self.step, self._tensors, self._extra = None, {}, {}
@@ -65,7 +73,9 @@ class BestWeights:
     def put_back(self) -> None:
         """Give the model what the copy has."""
         modules = dict(self.run.model.named_modules(remove_duplicate=False))
-        own = dict(_tensors(self.run.model))
+        if self.run.loss is not None:
+            modules |= {f"{LOSS}.{name}".rstrip("."): module for name, module in self.run.loss.named_modules()}
+        own = dict(self._held())
         with torch.no_grad():
             for name, kept in self._tensors.items():
                 tensor = own.get(name)

@@ -18,7 +18,7 @@ from heptane.model.packing import unpack
 from heptane.session.checkpoints.checkpoint import STATE, Saved, fixed
 from heptane.session.checkpoints.extend import planned_anew
 from heptane.session.checkpoints.parts import as_parts, read_parts
-from heptane.session.checkpoints.settings import NOTED, differences, refusal
+from heptane.session.checkpoints.settings import ANY, NOTED, SINCE, differences, refusal
 from heptane.tricks import Tricks
 from heptane.tricks.lr_scaling import LRScaling
 
@@ -66,7 +66,9 @@ def check(run: Run, saved: Saved) -> None:
     ]
     found = [d for d in found if d[0] != "steps per epoch"] or found  # samples or batch say it already
     if facts.get("settings") and not {"optimizer", "parameters per group"} & {name for name, *_ in found}:
-        found += differences(facts["settings"], run.settings)  # another optimizer's would be others anyway
+        found += differences(
+            dict.fromkeys(SINCE, ANY) | facts["settings"], run.settings
+        )  # another optimizer's would be others anyway
     if found:
         raise InputError(f"checkpoint {saved.path} {refusal(found)}")
     step = _step(run, facts)
@@ -194,4 +196,4 @@ def _shape(state: dict[str, Any], name: str) -> str:
     if name not in state:
         return "absent"
     value = state[name]
-    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "no tensor"
+    return f"of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, torch.Tensor) else "no tensor"

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from heptane.base.lazy import torch
+from heptane.model.names import clean_name
 from heptane.session.checkpoints.describe import CODE, IS, describe
 
 if TYPE_CHECKING:
-    from heptane.base.lazy import torch
     from heptane.core.run import Run
     from heptane.tricks import Tricks
 
@@ -43,9 +44,9 @@ MAY_CHANGE = {
 """What may be another when a run is resumed, and what then happens."""
 
 KEPT = {
-    "model": "its parameters' names and shapes",
+    "model": "its parameters' names, shapes and types; the settings of PyTorch's layers",
     "train": "how many samples it has",
-    "optimizer": "its class, and every setting of its groups as it is built",
+    "optimizer": "its class, every setting of its groups as it is built, and which parameters they hold",
     "lr": "a setting of the optimizer's groups",
     "batch_size": "unless workers keep their shares, DataParallel(keep='share')",
     "loss": "its name, or its class or function with its settings",
@@ -62,6 +63,7 @@ KEPT = {
 ANY = "*"
 """In place of a value that changes as the run goes, or has no meaning here: it equals any other."""
 NOTED = "on_nan"
+SINCE = ("optimizer.attributes", "optimizer.parameters", "model")  # which checkpoints of earlier versions lack
 MOST_SHOWN = 4
 BY_DATA = ("class_dim", "all_count", "column", "name")  # of a criterion: what the data or the loss say already
 HOW = ("foreach", "fused", "capturable", "differentiable", "params", "param_names", "initial_lr")  # not what it computes
@@ -90,6 +92,9 @@ def settings_of(run: Run, tricks: Tricks, groups: dict[str, list[Any]]) -> dict[
         precision |= {name: getattr(tricks.mixed_precision, name) for name in OF_SCALE}
     return {
         **{f"optimizer.{name}": values for name, values in groups.items()},
+        "optimizer.attributes": _own_attributes(run.optimizer),
+        "optimizer.parameters": _parameters_of(run),
+        "model": _modules_of(run.model),
         "clip_norm": plan.clip_norm,
         "accumulate": plan.accumulate,
         "average_decay": plan.average_decay,
@@ -106,6 +111,33 @@ def settings_of(run: Run, tricks: Tricks, groups: dict[str, list[Any]]) -> dict[
         "sync_batchnorm": parallel.sync_batchnorm if parallel is not None and run.worker.size > 1 else ANY,
         NOTED: plan.on_nan,
     }
+
+
+def _own_attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer of the user's keeps beside its groups."""
+    plain = (bool, int, float, str, type(None))
+    standard = set(vars(torch.optim.Optimizer([torch.zeros(1, device="cpu")], {})))
+    own = {name: value for name, value in vars(optimizer).items() if name not in standard and not name.startswith("_")}
+    return {name: describe(value) for name, value in own.items() if isinstance(value, plain)}
+
+
+def _parameters_of(run: Run) -> list[str]:
+    """Of each group the first and the last parameter: what an optimizer knows of a parameter goes by its place."""
+    names = {id(p): clean_name(run.model, name) for name, p in run.model.named_parameters()}
+    groups = [[names.get(id(p), "of the loss") for p in group["params"]] for group in run.optimizer.param_groups]
+    return [f"{group[0]} to {group[-1]}" if group else "" for group in groups]
+
+
+def _modules_of(model: torch.nn.Module) -> dict[str, str]:
+    """The settings of PyTorch's layers, such as the share that a dropout drops; BatchNorm is that of all workers too."""
+    frozen = sum(not parameter.requires_grad for parameter in model.parameters())
+    found = {"frozen parameters": str(frozen)}
+    for name, module in model.named_modules():
+        kind = type(module)
+        if kind.__module__.startswith("torch.nn.modules") and not list(module.children()):
+            known = "BatchNorm" if "BatchNorm" in kind.__name__ else kind.__name__
+            found[clean_name(model, name) or "itself"] = f"{known}({module.extra_repr()})"
+    return found
 
 
 def as_kept(run: Run) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Parameters that a loss of the user's holds and nobody trains: in a closure, an attribute or under a global name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from heptane.base.errors import InputError
+from heptane.base.lazy import torch
+from heptane.base.tree import each, first_tensor, rows
+from heptane.core.own_losses import Own
+
+DEPTH = 4  # of objects in objects that are looked into
+
+
+def check_held(criterion: Any, output: Any, targets: Any, known: Iterable[torch.nn.Parameter]) -> None:
+    """Refuse a loss of the user's that has parameters which its gradient reaches and nobody trains.
+
+    Args:
+        criterion: only one of the user's own is looked at.
+        output, targets: of a few samples.
+        known: the parameters of the model, and those of a loss that is a module.
+
+    Raises:
+        InputError: there are some; it says how to have them trained, and how not.
+    """
+    if not isinstance(criterion, Own):
+        return
+    own = {id(parameter) for parameter in known}
+    found = {id(t): t for t in _tensors(criterion.function, DEPTH, set()) if id(t) not in own}
+    reached = _reached(criterion, output, targets, list(found.values())) if found else []
+    if reached:
+        raise InputError(
+            f"loss {getattr(criterion.function, '__name__', type(criterion.function).__name__)}: its gradient reaches "
+            f"{len(reached)} parameter(s) that it holds and that are not trained, the first of shape "
+            f"{tuple(reached[0].shape)}: make the loss a torch.nn.Module that has them, or call requires_grad_(False) on "
+            "what is not to be trained"
+        )
+
+
+def _reached(criterion: Own, output: Any, targets: Any, held: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Those to which a gradient comes back from the loss of a few samples."""
+
+    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
+
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            loss = criterion.mean(each(leaf, output), rows(targets, slice(len(first_tensor(output)))))
+            grads = torch.autograd.grad(loss, held, allow_unused=True)
+    except Exception:  # a loss that fails here is found, and named, by the checks that follow
+        return []
+    return [tensor for tensor, grad in zip(held, grads, strict=True) if grad is not None]
+
+
+def _tensors(value: Any, depth: int, seen: set[int]) -> Iterator[torch.Tensor]:
+    """Tensors that train, in what a function closes over, names or was given, and in the attributes of an object."""
+    if isinstance(value, torch.Tensor):
+        if value.is_leaf and value.requires_grad:
+            yield value
+        return
+    if depth < 0 or id(value) in seen or isinstance(value, (str, bytes, int, float, type, ModuleType, BuiltinFunctionType)):
+        return
+    seen.add(id(value))
+    inner: list[Any] = []
+    if isinstance(value, torch.nn.Module):
+        inner = [*value.parameters(), *vars(value).values()]
+    elif isinstance(value, partial):
+        inner = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, MethodType):
+        inner = [value.__self__, value.__func__]
+    elif isinstance(value, FunctionType):
+        if value.__module__.partition(".")[0] not in ("torch", "heptane"):
+            cells = [cell.cell_contents for cell in value.__closure__ or () if _is_set(cell)]
+            named = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
+            inner = [*cells, *named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    elif isinstance(value, Mapping):
+        inner = list(value.values())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        inner = list(value)
+    elif type(value).__module__.partition(".")[0] not in ("torch", "heptane", "numpy"):
+        inner = list(getattr(value, "__dict__", {}).values())
+    for held in inner:
+        yield from _tensors(held, depth - 1, seen)
+
+
+def _is_set(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
