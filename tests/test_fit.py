@@ -721,3 +721,12 @@ def test_bad_input_is_refused_by_name(change: dict[str, Any], message: str) -> N
 def test_a_loss_that_stays_not_finite_stops_the_run() -> None:
     with pytest.raises(FloatingPointError, match=r"10 steps in a row, the first at step \d+: .* lower the learning rate"):
         fit(mlp(), (X, REAL), optimizer=lambda p: torch.optim.SGD(p, lr=1e30), epochs=20)
+
+
+def test_an_error_of_the_model_before_training_says_what_it_was_given() -> None:
+    data = torch.randn(32, 5), torch.randint(0, 3, (32,))
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+        hp.fit(torch.nn.Linear(4, 3), data, optimizer="sgd", epochs=1, batch_size=8)
+    assert caught.value.__notes__ == [
+        "heptane tried Linear on a few of the samples before anything was trained: (2, 5) torch.float32"
+    ]

@@ -6,18 +6,26 @@ import warnings
 from typing import Any
 
 from heptane.base.lazy import torch
-from heptane.base.tree import copied, own_rows
+from heptane.base.tree import copied, leaves, own_rows
 from heptane.model.calling import call, main_output
 from heptane.model.modes import eval_mode, no_gradients
 
 
 def try_output(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
     """The model's output on a few inputs (and ``labels``, where the loss is the model's own), in eval mode and without
-    gradients; afterwards the model and the random states are exactly as they were."""
+    gradients; afterwards the model and the random states are exactly as they were. An error of the model has a note on its
+    inputs."""
     from heptane.model.snapshot import as_before
 
-    with as_before(model):
-        return evaluated(model, inputs, labels)
+    try:
+        with as_before(model):
+            return evaluated(model, inputs, labels)
+    except Exception as error:
+        given = ", ".join(
+            f"{tuple(leaf.shape)} {leaf.dtype}" for _, leaf in leaves(inputs) if isinstance(leaf, torch.Tensor)
+        )
+        error.add_note(f"heptane tried {type(model).__name__} on a few of the samples before anything was trained: {given}")
+        raise
 
 
 def evaluated(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
