@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 import heptane as hp
 from heptane.tricks import KINDS
@@ -85,7 +86,9 @@ TABLE = {
             "off_last_epochs": (-1, *NOT_NUMBERS),
         },
     ),
-    "label_smoothing": Row(hp.LabelSmoothing, {"eps": 0.2}, {"eps": (-0.1, 1.0, *NOT_NUMBERS)}),
+    "label_smoothing": Row(
+        hp.LabelSmoothing, {"eps": 0.2}, {"eps": (-0.1, 1.0, *NOT_NUMBERS), "optional": ("yes", 1, None)}
+    ),
     "transfer": Row(
         hp.Transfer,
         {"weights": "net.pth", "freeze": -1, "unfreeze_every_epochs": 1.0},
@@ -252,3 +255,29 @@ def test_recommended_gives_a_reason_for_each_of_the_seven() -> None:
     assert recommend(num_gpus=0)[0].on == ["cyclical", "label_smoothing", "mixed_precision"]
     with pytest.raises(hp.InputError, match="epochs=0"):
         recommend(epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "loss"),
+    [
+        (lambda: torch.nn.Linear(4, 1), torch.randn(32), None),
+        (lambda: torch.nn.Linear(4, 3), torch.randn(32, 3), "l1"),
+        (lambda: torch.nn.Linear(4, 1), torch.randn(32, 1), lambda outputs, targets: (outputs - targets).square().mean()),
+    ],
+)
+def test_the_recommended_tricks_need_no_argument_where_there_are_no_classes(model: Any, targets: Any, loss: Any) -> None:
+    data = torch.randn(32, 4), targets
+    result = hp.fit(
+        model(), data, optimizer="sgd", lr=0.01, epochs=1, batch_size=8, loss=loss, tricks=hp.Tricks.recommended()
+    )
+    assert any("label smoothing is left out: there are no classes to smooth" in note for note in result.notes)
+    with pytest.raises(hp.InputError, match="label_smoothing with"):
+        hp.fit(
+            model(),
+            data,
+            optimizer="sgd",
+            epochs=1,
+            batch_size=8,
+            loss=loss,
+            tricks=hp.Tricks(label_smoothing=hp.LabelSmoothing()),
+        )

@@ -27,7 +27,7 @@ from heptane.core.checks import (
 from heptane.core.criterion import choose_criterion, module_of, output_of, over_classes, seen
 from heptane.core.cross_entropy import find_class_dim
 from heptane.core.held import check_held
-from heptane.core.losses import Criterion, CrossEntropy, Elementwise
+from heptane.core.losses import Criterion, CrossEntropy, Elementwise, smooths
 from heptane.core.optimizers import resolve
 from heptane.core.own_losses import Own, Returned, count_as_the_model, given_first
 from heptane.core.parts import TRIED, check_parts
@@ -270,8 +270,11 @@ def _criterion(
 ) -> tuple[Criterion, str]:
     output = try_output(model, *few(sample, plan.loss))
     targets = place.cast.targets(source.targets) if isinstance(source, Tensors) else sample[1]
-    smoothing = tricks.label_smoothing.eps if tricks.label_smoothing else None
-    criterion, reason = choose_criterion(plan.loss, output, targets, smoothing)
+    smoothing, left_out = tricks.label_smoothing, ""
+    if smoothing and smoothing.optional and not smooths(choose_criterion(plan.loss, output, targets, None)[0]):
+        smoothing, left_out = None, "; label smoothing is left out: there are no classes to smooth"
+    criterion, reason = choose_criterion(plan.loss, output, targets, smoothing.eps if smoothing else None)
+    reason += left_out
     criterion = count_as_the_model(criterion, output, rows(sample[1], slice(2)))
     if isinstance(criterion, Own) and not criterion.first:
         training = try_training(model, sample[0])

@@ -33,7 +33,7 @@ def writing(label: int, i: int) -> Image.Image:
 def test_pictures_are_told_from_writing(tmp_path: Path) -> None:
     seen = survey(made(tmp_path / "a", ("cat", "dog"), photo))
     assert seen is not None
-    assert (seen.is_writing, seen.is_colour, seen.height, seen.width, seen.counts) == (False, True, 60, 80, (6, 6))
+    assert (seen.is_writing, seen.height, seen.width, seen.counts) == (False, 60, 80, (6, 6))
     assert (seen.num_train, seen.sided) == (10, ())
     seen = survey(made(tmp_path / "b", ("alpha", "turn-left"), writing))
     assert seen is not None

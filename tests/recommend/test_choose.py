@@ -17,7 +17,6 @@ LITE = Pretrained("efficientnet-lite0", "efficientnet-lite0", "has ImageNet's we
 def look(num: int = 240, side: int = 80, **facts: Any) -> Survey:
     given = {
         "classes": ("cat", "dog", "cow", "hen", "pig"),
-        "is_colour": True,
         "is_writing": False,
         "elongation": 1.0,
         **facts,
@@ -161,8 +160,7 @@ def test_the_choices_do_not_depend_on_how_busy_the_machine_is() -> None:
 @pytest.mark.parametrize(
     ("facts", "scratch"),
     [
-        ({"is_writing": True, "is_colour": False}, True),
-        ({"is_writing": True, "is_colour": True}, False),
+        ({"is_writing": True}, True),
         ({"classes": tuple("ABCDE"), "is_writing": True}, True),
         ({}, False),
     ],

@@ -183,6 +183,11 @@ class CrossEntropy:
         return (output.argmax(dim) == truth) & valid & output.amax(dim).isfinite(), valid
 
 
+def smooths(criterion: Criterion) -> bool:
+    """Whether label smoothing has a meaning: the targets are classes or labels, and heptane computes the loss."""
+    return isinstance(criterion, (CrossEntropy, Ctc)) or (isinstance(criterion, Elementwise) and criterion.multi_label)
+
+
 class _Reduced:
     """The forms of a loss that is one function of (output, targets, eps, reduction)."""
 

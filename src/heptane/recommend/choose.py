@@ -91,8 +91,7 @@ def _start(
         return None, pretrained or "small, and fast on this machine"
     if own is not None and own != pretrained.model:
         return None, "given"
-    written = look.survey.is_writing and not look.survey.is_colour
-    if own is None and (written or are_characters(look.survey.classes)):
+    if own is None and (look.survey.is_writing or are_characters(look.survey.classes)):
         return None, "letters and signs are learned as well from scratch: ImageNet's weights know photographs"
     total = sum(look.survey.counts)
     seconds = forward_seconds("efficientnet-lite0", PRETRAINED_SIDES[0], machine) or 0.0

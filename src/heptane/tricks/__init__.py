@@ -68,14 +68,13 @@ class Tricks:
         Args:
             model: it is not looked into yet; pretrained weights are told by ``weights=``.
             data: what it trains on, as :func:`heptane.fit` takes it, or a :class:`heptane.Data`: with real numbers as
-                targets label smoothing is left out. None: classes.
+                targets label smoothing is left out. None: it is left out once the targets are seen.
             facts: of :func:`heptane.tricks.recommended.choose`, such as ``epochs=30``; they win.
 
         Example:
             >>> Tricks.recommended(torch.nn.Linear(4, 1), (torch.randn(8, 4), torch.randn(8, 1))).label_smoothing
         """
-        if data is not None:
-            facts = {"classes": has_classes(data), **facts}
+        facts = {"classes": None if data is None else has_classes(data), **facts}
         return recommend(**facts)[0]
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from heptane.base.errors import InputError, check_range
+from heptane.base.errors import InputError, check_bool, check_range
 from heptane.base.lazy import torch
 from heptane.core.cross_entropy import IGNORE_INDEX, spread
 
@@ -70,6 +70,9 @@ class LabelSmoothing:
 
     eps: float = 0.1
     """Share of each target that is spread evenly over all classes, in [0, 1)."""
+    optional: bool = False
+    """Where the loss has no classes to smooth, leave smoothing out and say so, instead of refusing it."""
 
     def __post_init__(self) -> None:
         check_range("LabelSmoothing.eps", self.eps, 0, 1, high_open=True)
+        check_bool("LabelSmoothing.optional", self.optional)

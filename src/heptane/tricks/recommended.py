@@ -22,7 +22,7 @@ def choose(
     *,
     epochs: float = 10,
     steps: int | None = None,
-    classes: bool = True,
+    classes: bool | None = None,
     momentum: bool = True,
     reference_batch: int | None = None,
     weights: str | None = None,
@@ -36,7 +36,7 @@ def choose(
     Args:
         epochs: length of the run.
         steps: optimizer steps of the run; None: enough of them for its epochs to count.
-        classes: the targets are classes or labels, not real numbers.
+        classes: the targets are classes or labels, not real numbers; None: not known yet.
         momentum: the optimizer has a momentum (or beta1) to cycle.
         reference_batch: the batch for which the learning rate was chosen; None: it was chosen for the batch in use.
         weights: pretrained weights, if there are any, as :class:`heptane.Transfer` names them.
@@ -61,7 +61,7 @@ def choose(
         "lr_scaling": LRScaling(reference_batch=reference_batch) if reference_batch else None,
         "cyclical": Cyclical(cycle_momentum=momentum),
         "mixup": Mixup() if long else None,
-        "label_smoothing": LabelSmoothing() if classes else None,
+        "label_smoothing": LabelSmoothing(optional=classes is None) if classes is not False else None,
         "transfer": _transfer(weights, mode, freeze) if weights else None,
         "mixed_precision": MixedPrecision(),
     }
@@ -78,7 +78,7 @@ def choose(
         "cyclical": "1cycle reaches a given accuracy in fewer steps",
         "mixup": f"{epochs:g} epochs are long enough to overfit" if long else too_short,
         "label_smoothing": "costs nothing, and calms over-confidence"
-        if classes
+        if classes is not False
         else "real-valued targets have no classes to smooth",
         "transfer": "weights were given" if weights else "no pretrained weights were given",
         "mixed_precision": "kept only where a measurement on this machine says that it pays",
