@@ -78,7 +78,7 @@ def test_choices_build_on_their_base() -> None:
 
 def test_a_setting_given_changes_the_recommended_trick_alone() -> None:
     tricks, _ = choice("recommended", {"label_smoothing": {"eps": 0.3}}).resolve(recommend(epochs=4))
-    assert tricks.label_smoothing == hp.LabelSmoothing(eps=0.3)
+    assert tricks.label_smoothing == hp.LabelSmoothing(eps=0.3, optional=True)
     assert tricks.cyclical == recommend(epochs=4)[0].cyclical
 
 
