@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from heptane.cli.tricks import sections, title
+from heptane.cli.tricks import TEXTS, sections, title
 from heptane.pretrained.models import resnet
 from heptane.race.statistics import student_quantile
 from heptane.session.settings import field_docs
@@ -41,10 +41,11 @@ def pages() -> dict[Path, str]:
     """Every generated file and its content."""
     found = {ROOT / "docs" / "tricks" / f"{name}.md": page(name) for name in KINDS}
     for path, mark, content in (
-        (ROOT / "README.md", "figures", figures()),
+        (ROOT / "README.md", "race", race_caption()),
+        (ROOT / "README.md", "seven", seven()),
         (ROOT / "docs" / "scaling.md", "scaling", scaling()),
     ):
-        head, _, rest = path.read_text().partition(f"<!-- {mark} -->")
+        head, _, rest = found.get(path, path.read_text()).partition(f"<!-- {mark} -->")
         _, _, tail = rest.partition(f"<!-- /{mark} -->")
         found[path] = f"{head}<!-- {mark} -->\n{content}<!-- /{mark} -->{tail}"
     made = (("papers", papers()), ("peers", peers()), ("gpu", gpu()))
@@ -141,9 +142,58 @@ def _markdown(text: str) -> str:
 HEADER = ["| what | figure | file |", "|---|---|---|"]
 
 
-def figures() -> str:
-    """The README's few figures."""
-    return "\n".join([*HEADER, *_accuracy()[:1], *_peers(), *_sooner()]) + "\n"
+CODE = {
+    "data_parallel": "hp.DataParallel(workers=2)",
+    "lr_scaling": "hp.LRScaling(reference_batch=256)",
+    "cyclical": "hp.Cyclical()",
+    "mixup": "hp.Mixup(alpha=0.2)",
+    "label_smoothing": "hp.LabelSmoothing(eps=0.1)",
+    "transfer": 'hp.Transfer(weights="hf:NAME")',
+    "mixed_precision": "hp.MixedPrecision()",
+}
+OWN_LOOP = {
+    "data_parallel": "",
+    "lr_scaling": "`hp.scale_lr`, `hp.warmup`",
+    "cyclical": "`hp.one_cycle`, `hp.triangular`, `hp.as_scheduler`",
+    "mixup": "`hp.mix`",
+    "label_smoothing": "`hp.smooth`, `hp.soft_cross_entropy`",
+    "transfer": "`hp.load_weights`, `hp.freeze`, `hp.param_groups`, `hp.train_mode`",
+    "mixed_precision": "`hp.precision`",
+}
+
+
+def seven() -> str:
+    """The table of the seven: what each does, what it was measured to bring, its settings, its pieces."""
+    found = tricks_measured()
+    lines = ["| trick | what it does | measured | in `hp.Tricks(...)` | for your own loop |", "|---|---|---|---|---|"]
+    for name in KINDS:
+        label = name.replace("_", " ").replace("lr ", "learning-rate ").replace("cyclical", "cyclical learning rate")
+        words = found["tricks"][name]["words"] if name in found["tricks"] else "not raced"
+        code = f"`{name}={CODE[name]}`"
+        cells = (f"[{label}](docs/tricks/{name}.md)", TEXTS[name][0], words, code, OWN_LOOP[name])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"{line}  " for line in found["about"][:-1])]).rstrip() + "\n"
+
+
+def race_caption() -> str:
+    """What the picture of the race shows."""
+    race = read("tricks")
+    if not race:
+        return ""
+    machine = f"{race['environment']['threads']} threads of {race['environment']['cpu']}"
+    task = f"{race['model']['name']} on {race['data']['name']}"
+    return f"Plain PyTorch against all tricks, {task}, {machine}: {race['headline']} ({link('tricks')}).\n"
+
+
+def picture() -> None:
+    """The README's picture of a race, from its result file."""
+    from heptane.race.pictures import accuracy_against_time
+
+    if race := read("tricks"):
+        path = ROOT / "docs" / "pictures" / "race.svg"
+        path.parent.mkdir(exist_ok=True)
+        both = [arm for arm in race["arms"] if arm["name"] in ("plain", "all")]
+        path.write_text(accuracy_against_time({**race, "arms": both}).replace("<svg ", '<svg style="background: white" ', 1))
 
 
 def all_figures() -> str:
@@ -531,3 +581,4 @@ if __name__ == "__main__":
     for path, content in pages().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
+    picture()
