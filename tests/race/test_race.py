@@ -231,7 +231,7 @@ def test_the_command_races_and_ends_in_the_sentence(tmp_path, capsys):
     record = json.loads((out / "race.json").read_text())
     assert printed.out.rstrip().endswith(record["headline"])
     assert "85.0%" in record["sentence"]
-    assert "Not raced: data parallel (" in printed.out
+    assert "Not raced: data parallel, " in printed.out
     assert "plain, seed 0: " in printed.err
     assert record["status"] == "done"
     assert {path.name for path in out.iterdir()} == {"race.json", "report.html", "settings.toml"}

@@ -9,6 +9,7 @@ import pytest
 
 from heptane.race.page import race_page
 from heptane.race.pictures import accuracy_against_time, median_curve, time_to_target, worth_of_tricks
+from heptane.race.reading import not_raced_text
 
 
 def run(seed: int, seconds: float | None, status: str = "", slope: float = 0.1) -> dict[str, Any]:
@@ -152,3 +153,10 @@ def test_a_race_for_accuracy_counts_points() -> None:
     for each_arm in found["arms"][:2]:
         each_arm["runs"][0]["status"] = "done"
     assert top(race_page(found)).startswith("+1.2 points of accuracy after 1 min 00 s of training with the tricks")
+
+
+def test_tricks_that_were_not_raced_for_one_reason_are_named_together() -> None:
+    rows = [("data_parallel", "one process"), ("transfer", "no weights"), ("mixup", "one process")]
+    said = not_raced_text({"not_raced": [{"trick": trick, "why": why} for trick, why in rows]})
+    assert said == "Not raced: data parallel, mixup (one process); transfer (no weights)."
+    assert not_raced_text({"not_raced": []}) == ""

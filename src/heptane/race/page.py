@@ -11,7 +11,7 @@ from heptane.race.arms import ALL
 from heptane.race.hero import arm_median, middle_of, race_glance, race_hero
 from heptane.race.live import knob_text, outcome_text
 from heptane.race.pictures import accuracy_against_time, time_to_target, worth_of_tricks
-from heptane.race.reading import RAN, number, ran
+from heptane.race.reading import RAN, not_raced_text, number, ran
 from heptane.race.verdicts import HELPS, HURTS
 from heptane.report import figure, label, measure, section
 from heptane.report.curves import Line, line_chart
@@ -39,7 +39,7 @@ def race_page(race: Record) -> str:
         glance=race_glance(race),
         summary=race["summary"],
         effects=[effect_row(race, effect) for effect in race["effects"]],
-        not_raced=[(label(row["trick"]), row["why"]) for row in race["not_raced"]],
+        not_raced=not_raced_text(race),
         charts=_charts(race),
         seeds=seeds,
         arms=arms,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from heptane.race.page import Record, arm_row, effect_row, notes
-from heptane.report import label
+from heptane.race.reading import not_raced_text
 from heptane.report.console import make_console, make_table, printable
 
 
@@ -39,9 +39,3 @@ def race_summary(race: Record, files: Mapping[str, str | Path]) -> None:
         console.print(f"{name:<{width}}  {printable(str(path), sys.stdout)}", soft_wrap=True)
     console.print()
     console.print(printable(race["headline"], sys.stdout), style="bold", soft_wrap=True)
-
-
-def not_raced_text(race: Record) -> str:
-    """One line that names the tricks that were not measured, with the reason of each; empty where all were."""
-    named = [f"{label(row['trick'])} ({row['why']})" for row in race["not_raced"]]
-    return f"Not raced: {', '.join(named)}." if named else ""
