@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -55,6 +56,20 @@ def test_one_bad_batch_costs_one_step(keep: str) -> None:
     assert applied == [True, False, True, True] * 2
     value = model.m[-1] if keep in ("list", "deque") else model.m
     assert bool(torch.as_tensor(value).isfinite().all())
+
+
+def test_a_step_that_was_passed_over_is_a_step_and_the_contract_says_so() -> None:
+    x, y = torch.randn(64, 4), torch.randint(0, 3, (64,))
+    x[20] = torch.nan
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16)
+    model = nn.Linear(4, 3)
+    weights, found = [], []
+    for step in hp.train(model, loader, epochs=1, optimizer=lambda params: torch.optim.SGD(params, lr=0.1)):
+        found.append((step.step, step.applied, bool(step.loss.isfinite())))
+        weights.append(model.weight.detach().clone())
+    assert found == [(1, True, True), (2, False, False), (3, True, True), (4, True, True)]
+    assert [torch.equal(before, after) for before, after in pairwise(weights)] == [True, False, False]
+    assert "also after one that was passed over" in str(hp.Step.__doc__)
 
 
 def test_what_was_kept_comes_back_and_nothing_else_is_touched() -> None:

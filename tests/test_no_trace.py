@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -377,18 +378,68 @@ def test_inference_tensors_and_inputs_with_a_graph() -> None:
 # Row 26: methods of the user's that return nothing
 
 
-def test_train_and_eval_that_return_nothing() -> None:
-    class Silent(nn.Linear):
-        def train(self, mode: bool = True) -> Any:
-            super().train(mode)
+class Silent(nn.Sequential):
+    """Its ``train`` and ``eval`` return nothing."""
 
-        def eval(self) -> Any:
-            super().train(False)
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
 
-    fit(Silent(4, 3), valid=pair())
-    hp.evaluate(Silent(4, 3), pair())
-    inner = nn.Sequential(Silent(4, 4), nn.Linear(4, 3))
-    fit(inner, valid=pair(), tricks=hp.Tricks(transfer=hp.Transfer(mode="head", swap_head=False)))
+    def eval(self) -> Any:
+        super().train(False)
+
+
+@pytest.mark.parametrize(
+    "tricks",
+    [
+        {},
+        {"mixed_precision": hp.MixedPrecision()},
+        {"mixed_precision": hp.MixedPrecision(), "transfer": hp.Transfer(mode="auto", swap_head=False, rate_factor=1.0)},
+        {"transfer": hp.Transfer(mode="gradual", rate_factor=1.0)},
+        {"cyclical": hp.Cyclical(), "mixup": hp.Mixup(), "label_smoothing": hp.LabelSmoothing()},
+    ],
+    ids=["off", "precision", "mode", "gradual", "loss"],
+)
+@pytest.mark.parametrize("where", ["whole", "part"])
+def test_train_and_eval_that_return_nothing(where: str, tricks: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heptane.core.precision.choose.computes_bf16", lambda: True)  # so that 16 bits are tried
+    layers = nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3)
+    model = Silent(*layers) if where == "whole" else nn.Sequential(Silent(*layers[:2]), layers[2])
+    data = torch.randn(32, 1, 8, 8), torch.randint(0, 3, (32,))
+    fit(model, data, data, tricks=hp.Tricks(**tricks), average_decay=0.9)
+    hp.evaluate(model, data)
+    assert all(module.training for module in model.modules())
+    for trained in (hp.train_mode(model), model):
+        assert trained is model
+
+
+class Moves:
+    """A metric whose ``to`` returns nothing."""
+
+    higher_is_better = True
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
+
+    def reset(self) -> None:
+        self.seen = 0
+
+    def update(self, predictions: torch.Tensor, targets: torch.Tensor) -> None:
+        self.seen += len(targets)
+
+    def compute(self) -> float:
+        return float(self.seen)
+
+
+def test_a_trained_model_and_a_metric_whose_methods_return_nothing(tmp_path: Path) -> None:
+    make = lambda: Silent(nn.Linear(4, 3))  # noqa: E731
+    result = fit(make(), valid=pair(20), metrics={"seen": Moves()}, run_dir=tmp_path)
+    assert result.metrics["valid_seen"] == 20
+    run = hp.load_run(tmp_path, model=make())
+    assert len(list(run.predict(pair(5)[0]))) == 5
+    run.export(tmp_path / "model.pt2", to="torch", sample=pair(3)[0])
+    own = make()
+    assert hp.load_weights(own, tmp_path).share == 1.0
+    assert torch.equal(own[0].weight, result.model[0].weight)
 
 
 class OwnNorm(nn.Module):

@@ -222,12 +222,10 @@ class Measures:
 
     def __init__(self, metrics: dict[str, Any] | None, device: torch.device, worker: Worker) -> None:
         self.metrics, self.worker, self._device = metrics or {}, worker, device
-        self._running = {
-            name: metric.to(device) if hasattr(metric, "to") else metric
-            for name, metric in self.metrics.items()
-            if hasattr(metric, "update")
-        }
+        self._running = {name: metric for name, metric in self.metrics.items() if hasattr(metric, "update")}
         for metric in self._running.values():
+            if hasattr(metric, "to"):
+                metric.to(device)  # in place, as modules move
             metric.reset()
         # Each worker sees its share. Only torchmetrics adds up its states by itself, and where they are lists not those of a
         # worker that has none: the others are given the whole evaluation, on each worker alike.

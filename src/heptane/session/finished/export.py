@@ -53,7 +53,8 @@ def export(run: LoadedRun, path: Any, to: str, sample: Any, force: bool) -> Expo
         if there.exists() and not force:
             raise InputError(f"{there} is there already: choose another file, or replace it with --force (force=True)")
     inputs, real = _inputs(run, sample)
-    model = unwrapped(run.model).eval()
+    model = unwrapped(run.model)
+    model.eval()
     aside = file.with_name(f".{file.name}{ENDINGS[to]}")
     try:
         with working(f"exporting the model for {to}"), _quiet():

@@ -156,7 +156,8 @@ def load_run(
     classes = tuple(data.get("class_names") or ())
     if not classes and facts.get("outputs") in (CLASSES, LABELS) and isinstance(facts.get("num_outputs"), int):
         classes = tuple(str(index) for index in range(max(facts["num_outputs"], 2)))
-    return LoadedRun(path, own.eval(), classes, record, preprocess, step, tuple(notes))
+    own.eval()
+    return LoadedRun(path, own, classes, record, preprocess, step, tuple(notes))
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], bool]:
