@@ -6,6 +6,7 @@ import torch
 
 import heptane as hp
 
+torch.manual_seed(0)  # under torchrun each process draws the data: they must be the same
 data = torch.randn(256, 8), torch.randint(0, 3, (256,))
 model = torch.nn.Linear(8, 3)
 tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib.util
+import io
 import re
 import runpy
 import shlex
 from pathlib import Path
 
 import pytest
+from tests.workers import launch
 
 import heptane as hp
 from heptane.cli.flags import make_parser
@@ -47,6 +51,25 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_a_command_on_a_page_is_understood(command: str) -> None:
     assert make_parser().parse(shlex.split(command)[1:]).command == shlex.split(command)[1]
+
+
+def printed(code: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as found:
+        exec(compile(code, "page", "exec"), {"__name__": "__main__"})
+    return found.getvalue()
+
+
+UNDER_A_LAUNCHER = {
+    "scaling": next(code for code in blocks(ROOT / "docs" / "scaling.md", "python") if "torchrun" in code),
+    "example": (ROOT / "examples" / "data_parallel.py").read_text(),
+}
+
+
+@pytest.mark.parametrize("page", UNDER_A_LAUNCHER)
+def test_a_program_that_is_said_to_run_under_torchrun_does(page: str) -> None:
+    together = ast.literal_eval(launch(printed, {"code": UNDER_A_LAUNCHER[page]}, 2))
+    alone = ast.literal_eval(printed(UNDER_A_LAUNCHER[page].replace("workers=2", "workers=1")))
+    assert together == pytest.approx(alone, abs=1e-5)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -19,7 +19,10 @@ from heptane.data.spread import READ, spread
 from heptane.distributed.workers import Worker, from_all
 
 ENDS = 64  # samples from each end of what is in memory that are compared whole; of the targets all are
-REMEDY = "make them alike: sort a list of files, and give a sampler a generator with one seed for all"
+REMEDY = (
+    "make them alike: call torch.manual_seed before data are drawn, sort a list of files, and give a sampler a generator with "
+    "one seed for all"
+)
 
 
 def checksum(data: Any) -> int:
