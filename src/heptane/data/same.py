@@ -20,8 +20,8 @@ from heptane.distributed.workers import Worker, from_all
 
 ENDS = 64  # samples from each end of what is in memory that are compared whole; of the targets all are
 REMEDY = (
-    "make them alike: call torch.manual_seed before data are drawn, sort a list of files, and give a sampler a generator with "
-    "one seed for all"
+    "make them alike: call torch.manual_seed before data are drawn, sort a list of files, and give a sampler a generator "
+    "with one seed for all"
 )
 
 
