@@ -90,8 +90,12 @@ def two_fits_one_late(folder: str) -> list[int]:
     os.environ["TORCHELASTIC_RUN_ID"] = "job-1"
     steps = []
     for name in ("a", "b"):
-        if this_worker().rank or os.environ["RANK"] == "1":
-            time.sleep(1.0)  # rank 0 has made its folder by now
+        begun = Path(folder, f"{name} has begun")
+        if os.environ["RANK"] == "0":
+            begun.touch()
+        else:
+            assert _within(60, begun.exists)
+            time.sleep(1.0)  # rank 0 would have made its folder by now
         result = fit(seeded(0), tricks=HERE, run_dir=f"{folder}/{name}")
         steps.append(result.steps["applied"])
     return steps

@@ -138,6 +138,26 @@ def test_a_function_of_the_model_sees_all_of_a_sharded_one(decay: float | None) 
     assert values[1] == pytest.approx(values[0], abs=1e-4)
 
 
+def labels() -> Any:
+    """The mean label, as AUROC and others keep the labels that they saw."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    class Labels(torchmetrics.Metric):  # type: ignore[misc]
+        higher_is_better = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("seen", [], dist_reduce_fx="cat")
+
+        def update(self, predictions: torch.Tensor, targets: torch.Tensor) -> None:
+            self.seen.append(targets)
+
+        def compute(self) -> torch.Tensor:
+            return torchmetrics.utilities.dim_zero_cat(self.seen).float().mean()  # type: ignore[no-any-return]
+
+    return Labels()
+
+
 @pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("samples", [1, 30])
 def test_torchmetrics_with_lists_as_states_also_with_fewer_samples_than_workers(samples: int) -> None:
@@ -147,6 +167,7 @@ def test_torchmetrics_with_lists_as_states_also_with_fewer_samples_than_workers(
         metrics = {
             "calibration": torchmetrics.classification.MulticlassCalibrationError(num_classes=3),  # lists
             "accuracy": torchmetrics.Accuracy(task="multiclass", num_classes=3, average="micro"),  # sums
+            "labels": labels(),  # a list of integers, of which a worker without samples knows no type
         }
         if samples > 1:
             metrics["auroc"] = torchmetrics.AUROC(task="multiclass", num_classes=3, thresholds=None)
