@@ -245,3 +245,76 @@ def test_an_optimizer_of_what_is_frozen_is_an_error() -> None:
     model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 3))
     with pytest.raises(hp.InputError, match=r"holds 2 parameter\(s\), and none that trains"):
         fit(None, model, optimizer=lambda p: torch.optim.SGD(list(p)[:2], lr=0.1))
+
+
+def used_up(params: Any) -> torch.optim.Optimizer:
+    assert len(list(params)) == 2
+    return torch.optim.SGD(params, lr=0.3, momentum=0.9)
+
+
+def test_a_factory_may_look_at_its_parameters_first() -> None:
+    assert torch.equal(fit(None, optimizer=used_up).model.weight, fit(None).model.weight)
+    loss = Centres()
+    fit(loss, optimizer=lambda p: torch.optim.SGD([{"params": filter(lambda q: q.requires_grad, p)}], lr=0.3, momentum=0.9))
+    assert torch.equal(loss.centres, by_hand(4)[1].centres)
+
+
+ONCE = nn.Linear(4, 3).parameters()
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda p: torch.optim.SGD([*p, p[0]], lr=0.1), r"lists 1 parameter\(s\) twice in group 0"),
+        (lambda p: torch.optim.AdamW([{"params": p}, {"params": p[:1]}]), "failed .*more than one parameter group.*once"),
+        (lambda p: torch.optim.SGD([], lr=0.1), "failed .*empty parameter list"),
+        (lambda p: torch.optim.SGD(x for x in list(ONCE)[9:]), "failed .*empty parameter list"),
+        (lambda p: torch.optim.Adam(p, lr=-1.0), r"failed .*Invalid learning rate: -1.0"),
+    ],
+)
+def test_what_pytorch_refuses_of_a_factory_is_one_clear_error(factory: Any, message: str) -> None:
+    with pytest.raises(hp.InputError, match=message):
+        fit(None, optimizer=factory)
+
+
+WEIGHT = nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (nn.CrossEntropyLoss(weight=WEIGHT), r"CrossEntropyLoss: weight of shape \(3,\) requires .*weight.detach"),
+        (nn.NLLLoss(weight=WEIGHT), "NLLLoss: weight"),
+        (nn.MultiMarginLoss(weight=WEIGHT), "MultiMarginLoss: weight"),
+        (lambda o, t: nn.functional.cross_entropy(o, t, WEIGHT), r"its gradient reaches 1 parameter\(s\)"),
+    ],
+)
+def test_weights_of_a_loss_that_ask_for_a_gradient_are_refused_and_detached_ones_taken(loss: Any, message: str) -> None:
+    with pytest.raises(hp.InputError, match=message):
+        fit(loss)
+    fit(nn.CrossEntropyLoss(weight=WEIGHT.detach()), epochs=1)
+
+
+def test_the_average_is_of_the_losss_parameters_too(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model, loss = nn.Linear(4, 3), Centres()
+    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.3, momentum=0.9)
+    average, number = loss.centres.detach().clone(), 0
+    for epoch in range(4):
+        for rows in torch.split(hp.order(64, 0, epoch), 16):
+            optimizer.zero_grad()
+            loss(model(X[rows]), Y[rows]).backward()
+            optimizer.step()
+            number += 1
+            average = average.lerp(loss.centres.detach(), 1 - min(0.9, (1 + number) / (10 + number)))
+    ours, cut, resumed = Centres(), Centres(), Centres()
+    whole = fit(ours, average_decay=0.9)
+    torch.testing.assert_close(ours.centres.detach(), average, rtol=0, atol=1e-6)
+    shown = nn.functional.cross_entropy(-torch.cdist(whole.model(X), ours.centres) / ours.temperature, Y)
+    assert whole.metrics["valid_loss"] == pytest.approx(float(shown.detach()), abs=1e-6), (
+        "the averages were evaluated together"
+    )
+    fit(cut, average_decay=0.9, run_dir=tmp_path, max_seconds=1e-9)
+    again = fit(resumed, average_decay=0.9, run_dir=tmp_path, resume=True)
+    assert torch.equal(resumed.centres, ours.centres)
+    assert torch.equal(again.model.weight, whole.model.weight)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from heptane.base.alive import EVERY_SECONDS, working
@@ -26,9 +25,9 @@ from heptane.core.checks import (
 )
 from heptane.core.criterion import choose_criterion, module_of, output_of, over_classes, seen
 from heptane.core.cross_entropy import find_class_dim
-from heptane.core.held import check_held
+from heptane.core.held import check_buffers, check_held
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise, smooths
-from heptane.core.optimizers import resolve
+from heptane.core.optimizers import built_by, resolve
 from heptane.core.own_losses import Own, Returned, count_as_the_model, given_first
 from heptane.core.parts import TRIED, check_parts
 from heptane.core.precision.choose import choose_precision
@@ -114,6 +113,7 @@ def assemble(
     share_model(model, worker)
     loss = module_of(plan.loss)
     if loss is not None:
+        check_buffers(loss)
         loss.to(place.device)
         share_model(loss, worker)
     if isinstance(source, Tensors):
@@ -371,15 +371,15 @@ def _optimizer(
     """The optimizer of the model's parameters and, after them, those ``of_loss``, with the phases of the run."""
     transfer = tricks.transfer
     if transfer is None:
-        built = factory(model.parameters())
+        built = built_by(factory, list(model.parameters()))
         check_optimizer(built, None)
         held = {id(parameter) for group in built.param_groups for parameter in group["params"]}
         if not all(id(parameter) in held for parameter in of_loss):  # unless the factory has put them in by itself
-            built = factory(chain(model.parameters(), of_loss))
+            built = built_by(factory, [*model.parameters(), *of_loss])
         return built, [Phase(0, total_steps)]
     groups = transfer.param_groups(model, 1.0, anatomy)
     groups += [{"params": of_loss, "lr": 1.0, "name": "loss"}] if of_loss else []
-    built = factory([{"params": group["params"], "name": group["name"]} for group in groups])
+    built = built_by(factory, [{"params": group["params"], "name": group["name"]} for group in groups])
     check_optimizer(built, len(groups))
     for group, share in zip(built.param_groups, groups, strict=True):
         group["lr"] = group["lr"] * share["lr"]

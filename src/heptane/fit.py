@@ -228,8 +228,8 @@ def fit(
         nan_limit: after so many of these steps in a row the run stops, at least 1.
         skip_bad: leave out up to so many samples that a data set fails to give, that are not like the others of their batch,
             or whose label is out of range; they are named in the notes. 0: the first is an error.
-        average_decay: evaluate and return an exponential moving average of the weights, with this decay per step, in (0, 1),
-            such as 0.999; less at first.
+        average_decay: evaluate and return an exponential moving average of the weights, a loss's too, with this decay per
+            step, in (0, 1), such as 0.999; less at first.
         weights: which the model ends with where there is ``valid``: "best", those of its best evaluation, by the target's
             metric, else the accuracy, else the loss, of equal ones the last; or "last". The result's metrics, and ``test``,
             are of these.

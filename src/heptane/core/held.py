@@ -15,6 +15,22 @@ from heptane.core.own_losses import Own
 DEPTH = 4  # of objects in objects that are looked into
 
 
+def check_buffers(loss: torch.nn.Module) -> None:
+    """Refuse a loss with a buffer that asks for a gradient, as ``CrossEntropyLoss(weight=Parameter)`` has: no optimizer
+    trains it, and PyTorch differentiates few losses with respect to their weights.
+
+    Raises:
+        InputError: it names the buffer.
+    """
+    for name, buffer in loss.named_buffers():
+        if buffer.requires_grad:
+            raise InputError(
+                f"loss {type(loss).__name__}: {name} of shape {tuple(buffer.shape)} requires a gradient, and a buffer is "
+                f"not trained: pass {name.rpartition('.')[2]}.detach(), or write a loss of your own, a torch.nn.Module "
+                "that has it as a parameter"
+            )
+
+
 def check_held(criterion: Any, output: Any, targets: Any, known: Iterable[torch.nn.Parameter]) -> None:
     """Refuse a loss of the user's that has parameters which its gradient reaches and nobody trains.
 
@@ -50,8 +66,8 @@ def _reached(criterion: Own, output: Any, targets: Any, held: list[torch.Tensor]
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             loss = criterion.mean(each(leaf, output), rows(targets, slice(len(first_tensor(output)))))
             grads = torch.autograd.grad(loss, held, allow_unused=True)
-    except Exception:  # a loss that fails here is found, and named, by the checks that follow
-        return []
+    except Exception as error:  # another loss that fails here is found, and named, by the checks that follow
+        return held if "not differentiable with respect to argument" in str(error) else []
     return [tensor for tensor, grad in zip(held, grads, strict=True) if grad is not None]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from heptane.base.errors import InputError, check_range, nearest
+from heptane.base.errors import InputError, check_range, nearest, one_line
 from heptane.base.lazy import torch
 
 if TYPE_CHECKING:
@@ -107,7 +108,34 @@ def resolve(optimizer: Any, lr: float | None = None, *, peak: bool = False) -> t
     return factory(optimizer, rate), f"optimizer {optimizer}: lr {rate:g}, its default {of}for a batch of {REFERENCE_BATCH}"
 
 
-def has_momentum(build: OptimizerFactory) -> bool:
+def built_by(factory: OptimizerFactory, params: list[Any]) -> Any:
+    """What a factory makes of ``params``, a list: a generator would be used up by the first look at it.
+
+    Raises:
+        InputError: PyTorch refuses what the factory gives it, or a parameter is listed twice.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")  # refused below
+            built = factory(params)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"the optimizer factory failed ({one_line(error)}): it is given {len(params)} parameters or groups of them, and "
+            "must give each parameter to the optimizer once, with settings that it takes"
+        ) from error
+    for at, group in enumerate(getattr(built, "param_groups", ())):
+        twice = len(group["params"]) - len({id(parameter) for parameter in group["params"]})
+        if twice:
+            raise InputError(
+                f"the optimizer factory lists {twice} parameter(s) twice in group {at}, where they would be stepped twice: "
+                "give each parameter to the optimizer once"
+            )
+    return built
+
+
+def has_momentum(factory: OptimizerFactory) -> bool:
     """Whether what the factory builds has a momentum (or beta1) above 0, that a cycle can move."""
-    group = build([torch.nn.Parameter(torch.zeros(1, device="cpu"))]).param_groups[0]
+    group = factory([torch.nn.Parameter(torch.zeros(1, device="cpu"))]).param_groups[0]
     return bool(group["betas"][0] > 0 if "betas" in group else group.get("momentum", 0) > 0)

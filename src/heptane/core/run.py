@@ -211,7 +211,7 @@ class Run:
         mine = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         # In the model's order, whatever the groups: a norm is a sum, and its last bit depends on the order.
         decay = self.plan.average_decay
-        self.average = Average(self.model, decay) if decay is not None else None
+        self.average = Average(self.model, decay, self.of_loss) if decay is not None else None
         self.buffers = Kept(self.model if self.loss is None else torch.nn.ModuleList([self.model, self.loss]))
         self.trained: torch.nn.Module = self.model
         self.shortcut: Features | None = None

@@ -11,26 +11,31 @@ Source
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from heptane.base.lazy import torch
 from heptane.model.names import clean_name
 
+OF_LOSS = "of the loss: "  # before the number of one of its parameters, which no model has in a name
+
 
 class Average:
-    """The average of a model's parameters; buffers, such as BatchNorm's statistics, are the model's own.
+    """The average of a model's parameters, and of a loss's; buffers, such as BatchNorm's statistics, stay their own.
 
     Args:
         model: after it was sharded, if it is.
         decay: d of the equation, in (0, 1).
+        of_loss: the parameters that train with the model's.
     """
 
-    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+    def __init__(self, model: torch.nn.Module, decay: float, of_loss: Sequence[torch.nn.Parameter] = ()) -> None:
         self.decay = decay
-        named = {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
-        self._names, self._parameters = [clean_name(model, name) for name in named], list(named.values())
+        named = {clean_name(model, name): p for name, p in model.named_parameters()}
+        named |= {f"{OF_LOSS}{at}": p for at, p in enumerate(of_loss)}
+        named = {name: p for name, p in named.items() if p.is_floating_point() or p.is_complex()}
+        self._names, self._parameters = list(named), list(named.values())
         self._kept = [p.detach().clone() for p in self._parameters]
 
     def update(self, number: int) -> None:
@@ -41,7 +46,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the model has the average; after, bit for bit what it had before."""
+        """Inside, the model and the loss have the average; after, bit for bit what it had before."""
         before = [p.detach().clone() for p in self._parameters]
         self.take_over()
         try:
@@ -50,7 +55,7 @@ class Average:
             _copy(before, self._parameters)
 
     def take_over(self) -> None:
-        """Put the average into the model for good."""
+        """Put the average into the model and the loss for good."""
         _copy(self._kept, self._parameters)
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -100,5 +100,8 @@ def as_parts(run: Run, model: dict[str, Any], optimizer: dict[str, Any], average
         index: {key: like(value, parameters[index]) for key, value in kept.items()}
         for index, kept in optimizer["state"].items()
     }
-    parts, averages = ({name: like(value, own[name]) for name, value in each.items()} for each in (model, average or {}))
+    parts, averages = (
+        {name: like(value, own[name]) if name in own else value for name, value in each.items()}
+        for each in (model, average or {})
+    )
     return parts, {**optimizer, "state": state}, averages or None

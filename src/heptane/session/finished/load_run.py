@@ -248,7 +248,7 @@ def _model_state(saved: checkpoint.Saved) -> dict[str, Any]:
         average: dict[str, Any] = unpack(saved.facts.get("average"), tensors) or {}
     except (SafetensorError, OSError, Damaged, KeyError, TypeError, ValueError) as error:
         raise InputError(f"checkpoint {saved.path} cannot be read ({one_line(error)}): remove it") from None
-    return state | average
+    return state | {name: value for name, value in average.items() if name in state}  # a loss has some too
 
 
 def fill(model: torch.nn.Module, state: dict[str, Any], record: dict[str, Any], path: Path) -> None:
