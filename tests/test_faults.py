@@ -70,7 +70,7 @@ def test_a_bad_batch_is_passed_over_as_if_it_had_not_been_there() -> None:
             optimizer.step()
     for (name, ours), theirs in zip(model.state_dict().items(), by_hand.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
-    assert result.steps == {"planned": 12, "applied": 8, "skipped": 0, "nonfinite": 4}
+    assert result.steps == {"planned": 12, "applied": 8, "skipped": 0, "nonfinite": 4, "left_out": 0}
     assert all(math.isfinite(record["train_loss"]) for record in result.history)
     assert "the gradients are not finite; it began in the output of layer 'flat' (Flatten)" in result.notes[-4]
     assert f"; sample {BAD_SAMPLE}; passed over" in result.notes[-4]

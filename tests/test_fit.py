@@ -104,7 +104,7 @@ EPOCHS = [list(shuffled(IMAGES, 16, epoch)) for epoch in range(2)]
 def test_the_same_samples_in_any_form_train_the_same_model(kind: Callable[[Any], Any]) -> None:
     result = fit(mlp(), kind(IMAGES))
     assert_same(result.model, by_hand(mlp(), EPOCHS, functional.cross_entropy))
-    assert result.steps == {"planned": 8, "applied": 8, "skipped": 0, "nonfinite": 0}
+    assert result.steps == {"planned": 8, "applied": 8, "skipped": 0, "nonfinite": 0, "left_out": 0}
 
 
 def test_a_loader_that_shuffles_is_the_plain_loop_over_it() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,3 +107,64 @@ def test_a_constant_is_copied_once() -> None:
     model.mask.zero_()
     kept.put_back()
     assert bool(model.mask.all())
+
+
+class Files(torch.utils.data.Dataset[Any]):
+    """64 samples, of which some cannot be read, and some are NaN."""
+
+    def __init__(self, unreadable: range, nan: tuple[int, ...] = ()) -> None:
+        self.x, self.y = torch.randn(64, 4), torch.randint(0, 3, (64,))
+        self.unreadable = unreadable
+        self.x[list(nan)] = torch.nan
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Any:
+        if index in self.unreadable:
+            raise OSError("unreadable")
+        return self.x[index], self.y[index]
+
+
+class Overflows(nn.Module):
+    """Its output is NaN in every third call of training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 3), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += self.training and torch.is_grad_enabled()
+        return self.layer(x) * (torch.nan if self.training and self.calls % 3 == 2 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "unreadable", "steps", "applied"),
+    [
+        (nn.Linear(4, 3), range(16, 32), (3, 0, 1), [True, False, True, True]),  # a whole batch
+        (nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)), range(17, 32), (3, 0, 1), [True, False, True, True]),
+        (Overflows(), range(0), (3, 1, 0), [True, False, True, True]),
+        (Overflows(), range(16, 32), (2, 1, 1), [True, False, False, True]),  # both
+    ],
+    ids=["unreadable", "BatchNorm", "not finite", "both"],
+)
+def test_a_step_that_is_not_applied_is_counted_by_its_reason(
+    model: nn.Module, unreadable: range, steps: tuple[int, ...], applied: list[bool], tmp_path: Path
+) -> None:
+    loader = torch.utils.data.DataLoader(Files(unreadable), 16)
+    settings: dict[str, Any] = {"optimizer": "sgd", "skip_bad": 20}
+    result = hp.fit(copy.deepcopy(model), loader, epochs=1, run_dir=tmp_path, **settings)
+    assert tuple(result.steps[name] for name in ("applied", "nonfinite", "left_out")) == steps
+    assert sum(steps) == result.steps["planned"] == 4
+    again = hp.fit(copy.deepcopy(model), loader, epochs=1, run_dir=tmp_path, resume=True, **settings)
+    assert again.steps == result.steps, "counts are in the checkpoint"
+    seen = list(hp.train(copy.deepcopy(model), loader, epochs=1, **settings))
+    assert [step.applied for step in seen] == applied
+    assert [bool(step.loss.isnan()) for step in seen] == [not one for one in applied]
+
+
+def test_batches_left_out_are_no_steps_that_were_not_finite() -> None:
+    loader = torch.utils.data.DataLoader(Files(range(16, 48), nan=(50,)), 16)
+    result = hp.fit(nn.Linear(4, 3), loader, optimizer="sgd", epochs=1, skip_bad=48, nan_limit=2)
+    assert (result.steps["left_out"], result.steps["nonfinite"]) == (2, 1), "two in a row would have ended it"
+    assert any("step 3: the gradients are not finite; its inputs are not" in note for note in result.notes)

@@ -288,7 +288,7 @@ def test_micro_batches_have_two_samples_each_where_batchnorm_needs_them() -> Non
     assert min(seen[2:]) == 2  # the first two are tries
 
 
-def test_a_batch_of_which_skipping_leaves_one_sample_is_passed_over() -> None:
+def test_a_batch_of_which_skipping_leaves_one_sample_is_left_out() -> None:
     class Rotten(Items):
         def __getitem__(self, index: int) -> Any:
             if index in range(1, 16):
@@ -297,7 +297,7 @@ def test_a_batch_of_which_skipping_leaves_one_sample_is_passed_over() -> None:
 
     result = fit(normed(), DataLoader(Rotten(*pair(64)), 16), skip_bad=20, epochs=1)
     assert result.steps["applied"] == 3
-    assert any("passed over" in note for note in result.notes)
+    assert any("left out, since its batch has 1 sample(s)" in note for note in result.notes)
 
 
 class Functional(nn.Module):
@@ -465,7 +465,7 @@ class ByFunction(nn.Module):
 def test_a_norm_that_is_not_pytorchs_layer_is_given_no_single_sample_either(norm: Any) -> None:
     x, y = torch.randn(17, 4), torch.randint(0, 3, (17,))
     result = hp.fit(nn.Sequential(norm(), nn.Linear(4, 3)), (x, y), optimizer=SGD, epochs=1, batch_size=4)
-    assert result.steps == {"planned": 4, "applied": 4, "skipped": 0, "nonfinite": 0}
+    assert result.steps == {"planned": 4, "applied": 4, "skipped": 0, "nonfinite": 0, "left_out": 0}
     assert any("1 sample" in note for note in result.notes)
 
 

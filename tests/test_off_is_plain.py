@@ -176,7 +176,7 @@ def test_fit_with_an_evaluation_in_every_epoch_trains_the_same() -> None:
     settings = {"optimizer": OPTIMIZERS["sgd"], "epochs": STEPS / PER_EPOCH, "batch_size": BATCH, "seed": SEED}
     result = hp.fit(ours, (x, y), (x[:30], y[:30]), weights="last", **settings)
     assert result.model is ours
-    assert result.steps == {"planned": STEPS, "applied": STEPS, "skipped": 0, "nonfinite": 0}
+    assert result.steps == {"planned": STEPS, "applied": STEPS, "skipped": 0, "nonfinite": 0, "left_out": 0}
     assert_same_bits(ours.state_dict(), plain.state_dict())
 
 

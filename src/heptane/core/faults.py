@@ -43,7 +43,9 @@ class Faults:
     on_nan: str = "skip"
     limit: int = 10
     passed_over: set[int] = field(default_factory=set)
-    """steps that are not applied, nor tried again"""
+    """steps whose gradients were not finite: they are not applied, nor tried again"""
+    left_out: set[int] = field(default_factory=set)
+    """steps too few of whose samples can be used: they are not applied either"""
     messages: list[str] = field(default_factory=list)
     """what happened, in order: for the report"""
     bad: Bad = field(default_factory=Bad)
@@ -81,7 +83,11 @@ class Faults:
 
     def applied(self, step: int) -> int:
         """How many of the first ``step`` steps were applied."""
-        return step - sum(one < step for one in self.passed_over)
+        return step - sum(one < step for one in self.passed_over | self.left_out)
+
+    def skips(self, step: int) -> bool:
+        """Whether it is known of ``step`` that it is not applied."""
+        return step in self.passed_over or step in self.left_out
 
     def say(self, message: str) -> None:
         """Remember what happened."""
@@ -92,6 +98,7 @@ class Faults:
         """What a checkpoint keeps."""
         return {
             "passed_over": sorted(self.passed_over),
+            "left_out": sorted(self.left_out),
             "messages": list(self.messages),
             "bad": dict(self.bad.found),
             "first": list(self._first),
@@ -99,7 +106,7 @@ class Faults:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """What :meth:`state` gave."""
-        self.passed_over = set(state["passed_over"])
+        self.passed_over, self.left_out = set(state["passed_over"]), set(state.get("left_out", ()))
         self.messages = list(state["messages"])
         self.bad.found = dict(state["bad"])
         self._first = (int(state["first"][0]), str(state["first"][1]))
@@ -107,6 +114,7 @@ class Faults:
     def gone_back(self, step: int, before: dict[str, Any]) -> None:
         """After the checkpoint was loaded: what is known from the time that was undone."""
         self.passed_over |= {*before["passed_over"], step}
+        self.left_out |= set(before["left_out"])
         self.messages = before["messages"]
         self.bad.found = before["bad"]
         self._first = (before["first"][0], before["first"][1])

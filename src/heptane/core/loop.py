@@ -38,10 +38,10 @@ TWICE = "Expected to mark a variable ready only once"
 
 
 class Step(NamedTuple):
-    """What the loop yields after each optimizer step, also after one that was passed over (``applied`` is False)."""
+    """What the loop yields after each optimizer step, also after one that was not applied (``applied`` is False)."""
 
     step: int
-    """steps so far, from 1; those that were passed over count too, since each is a step of the schedule and of the data"""
+    """steps so far, from 1; those that were not applied count too, since each is a step of the schedule and of the data"""
     epoch: int
     """epoch of this step, from 1"""
     ends_epoch: bool
@@ -53,7 +53,8 @@ class Step(NamedTuple):
     run: Run
     """everything the loop works on; ``run.meter.read()`` gives the epoch's averages, ``run.clock`` the time"""
     applied: bool = True
-    """False for a step that was passed over, since its gradients were not finite; its loss is NaN"""
+    """whether the optimizer was stepped; not where gradients were not finite, or too few samples of the batch could be used
+    (none, or fewer than BatchNorm needs), and then ``loss`` is NaN"""
 
     def __repr__(self) -> str:
         """Without ``run``, which holds everything."""
@@ -87,16 +88,16 @@ def steps(run: Run, start: int = 0) -> Iterator[Step]:
 
 
 def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch.Tensor | None:
-    """One optimizer step on one global batch; None if it was passed over, since its gradients are not finite.
+    """One optimizer step on one global batch; None if it was not applied, as ``Step.applied`` says.
 
     If it overflows it is tried again, from the same state, at a lower scale; if memory is short, in more micro-batches.
     """
     if batch.size < run.least_samples:  # too few of its samples can be used
-        run.faults.passed_over.add(step)
+        run.faults.left_out.add(step)
         if batch.size:
             few = f"its batch has {batch.size} sample(s), and BatchNorm needs {run.least_samples}"
-            run.faults.say(f"step {step}: passed over, since {few}")
-    if step in run.faults.passed_over:
+            run.faults.say(f"step {step}: left out, since {few}")
+    if run.faults.skips(step):
         return None
     run.buffers.keep()
     before = run.precision.state()

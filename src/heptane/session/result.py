@@ -17,6 +17,8 @@ class Result:
     """What came of a run.
 
     ``history`` has a record per evaluation (per epoch, unless asked otherwise); ``metrics`` are the final ones;
+    ``steps`` are ``planned``, ``applied``, ``skipped`` (fp16: tried again at a lower loss scale), ``nonfinite`` (gradients or
+    loss) and ``left_out`` (too few samples of the batch could be used).
     ``seconds`` are ``wall``, ``train``, ``cpu`` and ``evaluate``; ``reached`` is the training clock when the target was
     reached, in seconds, or None; ``why`` says for each trick what was decided. ``model`` has the weights of step
     ``weights_step``, and ``metrics`` are theirs; ``best_step`` is the step of the best evaluation, None without validation.
@@ -53,6 +55,7 @@ def result_of(
 ) -> Result:
     """What ``run`` came to. All workers of a sharded run must call it."""
     done = int(history[-1]["step"]) if history else 0
+    left_out = sum(step < done for step in run.faults.left_out)
     applied = run.faults.applied(done)
     shown = range(0, run.total_steps, max(1, run.total_steps // 400))
     momentum = run.rates.momentum
@@ -67,7 +70,8 @@ def result_of(
             "planned": run.total_steps,
             "applied": applied,
             "skipped": run.skipped,
-            "nonfinite": run.meter.nonfinite + done - applied,
+            "nonfinite": run.meter.nonfinite + done - applied - left_out,
+            "left_out": left_out,
         },
         schedule={
             "step": list(shown),
