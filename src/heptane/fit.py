@@ -178,8 +178,8 @@ def fit(
         model: any module.
         train, valid, test: tensors or NumPy arrays, inputs (N, ...) and targets (N, ...), a ``Dataset`` of pairs, or a
             ``DataLoader``. Inputs of a type that the model does not take are converted, batch by batch, and the notes say
-            so: numbers to the model's type, uint8 images (N, H, W) or (N, C, H, W) to 0 to 1 (an ``augment`` of your own is
-            given them as they are). In a dict, text that ``forward`` does not take by name is left out.
+            so: numbers to the model's type, images of uint8 or uint16, (N, H, W) or (N, C, H, W), to 0 to 1 (an ``augment``
+            of your own is given them as they are). In a dict, text that ``forward`` does not take by name is left out.
             ``valid`` is evaluated as training goes; ``test`` once, at the end. Inputs that are a dict go to the model by
             keyword, if ``forward`` has these names; a dict with ``labels`` in place of a pair is taken apart.
         optimizer: a factory, ``params -> torch.optim.Optimizer``; or the name of a class in ``torch.optim``, such as "adamw"

@@ -320,3 +320,109 @@ def test_a_trained_model_predicts_from_what_it_was_trained_on(tmp_path):
     said = loaded.predict(IMAGES[:4])
     shares = result.model(torch.tensor(IMAGES[:4]) / 255).softmax(1).amax(1)
     assert [one.probability for one in said] == pytest.approx(shares.tolist(), rel=1e-5)
+
+
+DEEP = RANDOM.integers(0, 65536, (64, 3, 8, 8), dtype=np.uint16)
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "items", "loader", "dict"])
+def test_images_of_16_bits_are_scaled_as_those_of_8(kind: str):
+    labels = torch.tensor(Y)
+    data = {
+        "array": (DEEP, Y),
+        "tensor": (torch.tensor(DEEP), labels),
+        "items": Items(DEEP, Y),
+        "loader": DataLoader(Items(DEEP, Y), 16, sampler=order(64, 0, 0).tolist()),
+        "dict": ({"input": DEEP}, Y),
+    }[kind]
+    model = net()
+    if kind == "dict":
+        model.forward = lambda input: nn.Sequential.forward(model, input)
+    result = fit(model, data, data, epochs=1)
+    by_hand = fit(net(), (torch.tensor(DEEP.astype(np.float32)) / 65535, labels), epochs=1)
+    torch.testing.assert_close(weights(result), weights(by_hand), rtol=0, atol=1e-6)
+    assert any("uint16 images were scaled to [0, 1]" in note for note in result.notes)
+    assert DEEP.max() > 60000, "the user's are as they were"
+
+
+def test_images_of_16_bits_are_cropped_and_small_ones_of_0_and_1_stay():
+    result = fit(net(), (DEEP, Y), augment=hp.CropFlip(padding=1))
+    assert "uint16 images were scaled to [0, 1]" in result.notes
+    result = fit(net(), (DEEP % 2, Y))
+    assert "inputs were converted from uint16 to float32" in result.notes
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64"])
+def test_tokens_and_labels_of_unsigned_types_stay_integers(dtype: str):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 3))
+    tokens = torch.randint(0, 9, (64, 5))
+    result = fit(model, (tokens.to(getattr(torch, dtype)), torch.tensor(Y).to(getattr(torch, dtype))))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 3))
+    assert torch.equal(weights(result), weights(fit(model, (tokens, torch.tensor(Y)))))
+
+
+COMPLEX = torch.complex(torch.tensor(X), torch.tensor(X))
+
+
+class Size(nn.Module):
+    """Takes complex inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = linear()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.abs())
+
+
+def test_complex_inputs_are_taken_where_the_model_takes_them_and_else_are_one_clear_error():
+    y = torch.tensor(Y)
+    half = fit(Size(), (COMPLEX.to(torch.complex64), y))
+    wide = fit(Size(), (COMPLEX, y))
+    assert torch.equal(weights(wide), weights(half))
+    assert "inputs were converted from complex128 to complex64" in wide.notes
+    loader = DataLoader(torch.utils.data.TensorDataset(COMPLEX, y), 16)
+    for data in ((COMPLEX, y), (COMPLEX.to(torch.complex64), y), loader, (COMPLEX.numpy(), Y)):
+        with pytest.raises(hp.InputError, match=r"inputs are complex\d+, and Linear does not take them .*view_as_real"):
+            fit(linear(), data)
+    with pytest.raises(hp.InputError, match="valid: inputs are complex128"):
+        fit(linear(), (X, Y), (COMPLEX, y))
+    with pytest.raises(hp.InputError, match="inputs are complex128"):
+        hp.evaluate(linear(), (COMPLEX, y))
+    bad = COMPLEX.clone()
+    bad[5] = torch.nan
+    with pytest.raises(hp.InputError, match="hold NaN or infinity, first in sample 5"):
+        fit(Size(), (bad, y))
+
+
+def test_complex_outputs_and_targets_need_a_loss_of_ones_own():
+    own = lambda output, targets: (output - targets).abs().square().mean()  # noqa: E731
+    targets = torch.complex(torch.zeros(64, 3), torch.ones(64, 3))
+    for loss in (None, "mse", nn.L1Loss(), "cross_entropy"):
+        with pytest.raises(hp.InputError, match=r"targets of type complex64 and loss=.*loss of your own"):
+            fit(linear(), (X, targets), loss=loss)
+    model = nn.Linear(4, 3, dtype=torch.complex64)
+    for loss, wanted in ((None, Y), ("mse", targets)):
+        with pytest.raises(hp.InputError, match=r"outputs of type complex64"):
+            fit(model, (COMPLEX, wanted), loss=loss)
+    assert fit(model, (COMPLEX, targets), loss=own).steps["applied"] == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.quint8, torch.qint8, torch.qint32])
+def test_quantized_inputs_are_one_clear_error(dtype: torch.dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x, y = torch.quantize_per_tensor(torch.tensor(X).float(), 0.1, 0, dtype), torch.tensor(Y)
+        for data in ((x, y), torch.utils.data.TensorDataset(x, y)):
+            with pytest.raises(hp.InputError, match=r"inputs are quantized.*dequantize\(\)"):
+                fit(linear(), data)
+        with pytest.raises(hp.InputError, match="quantized"):
+            fit(linear(), (X, Y), (x, y))
+
+
+def test_numbers_of_8_bits_are_converted():
+    x = torch.tensor(X).to(torch.float8_e4m3fn)
+    result = fit(linear(), (x, Y))
+    assert torch.equal(weights(result), weights(fit(linear(), (x.float(), Y))))

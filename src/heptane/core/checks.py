@@ -134,8 +134,9 @@ def check_finite(source: Source, sample: tuple[Any, Any]) -> None:
     for what, data in (("inputs", inputs), ("targets", targets)):
 
         def check(tensor: torch.Tensor, what: str = what) -> torch.Tensor:
+            tensor = tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor  # float8
             # A finite sum holds neither, and needs no second tensor; one that is not may also be an overflow.
-            if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):
+            if not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.sum().isfinite()):
                 return tensor
             bad = (~torch.isfinite(tensor.reshape(len(tensor), -1))).any(1).nonzero()
             if len(bad):

@@ -47,8 +47,11 @@ def choose_criterion(
     eps, why = smoothing or 0.0, "asked for"
     answer, (output, how) = output, main_output(output)
     if loss is None:
+        _check_real(loss, output, targets)
         loss, why = _by_targets(output, targets)
     criterion = _by_name(loss, eps) if isinstance(loss, str) else _by_object(loss, eps)
+    if not isinstance(criterion, (Own, Returned)):
+        _check_real(criterion.name, output, targets)
     if isinstance(criterion, CrossEntropy) and isinstance(targets, torch.Tensor) and isinstance(output, torch.Tensor):
         column = not targets.is_floating_point() and targets.shape[1:] == (1,) and output.ndim == 2
         criterion = replace(criterion, column=column)
@@ -76,6 +79,16 @@ def choose_criterion(
             "use loss='cross_entropy' or torch.nn.CrossEntropyLoss(...), or turn label_smoothing off"
         )
     return criterion, f"loss {criterion.name}: {why}"
+
+
+def _check_real(loss: str | None, output: Any, targets: Any) -> None:
+    """Refuse complex numbers where the loss is not the user's own."""
+    for what, tensor in (("outputs", output), ("targets", targets)):
+        if isinstance(tensor, torch.Tensor) and tensor.is_complex():
+            raise InputError(
+                f"{what} of type {str(tensor.dtype).removeprefix('torch.')} and loss={loss!r}, which compares real numbers: "
+                "use their torch.view_as_real(...) or .abs(), or pass a loss of your own, function(outputs, targets) -> mean"
+            )
 
 
 def _by_targets(output: Any, targets: Any) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 The model is tried on a few samples as they are first, and only what it does not take is converted: integers that an
 embedding looks up stay integers, and a model that scales its images itself is given them as they are. Nothing is kept twice:
-uint8 stays uint8 in memory.
+uint8 stays uint8 in memory, and uint16 of images uint16.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from heptane.base.errors import InputError
+from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
 from heptane.base.tree import TEXT_REMEDY, Path, is_text, leaves
 
+UNSIGNED = ("torch.uint16", "torch.uint32", "torch.uint64")  # PyTorch computes little with them
 MOST_TRIES = 32  # combinations of conversions, of inputs that hold several tensors of integers
 
 
@@ -25,7 +26,7 @@ class Rule(NamedTuple):
 
     dtype: torch.dtype
     scaled: bool = False
-    """0 to 255 becomes 0 to 1"""
+    """0 to 255, or 65,535, becomes 0 to 1"""
 
 
 @dataclass
@@ -122,7 +123,7 @@ class Cast:
         if not tries:
             return {path: rule for path, rule in usual.items() if rule is not None}
         combinations = [dict.fromkeys(odd), usual, *(dict(zip(odd, some, strict=True)) for some in _product(options))]
-        tried: list[dict[Path, Rule | None]] = []
+        tried, error = list[dict[Path, Rule | None]](), None
         for combination in combinations:
             if combination in tried:
                 continue
@@ -133,6 +134,8 @@ class Cast:
                 return rules
             if text and isinstance(error, KeyError) and (error.args and (error.args[0],) in text):
                 raise InputError(f"inputs{_named(text[0])} are text, and the model reads them: {TEXT_REMEDY}") from None
+        if error is not None:
+            _check_complex(model, odd, error)
         return {path: rule for path, rule in usual.items() if rule is not None}
 
     def _error(
@@ -154,7 +157,7 @@ class Cast:
             rule = self.rules.get((path, data.dtype))
             if rule is None:
                 return data
-            return data.to(rule.dtype).div_(255) if rule.scaled else data.to(rule.dtype)
+            return data.to(rule.dtype).div_(torch.iinfo(data.dtype).max) if rule.scaled else data.to(rule.dtype)
         if isinstance(data, MutableMapping):
             made = copy.copy(data)
             for name, value in data.items():
@@ -186,6 +189,8 @@ def check_real(what: str, data: Any) -> None:
             continue
         if leaf.is_meta:
             raise InputError(f"{what}{_named(path)} are on the meta device, where tensors hold no values: give real ones")
+        if leaf.is_quantized:
+            raise InputError(f"{what}{_named(path)} are quantized, and training computes with numbers: pass x.dequantize()")
         kind = "nested" if leaf.is_nested else str(leaf.layout).removeprefix("torch.").removesuffix("_coo")
         if leaf.is_nested or leaf.layout is not torch.strided:
             remedy = "pad it: tensor.to_padded_tensor(0)" if leaf.is_nested else "pass tensor.to_dense()"
@@ -235,7 +240,7 @@ def tensors_for(data: Any) -> Any:
         InputError: arrays of objects, dates or texts, or masked ones.
     """
     if type(data) is torch.Tensor:
-        return data
+        return data.to(torch.int64) if str(data.dtype) in UNSIGNED and data.ndim < 3 else data
     if isinstance(data, np.ndarray):
         return _tensor(data)
     if isinstance(data, dict):
@@ -266,7 +271,7 @@ def _tensor(array: Any) -> Any:
         raise InputError(
             f"a NumPy array of dtype {array.dtype}: expected numbers; convert it, such as array.astype('float32')"
         )
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # PyTorch has them, and computes little with them
+    if array.dtype.kind == "u" and array.dtype.itemsize > (2 if array.ndim > 2 else 1):  # PyTorch computes little with them
         array = array.astype(np.int64)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -281,8 +286,10 @@ def _options(leaf: torch.Tensor, whole: Any, own: torch.dtype) -> list[Rule | No
     """What a tensor can be given to a model as, the most usual first; None is as it is."""
     if leaf.is_floating_point():
         return [Rule(own)]
+    if leaf.is_complex():
+        return [None, Rule(own.to_complex())]
     as_numbers: list[Rule | None] = [] if leaf.dtype is torch.int64 else [Rule(torch.int64)]
-    if leaf.dtype is torch.uint8 and leaf.ndim > 2 and bool((whole > 1).any()):
+    if leaf.dtype in (torch.uint8, torch.uint16) and leaf.ndim > 2 and _beyond_one(whole):
         return [Rule(own, scaled=True), None, *as_numbers]
     return [None, Rule(own), *as_numbers]
 
@@ -293,7 +300,25 @@ def _product(options: dict[Path, list[Rule | None]]) -> Iterator[tuple[Rule | No
 
 def _is_odd(leaf: Any, own: torch.dtype) -> bool:
     """Whether a model whose numbers are ``own`` may not take it as it is."""
-    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.dtype is not own and not leaf.is_complex()
+    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.dtype is not own
+
+
+def _beyond_one(whole: torch.Tensor) -> bool:
+    if whole.dtype is torch.uint8:
+        return bool((whole > 1).any())
+    signed = whole.view(torch.int16)  # uint16 has no comparisons
+    return bool(((signed < 0) | (signed > 1)).any())
+
+
+def _check_complex(model: torch.nn.Module, odd: dict[Path, torch.Tensor], error: Exception) -> None:
+    """Say that inputs are complex, where the model runs with none of the conversions."""
+    for path, leaf in odd.items():
+        if leaf.is_complex():
+            raise InputError(
+                f"inputs{_named(path)} are {_short(leaf.dtype)}, and {type(model).__name__} does not take them "
+                f"({one_line(error)}): pass torch.view_as_real(x), two real numbers for each, or x.abs(); or build the "
+                "model's layers with dtype=torch.complex64"
+            ) from None
 
 
 def _wide(targets: Any) -> bool:
@@ -317,5 +342,5 @@ def _short(dtype: torch.dtype) -> str:
 def _said(path: Path, leaf: torch.Tensor, rule: Rule) -> str:
     where = f" (inputs{_named(path)})" if path else ""
     if rule.scaled:
-        return f"uint8 images were scaled to [0, 1]{where}"
+        return f"{_short(leaf.dtype)} images were scaled to [0, 1]{where}"
     return f"inputs{_named(path)} were converted from {_short(leaf.dtype)} to {_short(rule.dtype)}"

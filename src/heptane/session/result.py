@@ -17,8 +17,8 @@ class Result:
     """What came of a run.
 
     ``history`` has a record per evaluation (per epoch, unless asked otherwise); ``metrics`` are the final ones;
-    ``steps`` are ``planned``, ``applied``, ``skipped`` (fp16: tried again at a lower loss scale), ``nonfinite`` (gradients or
-    loss) and ``left_out`` (too few samples of the batch could be used).
+    ``steps`` are ``planned``, ``applied``, ``skipped`` (fp16: tried again at a lower loss scale), ``nonfinite`` (gradients
+    or loss) and ``left_out`` (too few samples of the batch could be used).
     ``seconds`` are ``wall``, ``train``, ``cpu`` and ``evaluate``; ``reached`` is the training clock when the target was
     reached, in seconds, or None; ``why`` says for each trick what was decided. ``model`` has the weights of step
     ``weights_step``, and ``metrics`` are theirs; ``best_step`` is the step of the best evaluation, None without validation.
