@@ -280,6 +280,38 @@ def test_without_batchnorm_or_with_pixels_to_average_over_one_sample_is_trained_
     assert fit(convolutions, pair(65)).steps["applied"] == 10
 
 
+@pytest.mark.parametrize("how", ["head", "part", "frozen before"])
+@pytest.mark.parametrize("kind", ["tensors", "loader"])
+def test_a_batchnorm_that_is_frozen_throughout_takes_one_sample(how: str, kind: str) -> None:
+    model = normed()
+    tricks = {
+        "head": hp.Tricks(transfer=hp.Transfer(mode="head", cache="off")),
+        "part": hp.Tricks(transfer=hp.Transfer(freeze=1, cache="off")),
+        "frozen before": hp.Tricks(),
+    }[how]
+    if how == "frozen before":
+        hp.freeze(model, -1)
+    data: Any = pair(65) if kind == "tensors" else DataLoader(TensorDataset(*pair(65)), 16)
+    result = fit(model, data, tricks=tricks)
+    assert result.steps["applied"] == 10
+    assert not any("left out" in note for note in result.notes)
+    fit(model, pair(8), tricks=tricks, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    "transfer",
+    [
+        hp.Transfer(mode="head-first", head_epochs=1.0),
+        hp.Transfer(mode="gradual"),
+        hp.Transfer(freeze=1, unfreeze_every_epochs=1.0),
+    ],
+)
+def test_one_that_trains_later_does_not(transfer: hp.Transfer) -> None:
+    result = fit(normed(), pair(65), tricks=hp.Tricks(transfer=transfer))
+    assert result.steps["planned"] == result.steps["applied"] == 8
+    assert any("left out" in note and "BatchNorm" in note for note in result.notes)
+
+
 def test_micro_batches_have_two_samples_each_where_batchnorm_needs_them() -> None:
     model = normed()
     seen: list[int] = []

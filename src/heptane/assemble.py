@@ -48,7 +48,7 @@ from heptane.model.memory_format import store_channels_last
 from heptane.model.trying import few, least_samples, try_output, try_training
 from heptane.model.warm_up import warm_up
 from heptane.pretrained.anatomy import Anatomy
-from heptane.pretrained.freezing import freeze, leave, remember
+from heptane.pretrained.freezing import freeze, layer_groups, leave, remember
 from heptane.session.agree import check_same_settings
 from heptane.session.checkpoints.settings import groups_of, settings_of
 from heptane.tricks import Tricks
@@ -143,7 +143,8 @@ def assemble(
         sample, _ = _sample(source, place, model, plan.loss)  # without them, or an error that names them
     notes.append(reason)
     notes += _said_of_parts(model, criterion, train, source, place, sample, plan, worker)
-    least = least_samples(model, *few(sample, plan.loss))
+    stages = Stages(tricks.transfer, groups)
+    least = _least_samples(model, stages, few(sample, plan.loss), total_steps, source.steps_per_epoch)
     if least > 1:
         least *= 1 if data_parallel.sync_batchnorm else worker.size
         check_batch_norm(least, source.batch_size)
@@ -189,7 +190,6 @@ def assemble(
     mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch, sample[0]) if mixup else Unmixed()
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
-    stages = Stages(tricks.transfer, groups)
     run = Run(
         *slots,
         clock,
@@ -209,6 +209,18 @@ def assemble(
     )
     run.settings = settings_of(run, replace(asked or tricks, transfer=tricks.transfer), groups_built)
     return run
+
+
+def _least_samples(model: torch.nn.Module, stages: Stages, few: tuple[Any, Any], total_steps: int, per_epoch: int) -> int:
+    """How many samples a batch needs, in the phase in which most of the model trains: frozen BatchNorm takes one."""
+    groups = stages.groups
+    starts = stages.starts(total_steps, per_epoch, len(layer_groups(model, groups))) if groups else []
+    if starts:
+        freeze(model, starts[-1][1], groups)
+    least = least_samples(model, *few, stages.modes)
+    if starts:
+        freeze(model, starts[0][1], groups)
+    return least
 
 
 def _with_mode(

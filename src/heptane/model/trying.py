@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from heptane.base.lazy import torch
@@ -43,16 +44,16 @@ def try_training(model: torch.nn.Module, inputs: Any) -> Any:
         return call(model, own_rows(inputs, slice(2)))
 
 
-def least_samples(model: torch.nn.Module, inputs: Any, labels: Any = None) -> int:
+def least_samples(model: torch.nn.Module, inputs: Any, labels: Any, train: Callable[[torch.nn.Module], None]) -> int:
     """How many samples a forward pass in training needs: 2 where BatchNorm, also one of the user's own, sees one value per
-    sample and channel, else 1."""
+    sample and channel, else 1. ``train`` sets the modes that the model trains in."""
     one, label = own_rows((inputs, labels), slice(1)) if labels is not None else (own_rows(inputs, slice(1)), None)
     from heptane.model.snapshot import as_before
 
     try:
         with as_before(model), no_gradients(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.train()
+            train(model)
             if _finite(call(model, one, label)):
                 return 1
             two = call(model, own_rows(inputs, slice(2)), None if labels is None else own_rows(labels, slice(2)))

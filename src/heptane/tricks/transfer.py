@@ -231,13 +231,19 @@ class Stages:
     def settle(self, run: Run, phase: Phase) -> FeatureCache | None:
         if phase.frozen is not None:
             freeze(run.model, phase.frozen, self.groups)
+        self.modes(run.model)
         if self.transfer is None:
-            frozen_modes(run.model, self.groups)
             return None
-        train_mode(run.model, self.groups)
         if phase not in self._found:
             self._found = {phase: self._features(run, phase)}
         return self._found[phase]
+
+    def modes(self, model: torch.nn.Module) -> None:
+        """Train mode, and eval mode for what is frozen."""
+        if self.transfer is None:
+            frozen_modes(model, self.groups)
+        else:
+            train_mode(model, self.groups)
 
     def _features(self, run: Run, phase: Phase) -> FeatureCache | None:
         assert self.transfer is not None
