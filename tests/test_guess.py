@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -87,3 +89,103 @@ def test_targets_that_are_distributions_in_the_first_batch_only_are_refused() ->
         hp.fit(torch.nn.Linear(4, 3), data, optimizer=sgd, epochs=1)
     hp.fit(torch.nn.Linear(4, 3), data, optimizer=sgd, epochs=1, loss="binary_cross_entropy")
     hp.fit(torch.nn.Linear(4, 3), data, optimizer=sgd, epochs=1, loss="cross_entropy")
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from zip(self.x, self.y, strict=True)
+
+
+class Counts(torch.nn.Module):
+    """Notes how often it was called in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.steps = torch.nn.Linear(4, 3), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.steps += self.training and torch.is_grad_enabled()
+        return self.linear(x)
+
+
+def made(kind: str, x: torch.Tensor, y: torch.Tensor) -> Any:
+    data = torch.utils.data.TensorDataset(x, y)
+    batches = Stream(x.view(4, 16, 4), y.view(4, 16, *y.shape[1:]))
+    return {
+        "tensors": lambda: (x, y),
+        "data set": lambda: data,
+        "loader": lambda: torch.utils.data.DataLoader(data, 16, shuffle=True),
+        "readers": lambda: torch.utils.data.DataLoader(data, 16, num_workers=1),
+        "sampled": lambda: torch.utils.data.DataLoader(data, batch_sampler=[[0, 1], [2, 3]]),
+        "batches": lambda: torch.utils.data.DataLoader(
+            Stream(x.view(4, 16, 4), y.view(4, 16, *y.shape[1:])), batch_size=None
+        ),
+        "stream": lambda: torch.utils.data.DataLoader(Stream(x, y), 16),
+    }[kind]()
+
+
+KINDS = ["tensors", "data set", "loader", "readers", "sampled", "batches", "stream"]
+X, LABELS = torch.randn(64, 4), torch.randint(0, 3, (64,))
+own = lambda output, targets: (output * targets).mean()  # noqa: E731
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("train", "valid", "loss", "message"),
+    [
+        (LABELS, LABELS + 5, None, r"valid.*out of range: .*labels are 0 to 2"),
+        (LABELS, torch.rand(64, 7), None, r"valid: soft targets of shape \(7,\)"),
+        (torch.randn(64, 3), torch.randn(64, 5), "mse", r"valid: outputs of shape \(3,\) and targets of shape \(5,\)"),
+        (torch.randn(64, 3), torch.randn(64, 5), own, r"valid: the loss fails on the first samples .*targets of shape"),
+    ],
+    ids=["labels", "distributions", "mse", "own"],
+)
+def test_validation_targets_that_do_not_fit_are_refused_before_training(
+    kind: str, train: torch.Tensor, valid: torch.Tensor, loss: Any, message: str
+) -> None:
+    model = Counts()
+    with pytest.raises(hp.InputError, match=message):
+        hp.fit(model, (X, train), made(kind, X, valid), loss=loss, optimizer="sgd", epochs=1, batch_size=16)
+    assert model.steps == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_look_at_validation_data_changes_nothing(kind: str) -> None:
+    found = []
+    for look in (True, False):
+        torch.manual_seed(0)
+        model, valid = Counts(), made(kind, X, LABELS)
+        with pytest.MonkeyPatch.context() as patch:
+            if not look:
+                patch.setattr(sys.modules["heptane.fit"], "check_evaluation", lambda *args, **more: [])
+            result = hp.fit(model, (X, LABELS), valid, optimizer="sgd", epochs=2, batch_size=16)
+        found.append((result.history[-1]["valid_loss"], model.linear.weight.tolist(), torch.rand(1).item()))
+    assert found[0] == found[1]
+
+
+class Once(torch.utils.data.IterableDataset[Any]):
+    """Can be read once."""
+
+    def __init__(self) -> None:
+        self.left = iter(zip(X, LABELS, strict=True))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.left)
+
+
+def test_data_that_can_be_read_once_are_not_looked_at() -> None:
+    seen: list[int] = []
+
+    def count(predictions: torch.Tensor, targets: torch.Tensor) -> float:
+        seen.append(len(targets))
+        return 0.0
+
+    valid = torch.utils.data.DataLoader(Once(), 16)
+    hp.fit(Counts(), (X, LABELS), valid, metrics={"count": count}, optimizer="sgd", epochs=1, batch_size=16)
+    assert seen == [64]

@@ -17,7 +17,7 @@ from heptane.base.lazy import torch
 from heptane.base.randomness import apart, preserved_rng
 from heptane.base.storage import write_text
 from heptane.base.tree import in_memory, pair, rows
-from heptane.core.checks import check_evaluation, check_on_device, check_targets, first_batch, labels_of
+from heptane.core.checks import TRIED, check_evaluation, check_on_device, check_targets, first_batch, labels_of
 from heptane.core.criterion import choose_criterion, module_of, seen
 from heptane.core.loop import Step, evaluate_with
 from heptane.core.loop import steps as steps_of
@@ -51,8 +51,6 @@ from heptane.session.result import Result
 from heptane.session.run_folder import RunFolder, check_folder, goes_on
 from heptane.tricks import Tricks, check_tricks
 from heptane.tricks.data_parallel import DataParallel
-
-TRIED = 32  # samples on which an evaluation is tried
 
 
 def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, **settings: Any) -> Iterator[Step]:
@@ -326,7 +324,7 @@ def fit(
         for name, data in (("valid", valid), ("test", test)):
             if data is not None:
                 sharded = run.outline is not None
-                said = check_evaluation(run.model, run.criterion, run.place, name, data, tries=not sharded)
+                said = check_evaluation(run.model, run.criterion, run.place, name, data, run.bad, tries=not sharded)
                 run.notes += [text for text in said if text not in run.notes]
                 if metrics and not sharded and (name == "valid" or valid is None):
                     try_metrics(run.model, run.criterion, run.place, run.precision, metrics, name, data)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 from heptane.base.errors import InputError, one_line
@@ -14,11 +15,15 @@ from heptane.core.cross_entropy import find_class_dim
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise
 from heptane.core.own_losses import Returned
 from heptane.data.batches import Place, Source, Tensors
+from heptane.data.guard import Bad, DataError
+from heptane.data.loader import unchanged
 from heptane.data.resize import ProgressiveResize
 from heptane.data.sources import as_loader
 from heptane.model.calling import main_output
 from heptane.model.names import clean_name
 from heptane.model.trying import try_output
+
+TRIED = 32  # samples on which an evaluation is tried
 
 
 def check_model(model: Any) -> None:
@@ -240,33 +245,66 @@ def classes_of(criterion: Criterion, output: Any, targets: Any) -> int | None:
     return int(output.shape[dim])
 
 
-def first_batch(data: Any, batch_size: int, name: str) -> tuple[Any, Any]:
-    """The first batch of evaluation data; refuse data without a sample."""
-    first = next(as_loader(data, batch_size, lambda size: slice(0, size)), None)
+def first_batch(data: Any, batch_size: int, name: str, bad: Bad | None = None) -> tuple[Any, Any]:
+    """The first batch of evaluation data; refuse data without a sample. ``bad`` are samples that may be left out."""
+    first = next(as_loader(data, batch_size, lambda size: slice(0, size), bad, name), None)
     if first is None:
         raise InputError(f"{name} is empty: 0 samples")
     return first
 
 
 def check_evaluation(
-    model: torch.nn.Module, criterion: Criterion, place: Place, name: str, data: Any, *, tries: bool = True
+    model: torch.nn.Module, criterion: Criterion, place: Place, name: str, data: Any, bad: Bad, *, tries: bool = True
 ) -> list[str]:
-    """Refuse evaluation data that would fail after an epoch of training: empty, or in memory with targets out of range; what
-    is to be said of their types where these are not the training data's. ``tries``: whether the model can be run here."""
-    if not in_memory(data):
-        if length(data) == 0:
-            raise InputError(f"{name} is empty: 0 samples")
-        return []
+    """Refuse evaluation data that would fail after an epoch of training: empty, or with targets that do not fit, all of them
+    where they are in memory, else those of the first batch; what is to be said of their types where these are not the
+    training data's.
+
+    Args:
+        bad: what is known of samples that cannot be used; nothing is noted in it.
+        tries: whether the model can be run here.
+    """
+    known, called = in_memory(data), "validation" if name == "valid" else name
+    if not known and length(data) == 0:
+        raise InputError(f"{name} is empty: 0 samples")
+    if hasattr(getattr(data, "dataset", data), "__next__"):
+        return []  # it may be read once only
     try:
-        inputs, targets = (place.move(part) for part in first_batch(data, 2, "it"))
+        with unchanged(data) if isinstance(data, torch.utils.data.DataLoader) else nullcontext():
+            first = first_batch(data, TRIED, called, None if known else replace(bad, found={}, said=set(), say=_silent))
+        inputs, targets = (place.move(part) for part in first)
         labels = isinstance(criterion, Returned)
-        whole = pair(data)[0]
+        whole = pair(data)[0] if known else None
         said = place.cast.learn(model, inputs, targets, labels=labels, whole=whole, tries=tries)
-        output = try_output(model, place.inputs(inputs), place.targets(targets) if labels else None)
-        check_targets(criterion, seen(criterion, output), place.targets(pair(data)[1]))
+        inputs, targets = place.inputs(inputs), place.targets(targets)
+        output = seen(criterion, try_output(model, inputs, targets if labels else None))
+        check_targets(criterion, output, place.targets(pair(data)[1]) if known else targets)
+        if not labels:
+            _try_loss(criterion, output, targets)
+    except DataError as error:
+        raise error if str(error).startswith(called) else DataError(f"{called} data: {error}") from None
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    return [f"{'validation' if name == 'valid' else name}: {text}" for text in said]
+    return [f"{called}: {text}" for text in said]
+
+
+def _silent(message: str) -> None:
+    """What is found here is found again, and said, where the data are evaluated."""
+
+
+def _try_loss(criterion: Criterion, output: Any, targets: Any) -> None:
+    """Refuse targets with which the loss fails; a loss that is a module is left as it is."""
+    from heptane.model.snapshot import as_before
+
+    own = getattr(criterion, "function", None)
+    try:
+        with as_before(own) if isinstance(own, torch.nn.Module) else nullcontext(), torch.no_grad():
+            criterion.mean(each(torch.clone, output), each(torch.clone, targets))  # clones: it may work in place
+    except Exception as error:
+        raise InputError(
+            f"the loss fails on the first samples ({one_line(error)}), with outputs of {_shape(output)} and targets of "
+            f"{_shape(targets)}: make the targets like those of the training data"
+        ) from error
 
 
 def _shape(output: Any) -> str:
