@@ -113,7 +113,6 @@ class Counts(torch.nn.Module):
 
 def made(kind: str, x: torch.Tensor, y: torch.Tensor) -> Any:
     data = torch.utils.data.TensorDataset(x, y)
-    batches = Stream(x.view(4, 16, 4), y.view(4, 16, *y.shape[1:]))
     return {
         "tensors": lambda: (x, y),
         "data set": lambda: data,

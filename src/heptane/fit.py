@@ -42,6 +42,7 @@ from heptane.report.examination.look import Look, look
 from heptane.session.agree import check_same_settings
 from heptane.session.best import WEIGHTS
 from heptane.session.checkpoints import checkpoint, restore
+from heptane.session.checkpoints.data import facts_of
 from heptane.session.checkpoints.keeper import Every, Keeper
 from heptane.session.checkpoints.trial import check_savable
 from heptane.session.history import Goal, check_target
@@ -328,6 +329,8 @@ def fit(
                 run.notes += [text for text in said if text not in run.notes]
                 if metrics and not sharded and (name == "valid" or valid is None):
                     try_metrics(run.model, run.criterion, run.place, run.precision, metrics, name, data)
+        if run_dir is not None:
+            run.settings |= facts_of(train)
         if saved is not None:
             restore.check(run, saved)
         if run_dir is not None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import inspect
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.conftest import make_images, mlp
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, TensorDataset
 
 import heptane as hp
 from heptane.session.checkpoints.describe import describe
@@ -209,6 +212,96 @@ def test_what_shapes_training_is_refused_by_name_and_nothing_changes(name: str, 
     assert "or start a new run in another folder" in str(refused.value)
     assert content(tmp_path) == before
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), weights, strict=True))
+
+
+class Items(Dataset[Any]):
+    """Images of the user's own data set; some are drawn at random, with the global generators or one of its own."""
+
+    def __init__(self, data: Any, draws: str = "") -> None:
+        self.inputs, self.targets = data
+        self.draws, self._generator, self.outer = draws, torch.Generator().manual_seed(0), random.Random(0)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> Any:
+        noise = {
+            "": lambda: 0.0,
+            "torch": lambda: torch.rand(1),
+            "python": lambda: random.random(),
+            "numpy": lambda: np.random.rand(),
+            "its own generator": lambda: torch.rand(1, generator=self._generator),
+            "another": self.outer.random,
+        }[self.draws]()
+        return self.inputs[index] + torch.as_tensor(noise, dtype=torch.float32), self.targets[index]
+
+
+def loader(data: Any = TRAIN, shuffle: bool = True, **settings: Any) -> DataLoader[Any]:
+    return DataLoader(data if isinstance(data, Dataset) else TensorDataset(*data), 16, shuffle=shuffle, **settings)
+
+
+BRIGHT, PERMUTED = (TRAIN[0] + 1, TRAIN[1]), (TRAIN[0], TRAIN[1].roll(1))
+LATE = TRAIN[0].clone()
+LATE[47] += 1
+SAMPLER = list(range(48))
+OTHER_DATA: dict[str, tuple[Any, Any, str]] = {
+    "inputs": (TRAIN, BRIGHT, "training inputs of checksum .*resume with the same training inputs"),
+    "the last sample": (TRAIN, (LATE, TRAIN[1]), "training inputs"),
+    "labels": (TRAIN, PERMUTED, "training targets of checksum"),
+    "a data set's inputs": (Items(TRAIN), Items(BRIGHT), "training inputs"),
+    "a data set's labels": (Items(TRAIN, "another"), Items(PERMUTED, "another"), "training targets"),
+    "a loader's inputs": (loader(), loader(BRIGHT), "training inputs"),
+    "a loader's labels": (loader(Items(TRAIN)), loader(Items(PERMUTED)), "training targets"),
+    "shuffling": (loader(), loader(shuffle=False), r"order of the training data RandomSampler\(.*, .*SequentialSampler"),
+    "shuffling, on": (loader(shuffle=False), loader(), "order of the training data SequentialSampler"),
+    "no loader": (loader(), TRAIN, "order of the training data RandomSampler.*has shuffled by heptane"),
+    "a sampler": (
+        loader(shuffle=False, sampler=SubsetRandomSampler(SAMPLER)),
+        loader(shuffle=False, sampler=SubsetRandomSampler(SAMPLER[:24] * 2)),
+        "order of the training data SubsetRandomSampler",
+    ),
+    "replacement": (
+        loader(shuffle=False, sampler=RandomSampler(SAMPLER)),
+        loader(shuffle=False, sampler=RandomSampler(SAMPLER, replacement=True)),
+        r"RandomSampler\(replacement=False\), and",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_DATA)
+def test_other_data_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    first, second, said = OTHER_DATA[name]
+    one, two = ({"train": d, "batch_size": None if isinstance(d, DataLoader) else 16} for d in (first, second))
+    cut(tmp_path, **one)
+    before = content(tmp_path)
+    with pytest.raises(hp.InputError, match=said):
+        fit(tmp_path, resume=True, **two)
+    assert content(tmp_path) == before
+    assert fit(tmp_path, resume=True, **one).steps["applied"] == 6
+
+
+@pytest.mark.parametrize("draws", ["", "torch", "python", "numpy", "its own generator", "another"])
+@pytest.mark.parametrize("kind", ["data set", "loader"])
+def test_the_same_data_are_taken_though_they_are_drawn_at_random(draws: str, kind: str, tmp_path: Path) -> None:
+    def data() -> dict[str, Any]:
+        items = Items(TRAIN, draws)
+        return {"train": loader(items), "batch_size": None} if kind == "loader" else {"train": items}
+
+    cut(tmp_path, **data())
+    assert fit(tmp_path, resume=True, **data()).steps["applied"] == 6
+
+
+@pytest.mark.parametrize("draws", ["torch", "its own generator"])
+def test_a_look_at_the_data_draws_nothing(draws: str, tmp_path: Path) -> None:
+    with_folder, without = (fit(folder, train=Items(TRAIN, draws)) for folder in (tmp_path, None))
+    assert all(torch.equal(a, b) for a, b in zip(with_folder.model.parameters(), without.model.parameters(), strict=True))
+
+
+def test_arrays_and_tensors_of_the_same_numbers_are_the_same_data(tmp_path: Path) -> None:
+    cut(tmp_path)
+    arrays = TRAIN[0].numpy(), TRAIN[1].numpy()
+    assert fit(tmp_path, train=arrays, resume=True).steps["applied"] == 6
+    assert fit(tmp_path, train=TensorDataset(*TRAIN), resume=True, epochs=3).steps["applied"] == 9
 
 
 def test_several_differences_are_named_together(tmp_path: Path) -> None:

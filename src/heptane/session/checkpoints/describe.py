@@ -16,6 +16,8 @@ from typing import Any
 from heptane.base.lazy import np, torch
 
 IS, CODE = "is", "code"
+ANY = "*"
+"""In place of a value that changes as the run goes, or has no meaning here: it equals any other."""
 DEPTH = 5  # of objects in objects: settings do not lie deeper, and a cycle ends
 SHOWN = 16  # numbers of a tensor that are kept one by one; of a larger one a checksum is
 HASHED = 1 << 20  # numbers of a tensor of which a checksum is taken

@@ -16,9 +16,11 @@ from heptane.distributed.workers import Worker, launched
 from heptane.model.names import clean_state, load_clean
 from heptane.model.packing import unpack
 from heptane.session.checkpoints.checkpoint import STATE, Saved, fixed
+from heptane.session.checkpoints.data import INPUTS, TARGETS
+from heptane.session.checkpoints.describe import ANY
 from heptane.session.checkpoints.extend import planned_anew
 from heptane.session.checkpoints.parts import as_parts, read_parts
-from heptane.session.checkpoints.settings import ANY, NOTED, SINCE, differences, refusal
+from heptane.session.checkpoints.settings import NOTED, SINCE, differences, refusal
 from heptane.tricks import Tricks
 from heptane.tricks.lr_scaling import LRScaling
 
@@ -69,6 +71,8 @@ def check(run: Run, saved: Saved) -> None:
         found += differences(
             dict.fromkeys(SINCE, ANY) | facts["settings"], run.settings
         )  # another optimizer's would be others anyway
+    if any(name == "training samples" for name, *_ in found):  # which says it
+        found = [d for d in found if d[0] not in (INPUTS, TARGETS)]
     if found:
         raise InputError(f"checkpoint {saved.path} {refusal(found)}")
     step = _step(run, facts)

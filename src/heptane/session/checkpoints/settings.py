@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import torch
 from heptane.model.names import clean_name
-from heptane.session.checkpoints.describe import CODE, IS, describe
+from heptane.session.checkpoints.data import INPUTS, ORDER, TARGETS
+from heptane.session.checkpoints.describe import ANY, CODE, IS, describe
 
 if TYPE_CHECKING:
     from heptane.core.run import Run
@@ -45,7 +46,7 @@ MAY_CHANGE = {
 
 KEPT = {
     "model": "its parameters' names, shapes and types; the settings of PyTorch's layers",
-    "train": "how many samples it has",
+    "train": "how many samples it has, checksums of some of them and of the targets, and the kind of their order",
     "optimizer": "its class, every setting of its groups as it is built, and which parameters they hold",
     "lr": "a setting of the optimizer's groups",
     "batch_size": "unless workers keep their shares, DataParallel(keep='share')",
@@ -60,10 +61,8 @@ KEPT = {
 }
 """What must be as it was, and what of it is compared."""
 
-ANY = "*"
-"""In place of a value that changes as the run goes, or has no meaning here: it equals any other."""
 NOTED = "on_nan"
-SINCE = ("optimizer.attributes", "optimizer.parameters", "model")  # which checkpoints of earlier versions lack
+SINCE = ("optimizer.attributes", "optimizer.parameters", "model", INPUTS, TARGETS, ORDER)  # which earlier versions lack
 MOST_SHOWN = 4
 BY_DATA = ("class_dim", "all_count", "column", "name")  # of a criterion: what the data or the loss say already
 HOW = ("foreach", "fused", "capturable", "differentiable", "params", "param_names", "initial_lr")  # not what it computes

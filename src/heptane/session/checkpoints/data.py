@@ -1,0 +1,66 @@
+"""What training data a run was begun with: checksums of some samples and of the labels, and the kind of order."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+from heptane.base.lazy import np, torch
+from heptane.base.randomness import preserved_rng
+from heptane.base.tree import in_memory, num_bytes, pair
+from heptane.data.batches import tensors_of
+from heptane.data.loader import seed_all
+from heptane.data.same import checksum
+from heptane.data.spread import spread
+from heptane.session.checkpoints.describe import ANY
+
+INPUTS, TARGETS, ORDER = "training inputs", "training targets", "order of the training data"
+SAMPLES = 256  # of what is in memory; of a data set fewer are read
+TARGETS_BYTES = 1 << 26  # up to which all targets are looked at
+READ = 16
+
+
+def facts_of(data: Any) -> dict[str, Any]:
+    """Checksums of ``data`` and the kind of its order, for the settings of a run; ``ANY`` of what cannot be known: data
+    without an index, and samples that differ each time they are read, though the global random states are the same."""
+    data = tensors_of(data)
+    if in_memory(data):
+        targets = pair(data)[1]
+        inputs, few = spread(data, SAMPLES) or (None, None)
+        whole = num_bytes(targets) <= TARGETS_BYTES
+        return {INPUTS: _shown(inputs), TARGETS: _shown(targets if whole else few), ORDER: _order(None)}
+    first, second = (tuple(map(_shown, _read(data))) for _ in range(2))
+    inputs, targets = (a if a == b else ANY for a, b in zip(first, second, strict=True))
+    return {INPUTS: inputs, TARGETS: targets, ORDER: _order(data if isinstance(data, torch.utils.data.DataLoader) else None)}
+
+
+def _read(data: Any) -> tuple[Any, Any]:
+    """A few samples, with the same random numbers each time."""
+    own = [value for value in vars(getattr(data, "dataset", data)).values() if isinstance(value, torch.Generator)]
+    states = [generator.get_state() for generator in own]
+    with preserved_rng():
+        seed_all(0)
+        found = spread(data, READ) or (None, None)
+    for generator, state in zip(own, states, strict=True):
+        generator.set_state(state)
+    return found
+
+
+def _shown(data: Any) -> str:
+    return ANY if data is None else f"of checksum {checksum(data):08x}"
+
+
+def _order(loader: Any) -> str:
+    """The sampler of a loader, with its flags and what it chooses from."""
+    if loader is None:
+        return "shuffled by heptane"
+    utils = torch.utils.data
+    plain = loader.batch_sampler is None or type(loader.batch_sampler) is utils.BatchSampler
+    sampler = loader.sampler if plain else loader.batch_sampler
+    held = {name: value for name, value in getattr(sampler, "__dict__", {}).items() if not name.startswith("_")}
+    flags = [f"{name}={value}" for name, value in held.items() if isinstance(value, bool)]
+    for name, value in held.items():
+        if isinstance(value, (list, tuple, range, torch.Tensor, np.ndarray)) and name != "data_source":
+            numbers = value.tolist() if isinstance(value, (torch.Tensor, np.ndarray)) else list(value)
+            flags.append(f"{name} of checksum {zlib.crc32(repr(numbers).encode()):08x}")
+    return f"{type(sampler).__name__}({', '.join(flags)})"
