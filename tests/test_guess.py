@@ -127,7 +127,7 @@ def made(kind: str, x: torch.Tensor, y: torch.Tensor) -> Any:
 
 
 KINDS = ["tensors", "data set", "loader", "readers", "sampled", "batches", "stream"]
-X, LABELS = torch.randn(64, 4), torch.randint(0, 3, (64,))
+INPUTS, CLASSES = torch.randn(64, 4), torch.randint(0, 3, (64,))
 own = lambda output, targets: (output * targets).mean()  # noqa: E731
 
 
@@ -135,8 +135,8 @@ own = lambda output, targets: (output * targets).mean()  # noqa: E731
 @pytest.mark.parametrize(
     ("train", "valid", "loss", "message"),
     [
-        (LABELS, LABELS + 5, None, r"valid.*out of range: .*labels are 0 to 2"),
-        (LABELS, torch.rand(64, 7), None, r"valid: soft targets of shape \(7,\)"),
+        (CLASSES, CLASSES + 5, None, r"valid.*out of range: .*labels are 0 to 2"),
+        (CLASSES, torch.rand(64, 7), None, r"valid: soft targets of shape \(7,\)"),
         (torch.randn(64, 3), torch.randn(64, 5), "mse", r"valid: outputs of shape \(3,\) and targets of shape \(5,\)"),
         (torch.randn(64, 3), torch.randn(64, 5), own, r"valid: the loss fails on the first samples .*targets of shape"),
     ],
@@ -147,7 +147,7 @@ def test_validation_targets_that_do_not_fit_are_refused_before_training(
 ) -> None:
     model = Counts()
     with pytest.raises(hp.InputError, match=message):
-        hp.fit(model, (X, train), made(kind, X, valid), loss=loss, optimizer="sgd", epochs=1, batch_size=16)
+        hp.fit(model, (INPUTS, train), made(kind, INPUTS, valid), loss=loss, optimizer="sgd", epochs=1, batch_size=16)
     assert model.steps == 0
 
 
@@ -156,11 +156,11 @@ def test_a_look_at_validation_data_changes_nothing(kind: str) -> None:
     found = []
     for look in (True, False):
         torch.manual_seed(0)
-        model, valid = Counts(), made(kind, X, LABELS)
+        model, valid = Counts(), made(kind, INPUTS, CLASSES)
         with pytest.MonkeyPatch.context() as patch:
             if not look:
                 patch.setattr(sys.modules["heptane.fit"], "check_evaluation", lambda *args, **more: [])
-            result = hp.fit(model, (X, LABELS), valid, optimizer="sgd", epochs=2, batch_size=16)
+            result = hp.fit(model, (INPUTS, CLASSES), valid, optimizer="sgd", epochs=2, batch_size=16)
         found.append((result.history[-1]["valid_loss"], model.linear.weight.tolist(), torch.rand(1).item()))
     assert found[0] == found[1]
 
@@ -169,7 +169,7 @@ class Once(torch.utils.data.IterableDataset[Any]):
     """Can be read once."""
 
     def __init__(self) -> None:
-        self.left = iter(zip(X, LABELS, strict=True))
+        self.left = iter(zip(INPUTS, CLASSES, strict=True))
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -186,5 +186,5 @@ def test_data_that_can_be_read_once_are_not_looked_at() -> None:
         return 0.0
 
     valid = torch.utils.data.DataLoader(Once(), 16)
-    hp.fit(Counts(), (X, LABELS), valid, metrics={"count": count}, optimizer="sgd", epochs=1, batch_size=16)
+    hp.fit(Counts(), (INPUTS, CLASSES), valid, metrics={"count": count}, optimizer="sgd", epochs=1, batch_size=16)
     assert seen == [64]

@@ -53,7 +53,7 @@ class Interrupt:
     """A validation set that, the n-th time it is read, raises what Ctrl-C does."""
 
     def __init__(self, at: int) -> None:
-        self.at, self.times = at, 0
+        self.at, self.times = at + 1, 0  # it is looked at once before training
 
     def __len__(self) -> int:
         return len(VALID[0])

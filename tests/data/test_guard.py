@@ -143,7 +143,7 @@ def test_bad_samples_of_the_validation_data_are_named_as_such_and_count_too() ->
 
 
 def test_data_that_goes_bad_in_hour_nine_costs_nothing_that_was_trained(tmp_path: Path) -> None:
-    data = Files({7: fails}, after=100)
+    data = Files({7: fails}, after=132)
     with pytest.raises(DataError, match=r"; saved at step \d+, from where resume goes on$") as caught:
         fit(data, run_dir=tmp_path / "run")
     (at, *_) = checkpoint.steps_in(tmp_path / "run" / "checkpoints")
