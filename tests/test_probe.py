@@ -407,3 +407,36 @@ def test_a_slow_step_ends_with_the_budget_and_plain_stays(where: str, with_units
     assert time.perf_counter() - began < 2.7
     assert (dtype, last) == ("fp32", False)
     assert "a step takes too long" in why
+
+
+class ViewsWhere(torch.nn.Module):
+    """Calls ``view`` in one mode, or on one size of batch, only."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.conv, self.head, self.where = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(144, 4), where
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        short, training = len(x) == 6, self.training
+        views = {"evaluation": not training, "last batch": short, "last in training": short and training}[self.where]
+        return self.head(x.view(len(x), -1) if views else x.flatten(1))
+
+
+@pytest.mark.parametrize("where", ["evaluation", "last batch", "last in training"])
+def test_a_model_that_views_elsewhere_is_not_stored_channels_last(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"dtype": "fp32", "channels_last": True, "why": "", "notes": []}
+    monkeypatch.setattr("heptane.core.precision.choose._answer", lambda *args: chosen)
+    data = torch.randn(38, 3, 8, 8), torch.randint(0, 4, (38,))
+    settings: dict[str, Any] = {"optimizer": "sgd", "epochs": 1, "batch_size": 16}
+
+    def fitted(last: str) -> hp.Result:
+        tricks = hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp32", channels_last=last))
+        return hp.fit(ViewsWhere(where), data, data, tricks=tricks, **settings)
+
+    result = fitted("auto")
+    assert result.steps["applied"] == 3
+    assert any("channels last left out: the model does not run so in" in note for note in result.notes)
+    assert fitted("off").steps["applied"] == 3
+    with pytest.raises(hp.InputError, match=r"channels_last='on': the model does not run so in .* samples .*view"):
+        fitted("on")

@@ -154,7 +154,8 @@ def assemble(
     if plan.resize:
         place.sizes = plan.resize.sizes(total_steps)
     # mixed precision: measured, then the memory format, before any wrap
-    precision = _precision(tricks, model, criterion, sample, place, worker, why, notes, clock, total_steps)
+    last_rows = source.num_samples % source.batch_size
+    precision = _precision(tricks, model, criterion, sample, place, worker, why, notes, clock, total_steps, last_rows)
     precision.guard = plan.on_nan != "ignore"
     # data parallel: converted or sharded here, wrapped where a phase begins
     model = data_parallel.convert(model)
@@ -354,6 +355,7 @@ def _precision(
     notes: list[str],
     clock: Clock,
     planned_steps: int,
+    last_rows: int,
 ) -> Precision:
     trick = tricks.mixed_precision
     if trick is None:
@@ -361,7 +363,9 @@ def _precision(
     check_master(model)
     clock.pause()  # a fact of this machine, which is found once
     with working("measuring a training step in each precision"):
-        choice = [choose_precision(trick, model, criterion, *sample, planned_steps=planned_steps, notes=notes)]
+        choice = [
+            choose_precision(trick, model, criterion, *sample, planned_steps=planned_steps, last_rows=last_rows, notes=notes)
+        ]
     clock.resume()
     if worker.size > 1:
         torch.distributed.broadcast_object_list(choice, 0)  # a measurement may come out differently on each worker

@@ -32,6 +32,7 @@ def choose_precision(
     targets: Any,
     *,
     planned_steps: int = 0,
+    last_rows: int = 0,
     notes: list[str] | None = None,
 ) -> tuple[str, bool, str]:
     """Decide dtype and memory format, by measuring where they are "auto"; once on this machine for a model and its shapes.
@@ -45,6 +46,7 @@ def choose_precision(
         criterion: the loss.
         inputs, targets: one batch, on the model's device.
         planned_steps: of the training, of which the measurement may take 2%, or 1 s.
+        last_rows: samples of an epoch's last batch, where it is short; else 0.
         notes: what did not run here is added to them.
 
     Returns:
@@ -71,9 +73,16 @@ def choose_precision(
     if len(variants) == 1:
         if variants[0] != PLAIN:
             _check_runs(trick, model, criterion, inputs, targets, variants[0])
+        if variants[0][1] and (failed := _fails_elsewhere(trick, model, criterion, inputs, targets, last_rows)):
+            raise InputError(f"MixedPrecision.channels_last='on': the model does not run so {failed}: use 'auto' or 'off'")
         return (*variants[0], f"fp32: {NO_UNITS}" if out else f"{_label(*variants[0])}: asked for")
     answer = _answer(trick, model, criterion, inputs, targets, variants, planned_steps)
     notes += answer["notes"]
+    if answer["channels_last"] and (failed := _fails_elsewhere(trick, model, criterion, inputs, targets, last_rows)):
+        if trick.channels_last == "on":
+            raise InputError(f"MixedPrecision.channels_last='on': the model does not run so {failed}: use 'auto' or 'off'")
+        notes.append(f"channels last left out: the model does not run so {failed}")
+        return answer["dtype"], False, f"{_label(answer['dtype'], False)}: channels last does not run {failed}"
     return answer["dtype"], answer["channels_last"], answer["why"] + out
 
 
@@ -182,6 +191,26 @@ def _error(trick: Any, model: Any, criterion: Any, inputs: Any, targets: Any, va
         if not error or not isinstance(criterion, Returned):
             return error
     return error
+
+
+def _fails_elsewhere(trick: Any, model: Any, criterion: Criterion, inputs: Any, targets: Any, last_rows: int) -> str:
+    """Where channels last does not run and the plain form does: in evaluation, or on the short last batch; else nothing."""
+    whole = len(first_tensor(inputs))
+    for training, rows_tried in [(False, whole), *((mode, last_rows) for mode in (True, False) if 0 < last_rows < whole)]:
+        errors = dict[bool, str]()
+        for channels_last in (True, False):
+            with _unchanged(model) as snapshot:
+                steps = Steps(trick, model, criterion, inputs, targets, snapshot)
+                try:
+                    steps.forward(channels_last, rows_tried, training)
+                except Exception as raised:
+                    errors[channels_last] = one_line(raised)
+                steps.store(False)
+            if not errors:
+                break
+        if list(errors) == [True]:
+            return f"{'in training' if training else 'in evaluation'} on {rows_tried} samples ({errors[True]})"
+    return ""
 
 
 def structure(model: torch.nn.Module) -> list[Any]:

@@ -13,7 +13,7 @@ from heptane.core.losses import Criterion
 from heptane.core.precision.contest import TooSlow
 from heptane.core.precision.step import Settings
 from heptane.model.memory_format import four_dimensional, to_channels_last
-from heptane.model.modes import gradients_on
+from heptane.model.modes import gradients_on, no_gradients
 
 if TYPE_CHECKING:
     from heptane.model.snapshot import Snapshot
@@ -52,6 +52,14 @@ class Steps:
             with slot.autocast():
                 output = output_of(self._criterion, self._model, inputs, targets)
             slot.backward(self._criterion.mean(slot.full(output), targets))
+
+    def forward(self, channels_last: bool, num_rows: int, training: bool) -> None:
+        """The forward pass alone, in train or eval mode, in 32 bits."""
+        self.store(channels_last)
+        inputs, targets = self._rows(channels_last, num_rows)
+        self._model.train(training)
+        with self._snapshot.guard(), no_gradients():
+            output_of(self._criterion, self._model, inputs, targets)
 
     @contextmanager
     def watched(self, over: Callable[[], bool]) -> Iterator[None]:
