@@ -71,7 +71,7 @@ def test_a_step_that_was_passed_over_is_a_step_and_the_contract_says_so() -> Non
         weights.append(model.weight.detach().clone())
     assert found == [(1, True, True), (2, False, False), (3, True, True), (4, True, True)]
     assert [torch.equal(before, after) for before, after in pairwise(weights)] == [True, False, False]
-    assert "also after one that was passed over" in str(hp.Step.__doc__)
+    assert "also after one that was not applied" in str(hp.Step.__doc__)
 
 
 def test_what_was_kept_comes_back_and_nothing_else_is_touched() -> None:
@@ -168,3 +168,49 @@ def test_batches_left_out_are_no_steps_that_were_not_finite() -> None:
     result = hp.fit(nn.Linear(4, 3), loader, optimizer="sgd", epochs=1, skip_bad=48, nan_limit=2)
     assert (result.steps["left_out"], result.steps["nonfinite"]) == (2, 1), "two in a row would have ended it"
     assert any("step 3: the gradients are not finite; its inputs are not" in note for note in result.notes)
+
+
+class Holds(nn.Module):
+    """Divides by a running size that it holds as a parameter, and writes to by itself."""
+
+    def __init__(self, how: str, trains: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.how = nn.Linear(4, 3), how
+        self.m = nn.Parameter(torch.ones(1), requires_grad=trains)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = x.detach().abs().mean()
+        with torch.no_grad():
+            if self.how == "in place":
+                self.m.mul_(0.9).add_(0.1 * size)
+            elif self.how == "data in place":
+                self.m.data.mul_(0.9).add_(0.1 * size)
+            else:
+                self.m.data = 0.9 * self.m.data + 0.1 * size
+        return self.layer(x) / self.m.detach()  # type: ignore[no-any-return]
+
+
+class Writes(nn.Module):
+    """A loss that does the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.m.mul_(0.9).add_(0.1 * output.detach().abs().mean())
+        return nn.functional.cross_entropy(output, targets) / self.m
+
+
+@pytest.mark.parametrize("how", ["in place", "data in place", "data", "loss"])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_parameter_that_forward_writes_to_is_restored_too(how: str, trains: bool) -> None:
+    loader = torch.utils.data.DataLoader(Files(range(0), nan=(20,)), 16)
+    loss = Writes() if how == "loss" else None
+    model = nn.Linear(4, 3) if loss else Holds(how, trains)
+    found = list(hp.train(model, loader, epochs=2, optimizer="sgd", loss=loss))
+    assert [step.applied for step in found] == [True, False, True, True] * 2
+    held = loss.m if loss else model.m
+    assert bool(held.isfinite().all())
+    assert not torch.equal(held, torch.ones(1)), "the steps that were applied have moved it"

@@ -45,7 +45,7 @@ from heptane.distributed.replicas import share_model
 from heptane.distributed.workers import Worker, any_of
 from heptane.model.calling import main_output
 from heptane.model.memory_format import store_channels_last
-from heptane.model.trying import few, least_samples, try_output, try_training
+from heptane.model.trying import few, least_samples, try_output, try_training, written_parameters
 from heptane.model.warm_up import warm_up
 from heptane.pretrained.anatomy import Anatomy
 from heptane.pretrained.freezing import freeze, layer_groups, leave, remember
@@ -145,6 +145,7 @@ def assemble(
     notes += _said_of_parts(model, criterion, train, source, place, sample, plan, worker)
     stages = Stages(tricks.transfer, groups)
     least = _least_samples(model, stages, few(sample, plan.loss), total_steps, source.steps_per_epoch)
+    written = _written(model, loss, criterion, stages, sample)
     if least > 1:
         least *= 1 if data_parallel.sync_batchnorm else worker.size
         check_batch_norm(least, source.batch_size)
@@ -207,6 +208,7 @@ def assemble(
         loss,
         of_loss,
         apart,
+        written,
     )
     run.settings = settings_of(run, replace(asked or tricks, transfer=tricks.transfer), groups_built)
     return run
@@ -222,6 +224,19 @@ def _least_samples(model: torch.nn.Module, stages: Stages, few: tuple[Any, Any],
     if starts:
         freeze(model, starts[0][1], groups)
     return least
+
+
+def _written(
+    model: torch.nn.Module, loss: torch.nn.Module | None, criterion: Criterion, stages: Stages, sample: tuple[Any, Any]
+) -> list[str]:
+    """Names, in the model and its loss together, of the parameters that a step's forward pass writes to."""
+    inputs, targets = own_rows(sample, slice(2))
+
+    def step() -> None:
+        stages.modes(model)
+        criterion.mean(output_of(criterion, model, inputs, targets), targets)
+
+    return written_parameters(model if loss is None else torch.nn.ModuleList([model, loss]), step)
 
 
 def _with_mode(

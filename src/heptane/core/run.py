@@ -194,6 +194,8 @@ class Run:
     """its parameters that train"""
     apart: list[torch.nn.Parameter] = field(default_factory=list)
     """those whose gradients nobody else averages over the workers: the loss's, and of a sharded model those that are not"""
+    written: list[str] = field(default_factory=list)
+    """names of the parameters that a forward pass writes to by itself"""
     skipped: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     """what it is begun with, for its checkpoints: :mod:`heptane.session.checkpoints.settings`"""
@@ -212,7 +214,8 @@ class Run:
         # In the model's order, whatever the groups: a norm is a sum, and its last bit depends on the order.
         decay = self.plan.average_decay
         self.average = Average(self.model, decay, self.of_loss) if decay is not None else None
-        self.buffers = Kept(self.model if self.loss is None else torch.nn.ModuleList([self.model, self.loss]))
+        both = self.model if self.loss is None else torch.nn.ModuleList([self.model, self.loss])
+        self.buffers = Kept(both, [p for name, p in both.named_parameters() if name in self.written])
         self.trained: torch.nn.Module = self.model
         self.shortcut: Features | None = None
         self.parameters = [mine.pop(id(p)) for p in self.model.parameters() if id(p) in mine] + list(mine.values())

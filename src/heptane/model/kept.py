@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,9 +16,11 @@ class Kept:
 
     Args:
         model: its buffers, and the attributes that modules of the user's own hold beside parameters and modules.
+        written: parameters that ``forward`` writes to by itself, such as a running average; the optimizer's are its own.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, written: Sequence[torch.Tensor] = ()) -> None:
+        self.written = list(written)
         modules = list(model.modules())
         self._attributes = [vars(m) for m in modules if _is_own(m)]
         self._buffers = [m._buffers for m in modules if m._buffers or _is_own(m)]
@@ -31,6 +34,7 @@ class Kept:
         """Remember them."""
         self._named = [(names, dict(names)) for names in self._buffers]
         tensors = [b for _, held in self._named for b in held.values() if b is not None and b.numel()]
+        tensors += self.written
         if len(tensors) != len(self._tensors) or any(a is not b for a, b in zip(tensors, self._tensors, strict=True)):
             self._tensors, self._before = tensors, [torch.empty_like(b, requires_grad=False) for b in tensors]
         if tensors:

@@ -104,6 +104,12 @@ class Snapshot:
         with _Guard(self._watched):
             yield
 
+    def written(self) -> list[torch.Tensor]:
+        """The parameters that were written to, or given other data, inside :meth:`guard`."""
+        return [
+            t.tensor for t in self._tensors if isinstance(t.tensor, torch.nn.Parameter) and (t.copy is not None or t.moved)
+        ]
+
     def restore(self) -> None:
         """Put everything back."""
         grown: set[int] = set()
@@ -145,6 +151,12 @@ class _Tensor:
         self.strides = self.tensor.stride() if self.tensor.layout is torch.strided else None
         self.storage = self.tensor.untyped_storage()._cdata if self.strides is not None else 0
 
+    @property
+    def moved(self) -> bool:
+        """Whether it was given other data."""
+        plain = self.plain and self.strides is not None
+        return plain and (self.tensor.untyped_storage()._cdata != self.storage or self.tensor.stride() != self.strides)
+
     def restore(self) -> None:
         tensor = self.tensor
         if tensor.is_leaf:
@@ -152,10 +164,9 @@ class _Tensor:
                 tensor.grad = self.grad
             if tensor.requires_grad != self.trains:
                 tensor.requires_grad_(self.trains)
-        if self.plain and self.strides is not None:
-            moved = tensor.untyped_storage()._cdata != self.storage or tensor.stride() != self.strides
-            if moved or tensor.shape != self.alias.shape or tensor.dtype != self.alias.dtype:
-                tensor.data = self.alias  # it was given other data
+        other = tensor.shape != self.alias.shape or tensor.dtype != self.alias.dtype
+        if self.moved or (other and self.plain and self.strides is not None):
+            tensor.data = self.alias  # it was given other data
         if self.copy is not None and self._is_changed():
             with torch.inference_mode(tensor.is_inference()):
                 self.alias.copy_(self.copy)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from heptane.base.lazy import torch
 from heptane.base.tree import copied, leaves, own_rows
 from heptane.model.calling import call, main_output
-from heptane.model.modes import eval_mode, no_gradients
+from heptane.model.modes import eval_mode, gradients_on, no_gradients
 
 
 def try_output(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
@@ -62,6 +63,17 @@ def least_samples(model: torch.nn.Module, inputs: Any, labels: Any, train: Calla
         return 2 if "more than 1 value per channel" in str(error) else 1
     except Exception:  # what else fails is found, and named, by the checks that follow
         return 1
+
+
+def written_parameters(model: torch.nn.Module, step: Callable[[], Any]) -> list[str]:
+    """Names of the parameters that a forward pass writes to by itself; the model is then as it was."""
+    from heptane.model.snapshot import as_before
+
+    with as_before(model) as snapshot, gradients_on():
+        with suppress(Exception):  # what fails is the first step's to report
+            step()
+        written = {id(parameter) for parameter in snapshot.written()}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in written]
 
 
 def _finite(output: Any) -> bool:

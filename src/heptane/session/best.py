@@ -42,7 +42,8 @@ class BestWeights:
         if not self.wanted:
             return
         same = len(self.run.phases) == 1  # else what trains now, as in a run that is resumed, is not what trains later
-        found = {name: tensor for name, tensor in self._held() if not same or _changes(tensor)}
+        written = {id(tensor) for tensor in self.run.buffers.written}
+        found = {name: tensor for name, tensor in self._held() if not same or _changes(tensor) or id(tensor) in written}
         kept, self._tensors = self._tensors, {}
         with torch.no_grad():
             for name, tensor in found.items():
