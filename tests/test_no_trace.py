@@ -506,3 +506,25 @@ def test_a_model_that_was_built_in_inference_mode_is_refused() -> None:
         model = nn.Linear(4, 3)
     with pytest.raises(hp.InputError, match=r"'weight' of Linear was made inside torch\.inference_mode"):
         hp.fit(model, (torch.randn(8, 4), torch.randint(0, 3, (8,))), optimizer=SGD, epochs=1, batch_size=4)
+
+
+LAZY: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(5), nn.ReLU(), nn.Linear(5, 3)),
+    "norm": lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3)),
+}
+
+
+def lazy(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return LAZY[kind]()
+
+
+@pytest.mark.parametrize("kind", LAZY)
+def test_lazy_layers_train_and_are_resumed(kind: str, tmp_path: Path) -> None:
+    data = torch.randn(32, 1, 6, 6), torch.randint(0, 3, (32,))
+    whole, cut, again = (lazy(kind) for _ in range(3))
+    fit(whole, data, data, average_decay=0.9)
+    fit(cut, data, data, average_decay=0.9, run_dir=tmp_path, epochs=1)
+    fit(again, data, data, average_decay=0.9, run_dir=tmp_path, resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name

@@ -51,7 +51,7 @@ def check_on_device(model: torch.nn.Module) -> None:
 def check_trainable(model: torch.nn.Module) -> None:
     """Refuse a model that was built where nothing can be trained."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_inference():
+        if not torch.nn.parameter.is_lazy(tensor) and tensor.is_inference():
             raise InputError(
                 f"{name!r} of {type(model).__name__} was made inside torch.inference_mode(), and cannot be trained: build "
                 "the model outside of it"
