@@ -20,10 +20,10 @@ train: $(VENV)/.demo ## train a small ResNet on Fashion-MNIST with the recommend
 	$(BIN)/heptane train --data fashion-mnist --fallback digits --model resnet --epochs 4 --progressive-size 20 --tricks recommended --out runs/train --force
 
 test: lint ## lint, types, and the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not hosts" --cov=heptane --cov-report=term --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not hosts"
 
-test-all: lint ## every test, the slow ones and those for a GPU too
-	$(BIN)/python -m pytest -m "not gpu"
+test-all: lint ## every test, the slow ones and those for a GPU too, and how much of the source they reach
+	$(BIN)/python -m pytest -m "not gpu" --cov=heptane --cov-report=term --cov-fail-under=95
 	$(BIN)/python -m pytest -m gpu -rs
 
 test-hosts: $(VENV)/.dev ## two and three hosts, as network namespaces; skipped without root and ip
