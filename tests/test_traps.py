@@ -426,8 +426,16 @@ def test_trap_29_steps_that_are_not_finite_are_counted_and_after_a_limit_the_fir
 def test_trap_30_batches_come_in_a_fixed_set_of_shapes() -> None:
     shapes = set()
     model = net()
-    model.register_forward_pre_hook(lambda module, args: shapes.add(tuple(args[0].shape)) if module.training else None)
-    trained(model, points(), epochs=5)
+
+    def seen(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        if module.training:
+            shapes.add(tuple(args[0].shape))
+
+    model.register_forward_pre_hook(seen)
+    running = hp.train(model, points(), optimizer=sgd, epochs=5, batch_size=BATCH)
+    next(running)  # the trials are over
+    shapes.clear()
+    list(running)
     assert shapes == {(8, 6), (6, 6)}
 
 

@@ -332,7 +332,7 @@ def fit(
         if run_dir is not None:
             run.settings |= facts_of(train)
         if saved is not None:
-            restore.check(run, saved)
+            restore.check_all(run, saved)
         if run_dir is not None:
             check_savable(run)
         folder = _claimed(run_dir, force, resume, run.worker) if run_dir is not None else None

@@ -433,7 +433,7 @@ def test_a_strangers_checkpoint_with_nonsense_in_it_is_refused_in_one_line(tmp_p
     [
         (
             {"model": mlp(num_classes=5)},
-            r"of another model: in the file '3.weight' is of shape \(4, 16\), in the model of sh",
+            r"of another model: in the file '3.weight' is of shape \(4, 16\), torch.float32, in the model of sh",
         ),
         (
             {"model": torch.nn.Sequential(*mlp()[:3], torch.nn.Linear(16, 4, bias=False))},

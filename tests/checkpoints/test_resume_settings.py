@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a loss's attribute": ({"loss": Focal()}, {"loss": Focal(gamma=1.0)}, r"loss\.gamma 2\.0, and this run has 1\.0"),
     "a loss's buffer": (
         {"loss": Focal()},
-        {"loss": Focal(weight=[1, 1, 1, 2])},
+        {"loss": Focal(weight=[1.0, 1.0, 1.0, 2.0])},
         r"loss\.weight \[1\.0, 1\.0, 1\.0, 1\.0\], and this",
     ),
     "a loss's closure": ({"loss": scaled(1)}, {"loss": scaled(2)}, r"loss\.by 1, and this run has 2"),
@@ -208,7 +208,7 @@ def test_what_shapes_training_is_refused_by_name_and_nothing_changes(name: str, 
     weights = [p.detach().clone() for p in model.parameters()]
     about = {"settings_toml": "data = 'other'"}
     with pytest.raises(hp.InputError, match=said) as refused:
-        fit(tmp_path, model=model, resume=True, about=about, **{**first, **second})
+        fit(tmp_path, **{"model": model, "resume": True, "about": about, **first, **second})
     assert "or start a new run in another folder" in str(refused.value)
     assert content(tmp_path) == before
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), weights, strict=True))

@@ -169,3 +169,11 @@ def test_a_rate_that_is_chosen_is_not_scaled_twice(capsys: pytest.CaptureFixture
         printed = capsys.readouterr().out
         rates.append(float(next(line for line in printed.splitlines() if line.startswith("lr = ")).split()[-1]))
     assert rates[1] / rates[0] == pytest.approx(256 / 32)
+
+
+def test_a_model_that_is_not_known_is_refused_before_anything_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data", "digits", "--model", "auto", "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("heptane: model='auto' is not known")
+    assert printed.err.count("\n") == 1

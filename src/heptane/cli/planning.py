@@ -15,6 +15,7 @@ from heptane.base.errors import InputError
 from heptane.data import Data
 from heptane.data.survey import Survey, survey
 from heptane.pretrained.hubs import efficientnet_hub, pretrained
+from heptane.pretrained.models import check_known
 from heptane.recommend import Choices, Look, Machine, after_loading, before_loading
 from heptane.recommend.timing import PIXEL_FLOPS
 from heptane.session.settings import Choice, Settings
@@ -59,6 +60,8 @@ def plan_run(
         race: plain training runs too, with a constant learning rate and from scratch.
         data: what is loaded already; None: as the settings say.
     """
+    if settings.model is not None:
+        check_known(settings.model)  # before anything is loaded or said
     began, machine = process_start(), Machine.here(settings.device)
     budget = None if race else settings.budget_seconds
     if budget is not None:

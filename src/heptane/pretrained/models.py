@@ -204,10 +204,15 @@ resnet-wide, mlp, tabular, efficientnet-lite0, timm:NAME, hf:NAME, package.modul
         return _from_factory(spec, input_shape, num_classes)
     if spec in ("mlp", "tabular"):
         return (mlp if spec == "mlp" else tabular)(num_classes, input_shape)
-    if spec in BUILT_IN:
-        return (resnet if spec == "resnet" else resnet_wide)(num_classes, _image_channels(spec, input_shape))
+    check_known(spec)
+    return (resnet if spec == "resnet" else resnet_wide)(num_classes, _image_channels(spec, input_shape))
+
+
+def check_known(spec: str) -> None:
+    """Refuse a name that :func:`build` does not know; what follows a colon is not looked for."""
     kinds = (*BUILT_IN, PRETRAINED, "timm:NAME", "hf:NAME", "package.module:factory")
-    raise InputError(f"model={spec!r} is not known{nearest(spec, kinds)}: expected one of {', '.join(kinds)}")
+    if ":" not in spec and spec not in kinds:
+        raise InputError(f"model={spec!r} is not known{nearest(spec, kinds)}: expected one of {', '.join(kinds)}")
 
 
 def _sequence(**layers: nn.Module) -> nn.Sequential:

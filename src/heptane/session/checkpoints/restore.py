@@ -68,8 +68,9 @@ def check(run: Run, saved: Saved) -> None:
     ]
     found = [d for d in found if d[0] != "steps per epoch"] or found  # samples or batch say it already
     if facts.get("settings") and not {"optimizer", "parameters per group"} & {name for name, *_ in found}:
+        unknown = dict.fromkeys(SINCE, ANY)
         found += differences(
-            dict.fromkeys(SINCE, ANY) | facts["settings"], run.settings
+            unknown | facts["settings"], unknown | run.settings
         )  # another optimizer's would be others anyway
     if any(name == "training samples" for name, *_ in found):  # which says it
         found = [d for d in found if d[0] not in (INPUTS, TARGETS)]
@@ -78,6 +79,20 @@ def check(run: Run, saved: Saved) -> None:
     step = _step(run, facts)
     if step > run.total_steps:
         raise InputError(f"checkpoint {saved.path} is at step {step}, past this run's {run.total_steps}: raise epochs")
+
+
+def check_all(run: Run, saved: Saved) -> None:
+    """:func:`check`, and the shapes and types of the model's tensors: all that can be refused before anything is written.
+
+    Raises:
+        InputError: as :func:`check`; a damaged file is left to :func:`load`.
+    """
+    check(run, saved)
+    try:
+        model = unpack(saved.facts["model"], _tensors(saved, run))
+    except (InputError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError):
+        return
+    _check_model(run.model, model, saved.path)
 
 
 def _follows(run: Run, facts: dict[str, Any]) -> bool:
@@ -193,7 +208,10 @@ def _check_model(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> N
     for name in [*own, *saved]:
         there, here = _shape(saved, name), _shape(own, name)
         if there != here:
-            raise InputError(f"checkpoint {path} is of another model: in the file {name!r} is {there}, in the model {here}")
+            raise InputError(
+                f"checkpoint {path} is of another model: in the file {name!r} is {there}, in the model {here}: "
+                "resume with the same model, or start a new run in another folder"
+            )
 
 
 def _shape(state: dict[str, Any], name: str) -> str:

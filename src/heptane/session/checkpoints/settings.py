@@ -93,7 +93,7 @@ def settings_of(run: Run, tricks: Tricks, groups: dict[str, list[Any]]) -> dict[
         **{f"optimizer.{name}": values for name, values in groups.items()},
         "optimizer.attributes": _own_attributes(run.optimizer),
         "optimizer.parameters": _parameters_of(run),
-        "model": _modules_of(run.model),
+        "model": _modules_of(run.model, run.outline or run.model),
         "clip_norm": plan.clip_norm,
         "accumulate": plan.accumulate,
         "average_decay": plan.average_decay,
@@ -127,15 +127,19 @@ def _parameters_of(run: Run) -> list[str]:
     return [f"{group[0]} to {group[-1]}" if group else "" for group in groups]
 
 
-def _modules_of(model: torch.nn.Module) -> dict[str, str]:
-    """The settings of PyTorch's layers, such as the share that a dropout drops; BatchNorm is that of all workers too."""
+def _modules_of(model: torch.nn.Module, whole: torch.nn.Module) -> dict[str, str]:
+    """The settings of PyTorch's layers, such as the share that a dropout drops; BatchNorm is that of all workers too.
+
+    Args:
+        whole: the model, with layers of the classes that they had before it was sharded.
+    """
     frozen = sum(not parameter.requires_grad for parameter in model.parameters())
     found = {"frozen parameters": str(frozen)}
-    for name, module in model.named_modules():
+    for name, module in whole.named_modules():
         kind = type(module)
         if kind.__module__.startswith("torch.nn.modules") and not list(module.children()):
             known = "BatchNorm" if "BatchNorm" in kind.__name__ else kind.__name__
-            found[clean_name(model, name) or "itself"] = f"{known}({module.extra_repr()})"
+            found[clean_name(whole, name) or "itself"] = f"{known}({module.extra_repr()})"
     return found
 
 
