@@ -178,7 +178,7 @@ def test_the_step_that_is_timed_is_a_training_step_in_the_variants_form(with_uni
     model = torch.nn.Sequential(Spy(2, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3)).eval()
     choose_precision(hp.MixedPrecision(), model, CrossEntropy(), torch.randn(4, 2, 8, 8), LABELS)
     fp32, bf16 = torch.float32, torch.bfloat16
-    assert set(seen) == {
+    assert {found for found in seen if found[0]} == {  # in eval mode it is only tried
         *((True, fp32, False, False), (True, fp32, True, True)),
         *((True, bf16, False, False), (True, bf16, True, True)),
     }
