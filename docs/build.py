@@ -155,8 +155,8 @@ OWN_LOOP = {
     "data_parallel": "",
     "lr_scaling": "`hp.scale_lr`, `hp.warmup`",
     "cyclical": "`hp.one_cycle`, `hp.triangular`, `hp.as_scheduler`",
-    "mixup": "`hp.mix`",
-    "label_smoothing": "`hp.smooth`, `hp.soft_cross_entropy`",
+    "mixup": "`hp.mixup_batch`",
+    "label_smoothing": "`hp.smooth_labels`, `hp.soft_cross_entropy`",
     "transfer": "`hp.load_weights`, `hp.freeze`, `hp.param_groups`, `hp.train_mode`",
     "mixed_precision": "`hp.precision`",
 }

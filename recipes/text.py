@@ -108,15 +108,15 @@ def train_arm(
     loader = torch.utils.data.DataLoader(
         train,  # type: ignore[arg-type]
         batch_sampler=hp.LengthBatches([len(sample["input_ids"]) for sample in train], BATCH_SIZE, seed),
-        collate_fn=hp.pad,
+        collate_fn=hp.pad_batch,
     )
     head_only = arm == HEAD
     weights = None if arm == SCRATCH else str(folder)
     transfer = hp.Transfer(weights=weights, freeze=-1 if head_only else 0, rate_factor=1.0 if head_only else RATE_FACTOR)
     return hp.fit(
         Classifier(folder, num_classes),
-        hp.pad(train) if head_only else loader,
-        test=hp.pad(test),
+        hp.pad_batch(train) if head_only else loader,
+        test=hp.pad_batch(test),
         optimizer=functools.partial(torch.optim.AdamW, lr=10 * LR if head_only else LR),
         epochs=10 * epochs if head_only else epochs,
         batch_size=BATCH_SIZE if head_only else None,

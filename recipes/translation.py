@@ -108,9 +108,9 @@ def loader(pairs: Sequence[Pair], subwords: Subwords, seed: int | None = None) -
     """Batches of similar length, in an order of ``seed``; as they come where it is None."""
     samples = [sample(subwords.encode(english), subwords.encode(german)) for english, german in pairs]
     if seed is None:
-        return DataLoader(samples, BATCH_SIZE, collate_fn=hp.pad)  # type: ignore[arg-type]
+        return DataLoader(samples, BATCH_SIZE, collate_fn=hp.pad_batch)  # type: ignore[arg-type]
     lengths = [len(inputs["source"]) + len(targets) for inputs, targets in samples]
-    return DataLoader(samples, batch_sampler=hp.LengthBatches(lengths, BATCH_SIZE, seed), collate_fn=hp.pad)  # type: ignore[arg-type]
+    return DataLoader(samples, batch_sampler=hp.LengthBatches(lengths, BATCH_SIZE, seed), collate_fn=hp.pad_batch)  # type: ignore[arg-type]
 
 
 def sample(english: list[int], german: list[int]) -> tuple[dict[str, list[int]], list[int]]:

@@ -30,7 +30,7 @@ def by_hand(decay: float) -> tuple[list[torch.Tensor], torch.nn.Module]:
     average = [p.detach().clone() for p in model.parameters()]
     optimizer = sgd(model.parameters())
     for epoch in range(3):
-        for chosen in hp.order(48, 0, epoch).split(16):
+        for chosen in hp.epoch_order(48, 0, epoch).split(16):
             number += 1
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(TRAIN[0][chosen]), TRAIN[1][chosen]).backward()

@@ -91,7 +91,7 @@ def by_hand(loss_of):
     model, (inputs, targets) = Encoder(), text()
     optimizer = sgd(model.parameters())
     for epoch in range(2):
-        for chosen in hp.order(40, 0, epoch).split(8):
+        for chosen in hp.epoch_order(40, 0, epoch).split(8):
             optimizer.zero_grad()
             loss_of(model, {k: v[chosen] for k, v in inputs.items()}, targets[chosen]).backward()
             optimizer.step()
@@ -223,7 +223,7 @@ def test_mixup_of_embeddings_keeps_the_longer_mask_and_does_not_change_with_micr
     (inputs, targets), model = text(), Encoder()
     optimizer, step = sgd(model.parameters()), 0
     for epoch in range(2):
-        for chosen in hp.order(40, 0, epoch).split(8):
+        for chosen in hp.epoch_order(40, 0, epoch).split(8):
             draw = tricks.mixup.draw(0, step, 8)
             lam, ids, mask = draw.lam[0].item(), inputs["input_ids"][chosen], inputs["attention_mask"][chosen]
             hidden = model.embedding(ids)
@@ -260,7 +260,7 @@ def test_mixup_after_the_mask_was_used_leaves_each_sample_its_own(accumulate):
     (inputs, targets), model = text(), Attending()
     optimizer, step = sgd(model.parameters()), 0
     for epoch in range(2):
-        for chosen in hp.order(40, 0, epoch).split(8):
+        for chosen in hp.epoch_order(40, 0, epoch).split(8):
             draw = tricks.mixup.draw(0, step, 8)
             ids, mask, y = inputs["input_ids"][chosen], inputs["attention_mask"][chosen], targets[chosen]
             means = (model.embedding(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
@@ -333,7 +333,7 @@ def test_a_loss_per_token_is_the_mean_over_all_tokens_that_count():
     model = Tagger()
     optimizer = sgd(model.parameters())
     for epoch in range(2):
-        for chosen in hp.order(40, 0, epoch).split(8):
+        for chosen in hp.epoch_order(40, 0, epoch).split(8):
             optimizer.zero_grad()
             logits = model(inputs["input_ids"][chosen], inputs["attention_mask"][chosen])
             torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets[chosen]).backward()

@@ -84,7 +84,7 @@ def by_hand(names: Set) -> dict[str, torch.Tensor]:
     velocity: dict[str, torch.Tensor] = {}
     for step in range(STEPS):
         epoch, at = divmod(step, PER_EPOCH)
-        rows = hp.order(SAMPLES, SEED, epoch)[at * BATCH : (at + 1) * BATCH]
+        rows = hp.epoch_order(SAMPLES, SEED, epoch)[at * BATCH : (at + 1) * BATCH]
         batch_x, first, second, lam = blended(x, y, rows, step, "mixup" in on)
         trained = layers[max(0, 2 - epoch) :] if "transfer" in on else layers
         leaves = {n: p.clone().requires_grad_(n[0] in trained) for n, p in parameters.items()}

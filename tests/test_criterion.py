@@ -14,7 +14,7 @@ from torch.nn import functional
 import heptane as hp
 from heptane.core.criterion import choose_criterion
 from heptane.core.losses import CrossEntropy, Ctc, Elementwise, divisor
-from heptane.core.own_losses import Own
+from heptane.core.own_losses import CustomLoss
 from heptane.core.targets import MixedTargets
 
 IGNORE = -100
@@ -72,13 +72,13 @@ def kinds() -> dict:
         "regression": (chosen("mse", flat, reals), flat, reals),
         "one number": (chosen("l1", flat[:, :1], reals[:, 0]), flat[:, :1], reals[:, 0]),
         "smooth l1": (chosen("smooth_l1", flat, reals), flat, reals),
-        "own": (Own(functional.mse_loss), flat, reals),
-        "own, per sample": (Own(partial(functional.cross_entropy, reduction="none")), flat, rows),
+        "own": (CustomLoss(functional.mse_loss), flat, reals),
+        "own, per sample": (CustomLoss(partial(functional.cross_entropy, reduction="none")), flat, rows),
     }
     both = {}
     for name, (criterion, output, targets) in cases.items():
         both[name] = criterion, output, targets
-        both[f"{name}, mixed"] = criterion, output, mixed(targets, 0.3 if isinstance(criterion, Own) else None)
+        both[f"{name}, mixed"] = criterion, output, mixed(targets, 0.3 if isinstance(criterion, CustomLoss) else None)
     both["ctc"] = (Ctc(eps=0.1), torch.randn(9, 9, 5, dtype=torch.float64).log_softmax(-1), ctc_targets())
     return both
 
@@ -167,11 +167,11 @@ def test_trap_7_mixup_and_smoothing_compose_once():
 
 def test_mixing_integers_equals_mixing_their_smoothed_one_hot_rows():
     output, targets = torch.randn(8, 5, dtype=torch.float64), mixed(classes(8), 0.3)
-    _, blended = hp.mix(torch.zeros(8, 1), hp.smooth(targets.first, 0.0, 5), 0.3, torch.arange(8))
-    rows = 0.3 * hp.smooth(targets.first, 0.1, 5) + 0.7 * hp.smooth(targets.second, 0.1, 5)
+    _, blended = hp.mixup_batch(torch.zeros(8, 1), hp.smooth_labels(targets.first, 0.0, 5), 0.3, torch.arange(8))
+    rows = 0.3 * hp.smooth_labels(targets.first, 0.1, 5) + 0.7 * hp.smooth_labels(targets.second, 0.1, 5)
     expected = functional.cross_entropy(output, rows.double())
     assert float(CrossEntropy(eps=0.1).mean(output, targets)) == pytest.approx(float(expected), rel=1e-6)
-    assert torch.equal(blended, hp.smooth(targets.first, 0.0, 5))
+    assert torch.equal(blended, hp.smooth_labels(targets.first, 0.0, 5))
 
 
 @pytest.mark.parametrize("lam", [1.0, 0.0])
@@ -242,7 +242,7 @@ def test_the_count_is_of_valid_targets_or_of_their_weights():
     assert float(CrossEntropy(weight=WEIGHT).count(soft(4, 5))) == 4
     assert float(CrossEntropy().count(soft(4, 5, 3))) == 12
     assert Ctc().count(ctc_targets()) == 9
-    assert Own(functional.mse_loss).count({"a": (torch.zeros(7, 2), None)}) == 7
+    assert CustomLoss(functional.mse_loss).count({"a": (torch.zeros(7, 2), None)}) == 7
 
 
 def test_weights_of_another_length_are_refused_plain_and_mixed():
@@ -308,7 +308,7 @@ def test_accuracy_has_no_meaning_for_real_numbers_and_sequences_of_ctc():
 
 
 def test_a_loss_of_ones_own_has_accuracy_where_it_is_classification():
-    own = Own(functional.cross_entropy)
+    own = CustomLoss(functional.cross_entropy)
     assert own.correct(torch.eye(3), torch.arange(3))[0] == 3
     assert own.correct(torch.eye(3), mixed(torch.arange(3)))[1] == pytest.approx(3)
     assert own.correct(torch.zeros(3, 2), torch.zeros(3, 2)) is None
@@ -382,7 +382,7 @@ def test_a_subclass_of_a_torch_loss_keeps_its_own_arithmetic():
     output = torch.randn(4, 5)
     for loss, targets in ((Focal(), classes(4)), (Tripled(), torch.randn(4, 5))):
         criterion = chosen(loss, output, targets)
-        assert isinstance(criterion, Own)
+        assert isinstance(criterion, CustomLoss)
         assert torch.equal(criterion.mean(output, targets), loss(output, targets))
 
 
@@ -557,7 +557,7 @@ def test_losses_of_all_kinds_compare_each_output_with_its_own_target(name, shape
     output, targets = torch.randn(shapes[0]), torch.randn(shapes[1])
     criterion, why = choose_criterion(loss, output, targets, None)
     torch.testing.assert_close(criterion.mean(output, targets), expected(output.flatten() - targets.flatten()))
-    if isinstance(criterion, Own) and shapes[0] != shapes[1]:
+    if isinstance(criterion, CustomLoss) and shapes[0] != shapes[1]:
         assert "in the shape of the targets" in why
 
 
@@ -606,7 +606,7 @@ def test_the_regression_of_blended_targets_is_to_the_blended_number():
 
 def test_a_loss_of_ones_own_under_mixup_is_the_blend_of_two_losses():
     output, pair = torch.randn(6, 3, dtype=torch.float64), mixed(torch.randint(0, 3, (6,)), 0.3)
-    own = Own(lambda output, targets: functional.multi_margin_loss(output, targets))
+    own = CustomLoss(lambda output, targets: functional.multi_margin_loss(output, targets))
     first, second = (functional.multi_margin_loss(output, targets) for targets in (pair.first, pair.second))
     torch.testing.assert_close(own.mean(output, pair), 0.3 * first + 0.7 * second, rtol=1e-6, atol=1e-9)
     with pytest.raises(hp.InputError, match=r"Mixup.per_sample=True with a loss of your own .*set it to False"):

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 X, Y = make_images(48)
 sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 BAD_SAMPLE = 7
-BAD_STEP = hp.order(48, 0, 0).tolist().index(BAD_SAMPLE) // 16
+BAD_STEP = hp.epoch_order(48, 0, 0).tolist().index(BAD_SAMPLE) // 16
 
 
 def spoilt(value: float = math.nan) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +61,7 @@ def test_a_bad_batch_is_passed_over_as_if_it_had_not_been_there() -> None:
     by_hand, (x, y) = Turns(), spoilt(200.0)
     optimizer, step = sgd(by_hand.parameters()), 0
     for epoch in range(4):
-        for chosen in hp.order(48, 0, epoch).split(16):
+        for chosen in hp.epoch_order(48, 0, epoch).split(16):
             step += 1
             if BAD_SAMPLE in chosen:
                 continue
@@ -175,7 +175,7 @@ def test_how_far_back_it_goes_changes_nothing(every: int, tmp_path: Path) -> Non
 
 def test_rewinding_stops_too_after_so_many_in_a_row(tmp_path: Path) -> None:
     x = X.clone()
-    x[hp.order(48, 0, 0)[8:]] = 200.0
+    x[hp.epoch_order(48, 0, 0)[8:]] = 200.0
     with pytest.raises(FloatingPointError, match=r"^3 steps in a row, the first at step 1: .*'flat'"):
         fit(Turns(), (x, Y), batch_size=8, on_nan="rewind", nan_limit=3, run_dir=tmp_path / "run", checkpoint_every=1000)
 
@@ -252,7 +252,7 @@ class Larger(Dataset[Any]):
     """From some step on the images are larger: BatchNorm takes them, and the layer after it does not."""
 
     def __init__(self, from_step: int) -> None:
-        self.odd = set(hp.order(48, 0, 0)[16 * from_step :].tolist())
+        self.odd = set(hp.epoch_order(48, 0, 0)[16 * from_step :].tolist())
 
     def __len__(self) -> int:
         return 48

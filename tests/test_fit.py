@@ -61,7 +61,7 @@ class Map(Dataset[Any]):
 
 
 def shuffled(data: tuple[torch.Tensor, torch.Tensor], batch_size: int, epoch: int, seed: int = 0) -> Iterator[Any]:
-    indices = hp.order(len(data[0]), seed, epoch)
+    indices = hp.epoch_order(len(data[0]), seed, epoch)
     for rows in indices.split(batch_size):
         yield data[0][rows], data[1][rows]
 

@@ -60,7 +60,7 @@ def test_off_is_plain_on_the_gpu() -> None:
     sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     for _ in hp.train(model, data, optimizer=sgd, epochs=1, batch_size=64):
         pass
-    optimizer, order = sgd(by_hand.parameters()), hp.order(512, seed=0, epoch=0)
+    optimizer, order = sgd(by_hand.parameters()), hp.epoch_order(512, seed=0, epoch=0)
     for rows in order.split(64):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(by_hand(data[0][rows].cuda()), data[1][rows].cuda()).backward()

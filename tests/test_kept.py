@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import heptane as hp
-from heptane.model.kept import Kept
+from heptane.model.kept import BufferSnapshot
 
 
 class Averages(nn.Module):
@@ -76,7 +76,7 @@ def test_a_step_that_was_passed_over_is_a_step_and_the_contract_says_so() -> Non
 
 def test_what_was_kept_comes_back_and_nothing_else_is_touched() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4), Averages("assigned"))
-    kept = Kept(model)
+    kept = BufferSnapshot(model)
     for _ in range(2):  # a second time, after an applied step in which the buffer became another object
         buffer, value = model[1].m, model[1].m.clone()
         mean = model[0].running_mean.clone()
@@ -98,7 +98,7 @@ def test_what_was_kept_comes_back_and_nothing_else_is_touched() -> None:
 def test_a_constant_is_copied_once() -> None:
     model = Averages("tensor")
     model.mask = torch.ones(1000)
-    kept = Kept(model)
+    kept = BufferSnapshot(model)
     kept.keep()
     first = kept._constant[id(model.mask)][2]
     model(torch.randn(8, 4))

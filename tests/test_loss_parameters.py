@@ -43,7 +43,7 @@ def by_hand(epochs: int) -> tuple[nn.Module, Centres]:
     model, loss = nn.Linear(4, 3), Centres()
     optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.3, momentum=0.9)
     for epoch in range(epochs):
-        for rows in torch.split(hp.order(64, 0, epoch), 16):
+        for rows in torch.split(hp.epoch_order(64, 0, epoch), 16):
             optimizer.zero_grad()
             loss(model(X[rows]), Y[rows]).backward()
             optimizer.step()
@@ -301,7 +301,7 @@ def test_the_average_is_of_the_losss_parameters_too(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.3, momentum=0.9)
     average, number = loss.centres.detach().clone(), 0
     for epoch in range(4):
-        for rows in torch.split(hp.order(64, 0, epoch), 16):
+        for rows in torch.split(hp.epoch_order(64, 0, epoch), 16):
             optimizer.zero_grad()
             loss(model(X[rows]), Y[rows]).backward()
             optimizer.step()

@@ -10,7 +10,7 @@ import torch
 
 from heptane.core.losses import CrossEntropy, Elementwise
 from heptane.core.metrics import NONFINITE_LIMIT, PENDING_ELEMENTS, EvalMeter, TrainMeter
-from heptane.core.own_losses import Own
+from heptane.core.own_losses import CustomLoss
 from heptane.core.targets import MixedTargets
 
 functional = torch.nn.functional
@@ -85,7 +85,7 @@ def test_an_epoch_without_blends_after_one_with_them_is_plain_again() -> None:
 
 
 def test_regression_and_losses_of_ones_own_have_no_accuracy() -> None:
-    for criterion in (MSE, Own(lambda output, targets: (output - targets).abs().mean())):
+    for criterion in (MSE, CustomLoss(lambda output, targets: (output - targets).abs().mean())):
         meter = TrainMeter(criterion)
         meter.add(torch.randn(3, 2), torch.randn(3, 2))
         meter.add_step(0, torch.tensor(1.0), 3)
@@ -100,7 +100,7 @@ def test_several_labels_count_each() -> None:
 
 
 def test_outputs_that_are_no_tensor_are_reduced_at_once() -> None:
-    meter = TrainMeter(Own(lambda output, targets: output["score"].mean()))
+    meter = TrainMeter(CustomLoss(lambda output, targets: output["score"].mean()))
     meter.add({"score": torch.ones(2)}, torch.zeros(2))
     meter.add_step(0, torch.tensor(3.0), 2)
     assert meter._pending == []

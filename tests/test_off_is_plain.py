@@ -45,7 +45,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 def shuffled(x: torch.Tensor, y: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     for epoch in range(4):
-        for rows in hp.order(len(x), SEED, epoch).split(BATCH):
+        for rows in hp.epoch_order(len(x), SEED, epoch).split(BATCH):
             yield x[rows], y[rows]
 
 

@@ -82,7 +82,7 @@ def by_hand(model: nn.Module, x: Any, y: Any, case: dict[str, Any], total: int) 
         elif case["data"] == "loader with a generator":
             batches = list(loader)
         else:
-            batches = [(x[rows], y[rows]) for rows in hp.order(len(x), SEED, epoch).split(case["batch"])]
+            batches = [(x[rows], y[rows]) for rows in hp.epoch_order(len(x), SEED, epoch).split(case["batch"])]
         for inputs, targets in batches:
             if step == total:
                 return losses

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.core.schedule import base_rates, check_momentum, constant, hold, join, multiply, piecewise, set_rates
+from heptane.core.schedule import (
+    base_rates,
+    check_momentum,
+    constant,
+    hold,
+    join_schedules,
+    piecewise,
+    scale_schedules,
+    set_rates,
+)
 
 
 def parameters(count: int = 1) -> list[torch.nn.Parameter]:
@@ -32,15 +41,15 @@ def test_multiply_is_the_product_step_by_step():
     def rising(step: int) -> float:
         return 1.0 + step
 
-    product = multiply(rising, constant(0.5), lambda step: 2.0**-step)
+    product = scale_schedules(rising, constant(0.5), lambda step: 2.0**-step)
     assert [product(step) for step in range(5)] == [(1 + t) * 0.5 * 2.0**-t for t in range(5)]
-    assert multiply(rising) is rising
-    assert multiply()(12) == 1.0
+    assert scale_schedules(rising) is rising
+    assert scale_schedules()(12) == 1.0
 
 
 def test_warm_up_times_cycle_is_the_product_of_both():
     ramp, cycle = hp.warmup(4, 0.2), hp.one_cycle(20)
-    both = multiply(ramp, cycle)
+    both = scale_schedules(ramp, cycle)
     assert [both(t) for t in range(25)] == [ramp(t) * cycle(t) for t in range(25)]
 
 
@@ -48,20 +57,20 @@ def test_join_gives_each_part_its_own_step_zero():
     def count(step: int) -> float:
         return float(step)
 
-    joined = join((count, 3), (lambda step: 10.0 + step, 2), then=lambda step: 100.0 + step)
+    joined = join_schedules((count, 3), (lambda step: 10.0 + step, 2), then=lambda step: 100.0 + step)
     assert [joined(step) for step in range(8)] == [0, 1, 2, 10, 11, 100, 101, 102]
 
 
 def test_join_skips_a_part_of_no_steps():
-    joined = join((constant(5.0), 0), (constant(6.0), 1), then=constant(7.0))
+    joined = join_schedules((constant(5.0), 0), (constant(6.0), 1), then=constant(7.0))
     assert [joined(step) for step in range(3)] == [6.0, 7.0, 7.0]
-    assert join(then=constant(3.0))(0) == 3.0
+    assert join_schedules(then=constant(3.0))(0) == 3.0
 
 
 @pytest.mark.parametrize("num_steps", [-1, 2.5, True])
 def test_join_refuses_a_length_that_is_not_a_count(num_steps):
     with pytest.raises(hp.InputError, match=r"join: the number of steps of part 1.*whole number"):
-        join((constant(), 3), (constant(), num_steps), then=constant())
+        join_schedules((constant(), 3), (constant(), num_steps), then=constant())
 
 
 def test_hold_keeps_the_last_value_for_good():

@@ -222,7 +222,7 @@ def test_a_network_that_keeps_its_state_trains_and_evaluates_as_if_it_had_not_be
 
 
 def _batches(x: torch.Tensor, y: torch.Tensor) -> Any:
-    from heptane.data.batches import order
+    from heptane.data.batches import epoch_order
 
-    for part in torch.split(order(len(x), 0, 0), 16):
+    for part in torch.split(epoch_order(len(x), 0, 0), 16):
         yield x[part], y[part]

@@ -95,7 +95,7 @@ def test_trap_03_the_schedule_counts_optimizer_steps_whatever_the_micro_batches(
 def test_trap_04_micro_batches_are_weighed_by_their_valid_targets() -> None:
     model, reference, (x, y) = net(), net(), sentences()
     ours, _ = trained(model, (x, y), epochs=1, batch_size=SAMPLES, accumulate=5)
-    rows = hp.order(SAMPLES, 4, 0)
+    rows = hp.epoch_order(SAMPLES, 4, 0)
     optimizer = sgd(reference.parameters())
     F.cross_entropy(reference(x[rows]).flatten(0, 1), y[rows].flatten()).backward()
     optimizer.step()
@@ -119,7 +119,7 @@ def test_trap_05_a_short_last_window_counts_what_it_holds_and_is_flushed() -> No
 def test_trap_06_smoothing_has_the_denominator_of_the_loss_under_accumulation() -> None:
     tricks = hp.Tricks(label_smoothing=hp.LabelSmoothing(eps=0.3))
     ours, _ = trained(net(), sentences(), tricks, epochs=1, batch_size=SAMPLES, accumulate=6)
-    reference, (x, y), rows = net(), sentences(), hp.order(SAMPLES, 4, 0)
+    reference, (x, y), rows = net(), sentences(), hp.epoch_order(SAMPLES, 4, 0)
     optimizer = sgd(reference.parameters())
     F.cross_entropy(reference(x[rows]).flatten(0, 1), y[rows].flatten(), label_smoothing=0.3).backward()
     optimizer.step()
@@ -147,7 +147,7 @@ def test_trap_08_ignored_positions_weigh_nothing_also_in_soft_targets_under_mixu
     x, y = sentences()
     tricks = hp.Tricks(mixup=hp.Mixup(alpha=1.0), label_smoothing=hp.LabelSmoothing(eps=0.2))
     ours, events = trained(net(), (x, y), tricks, epochs=1, batch_size=SAMPLES)
-    reference, rows = net(), hp.order(SAMPLES, 4, 0)
+    reference, rows = net(), hp.epoch_order(SAMPLES, 4, 0)
     draw = hp.Mixup(alpha=1.0).draw(4, 0, SAMPLES)
     lam = draw.lam.double()[:, None]
     partner, optimizer = rows[draw.partner], sgd(reference.parameters())
@@ -180,7 +180,7 @@ def test_trap_10_accuracy_under_mixup_is_weighted_by_the_coefficient_and_labelle
     for event in hp.train(
         net(), (x, y), tricks=tricks, optimizer=lambda p: torch.optim.SGD(p, lr=1e-30), epochs=1, batch_size=SAMPLES
     ):
-        draw, rows = hp.Mixup(alpha=1.0).draw(0, 0, SAMPLES), hp.order(SAMPLES, 0, 0)
+        draw, rows = hp.Mixup(alpha=1.0).draw(0, 0, SAMPLES), hp.epoch_order(SAMPLES, 0, 0)
         lam, partner = draw.lam, rows[draw.partner]
         predicted = reference(torch.lerp(x[partner], x[rows], lam[:, None].double())).argmax(1)
         expected = float((lam * (predicted == y[rows]) + (1 - lam) * (predicted == y[partner])).mean())
@@ -454,7 +454,7 @@ def test_trap_32_momentum_is_not_corrected_when_the_rate_changes() -> None:
     reference = net()
     velocity = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
     for step in range(9):
-        rows = hp.order(SAMPLES, 4, step // 3)[step % 3 * BATCH : (step % 3 + 1) * BATCH]
+        rows = hp.epoch_order(SAMPLES, 4, step // 3)[step % 3 * BATCH : (step % 3 + 1) * BATCH]
         gradients = torch.autograd.grad(F.cross_entropy(reference(x[rows]), y[rows]), list(reference.parameters()))
         with torch.no_grad():
             for (name, parameter), gradient in zip(reference.named_parameters(), gradients, strict=True):

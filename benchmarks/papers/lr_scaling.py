@@ -11,7 +11,7 @@ import sys
 from experiment import SEEDS, Outcome, accuracy, best, data, trained
 
 from heptane import warmup
-from heptane.core.schedule import Schedule, multiply
+from heptane.core.schedule import Schedule, scale_schedules
 
 BATCH, EPOCHS, WARM_EPOCHS, TUNING_SEED = 64, 12, 3, 1000
 FACTORS = (16, 32, 64, 128)
@@ -30,7 +30,7 @@ def test_accuracy(arm: str, lr: float, factor: int, seed: int, batch_norm: bool)
             "constant warm-up": lambda step: 1 / factor if step < warm else 1.0,
             "gradual warm-up": warmup(warm, 1 / factor),
         }
-        return multiply(ramps.get(arm, lambda step: 1.0), drops(total_steps))
+        return scale_schedules(ramps.get(arm, lambda step: 1.0), drops(total_steps))
 
     train, _, test = data()
     scaled = lr if arm == ARMS[0] else lr * factor

@@ -1,16 +1,18 @@
 """heptane: seven tricks that make a PyTorch model reach the same accuracy in a fraction of the time."""
 
+from typing import Any as _Any
+
 from heptane.base.errors import InputError, Interrupted
 from heptane.base.version import __version__ as __version__
 from heptane.core.cross_entropy import smooth_ctc_loss, soft_cross_entropy
 from heptane.core.loop import Step
 from heptane.core.losses import CrossEntropy
 from heptane.core.precision.step import precision
-from heptane.core.schedule import as_scheduler, join, multiply
+from heptane.core.schedule import as_scheduler, join_schedules, scale_schedules
 from heptane.data import Data, load_data
 from heptane.data.augment import CropFlip
-from heptane.data.batches import order
-from heptane.data.lengths import LengthBatches, pad
+from heptane.data.batches import epoch_order
+from heptane.data.lengths import LengthBatches, pad_batch
 from heptane.data.resize import ProgressiveResize
 from heptane.fit import evaluate, fit, train
 from heptane.pretrained.anatomy import Anatomy, anatomy
@@ -23,10 +25,10 @@ from heptane.session.result import Result
 from heptane.tricks import Tricks
 from heptane.tricks.cyclical import Cyclical, cosine_restarts, one_cycle, triangular
 from heptane.tricks.data_parallel import DataParallel
-from heptane.tricks.label_smoothing import LabelSmoothing, smooth
+from heptane.tricks.label_smoothing import LabelSmoothing, smooth_labels
 from heptane.tricks.lr_scaling import LRScaling, scale_lr, warmup
 from heptane.tricks.mixed_precision import MixedPrecision
-from heptane.tricks.mixup import Mixup, mix
+from heptane.tricks.mixup import Mixup, mixup_batch
 from heptane.tricks.transfer import Transfer
 
 __all__ = [
@@ -54,24 +56,24 @@ __all__ = [
     "anatomy",
     "as_scheduler",
     "cosine_restarts",
+    "epoch_order",
     "evaluate",
     "fit",
     "freeze",
-    "join",
+    "join_schedules",
     "load_data",
     "load_run",
     "load_weights",
-    "mix",
-    "multiply",
+    "mixup_batch",
     "one_cycle",
-    "order",
-    "pad",
+    "pad_batch",
     "param_groups",
     "precision",
     "race",
     "scale_lr",
-    "smooth",
+    "scale_schedules",
     "smooth_ctc_loss",
+    "smooth_labels",
     "soft_cross_entropy",
     "swap_head",
     "train",
@@ -79,3 +81,22 @@ __all__ = [
     "triangular",
     "warmup",
 ]
+
+_RENAMED = {
+    "join": "join_schedules",
+    "mix": "mixup_batch",
+    "multiply": "scale_schedules",
+    "order": "epoch_order",
+    "pad": "pad_batch",
+    "smooth": "smooth_labels",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    """A public name of an earlier release, with a warning."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module 'heptane' has no attribute {name!r}")
+    import warnings
+
+    warnings.warn(f"heptane.{name} is now heptane.{_RENAMED[name]}", FutureWarning, stacklevel=2)
+    return globals()[_RENAMED[name]]

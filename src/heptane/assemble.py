@@ -11,7 +11,7 @@ from heptane.base.clock import Clock
 from heptane.base.device import find_device
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.base.tree import first_tensor, in_memory, own_rows, pair, rows
+from heptane.base.tree import copy_rows, first_tensor, in_memory, inputs_and_targets, select_rows
 from heptane.core.checks import (
     check_batch_norm,
     check_finite,
@@ -28,27 +28,27 @@ from heptane.core.cross_entropy import find_class_dim
 from heptane.core.held import check_buffers, check_held
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise, smooths
 from heptane.core.optimizers import built_by, resolve
-from heptane.core.own_losses import Own, Returned, count_as_the_model, given_first
+from heptane.core.own_losses import CustomLoss, ModelLoss, count_as_the_model, given_first
 from heptane.core.parts import TRIED, check_parts
 from heptane.core.precision.choose import choose_precision
 from heptane.core.precision.step import Precision, check_master, one_by_one
-from heptane.core.run import OptimizerFactory, Phase, Plan, Run, Unmixed
-from heptane.core.schedule import Rates, check_momentum, constant, multiply
-from heptane.data.batches import Place, Source, Tensors, tensors_of
-from heptane.data.guard import Bad, labels_beyond
-from heptane.data.loader import Loader
+from heptane.core.run import NoMixup, OptimizerFactory, Phase, Plan, Run
+from heptane.core.schedule import Rates, check_momentum, constant, scale_schedules
+from heptane.data.batches import BatchTransform, Source, TensorSource, tensors_of
+from heptane.data.guard import SkippedSamples, labels_beyond
+from heptane.data.loader import LoaderSource
 from heptane.data.same import check_same_data
 from heptane.data.sources import as_source
 from heptane.data.spread import spread
-from heptane.data.stream import Stream
+from heptane.data.stream import StreamSource
 from heptane.distributed.replicas import share_model
-from heptane.distributed.workers import Worker, any_of
+from heptane.distributed.workers import Worker, any_rank
 from heptane.model.calling import main_output
 from heptane.model.memory_format import store_channels_last
-from heptane.model.trying import few, least_samples, try_output, try_training, written_parameters
+from heptane.model.trying import least_samples, try_output, try_training, two_samples, written_parameters
 from heptane.model.warm_up import warm_up
 from heptane.pretrained.anatomy import Anatomy
-from heptane.pretrained.freezing import freeze, layer_groups, leave, remember
+from heptane.pretrained.freezing import freeze, layer_groups, restore_freezing, save_freezing
 from heptane.session.agree import check_same_settings
 from heptane.session.checkpoints.settings import groups_of, settings_of
 from heptane.tricks import Tricks
@@ -93,22 +93,22 @@ def assemble(
     clock.resume()
     notes: list[str] = [said] if said else []
     why: dict[str, str] = {}
-    place = Place(device, plan.seed, plan.augment)
+    place = BatchTransform(device, plan.seed, plan.augment)
     data_parallel = tricks.data_parallel or DataParallel()
     worker = data_parallel.join(place.device.type) if tricks.data_parallel else Worker()
     source = as_source(train, plan.batch_size, plan.seed, plan.accumulate, plan.steps)
-    bad = Bad(plan.skip_bad)
-    if isinstance(source, Loader):
+    bad = SkippedSamples(plan.skip_bad)
+    if isinstance(source, LoaderSource):
         source.bad, source.worker = bad, worker
     check_same_settings({name: getattr(plan, name) for name in SAME} | dict(vars(tricks)), worker)
     check_same_data(source, [("evaluation", data) for data in others], worker)
     data_parallel.check_shares(source.num_samples, source.batch_size, plan.accumulate, worker)
     total_steps = plan.steps or max(1, round((plan.epochs or 0) * source.steps_per_epoch))
-    if isinstance(source, Stream):
+    if isinstance(source, StreamSource):
         notes.append(f"the data have no length: a tenth of the {total_steps} steps, {source.steps_per_epoch}, is an epoch")
 
     # model: on the device, where its order of use is seen; weights, head, frozen groups
-    leave(model)  # an earlier run that was left in the middle
+    restore_freezing(model)  # an earlier run that was left in the middle
     model.to(place.device)
     share_model(model, worker)
     loss = module_of(plan.loss)
@@ -116,35 +116,35 @@ def assemble(
         check_buffers(loss)
         loss.to(place.device)
         share_model(loss, worker)
-    if isinstance(source, Tensors):
+    if isinstance(source, TensorSource):
         source.keep_on(place)
     sample, said_of_types = _sample(source, place, model, plan.loss)
     notes += said_of_types
     if any(map(torch.nn.parameter.is_lazy, model.parameters())):  # the optimizer needs real ones, the same on all workers
-        try_output(model, *few(sample, plan.loss))
+        try_output(model, *two_samples(sample, plan.loss))
         share_model(model, worker)
-    groups = tricks.transfer.anatomy(model, *few(sample, plan.loss)) if tricks.transfer else None
+    groups = tricks.transfer.anatomy(model, *two_samples(sample, plan.loss)) if tricks.transfer else None
     if tricks.transfer:
         if tricks.transfer.lora_rank and data_parallel.shards:
             raise InputError("Transfer.lora_rank with DataParallel.strategy='fsdp': adapters are small, so use 'ddp'")
-        remember(model)
+        save_freezing(model)
         assert groups is not None
         transfer, loaded = _with_mode(tricks.transfer, model, groups, source, place, worker, why)
         tricks = replace(tricks, transfer=transfer)
         notes += loaded + transfer.load(model)
         notes += transfer.fit_head(model, _num_classes(source, plan.loss, others), plan.seed, groups)
-        groups = transfer.anatomy(model, *few(sample, plan.loss))  # again: a new head shares no weight
+        groups = transfer.anatomy(model, *two_samples(sample, plan.loss))  # again: a new head shares no weight
         notes += transfer.hold(model, groups, plan.seed)
     if plan.resize:
         check_resize(model, plan.resize, sample[0])
     # criterion: the one owner of targets
     criterion, reason = _criterion(plan, model, source, place, sample, tricks, bad)
-    if isinstance(source, Loader) and bad.labels and labels_beyond(sample[1], *bad.labels):
+    if isinstance(source, LoaderSource) and bad.labels and labels_beyond(sample[1], *bad.labels):
         sample, _ = _sample(source, place, model, plan.loss)  # without them, or an error that names them
     notes.append(reason)
     notes += _said_of_parts(model, criterion, train, source, place, sample, plan, worker)
     stages = Stages(tricks.transfer, groups)
-    least = _least_samples(model, stages, few(sample, plan.loss), total_steps, source.steps_per_epoch)
+    least = _least_samples(model, stages, two_samples(sample, plan.loss), total_steps, source.steps_per_epoch)
     written = _written(model, loss, criterion, stages, sample)
     if least > 1:
         least *= 1 if data_parallel.sync_batchnorm else worker.size
@@ -161,7 +161,7 @@ def assemble(
     # data parallel: converted or sharded here, wrapped where a phase begins
     model = data_parallel.convert(model)
     use = _use(model, criterion, sample, plan, data_parallel, worker) if data_parallel.shards else None
-    outline = data_parallel.shard(model, use)
+    meta_copy = data_parallel.shard(model, use)
     if use is not None and use.varies:
         notes.append("the model may leave layers out, so the workers gather all of it at once: more memory than by layers")
     # optimizer: all groups up front; base rates scaled once
@@ -169,8 +169,8 @@ def assemble(
     steps = total_steps, source.steps_per_epoch
     optimizer, phases = _optimizer(model, plan.optimizer, tricks, *steps, groups, of_loss)
     notes += check_trained(optimizer, model, of_loss)
-    apart = [*of_loss, *(data_parallel.in_one_piece(model) if outline is not None else ())]
-    if outline is not None and apart:
+    apart = [*of_loss, *(data_parallel.in_one_piece(model) if meta_copy is not None else ())]
+    if meta_copy is not None and apart:
         one_by_one(optimizer)
     if of_loss:
         notes.append(f"{len(of_loss)} parameter(s) of the loss {type(loss).__name__} are trained and saved with the model's")
@@ -178,7 +178,7 @@ def assemble(
     check_same_settings({"optimizer": type(optimizer).__name__, **groups_built}, worker)
     find_unused = (
         worker.size > 1
-        and outline is None
+        and meta_copy is None
         and (
             data_parallel.find_unused
             or _looks_for_unused(model, criterion, sample, phases, notes, groups, plan, data_parallel, worker)
@@ -189,7 +189,7 @@ def assemble(
     # schedules: warm-up times cycle
     rates = _rates(tricks, optimizer, total_steps, source)
     mixup = tricks.mixup
-    mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch, sample[0]) if mixup else Unmixed()
+    mix = mixup.fill(model, plan.seed, total_steps, source.steps_per_epoch, sample[0]) if mixup else NoMixup()
     clock.pause()
     slots = (plan, model, optimizer, source, place, rates, mix, criterion, precision, phases)
     run = Run(
@@ -202,7 +202,7 @@ def assemble(
         why,
         bad,
         stages,
-        outline,
+        meta_copy,
         sample[0],
         least,
         loss,
@@ -230,7 +230,7 @@ def _written(
     model: torch.nn.Module, loss: torch.nn.Module | None, criterion: Criterion, stages: Stages, sample: tuple[Any, Any]
 ) -> list[str]:
     """Names, in the model and its loss together, of the parameters that a step's forward pass writes to."""
-    inputs, targets = own_rows(sample, slice(2))
+    inputs, targets = copy_rows(sample, slice(2))
 
     def step() -> None:
         stages.modes(model)
@@ -244,7 +244,7 @@ def _with_mode(
     model: torch.nn.Module,
     groups: Anatomy,
     source: Source,
-    place: Place,
+    place: BatchTransform,
     worker: Worker,
     why: dict[str, str],
 ) -> tuple[Transfer, list[str]]:
@@ -275,63 +275,74 @@ def default_device() -> str:
 
 def _num_classes(source: Source, loss: Any, others: Sequence[Any]) -> int | None:
     """How many outputs a head needs, where a loss over classes and the labels say it."""
-    if not isinstance(source, Tensors) or not over_classes(loss):
+    if not isinstance(source, TensorSource) or not over_classes(loss):
         return None
-    labels = [source.targets, *(pair(data)[1] for data in map(tensors_of, others) if in_memory(data))]
+    labels = [source.targets, *(inputs_and_targets(data)[1] for data in map(tensors_of, others) if in_memory(data))]
     if not all(isinstance(part, torch.Tensor) and not part.is_floating_point() and part.ndim == 1 for part in labels):
         return None
     return max(int(part.max()) + 1 for part in labels if len(part))
 
 
-def _sample(source: Source, place: Place, model: torch.nn.Module, loss: Any) -> tuple[tuple[Any, Any], list[str]]:
+def _sample(source: Source, place: BatchTransform, model: torch.nn.Module, loss: Any) -> tuple[tuple[Any, Any], list[str]]:
     """A batch on the device, of the types that the model takes; and what was said of them."""
     sample = source.sample(min(source.batch_size, source.num_samples))
     check_finite(source, sample)
     inputs, targets = place.move(sample)
-    whole = source.inputs if isinstance(source, Tensors) else None
+    whole = source.inputs if isinstance(source, TensorSource) else None
     said = place.cast.learn(model, inputs, targets, labels=loss == "model", whole=whole)
     return (place.cast.inputs(inputs), place.cast.targets(targets)), said
 
 
 def _criterion(
-    plan: Plan, model: torch.nn.Module, source: Source, place: Place, sample: Any, tricks: Tricks, bad: Bad
+    plan: Plan,
+    model: torch.nn.Module,
+    source: Source,
+    place: BatchTransform,
+    sample: Any,
+    tricks: Tricks,
+    bad: SkippedSamples,
 ) -> tuple[Criterion, str]:
-    output = try_output(model, *few(sample, plan.loss))
-    targets = place.cast.targets(source.targets) if isinstance(source, Tensors) else sample[1]
+    output = try_output(model, *two_samples(sample, plan.loss))
+    targets = place.cast.targets(source.targets) if isinstance(source, TensorSource) else sample[1]
     smoothing, left_out = tricks.label_smoothing, ""
     if smoothing and smoothing.optional and not smooths(choose_criterion(plan.loss, output, targets, None)[0]):
         smoothing, left_out = None, "; label smoothing is left out: there are no classes to smooth"
     criterion, reason = choose_criterion(plan.loss, output, targets, smoothing.eps if smoothing else None)
     reason += left_out
-    criterion = count_as_the_model(criterion, output, rows(sample[1], slice(2)))
-    if isinstance(criterion, Own) and not criterion.first:
+    criterion = count_as_the_model(criterion, output, select_rows(sample[1], slice(2)))
+    if isinstance(criterion, CustomLoss) and not criterion.first:
         training = try_training(model, sample[0])
         if main_output(training)[1] and type(training) is not type(output):
             criterion = given_first(criterion, training, output, targets)
             reason += f"; the output is {main_output(training)[1]}" if criterion.first else ""
-    if not isinstance(criterion, (Own, Returned)) and len(first_tensor(sample[0])) > 1:  # BatchNorm takes no single one
+    if (
+        not isinstance(criterion, (CustomLoss, ModelLoss)) and len(first_tensor(sample[0])) > 1
+    ):  # BatchNorm needs two
         check_one_output(output, lambda: try_training(model, sample[0]))
     output = seen(criterion, output)
     of_loss = module_of(plan.loss)
     check_held(
-        criterion, output, rows(sample[1], slice(2)), [*model.parameters(), *(of_loss.parameters() if of_loss else ())]
+        criterion,
+        output,
+        select_rows(sample[1], slice(2)),
+        [*model.parameters(), *(of_loss.parameters() if of_loss else ())],
     )
-    if not isinstance(source, Loader):
+    if not isinstance(source, LoaderSource):
         check_targets(criterion, output, targets)
     if isinstance(criterion, CrossEntropy) and criterion.class_dim is None and output.ndim > 2:
-        shown = rows(sample[1], slice(2))  # once: a later batch may be as long as there are classes
+        shown = select_rows(sample[1], slice(2))  # once: a later batch may be as long as there are classes
         dim = find_class_dim(output.shape, shown.shape, shown.is_floating_point())
         criterion = replace(criterion, class_dim=dim)
     bad.labels = labels_of(criterion, output, targets)  # of loaders, looked at batch by batch
     bad.binary = isinstance(criterion, Elementwise) and criterion.multi_label
     bad.distributions = plan.loss is None and isinstance(criterion, CrossEntropy) and targets.is_floating_point()
-    if isinstance(criterion, CrossEntropy) and isinstance(source, Tensors) and targets.ndim == 1:
+    if isinstance(criterion, CrossEntropy) and isinstance(source, TensorSource) and targets.ndim == 1:
         ignored = criterion.weight is not None or criterion.log_probs or bool((targets == criterion.ignore_index).any())
         criterion = replace(criterion, all_count=not ignored)
     per_sample = tricks.mixup is not None and tricks.mixup.per_sample
-    if per_sample and isinstance(criterion, Own) and not first_tensor(targets).is_floating_point():
+    if per_sample and isinstance(criterion, CustomLoss) and not first_tensor(targets).is_floating_point():
         raise InputError("Mixup.per_sample=True with a loss of your own and integer targets: its mean cannot be weighted")
-    if tricks.mixup is not None and isinstance(criterion, Returned):
+    if tricks.mixup is not None and isinstance(criterion, ModelLoss):
         raise InputError(
             "mixup with loss='model': the model's own loss takes no blended targets; leave loss out, and it is computed "
             "from the model's logits, or turn mixup off"
@@ -344,19 +355,19 @@ def _said_of_parts(
     criterion: Criterion,
     train: Any,
     source: Source,
-    place: Place,
+    place: BatchTransform,
     sample: Any,
     plan: Plan,
     worker: Worker,
 ) -> list[str]:
     """What is to be said where a batch is split and its loss cannot be put together exactly; refused where that is known."""
-    if worker.size * plan.accumulate == 1 or not isinstance(criterion, (Own, Returned)):
+    if worker.size * plan.accumulate == 1 or not isinstance(criterion, (CustomLoss, ModelLoss)):
         return []
-    targets, found = source.targets if isinstance(source, Tensors) else sample[1], spread(train, TRIED)
+    targets, found = source.targets if isinstance(source, TensorSource) else sample[1], spread(train, TRIED)
     if found is not None:
         moved = place.move(found)
         sample = place.cast.inputs(moved[0]), place.cast.targets(moved[1])
-    return check_parts(criterion, model, own_rows(sample, slice(TRIED)), targets, worker.size * plan.accumulate)
+    return check_parts(criterion, model, copy_rows(sample, slice(TRIED)), targets, worker.size * plan.accumulate)
 
 
 def _precision(
@@ -364,7 +375,7 @@ def _precision(
     model: torch.nn.Module,
     criterion: Criterion,
     sample: Any,
-    place: Place,
+    place: BatchTransform,
     worker: Worker,
     why: dict[str, str],
     notes: list[str],
@@ -461,7 +472,7 @@ def _use(
         plan.seed,
     )
     found = [use.decides, use.varies or (shards and data_parallel.find_unused), use.reentrant]
-    use.decides, use.varies, use.reentrant = any_of(found, worker)
+    use.decides, use.varies, use.reentrant = any_rank(found, worker)
     return use
 
 
@@ -483,4 +494,4 @@ def _rates(tricks: Tricks, optimizer: Any, total_steps: int, source: Source) -> 
         momentum = cycle.momentum
         if momentum:
             check_momentum(optimizer)
-    return Rates(multiply(*schedules) if schedules else constant(), momentum)
+    return Rates(scale_schedules(*schedules) if schedules else constant(), momentum)

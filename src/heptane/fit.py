@@ -16,7 +16,7 @@ from heptane.base.errors import InputError, check_choice, check_range
 from heptane.base.lazy import torch
 from heptane.base.randomness import apart, preserved_rng
 from heptane.base.storage import write_text
-from heptane.base.tree import in_memory, pair, rows
+from heptane.base.tree import in_memory, inputs_and_targets, select_rows
 from heptane.core.checks import TRIED, check_evaluation, check_on_device, check_targets, first_batch, labels_of
 from heptane.core.criterion import choose_criterion, module_of, seen
 from heptane.core.loop import Step, evaluate_with
@@ -28,22 +28,22 @@ from heptane.core.run import OptimizerFactory, Run
 from heptane.core.trial import try_metrics
 from heptane.core.within_memory import samples_at_once
 from heptane.data.augment import Augment
-from heptane.data.batches import Place, Tensors
+from heptane.data.batches import BatchTransform, TensorSource
 from heptane.data.cast import tensors_for
-from heptane.data.guard import Bad
+from heptane.data.guard import SkippedSamples
 from heptane.data.resize import ProgressiveResize
 from heptane.distributed.launch import launch
-from heptane.distributed.workers import ALONE, Worker, decided, under_launcher
+from heptane.distributed.workers import ALONE, Worker, from_rank_zero, under_launcher
 from heptane.model.modes import gradients_on
-from heptane.model.trying import few, try_output
-from heptane.pretrained.freezing import leave, swap_head
+from heptane.model.trying import try_output, two_samples
+from heptane.pretrained.freezing import restore_freezing, swap_head
 from heptane.report.console import Progress
 from heptane.report.examination.look import Look, look
 from heptane.session.agree import check_same_settings
 from heptane.session.best import WEIGHTS
 from heptane.session.checkpoints import checkpoint, restore
 from heptane.session.checkpoints.data import facts_of
-from heptane.session.checkpoints.keeper import Every, Keeper
+from heptane.session.checkpoints.keeper import CheckpointManager, Interval
 from heptane.session.checkpoints.trial import check_savable
 from heptane.session.history import Goal, check_target
 from heptane.session.interruption import Interruption
@@ -77,9 +77,9 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
     try:
         with preserved_rng(), gradients_on():
             run = assemble(model, tensors_for(train), tricks=check_tricks(tricks), **settings)
-        yield from apart(steps_of(run), torch_only=isinstance(run.source, Tensors))
+        yield from apart(steps_of(run), torch_only=isinstance(run.source, TensorSource))
     finally:
-        leave(model)
+        restore_freezing(model)
 
 
 def evaluate(
@@ -103,28 +103,33 @@ def evaluate(
         ``loss``, ``accuracy`` where it has a meaning, and the metrics.
     """
     check_on_device(model)
-    place = Place(next((p.device for p in model.parameters()), torch.device("cpu")))
+    place = BatchTransform(next((p.device for p in model.parameters()), torch.device("cpu")))
     with preserved_rng():
         return _evaluate(model, tensors_for(data), loss, metrics, batch_size, place)
 
 
 def _evaluate(
-    model: torch.nn.Module, data: Any, loss: Any, metrics: dict[str, Any] | None, batch_size: int | None, place: Place
+    model: torch.nn.Module,
+    data: Any,
+    loss: Any,
+    metrics: dict[str, Any] | None,
+    batch_size: int | None,
+    place: BatchTransform,
 ) -> dict[str, float]:
     first = first_batch(data, TRIED if batch_size is None else batch_size, "the data to evaluate on")
     inputs, targets = place.move(first)
-    whole = pair(data)[0] if in_memory(data) else None
+    whole = inputs_and_targets(data)[0] if in_memory(data) else None
     place.cast.learn(model, inputs, targets, labels=loss == "model", whole=whole)
     first = place.cast.inputs(inputs), place.cast.targets(targets)
-    output = try_output(model, *few(first, loss))
+    output = try_output(model, *two_samples(first, loss))
     batch_size = samples_at_once(model, first[0], 1) if batch_size is None else batch_size
-    targets = place.targets(pair(data)[1]) if in_memory(data) else first[1]
+    targets = place.targets(inputs_and_targets(data)[1]) if in_memory(data) else first[1]
     criterion, _ = choose_criterion(loss, output, targets, None)
-    criterion = count_as_the_model(criterion, output, rows(first[1], slice(2)))
+    criterion = count_as_the_model(criterion, output, select_rows(first[1], slice(2)))
     output = seen(criterion, output)
     check_targets(criterion, output, targets)
     binary = isinstance(criterion, Elementwise) and criterion.multi_label
-    bad = Bad(
+    bad = SkippedSamples(
         labels=labels_of(criterion, output, targets), binary=binary, say=lambda text: warnings.warn(text, stacklevel=3)
     )
     metrics = flattened(metrics)
@@ -261,7 +266,7 @@ def fit(
     check_range("evaluate_every_epochs", evaluate_every_epochs, 0, low_open=True)
     if max_seconds is not None:
         check_range("max_seconds", max_seconds, 0, low_open=True)
-    every = Every.parse(checkpoint_every)
+    every = Interval.parse(checkpoint_every)
     check_range("keep_checkpoints", keep_checkpoints, 1, whole=True)
     check_choice("weights", weights, WEIGHTS)
     if patience is not None:
@@ -277,7 +282,7 @@ def fit(
     when = evaluate_every_epochs, checkpoint_every, keep_checkpoints, max_seconds, patience
     check_same_settings({"goal": goal, "weights": weights, "metrics, valid, test, run_dir": named, "when": when}, worker)
     if run_dir is not None:
-        goes = decided(lambda: goes_on(check_folder(run_dir, force=force, resume=resume)), worker)
+        goes = from_rank_zero(lambda: goes_on(check_folder(run_dir, force=force, resume=resume)), worker)
         resume = resume or goes
     workers = tricks.data_parallel.resolve()[0] if tricks.data_parallel else 1
     if workers > 1 and not under_launcher():
@@ -293,7 +298,7 @@ def fit(
             stack.enter_context(watched())
         interruption = stack.enter_context(Interruption(active=keeps is not None))
         saved, damaged = checkpoint.find(keeps, worker) if resume and keeps else (None, [])
-        stack.callback(leave, model)  # whatever happens, the user has an ordinary model
+        stack.callback(restore_freezing, model)  # whatever happens, the user has an ordinary model
         asked = restore.as_decided(tricks, saved)
         followed, batch_size = restore.followed(asked, saved, batch_size)
         run = assemble(
@@ -324,7 +329,7 @@ def fit(
         run.notes += damaged
         for name, data in (("valid", valid), ("test", test)):
             if data is not None:
-                sharded = run.outline is not None
+                sharded = run.meta_copy is not None
                 said = check_evaluation(run.model, run.criterion, run.place, name, data, run.bad, tries=not sharded)
                 run.notes += [text for text in said if text not in run.notes]
                 if metrics and not sharded and (name == "valid" or valid is None):
@@ -341,7 +346,7 @@ def fit(
             if about and "settings_toml" in about:
                 write_text(folder.path / "settings.toml", about["settings_toml"])
             folder.begin(run, about or {}, tricks, goal)
-        keeper = Keeper(run, keeps, every, keep_checkpoints)
+        keeper = CheckpointManager(run, keeps, every, keep_checkpoints)
         stack.callback(keeper.wait)
         loop = (
             run,
@@ -373,7 +378,7 @@ def fit(
 def _claimed(run_dir: Any, force: bool, resume: bool, worker: Worker) -> RunFolder | None:
     """The run's folder, on rank 0; refused on all workers where it is refused there."""
     found: list[RunFolder] = []
-    decided(lambda: found.append(RunFolder(run_dir, force=force, resume=resume)), worker)
+    from_rank_zero(lambda: found.append(RunFolder(run_dir, force=force, resume=resume)), worker)
     return found[0] if found else None
 
 
@@ -385,7 +390,12 @@ def _joined(tricks: Tricks, device: str | None) -> Worker:
 
 
 def _write(
-    folder: RunFolder, result: Result, run: Run, about: dict[str, Any], keeper: Keeper, examine: Callable[[], Look]
+    folder: RunFolder,
+    result: Result,
+    run: Run,
+    about: dict[str, Any],
+    keeper: CheckpointManager,
+    examine: Callable[[], Look],
 ) -> None:
     """The files of a result. A disk that has no room for them costs the files, and not the result."""
     if folder.unwritten:

@@ -19,7 +19,7 @@ import heptane as hp
 from heptane.base import storage
 from heptane.session import recorder
 from heptane.session.checkpoints import checkpoint, keeper
-from heptane.session.checkpoints.keeper import Every
+from heptane.session.checkpoints.keeper import Interval
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -40,16 +40,16 @@ def steps(folder: Path) -> list[int]:
     ("text", "wanted"),
     [
         (None, None),
-        (500, Every(steps=500)),
-        ("500", Every(steps=500)),
-        ("30s", Every(seconds=30.0)),
-        ("5m", Every(seconds=300.0)),
-        ("1.5h", Every(seconds=5400.0)),
-        (" 2 min ", Every(seconds=120.0)),
+        (500, Interval(steps=500)),
+        ("500", Interval(steps=500)),
+        ("30s", Interval(seconds=30.0)),
+        ("5m", Interval(seconds=300.0)),
+        ("1.5h", Interval(seconds=5400.0)),
+        (" 2 min ", Interval(seconds=120.0)),
     ],
 )
 def test_an_interval_is_steps_or_a_time(text: Any, wanted: Any) -> None:
-    assert Every.parse(text) == wanted
+    assert Interval.parse(text) == wanted
 
 
 @pytest.mark.parametrize(

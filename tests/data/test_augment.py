@@ -10,7 +10,7 @@ import torch
 
 import heptane as hp
 from heptane.data.augment import Warp
-from heptane.data.batches import Place, Tensors
+from heptane.data.batches import BatchTransform, TensorSource
 
 SHAPES = [(1, 1, 1, 1), (5, 1, 8, 8), (4, 3, 6, 9), (3, 4, 1, 7), (2, 2, 7, 1)]
 
@@ -71,8 +71,8 @@ def test_draws_cover_their_range_evenly():
 
 
 def batch_of(inputs: torch.Tensor, *, step: int = 0, **place: object):
-    source = Tensors(inputs, torch.arange(len(inputs)), batch_size=len(inputs), seed=3)
-    return next(source.batches(step, step + 1, Place(torch.device("cpu"), **place)))[1]
+    source = TensorSource(inputs, torch.arange(len(inputs)), batch_size=len(inputs), seed=3)
+    return next(source.batches(step, step + 1, BatchTransform(torch.device("cpu"), **place)))[1]
 
 
 def test_a_part_of_the_batch_gets_the_rows_of_the_whole_whatever_the_split():
@@ -126,8 +126,8 @@ def test_inputs_that_are_not_images_are_refused_with_their_shape(shape):
 
 
 def test_inputs_that_are_a_structure_are_refused():
-    source = Tensors({"a": torch.zeros(4, 1, 8, 8)}, torch.zeros(4), batch_size=4, seed=0)
-    _, batch = next(source.batches(0, 1, Place(torch.device("cpu"), augment=hp.CropFlip())))
+    source = TensorSource({"a": torch.zeros(4, 1, 8, 8)}, torch.zeros(4), batch_size=4, seed=0)
+    _, batch = next(source.batches(0, 1, BatchTransform(torch.device("cpu"), augment=hp.CropFlip())))
     with pytest.raises(hp.InputError, match="augment with inputs of type dict: expected one tensor"):
         batch.take(slice(None))
 

@@ -9,12 +9,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import heptane as hp
-from heptane.base.tree import each
-from heptane.data.batches import Place, Tensors, count_samples, order
+from heptane.base.tree import tree_map
+from heptane.data.batches import BatchTransform, TensorSource, count_samples, epoch_order
 from heptane.data.sources import as_loader, as_source
 from heptane.distributed.workers import Worker
 
-CPU = Place(torch.device("cpu"))
+CPU = BatchTransform(torch.device("cpu"))
 Pair = namedtuple("Pair", "left right")
 
 
@@ -47,28 +47,28 @@ def taken(source, start: int, stop: int, positions: slice = slice(None)) -> list
 
 @pytest.mark.parametrize("num_samples", [0, 1, 2, 7, 1000])
 def test_order_is_a_permutation(num_samples):
-    indices = order(num_samples, seed=0, epoch=0)
+    indices = epoch_order(num_samples, seed=0, epoch=0)
     assert indices.dtype == torch.int64
     assert torch.equal(indices.sort().values, torch.arange(num_samples))
 
 
 def test_order_depends_on_seed_and_epoch_and_on_nothing_else():
-    first = order(50, seed=1, epoch=2)
+    first = epoch_order(50, seed=1, epoch=2)
     torch.manual_seed(99)
     torch.rand(5)
-    assert torch.equal(order(50, seed=1, epoch=2), first)
-    others = [order(50, seed=seed, epoch=epoch) for seed, epoch in [(2, 1), (1, 1), (0, 2), (1, 3)]]
+    assert torch.equal(epoch_order(50, seed=1, epoch=2), first)
+    others = [epoch_order(50, seed=seed, epoch=epoch) for seed, epoch in [(2, 1), (1, 1), (0, 2), (1, 3)]]
     assert all(not torch.equal(first, other) for other in others)
-    assert torch.equal(hp.order(50, seed=1, epoch=2), first)
+    assert torch.equal(hp.epoch_order(50, seed=1, epoch=2), first)
 
 
 def test_order_is_the_same_on_every_machine():
-    assert order(8, seed=0, epoch=0).tolist() == [0, 7, 1, 3, 4, 2, 6, 5]
-    assert order(8, seed=7, epoch=3).tolist() == [2, 7, 3, 6, 5, 4, 1, 0]
+    assert epoch_order(8, seed=0, epoch=0).tolist() == [0, 7, 1, 3, 4, 2, 6, 5]
+    assert epoch_order(8, seed=7, epoch=3).tolist() == [2, 7, 3, 6, 5, 4, 1, 0]
 
 
 def test_every_position_is_equally_likely():
-    places = torch.stack([order(5, seed=0, epoch=epoch) for epoch in range(4000)])
+    places = torch.stack([epoch_order(5, seed=0, epoch=epoch) for epoch in range(4000)])
     for column in range(5):
         share = torch.bincount(places[:, column], minlength=5) / 4000
         assert torch.allclose(share, torch.full((5,), 0.2), atol=0.03)
@@ -88,12 +88,12 @@ def test_an_epoch_holds_each_sample_once_and_its_last_batch_what_is_left(num_sam
         assert [step for step, _, _ in found] == list(range(epoch * steps, (epoch + 1) * steps))
         assert [len(y) for _, _, y in found][:-1] == [batch_size] * (steps - 1)
         labels = torch.cat([y for _, _, y in found])
-        assert torch.equal(labels, order(num_samples, 5, epoch))
+        assert torch.equal(labels, epoch_order(num_samples, 5, epoch))
         assert torch.equal(torch.cat([x for _, x, _ in found])[:, 0], labels.float())
 
 
 def test_any_step_can_be_entered_and_gives_what_an_uninterrupted_run_gives():
-    source = Tensors(torch.randn(11, 2), torch.arange(11), batch_size=4, seed=1)
+    source = TensorSource(torch.randn(11, 2), torch.arange(11), batch_size=4, seed=1)
     whole = taken(source, 0, 9)
     for start in range(9):
         for (step, x, y), (other, x2, y2) in zip(whole[start:], taken(source, start, 9), strict=True):
@@ -104,7 +104,7 @@ def test_any_step_can_be_entered_and_gives_what_an_uninterrupted_run_gives():
 
 
 def test_parts_of_a_batch_are_rows_of_the_whole():
-    source = Tensors(torch.randn(7, 2), torch.arange(7), batch_size=7, seed=1)
+    source = TensorSource(torch.randn(7, 2), torch.arange(7), batch_size=7, seed=1)
     _, batch = next(source.batches(0, 1, CPU))
     x, y = batch.take(slice(None))
     assert batch.size == 7
@@ -134,14 +134,14 @@ def test_nested_inputs_and_targets_keep_their_kinds():
 
 def test_the_users_structure_is_not_changed():
     inputs = {"a": torch.arange(4), "b": [torch.arange(4)]}
-    list(Tensors(inputs, torch.arange(4), batch_size=2, seed=0).batches(0, 2, CPU))
-    assert each(lambda t: t + 1, inputs)["b"][0].tolist() == [1, 2, 3, 4]
+    list(TensorSource(inputs, torch.arange(4), batch_size=2, seed=0).batches(0, 2, CPU))
+    assert tree_map(lambda t: t + 1, inputs)["b"][0].tolist() == [1, 2, 3, 4]
     assert inputs["b"][0].tolist() == [0, 1, 2, 3]
 
 
 def test_rows_that_are_not_contiguous_are_gathered():
     x = torch.randn(3, 8).t()
-    source = Tensors(x, torch.arange(8).flip(0), batch_size=8, seed=0)
+    source = TensorSource(x, torch.arange(8).flip(0), batch_size=8, seed=0)
     _, got, labels = taken(source, 0, 1)[0]
     assert torch.equal(got, x[7 - labels])
 
@@ -175,7 +175,7 @@ def test_pairs_that_do_not_fit_together_are_refused_in_training_and_evaluation(i
 
 @pytest.mark.parametrize("data", [TensorDataset(torch.zeros(6, 1), torch.zeros(6)), (torch.zeros(6, 1), torch.zeros(6))])
 def test_tensors_stay_tensors(data):
-    assert isinstance(as_source(data, 4, seed=0, accumulate=3), Tensors)
+    assert isinstance(as_source(data, 4, seed=0, accumulate=3), TensorSource)
 
 
 def test_a_dataset_gives_the_same_batches_as_its_tensors():
@@ -327,7 +327,7 @@ def test_counting_asks_every_tensor():
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_only_images_take_the_memory_format(channels_last):
-    place = Place(torch.device("cpu"), channels_last=channels_last)
+    place = BatchTransform(torch.device("cpu"), channels_last=channels_last)
     images, rows = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3)
     assert place.inputs(images, None).is_contiguous(memory_format=torch.channels_last) == channels_last
     assert place.inputs(rows, None) is rows
@@ -336,5 +336,5 @@ def test_only_images_take_the_memory_format(channels_last):
 
 
 def test_another_device_gets_every_tensor_of_a_structure():
-    moved = Place(torch.device("meta")).move({"a": torch.zeros(2), "b": [torch.zeros(3)]})
+    moved = BatchTransform(torch.device("meta")).move({"a": torch.zeros(2), "b": [torch.zeros(3)]})
     assert moved["a"].device.type == moved["b"][0].device.type == "meta"

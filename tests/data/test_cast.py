@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import heptane as hp
-from heptane.data.batches import Place, order
+from heptane.data.batches import BatchTransform, epoch_order
 from heptane.data.cast import Cast, tensors_for
 
 RANDOM = np.random.default_rng(0)
@@ -134,7 +134,7 @@ def test_a_model_in_64_bits_stays_so_bit_for_bit():
     model.load_state_dict(mine.state_dict())
     x, y = torch.tensor(X), torch.tensor(X).sum(1, keepdim=True)
     result = fit(model, (x, y), epochs=1, batch_size=64)
-    nn.functional.mse_loss(mine(x[order(64, 0, 0)]), y[order(64, 0, 0)]).backward()
+    nn.functional.mse_loss(mine(x[epoch_order(64, 0, 0)]), y[epoch_order(64, 0, 0)]).backward()
     sgd(mine.parameters()).step()
     assert torch.equal(mine.weight, model.weight)
     assert not any("converted" in note for note in result.notes)
@@ -181,7 +181,7 @@ class Rows(Dataset):
         return {"text": f"row {index}", "ids": IDS[index], "numbers": X[index], "labels": int(Y[index])}
 
 
-@pytest.mark.parametrize("collate", [None, hp.pad])
+@pytest.mark.parametrize("collate", [None, hp.pad_batch])
 def test_a_column_of_text_that_the_model_does_not_take_is_left_out(collate):
     loader = DataLoader(Rows(), 8, collate_fn=collate)
     result = fit(Mixed(), loader, loader, accumulate=2)
@@ -252,7 +252,7 @@ def test_arrays_share_their_memory_also_those_that_may_only_be_read():
 
 def test_where_nothing_is_converted_inputs_are_the_same_object():
     x = {"a": torch.zeros(2, 4)}
-    place = Place(torch.device("cpu"), cast=Cast())
+    place = BatchTransform(torch.device("cpu"), cast=Cast())
     assert place.cast.learn(linear(), x["a"], torch.zeros(2)) == []
     assert place.inputs(x) is x
 
@@ -332,7 +332,7 @@ def test_images_of_16_bits_are_scaled_as_those_of_8(kind: str):
         "array": (DEEP, Y),
         "tensor": (torch.tensor(DEEP), labels),
         "items": Items(DEEP, Y),
-        "loader": DataLoader(Items(DEEP, Y), 16, sampler=order(64, 0, 0).tolist()),
+        "loader": DataLoader(Items(DEEP, Y), 16, sampler=epoch_order(64, 0, 0).tolist()),
         "dict": ({"input": DEEP}, Y),
     }[kind]
     model = net()

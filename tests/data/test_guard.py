@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import heptane as hp
 from heptane.base import storage
-from heptane.data.guard import Bad, DataError, guarded, labels_beyond
+from heptane.data.guard import DataError, SkippedSamples, guarded, labels_beyond
 from heptane.distributed.workers import this_worker
 from heptane.session.checkpoints import checkpoint
 
@@ -106,7 +106,7 @@ def test_what_is_left_is_trained_as_if_the_others_had_not_been_there() -> None:
     by_hand = mlp()
     optimizer = sgd(by_hand.parameters())
     for epoch in range(2):
-        for chosen in hp.order(48, 0, epoch).split(16):
+        for chosen in hp.epoch_order(48, 0, epoch).split(16):
             rows = torch.tensor([i for i in chosen.tolist() if i not in (7, 30)])
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(by_hand(X[rows]), Y[rows]).backward()
@@ -116,17 +116,17 @@ def test_what_is_left_is_trained_as_if_the_others_had_not_been_there() -> None:
 
 
 def test_past_the_limit_it_is_an_error_that_names_those_before() -> None:
-    first, second = sorted((7, 30), key=hp.order(48, 0, 0).tolist().index)
+    first, second = sorted((7, 30), key=hp.epoch_order(48, 0, 0).tolist().index)
     with pytest.raises(DataError, match=rf"sample {second} .*: it is one more than skip_bad=1 allows, after .*{first}$"):
         fit(Files({7: fails, 30: fails}), skip_bad=1)
 
 
 def test_a_batch_of_which_nothing_is_left_is_passed_over() -> None:
-    chosen = hp.order(48, 0, 0)[16:32].tolist()
+    chosen = hp.epoch_order(48, 0, 0)[16:32].tolist()
     result = fit(Files(dict.fromkeys(chosen, fails)), skip_bad=16, epochs=1)
     assert result.steps["applied"] == 2
     assert len([note for note in result.notes if "was left out" in note]) == 16
-    first = dict.fromkeys(hp.order(48, 0, 0)[:16].tolist(), fails)
+    first = dict.fromkeys(hp.epoch_order(48, 0, 0)[:16].tolist(), fails)
     assert fit(Files(first), skip_bad=16, epochs=1).steps["applied"] == 2
     with pytest.raises(hp.InputError, match="the training data have no sample that can be used"):
         fit(Files(dict.fromkeys(range(48), fails)), skip_bad=48)
@@ -209,7 +209,7 @@ def test_labels_beyond_are_found_row_by_row() -> None:
 
 
 def test_one_sample_counts_once() -> None:
-    bad = Bad(limit=1)
+    bad = SkippedSamples(limit=1)
     for _ in range(3):
         bad.add("training", [(7, "torn")])
     assert bad.found == {"training sample 7": "torn"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.data.batches import order
+from heptane.data.batches import epoch_order
 
 LENGTHS = torch.randint(1, 50, (333,), generator=torch.Generator().manual_seed(0)).tolist()
 
@@ -36,7 +36,7 @@ def test_no_draw_of_one_seed_is_one_of_the_next():
     """Batches of one sample, all of one length: the order is the shuffle of the samples, put in the order of the batches."""
     draws = []
     for seed in (0, 1):
-        shuffled = order(200, seed, 0)
+        shuffled = epoch_order(200, seed, 0)
         found = torch.tensor([batch[0] for batch in hp.LengthBatches([1] * 200, 1, seed)])
         of_batches = shuffled.argsort()[found]  # at which place of the shuffle each batch was
         assert torch.equal(shuffled[of_batches], found)
@@ -71,7 +71,7 @@ def test_wrong_input_is_named(arguments, message):
 
 
 def test_padding_keeps_what_is_there_and_fills_the_rest():
-    inputs, targets = hp.pad([(torch.ones(2, 3), [4, 5]), (torch.ones(4, 3), [6])], value=-1, multiple=3)
+    inputs, targets = hp.pad_batch([(torch.ones(2, 3), [4, 5]), (torch.ones(4, 3), [6])], value=-1, multiple=3)
     assert inputs.shape == (2, 6, 3)
     assert inputs[0, :2].eq(1).all()
     assert inputs[0, 2:].eq(-1).all()
@@ -79,7 +79,7 @@ def test_padding_keeps_what_is_there_and_fills_the_rest():
 
 
 def test_nested_dicts_and_tuples_are_padded():
-    inputs, targets = hp.pad([({"ids": [1, 2], "n": 2}, ([1], 1)), ({"ids": [3], "n": 1}, ([1, 2], 2))])
+    inputs, targets = hp.pad_batch([({"ids": [1, 2], "n": 2}, ([1], 1)), ({"ids": [3], "n": 1}, ([1, 2], 2))])
     assert inputs["ids"].tolist() == [[1, 2], [3, 0]]
     assert inputs["n"].tolist() == [2, 1]
     assert isinstance(targets, tuple)
@@ -89,11 +89,11 @@ def test_nested_dicts_and_tuples_are_padded():
 
 def test_samples_that_do_not_go_together_are_named():
     with pytest.raises(hp.InputError, match=r"inputs of .*\(2, 3\) and .*\(2, 4\)"):
-        hp.pad([(torch.ones(2, 3), 0), (torch.ones(2, 4), 0)])
+        hp.pad_batch([(torch.ones(2, 3), 0), (torch.ones(2, 4), 0)])
     with pytest.raises(hp.InputError, match="entries"):
-        hp.pad([{"a": [1]}, {"b": [1]}])
+        hp.pad_batch([{"a": [1]}, {"b": [1]}])
     with pytest.raises(hp.InputError, match="type int"):
-        hp.pad([1, 2])
+        hp.pad_batch([1, 2])
 
 
 class Text(torch.utils.data.Dataset):
@@ -117,7 +117,7 @@ class Net(torch.nn.Module):
 
 
 def fitted(tmp_path=None, epochs=2, **settings):
-    loader = torch.utils.data.DataLoader(Text(), batch_sampler=hp.LengthBatches(LENGTHS, 8), collate_fn=hp.pad)
+    loader = torch.utils.data.DataLoader(Text(), batch_sampler=hp.LengthBatches(LENGTHS, 8), collate_fn=hp.pad_batch)
     model = Net()
     optimizer = partial(torch.optim.AdamW, lr=0.02)
     result = hp.fit(model, loader, optimizer=optimizer, epochs=epochs, run_dir=tmp_path, **settings)
@@ -139,7 +139,7 @@ def test_training_on_them_learns_and_a_resumed_run_is_the_same(tmp_path):
     with pytest.raises((hp.Interrupted, KeyboardInterrupt)):
         fitted(
             tmp_path / "run",
-            valid=hp.pad([Text()[i] for i in range(8)]),
+            valid=hp.pad_batch([Text()[i] for i in range(8)]),
             metrics={"m": stop_late},
             evaluate_every_epochs=0.6,
         )
@@ -153,7 +153,7 @@ def test_masks_are_padded_with_what_leaves_padding_out_whatever_pads_the_rest(pa
         {"ids": [5, 6], "attention_mask": [1, 1], "src_key_padding_mask": [False, False]},
         {"ids": [7], "attention_mask": [1], "src_key_padding_mask": [False]},
     ]
-    found = hp.pad([(sample, 0) for sample in samples], value=1)[0] if paired else hp.pad(samples, value=1)
+    found = hp.pad_batch([(sample, 0) for sample in samples], value=1)[0] if paired else hp.pad_batch(samples, value=1)
     assert found["ids"].tolist() == [[5, 6], [7, 1]]
     assert found["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert found["src_key_padding_mask"].tolist() == [[False, False], [False, True]]

@@ -11,11 +11,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 
 import heptane as hp
 from heptane.base.randomness import epoch_seed
-from heptane.data.batches import Place
+from heptane.data.batches import BatchTransform
 from heptane.data.sources import as_loader, as_source
 from heptane.distributed.workers import Worker
 
-CPU = Place(torch.device("cpu"))
+CPU = BatchTransform(torch.device("cpu"))
 
 
 class Numbers(Dataset):

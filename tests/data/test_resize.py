@@ -55,7 +55,7 @@ def test_equals_a_loop_by_hand() -> None:
     optimizer = sgd(theirs.parameters())
     step = 0
     for epoch in range(2):
-        for chosen in hp.order(40, seed=0, epoch=epoch).split(10):
+        for chosen in hp.epoch_order(40, seed=0, epoch=epoch).split(10):
             x = IMAGES[chosen]
             if step < 5:
                 x = torch.nn.functional.interpolate(x, size=(8, 8), mode="bilinear", antialias=True)

@@ -12,7 +12,7 @@ import torch
 from heptane.cli import main
 from heptane.cli.demonstration import course as courses
 from heptane.cli.demonstration import demo as show
-from heptane.cli.demonstration.course import COURSES, SEEDS, Course, Speed, choose, measure
+from heptane.cli.demonstration.course import COURSES, SEEDS, DemoRace, Speed, choose, measure
 from heptane.cli.demonstration.pictures import Trained, compared, read_trained, write_pictures
 from heptane.cli.demonstration.show import _trained
 from heptane.data import Data
@@ -36,7 +36,7 @@ def images(name: str, size: int, counts: tuple[int, ...] = (200, 100, 60)) -> Da
 
 
 @pytest.mark.parametrize("choices", COURSES.values(), ids=COURSES)
-def test_time_becomes_seeds(choices: tuple[Course, ...]) -> None:
+def test_time_becomes_seeds(choices: tuple[DemoRace, ...]) -> None:
     longest = choices[0]
     each = longest.seconds(SLOW)
     assert choose(choices, 3.1 * each, SLOW) == (longest, SEEDS)
@@ -54,7 +54,7 @@ def test_where_the_longest_race_does_not_fit_a_shorter_one_is_run() -> None:
 
 
 @pytest.mark.parametrize("course", COURSES["fashion-mnist"], ids=lambda course: f"{course.num_train}")
-def test_a_course_is_evaluated_at_whole_steps_and_has_enough_to_be_wrong_about(course: Course) -> None:
+def test_a_course_is_evaluated_at_whole_steps_and_has_enough_to_be_wrong_about(course: DemoRace) -> None:
     assert course.num_train % (2 * course.batch_size) == 0, "the last evaluation is the end of an epoch"
     assert course.num_valid * (1 - course.target) >= 20, "expected errors, without which there is no verdict"
 
@@ -92,7 +92,7 @@ def test_the_two_runs_are_compared_in_a_sentence_whichever_is_better() -> None:
 def test_it_races_trains_and_ends_in_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = Course("fashion-mnist", 128, 100, 8, 0.7, plain_epochs=2, all_epochs=2, limit_epochs=3, width=2, batch_size=32)
+    tiny = DemoRace("fashion-mnist", 128, 100, 8, 0.7, plain_epochs=2, all_epochs=2, limit_epochs=3, width=2, batch_size=32)
     monkeypatch.setattr(courses, "MOST_SEEDS", 3)
     monkeypatch.setattr("heptane.cli.demonstration.show.COURSES", {"fashion-mnist": (tiny,)})
     monkeypatch.setattr("heptane.cli.demonstration.show.load_data", lambda *_, **__: images("fashion-mnist", 28))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from heptane.distributed.sharding import empty, is_sharded, like, outline, units, whole
+from heptane.distributed.sharding import empty, is_sharded, like, meta_copy, units, whole
 from heptane.pretrained.models import resnet
 
 
@@ -50,7 +50,7 @@ def test_layers_that_share_a_parameter_are_one_unit() -> None:
 def test_an_outline_has_the_parameters_without_their_memory_and_leaves_the_model_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     model[0].requires_grad_(False)
-    made = outline(model)
+    made = meta_copy(model)
     assert all(parameter.is_meta for parameter in made.parameters())
     assert [parameter.requires_grad for parameter in made.parameters()] == [False, False, True, True]
     assert not any(parameter.is_meta for parameter in model.parameters())

@@ -7,7 +7,7 @@ import torch
 
 from heptane.core.criterion import choose_criterion
 from heptane.core.losses import CrossEntropy, Ctc
-from heptane.core.own_losses import Own
+from heptane.core.own_losses import CustomLoss
 from heptane.report.examination.decode import decode
 
 
@@ -25,7 +25,7 @@ def test_log_probabilities_and_a_softmax_of_the_models_own_are_taken_for_what_th
     chances = torch.tensor([[0.7, 0.2, 0.1]])
     for criterion, output in (
         (CrossEntropy(log_probs=True), chances.log()),
-        (Own(lambda output, targets: output.mean()), chances),
+        (CustomLoss(lambda output, targets: output.mean()), chances),
     ):
         found = decode(criterion, output, torch.tensor([0]))
         assert found is not None

@@ -10,7 +10,7 @@ import torch
 import heptane as hp
 from heptane.core.precision.step import Precision
 from heptane.race.arms import Arm
-from heptane.race.attempt import MISSED, REACHED, STOPPED, Course
+from heptane.race.attempt import MISSED, REACHED, STOPPED, RaceSpec
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 PLAIN = Arm("plain", hp.Tricks())
@@ -50,7 +50,7 @@ class Retries(Precision):
 
 
 def run(target: float, model=lambda: torch.nn.Linear(6, 2), **settings):
-    course = Course(
+    course = RaceSpec(
         model=model,
         train=blobs(),
         valid=blobs(),

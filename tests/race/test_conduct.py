@@ -9,15 +9,15 @@ import pytest
 from heptane import Cyclical, InputError, LabelSmoothing, MixedPrecision, Tricks
 from heptane.core.precision.choose import NO_UNITS, NOTHING_PAYS
 from heptane.race.arms import make_arms
-from heptane.race.attempt import Attempt, Course
-from heptane.race.conduct import TUNING_SEED, Conduct
+from heptane.race.attempt import RaceSpec, Trial
+from heptane.race.conduct import TUNING_SEED, RaceRunner
 from heptane.session.run_folder import RunFolder
 
 THREE = Tricks(cyclical=Cyclical(), label_smoothing=LabelSmoothing(), mixed_precision=MixedPrecision(dtype="bf16"))
 LEFT = {"cyclical": 0.5, "label_smoothing": 1.0, "mixed_precision": 0.6}  # what each trick leaves of the time
 
 
-class MadeUp(Course):
+class MadeUp(RaceSpec):
     """A course whose runs take the time that the tricks leave of 100 s, at once."""
 
     def __new__(cls, *_, **__):
@@ -54,12 +54,12 @@ class MadeUp(Course):
         if arm.tricks.cyclical is None:
             seconds *= 1 + abs(math.log(rate / 3))  # three times the user's rate is the best one
         if arm.tricks.cyclical and epochs < 4:
-            return Attempt(seed, "missed", best=0.88, epochs=epochs, clocks={"train": seconds, "wall": seconds})
+            return Trial(seed, "missed", best=0.88, epochs=epochs, clocks={"train": seconds, "wall": seconds})
         if max_seconds is not None and seconds > max_seconds:
-            return Attempt(seed, "stopped", best=0.5, clocks={"train": max_seconds, "wall": max_seconds})
+            return Trial(seed, "stopped", best=0.5, clocks={"train": max_seconds, "wall": max_seconds})
         curve = [{"seconds": seconds, "epoch": 1, "value": 0.9}]
         status, reached = ("reached", seconds) if self.target else ("done", None)
-        return Attempt(
+        return Trial(
             seed,
             status,
             reached,
@@ -85,7 +85,7 @@ def plan(**changed):
 
 
 def conduct(course, out=None, names=None, resume=False, **changed):
-    made = Conduct(course, make_arms(THREE, names), THREE, plan(**changed), {})
+    made = RaceRunner(course, make_arms(THREE, names), THREE, plan(**changed), {})
     return made.go(out, force=False, resume=resume, progress=False)
 
 
@@ -155,7 +155,7 @@ def test_an_arm_stops_once_it_can_only_be_slower_and_says_so():
 
 
 def test_a_failed_arm_does_not_lose_the_others():
-    failing = {"all-cyclical": Attempt(0, "failed", note="RuntimeError: out of memory")}
+    failing = {"all-cyclical": Trial(0, "failed", note="RuntimeError: out of memory")}
     record = conduct(MadeUp(failing=failing), fixed_seeds=True)
     runs = {arm["name"]: [run["status"] for run in arm["runs"]] for arm in record["arms"]}
     assert runs["all-cyclical"] == ["failed"] * 3
@@ -166,7 +166,7 @@ def test_a_failed_arm_does_not_lose_the_others():
 
 
 def test_an_arm_that_is_refused_is_not_tried_again_and_its_trick_is_not_applicable():
-    failing = {"all-mixed_precision": Attempt(0, "refused", note="fp16 on a CPU")}
+    failing = {"all-mixed_precision": Trial(0, "refused", note="fp16 on a CPU")}
     course = MadeUp(failing=failing)
     record = conduct(course)
     assert sum(name == "all-mixed_precision" for name, *_ in course.log) == 1
@@ -204,7 +204,7 @@ def test_a_budget_leaves_out_what_does_not_fit_and_says_so(monkeypatch):
         return made
 
     monkeypatch.setattr(MadeUp, "run", ticking)
-    monkeypatch.setattr(Conduct, "_elapsed", lambda self: now[0])
+    monkeypatch.setattr(RaceRunner, "_elapsed", lambda self: now[0])
     record = conduct(course, budget_seconds=600.0)
     statuses = [run["status"] for arm in record["arms"] for run in arm["runs"]]
     assert "not run" in statuses
@@ -215,7 +215,7 @@ def test_a_budget_leaves_out_what_does_not_fit_and_says_so(monkeypatch):
 
 
 def test_a_run_that_the_budget_cuts_off_is_unknown_not_infinite():
-    cut = Attempt(2, "stopped", clocks={"train": 5.0, "wall": 5.0})
+    cut = Trial(2, "stopped", clocks={"train": 5.0, "wall": 5.0})
     record = conduct(MadeUp(failing={("all", 2): cut}), names=["plain", "all"], budget_seconds=1e6)
     assert record["speedup"]["values"][2] is None
     assert record["speedup"]["arrived"] == {"without": [2, 2], "with": [2, 2]}  # unknown, not missed
@@ -224,14 +224,14 @@ def test_a_run_that_the_budget_cuts_off_is_unknown_not_infinite():
 
 
 def test_a_budget_that_ends_in_the_middle_of_plain_gives_a_speed_up_of_at_least():
-    cut = Attempt(0, "stopped", clocks={"train": 500.0, "wall": 500.0})
-    arrived = Attempt(0, "reached", seconds=40.0, clocks={"train": 40.0, "wall": 41.0})
+    cut = Trial(0, "stopped", clocks={"train": 500.0, "wall": 500.0})
+    arrived = Trial(0, "reached", seconds=40.0, clocks={"train": 40.0, "wall": 41.0})
     course = MadeUp(failing={("plain", 0): cut, ("all", 0): arrived})
     record = conduct(course, names=["plain", "all"], seeds=[0], budget_seconds=1e6)
     assert record["headline"] == "At least 12.5 times faster to 90.0%, in this one seed"
     assert "plain had not reached it after 8 min 20 s, when the budget ended" in record["sentence"]
     assert record["speedup"]["estimate"] is None
-    sooner = MadeUp(failing={("plain", 0): Attempt(0, "stopped", clocks={"train": 39.0}), ("all", 0): arrived})
+    sooner = MadeUp(failing={("plain", 0): Trial(0, "stopped", clocks={"train": 39.0}), ("all", 0): arrived})
     assert "At least" not in conduct(sooner, names=["plain", "all"], seeds=[0], budget_seconds=1e6)["sentence"]
 
 
@@ -256,7 +256,7 @@ def test_an_interrupted_race_goes_on_where_it_stopped(tmp_path):
 
 
 def test_more_seeds_can_be_added_to_a_race_that_is_done(tmp_path):
-    noisy = {("all", seed): Attempt(seed, "reached", 30.0 + 20 * seed, clocks={"train": 30.0}) for seed in range(5)}
+    noisy = {("all", seed): Trial(seed, "reached", 30.0 + 20 * seed, clocks={"train": 30.0}) for seed in range(5)}
     conduct(MadeUp(failing=noisy), tmp_path / "race", names=["plain", "all"])
     again = MadeUp(failing=noisy)
     record = conduct(again, tmp_path / "race", resume=True, seeds=[0, 1, 2, 3, 4], names=["plain", "all"])
@@ -289,7 +289,7 @@ def test_arms_go_on_while_their_trick_is_not_settled():
         (190.0, 30.0),
     ]
     noisy = {
-        (name, seed): Attempt(seed, "reached", pair[at])
+        (name, seed): Trial(seed, "reached", pair[at])
         for at, name in enumerate(("plain+label_smoothing", "all-label_smoothing"))
         for seed, pair in enumerate(by_seed)
     }
@@ -354,7 +354,7 @@ def test_the_folder_of_another_race_is_not_overwritten(tmp_path):
 
 
 def test_a_dry_run_says_how_long_each_arm_may_take():
-    made = Conduct(MadeUp(), make_arms(THREE), THREE, plan(), {})
+    made = RaceRunner(MadeUp(), make_arms(THREE), THREE, plan(), {})
     record = made.dry_run()
     assert record["expected_seconds"]["plain"] == pytest.approx(200.0)
     assert record["expected_seconds"]["all"] == pytest.approx(120.0)
@@ -370,7 +370,7 @@ def test_a_budget_that_ends_while_tuning_ends_the_race_and_more_can_be_given(tmp
         return made
 
     monkeypatch.setattr(MadeUp, "run", ticking)
-    monkeypatch.setattr(Conduct, "_elapsed", lambda self: now[0])
+    monkeypatch.setattr(RaceRunner, "_elapsed", lambda self: now[0])
     record = conduct(MadeUp(), tmp_path / "race", tune=3, budget_seconds=90.0)
     assert {run["status"] for arm in record["arms"] for run in arm["runs"]} == {"not run"}
     assert record["speedup"]["estimate"] is None
@@ -381,22 +381,22 @@ def test_a_budget_that_ends_while_tuning_ends_the_race_and_more_can_be_given(tmp
 def test_all_without_a_trick_is_not_stopped_before_it_is_slower_than_all():
     """Where all is slower than plain, plain's time says nothing about all without a trick."""
     course = MadeUp(plain=100.0)
-    made = Conduct(course, make_arms(THREE), THREE, plan(), {})
+    made = RaceRunner(course, make_arms(THREE), THREE, plan(), {})
     left_out, added = (next(arm for arm in made.arms if arm.name == name) for name in ("all-cyclical", "plain+cyclical"))
     assert made._cap(left_out, 0) == math.inf
-    made.runs["plain", 0], made.runs["all", 0] = Attempt(0, "reached", 20.0), Attempt(0, "reached", 30.0)
+    made.runs["plain", 0], made.runs["all", 0] = Trial(0, "reached", 20.0), Trial(0, "reached", 30.0)
     assert (made._cap(left_out, 0), made._cap(added, 0)) == (45.0, 30.0)
-    made.runs["all", 0] = Attempt(0, "reached", 10.0)
+    made.runs["all", 0] = Trial(0, "reached", 10.0)
     assert made._cap(left_out, 0) == 30.0
-    made.runs["all", 0] = Attempt(0, "missed")
+    made.runs["all", 0] = Trial(0, "missed")
     assert made._cap(left_out, 0) == math.inf
     assert made._cap(made.arms[1], 0) == math.inf
 
 
 def test_a_seed_in_which_plain_is_slow_has_a_later_cap():
-    made = Conduct(MadeUp(), make_arms(THREE), THREE, plan(), {})
+    made = RaceRunner(MadeUp(), make_arms(THREE), THREE, plan(), {})
     added = next(arm for arm in made.arms if arm.name == "plain+cyclical")
-    made.runs |= {("plain", seed): Attempt(seed, "reached", time) for seed, time in enumerate((20.0, 22.0, 60.0))}
+    made.runs |= {("plain", seed): Trial(seed, "reached", time) for seed, time in enumerate((20.0, 22.0, 60.0))}
     assert made._cap(added, 1) == pytest.approx(33.0)
     assert made._cap(added, 2) == pytest.approx(90.0)
 

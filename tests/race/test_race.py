@@ -13,7 +13,7 @@ import torch
 import heptane as hp
 from heptane.cli import main
 from heptane.race.arms import Arm
-from heptane.race.attempt import Course
+from heptane.race.attempt import RaceSpec
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 TWO = hp.Tricks(cyclical=hp.Cyclical(), label_smoothing=hp.LabelSmoothing())
@@ -192,7 +192,7 @@ def test_workers_race_too():
 
 
 def test_the_margin_of_a_tuned_length_is_the_standard_error_of_the_target():
-    course = Course(
+    course = RaceSpec(
         model=linear,
         train=blobs(),
         valid=blobs(400),

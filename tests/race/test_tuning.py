@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from heptane.race.attempt import Attempt
+from heptane.race.attempt import Trial
 from heptane.race.tuning import climb, shorten
 
 
@@ -14,7 +14,7 @@ def by_seconds(attempt):
 
 def bowl(best):
     """A run that is the slower the further its rate is from the best one."""
-    return lambda rate: Attempt(0, "reached", seconds=1 + abs(math.log(rate / best)))
+    return lambda rate: Trial(0, "reached", seconds=1 + abs(math.log(rate / best)))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_climbs_towards_the_better_rate(best, trials, tried, chosen):
 
 
 def arrives_from(shortest):
-    return lambda length: Attempt(0, "reached", seconds=length) if length >= shortest else Attempt(0, "missed")
+    return lambda length: Trial(0, "reached", seconds=length) if length >= shortest else Trial(0, "missed")
 
 
 @pytest.mark.parametrize(

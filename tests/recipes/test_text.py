@@ -82,8 +82,8 @@ def test_samples_are_as_long_as_their_tokens(encoder):
 def test_padding_does_not_matter(encoder):
     model = text.Classifier(encoder, 3).eval()
     short = text.samples(encoder, text.Part(["small dragon"], [0]))
-    both = hp.pad([*short, *text.samples(encoder, text.Part(["old inbox data guitar drum"], [0]))])
-    alone = hp.pad(short)
+    both = hp.pad_batch([*short, *text.samples(encoder, text.Part(["old inbox data guitar drum"], [0]))])
+    alone = hp.pad_batch(short)
     first = model(both["input_ids"], both["attention_mask"])[:1]
     torch.testing.assert_close(first, model(alone["input_ids"], alone["attention_mask"]), atol=1e-5, rtol=1e-5)
 

@@ -76,7 +76,7 @@ def test_a_run_is_a_loop_by_hand():
     optimizer = sgd([p for p in other.parameters() if p.requires_grad])
     x, y = data()
     for epoch in range(3):
-        for chosen in hp.order(48, 0, epoch).split(8):
+        for chosen in hp.epoch_order(48, 0, epoch).split(8):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(other(x[chosen]), y[chosen]).backward()
             optimizer.step()

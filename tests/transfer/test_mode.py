@@ -109,7 +109,7 @@ def test_a_loader_may_give_its_samples_class_by_class_in_batches_of_any_size() -
 
 @pytest.mark.parametrize("kind", ["tensors", "loader"])
 def test_a_probe_leaves_no_mark(kind: str) -> None:
-    from heptane.data.batches import Place
+    from heptane.data.batches import BatchTransform
     from heptane.data.sources import as_source
     from heptane.pretrained.mode import choose_mode
 
@@ -119,7 +119,7 @@ def test_a_probe_leaves_no_mark(kind: str) -> None:
     train = given if kind == "tensors" else loader(*given, shuffle=True, generator=own)
     source = as_source(train, 8 if kind == "tensors" else None, 0, 1)
     states = [torch.get_rng_state(), own.get_state()]
-    choose_mode(net, hp.anatomy(net), source, Place(torch.device("cpu")))
+    choose_mode(net, hp.anatomy(net), source, BatchTransform(torch.device("cpu")))
     assert all(map(torch.equal, [torch.get_rng_state(), own.get_state()], states))
     assert not net[1]._forward_pre_hooks
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))

@@ -25,7 +25,7 @@ from heptane.assemble import assemble
 from heptane.core.loop import gradients, micro_batches, steps
 from heptane.core.run import Phase
 from heptane.distributed.replicas import check_replicas, share_buffers
-from heptane.distributed.workers import Worker, from_all, this_worker
+from heptane.distributed.workers import Worker, all_gather, this_worker
 from heptane.session.checkpoints import checkpoint, restore
 
 SAMPLES, CLASSES = 22, 3
@@ -237,10 +237,10 @@ def with_bad_inputs(row: int) -> tuple[dict[str, torch.Tensor], list[list[str]]]
     the last. The parameters, and what each worker has to say."""
     tricks = hp.Tricks(data_parallel=hp.DataParallel(sync_batchnorm=True))
     one = assemble(normalising(), points(), tricks=tricks, optimizer=sgd, epochs=1, batch_size=8)
-    one.source.inputs[hp.order(SAMPLES, 0, 0)[row]] = float("nan")  # after the data was looked at
+    one.source.inputs[hp.epoch_order(SAMPLES, 0, 0)[row]] = float("nan")  # after the data was looked at
     for _ in steps(one):
         pass
-    return dict(one.model.state_dict()), from_all(one.faults.messages, one.worker)
+    return dict(one.model.state_dict()), all_gather(one.faults.messages, one.worker)
 
 
 def replicas_after(change: str | None) -> str:
@@ -350,7 +350,7 @@ def test_where_one_worker_has_bad_inputs_all_look_for_the_layer_and_none_waits(s
     together, said = several["bad inputs"][row == 7]
     alone, ((message,),) = with_bad_inputs(row)
     assert_close(together, alone)
-    bad = hp.order(SAMPLES, 0, 0)[row]
+    bad = hp.epoch_order(SAMPLES, 0, 0)[row]
     assert message == f"step 0: the gradients are not finite; its inputs are not; sample {bad}; passed over"
     assert said.pop(0 if row == 0 else -1) == [message]
     for (other,) in said:
@@ -362,7 +362,7 @@ def in_chunks(workers: int) -> dict[str, torch.Tensor]:
     model, (x, y) = normalising(), points()
     optimizer = gentle(model.parameters())
     for epoch in range(3):
-        for chosen in hp.order(SAMPLES, 3, epoch).split(8):
+        for chosen in hp.epoch_order(SAMPLES, 3, epoch).split(8):
             optimizer.zero_grad()
             for rank in range(workers):
                 part = chosen[Worker(rank, workers).share(len(chosen))]

@@ -36,50 +36,50 @@ def distributions(*shape: int) -> torch.Tensor:
 
 
 def test_smooth_is_the_equation_of_the_paper():
-    got = hp.smooth(torch.tensor([2, 0]), 0.1, 4)
+    got = hp.smooth_labels(torch.tensor([2, 0]), 0.1, 4)
     expected = [[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]]
     torch.testing.assert_close(got, torch.tensor(expected))
     soft = torch.tensor([[0.5, 0.5, 0.0, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(hp.smooth(soft, 0.2), torch.tensor([[0.45, 0.45, 0.05, 0.05]], dtype=torch.float64))
+    torch.testing.assert_close(hp.smooth_labels(soft, 0.2), torch.tensor([[0.45, 0.45, 0.05, 0.05]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.1, 1.0])
 def test_smoothed_rows_sum_to_one(eps):
-    torch.testing.assert_close(hp.smooth(torch.randint(0, 9, (5, 3)), eps, 9).sum(-1), torch.ones(5, 3))
-    torch.testing.assert_close(hp.smooth(distributions(6, 4), eps).sum(1), torch.ones(6, dtype=torch.float64))
+    torch.testing.assert_close(hp.smooth_labels(torch.randint(0, 9, (5, 3)), eps, 9).sum(-1), torch.ones(5, 3))
+    torch.testing.assert_close(hp.smooth_labels(distributions(6, 4), eps).sum(1), torch.ones(6, dtype=torch.float64))
 
 
 def test_smoothing_by_nothing_changes_nothing():
     soft = distributions(4, 5)
-    assert torch.equal(hp.smooth(soft, 0.0), soft)
-    assert torch.equal(hp.smooth(torch.tensor([1, 2]), 0.0, 3), torch.eye(3)[1:])
+    assert torch.equal(hp.smooth_labels(soft, 0.0), soft)
+    assert torch.equal(hp.smooth_labels(torch.tensor([1, 2]), 0.0, 3), torch.eye(3)[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
 def test_smooth_takes_integers_of_every_type_and_shape(dtype):
-    assert hp.smooth(torch.tensor([[1, 0]], dtype=dtype), 0.5, 2).tolist() == [[[0.25, 0.75], [0.75, 0.25]]]
-    assert hp.smooth(torch.tensor(1, dtype=dtype), 0.5, 2).tolist() == [0.25, 0.75]
-    assert hp.smooth(torch.zeros(0, dtype=dtype), 0.5, 2).shape == (0, 2)
+    assert hp.smooth_labels(torch.tensor([[1, 0]], dtype=dtype), 0.5, 2).tolist() == [[[0.25, 0.75], [0.75, 0.25]]]
+    assert hp.smooth_labels(torch.tensor(1, dtype=dtype), 0.5, 2).tolist() == [0.25, 0.75]
+    assert hp.smooth_labels(torch.zeros(0, dtype=dtype), 0.5, 2).shape == (0, 2)
 
 
 def test_an_ignored_target_becomes_a_row_of_zeros_which_counts_for_nothing():
     logits, classes = torch.randn(4, 3), torch.tensor([1, IGNORE, 2, IGNORE])
-    q = hp.smooth(classes, 0.1, 3)
+    q = hp.smooth_labels(classes, 0.1, 3)
     assert q[1].tolist() == q[3].tolist() == [0.0] * 3
     torch.testing.assert_close(hp.soft_cross_entropy(logits, q), cross_entropy(logits, classes, label_smoothing=0.1))
 
 
 def test_smooth_refuses_what_it_cannot_read():
     with pytest.raises(hp.InputError, match="num_classes=None: integer targets"):
-        hp.smooth(torch.tensor([1]), 0.1)
+        hp.smooth_labels(torch.tensor([1]), 0.1)
     with pytest.raises(hp.InputError, match=r"target 4 is out of range: num_classes=4 allows 0 to 3"):
-        hp.smooth(torch.tensor([0, 4]), 0.1, 4)
+        hp.smooth_labels(torch.tensor([0, 4]), 0.1, 4)
     with pytest.raises(hp.InputError, match=r"target -1 is out of range"):
-        hp.smooth(torch.tensor([0, -1]), 0.1, 4)
+        hp.smooth_labels(torch.tensor([0, -1]), 0.1, 4)
     with pytest.raises(hp.InputError, match=r"num_classes=5: the targets hold 4 classes"):
-        hp.smooth(torch.eye(4), 0.1, 5)
+        hp.smooth_labels(torch.eye(4), 0.1, 5)
     with pytest.raises(hp.InputError, match=r"eps=1.1 is out of range: expected a number in \[0, 1\]"):
-        hp.smooth(torch.eye(4), 1.1)
+        hp.smooth_labels(torch.eye(4), 1.1)
 
 
 def test_multi_label_targets_are_choices_between_two():
@@ -90,7 +90,7 @@ def test_multi_label_targets_are_choices_between_two():
 def test_the_floor_is_the_entropy_of_the_smoothed_target(eps, floor):
     """No logits do better than log q: the published floors for 10 classes."""
     targets = torch.arange(10)
-    best = hp.smooth(targets, eps, 10).double().log()
+    best = hp.smooth_labels(targets, eps, 10).double().log()
     loss = float(hp.soft_cross_entropy(best, targets, eps=eps))
     assert loss == pytest.approx(floor, abs=5e-5)
     entropy = -(1 - eps + eps / 10) * math.log(1 - eps + eps / 10) - 9 * eps / 10 * math.log(eps / 10)

@@ -183,7 +183,7 @@ def test_after_an_overflow_the_same_step_is_tried_again_and_nothing_else_has_mov
 
 def test_what_no_scale_can_help_is_an_error_that_names_the_step_and_the_model_is_as_before() -> None:
     x, y = points()
-    x[hp.order(24, 2, 0)[8]] = 1e38  # a sample of the second step: finite, but not when multiplied
+    x[hp.epoch_order(24, 2, 0)[8]] = 1e38  # a sample of the second step: finite, but not when multiplied
     model = Sensitive()
     run = assemble(model, (x, y), optimizer=sgd, epochs=1, batch_size=8, seed=2, device="cpu", on_nan="stop")
     run.precision = fp16(scale=16.0, floor=1.0)

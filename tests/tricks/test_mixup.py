@@ -13,7 +13,7 @@ import torch
 import heptane as hp
 from heptane.core.targets import MixedTargets, blend
 from heptane.data.augment import CropFlip
-from heptane.data.batches import Batch, Place, Tensors
+from heptane.data.batches import Batch, BatchTransform, TensorSource
 from heptane.tricks.mixup import Mixer, paste
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def batch_of(inputs, targets, place=None, size=None) -> Batch:
     """A global batch in an order that is not the data's."""
     size = size or len(inputs)
-    ((_, batch),) = Tensors(inputs, targets, size, seed=3).batches(0, 1, place or Place(CPU))
+    ((_, batch),) = TensorSource(inputs, targets, size, seed=3).batches(0, 1, place or BatchTransform(CPU))
     return batch
 
 
@@ -42,7 +42,7 @@ def test_mix_is_the_equation_of_the_paper():
     x, y = torch.randn(6, 3, 4, dtype=torch.float64), torch.rand(6, 5, dtype=torch.float64)
     partner = torch.tensor([3, 0, 2, 5, 1, 4])
     for lam in (0.0, 0.3, 1.0):
-        mixed_x, mixed_y = hp.mix(x, y, lam, partner)
+        mixed_x, mixed_y = hp.mixup_batch(x, y, lam, partner)
         for i in range(6):
             j = int(partner[i])
             torch.testing.assert_close(mixed_x[i], lam * x[i] + (1 - lam) * x[j], rtol=1e-12, atol=1e-12)
@@ -52,7 +52,7 @@ def test_mix_is_the_equation_of_the_paper():
 def test_mix_takes_a_coefficient_per_sample():
     x, y = torch.randn(4, 2, 3, 3), torch.randn(4)
     lam, partner = torch.tensor([0.1, 0.5, 0.9, 1.0]), torch.tensor([1, 2, 3, 0])
-    mixed_x, mixed_y = hp.mix(x, y, lam, partner)
+    mixed_x, mixed_y = hp.mixup_batch(x, y, lam, partner)
     for i in range(4):
         torch.testing.assert_close(mixed_x[i], lam[i] * x[i] + (1 - lam[i]) * x[partner[i]])
         torch.testing.assert_close(mixed_y[i], lam[i] * y[i] + (1 - lam[i]) * y[partner[i]])
@@ -65,7 +65,7 @@ def test_mix_takes_a_coefficient_per_sample():
 def test_mix_keeps_the_type_and_leaves_its_arguments_alone(dtype, lam):
     x, y = torch.arange(6.0).reshape(3, 2).to(dtype), torch.eye(3, dtype=dtype)
     kept = x.clone(), y.clone()
-    mixed_x, mixed_y = hp.mix(x, y, lam, torch.tensor([1, 2, 0]))
+    mixed_x, mixed_y = hp.mixup_batch(x, y, lam, torch.tensor([1, 2, 0]))
     assert mixed_x.dtype == mixed_y.dtype == dtype
     assert mixed_x[0].tolist() == [0.25 * 0 + 0.75 * 2, 0.25 * 1 + 0.75 * 3]
     assert torch.equal(x, kept[0])
@@ -80,27 +80,27 @@ def test_at_one_and_zero_the_blend_is_exactly_one_of_the_two():
 
 def test_mix_takes_a_view_one_sample_and_none():
     x = torch.randn(3, 4, 5).transpose(1, 2)
-    assert torch.equal(hp.mix(x, x, 0.5, torch.tensor([0, 1, 2]))[0], x)
+    assert torch.equal(hp.mixup_batch(x, x, 0.5, torch.tensor([0, 1, 2]))[0], x)
     for size in (0, 1):
-        mixed, targets = hp.mix(torch.ones(size, 2), torch.ones(size), torch.full((size,), 0.3), torch.arange(size))
+        mixed, targets = hp.mixup_batch(torch.ones(size, 2), torch.ones(size), torch.full((size,), 0.3), torch.arange(size))
         assert mixed.shape == (size, 2)
         assert targets.shape == (size,)
 
 
 def test_rows_of_blended_one_hot_targets_sum_to_one():
-    targets = hp.smooth(torch.randint(0, 7, (20,)), 0.0, 7)
-    _, mixed = hp.mix(torch.zeros(20, 1), targets, torch.rand(20), torch.randperm(20))
+    targets = hp.smooth_labels(torch.randint(0, 7, (20,)), 0.0, 7)
+    _, mixed = hp.mixup_batch(torch.zeros(20, 1), targets, torch.rand(20), torch.randperm(20))
     torch.testing.assert_close(mixed.sum(1), torch.ones(20))
 
 
 def test_mix_refuses_what_cannot_be_blended():
     partner = torch.tensor([1, 0])
-    with pytest.raises(hp.InputError, match=r"targets of type torch.int64 .*hp.smooth\(targets, 0.0, num_classes\)"):
-        hp.mix(torch.zeros(2, 1), torch.tensor([0, 1]), 0.5, partner)
+    with pytest.raises(hp.InputError, match=r"targets of type torch.int64 .*hp.smooth_labels\(targets, 0.0, num_classes\)"):
+        hp.mixup_batch(torch.zeros(2, 1), torch.tensor([0, 1]), 0.5, partner)
     with pytest.raises(hp.InputError, match=r"inputs of type torch.uint8 .*inputs.float\(\)"):
-        hp.mix(torch.zeros(2, 1, dtype=torch.uint8), torch.zeros(2), 0.5, partner)
+        hp.mixup_batch(torch.zeros(2, 1, dtype=torch.uint8), torch.zeros(2), 0.5, partner)
     with pytest.raises(hp.InputError, match=r"lam=1.5 is out of range: expected a number in \[0, 1\]"):
-        hp.mix(torch.zeros(2, 1), torch.zeros(2), 1.5, partner)
+        hp.mixup_batch(torch.zeros(2, 1), torch.zeros(2), 1.5, partner)
 
 
 def test_the_draw_is_a_pure_function_of_seed_and_step():
@@ -249,7 +249,7 @@ def test_cutmix_without_images_is_refused():
         hp.Mixup(cutmix_alpha=1.0, alpha=0).draw(0, 0, 4)
 
 
-@pytest.mark.parametrize("place", [Place(CPU), Place(CPU, augment=CropFlip())], ids=["plain", "augmented"])
+@pytest.mark.parametrize("place", [BatchTransform(CPU), BatchTransform(CPU, augment=CropFlip())], ids=["plain", "augmented"])
 @pytest.mark.parametrize(
     "trick", [hp.Mixup(alpha=1.0), hp.Mixup(alpha=1.0, per_sample=True), hp.Mixup(alpha=0, cutmix_alpha=1.0)], ids=str
 )

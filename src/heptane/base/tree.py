@@ -40,38 +40,38 @@ LABELS = "labels"  # of a batch that is one dict, as in transformers
 Positions: TypeAlias = "slice | torch.Tensor"
 
 
-def each(function: Callable[[torch.Tensor], torch.Tensor], data: Any) -> Any:
+def tree_map(function: Callable[[torch.Tensor], torch.Tensor], data: Any) -> Any:
     """Apply ``function`` to every tensor of a tensor, tuple, list or dict of them; the kinds of the containers stay."""
     if isinstance(data, torch.Tensor):
         return function(data)
     if isinstance(data, MutableMapping):
         mapped = copy.copy(data)
-        mapped.update({key: each(function, value) for key, value in data.items()})
+        mapped.update({key: tree_map(function, value) for key, value in data.items()})
         return mapped
     if isinstance(data, (tuple, list)):
-        return like(data, [each(function, value) for value in data])
+        return rebuild(data, [tree_map(function, value) for value in data])
     return data
 
 
-def like(sequence: Any, items: list[Any]) -> Any:
+def rebuild(sequence: Any, items: list[Any]) -> Any:
     """``items`` as the kind of tuple (a named one too) or list that ``sequence`` is."""
     return sequence._make(items) if hasattr(sequence, "_make") else type(sequence)(items)
 
 
-def rows(data: Any, positions: Positions) -> Any:
+def select_rows(data: Any, positions: Positions) -> Any:
     """The samples at ``positions``; a tensor without dimensions belongs to all of them."""
-    return each(lambda t: t[positions] if t.ndim else t, data)
+    return tree_map(lambda t: t[positions] if t.ndim else t, data)
 
 
-def own_rows(data: Any, positions: Positions) -> Any:
+def copy_rows(data: Any, positions: Positions) -> Any:
     """The samples at ``positions`` in memory of their own, contiguous: a slice would share the user's memory, which a model
     that works in place changes, and a slice of a permuted tensor cannot be seen in another shape."""
-    return copied(rows(data, positions))
+    return tree_copy(select_rows(data, positions))
 
 
-def copied(data: Any) -> Any:
+def tree_copy(data: Any) -> Any:
     """The same in memory of its own: without a gradient's graph, contiguous, and usable in training."""
-    return each(_copied, data)
+    return tree_map(_copied, data)
 
 
 def without_graph(tensor: torch.Tensor) -> torch.Tensor:
@@ -89,7 +89,7 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 def num_bytes(data: Any) -> int:
     """The memory that the tensors inside ``data`` take, in bytes."""
     sizes: list[int] = []
-    each(lambda t: sizes.append(t.nbytes) or t, data)  # type: ignore[func-returns-value]
+    tree_map(lambda t: sizes.append(t.nbytes) or t, data)  # type: ignore[func-returns-value]
     return sum(sizes)
 
 
@@ -113,7 +113,7 @@ def in_memory(data: Any) -> bool:
     return isinstance(data, (tuple, list)) or (isinstance(data, MutableMapping) and LABELS in data)
 
 
-def pair(data: Any) -> tuple[Any, Any]:
+def inputs_and_targets(data: Any) -> tuple[Any, Any]:
     """Inputs and targets: of two things the first and the second, of a dict with ``labels`` the rest and these."""
     if isinstance(data, MutableMapping) and LABELS in data:
         return {key: value for key, value in data.items() if key != LABELS}, data[LABELS]

@@ -9,13 +9,13 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.base.tree import each, in_memory, length, pair
+from heptane.base.tree import in_memory, inputs_and_targets, length, tree_map
 from heptane.core.criterion import seen
 from heptane.core.cross_entropy import find_class_dim
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise
-from heptane.core.own_losses import Returned
-from heptane.data.batches import Place, Source, Tensors
-from heptane.data.guard import Bad, DataError
+from heptane.core.own_losses import ModelLoss
+from heptane.data.batches import BatchTransform, Source, TensorSource
+from heptane.data.guard import DataError, SkippedSamples
 from heptane.data.loader import unchanged
 from heptane.data.resize import ProgressiveResize
 from heptane.data.sources import as_loader
@@ -135,7 +135,7 @@ def check_trained(built: torch.optim.Optimizer, model: torch.nn.Module, others: 
 
 def check_finite(source: Source, sample: tuple[Any, Any]) -> None:
     """Refuse training data with NaN or infinity: all of it where it is in memory, else the first batch."""
-    inputs, targets = (source.inputs, source.targets) if isinstance(source, Tensors) else sample
+    inputs, targets = (source.inputs, source.targets) if isinstance(source, TensorSource) else sample
     for what, data in (("inputs", inputs), ("targets", targets)):
 
         def check(tensor: torch.Tensor, what: str = what) -> torch.Tensor:
@@ -149,7 +149,7 @@ def check_finite(source: Source, sample: tuple[Any, Any]) -> None:
                 raise InputError(f"the training {what} hold NaN or infinity, first in sample {where}: clean the data first")
             return tensor
 
-        each(check, data)
+        tree_map(check, data)
 
 
 def check_batch_norm(least: int, batch_size: int) -> None:
@@ -245,7 +245,7 @@ def classes_of(criterion: Criterion, output: Any, targets: Any) -> int | None:
     return int(output.shape[dim])
 
 
-def first_batch(data: Any, batch_size: int, name: str, bad: Bad | None = None) -> tuple[Any, Any]:
+def first_batch(data: Any, batch_size: int, name: str, bad: SkippedSamples | None = None) -> tuple[Any, Any]:
     """The first batch of evaluation data; refuse data without a sample. ``bad`` are samples that may be left out."""
     first = next(as_loader(data, batch_size, lambda size: slice(0, size), bad, name), None)
     if first is None:
@@ -254,7 +254,14 @@ def first_batch(data: Any, batch_size: int, name: str, bad: Bad | None = None) -
 
 
 def check_evaluation(
-    model: torch.nn.Module, criterion: Criterion, place: Place, name: str, data: Any, bad: Bad, *, tries: bool = True
+    model: torch.nn.Module,
+    criterion: Criterion,
+    place: BatchTransform,
+    name: str,
+    data: Any,
+    bad: SkippedSamples,
+    *,
+    tries: bool = True,
 ) -> list[str]:
     """Refuse evaluation data that would fail after an epoch of training: empty, or with targets that do not fit, all of them
     where they are in memory, else those of the first batch; what is to be said of their types where these are not the
@@ -273,12 +280,12 @@ def check_evaluation(
         with unchanged(data) if isinstance(data, torch.utils.data.DataLoader) else nullcontext():
             first = first_batch(data, TRIED, called, None if known else replace(bad, found={}, said=set(), say=_silent))
         inputs, targets = (place.move(part) for part in first)
-        labels = isinstance(criterion, Returned)
-        whole = pair(data)[0] if known else None
+        labels = isinstance(criterion, ModelLoss)
+        whole = inputs_and_targets(data)[0] if known else None
         said = place.cast.learn(model, inputs, targets, labels=labels, whole=whole, tries=tries)
         inputs, targets = place.inputs(inputs), place.targets(targets)
         output = seen(criterion, try_output(model, inputs, targets if labels else None))
-        check_targets(criterion, output, place.targets(pair(data)[1]) if known else targets)
+        check_targets(criterion, output, place.targets(inputs_and_targets(data)[1]) if known else targets)
         if not labels:
             _try_loss(criterion, output, targets)
     except DataError as error:
@@ -299,7 +306,7 @@ def _try_loss(criterion: Criterion, output: Any, targets: Any) -> None:
     own = getattr(criterion, "function", None)
     try:
         with as_before(own) if isinstance(own, torch.nn.Module) else nullcontext(), torch.no_grad():
-            criterion.mean(each(torch.clone, output), each(torch.clone, targets))  # clones: it may work in place
+            criterion.mean(tree_map(torch.clone, output), tree_map(torch.clone, targets))  # clones: it may work in place
     except Exception as error:
         raise InputError(
             f"the loss fails on the first samples ({one_line(error)}), with outputs of {_shape(output)} and targets of "

@@ -10,7 +10,7 @@ from heptane.base.errors import InputError, check_choice
 from heptane.base.lazy import torch
 from heptane.core.guess import guess_loss
 from heptane.core.losses import Criterion, CrossEntropy, Ctc, Elementwise, Loss
-from heptane.core.own_losses import Own, Returned, aligned_own, given_first, within_samples
+from heptane.core.own_losses import CustomLoss, ModelLoss, aligned_own, given_first, within_samples
 from heptane.model.calling import call, main_output
 
 LOSSES = {  # a name for the user, and the function in torch.nn.functional
@@ -24,12 +24,12 @@ LOSSES = {  # a name for the user, and the function in torch.nn.functional
 
 def output_of(criterion: Criterion, model: torch.nn.Module, inputs: Any, targets: Any) -> Any:
     """The model's output for a batch; where the loss is the model's own, the model is given the targets too."""
-    return seen(criterion, call(model, inputs, targets if isinstance(criterion, Returned) else None))
+    return seen(criterion, call(model, inputs, targets if isinstance(criterion, ModelLoss) else None))
 
 
 def seen(criterion: Criterion, answer: Any) -> Any:
     """What the criterion is given of a model's answer: its output, or all of it where a loss of the user's asks for that."""
-    whole = isinstance(criterion, Returned) or (isinstance(criterion, Own) and not criterion.first)
+    whole = isinstance(criterion, ModelLoss) or (isinstance(criterion, CustomLoss) and not criterion.first)
     return answer if whole else main_output(answer)[0]
 
 
@@ -50,30 +50,30 @@ def choose_criterion(
         _check_real(loss, output, targets)
         loss, why = _by_targets(output, targets)
     criterion = _by_name(loss, eps) if isinstance(loss, str) else _by_object(loss, eps)
-    if not isinstance(criterion, (Own, Returned)):
+    if not isinstance(criterion, (CustomLoss, ModelLoss)):
         _check_real(criterion.name, output, targets)
     if isinstance(criterion, CrossEntropy) and isinstance(targets, torch.Tensor) and isinstance(output, torch.Tensor):
         column = not targets.is_floating_point() and targets.shape[1:] == (1,) and output.ndim == 2
         criterion = replace(criterion, column=column)
-    if isinstance(criterion, Own) and how:
+    if isinstance(criterion, CustomLoss) and how:
         criterion = given_first(criterion, answer, answer, targets)
         output = seen(criterion, answer)
-    if how and not isinstance(criterion, Returned) and (not isinstance(criterion, Own) or criterion.first):
+    if how and not isinstance(criterion, ModelLoss) and (not isinstance(criterion, CustomLoss) or criterion.first):
         why += f"; the output is {how}"
-    if isinstance(criterion, Own) and isinstance(targets, torch.Tensor) and isinstance(output, torch.Tensor):
+    if isinstance(criterion, CustomLoss) and isinstance(targets, torch.Tensor) and isinstance(output, torch.Tensor):
         criterion, said = aligned_own(criterion, output, targets)
         why += said
-    if isinstance(criterion, Own) and isinstance(targets, torch.Tensor):
+    if isinstance(criterion, CustomLoss) and isinstance(targets, torch.Tensor):
         criterion, said = within_samples(replace(criterion, shape=tuple(targets.shape[1:])), output, targets)
         why += said
     if smoothing is not None and isinstance(criterion, Elementwise) and not criterion.multi_label:
         raise InputError(f"label_smoothing with loss {criterion.name!r}: regression has no classes to smooth; turn it off")
-    if smoothing is not None and isinstance(criterion, Returned):
+    if smoothing is not None and isinstance(criterion, ModelLoss):
         raise InputError(
             "label_smoothing with loss='model': heptane cannot smooth inside the model; leave loss out, "
             "and it is computed from the model's logits, or turn label_smoothing off"
         )
-    if smoothing is not None and isinstance(criterion, Own):
+    if smoothing is not None and isinstance(criterion, CustomLoss):
         raise InputError(
             "label_smoothing with a loss of your own: heptane cannot smooth inside it; "
             "use loss='cross_entropy' or torch.nn.CrossEntropyLoss(...), or turn label_smoothing off"
@@ -115,7 +115,7 @@ def over_classes(loss: Any) -> bool:
 
 def _by_name(name: str, eps: float) -> Criterion:
     if name == "model":
-        return Returned()
+        return ModelLoss()
     check_choice("loss", name, [*LOSSES, "model"])
     if name == "cross_entropy":
         return CrossEntropy(eps=eps)
@@ -152,7 +152,7 @@ def _by_object(loss: Loss | CrossEntropy, eps: float) -> Criterion:
         return Elementwise("smooth_l1", partial(nn.functional.smooth_l1_loss, beta=module.beta))
     if kind is nn.HuberLoss:
         return Elementwise("huber", partial(nn.functional.huber_loss, delta=module.delta))
-    return Own(module)
+    return CustomLoss(module)
 
 
 def _once(asked: float, own: float, where: str) -> float:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import torch
 from heptane.base.randomness import seed_torch
-from heptane.base.tree import each
+from heptane.base.tree import tree_map
 from heptane.core.criterion import output_of
 from heptane.data.batches import Batch
-from heptane.data.guard import Bad, left_out
+from heptane.data.guard import SkippedSamples, left_out
 from heptane.model.names import without_compiled
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Faults:
     """steps too few of whose samples can be used: they are not applied either"""
     messages: list[str] = field(default_factory=list)
     """what happened, in order: for the report"""
-    bad: Bad = field(default_factory=Bad)
+    bad: SkippedSamples = field(default_factory=SkippedSamples)
     """samples that cannot be used"""
     _first: tuple[int, str] = (-1, "")
 
@@ -176,7 +176,7 @@ def nonfinite_rows(data: Any, size: int) -> list[int] | None:
             bad.append(tensor)
         return tensor
 
-    each(look, data)
+    tree_map(look, data)
     if not bad:
         return None
     if bad[0].ndim == 0 or len(bad[0]) != size:

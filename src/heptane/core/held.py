@@ -9,8 +9,8 @@ from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.base.tree import each, first_tensor, rows
-from heptane.core.own_losses import Own
+from heptane.base.tree import first_tensor, select_rows, tree_map
+from heptane.core.own_losses import CustomLoss
 
 DEPTH = 4  # of objects in objects that are looked into
 
@@ -42,7 +42,7 @@ def check_held(criterion: Any, output: Any, targets: Any, known: Iterable[torch.
     Raises:
         InputError: there are some; it says how to have them trained, and how not.
     """
-    if not isinstance(criterion, Own):
+    if not isinstance(criterion, CustomLoss):
         return
     own = {id(parameter) for parameter in known}
     found = {id(t): t for t in _tensors(criterion.function, DEPTH, set()) if id(t) not in own}
@@ -56,7 +56,7 @@ def check_held(criterion: Any, output: Any, targets: Any, known: Iterable[torch.
         )
 
 
-def _reached(criterion: Own, output: Any, targets: Any, held: list[torch.Tensor]) -> list[torch.Tensor]:
+def _reached(criterion: CustomLoss, output: Any, targets: Any, held: list[torch.Tensor]) -> list[torch.Tensor]:
     """Those to which a gradient comes back from the loss of a few samples."""
 
     def leaf(tensor: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,7 @@ def _reached(criterion: Own, output: Any, targets: Any, held: list[torch.Tensor]
 
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            loss = criterion.mean(each(leaf, output), rows(targets, slice(len(first_tensor(output)))))
+            loss = criterion.mean(tree_map(leaf, output), select_rows(targets, slice(len(first_tensor(output)))))
             grads = torch.autograd.grad(loss, held, allow_unused=True)
     except Exception as error:  # another loss that fails here is found, and named, by the checks that follow
         return held if "not differentiable with respect to argument" in str(error) else []

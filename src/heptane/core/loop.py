@@ -11,27 +11,27 @@ from heptane.base.alive import working
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.randomness import seed_torch
-from heptane.base.tree import first_tensor, in_memory, pair, rows
+from heptane.base.tree import first_tensor, in_memory, inputs_and_targets, select_rows
 from heptane.core.criterion import output_of
 from heptane.core.losses import divisor
 from heptane.core.metrics import EvalMeter
-from heptane.core.own_losses import Returned
+from heptane.core.own_losses import ModelLoss
 from heptane.core.own_metrics import Measures
 from heptane.core.precision.step import Precision, evaluation
 from heptane.core.schedule import set_rates
 from heptane.core.within_memory import Halves, is_short
-from heptane.data.batches import Batch, Place
+from heptane.data.batches import Batch, BatchTransform
 from heptane.data.guard import READER_REMEDY, DataError
 from heptane.data.same import SameBatches
 from heptane.data.sources import as_loader
-from heptane.distributed.replicas import NOT_REENTRANT, average_gradient, is_sharded, share_buffers, without_sums
-from heptane.distributed.workers import ALONE, Worker, all_sum, from_all
+from heptane.distributed.replicas import NOT_REENTRANT, average_gradient, is_sharded, no_sync, share_buffers
+from heptane.distributed.workers import ALONE, Worker, all_gather, all_reduce
 from heptane.model.calling import GRAPH_MODES
-from heptane.model.modes import eval_mode, gradients_on, modes_of, put_back
+from heptane.model.modes import eval_mode, gradients_on, restore_modes, save_modes
 
 if TYPE_CHECKING:
     from heptane.core.run import Run
-    from heptane.data.guard import Bad
+    from heptane.data.guard import SkippedSamples
 
 UNUSED = "Expected to have finished reduction in the prior iteration"  # DDP's
 TWICE = "Expected to mark a variable ready only once"
@@ -69,7 +69,7 @@ def steps(run: Run, start: int = 0) -> Iterator[Step]:
         if phase.stop <= start:
             continue
         forward, source = run.enter(phase)
-        modes = modes_of(run.model)
+        modes = save_modes(run.model)
         for step, batch in source.batches(max(start, phase.start), phase.stop, run.place):
             momentum = run.rates.momentum(step) if run.rates.momentum else None
             set_rates(run.optimizer, run.base_rates, run.rates.learning_rate(step), momentum)
@@ -83,7 +83,7 @@ def steps(run: Run, start: int = 0) -> Iterator[Step]:
             shown = torch.full((), torch.nan, device=run.place.device) if loss is None else loss
             yield Step(step + 1, epoch + 1, at + 1 == run.source.steps_per_epoch, shown, rate, run, loss is not None)
             run.clock.resume()
-            put_back(modes)  # the caller may have evaluated, or called model.train() over frozen layers
+            restore_modes(modes)  # the caller may have evaluated, or called model.train() over frozen layers
     run.clock.pause()
 
 
@@ -190,7 +190,7 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
     """
     most = batch.size // run.least_samples
     whole = run.worker.size == 1 and min(run.accumulate, most) == 1
-    share, alike = run.worker.share(batch.size), run.outline is not None
+    share, alike = run.worker.share(batch.size), run.meta_copy is not None
     parts = [slice(None)] if whole else micro_batches(share, run.accumulate if alike else min(run.accumulate, most), alike)
     losses, count = [], None
     for part in parts:
@@ -198,7 +198,7 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
         inputs, targets = run.mix.take(batch, slice(0, 1) if empty else part, step)
         if count is None and not whole:
             count = divisor(run.criterion.count(run.mix.targets(batch, step)))
-        with nullcontext() if part is parts[-1] or run.worker.size == 1 else without_sums(forward):
+        with nullcontext() if part is parts[-1] or run.worker.size == 1 else no_sync(forward):
             with run.precision.autocast():
                 output = run.precision.full(output_of(run.criterion, forward, inputs, targets))
             version = getattr(output, "_version", 0)
@@ -233,9 +233,9 @@ def evaluate_with(
     precision: Precision | None = None,
     metrics: dict[str, Any] | None = None,
     batch_size: int = 512,
-    place: Place | None = None,
+    place: BatchTransform | None = None,
     worker: Worker = ALONE,
-    bad: Bad | None = None,
+    bad: SkippedSamples | None = None,
     name: str = "evaluation",
     say: Callable[[str], None] = lambda said: None,
 ) -> dict[str, float]:
@@ -243,11 +243,11 @@ def evaluate_with(
     be read are noted in ``bad``, under ``name``, or are an error. Types that only these data have go to ``say``."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     meter, measures = EvalMeter(criterion, worker), Measures(metrics, device, worker)
-    precision, place = precision or Precision(), place or Place(device)
+    precision, place = precision or Precision(), place or BatchTransform(device)
     if worker.size > 1:
         share_buffers(model)
-    count = len(first_tensor(pair(data)[1])) if in_memory(data) and worker.size == 1 else None
-    own, sharded = isinstance(criterion, Returned), is_sharded(model)
+    count = len(first_tensor(inputs_and_targets(data)[1])) if in_memory(data) and worker.size == 1 else None
+    own, sharded = isinstance(criterion, ModelLoss), is_sharded(model)
     halves = Halves(lambda x, y: precision.full(output_of(criterion, model, place.inputs(x), y)), splits=not sharded)
     doing = working("evaluating" if count is None else f"evaluating {count:,} samples", count)
     with eval_mode(model), evaluation(precision), doing as advance:
@@ -266,25 +266,25 @@ def evaluate_with(
                     meter.add(output, shown)  # after it: a loss of the user's may work in place on the output
         same.check()
         if bad is not None and bad.limit and worker.size > 1:
-            bad.of_all_workers(from_all(dict(bad.found), worker))
+            bad.of_all_workers(all_gather(dict(bad.found), worker))
         found, nonfinite = measures.read(model, data)
     if nonfinite and bad is not None:
         bad.say_once(name, nonfinite)
     return {**meter.read(), **found}
 
 
-def together(batches: Iterator[Any], data: Any, worker: Worker, place: Place) -> Iterator[tuple[Any, Any]]:
+def together(batches: Iterator[Any], data: Any, worker: Worker, place: BatchTransform) -> Iterator[tuple[Any, Any]]:
     """``batches``, and then one sample's inputs without targets until every worker is done: all must run a sharded model
     equally often."""
     spare = None
     while True:
         batch = next(batches, None)
-        if not all_sum(torch.tensor(float(batch is not None), device=place.device), worker):
+        if not all_reduce(torch.tensor(float(batch is not None), device=place.device), worker):
             return
         if batch is not None:
-            spare = rows(batch[0], slice(0, 1))
+            spare = select_rows(batch[0], slice(0, 1))
             yield batch
         else:
             if spare is None:
-                spare = rows(next(as_loader(data, 1, ALONE.share))[0], slice(0, 1))
+                spare = select_rows(next(as_loader(data, 1, ALONE.share))[0], slice(0, 1))
             yield spare, None

@@ -9,7 +9,7 @@ from heptane.base.lazy import torch
 from heptane.core.losses import Criterion
 from heptane.core.targets import MixedTargets
 from heptane.data.splits import BALANCED
-from heptane.distributed.workers import ALONE, Worker, all_sum, from_all
+from heptane.distributed.workers import ALONE, Worker, all_gather, all_reduce
 
 PENDING_ELEMENTS = 1 << 16  # of outputs kept before they are reduced: about 100 steps of 64 x 10, one step of a big model
 NONFINITE_LIMIT = 20  # steps with a loss that is not finite, after which training is stopped
@@ -95,7 +95,7 @@ class TrainMeter:
         """
         if self._losses:
             self.flush()
-        return self._averages(all_sum(torch.tensor(self._sums, dtype=torch.float64, device="cpu"), self.worker).tolist())
+        return self._averages(all_reduce(torch.tensor(self._sums, dtype=torch.float64, device="cpu"), self.worker).tolist())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this worker's sums."""
@@ -160,7 +160,7 @@ class EvalMeter:
         """``loss`` (unsmoothed) and, where it has a meaning, ``accuracy``; where the classes are out of balance (the largest
         more than ``BALANCED`` times the smallest that occurs) ``balanced_accuracy`` too, the mean over the classes that
         occur of the share of each that is right."""
-        plain, count, correct, out_of = all_sum(self._sums.clone(), self.worker).tolist()
+        plain, count, correct, out_of = all_reduce(self._sums.clone(), self.worker).tolist()
         found = {"loss": plain / count if count else float("nan")}
         if out_of:
             found["accuracy"] = correct / out_of
@@ -175,8 +175,8 @@ class EvalMeter:
         mine = self._classes
         if self.worker.size == 1:
             return mine
-        width = max(from_all(mine.shape[1], self.worker))
-        return all_sum(torch.nn.functional.pad(mine, (0, width - mine.shape[1])), self.worker)
+        width = max(all_gather(mine.shape[1], self.worker))
+        return all_reduce(torch.nn.functional.pad(mine, (0, width - mine.shape[1])), self.worker)
 
 
 def _score(

@@ -11,7 +11,7 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.base.tree import copied, each, first_tensor, rows
+from heptane.base.tree import first_tensor, select_rows, tree_copy, tree_map
 from heptane.core.cross_entropy import (
     IGNORE_INDEX,
 )
@@ -24,7 +24,7 @@ PROBED = 5  # samples on which a loss of one's own is tried: the mean over 5 x 5
 
 
 @dataclass(frozen=True)
-class Own:
+class CustomLoss:
     """A loss of the user's: ``function(output, targets)`` -> the mean over the samples (or one loss per sample)."""
 
     function: Loss
@@ -70,14 +70,14 @@ class Own:
     def _mean(self, output: Any, targets: Any) -> torch.Tensor:
         if self.shape is not None and isinstance(targets, torch.Tensor) and same_but_ones(targets.shape[1:], self.shape):
             targets = targets.reshape(len(targets), *self.shape)
-        targets = each(torch.clone, targets)  # a loss may work in place, and what is measured comes after it
+        targets = tree_map(torch.clone, targets)  # a loss may work in place, and what is measured comes after it
         output = output.reshape(targets.shape) if self.aligned else output
         loss: torch.Tensor = self.function(output, targets)
         return loss.mean() if loss.ndim else loss
 
 
 @dataclass(frozen=True)
-class Returned:
+class ModelLoss:
     """The loss that a model returns when it is given the labels, as those of transformers do: the mean over the labels that
     are not ignored. It is the output, or its entry ``loss``."""
 
@@ -126,7 +126,7 @@ class Returned:
 def count_as_the_model(criterion: Criterion, output: Any, labels: Any) -> Criterion:
     """A criterion that is the model's own loss, counting what that is a mean over: found by comparing the loss of a few
     samples with the cross-entropy of their logits, with and without a shift by one position."""
-    if not isinstance(criterion, Returned) or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
+    if not isinstance(criterion, ModelLoss) or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
         return criterion
     logits = output.get("logits") if isinstance(output, Mapping) else None
     found = "unknown"
@@ -144,7 +144,7 @@ def count_as_the_model(criterion: Criterion, output: Any, labels: Any) -> Criter
     return replace(criterion, counts=found)
 
 
-def given_first(criterion: Own, training: Any, evaluation: Any, targets: Any) -> Own:
+def given_first(criterion: CustomLoss, training: Any, evaluation: Any, targets: Any) -> CustomLoss:
     """``criterion`` with the whole answers of the model if it takes them, or with their outputs if it takes only these.
 
     Args:
@@ -155,7 +155,7 @@ def given_first(criterion: Own, training: Any, evaluation: Any, targets: Any) ->
         InputError: it takes what the model gives in the one mode, and not in the other.
     """
     size = len(first_tensor(main_output(evaluation)[0]))
-    few = each(lambda t: t[:size] if t.ndim else t, targets)
+    few = tree_map(lambda t: t[:size] if t.ndim else t, targets)
     given = criterion.function
     given = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else given
 
@@ -163,7 +163,7 @@ def given_first(criterion: Own, training: Any, evaluation: Any, targets: Any) ->
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                float(Own(given)._mean(answer, few))
+                float(CustomLoss(given)._mean(answer, few))
         except Exception as error:
             return error
         return None
@@ -183,7 +183,7 @@ def given_first(criterion: Own, training: Any, evaluation: Any, targets: Any) ->
     )
 
 
-def aligned_own(criterion: Own, output: torch.Tensor, targets: torch.Tensor) -> tuple[Own, str]:
+def aligned_own(criterion: CustomLoss, output: torch.Tensor, targets: torch.Tensor) -> tuple[CustomLoss, str]:
     """``criterion`` for outputs and targets whose shapes differ by ones, as (N, 1) and (N,): a function that subtracts them
     would compare each output with each target, (N, N). Tried on numbers of these shapes, as given and alike.
 
@@ -205,7 +205,7 @@ def aligned_own(criterion: Own, output: torch.Tensor, targets: torch.Tensor) -> 
         warnings.simplefilter("ignore")
         for one in (outputs, outputs.reshape(shape)):
             try:
-                values.append(float(Own(tried)._mean(one, wanted)))
+                values.append(float(CustomLoss(tried)._mean(one, wanted)))
             except Exception as error:
                 failure = error
                 values.append(None)
@@ -225,7 +225,7 @@ def _per_sample(tensor: torch.Tensor) -> str:
     return str(("N", *tensor.shape[1:])).replace("'", "")
 
 
-def within_samples(criterion: Own, output: Any, targets: torch.Tensor) -> tuple[Own, str]:
+def within_samples(criterion: CustomLoss, output: Any, targets: torch.Tensor) -> tuple[CustomLoss, str]:
     """``criterion`` with one target per sample in that of the shapes (N,) and (N, 1) in which it compares each sample with
     its own target: where a part of the outputs is (N, 1), a function that subtracts (N,) compares each with all, (N, N)."""
     if criterion.aligned or not targets.is_floating_point() or targets.shape[1:].numel() != 1:
@@ -240,14 +240,14 @@ def within_samples(criterion: Own, output: Any, targets: torch.Tensor) -> tuple[
     return other, f"; targets are given to it as {'(N, 1)' if other.shape else '(N,)'}, so that each is its own sample's"
 
 
-def _mixes_samples(criterion: Own, output: Any, targets: torch.Tensor) -> bool | None:
+def _mixes_samples(criterion: CustomLoss, output: Any, targets: torch.Tensor) -> bool | None:
     """Whether the loss of a few samples is another than the mean of each one's; None where that cannot be seen."""
     try:
         size = min(len(first_tensor(output)), FEW_COMPARED)
         parts = [slice(size), *(slice(at, at + 1) for at in range(size))]
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            whole, *single = (float(criterion.mean(rows(copied(output), part), targets[part])) for part in parts)
+            whole, *single = (float(criterion.mean(select_rows(tree_copy(output), part), targets[part])) for part in parts)
     except Exception:  # it needs more samples than one, say
         return None
     mean = sum(single) / size

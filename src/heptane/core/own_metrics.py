@@ -9,9 +9,9 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.base.tree import copied
+from heptane.base.tree import tree_copy
 from heptane.core.losses import same_but_ones
-from heptane.distributed.workers import Worker, from_all
+from heptane.distributed.workers import Worker, all_gather
 from heptane.model.calling import main_output
 from heptane.model.outputs import tensors_in
 
@@ -161,7 +161,7 @@ class Gathered:
 
     def batches(self, worker: Worker) -> list[tuple[Any, Any]]:
         """The batches of all workers, in the order of their ranks."""
-        return [part for own in from_all(self._parts, worker) for part in own]
+        return [part for own in all_gather(self._parts, worker) for part in own]
 
 
 def whole(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -171,7 +171,9 @@ def whole(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 
 def _on_cpu(part: Any) -> Any:
-    return copied(part.cpu()) if isinstance(part, torch.Tensor) else copied(part)  # a model may fill one buffer each time
+    return (
+        tree_copy(part.cpu()) if isinstance(part, torch.Tensor) else tree_copy(part)
+    )  # a model may reuse one buffer
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -179,7 +181,7 @@ def _joined(parts: list[Any]) -> Any:
         if len({part.shape[1:] for part in parts}) == 1:
             return torch.cat(parts)
         return [row.clone() for part in parts for row in part]
-    return [copied(part) for part in parts]
+    return [tree_copy(part) for part in parts]
 
 
 def adds_up(metric: Any) -> bool:
@@ -195,7 +197,7 @@ def adds_up(metric: Any) -> bool:
 def of_whole(metric: Any, batches: list[tuple[Any, Any]], device: torch.device) -> Any:
     """The value of a metric over these batches, whatever it would exchange with other workers."""
     for output, targets in batches:
-        moved = (copied(part).to(device) if isinstance(part, torch.Tensor) else part for part in (output, targets))
+        moved = (tree_copy(part).to(device) if isinstance(part, torch.Tensor) else part for part in (output, targets))
         metric.update(*moved)
     return by_itself(metric)
 
@@ -248,7 +250,7 @@ class Measures:
             shown = shown if mended is None else mended
         for name, metric in self._running.items():
             if name not in self._whole:
-                given = copied(shown), copied(targets)  # in memory of its own, since a metric may work in place
+                given = tree_copy(shown), tree_copy(targets)  # in memory of its own, since a metric may work in place
                 self._held(name, lambda metric=metric, given=given: metric.update(*given))  # type: ignore[misc]
         if self._gathered is not None:
             self._gathered.add(shown, targets)
@@ -273,7 +275,7 @@ class Measures:
         is any other where there is no way to count them as wrong.
         """
         counts = [self.samples, self.nonfinite, int(self._unknown)]
-        samples, bad, unknown = (sum(column) for column in zip(*from_all(counts, self.worker), strict=True))
+        samples, bad, unknown = (sum(column) for column in zip(*all_gather(counts, self.worker), strict=True))
         batches = self._gathered.batches(self.worker) if self._gathered is not None else []
         found = {}
 
@@ -289,7 +291,7 @@ class Measures:
         for name, metric in self.metrics.items():
             computed = self._held(name, lambda name=name, metric=metric: value(name, metric))  # type: ignore[misc]
             found[name] = float("nan") if unknown or computed is None else computed
-        said = next(filter(None, from_all(str(self._error or ""), self.worker)), "")
+        said = next(filter(None, all_gather(str(self._error or ""), self.worker)), "")
         if said:
             raise MetricFailed(said) from self._error
         return found, f"{bad} of {samples} outputs are not finite: they count as wrong" if bad else ""

@@ -8,11 +8,11 @@ from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.base.tree import first_tensor, rows
+from heptane.base.tree import first_tensor, select_rows
 from heptane.core.criterion import seen
 from heptane.core.cross_entropy import IGNORE_INDEX
 from heptane.core.losses import Criterion, divisor
-from heptane.core.own_losses import Own, Returned
+from heptane.core.own_losses import CustomLoss, ModelLoss
 from heptane.model.trying import try_output
 
 TRIED, TRIED_ON_MODEL = 64, 16  # samples; on the model's own loss it is run three times
@@ -31,8 +31,8 @@ def check_parts(
     """
     if parts == 1:
         return []
-    if isinstance(criterion, Returned):
-        inputs, labels = rows(sample, slice(TRIED_ON_MODEL))
+    if isinstance(criterion, ModelLoss):
+        inputs, labels = select_rows(sample, slice(TRIED_ON_MODEL))
         tried = _holds_ignored(labels) or not _holds_ignored(targets)
         if (criterion.counts == "unknown" and not tried) or not _adds_up(criterion, model, inputs, labels):
             raise InputError(
@@ -40,9 +40,9 @@ def check_parts(
                 "number of samples, so parts of a batch cannot be weighed; train with one worker and accumulate=1, or pass "
                 "a loss"
             )
-    if not isinstance(criterion, Own):
+    if not isinstance(criterion, CustomLoss):
         return []
-    inputs, labels = rows(sample, slice(TRIED))
+    inputs, labels = select_rows(sample, slice(TRIED))
     found = is_mean_over_samples(criterion, seen(criterion, try_output(model, inputs)), labels)
     if found is None:
         return []
@@ -65,7 +65,9 @@ def _adds_up(criterion: Criterion, model: torch.nn.Module, inputs: Any, labels: 
     parts = [slice(low, high) for low, high in pairwise(cuts) if high > low]
 
     def answer(part: slice) -> tuple[Any, Any]:
-        return seen(criterion, try_output(model, rows(inputs, part), rows(labels, part))), rows(labels, part)
+        return seen(criterion, try_output(model, select_rows(inputs, part), select_rows(labels, part))), select_rows(
+            labels, part
+        )
 
     whole = criterion.mean(*answer(slice(0, size))).float()
     together = sum(criterion.total(*answer(part)).float() for part in parts) / divisor(criterion.count(labels))
@@ -76,12 +78,12 @@ def is_mean_over_samples(criterion: Criterion, output: Any, targets: Any) -> tup
     """The loss of some samples and the mean of that of their parts, each weighed by its samples, where a loss of the user's
     own tells them apart; None where they are equal: then parts of a batch can be weighed by their samples."""
     size = len(first_tensor(output))
-    if not isinstance(criterion, Own) or len(first_tensor(targets)) != size:
+    if not isinstance(criterion, CustomLoss) or len(first_tensor(targets)) != size:
         return None
 
     def of(part: slice) -> float:
         with torch.no_grad():
-            return float(criterion.mean(rows(output, part), rows(targets, part)))
+            return float(criterion.mean(select_rows(output, part), select_rows(targets, part)))
 
     for cuts in (range(size + 1), (0, size // 2, size)):  # a loss over pairs of samples may not take a single one
         parts = [slice(low, high) for low, high in pairwise(cuts) if high > low]

@@ -16,15 +16,15 @@ from heptane.core.metrics import TrainMeter
 from heptane.core.precision.step import Precision
 from heptane.core.schedule import Rates, base_rates
 from heptane.data.augment import Augment, Called, as_augment
-from heptane.data.batches import Batch, Place, Source
-from heptane.data.guard import Bad
+from heptane.data.batches import Batch, BatchTransform, Source
+from heptane.data.guard import SkippedSamples
 from heptane.data.resize import ProgressiveResize
 from heptane.distributed.heartbeat import Heartbeat
 from heptane.distributed.replicas import check_replicas
 from heptane.distributed.workers import Worker
 from heptane.model.averaging import Average
 from heptane.model.calling import GRAPH_MODES, check_compile, compiled
-from heptane.model.kept import Kept
+from heptane.model.kept import BufferSnapshot
 
 OptimizerFactory = Callable[[Any], Any]
 
@@ -80,7 +80,7 @@ class Plan:
             check_range("clip_norm", self.clip_norm, 0, low_open=True)
 
 
-class Mix(Protocol):
+class BatchMixer(Protocol):
     """The slot that mixup fills: what the model is given of a batch."""
 
     @property
@@ -98,7 +98,7 @@ class Mix(Protocol):
         """The targets of the whole global batch."""
 
 
-class Unmixed:
+class NoMixup:
     """Fills the slot ``mix`` when mixup is off: batches as they are."""
 
     blends, layer = False, None
@@ -168,9 +168,9 @@ class Run:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     source: Source
-    place: Place
+    place: BatchTransform
     rates: Rates
-    mix: Mix
+    mix: BatchMixer
     criterion: Criterion
     precision: Precision
     phases: list[Phase]
@@ -180,9 +180,9 @@ class Run:
     find_unused: bool
     notes: list[str]
     why: dict[str, str]
-    bad: Bad
+    bad: SkippedSamples
     stages: Stages
-    outline: torch.nn.Module | None = None
+    meta_copy: torch.nn.Module | None = None
     """a sharded model's, to gather it in"""
     sample: Any = None
     """inputs that the model was tried on"""
@@ -215,9 +215,9 @@ class Run:
         decay = self.plan.average_decay
         self.average = Average(self.model, decay, self.of_loss) if decay is not None else None
         both = self.model if self.loss is None else torch.nn.ModuleList([self.model, self.loss])
-        self.buffers = Kept(both, [p for name, p in both.named_parameters() if name in self.written])
+        self.buffers = BufferSnapshot(both, [p for name, p in both.named_parameters() if name in self.written])
         self.trained: torch.nn.Module = self.model
-        self.shortcut: Features | None = None
+        self.feature_cache: Features | None = None
         self.parameters = [mine.pop(id(p)) for p in self.model.parameters() if id(p) in mine] + list(mine.values())
 
     @property
@@ -228,10 +228,10 @@ class Run:
     def gathered(self) -> torch.nn.Module:
         """The model as an ordinary one: itself, or, where it is sharded, its parts together; then all workers must ask."""
         whole = self.model
-        if self.outline is not None:
+        if self.meta_copy is not None:
             from heptane.distributed.sharding import gathered
 
-            whole = gathered(self.model, self.outline)
+            whole = gathered(self.model, self.meta_copy)
         self.stages.leave(whole)
         return whole
 
@@ -246,7 +246,7 @@ class Run:
 
     def settle(self, phase: Phase) -> None:
         """Freeze what this phase freezes, set the modes, and see whether the frozen part can be computed once."""
-        self.shortcut = self.stages.settle(self, phase)
+        self.feature_cache = self.stages.settle(self, phase)
 
     def enter(self, phase: Phase) -> tuple[torch.nn.Module, Source]:
         """Settle in ``phase``, and wrap: the module that the loop calls, and its batches.
@@ -254,8 +254,10 @@ class Run:
         Where the frozen part was computed once, these are the model's tail, and features.
         """
         self.settle(phase)
-        self.trained, source = (self.shortcut.tail, self.shortcut.source) if self.shortcut else (self.model, self.source)
-        shown = source.sample(1)[0] if self.shortcut else self.sample  # a loader would read a whole batch for it
+        self.trained, source = (
+            (self.feature_cache.tail, self.feature_cache.source) if self.feature_cache else (self.model, self.source)
+        )
+        shown = source.sample(1)[0] if self.feature_cache else self.sample  # a loader would read a whole batch for it
         self.sample_shape = tuple(first_tensor(shown).shape[1:])
         wrapped = self.trained
         if self.worker.size > 1:

@@ -41,7 +41,7 @@ def constant(value: float = 1.0) -> Schedule:
     return lambda step: value
 
 
-def multiply(*schedules: Schedule) -> Schedule:
+def scale_schedules(*schedules: Schedule) -> Schedule:
     """The product of schedules, step by step: ``(a x b)(t) = a(t) b(t)``.
 
     Args:
@@ -63,7 +63,7 @@ def multiply(*schedules: Schedule) -> Schedule:
     return product
 
 
-def join(*parts: tuple[Schedule, int], then: Schedule) -> Schedule:
+def join_schedules(*parts: tuple[Schedule, int], then: Schedule) -> Schedule:
     """One schedule after another, each counting its steps from its own 0.
 
     Args:

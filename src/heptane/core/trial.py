@@ -6,13 +6,13 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.base.tree import first_tensor, in_memory, length, pair
+from heptane.base.tree import first_tensor, in_memory, inputs_and_targets, length
 from heptane.core.criterion import seen
 from heptane.core.losses import Criterion
-from heptane.core.own_losses import Returned
+from heptane.core.own_losses import ModelLoss
 from heptane.core.own_metrics import Measures, takes_model
 from heptane.core.precision.step import Precision
-from heptane.data.batches import Place, tensors_of
+from heptane.data.batches import BatchTransform, tensors_of
 from heptane.data.spread import spread
 from heptane.distributed.workers import ALONE
 from heptane.model.trying import evaluated
@@ -24,7 +24,7 @@ WHOLE = 512  # samples up to which a function of the model is tried: on all of t
 def try_metrics(
     model: torch.nn.Module,
     criterion: Criterion,
-    place: Place,
+    place: BatchTransform,
     precision: Precision,
     metrics: dict[str, Any],
     name: str,
@@ -44,7 +44,7 @@ def try_metrics(
         if few is None:
             return
         inputs, targets = place.inputs(few[0]), place.targets(few[1])
-        output = seen(criterion, evaluated(model, inputs, targets if isinstance(criterion, Returned) else None))
+        output = seen(criterion, evaluated(model, inputs, targets if isinstance(criterion, ModelLoss) else None))
         output = precision.full(output)
         for called, metric in metrics.items():
             of_model = not hasattr(metric, "update") and takes_model(metric)
@@ -72,7 +72,7 @@ def try_metrics(
 
 def _is_small(data: Any) -> bool:
     if in_memory(tensors_of(data)):
-        size = length(first_tensor(pair(tensors_of(data))[0]))
+        size = length(first_tensor(inputs_and_targets(tensors_of(data))[0]))
     else:
         size = length(getattr(data, "dataset", data))
     return size is not None and size <= WHOLE

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import torch
-from heptane.base.tree import first_tensor, num_bytes, own_rows, rows
+from heptane.base.tree import copy_rows, first_tensor, num_bytes, select_rows
 from heptane.model.calling import unwrapped
 from heptane.model.trying import try_output
 
@@ -37,7 +37,7 @@ def samples_at_once(model: torch.nn.Module, inputs: Any, least: int, *, tries: b
     """
     if least >= MOST:
         return MOST
-    few = own_rows(inputs, slice(2))
+    few = copy_rows(inputs, slice(2))
     widest = num_bytes(few)
     handles = []
 
@@ -62,7 +62,7 @@ def at_once(run: Run) -> int:
     """The same for a run; found once."""
     if run.at_once is None:
         least = max(1, run.source.batch_size // (run.worker.size * run.accumulate))
-        run.at_once = samples_at_once(run.model, run.sample, least, tries=run.outline is None)
+        run.at_once = samples_at_once(run.model, run.sample, least, tries=run.meta_copy is None)
     return run.at_once
 
 
@@ -97,4 +97,4 @@ class Halves:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
             half = -(-size // 2)
-            waiting += [rows(part, slice(half, size)), rows(part, slice(half))]
+            waiting += [select_rows(part, slice(half, size)), select_rows(part, slice(half))]

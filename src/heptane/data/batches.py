@@ -12,13 +12,13 @@ from heptane.base.lazy import torch
 from heptane.base.randomness import generator
 from heptane.base.tree import (
     Positions,
-    copied,
-    each,
+    copy_rows,
     first_tensor,
     length,
     num_bytes,
-    own_rows,
-    rows,
+    select_rows,
+    tree_copy,
+    tree_map,
     without_graph,
 )
 from heptane.data.augment import Augment, Called
@@ -32,7 +32,7 @@ PART = 64  # samples that are probed at once
 SHARE_OF_GPU = 0.25  # of its free memory, which data may take
 
 
-def order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
+def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
     """The shuffle of epoch ``epoch``: (num_samples,) indices, the same wherever it is computed.
 
     Example:
@@ -56,7 +56,7 @@ def count_samples(data: tuple[Any, Any]) -> int:
             raise InputError(f"{found}: expected one row per sample in each tensor")
         return tensor
 
-    each(check, data)
+    tree_map(check, data)
     return num_inputs
 
 
@@ -68,7 +68,7 @@ class Batch:
         data: tuple[Any, Any],
         indices: torch.Tensor | None,
         size: int,
-        place: Place,
+        place: BatchTransform,
         step: int,
         samples: list[int] | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class Batch:
         if self._augmented is None:
             whole = self._place.move(self._gather(self._data[0], slice(None)))
             self._augmented = augment(whole, self._place.seed, self._step)
-        return rows(self._augmented, positions)
+        return select_rows(self._augmented, positions)
 
     def targets(self) -> Any:
         """The targets of the whole global batch, on the device."""
@@ -105,9 +105,9 @@ class Batch:
     def _gather(self, data: Any, positions: Positions) -> Any:
         whole = isinstance(positions, slice) and positions == slice(None)
         if self._indices is None:  # copies: the step may be tried again after a model that works in place
-            return (copied(data) if self._place.device.type == "cpu" else data) if whole else own_rows(data, positions)
+            return (tree_copy(data) if self._place.device.type == "cpu" else data) if whole else copy_rows(data, positions)
         chosen = self._indices if whole else self._indices[positions]
-        return each(lambda t: t.index_select(0, chosen.to(t.device)), data)
+        return tree_map(lambda t: t.index_select(0, chosen.to(t.device)), data)
 
     def _draw(self, positions: Positions) -> torch.Tensor | None:
         augment = self._place.augment
@@ -119,7 +119,7 @@ class Batch:
 
 
 @dataclass
-class Place:
+class BatchTransform:
     """Where batches go, and in what form: device, type, memory format, augmentation, and the size of a step's images."""
 
     device: torch.device
@@ -164,7 +164,7 @@ class Place:
         """``data`` on the device."""
         if self._stays:
             return data
-        return each(lambda t: t.to(self.device, non_blocking=True), data)
+        return tree_map(lambda t: t.to(self.device, non_blocking=True), data)
 
 
 class Source(Protocol):
@@ -175,7 +175,7 @@ class Source(Protocol):
     num_samples: int
     seed: int
 
-    def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
+    def batches(self, start: int, stop: int, place: BatchTransform) -> Iterator[tuple[int, Batch]]:
         """The batches of steps ``start`` to ``stop``, each with its step."""
 
     def leave_out_rest(self, least: int) -> str:
@@ -189,7 +189,7 @@ class Source(Protocol):
 
 
 @dataclass
-class Tensors:
+class TensorSource:
     """A pair of tensors (or structures of them) in memory, shuffled by (seed, epoch); the last batch may be short."""
 
     inputs: Any
@@ -202,23 +202,23 @@ class Tensors:
         check_real("training targets", self.targets)
         self.num_samples = count_samples((self.inputs, self.targets))
         # A graph that ends in the user's data would be run through again and again; it is not this run's to train.
-        self.inputs, self.targets = (each(without_graph, part) for part in (self.inputs, self.targets))
+        self.inputs, self.targets = (tree_map(without_graph, part) for part in (self.inputs, self.targets))
         check_batch(self.batch_size, self.num_samples)
         self.steps_per_epoch = math.ceil(self.num_samples / self.batch_size)
 
-    def keep_on(self, place: Place) -> None:
+    def keep_on(self, place: BatchTransform) -> None:
         """Keep the tensors on a GPU where they take little of its free memory: then no step has to bring them there."""
         data = self.inputs, self.targets
         if place.device.type == "cuda" and num_bytes(data) <= SHARE_OF_GPU * torch.cuda.mem_get_info(place.device)[0]:
             self.inputs, self.targets = place.move(data)
 
-    def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
+    def batches(self, start: int, stop: int, place: BatchTransform) -> Iterator[tuple[int, Batch]]:
         data = self.inputs, self.targets
         device = first_tensor(self.inputs).device
         for step in range(start, stop):
             epoch, at = divmod(step, self.steps_per_epoch)
             if at == 0 or step == start:
-                chosen = torch.split(order(self.num_samples, self.seed, epoch).to(device), self.batch_size)
+                chosen = torch.split(epoch_order(self.num_samples, self.seed, epoch).to(device), self.batch_size)
             yield step, Batch(data, chosen[at], len(chosen[at]), place, step)
 
     def leave_out_rest(self, least: int) -> str:
@@ -229,11 +229,11 @@ class Tensors:
         return left_out_rest(rest, least)
 
     def sample(self, size: int) -> tuple[Any, Any]:
-        return own_rows((self.inputs, self.targets), slice(size))  # type: ignore[no-any-return]
+        return copy_rows((self.inputs, self.targets), slice(size))  # type: ignore[no-any-return]
 
     def some(self, count: int) -> list[tuple[Any, Any]]:
-        parts = torch.split(order(self.num_samples, self.seed, 0)[:count], min(PART, self.batch_size))
-        return [rows((self.inputs, self.targets), part) for part in parts]
+        parts = torch.split(epoch_order(self.num_samples, self.seed, 0)[:count], min(PART, self.batch_size))
+        return [select_rows((self.inputs, self.targets), part) for part in parts]
 
 
 def check_batch(batch_size: int, num_samples: int) -> None:

@@ -141,10 +141,12 @@ class Cast:
     def _error(
         self, model: torch.nn.Module, inputs: Any, labels: Any, rules: dict[tuple[Path, torch.dtype], Rule]
     ) -> Exception | None:
-        from heptane.base.tree import own_rows
+        from heptane.base.tree import copy_rows
         from heptane.model.trying import try_output
 
-        few, few_labels = own_rows((inputs, labels), slice(2)) if labels is not None else (own_rows(inputs, slice(2)), None)
+        few, few_labels = (
+            copy_rows((inputs, labels), slice(2)) if labels is not None else (copy_rows(inputs, slice(2)), None)
+        )
         try:
             with torch.inference_mode(False):
                 try_output(model, Cast({**self.rules, **rules}, self.left_out).inputs(few), self.targets(few_labels))
@@ -326,9 +328,9 @@ def _wide(targets: Any) -> bool:
 
 
 def _in_32_bits(data: Any, dtype: torch.dtype) -> Any:
-    from heptane.base.tree import each
+    from heptane.base.tree import tree_map
 
-    return each(lambda t: t.to(dtype) if t.dtype is torch.float64 else t, data)
+    return tree_map(lambda t: t.to(dtype) if t.dtype is torch.float64 else t, data)
 
 
 def _named(path: Path) -> str:

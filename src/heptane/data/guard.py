@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.base.tree import each, first_tensor, in_memory, pair, rows
+from heptane.base.tree import first_tensor, in_memory, inputs_and_targets, select_rows, tree_map
 from heptane.data.cast import tensors_for
 
 MOST_NAMED = 5
@@ -168,7 +168,7 @@ def file_of(dataset: Any, index: Any) -> str:
 
 
 @dataclass
-class Bad:
+class SkippedSamples:
     """The samples that were left out of a run so far, at most ``limit``; by part of the data and index, with the reason."""
 
     limit: int = 0
@@ -198,14 +198,14 @@ class Bad:
         if not in_memory(data) or (isinstance(data, (tuple, list)) and len(data) != 2):
             return []
         if self.binary:
-            check_binary(pair(data)[1])
+            check_binary(inputs_and_targets(data)[1])
         if self.distributions:
-            check_distributions(pair(data)[1])
+            check_distributions(inputs_and_targets(data)[1])
         if self.labels is None:
             return []
         num_classes, ignored = self.labels
         found = []
-        for row, label in labels_beyond(pair(data)[1], num_classes, ignored):
+        for row, label in labels_beyond(inputs_and_targets(data)[1], num_classes, ignored):
             reason = f"label {label} is out of range: labels are 0 to {num_classes - 1}"
             if not isinstance(batch, Collated) or batch.indices is None:
                 raise DataError(f"{reason}; it is in row {row} of a batch, whose samples have no index: look there")
@@ -289,7 +289,7 @@ def without(collated: Collated, unwanted: set[Index]) -> Collated:
     if collated.indices is None or not unwanted & set(collated.indices):
         return collated
     keep = [at for at, index in enumerate(collated.indices) if index not in unwanted]
-    data = rows(collated.data, torch.tensor(keep, device="cpu")) if keep else None
+    data = select_rows(collated.data, torch.tensor(keep, device="cpu")) if keep else None
     return Collated(data, [collated.indices[at] for at in keep], collated.bad)
 
 
@@ -346,5 +346,5 @@ def _kinds(data: Any) -> list[torch.dtype]:
         found.append(tensor.dtype)
         return tensor
 
-    each(look, data)
+    tree_map(look, data)
     return found

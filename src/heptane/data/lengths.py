@@ -8,8 +8,8 @@ from typing import Any
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.base.randomness import generator
-from heptane.base.tree import LABELS, like
-from heptane.data.batches import check_batch, order
+from heptane.base.tree import LABELS, rebuild
+from heptane.data.batches import check_batch, epoch_order
 
 WINDOW = 50  # batches among which samples are sorted: enough to pad little, and few enough to keep the order random
 
@@ -49,7 +49,7 @@ class LengthBatches:
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        shuffled = order(len(self.lengths), self.seed, self.epoch)
+        shuffled = epoch_order(len(self.lengths), self.seed, self.epoch)
         batches: list[torch.Tensor] = []
         for window in torch.split(shuffled, WINDOW * self.batch_size):
             batches += torch.split(window[self.lengths[window].argsort(stable=True)], self.batch_size)
@@ -57,7 +57,7 @@ class LengthBatches:
             yield batches[at].tolist()
 
 
-def pad(samples: Sequence[Any], *, value: float = 0, target_value: float = -100, multiple: int = 1) -> Any:
+def pad_batch(samples: Sequence[Any], *, value: float = 0, target_value: float = -100, multiple: int = 1) -> Any:
     """A ``collate_fn`` for a ``DataLoader``: samples as one batch, those of different lengths padded at their end.
 
     Args:
@@ -103,7 +103,7 @@ def _padded(items: list[Any], value: float, multiple: int, name: str) -> Any:
         return {key: _padded([item[key] for item in items], _of(key, value), multiple, f"{name}[{key!r}]") for key in keys}
     if isinstance(head, tuple):
         columns = [list(column) for column in zip(*items, strict=True)]
-        return like(head, [_padded(column, value, multiple, f"{name}[{at}]") for at, column in enumerate(columns)])
+        return rebuild(head, [_padded(column, value, multiple, f"{name}[{at}]") for at, column in enumerate(columns)])
     if isinstance(head, str):  # no padding makes a tensor of it; training leaves it out, or names it
         return items
     tensors = [torch.as_tensor(item) for item in items]

@@ -14,19 +14,29 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
 from heptane.base.randomness import epoch_seed, generator
-from heptane.base.tree import copied, each, first_tensor, is_text, length, like, pair, rows, without_graph
-from heptane.data.batches import Batch, Place, left_out_rest
+from heptane.base.tree import (
+    first_tensor,
+    inputs_and_targets,
+    is_text,
+    length,
+    rebuild,
+    select_rows,
+    tree_copy,
+    tree_map,
+    without_graph,
+)
+from heptane.data.batches import Batch, BatchTransform, left_out_rest
 from heptane.data.cast import check_real, tensors_for
-from heptane.data.guard import READER_REMEDY, Bad, Collated, DataError, guarded, without
+from heptane.data.guard import READER_REMEDY, Collated, DataError, SkippedSamples, guarded, without
 from heptane.data.readers import Readers, batches_in, may_share_memory, tells_size
 from heptane.data.same import check_same_batch
-from heptane.distributed.workers import ALONE, Worker, any_of, from_all
+from heptane.distributed.workers import ALONE, Worker, all_gather, any_rank
 
 MEASURED = 16  # batches, at most, that are read to see how large they are
 
 
 @dataclass
-class Loader:
+class LoaderSource:
     """A ``DataLoader`` of the user's: ``window`` of its batches make one global batch, one step.
 
     Its order is its own. A loader without a generator shuffles by PyTorch's global one, which is seeded for each epoch; a
@@ -39,7 +49,7 @@ class Loader:
     window: int
     seed: int
     steps_per_epoch: int = field(init=False)
-    bad: Bad = field(default_factory=Bad)
+    bad: SkippedSamples = field(default_factory=SkippedSamples)
     """the samples that were left out"""
     worker: Worker = ALONE
     """of those that must leave out the same"""
@@ -94,7 +104,7 @@ class Loader:
                     if batch.indices is not None:
                         return None
                     batch = batch.data
-                sizes.append(len(first_tensor(pair(batch))))
+                sizes.append(len(first_tensor(inputs_and_targets(batch))))
                 if len(sizes) > 1 and len(set(sizes)) == 1:
                     break
         rest = 1 < len(sizes) < MEASURED and sizes[-1] < min(sizes[:-1])  # the last batch of a pass
@@ -112,7 +122,7 @@ class Loader:
         self.steps_per_epoch, self._leaves_rest = self.steps_per_epoch - 1, True
         return left_out_rest(rest, least)
 
-    def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
+    def batches(self, start: int, stop: int, place: BatchTransform) -> Iterator[tuple[int, Batch]]:
         """The batches of steps ``start`` to ``stop``, each with its step; earlier ones of the epoch are read too."""
         if start < stop:
             self._rewind(start // self.steps_per_epoch)
@@ -148,7 +158,7 @@ class Loader:
         if not found:
             raise InputError("the training data have no sample that can be used")
         check_real("training inputs", found[0][0])
-        return rows(found[0], slice(size))  # type: ignore[no-any-return]
+        return select_rows(found[0], slice(size))  # type: ignore[no-any-return]
 
     def some(self, count: int) -> list[tuple[Any, Any]]:
         """The first batches that hold ``count`` samples, or all; the loader and all random states stay as they were."""
@@ -189,14 +199,14 @@ class Loader:
         """The samples of a batch that can be used, the same on every worker."""
         if not isinstance(batch, Collated):
             self.bad.labels_in(batch)
-            return own(pair(batch), self._shares), None
+            return own(inputs_and_targets(batch), self._shares), None
         bad = list(batch.bad)
         bad += self.bad.labels_in(batch)
-        if self.bad.limit and any_of([bool(bad)], self.worker)[0]:
-            bad = sorted(dict(entry for some in from_all(bad, self.worker) for entry in some).items())
+        if self.bad.limit and any_rank([bool(bad)], self.worker)[0]:
+            bad = sorted(dict(entry for some in all_gather(bad, self.worker) for entry in some).items())
         self.bad.add("training", bad)
         batch = without(batch, {index for index, _ in bad})
-        return (None if batch.data is None else own(pair(batch.data), self._shares)), batch.indices
+        return (None if batch.data is None else own(inputs_and_targets(batch.data), self._shares)), batch.indices
 
     def _set_epoch(self, epoch: int) -> None:
         for name in ("sampler", "batch_sampler"):
@@ -246,7 +256,7 @@ def seed_all(value: int) -> None:
 
 def own(data: Any, shares: bool) -> Any:
     """A batch that no gradient leaves, and that is this run's to change: copied where it ``shares`` the user's memory."""
-    return copied(data) if shares else each(without_graph, data)
+    return tree_copy(data) if shares else tree_map(without_graph, data)
 
 
 def check_sampler(loader: Any) -> None:
@@ -282,7 +292,7 @@ def unchanged(loader: Any) -> Iterator[None]:
             each_one.set_state(state)
 
 
-def in_fixed_order(loader: Any, bad: Bad | None = None, name: str = "evaluation") -> Iterator[tuple[Any, Any]]:
+def in_fixed_order(loader: Any, bad: SkippedSamples | None = None, name: str = "evaluation") -> Iterator[tuple[Any, Any]]:
     """A loader's batches, shuffled the same way in each worker process if at all; PyTorch's global state is left alone."""
     check_sampler(loader)
     batches: Iterator[Any] | None = None
@@ -301,9 +311,9 @@ def in_fixed_order(loader: Any, bad: Bad | None = None, name: str = "evaluation"
         index += 1
 
 
-def sound(loader: Any, bad: Bad | None, name: str) -> Iterator[tuple[Any, Any]]:
+def sound(loader: Any, bad: SkippedSamples | None, name: str) -> Iterator[tuple[Any, Any]]:
     """A loader's batches, without the samples that cannot be read: they go to ``bad``, or are an error."""
-    bad, shares = bad or Bad(), may_share_memory(loader)
+    bad, shares = bad or SkippedSamples(), may_share_memory(loader)
     batches, readers = iter(guarded(loader)), Readers(loader, name)
     while True:
         try:
@@ -316,7 +326,7 @@ def sound(loader: Any, bad: Bad | None, name: str) -> Iterator[tuple[Any, Any]]:
             bad.add(name, [*batch.bad, *wrong])
             batch = without(batch, {index for index, _ in wrong}).data
         if batch is not None:
-            yield own(pair(batch), shares)
+            yield own(inputs_and_targets(batch), shares)
 
 
 def _next(batches: Iterator[Any]) -> Any:
@@ -359,7 +369,7 @@ def _cat(items: list[Any]) -> Any:
     if is_text(head):  # left out later, if it can be
         return [text for item in items for text in item]
     if isinstance(head, (tuple, list)) and head:
-        return like(head, [_cat([item[i] for item in items]) for i in range(len(head))])
+        return rebuild(head, [_cat([item[i] for item in items]) for i in range(len(head))])
     raise InputError(
         f"batches that hold {type(head).__name__} cannot be joined into one step: give tensors, or accumulate=1"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from heptane.base.lazy import torch
-from heptane.base.tree import copied, each, first_tensor, length, pair
+from heptane.base.tree import first_tensor, inputs_and_targets, length, tree_copy, tree_map
 from heptane.data.guard import DataError
 
 
@@ -26,10 +26,10 @@ class Readers:
         """
         if not self.count:
             return
-        rows_of = first_tensor(pair(batch))
+        rows_of = first_tensor(inputs_and_targets(batch))
         self.given, self.seen = self.given + len(rows_of), self.seen + 1
         if self.seen == 1:
-            self.first = copied(batch)
+            self.first = tree_copy(batch)
         same = 1 < self.seen <= self.count and _alike(self.first, batch)
         if same or (self.most is not None and self.given > self.most):
             what = "the same samples" if same else f"more samples than the {self.most} of its length"
@@ -44,7 +44,7 @@ class Readers:
 def _alike(one: Any, other: Any) -> bool:
     tensors: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     for found, data in zip(tensors, (one, other), strict=True):
-        each(lambda t, found=found: found.append(t) or t, data)  # type: ignore[misc]
+        tree_map(lambda t, found=found: found.append(t) or t, data)  # type: ignore[misc]
     return len(tensors[0]) == len(tensors[1]) > 0 and all(map(torch.equal, *tensors))
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.base.tree import each, in_memory, length, pair, rows
-from heptane.data.batches import Source, Tensors, tensors_of
+from heptane.base.tree import in_memory, inputs_and_targets, length, select_rows, tree_map
+from heptane.data.batches import Source, TensorSource, tensors_of
 from heptane.data.spread import READ, spread
-from heptane.distributed.workers import Worker, from_all
+from heptane.distributed.workers import Worker, all_gather
 
 ENDS = 64  # samples from each end of what is in memory that are compared whole; of the targets all are
 REMEDY = (
@@ -36,7 +36,7 @@ def checksum(data: Any) -> int:
             found = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), found)
         return tensor
 
-    each(add, data)
+    tree_map(add, data)
     return found
 
 
@@ -50,16 +50,16 @@ def check_same_data(source: Source, others: list[tuple[str, Any]], worker: Worke
     if worker.size == 1:
         return
     mine: list[tuple[str, Any]] = [("training", (source.num_samples, source.steps_per_epoch))]
-    if isinstance(source, Tensors):
+    if isinstance(source, TensorSource):
         mine.append(("training", _ends((source.inputs, source.targets))))
     for name, data in others:
         data = tensors_of(data)
         if in_memory(data):
-            mine.append((name, _ends(pair(data))))
+            mine.append((name, _ends(inputs_and_targets(data))))
         else:  # of a loader each batch is compared as it is read: its sampler may draw
             few = spread(data, READ) if not isinstance(data, torch.utils.data.DataLoader) else None
             mine.append((name, (length(data), None if few is None else checksum(few[1]))))
-    for rank, theirs in enumerate(from_all(mine, worker)):
+    for rank, theirs in enumerate(all_gather(mine, worker)):
         for (name, here), (_, there) in zip(mine, theirs, strict=False):
             if here != there:
                 raise InputError(f"the {name} data of worker {rank} are not those of worker {worker.rank}: {REMEDY}")
@@ -77,7 +77,7 @@ class SameBatches:
 
     def check(self) -> None:
         """Refuse the data where they were not; all workers must ask."""
-        found = from_all(self._found, self.worker)
+        found = all_gather(self._found, self.worker)
         for rank, theirs in enumerate(found):
             if theirs != found[0]:
                 raise InputError(f"the {self.name} data of worker {rank} are not those of worker 0: {REMEDY}")
@@ -86,7 +86,7 @@ class SameBatches:
 def check_same_batch(data: Any, indices: list[Any] | None, step: int, worker: Worker, say: Callable[[str], None]) -> None:
     """Refuse a global batch that differs between workers in its samples or its targets; say where only inputs differ."""
     inputs, targets = (None, None) if data is None else data
-    found = from_all((indices, checksum(targets), checksum(inputs)), worker)
+    found = all_gather((indices, checksum(targets), checksum(inputs)), worker)
     for rank, (theirs, target_sum, _) in enumerate(found):
         first = found[0]
         if theirs != first[0]:
@@ -103,7 +103,7 @@ def check_same_batch(data: Any, indices: list[Any] | None, step: int, worker: Wo
 
 def _ends(data: tuple[Any, Any]) -> tuple[int, int, int]:
     inputs, targets = data
-    return checksum(targets), checksum(rows(inputs, slice(ENDS))), checksum(rows(inputs, slice(-ENDS, None)))
+    return checksum(targets), checksum(select_rows(inputs, slice(ENDS))), checksum(select_rows(inputs, slice(-ENDS, None)))
 
 
 def _few(samples: list[Any] | None) -> str:

@@ -9,20 +9,20 @@ from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.base.tree import (
     LABELS,
+    copy_rows,
     first_tensor,
     in_memory,
+    inputs_and_targets,
     length,
-    own_rows,
-    pair,
-    rows,
+    select_rows,
 )
-from heptane.data.batches import Source, Tensors, check_batch, count_samples, order, tensors_of
+from heptane.data.batches import Source, TensorSource, check_batch, count_samples, epoch_order, tensors_of
 from heptane.data.cast import check_real
-from heptane.data.loader import Loader, in_fixed_order, sound
-from heptane.data.stream import Stream
+from heptane.data.loader import LoaderSource, in_fixed_order, sound
+from heptane.data.stream import StreamSource
 
 if TYPE_CHECKING:
-    from heptane.data.guard import Bad
+    from heptane.data.guard import SkippedSamples
 
 
 def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int, steps: int | None = None) -> Source:
@@ -43,8 +43,8 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int, ste
                 "leave batch_size out, or give them the same value"
             )
         if length(data) is None and steps is not None:
-            return Stream(data, accumulate, seed, steps)
-        return Loader(data, accumulate, seed)
+            return StreamSource(data, accumulate, seed, steps)
+        return LoaderSource(data, accumulate, seed)
     if batch_size is None:
         raise InputError("batch_size=None: only a DataLoader brings its own; pass batch_size")
     check_range("batch_size", batch_size, 1, whole=True)
@@ -52,19 +52,19 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int, ste
         return as_source(utils.DataLoader(data, batch_size), None, seed, accumulate, steps)
     data = tensors_of(data)
     if in_memory(data):
-        inputs, targets = pair(data)
-        return Tensors(inputs, targets, batch_size, seed)
+        inputs, targets = inputs_and_targets(data)
+        return TensorSource(inputs, targets, batch_size, seed)
     num_samples = check_dataset(data)
     check_batch(batch_size, num_samples)
     loader = utils.DataLoader(data, batch_size, sampler=_Shuffled(num_samples, seed))
-    return Loader(loader, 1, seed)
+    return LoaderSource(loader, 1, seed)
 
 
 def as_loader(
     data: Any,
     batch_size: int,
     part: Callable[[int], slice],
-    bad: Bad | None = None,
+    bad: SkippedSamples | None = None,
     name: str = "evaluation",
     look: Callable[[Any], None] = lambda batch: None,
 ) -> Iterator[tuple[Any, Any]]:
@@ -93,15 +93,15 @@ def as_loader(
             if mine == slice(0, size):
                 yield batch
             elif mine.stop > mine.start:
-                yield rows(batch, mine)
+                yield select_rows(batch, mine)
         return
     data = tensors_of(data)
     if in_memory(data):
-        data = pair(data)
+        data = inputs_and_targets(data)
         check_real(f"{name} inputs", data[0])
         mine = part(count_samples(data))
         for start in range(mine.start, mine.stop, batch_size):
-            yield own_rows(data, slice(start, min(start + batch_size, mine.stop)))
+            yield copy_rows(data, slice(start, min(start + batch_size, mine.stop)))
         return
     mine = part(check_dataset(data))
     own = torch.Generator()  # so that reading leaves PyTorch's global one alone
@@ -133,4 +133,4 @@ class _Shuffled:
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        return iter(order(self.num_samples, self.seed, self.epoch).tolist())
+        return iter(epoch_order(self.num_samples, self.seed, self.epoch).tolist())

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from heptane.base.lazy import torch
-from heptane.base.tree import first_tensor, in_memory, length, own_rows, pair
+from heptane.base.tree import copy_rows, first_tensor, in_memory, inputs_and_targets, length
 from heptane.data.batches import tensors_of
 
 READ = 32  # samples of a data set, which may be slow to read
@@ -23,11 +23,11 @@ def spread(data: Any, count: int) -> tuple[Any, Any] | None:
             return None
         with suppress(Exception):  # what cannot be read is somebody else's to report
             chosen = torch.linspace(0, size - 1, min(count, size, READ)).long().tolist()
-            read: tuple[Any, Any] = pair(collate([dataset[index] for index in chosen]))
+            read: tuple[Any, Any] = inputs_and_targets(collate([dataset[index] for index in chosen]))
             return read
         return None
-    inputs, targets = pair(data)
+    inputs, targets = inputs_and_targets(data)
     size = length(first_tensor(inputs)) or 0
     spaced = torch.linspace(0, size - 1, min(count, size)).long()
-    found: tuple[Any, Any] = own_rows((inputs, targets), spaced)
+    found: tuple[Any, Any] = copy_rows((inputs, targets), spaced)
     return found

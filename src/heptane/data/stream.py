@@ -9,20 +9,20 @@ from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.randomness import generator
 from heptane.base.tree import first_tensor
-from heptane.data.batches import Batch, Place
+from heptane.data.batches import Batch, BatchTransform
 from heptane.data.guard import guarded
-from heptane.data.loader import Loader, check_sampler, generators, seed_all
+from heptane.data.loader import LoaderSource, check_sampler, generators, seed_all
 from heptane.data.readers import may_share_memory
 from heptane.data.same import check_same_batch
 
 EPOCHS = 10  # a run over a stream is taken to have: where evaluations and schedules count in epochs
 
 
-class Stream(Loader):
+class StreamSource(LoaderSource):
     """A ``DataLoader`` of the user's that does not know its length: ``steps`` of it, a tenth of which is called an epoch.
 
     A pass that ends is followed by the next. What the data draw from the global generators is a function of (seed, step),
-    as in :class:`Loader`. A resumed run reads again what came before its step.
+    as in :class:`LoaderSource`. A resumed run reads again what came before its step.
     """
 
     def __init__(self, loader: torch.utils.data.DataLoader, window: int, seed: int, steps: int) -> None:  # type: ignore[type-arg]
@@ -40,7 +40,7 @@ class Stream(Loader):
         self.batch_size = max(1, round((self._measured() or self.loader.batch_size) * self.window))
         self.num_samples = self.steps_per_epoch * self.batch_size
 
-    def batches(self, start: int, stop: int, place: Place) -> Iterator[tuple[int, Batch]]:
+    def batches(self, start: int, stop: int, place: BatchTransform) -> Iterator[tuple[int, Batch]]:
         """The batches of steps ``start`` to ``stop``, each with its step; all that came before are read too."""
         if start >= stop:
             return

@@ -7,7 +7,7 @@ from typing import Any
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.distributed.launch import launch as launch
-from heptane.distributed.workers import Worker, all_sum, any_of, from_all, this_worker
+from heptane.distributed.workers import Worker, all_gather, all_reduce, any_rank, this_worker
 
 NOT_REENTRANT = "the gradients would be wrong: pass use_reentrant=False"
 
@@ -21,13 +21,13 @@ def is_sharded(model: torch.nn.Module) -> bool:
     return sharding.is_sharded(model)
 
 
-def without_sums(forward: torch.nn.Module) -> Any:
+def no_sync(forward: torch.nn.Module) -> Any:
     """A context in which backward passes do not sum gradients over the workers: all but the last micro-batch of a step."""
     if not is_sharded(forward):
         return forward.no_sync()  # type: ignore[operator]
     from heptane.distributed import sharding
 
-    return sharding.without_sums(forward)
+    return sharding.no_sync(forward)
 
 
 def share_buffers(model: torch.nn.Module) -> None:
@@ -51,7 +51,7 @@ def share_model(model: torch.nn.Module, worker: Worker) -> None:
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     ready = {name: t for name, t in held.items() if not torch.nn.parameter.is_lazy(t) and t.layout is torch.strided}
     mine = [(name, str(t.dtype), tuple(t.shape)) for name, t in ready.items()]
-    for rank, theirs in enumerate(from_all(mine, worker)):
+    for rank, theirs in enumerate(all_gather(mine, worker)):
         if theirs != mine:
             other = next(iter({*theirs} ^ {*mine}), "their order")
             raise InputError(
@@ -74,14 +74,14 @@ def _broadcast(tensor: torch.Tensor) -> None:
 
 def average_gradient(parameter: torch.nn.Parameter, worker: Worker) -> None:
     """Average a parameter's gradient over the workers, in place; on some there may be none."""
-    given, sparse = any_of([parameter.grad is not None, parameter.grad is not None and parameter.grad.is_sparse], worker)
+    given, sparse = any_rank([parameter.grad is not None, parameter.grad is not None and parameter.grad.is_sparse], worker)
     if not given:
         return
     layout = torch.sparse_coo if sparse else torch.strided
     grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter, layout=layout)
     if sparse:  # which only gloo adds up
         grad = grad.cpu().coalesce()
-    parameter.grad = (all_sum(grad, worker) / worker.size).to(parameter.device)
+    parameter.grad = (all_reduce(grad, worker) / worker.size).to(parameter.device)
 
 
 def check_replicas(model: torch.nn.Module) -> None:

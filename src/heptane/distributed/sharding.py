@@ -106,7 +106,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 @contextmanager
-def without_sums(model: nn.Module) -> Iterator[None]:
+def no_sync(model: nn.Module) -> Iterator[None]:
     """Backward passes whose gradients are kept on their worker, to be summed by the next one outside."""
     assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(False)
@@ -129,25 +129,25 @@ def like(value: Any, sharded: Any) -> Any:
     return distribute_tensor(value.to(sharded.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 
-def outline(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module) -> nn.Module:
     """A copy of a model that is not sharded yet, its parameters without memory: what :func:`gathered` fills."""
     empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
     made: nn.Module = copy.deepcopy(model, dict(empty))
     return made
 
 
-def gathered(model: nn.Module, outline: nn.Module) -> nn.Module:
+def gathered(model: nn.Module, meta_copy: nn.Module) -> nn.Module:
     """The sharded ``model`` as an ordinary one, on every worker; all must ask."""
     found: dict[int, nn.Parameter] = {}  # a parameter that two layers share stays one
-    for mine, theirs in zip(outline.modules(), model.modules(), strict=True):
+    for mine, theirs in zip(meta_copy.modules(), model.modules(), strict=True):
         for name, part in theirs._parameters.items():
             if part is not None and id(part) not in found:
                 found[id(part)] = nn.Parameter(whole(part.detach()), requires_grad=part.requires_grad)
             mine._parameters[name] = None if part is None else found[id(part)]
         mine._buffers.update(theirs._buffers)
-    take_rest(model, outline)
-    outline.train(model.training)
-    return outline
+    take_rest(model, meta_copy)
+    meta_copy.train(model.training)
+    return meta_copy
 
 
 def save_parts(tensors: dict[str, Tensor], folder: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from heptane.base.tree import first_tensor, own_rows
+from heptane.base.tree import copy_rows, first_tensor
 from heptane.model.modes import gradients_on
 from heptane.model.snapshot import as_before
 
@@ -116,7 +116,7 @@ def seen_in_training(
     with as_before(model), gradients_on():
         torch.manual_seed(seed)
         _train_mode(model, len(first_tensor(sample[0])))
-        inputs, targets = own_rows(sample, slice(2))
+        inputs, targets = copy_rows(sample, slice(2))
         with _watched(units) as watch:
             output = forward(inputs, targets)
         loss = mean(output, targets)
@@ -147,7 +147,7 @@ def _orders(forward: Callable[[Any, Any], Any], sample: tuple[Any, Any], units: 
     for at in range(TRIALS):
         start = max(0, min(at, size - 2))
         with _watched(units) as watch, torch.no_grad():
-            forward(*own_rows(sample, slice(start, start + 2)))
+            forward(*copy_rows(sample, slice(start, start + 2)))
         yield watch.calls
 
 

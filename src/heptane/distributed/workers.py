@@ -98,7 +98,7 @@ def check_environment(timeout_seconds: float) -> float:
     return timeout_seconds if "TORCHELASTIC_RUN_ID" in os.environ else min(timeout_seconds, FOUND_WITHIN_SECONDS)
 
 
-def said_by_environment() -> str:
+def environment_message() -> str:
     """For a message: what the environment says of the number of workers."""
     return f", by {_described()} (left over from another job? unset them)" if under_launcher() else ""
 
@@ -108,14 +108,14 @@ def _described() -> str:
     return ", ".join(f"{name}={value}" for name, value in found.items() if value is not None)
 
 
-def all_sum(value: torch.Tensor, worker: Worker) -> torch.Tensor:
+def all_reduce(value: torch.Tensor, worker: Worker) -> torch.Tensor:
     """The sum of ``value`` over all workers, in place; of a worker alone, whatever group its process is in, as it is."""
     if worker.size > 1:
         torch.distributed.all_reduce(value)
     return value
 
 
-def from_all(value: Any, worker: Worker) -> list[Any]:
+def all_gather(value: Any, worker: Worker) -> list[Any]:
     """What every worker gives, in the order of their ranks."""
     found = [value] * worker.size
     if worker.size > 1:
@@ -123,7 +123,7 @@ def from_all(value: Any, worker: Worker) -> list[Any]:
     return found
 
 
-def decided(decide: Callable[[], Any], worker: Worker) -> Any:
+def from_rank_zero(decide: Callable[[], Any], worker: Worker) -> Any:
     """What ``decide`` gives on rank 0, on all workers: files and clocks do not look the same to each of them.
 
     Raises:
@@ -144,7 +144,7 @@ def decided(decide: Callable[[], Any], worker: Worker) -> Any:
     return value
 
 
-def any_of(flags: list[bool], worker: Worker) -> list[bool]:
+def any_rank(flags: list[bool], worker: Worker) -> list[bool]:
     """For each flag whether some worker has raised it: one small message on the CPU, which no GPU waits for."""
     if worker.size == 1:
         return flags

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from heptane.base.errors import check_choice
 from heptane.base.lazy import torch
-from heptane.base.tree import each
+from heptane.base.tree import tree_map
 
 GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of these: on a GPU they replay CUDA graphs
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # torch.compile's own
@@ -103,7 +103,7 @@ def compiled(model: torch.nn.Module, mode: bool | str) -> torch.nn.Module:
         return model
     made: Any = torch.compile(model, mode=None if mode is True else mode)
     if mode in GRAPH_MODES:  # the next replay writes over what this one gave, which is looked at until the epoch ends
-        made.register_forward_hook(lambda module, args, output: each(torch.clone, output))
+        made.register_forward_hook(lambda module, args, output: tree_map(torch.clone, output))
     return made  # type: ignore[no-any-return]
 
 

@@ -10,7 +10,7 @@ from heptane.base.lazy import torch
 from heptane.model.holders import Holder, holder_of
 
 
-class Kept:
+class BufferSnapshot:
     """A model's buffers and its own modules' state as they were before a step, such as BatchNorm's statistics or the hidden
     state of a recurrent network; by name too, since ``forward`` may assign them anew.
 

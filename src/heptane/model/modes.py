@@ -9,13 +9,13 @@ from typing import Any
 from heptane.base.lazy import torch
 
 
-def modes_of(model: torch.nn.Module) -> list[tuple[torch.nn.Module, bool]]:
+def save_modes(model: torch.nn.Module) -> list[tuple[torch.nn.Module, bool]]:
     """Each module, and whether it is in train mode."""
     return [(module, module.training) for module in model.modules()]
 
 
-def put_back(modes: list[tuple[torch.nn.Module, bool]]) -> None:
-    """Undo what changed since :func:`modes_of`, frozen layers in a training model included."""
+def restore_modes(modes: list[tuple[torch.nn.Module, bool]]) -> None:
+    """Undo what changed since :func:`save_modes`, frozen layers in a training model included."""
     for module, training in modes:
         if module.training != training:
             module.training = training
@@ -24,12 +24,12 @@ def put_back(modes: list[tuple[torch.nn.Module, bool]]) -> None:
 @contextmanager
 def eval_mode(model: torch.nn.Module) -> Iterator[None]:
     """``model.eval()``, and at the end every module's own mode again."""
-    modes = modes_of(model)
+    modes = save_modes(model)
     model.eval()
     try:
         yield
     finally:
-        put_back(modes)
+        restore_modes(modes)
 
 
 def gradients_on() -> AbstractContextManager[object]:

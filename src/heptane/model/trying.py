@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from heptane.base.lazy import torch
-from heptane.base.tree import copied, leaves, own_rows
+from heptane.base.tree import copy_rows, leaves, tree_copy
 from heptane.model.calling import call, main_output
 from heptane.model.modes import eval_mode, gradients_on, no_gradients
 
@@ -33,7 +33,7 @@ def try_output(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
 def evaluated(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Any:
     """The same, for use inside :func:`heptane.model.snapshot.as_before`."""
     with eval_mode(model), no_gradients():
-        return call(model, copied(inputs), copied(labels))  # copies: a model may work in place
+        return call(model, tree_copy(inputs), tree_copy(labels))  # copies: a model may work in place
 
 
 def try_training(model: torch.nn.Module, inputs: Any) -> Any:
@@ -42,13 +42,13 @@ def try_training(model: torch.nn.Module, inputs: Any) -> Any:
 
     with as_before(model), torch.no_grad():
         model.train()
-        return call(model, own_rows(inputs, slice(2)))
+        return call(model, copy_rows(inputs, slice(2)))
 
 
 def least_samples(model: torch.nn.Module, inputs: Any, labels: Any, train: Callable[[torch.nn.Module], None]) -> int:
     """How many samples a forward pass in training needs: 2 where BatchNorm, also one of the user's own, sees one value per
     sample and channel, else 1. ``train`` sets the modes that the model trains in."""
-    one, label = own_rows((inputs, labels), slice(1)) if labels is not None else (own_rows(inputs, slice(1)), None)
+    one, label = copy_rows((inputs, labels), slice(1)) if labels is not None else (copy_rows(inputs, slice(1)), None)
     from heptane.model.snapshot import as_before
 
     try:
@@ -57,7 +57,7 @@ def least_samples(model: torch.nn.Module, inputs: Any, labels: Any, train: Calla
             train(model)
             if _finite(call(model, one, label)):
                 return 1
-            two = call(model, own_rows(inputs, slice(2)), None if labels is None else own_rows(labels, slice(2)))
+            two = call(model, copy_rows(inputs, slice(2)), None if labels is None else copy_rows(labels, slice(2)))
             return 2 if _finite(two) else 1  # the deviation of one is 0 / 0
     except ValueError as error:
         return 2 if "more than 1 value per channel" in str(error) else 1
@@ -82,7 +82,7 @@ def _finite(output: Any) -> bool:
     return not isinstance(main, torch.Tensor) or not main.is_floating_point() or bool(main.isfinite().all())
 
 
-def few(batch: tuple[Any, Any], loss: Any) -> tuple[Any, Any]:
+def two_samples(batch: tuple[Any, Any], loss: Any) -> tuple[Any, Any]:
     """Two samples to try a model on: the inputs, and the labels where the loss is the model's own."""
-    inputs, targets = own_rows(batch, slice(2))
+    inputs, targets = copy_rows(batch, slice(2))
     return inputs, targets if loss == "model" else None

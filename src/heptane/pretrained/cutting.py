@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from heptane.base.tree import copied, first_tensor, own_rows
+from heptane.base.tree import copy_rows, first_tensor, tree_copy
 from heptane.core.precision.step import Precision
-from heptane.data.batches import Place
+from heptane.data.batches import BatchTransform
 from heptane.distributed.workers import Worker
 from heptane.model.calling import call
 from heptane.model.modes import eval_mode
@@ -193,7 +193,7 @@ def parts(
     cut: Cut,
     inputs: Any,
     batch_size: int,
-    place: Place,
+    place: BatchTransform,
     precision: Precision,
     worker: Worker,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -202,7 +202,7 @@ def parts(
     with eval_mode(model), torch.no_grad(), precision.autocast():
         for start in range(share.start, share.stop, batch_size):
             at = slice(start, min(start + batch_size, share.stop))
-            yield at, reach(model, cut, place.inputs(own_rows(inputs, at)))
+            yield at, reach(model, cut, place.inputs(copy_rows(inputs, at)))
 
 
 def reach(model: torch.nn.Module, cut: Cut, inputs: Any) -> torch.Tensor:
@@ -263,7 +263,7 @@ def _tried(model: torch.nn.Module, cut: Cut, sample: Any, seed: int) -> tuple[to
 
     with as_before(model), at(cut, keep):
         torch.manual_seed(seed)
-        output = call(model, copied(sample))
+        output = call(model, tree_copy(sample))
     if came is None:
         return None, False
     with as_before(model):

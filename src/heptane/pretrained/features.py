@@ -18,11 +18,11 @@ from heptane.base.alive import working
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.memory import available_memory_bytes
-from heptane.base.tree import first_tensor, own_rows, pair
-from heptane.core.own_losses import Returned
+from heptane.base.tree import copy_rows, first_tensor, inputs_and_targets
+from heptane.core.own_losses import ModelLoss
 from heptane.core.precision.step import evaluation
-from heptane.data.batches import Tensors
-from heptane.distributed.workers import ALONE, Worker, all_sum
+from heptane.data.batches import TensorSource
+from heptane.distributed.workers import ALONE, Worker, all_reduce
 
 if TYPE_CHECKING:
     from heptane.core.run import Phase, Run
@@ -39,7 +39,7 @@ class FeatureCache:
     """The tail of a model, and what comes to it: features in place of inputs."""
 
     tail: torch.nn.Module
-    source: Tensors
+    source: TensorSource
     said: str
     compute: Callable[[Any], torch.Tensor]
     _known: list[tuple[Any, tuple[Any, Any]]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class FeatureCache:
         for known, found in self._known:
             if known is data:
                 return found
-        inputs, targets = pair(data)
+        inputs, targets = inputs_and_targets(data)
         self._known.append((data, (self.compute(inputs), targets)))
         return self._known[-1][1]
 
@@ -69,17 +69,17 @@ def compute_once(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCache 
     from heptane.pretrained.cutting import As, find_cut, parts
 
     model, source = run.model, run.source
-    if not isinstance(source, Tensors):
+    if not isinstance(source, TensorSource):
         return "a Dataset or DataLoader may give other inputs in each epoch: pass tensors"
     if run.place.augment is not None or run.place.sizes is not None:
         return "augmentation and progressive resizing change the inputs"
     if phase.stop - phase.start <= source.steps_per_epoch:
         return "it is frozen for no more than an epoch"
-    if run.outline is not None:
+    if run.meta_copy is not None:
         return "the model is in parts"
-    if isinstance(run.criterion, Returned):
+    if isinstance(run.criterion, ModelLoss):
         return "the loss is computed in the model"
-    sample = run.place.inputs(own_rows(source.inputs, slice(TRIED)))
+    sample = run.place.inputs(copy_rows(source.inputs, slice(TRIED)))
     with evaluation(run.precision):
         cut = find_cut(model, sample)
     if isinstance(cut, str):
@@ -104,7 +104,7 @@ def compute_once(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCache 
         f"{str(features.dtype).removeprefix('torch.')} {held.where}, {features.nbytes / 2**20:.3g} MiB, "
         f"in {time.perf_counter() - began:.3g} s"
     )
-    made = Tensors(features, source.targets, source.batch_size, source.seed)
+    made = TensorSource(features, source.targets, source.batch_size, source.seed)
     made.steps_per_epoch = source.steps_per_epoch  # a last batch may be left out
     made.keep_on(run.place)
     return FeatureCache(torch.nn.Sequential(As(cut.dtype), *cut.tail), made, said, compute)
@@ -134,7 +134,7 @@ class Held:
                         f"{float(part.abs().max()):.3g}: use 'bf16' or 'auto'"
                     )
         assert whole is not None
-        return all_sum(whole, worker)
+        return all_reduce(whole, worker)
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         size = math.prod(shape) * dtype.itemsize

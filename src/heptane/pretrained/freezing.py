@@ -122,8 +122,8 @@ def freeze(model: torch.nn.Module, num_groups: int, groups: Anatomy | None = Non
     return [name for name, _ in layers[:count]]
 
 
-def remember(model: torch.nn.Module) -> None:
-    """Note what trains before a run, and what :func:`freeze` had stopped, for :func:`leave`."""
+def save_freezing(model: torch.nn.Module) -> None:
+    """Note what trains before a run, and what :func:`freeze` had stopped, for :func:`restore_freezing`."""
     trains = [
         (module, name, p.requires_grad)
         for module in model.modules()
@@ -133,7 +133,7 @@ def remember(model: torch.nn.Module) -> None:
     model.__dict__[_FOUND] = trains, set(model.__dict__.get(_STOPPED, ()))
 
 
-def leave(model: torch.nn.Module) -> None:
+def restore_freezing(model: torch.nn.Module) -> None:
     """After a run: adapters are merged, and what trained before it does so again; nothing where none was noted."""
     if not isinstance(model, torch.nn.Module):
         return  # it was refused

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from heptane.base.tree import first_tensor
-from heptane.data.batches import Place, Source, Tensors, order
+from heptane.data.batches import BatchTransform, Source, TensorSource, epoch_order
 from heptane.model.trying import try_output
 from heptane.pretrained.anatomy import Anatomy
 
@@ -20,7 +20,7 @@ USELESS, ENOUGH = 0.1, 0.95  # of the gain: below it the features need training;
 FEW, MANY = 10, 1000  # labels per class: below, all but the head would overfit; from it on, all can be trained at once
 
 
-def choose_mode(model: torch.nn.Module, groups: Anatomy, source: Source, place: Place) -> tuple[str, str]:
+def choose_mode(model: torch.nn.Module, groups: Anatomy, source: Source, place: BatchTransform) -> tuple[str, str]:
     """The mode ("head", "gradual" or "full") and why, with the figures.
 
     Args:
@@ -36,7 +36,7 @@ def choose_mode(model: torch.nn.Module, groups: Anatomy, source: Source, place: 
     num_classes = len(torch.unique(targets[targets >= 0]))
     if num_classes < 2:
         return "full", f"full: {len(targets)} samples of the training data have no two classes, so nothing was measured"
-    if isinstance(source, Tensors):
+    if isinstance(source, TensorSource):
         per_class = len(source.targets[source.targets >= 0]) / len(torch.unique(source.targets[source.targets >= 0]))
         labels = f"{per_class:.4g} labels per class"
     else:
@@ -55,10 +55,10 @@ def choose_mode(model: torch.nn.Module, groups: Anatomy, source: Source, place: 
 
 
 def _gain(
-    model: torch.nn.Module, groups: Anatomy, inputs: list[Any], targets: torch.Tensor, seed: int, place: Place
+    model: torch.nn.Module, groups: Anatomy, inputs: list[Any], targets: torch.Tensor, seed: int, place: BatchTransform
 ) -> tuple[float | None, str]:
     features = [found for part in inputs if (found := _features(model, groups.head, part, place)) is not None]
-    chosen = order(len(targets), seed, 1)  # a loader may give them class by class
+    chosen = epoch_order(len(targets), seed, 1)  # a loader may give them class by class
     chosen = chosen[targets[chosen] >= 0]
     half = len(chosen) // 2
     if half < 2 or len(features) < len(inputs):
@@ -70,7 +70,7 @@ def _gain(
     return gain, f"a ridge classifier on the features of {half} samples has {accuracy:.1%} on others, chance {chance:.1%}"
 
 
-def _features(model: torch.nn.Module, head: str | None, inputs: Any, place: Place) -> torch.Tensor | None:
+def _features(model: torch.nn.Module, head: str | None, inputs: Any, place: BatchTransform) -> torch.Tensor | None:
     """What the head takes, a row per sample; None where there is no head, or it is not called once with such rows."""
     if head is None:
         return None

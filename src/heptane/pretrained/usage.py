@@ -36,11 +36,11 @@ def watch(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Usage | No
         inputs: a few samples, on the model's device.
         labels: of a model that computes its loss itself; zeros stand in for them: the head may not know their classes yet.
     """
-    from heptane.base.tree import each
+    from heptane.base.tree import tree_map
     from heptane.model.trying import evaluated
 
     with as_before(model), _Watch() as seen:
-        output = evaluated(model, inputs, None if labels is None else each(torch.zeros_like, labels))
+        output = evaluated(model, inputs, None if labels is None else tree_map(torch.zeros_like, labels))
     first = {id(t): moment for moment, (taken, _) in reversed(list(enumerate(seen.calls))) for t in taken}
     if not any(id(parameter) in first for parameter in model.parameters()):
         return None

@@ -26,7 +26,7 @@ DONE = "done"  # of a race for accuracy: it trained for its time
 
 
 @dataclass
-class Attempt:
+class Trial:
     """What came of one run.
 
     ``status`` goes by what happened: ``reached`` the target; ``missed`` it, having trained its whole plan; ``stopped`` by
@@ -55,13 +55,13 @@ class Attempt:
         return asdict(self)
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Attempt:
+    def from_record(cls, record: dict[str, Any]) -> Trial:
         """What :meth:`record` gave."""
         return cls(**record)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class RaceSpec:
     """What all arms of a race share: model, data, and how a run is made of them.
 
     ``target`` is a metric and a value; None in a race for accuracy, where every run has ``seconds`` of training.
@@ -101,7 +101,7 @@ class Course:
         raised: float = 0.0,
         final: bool = True,
         progress: Any = False,
-    ) -> Attempt:
+    ) -> Trial:
         """Train once; what it raises is recorded, but for an interruption.
 
         Args:
@@ -135,14 +135,14 @@ class Course:
                 **{"weights": "last", **self.settings},  # a race keeps no weights: it pays for no copy of the best ones
             )
         except InputError as error:
-            return Attempt(seed, REFUSED, note=one_line(error))
+            return Trial(seed, REFUSED, note=one_line(error))
         except Exception as error:
-            return Attempt(seed, FAILED, note=f"{type(error).__name__}: {one_line(error)}")
+            return Trial(seed, FAILED, note=f"{type(error).__name__}: {one_line(error)}")
         finally:
             gc.collect()  # a model in a reference cycle would make the next arm pay for this one's memory
         return self._attempt(result, seed, goal, limit)
 
-    def _attempt(self, result: Result, seed: int, goal: Goal | None, limit: float | None) -> Attempt:
+    def _attempt(self, result: Result, seed: int, goal: Goal | None, limit: float | None) -> Trial:
         curve = [
             {"seconds": r["train_seconds"], "epoch": r["epoch"], "value": r[self.metric]}
             for r in result.history
@@ -155,7 +155,7 @@ class Course:
         in_time = limit is None or result.seconds["train"] < limit
         status = DONE if goal is None else REACHED if reached else MISSED if whole or in_time else STOPPED
         reached = reached or Reached(0.0)
-        return Attempt(
+        return Trial(
             seed,
             status,
             seconds=reached.seconds if status == REACHED else None,
@@ -170,7 +170,7 @@ class Course:
             why=dict(result.why),
         )
 
-    def rank(self, attempt: Attempt) -> tuple[float, float]:
+    def rank(self, attempt: Trial) -> tuple[float, float]:
         """Lower is better: sooner at the target; of two that missed it, nearer."""
         best = math.inf if attempt.best is None else attempt.best if self.lower_is_better else -attempt.best
         return (math.inf if attempt.seconds is None else attempt.seconds, best)
@@ -204,7 +204,7 @@ class Course:
         """
         quiet = replace(self, valid=None, target=None, seconds=None)
         length = self.steps_per_epoch
-        made: list[Attempt] = []
+        made: list[Trial] = []
         for steps in (few, more):
             if made and made[0].clocks["train"] * steps / max(made[0].steps["done"], 1) > PROBE_SECONDS:
                 break

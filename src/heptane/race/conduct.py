@@ -17,7 +17,7 @@ from heptane.base.errors import InputError
 from heptane.base.storage import write_text
 from heptane.core.precision.choose import keeps_plain
 from heptane.race.arms import ALL, PLAIN, Arm
-from heptane.race.attempt import NOT_RUN, REFUSED, STOPPED, Attempt, Course
+from heptane.race.attempt import NOT_RUN, REFUSED, STOPPED, RaceSpec, Trial
 from heptane.race.findings import ended_arms
 from heptane.race.live import LiveTable
 from heptane.race.pacing import CAP, cap_seconds, seed_fits
@@ -38,7 +38,7 @@ ENDED = "settled"  # how the note of a run begins that was not needed any more
 SPARE = 0.97  # of a fixed time: what a planned length may take
 
 
-class Conduct:
+class RaceRunner:
     """A race under way: what it is, what is done, and what is left.
 
     Args:
@@ -49,10 +49,12 @@ class Conduct:
         about: facts for the record.
     """
 
-    def __init__(self, course: Course, arms: list[Arm], chosen: Tricks, plan: dict[str, Any], about: dict[str, Any]) -> None:
+    def __init__(
+        self, course: RaceSpec, arms: list[Arm], chosen: Tricks, plan: dict[str, Any], about: dict[str, Any]
+    ) -> None:
         self.course, self.arms, self.chosen, self.plan, self.about = course, arms, chosen, plan, about
-        self.runs: dict[tuple[str, int], Attempt] = {}
-        self.trials: dict[tuple[str, float, int], Attempt] = {}  # by arm, value and which seed of the tuning
+        self.runs: dict[tuple[str, int], Trial] = {}
+        self.trials: dict[tuple[str, float, int], Trial] = {}  # by arm, value and which seed of the tuning
         self.tuning: dict[str, Tuning] = {}
         self.probes: dict[str, tuple[float, float]] = {}
         self.broken: dict[str, str] = {}
@@ -129,7 +131,7 @@ class Conduct:
         plain, every = Arm(PLAIN, Tricks()), Arm(ALL, self.chosen)
         count, epochs = self.plan["tune"], self.plan["epochs"]
 
-        def at_rate(rate: float) -> Attempt:
+        def at_rate(rate: float) -> Trial:
             return self._trial(plain, "rate", rate, rate=rate, epochs=epochs)
 
         if any(arm.tricks.cyclical is None for arm in self.arms):
@@ -141,7 +143,7 @@ class Conduct:
             needed = [t.epochs for (side, *_), t in self.trials.items() if side == PLAIN and t.seconds is not None]
             first = FIRST_LENGTH * min(needed, default=epochs)
 
-            def of_length(length: float) -> Attempt:
+            def of_length(length: float) -> Trial:
                 run = {"rate": peak, "epochs": length, "raised": self.course.margin}
                 first = self._trial(every, "epochs", length, **run)
                 if first.seconds is None:
@@ -153,12 +155,12 @@ class Conduct:
             return
         length = self._planned_length(every)
 
-        def at_peak(rate: float) -> Attempt:
+        def at_peak(rate: float) -> Trial:
             return self._trial(every, "peak", rate, rate=rate, epochs=length)
 
         self.tuning[ALL] = replace(climb(peak, RATE_STEP, count, at_peak, self.course.rank), knob="peak")
 
-    def _trial(self, arm: Arm, knob: str, value: float, again: int = 0, **run: Any) -> Attempt:
+    def _trial(self, arm: Arm, knob: str, value: float, again: int = 0, **run: Any) -> Trial:
         """One run with a seed of the tuning; a trial of a rate that is slower than the best so far stops."""
         key = (arm.name, value, again)
         if key not in self.trials:
@@ -166,7 +168,7 @@ class Conduct:
             best = best if knob != "epochs" else []
             left = self._left_for_tuning()
             if left <= 0:
-                return Attempt(TUNING_SEED + again, NOT_RUN, note=f"{BUDGET} was spent")
+                return Trial(TUNING_SEED + again, NOT_RUN, note=f"{BUDGET} was spent")
             limit = min([*best, left])
             if self.table:
                 self.table.tuning(arm, knob, value)
@@ -239,13 +241,11 @@ class Conduct:
             made = replace(refused, seed=seed)
         elif self._repeats(arm):
             other = PLAIN if arm.adds else ALL
-            made = Attempt(
-                seed, NOT_RUN, note=f"{arm.trick} changes nothing here: it would repeat {other}".replace("_", " ")
-            )
+            made = Trial(seed, NOT_RUN, note=f"{arm.trick} changes nothing here: it would repeat {other}".replace("_", " "))
         elif left_out:
-            made = Attempt(seed, NOT_RUN, note=left_out)
+            made = Trial(seed, NOT_RUN, note=left_out)
         elif self._too_late(arm, seed):
-            made = Attempt(seed, NOT_RUN, note=f"{BUDGET} would not have been enough")
+            made = Trial(seed, NOT_RUN, note=f"{BUDGET} would not have been enough")
         else:
             made = self._timed(arm, seed)
         self.runs[arm.name, seed] = made
@@ -265,7 +265,7 @@ class Conduct:
         decided = [run.why[arm.trick] for (name, _), run in self.runs.items() if name == ALL and arm.trick in run.why]
         return bool(decided) and all(map(keeps_plain, decided))
 
-    def _timed(self, arm: Arm, seed: int) -> Attempt:
+    def _timed(self, arm: Arm, seed: int) -> Trial:
         rate, epochs = self._rate_and_length(arm)
         cap, left = self._cap(arm, seed), self._left()
         limit = min(cap, left)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from heptane.race.arms import Arm
-    from heptane.race.attempt import Attempt
+    from heptane.race.attempt import Trial
 
 _REDRAW_SECONDS = 0.5
 _STILL_SECONDS = 2.0  # a table that was not drawn for so long says what goes on
@@ -71,7 +71,7 @@ class LiveTable:
         self._now, self._caption = None, f"tuning {arm.title}: {knob_text(knob, value)}"
         self._draw(force=True)
 
-    def tuned(self, arm: Arm, knob: str, value: float, attempt: Attempt) -> None:
+    def tuned(self, arm: Arm, knob: str, value: float, attempt: Trial) -> None:
         """A trial ended."""
         self._say(f"tuning {arm.title}, {knob_text(knob, value)}: {outcome_text(attempt.record(), self._metric)}")
 
@@ -82,7 +82,7 @@ class LiveTable:
         self._caption = f"{duration(elapsed)} so far"
         self._draw(force=True)
 
-    def done(self, arm: Arm, attempt: Attempt) -> None:
+    def done(self, arm: Arm, attempt: Trial) -> None:
         """A run ended."""
         text = outcome_text(attempt.record(), self._metric)
         self._cells[arm.name, attempt.seed], self._now = text, None

@@ -15,8 +15,8 @@ from heptane.core.run import OptimizerFactory
 from heptane.data.cast import tensors_for
 from heptane.distributed.workers import under_launcher
 from heptane.race.arms import make_arms
-from heptane.race.attempt import Course
-from heptane.race.conduct import Conduct
+from heptane.race.attempt import RaceSpec
+from heptane.race.conduct import RaceRunner
 from heptane.race.tuning import TRIALS
 from heptane.session.history import check_target
 from heptane.session.run_folder import check_folder
@@ -161,7 +161,7 @@ def race(
     chosen = Tricks.recommended(data=train, epochs=epochs) if tricks is None else check_tricks(tricks)
     if isinstance(arms, str):
         raise InputError(f"arms={arms!r}: expected a list of names, such as {arms.split(',')!r}")
-    course = Course(
+    course = RaceSpec(
         model=model,
         train=train,
         valid=valid,
@@ -184,7 +184,7 @@ def race(
     }
     if out is not None and not dry_run:
         check_folder(out, force=force, resume=resume)
-    conduct = Conduct(course, make_arms(chosen, arms), chosen, plan, about or {})
+    conduct = RaceRunner(course, make_arms(chosen, arms), chosen, plan, about or {})
     if dry_run:
         return RaceResult(conduct.dry_run())
     return RaceResult(conduct.go(out, force=force, resume=resume, progress=progress))

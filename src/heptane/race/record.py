@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from heptane.race.arms import Arm
-from heptane.race.attempt import Attempt
+from heptane.race.attempt import Trial
 from heptane.race.findings import coarse_text, findings
 from heptane.race.tuning import Tuning
 from heptane.session.run_folder import clean
@@ -24,8 +24,8 @@ class Progress:
     started: float
     elapsed_seconds: float
     tuning: Mapping[str, Tuning]
-    trials: Mapping[tuple[str, float, int], Attempt]
-    runs: Mapping[tuple[str, int], Attempt]
+    trials: Mapping[tuple[str, float, int], Trial]
+    runs: Mapping[tuple[str, int], Trial]
 
 
 def race_record(

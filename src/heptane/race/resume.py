@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from heptane.base.errors import InputError
-from heptane.race.attempt import NOT_RUN, Attempt
+from heptane.race.attempt import NOT_RUN, Trial
 
 MAY_GROW = ("seeds", "budget_seconds")  # more of these make no other race
 
@@ -20,8 +20,8 @@ class Earlier:
 
     elapsed_seconds: float
     reasons: dict[str, str]
-    trials: dict[tuple[str, float, int], Attempt]
-    runs: dict[tuple[str, int], Attempt]
+    trials: dict[tuple[str, float, int], Trial]
+    runs: dict[tuple[str, int], Trial]
 
 
 def read_race(path: Path, identity: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> Earlier:
@@ -42,8 +42,8 @@ def read_race(path: Path, identity: Mapping[str, Mapping[str, Any]], arms: Seque
         return Earlier(
             content["elapsed_seconds"],
             content["reasons"],
-            {(t["side"], t["value"], t["again"]): Attempt.from_record(t["attempt"]) for t in content["trials"]},
-            {(name, run["seed"]): Attempt.from_record(run) for name, run in runs},
+            {(t["side"], t["value"], t["again"]): Trial.from_record(t["attempt"]) for t in content["trials"]},
+            {(name, run["seed"]): Trial.from_record(run) for name, run in runs},
         )
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): there is no race to go on with") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from heptane.race.attempt import Attempt
+from heptane.race.attempt import Trial
 
 TRIALS = 3  # per side
 RATE_STEP = 3.0  # factor between learning rates that are tried
@@ -25,8 +25,8 @@ class Tuning:
     tried: list[float]
 
 
-Try = Callable[[float], Attempt]
-Rank = Callable[[Attempt], tuple[float, float]]
+Try = Callable[[float], Trial]
+Rank = Callable[[Trial], tuple[float, float]]
 
 
 def climb(first: float, step: float, trials: int, attempt: Try, rank: Rank) -> Tuning:
@@ -44,7 +44,7 @@ def climb(first: float, step: float, trials: int, attempt: Try, rank: Rank) -> T
         >>> climb(1.0, 3.0, 3, made, lambda attempt: (attempt.seconds, 0))
         Tuning(knob='rate', chosen=3.0, tried=[1.0, 3.0, 9.0])
     """
-    done: dict[float, Attempt] = {}
+    done: dict[float, Trial] = {}
     best, value, direction = first, first, step
     while len(done) < trials:
         done[value] = attempt(value)

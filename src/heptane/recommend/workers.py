@@ -12,7 +12,7 @@ from heptane.assemble import assemble
 from heptane.base.clock import median_seconds
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
-from heptane.base.tree import rows
+from heptane.base.tree import select_rows
 from heptane.core.criterion import output_of
 from heptane.core.run import Run
 from heptane.recommend.scaling import Cluster, Link, StepCost, arrange, efficiency, in_buckets, step_seconds
@@ -89,7 +89,7 @@ def plan(
 def measure(run: Run) -> StepCost:
     """Seconds of forward, backward and update on one batch, and the buckets of gradients; trains ``run`` a little."""
     model, source = run.enter(run.phases[-1])
-    sample = rows(source.sample(run.source.batch_size), slice(None))
+    sample = select_rows(source.sample(run.source.batch_size), slice(None))
     inputs, targets = run.place.inputs(sample[0]), run.place.targets(sample[1])
 
     def forward() -> torch.Tensor:

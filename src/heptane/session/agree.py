@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from heptane.base.errors import InputError
-from heptane.distributed.workers import Worker, from_all
+from heptane.distributed.workers import Worker, all_gather
 from heptane.session.checkpoints.describe import describe
 
 
@@ -17,7 +17,7 @@ def check_same_settings(settings: dict[str, Any], worker: Worker) -> None:
     """
     if worker.size == 1:
         return
-    found = from_all({name: describe(value) for name, value in settings.items()}, worker)
+    found = all_gather({name: describe(value) for name, value in settings.items()}, worker)
     for rank, theirs in enumerate(found):
         for name, first in found[0].items():
             if theirs.get(name) != first:

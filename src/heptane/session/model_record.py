@@ -12,7 +12,7 @@ from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor
 from heptane.core.losses import CrossEntropy, Elementwise
-from heptane.data.batches import Tensors
+from heptane.data.batches import TensorSource
 from heptane.model.calling import unwrapped
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _outputs(run: Run) -> str:
         return CLASSES
     if isinstance(criterion, Elementwise):
         return LABELS if criterion.multi_label else VALUES
-    targets = run.source.targets if isinstance(run.source, Tensors) else None
+    targets = run.source.targets if isinstance(run.source, TensorSource) else None
     whole = isinstance(targets, torch.Tensor) and targets.ndim == 1 and not targets.is_floating_point()
     return CLASSES if whole else VALUES
 

@@ -17,13 +17,13 @@ from heptane.core.run import Run
 from heptane.core.within_memory import at_once
 from heptane.data.guard import DataError
 from heptane.distributed.replicas import check_replicas
-from heptane.distributed.workers import all_sum, any_of, decided
+from heptane.distributed.workers import all_reduce, any_rank, from_rank_zero
 from heptane.model.modes import eval_mode
 from heptane.report.console import Progress
 from heptane.report.examination.advice import OUT_OF_TIME
 from heptane.session.best import BestWeights
 from heptane.session.checkpoints import checkpoint, restore
-from heptane.session.checkpoints.keeper import Keeper
+from heptane.session.checkpoints.keeper import CheckpointManager
 from heptane.session.display import Display
 from heptane.session.history import Goal, best_metric, best_step, divergence, reached, since_better
 from heptane.session.interruption import Interruption
@@ -44,7 +44,7 @@ class Recorder:
         folder: RunFolder | None,
         every_epochs: float,
         progress: bool | Progress,
-        keeper: Keeper,
+        keeper: CheckpointManager,
         interruption: Interruption,
         max_seconds: float | None = None,
         deadline: float | None = None,
@@ -142,7 +142,7 @@ class Recorder:
             return False, False
         flags = [bool(self.interruption.asked), self.keeper.due(step)]
         with self.run.heartbeat.at(step, "after step"):
-            stop, due = any_of(flags, self.run.worker)
+            stop, due = any_rank(flags, self.run.worker)
         return stop, due
 
     def _save(self, step: int, *, wait: bool = False) -> None:
@@ -278,7 +278,7 @@ class Recorder:
         late = late or (self.deadline is not None and time.time() >= self.deadline)
         if run.worker.size == 1:
             return late
-        return bool(all_sum(torch.tensor(float(late and run.worker.rank == 0), device=run.place.device), run.worker))
+        return bool(all_reduce(torch.tensor(float(late and run.worker.rank == 0), device=run.place.device), run.worker))
 
     def _record(self, step: int) -> None:
         """Evaluate after ``step``, and add a record to the history."""
@@ -293,7 +293,7 @@ class Recorder:
         learning_rate = float(run.optimizer.param_groups[-1]["lr"])
         record |= {"learning_rate": learning_rate, "train_seconds": run.clock.train_seconds}
         record["evaluate_seconds"] = self.evaluate_seconds
-        record = decided(lambda: record, run.worker)  # target, patience and the best weights are judged by one record
+        record = from_rank_zero(lambda: record, run.worker)  # target, patience and the best weights are judged by one record
         diverging = divergence(self.history, record)
         if diverging and not self._diverged:
             self._diverged = True
@@ -330,16 +330,16 @@ class Recorder:
         _switch(self.run.optimizer, "eval")
         averaged = self.run.average.in_place() if self.run.average and not self._ended else nullcontext()
         model, shown, metrics = self.run.model, data, self.metrics
-        if self.run.shortcut and data is self.valid and in_memory(data):
-            model, shown, metrics = self.run.shortcut.tail, self.run.shortcut.of(data), bound(metrics, model, data)
+        if self.run.feature_cache and data is self.valid and in_memory(data):
+            model, shown, metrics = self.run.feature_cache.tail, self.run.feature_cache.of(data), bound(metrics, model, data)
         beating = self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step")
         with averaged, eval_mode(self.run.model), beating:  # metrics may run the whole model where its tail is evaluated
-            if self.run.outline is not None and any(
+            if self.run.meta_copy is not None and any(
                 takes_model(m) for m in (metrics or {}).values() if not hasattr(m, "update")
             ):
                 from heptane.distributed import sharding
 
-                metrics = bound(metrics, sharding.gathered(model, self.run.outline), data)
+                metrics = bound(metrics, sharding.gathered(model, self.run.meta_copy), data)
             found = evaluate_with(
                 model,
                 shown,

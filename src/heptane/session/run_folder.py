@@ -94,7 +94,7 @@ class RunFolder:
     def begin(self, run: Run, about: dict[str, Any], tricks: Tricks, goal: Goal | None) -> None:
         """Write ``run.json``: what :func:`heptane.session.finished.load_run` needs of a run that does not get to its end."""
         target = {"metric": goal[0], "value": goal[1]} if goal else None
-        facts = self._facts(run.outline or run.model, run, about)
+        facts = self._facts(run.meta_copy or run.model, run, about)
         with contextlib.suppress(OSError):  # a full disk is said of when something that counts cannot be written
             write_text(
                 self.path / BEGUN,

@@ -28,7 +28,7 @@ from heptane.base.errors import InputError, check_bool, check_choice, check_rang
 from heptane.base.lazy import torch
 from heptane.distributed.launch import launch as launch
 from heptane.distributed.replicas import NOT_REENTRANT
-from heptane.distributed.workers import Worker, join_group, said_by_environment, this_worker, under_launcher
+from heptane.distributed.workers import Worker, environment_message, join_group, this_worker, under_launcher
 
 if TYPE_CHECKING:
     from heptane.distributed.use import Use
@@ -86,7 +86,7 @@ class DataParallel:
         worker = join_group(device, self.timeout_seconds) if under_launcher() else this_worker()
         if self.workers not in ("auto", worker.size):
             raise InputError(
-                f"DataParallel.workers={self.workers}, and {worker.size} run{said_by_environment()}: expected as many; "
+                f"DataParallel.workers={self.workers}, and {worker.size} run{environment_message()}: expected as many; "
                 f"start the script with torchrun --nproc-per-node={self.workers}, or call heptane.fit, which starts them"
             )
         return worker
@@ -136,7 +136,7 @@ class DataParallel:
 
         if use is not None and use.reentrant:
             raise InputError(f"DataParallel.strategy='fsdp' with checkpoint(..., use_reentrant=True): {NOT_REENTRANT}")
-        empty = sharding.outline(model)
+        empty = sharding.meta_copy(model)
         sharding.shard(model, next(model.parameters()).device.type, this_worker().size, use)
         return empty
 

@@ -28,7 +28,7 @@ from heptane.base.lazy import torch
 from heptane.core.cross_entropy import IGNORE_INDEX, spread
 
 
-def smooth(targets: torch.Tensor, eps: float, num_classes: int | None = None) -> torch.Tensor:
+def smooth_labels(targets: torch.Tensor, eps: float, num_classes: int | None = None) -> torch.Tensor:
     """Spread ``eps`` of each target evenly over the classes: q = (1 - eps) t + eps / K.
 
     Args:

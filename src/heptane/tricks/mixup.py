@@ -10,7 +10,7 @@ Source
     Hidden features: Verma et al. 2019, "Manifold Mixup", section 2, arXiv:1806.05236.
 
 Meets the loop at
-    ``mix``. The draw belongs to the global batch, so neither workers nor micro-batches change the pairs.
+    ``mixup_batch``. The draw belongs to the global batch, so neither workers nor micro-batches change the pairs.
 
 Costs, and when it does not help
     A draw and a blend per step. It regularises, so it pays on long schedules that overfit; on a few epochs it slows
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.errors import InputError, check_bool, check_range, nearest
 from heptane.base.lazy import np, torch
 from heptane.base.randomness import generator
-from heptane.base.tree import rows
+from heptane.base.tree import select_rows
 from heptane.core.targets import MixedTargets, blend
 from heptane.model.names import without_compiled
 
@@ -49,7 +49,7 @@ class Blend:
     box: tuple[int, int, int, int] | None = None
 
 
-def mix(
+def mixup_batch(
     inputs: torch.Tensor, targets: torch.Tensor, lam: float | torch.Tensor, permutation: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Blend each sample, and its target, with its partner: lam * x + (1 - lam) * x[permutation].
@@ -57,7 +57,7 @@ def mix(
     Args:
         inputs: (N, ...), floating point.
         targets: (N, ...) floating point: soft, multi-label or regression targets. Blend integer classes by making them
-            one-hot first (``hp.smooth(classes, 0.0, num_classes)``).
+            one-hot first (``hp.smooth_labels(classes, 0.0, num_classes)``).
         lam: share of the sample itself, in [0, 1]: a number, or a tensor of shape (N,).
         permutation: (N,) integers, the partner of each sample.
 
@@ -77,7 +77,7 @@ def mix(
     """
     if not targets.is_floating_point():
         raise InputError(
-            f"targets of type {targets.dtype} cannot be blended: make them one-hot, hp.smooth(targets, 0.0, num_classes)"
+            f"targets of type {targets.dtype} cannot be blended: make them one-hot, hp.smooth_labels(targets, 0.0, num_classes)"
         )
     if not inputs.is_floating_point():
         raise InputError(f"inputs of type {inputs.dtype} cannot be blended: use inputs.float()")
@@ -185,7 +185,7 @@ class Mixer:
         draw = self._draw(batch, step, (inputs.shape[2], inputs.shape[3]) if images else None)
         partner, lam = draw.partner[part], draw.lam[part]
         whole = len(targets) == batch.size
-        partner_inputs, partner_targets = rows((inputs, targets), partner) if whole else batch.take(partner)
+        partner_inputs, partner_targets = select_rows((inputs, targets), partner) if whole else batch.take(partner)
         if self.hidden:
             self.hidden.pending = (lam, partner if whole else None)
             inputs = both(inputs, partner_inputs, whole, self.hidden.masks_wait)
@@ -306,7 +306,7 @@ def _acts_before(model: torch.nn.Module, module: torch.nn.Module, sample: Any) -
     handle = module.register_forward_hook(lambda _, args, output: seen.append(output))
     try:
         for stop in (None, 1):
-            tried = copy.copy(rows(sample, slice(2)))
+            tried = copy.copy(select_rows(sample, slice(2)))
             for key, value in sample.items():
                 if is_mask(key, value):
                     tried[key] = torch.zeros_like(tried[key])

@@ -37,8 +37,8 @@ from heptane.pretrained.freezing import (
     freeze,
     frozen_modes,
     head_layer,
-    leave,
     param_groups,
+    restore_freezing,
     swap_head,
     train_mode,
 )
@@ -260,4 +260,4 @@ class Stages:
         return self.transfer.phases(total_steps, steps_per_epoch, num_groups)
 
     def leave(self, model: torch.nn.Module) -> None:
-        leave(model)
+        restore_freezing(model)

@@ -27,7 +27,7 @@ TIMED_STEPS = 12
 
 
 @dataclass(frozen=True)
-class Course:
+class DemoRace:
     """A race: its data, model and target, and how many steps it takes, roughly.
 
     ``size`` is the height and width that images are reduced to, None for as they are; ``plain_epochs`` and ``all_epochs``
@@ -90,14 +90,14 @@ class Speed:
 
 COURSES = {  # of each data set, the longest first
     "fashion-mnist": (
-        Course("fashion-mnist", 10_240, 4_000, 14, 0.85, plain_epochs=5.5, all_epochs=3.5, limit_epochs=14),
-        Course("fashion-mnist", 5_120, 2_000, 14, 0.82, plain_epochs=5.0, all_epochs=4.0, limit_epochs=14),
+        DemoRace("fashion-mnist", 10_240, 4_000, 14, 0.85, plain_epochs=5.5, all_epochs=3.5, limit_epochs=14),
+        DemoRace("fashion-mnist", 5_120, 2_000, 14, 0.82, plain_epochs=5.0, all_epochs=4.0, limit_epochs=14),
     ),
-    "digits": (Course("digits", 1_024, 359, None, 0.94, plain_epochs=2.5, all_epochs=3.0, limit_epochs=15),),
+    "digits": (DemoRace("digits", 1_024, 359, None, 0.94, plain_epochs=2.5, all_epochs=3.0, limit_epochs=15),),
 }
 
 
-def measure(course: Course, data: Data) -> Speed:
+def measure(course: DemoRace, data: Data) -> Speed:
     """Time a few steps, and an evaluation: the median, after one that is not counted."""
     (images, labels), (held, _) = course.parts(data)
     model = course.model().train()
@@ -126,7 +126,7 @@ def _median_seconds(call: Any, repeats: int) -> float:
     return statistics.median(times[1:])
 
 
-def choose(courses: Sequence[Course], seconds: float, speed: Speed) -> tuple[Course, int]:
+def choose(courses: Sequence[DemoRace], seconds: float, speed: Speed) -> tuple[DemoRace, int]:
     """The course to race and with how many seeds, 3 to 6: the first of which 3 seeds fit, else the last; as many seeds as
     fit.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from heptane.base.alive import drawn_by, working
 from heptane.base.errors import InputError, one_line
-from heptane.cli.demonstration.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS, Course, Speed, choose, measure
+from heptane.cli.demonstration.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS, DemoRace, Speed, choose, measure
 from heptane.cli.demonstration.page import write_page
 from heptane.cli.demonstration.pictures import SCRATCH, Trained, compared, read_trained, write_pictures
 from heptane.data import Data, load_data
@@ -77,7 +77,7 @@ def _load(name: str) -> Data | None:
     return data
 
 
-def _announce(course: Course, seeds: int, speed: Speed, left: float) -> None:
+def _announce(course: DemoRace, seeds: int, speed: Speed, left: float) -> None:
     """Say what will be raced, and why that."""
     needed = seeds * course.seconds(speed)
     print(
@@ -90,7 +90,7 @@ def _announce(course: Course, seeds: int, speed: Speed, left: float) -> None:
         print(f"   There are {max(left, 0):.0f} s for it: what does not fit into them is left out, and named.", flush=True)
 
 
-def _race(course: Course, data: Data, seeds: int, seconds: float, out: Path, speed: Speed) -> str:
+def _race(course: DemoRace, data: Data, seeds: int, seconds: float, out: Path, speed: Speed) -> str:
     """The race; its tables are printed, its headline is returned."""
     from heptane.cli.loading import describe
     from heptane.race import race

@@ -8,9 +8,9 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.base.tree import each, first_tensor
+from heptane.base.tree import first_tensor, tree_map
 from heptane.core.losses import Criterion
-from heptane.core.own_losses import Returned
+from heptane.core.own_losses import ModelLoss
 from heptane.core.precision.contest import Outcome, compare, winner
 from heptane.core.precision.decisions import question, recall, remember
 from heptane.core.precision.processor import computes_bf16, describe
@@ -188,7 +188,7 @@ def _error(trick: Any, model: Any, criterion: Any, inputs: Any, targets: Any, va
             except Exception as raised:
                 error = one_line(raised)
             contest.store(False)
-        if not error or not isinstance(criterion, Returned):
+        if not error or not isinstance(criterion, ModelLoss):
             return error
     return error
 
@@ -232,7 +232,7 @@ def _facts(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 def _shapes(data: Any) -> list[Any]:
     found: list[Any] = []
-    each(lambda tensor: found.append(_facts(tensor)) or tensor, data)  # type: ignore[func-returns-value]
+    tree_map(lambda tensor: found.append(_facts(tensor)) or tensor, data)  # type: ignore[func-returns-value]
     return found
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import torch
-from heptane.base.tree import rows
+from heptane.base.tree import select_rows
 from heptane.core.criterion import output_of
 from heptane.core.losses import Criterion
 from heptane.core.precision.contest import TooSlow
@@ -99,7 +99,7 @@ class Steps:
 
     def _rows(self, channels_last: bool, num_rows: int) -> tuple[Any, Any]:
         if (channels_last, num_rows) not in self._given:
-            inputs, targets = rows(self._batch, slice(num_rows))
+            inputs, targets = select_rows(self._batch, slice(num_rows))
             self._given = {key: held for key, held in self._given.items() if key[1] == num_rows}
             self._given[channels_last, num_rows] = (to_channels_last(inputs) if channels_last else inputs), targets
         return self._given[channels_last, num_rows]

@@ -79,8 +79,8 @@ def read_config(folder: Path, said: str) -> Any:
 def check_size(make: Callable[[], torch.nn.Module], said: str) -> None:
     """Refuse a model that this machine's memory cannot hold, from an outline of it without values."""
     with torch.device("meta"):
-        outline = make()
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in outline.state_dict().values())
+        meta_copy = make()
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in meta_copy.state_dict().values())
     if hasattr(os, "sysconf") and needed > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
         held = f"{needed / 2**30:,.0f} GiB; this machine has {memory / 2**30:,.0f}"
         raise InputError(f"{said}: its config.json asks for a model of {held}; check config.json")

@@ -14,7 +14,7 @@ from heptane.base.tree import first_tensor
 from heptane.core.criterion import output_of
 from heptane.core.precision.step import evaluation
 from heptane.core.within_memory import at_once
-from heptane.data.batches import Batch, Tensors
+from heptane.data.batches import Batch, TensorSource
 from heptane.data.sources import as_loader
 from heptane.distributed.workers import ALONE
 from heptane.model.modes import eval_mode
@@ -138,7 +138,7 @@ def _files(run: Run, about: Mapping[str, Any], part: str) -> Sequence[str]:
 
 def _train_counts(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
     """How many training samples each class has, where they are in memory."""
-    targets = run.source.targets if isinstance(run.source, Tensors) else None
+    targets = run.source.targets if isinstance(run.source, TensorSource) else None
     if record["kind"] != "classes" or not isinstance(targets, torch.Tensor) or targets.numel() != run.source.num_samples:
         return {}
     count = len(record["class_names"])
@@ -150,7 +150,7 @@ def _train_counts(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
 def _training_samples(run: Run) -> tuple[Any, Any, bool]:
     """Some training inputs as the model sees them, and their targets; augmented where training augments."""
     source, last = run.source, max(run.total_steps - 1, 0)
-    if isinstance(source, Tensors):
+    if isinstance(source, TensorSource):
         if not is_picture(source.inputs):
             return None, None, False
         chosen = _chosen(source, run.seed)
@@ -167,7 +167,7 @@ def _training_samples(run: Run) -> tuple[Any, Any, bool]:
     return inputs.cpu()[:SAMPLES], labels, run.place.augment is not None
 
 
-def _chosen(source: Tensors, seed: int) -> torch.Tensor:
+def _chosen(source: TensorSource, seed: int) -> torch.Tensor:
     """Which samples to show: as many of each class, or any where there are no classes."""
     random, targets = generator(seed, "report", 0), source.targets
     if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or targets.ndim != 1:

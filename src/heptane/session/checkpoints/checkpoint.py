@@ -18,7 +18,7 @@ from heptane.base.lazy import torch
 from heptane.base.storage import FACTS, Damaged, check_files, fresh, read_facts, remove, seal, write_file
 from heptane.core.run import Run
 from heptane.distributed.replicas import share_buffers
-from heptane.distributed.workers import ALONE, Worker, from_all
+from heptane.distributed.workers import ALONE, Worker, all_gather
 from heptane.model.names import clean_state
 from heptane.model.packing import copied, pack, serialised
 from heptane.session.checkpoints.parts import write_parts
@@ -66,7 +66,7 @@ def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
     """Everything that a run needs to go on from ``step``. All workers must call it; if sharded, each holds its parts."""
     import safetensors.torch  # noqa: F401 - not in the thread that writes: a process may be forked while that imports
 
-    if run.outline is not None:
+    if run.meta_copy is not None:
         share_buffers(run.model)  # which worker's copy the library stores is its own choice
     tensors: dict[str, torch.Tensor] = {}
     facts = {
@@ -91,17 +91,17 @@ def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
         "mode": run.stages.mode,
         "skipped": run.skipped,
         "faults": run.faults.state(),
-        "meters": from_all(run.meter.state(), run.worker),
+        "meters": all_gather(run.meter.state(), run.worker),
         "seconds": run.clock.read(),
     }
-    return Snapshot(step, facts, tensors if run.outline is not None else copied(tensors))
+    return Snapshot(step, facts, tensors if run.meta_copy is not None else copied(tensors))
 
 
 def write(snapshot: Snapshot, folder: Path, run: Run) -> Path:
     """Write a snapshot as a sealed folder. All workers of a sharded run must call it; of others, the first writes."""
     path = folder / f"step-{snapshot.step:09d}"
     aside, first = folder / f".{path.name}", run.worker.rank == 0
-    if run.outline is not None:
+    if run.meta_copy is not None:
         write_parts(snapshot, aside, path, first)
     elif first:
         try:

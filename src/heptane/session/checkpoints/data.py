@@ -7,7 +7,7 @@ from typing import Any
 
 from heptane.base.lazy import np, torch
 from heptane.base.randomness import preserved_rng
-from heptane.base.tree import in_memory, num_bytes, pair
+from heptane.base.tree import in_memory, inputs_and_targets, num_bytes
 from heptane.data.batches import tensors_of
 from heptane.data.loader import seed_all
 from heptane.data.same import checksum
@@ -25,7 +25,7 @@ def facts_of(data: Any) -> dict[str, Any]:
     without an index, and samples that differ each time they are read, though the global random states are the same."""
     data = tensors_of(data)
     if in_memory(data):
-        targets = pair(data)[1]
+        targets = inputs_and_targets(data)[1]
         inputs, few = spread(data, SAMPLES) or (None, None)
         whole = num_bytes(targets) <= TARGETS_BYTES
         return {INPUTS: _shown(inputs), TARGETS: _shown(targets if whole else few), ORDER: _order(None)}

@@ -19,14 +19,14 @@ SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
-class Every:
+class Interval:
     """An interval: so many steps, or so many seconds."""
 
     steps: int | None = None
     seconds: float | None = None
 
     @classmethod
-    def parse(cls, value: Any) -> Every | None:
+    def parse(cls, value: Any) -> Interval | None:
         """``500`` or ``"500"`` is steps; ``"90s"``, ``"5m"`` or ``"1h"`` a time; None is None.
 
         Raises:
@@ -45,14 +45,14 @@ class Every:
         )
 
 
-class Keeper:
+class CheckpointManager:
     """Saves one run in ``folder``; None saves nothing.
 
     A snapshot is taken at once, and written by a thread while training goes on; sharded runs write together, at once. A
     checkpoint that cannot be written is noted, and those before it stay.
     """
 
-    def __init__(self, run: Run, folder: Path | None, every: Every | None, keep: int) -> None:
+    def __init__(self, run: Run, folder: Path | None, every: Interval | None, keep: int) -> None:
         self.run, self.folder, self.every, self.keep = run, folder, every, keep
         self.saved: int | None = None
         """step of the last checkpoint that is on the disk"""
@@ -86,7 +86,7 @@ class Keeper:
         self._at = time.monotonic()
         snapshot = checkpoint.take(self.run, step, history)
         self.wait()
-        if self.run.outline is not None:
+        if self.run.meta_copy is not None:
             self._write(snapshot, best)
         elif self.run.worker.rank == 0:
             # not a daemon: a process that ends in an orderly way writes what it has begun to write

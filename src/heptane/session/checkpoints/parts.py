@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.errors import one_line
 from heptane.base.lazy import torch
 from heptane.base.storage import Damaged, checksum, fresh, seal, sync
-from heptane.distributed.workers import from_all, this_worker
+from heptane.distributed.workers import all_gather, this_worker
 from heptane.model.names import clean_state
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def write_parts(snapshot: Snapshot, aside: Path, path: Path, first: bool) -> Non
         sync(part)
         found[part.name] = checksum(part)
     checksums: dict[str, list[Any]] = {}
-    for some in from_all(found, worker):
+    for some in all_gather(found, worker):
         checksums |= some
     if first:
         about = {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in tensors.items()}

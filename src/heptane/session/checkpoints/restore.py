@@ -11,7 +11,7 @@ from heptane.base.lazy import torch
 from heptane.base.storage import Damaged
 from heptane.core.metrics import TrainMeter
 from heptane.core.run import Run
-from heptane.data.stream import Stream
+from heptane.data.stream import StreamSource
 from heptane.distributed.workers import Worker, launched
 from heptane.model.names import clean_state, load_clean
 from heptane.model.packing import unpack
@@ -62,7 +62,7 @@ def check(run: Run, saved: Saved) -> None:
         InputError: something differs that must not (``checkpoints/settings.py``): its name, both values, the remedy.
     """
     facts, follows = saved.facts, _follows(run, saved.facts)
-    skipped = ("batch_size", "steps per epoch") if follows else OF_LENGTH if isinstance(run.source, Stream) else ()
+    skipped = ("batch_size", "steps per epoch") if follows else OF_LENGTH if isinstance(run.source, StreamSource) else ()
     found = [
         (n, facts["fixed"][n], value) for n, value in fixed(run).items() if n not in skipped and facts["fixed"][n] != value
     ]
@@ -143,7 +143,7 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
     _check_model(run.model, model, path)
     check(run, saved)
     before, follows, step = facts["workers"], _follows(run, facts), _step(run, facts)
-    if run.outline is not None:
+    if run.meta_copy is not None:
         model, optimizer, average = as_parts(run, model, optimizer, average)
     load_clean(run.model, model)
     own = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]

@@ -93,7 +93,7 @@ def settings_of(run: Run, tricks: Tricks, groups: dict[str, list[Any]]) -> dict[
         **{f"optimizer.{name}": values for name, values in groups.items()},
         "optimizer.attributes": _own_attributes(run.optimizer),
         "optimizer.parameters": _parameters_of(run),
-        "model": _modules_of(run.model, run.outline or run.model),
+        "model": _modules_of(run.model, run.meta_copy or run.model),
         "clip_norm": plan.clip_norm,
         "accumulate": plan.accumulate,
         "average_decay": plan.average_decay,

@@ -16,7 +16,7 @@ from heptane.base.alive import working
 from heptane.base.errors import InputError, check_choice, one_line
 from heptane.base.lazy import torch
 from heptane.base.storage import write_text
-from heptane.base.tree import first_tensor, rows
+from heptane.base.tree import first_tensor, select_rows
 from heptane.model.calling import unwrapped
 from heptane.session.finished.predictions import run_model
 from heptane.session.run_folder import clean
@@ -60,12 +60,12 @@ def export(run: LoadedRun, path: Any, to: str, sample: Any, force: bool) -> Expo
         with working(f"exporting the model for {to}"), _quiet():
             write, read = (_write_onnx, _run_onnx) if to == "onnx" else (_write_torch, _run_torch)
             try:
-                write(model, rows(inputs, slice(0, SAMPLES[0])), aside)
+                write(model, select_rows(inputs, slice(0, SAMPLES[0])), aside)
             except InputError:
                 raise
             except Exception as error:  # whatever the exporters raise for code that they cannot follow
                 raise InputError(f"this {type(model).__name__} cannot be exported for {to}: {one_line(error)}") from error
-            difference = max(_difference(run, rows(inputs, slice(0, size)), read, aside) for size in SAMPLES)
+            difference = max(_difference(run, select_rows(inputs, slice(0, size)), read, aside) for size in SAMPLES)
         _finish(aside, file)
     finally:
         for left in (aside, aside.with_name(f"{aside.name}.data")):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import np, torch
-from heptane.base.tree import each, first_tensor, rows
+from heptane.base.tree import first_tensor, select_rows, tree_map
 from heptane.data.cast import tensors_for
 from heptane.model.calling import call
 from heptane.model.modes import eval_mode
@@ -66,13 +66,13 @@ def predictions(
     for names, inputs in batches_of(run, source, batch_size, skip_bad):
         for start in range(0, len(names), batch_size):
             part = slice(start, start + batch_size)
-            yield from _read(run, names[part], run_model(run, rows(inputs, part)), top)
+            yield from _read(run, names[part], run_model(run, select_rows(inputs, part)), top)
 
 
 def run_model(run: LoadedRun, inputs: Any) -> torch.Tensor:
     """The model's outputs for prepared inputs, in 32 bits on the CPU."""
     device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
-    moved = each(lambda tensor: tensor.to(device), inputs)
+    moved = tree_map(lambda tensor: tensor.to(device), inputs)
     if run.preprocess is None:  # as training converted them
         run.cast.learn(run.model, moved, None)
         moved = run.cast.inputs(moved)
