@@ -315,18 +315,12 @@ def _criterion(
         if main_output(training)[1] and type(training) is not type(output):
             criterion = given_first(criterion, training, output, targets)
             reason += f"; the output is {main_output(training)[1]}" if criterion.first else ""
-    if (
-        not isinstance(criterion, (CustomLoss, ModelLoss)) and len(first_tensor(sample[0])) > 1
-    ):  # BatchNorm needs two
+    if not isinstance(criterion, (CustomLoss, ModelLoss)) and len(first_tensor(sample[0])) > 1:  # BatchNorm needs two
         check_one_output(output, lambda: try_training(model, sample[0]))
     output = seen(criterion, output)
     of_loss = module_of(plan.loss)
-    check_held(
-        criterion,
-        output,
-        select_rows(sample[1], slice(2)),
-        [*model.parameters(), *(of_loss.parameters() if of_loss else ())],
-    )
+    parameters = [*model.parameters(), *(of_loss.parameters() if of_loss else ())]
+    check_held(criterion, output, select_rows(sample[1], slice(2)), parameters)
     if not isinstance(source, LoaderSource):
         check_targets(criterion, output, targets)
     if isinstance(criterion, CrossEntropy) and criterion.class_dim is None and output.ndim > 2:

@@ -171,9 +171,7 @@ def whole(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 
 def _on_cpu(part: Any) -> Any:
-    return (
-        tree_copy(part.cpu()) if isinstance(part, torch.Tensor) else tree_copy(part)
-    )  # a model may reuse one buffer
+    return tree_copy(part.cpu()) if isinstance(part, torch.Tensor) else tree_copy(part)  # a model may reuse one buffer
 
 
 def _joined(parts: list[Any]) -> Any:

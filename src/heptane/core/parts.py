@@ -65,9 +65,8 @@ def _adds_up(criterion: Criterion, model: torch.nn.Module, inputs: Any, labels: 
     parts = [slice(low, high) for low, high in pairwise(cuts) if high > low]
 
     def answer(part: slice) -> tuple[Any, Any]:
-        return seen(criterion, try_output(model, select_rows(inputs, part), select_rows(labels, part))), select_rows(
-            labels, part
-        )
+        own = select_rows(labels, part)
+        return seen(criterion, try_output(model, select_rows(inputs, part), own)), own
 
     whole = criterion.mean(*answer(slice(0, size))).float()
     together = sum(criterion.total(*answer(part)).float() for part in parts) / divisor(criterion.count(labels))

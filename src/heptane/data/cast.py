@@ -144,9 +144,8 @@ class Cast:
         from heptane.base.tree import copy_rows
         from heptane.model.trying import try_output
 
-        few, few_labels = (
-            copy_rows((inputs, labels), slice(2)) if labels is not None else (copy_rows(inputs, slice(2)), None)
-        )
+        few = copy_rows(inputs, slice(2))
+        few_labels = None if labels is None else copy_rows(labels, slice(2))
         try:
             with torch.inference_mode(False):
                 try_output(model, Cast({**self.rules, **rules}, self.left_out).inputs(few), self.targets(few_labels))

@@ -77,7 +77,8 @@ def mixup_batch(
     """
     if not targets.is_floating_point():
         raise InputError(
-            f"targets of type {targets.dtype} cannot be blended: make them one-hot, hp.smooth_labels(targets, 0.0, num_classes)"
+            f"targets of type {targets.dtype} cannot be blended: "
+            "make them one-hot, hp.smooth_labels(targets, 0.0, num_classes)"
         )
     if not inputs.is_floating_point():
         raise InputError(f"inputs of type {inputs.dtype} cannot be blended: use inputs.float()")
