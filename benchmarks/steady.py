@@ -1,12 +1,12 @@
 """Is what a machine decides, plans and reports steady: its precision, three equal runs, a budget?
 
-- ``precision``: the choice for the small ResNet at batch 128, 64x64, in 20 new processes with an empty cache each, while another
-  process keeps one core busy: seconds of the measurement, and what was chosen.
+- ``precision``: the choice for the small ResNet at batch 128, 64x64, in 20 new processes with an empty cache each, while
+  another process keeps one core busy: seconds of the measurement, and what was chosen.
 - ``clock``: three equal runs in a row in one process: their training seconds, the first included.
 - ``budget``: ``heptane train --budget`` on a folder of rendered letters: wall time over the budget.
 - ``dry_run``: seconds of ``heptane race --dry-run`` and ``heptane train --dry-run`` on that folder.
 
-``python benchmarks/steady.py [--only precision,clock,budget,dry_run] [--tries N]``: ``results/steady.json``. Nothing else should run.
+``python benchmarks/steady.py [--only precision,clock,budget,dry_run] [--tries N]`` writes ``results/steady.json``.
 """
 
 from __future__ import annotations
