@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from heptane.recommend.scaling import Cluster, Link, StepCost, efficiency, in_buckets, step_seconds
+from heptane.recommend.scaling import Cluster, Link, StepCost, bucket_bytes, efficiency, step_seconds
 from namespaces import address, network, start
 from results import save
 from scaling import send_nothing
@@ -68,7 +68,7 @@ def published() -> Iterator[dict[str, Any]]:
     ResNet-50 takes as long as its backward pass; VGG-16 runs at 148 images a second on a Pascal GPU, a third of it forward.
     """
     sizes = [102_000_000 // 50] * 50
-    resnet = StepCost(forward_seconds=0.12, backward_seconds=0.12, update_seconds=0.01, buckets=in_buckets(sizes)[0])
+    resnet = StepCost(forward_seconds=0.12, backward_seconds=0.12, update_seconds=0.01, buckets=bucket_bytes(sizes)[0])
     eight, many = (Cluster(hosts=hosts, per_host=8, between=ethernet(50), within=NVLINK) for hosts in (1, 32))
     relative = step_seconds(resnet, eight) / step_seconds(resnet, many)
     yield point("Goyal et al. 2017, arXiv:1706.02677: ResNet-50, 8 to 256 GPUs, 50 Gbit/s, backward 0.12 s", 0.90, relative)
@@ -142,7 +142,7 @@ def work(answer: Path) -> None:
     ahead = median(lambda: forward(silent).detach())
     both = median(lambda: forward(silent).backward(), skip=3)
     sizes = [p.numel() * 4 for p in inner.parameters()][::-1]
-    buckets, filled = in_buckets(sizes, [0.05, 0.1, 0.95, 1.0])  # the last, small layer is done at once
+    buckets, filled = bucket_bytes(sizes, [0.05, 0.1, 0.95, 1.0])  # the last, small layer is done at once
     found = {
         "forward_seconds": ahead,
         "backward_seconds": max(both - ahead, 0.0),

@@ -11,5 +11,5 @@ for _ in range(3):
     optimizer.zero_grad()
     with p.autocast():
         output = model(x)
-    p.backward(torch.nn.functional.cross_entropy(p.full(output), y))
+    p.backward(torch.nn.functional.cross_entropy(p.to_fp32(output), y))
     applied = p.step(optimizer, clip_norm=1.0)  # False where fp16 overflowed: then nothing advances

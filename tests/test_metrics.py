@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
+from heptane.core.custom_losses import CustomLoss
 from heptane.core.losses import CrossEntropy, Elementwise
 from heptane.core.metrics import NONFINITE_LIMIT, PENDING_ELEMENTS, EvalMeter, TrainMeter
-from heptane.core.own_losses import CustomLoss
 from heptane.core.targets import MixedTargets
 
 functional = torch.nn.functional

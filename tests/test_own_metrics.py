@@ -15,8 +15,8 @@ from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 import heptane as hp
+from heptane.core.custom_metrics import takes_model
 from heptane.core.metric_direction import direction, known_direction
-from heptane.core.own_metrics import takes_model
 from heptane.session.history import best_step, check_target, reached
 
 X = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))

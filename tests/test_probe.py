@@ -18,9 +18,9 @@ import heptane as hp
 from heptane.base.clock import median_seconds
 from heptane.core.losses import CrossEntropy, Elementwise
 from heptane.core.precision import choose as probe
-from heptane.core.precision import contest as variants
+from heptane.core.precision import comparison as variants
 from heptane.core.precision.choose import choose_precision
-from heptane.core.precision.trial_steps import Steps
+from heptane.core.precision.trial_steps import TrialSteps
 from heptane.distributed.use import seen_in_training
 from heptane.model.memory_format import to_channels_last
 
@@ -79,13 +79,13 @@ def with_units(monkeypatch: pytest.MonkeyPatch) -> None:
 def timed(monkeypatch: pytest.MonkeyPatch, with_units: None) -> dict[tuple[str, bool], float]:
     """Seconds per variant, in place of a clock; the step still runs."""
     seconds: dict[tuple[str, bool], float] = {}
-    real, now = Steps.step, [0.0]
+    real, now = TrialSteps.step, [0.0]
 
-    def step(self: Steps, variant: tuple[str, bool], rows: int) -> None:
+    def step(self: TrialSteps, variant: tuple[str, bool], rows: int) -> None:
         real(self, variant, rows)
         now[0] += seconds[variant]
 
-    monkeypatch.setattr(Steps, "step", step)
+    monkeypatch.setattr(TrialSteps, "step", step)
     monkeypatch.setattr(variants, "_cpu_clock", lambda: now[0])
     monkeypatch.setattr(variants, "now", lambda: now[0] / 100)
     monkeypatch.setattr(variants, "waited", lambda: 0.0)

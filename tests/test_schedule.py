@@ -13,7 +13,7 @@ from heptane.core.schedule import (
     base_rates,
     check_momentum,
     constant,
-    hold,
+    hold_last,
     join_schedules,
     piecewise,
     scale_schedules,
@@ -74,10 +74,10 @@ def test_join_refuses_a_length_that_is_not_a_count(num_steps):
 
 
 def test_hold_keeps_the_last_value_for_good():
-    held = hold(lambda step: 2.0 * step, 3)
+    held = hold_last(lambda step: 2.0 * step, 3)
     assert [held(step) for step in (0, 1, 2, 3, 1000)] == [0.0, 2.0, 4.0, 4.0, 4.0]
     with pytest.raises(hp.InputError, match=r"num_steps=0 .*\[1, inf\)"):
-        hold(constant(), 0)
+        hold_last(constant(), 0)
 
 
 def test_piecewise_meets_its_corners_and_bends_between_them():

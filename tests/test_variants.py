@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from heptane.core.precision import contest as variants
-from heptane.core.precision.contest import TooSlow, compare, winner
+from heptane.core.precision import comparison as variants
+from heptane.core.precision.comparison import TooSlow, compare, fastest
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ class Fake:
 def run(fake: Fake, *, batch: int = 128, planned: float = 0.0) -> tuple[Any, Any]:
     names = list(fake.seconds)
     outcome = compare(fake, names, batch=batch, planned_samples=planned, device=CPU)
-    return winner(outcome, names), outcome
+    return fastest(outcome, names), outcome
 
 
 def test_it_is_measured_in_turn_on_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_beside_other_work_the_budget_is_of_its_own_time_and_of_no_more_than_twi
 
 
 def test_waiting_for_a_processor_is_what_the_system_says() -> None:
-    assert 0.0 <= variants.waited() <= variants.waited()
+    assert 0.0 <= variants.run_queue_seconds() <= variants.run_queue_seconds()
 
 
 def test_a_long_training_may_be_measured_longer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_threads_are_put_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with variants.one_thread(CPU):
+        with variants.single_thread(CPU):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     finally:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import heptane as hp
-from heptane.core.within_memory import Halves, samples_at_once
+from heptane.core.eval_batch import BatchSplitter, eval_batch_size
 
 SGD = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
 TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
@@ -38,12 +38,12 @@ def pair(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_small_models_are_evaluated_512_at_once_and_wide_ones_as_training_takes() -> None:
     x = pair(8)[0]
-    assert samples_at_once(Seen(), x, least=8) == 512
+    assert eval_batch_size(Seen(), x, least=8) == 512
     wide = Seen(wide=1 << 20)  # 4 MiB per sample
-    assert samples_at_once(wide, x, least=8) == 32
-    assert samples_at_once(wide, x, least=100) == 100
-    assert samples_at_once(Seen(), x, least=1000) == 512
-    assert samples_at_once(wide, x, least=8, tries=False) == 512
+    assert eval_batch_size(wide, x, least=8) == 32
+    assert eval_batch_size(wide, x, least=100) == 100
+    assert eval_batch_size(Seen(), x, least=1000) == 512
+    assert eval_batch_size(wide, x, least=8, tries=False) == 512
     assert not wide._forward_hooks
     assert wide.sizes == []
 
@@ -83,7 +83,7 @@ def test_one_sample_that_does_not_fit_and_other_errors_are_raised() -> None:
     inputs, targets = pair(4)
     for text in ("out of memory", "shapes cannot be multiplied"):
         with pytest.raises(RuntimeError, match=text):
-            list(Halves(raising(text)).of(inputs, targets))
+            list(BatchSplitter(raising(text)).of(inputs, targets))
 
 
 @pytest.mark.usefixtures("forked", "undrawn")

@@ -23,17 +23,17 @@ from heptane.core.checks import (
     check_trained,
     labels_of,
 )
-from heptane.core.criterion import choose_criterion, module_of, output_of, over_classes, seen
+from heptane.core.criterion import choose_criterion, is_classification_loss, loss_input, loss_module, model_output
 from heptane.core.cross_entropy import find_class_dim
-from heptane.core.held import check_buffers, check_held
-from heptane.core.losses import Criterion, CrossEntropy, Elementwise, smooths
-from heptane.core.optimizers import built_by, resolve
-from heptane.core.own_losses import CustomLoss, ModelLoss, count_as_the_model, given_first
-from heptane.core.parts import TRIED, check_parts
+from heptane.core.custom_losses import CustomLoss, ModelLoss, choose_loss_input, infer_loss_count
+from heptane.core.losses import Criterion, CrossEntropy, Elementwise, can_smooth
+from heptane.core.optimizers import build_optimizer, resolve_optimizer
 from heptane.core.precision.choose import choose_precision
-from heptane.core.precision.step import Precision, check_master, one_by_one
+from heptane.core.precision.step import Precision, check_master_weights, disable_foreach
 from heptane.core.run import NoMixup, OptimizerFactory, Phase, Plan, Run
 from heptane.core.schedule import Rates, check_momentum, constant, scale_schedules
+from heptane.core.splitting import TRIED, check_splittable
+from heptane.core.untrained import check_buffers, check_untrained
 from heptane.data.batches import BatchTransform, Source, TensorSource, tensors_of
 from heptane.data.guard import SkippedSamples, labels_beyond
 from heptane.data.loader import LoaderSource
@@ -85,7 +85,9 @@ def assemble(
     tricks, clock = Tricks() if tricks is None else tricks, clock or Clock()
     if not isinstance(tricks, Tricks):
         raise InputError(f"tricks={tricks!r}: expected a heptane.Tricks(...), or None for all off")
-    optimizer, said = resolve(settings.pop("optimizer", None), settings.pop("lr", None), peak=tricks.cyclical is not None)
+    optimizer, said = resolve_optimizer(
+        settings.pop("optimizer", None), settings.pop("lr", None), peak=tricks.cyclical is not None
+    )
     plan = Plan(optimizer=optimizer, **settings)
     check_model(model)
     device = find_device(plan.device or default_device())
@@ -111,7 +113,7 @@ def assemble(
     restore_freezing(model)  # an earlier run that was left in the middle
     model.to(place.device)
     share_model(model, worker)
-    loss = module_of(plan.loss)
+    loss = loss_module(plan.loss)
     if loss is not None:
         check_buffers(loss)
         loss.to(place.device)
@@ -134,7 +136,7 @@ def assemble(
         notes += loaded + transfer.load(model)
         notes += transfer.fit_head(model, _num_classes(source, plan.loss, others), plan.seed, groups)
         groups = transfer.anatomy(model, *two_samples(sample, plan.loss))  # again: a new head shares no weight
-        notes += transfer.hold(model, groups, plan.seed)
+        notes += transfer.apply_freezing(model, groups, plan.seed)
     if plan.resize:
         check_resize(model, plan.resize, sample[0])
     # criterion: the one owner of targets
@@ -171,7 +173,7 @@ def assemble(
     notes += check_trained(optimizer, model, of_loss)
     apart = [*of_loss, *(data_parallel.in_one_piece(model) if meta_copy is not None else ())]
     if meta_copy is not None and apart:
-        one_by_one(optimizer)
+        disable_foreach(optimizer)
     if of_loss:
         notes.append(f"{len(of_loss)} parameter(s) of the loss {type(loss).__name__} are trained and saved with the model's")
     groups_built = groups_of(optimizer)
@@ -234,7 +236,7 @@ def _written(
 
     def step() -> None:
         stages.modes(model)
-        criterion.mean(output_of(criterion, model, inputs, targets), targets)
+        criterion.mean(model_output(criterion, model, inputs, targets), targets)
 
     return written_parameters(model if loss is None else torch.nn.ModuleList([model, loss]), step)
 
@@ -275,7 +277,7 @@ def default_device() -> str:
 
 def _num_classes(source: Source, loss: Any, others: Sequence[Any]) -> int | None:
     """How many outputs a head needs, where a loss over classes and the labels say it."""
-    if not isinstance(source, TensorSource) or not over_classes(loss):
+    if not isinstance(source, TensorSource) or not is_classification_loss(loss):
         return None
     labels = [source.targets, *(inputs_and_targets(data)[1] for data in map(tensors_of, others) if in_memory(data))]
     if not all(isinstance(part, torch.Tensor) and not part.is_floating_point() and part.ndim == 1 for part in labels):
@@ -305,22 +307,22 @@ def _criterion(
     output = try_output(model, *two_samples(sample, plan.loss))
     targets = place.cast.targets(source.targets) if isinstance(source, TensorSource) else sample[1]
     smoothing, left_out = tricks.label_smoothing, ""
-    if smoothing and smoothing.optional and not smooths(choose_criterion(plan.loss, output, targets, None)[0]):
+    if smoothing and smoothing.optional and not can_smooth(choose_criterion(plan.loss, output, targets, None)[0]):
         smoothing, left_out = None, "; label smoothing is left out: there are no classes to smooth"
     criterion, reason = choose_criterion(plan.loss, output, targets, smoothing.eps if smoothing else None)
     reason += left_out
-    criterion = count_as_the_model(criterion, output, select_rows(sample[1], slice(2)))
+    criterion = infer_loss_count(criterion, output, select_rows(sample[1], slice(2)))
     if isinstance(criterion, CustomLoss) and not criterion.first:
         training = try_training(model, sample[0])
         if main_output(training)[1] and type(training) is not type(output):
-            criterion = given_first(criterion, training, output, targets)
+            criterion = choose_loss_input(criterion, training, output, targets)
             reason += f"; the output is {main_output(training)[1]}" if criterion.first else ""
     if not isinstance(criterion, (CustomLoss, ModelLoss)) and len(first_tensor(sample[0])) > 1:  # BatchNorm needs two
         check_one_output(output, lambda: try_training(model, sample[0]))
-    output = seen(criterion, output)
-    of_loss = module_of(plan.loss)
+    output = loss_input(criterion, output)
+    of_loss = loss_module(plan.loss)
     parameters = [*model.parameters(), *(of_loss.parameters() if of_loss else ())]
-    check_held(criterion, output, select_rows(sample[1], slice(2)), parameters)
+    check_untrained(criterion, output, select_rows(sample[1], slice(2)), parameters)
     if not isinstance(source, LoaderSource):
         check_targets(criterion, output, targets)
     if isinstance(criterion, CrossEntropy) and criterion.class_dim is None and output.ndim > 2:
@@ -361,7 +363,7 @@ def _said_of_parts(
     if found is not None:
         moved = place.move(found)
         sample = place.cast.inputs(moved[0]), place.cast.targets(moved[1])
-    return check_parts(criterion, model, copy_rows(sample, slice(TRIED)), targets, worker.size * plan.accumulate)
+    return check_splittable(criterion, model, copy_rows(sample, slice(TRIED)), targets, worker.size * plan.accumulate)
 
 
 def _precision(
@@ -380,7 +382,7 @@ def _precision(
     trick = tricks.mixed_precision
     if trick is None:
         return Precision()
-    check_master(model)
+    check_master_weights(model)
     clock.pause()  # a fact of this machine, which is found once
     with working("measuring a training step in each precision"):
         choice = [
@@ -407,15 +409,15 @@ def _optimizer(
     """The optimizer of the model's parameters and, after them, those ``of_loss``, with the phases of the run."""
     transfer = tricks.transfer
     if transfer is None:
-        built = built_by(factory, list(model.parameters()))
+        built = build_optimizer(factory, list(model.parameters()))
         check_optimizer(built, None)
         held = {id(parameter) for group in built.param_groups for parameter in group["params"]}
         if not all(id(parameter) in held for parameter in of_loss):  # unless the factory has put them in by itself
-            built = built_by(factory, [*model.parameters(), *of_loss])
+            built = build_optimizer(factory, [*model.parameters(), *of_loss])
         return built, [Phase(0, total_steps)]
     groups = transfer.param_groups(model, 1.0, anatomy)
     groups += [{"params": of_loss, "lr": 1.0, "name": "loss"}] if of_loss else []
-    built = built_by(factory, [{"params": group["params"], "name": group["name"]} for group in groups])
+    built = build_optimizer(factory, [{"params": group["params"], "name": group["name"]} for group in groups])
     check_optimizer(built, len(groups))
     for group, share in zip(built.param_groups, groups, strict=True):
         group["lr"] = group["lr"] * share["lr"]
@@ -459,7 +461,7 @@ def _use(
     shards = data_parallel.shards
     use = seen_in_training(
         model,
-        lambda inputs, targets: output_of(criterion, model, inputs, targets),
+        lambda inputs, targets: model_output(criterion, model, inputs, targets),
         criterion.mean,
         sample,
         units(model) if shards else [],

@@ -18,15 +18,15 @@ from heptane.base.randomness import apart, preserved_rng
 from heptane.base.storage import write_text
 from heptane.base.tree import in_memory, inputs_and_targets, select_rows
 from heptane.core.checks import TRIED, check_evaluation, check_on_device, check_targets, first_batch, labels_of
-from heptane.core.criterion import choose_criterion, module_of, seen
+from heptane.core.criterion import choose_criterion, loss_input, loss_module
+from heptane.core.custom_losses import infer_loss_count
+from heptane.core.custom_metrics import flatten_metrics
+from heptane.core.eval_batch import eval_batch_size
 from heptane.core.loop import Step, evaluate_with
 from heptane.core.loop import steps as steps_of
 from heptane.core.losses import Elementwise, Loss
-from heptane.core.own_losses import count_as_the_model
-from heptane.core.own_metrics import flattened
 from heptane.core.run import OptimizerFactory, Run
-from heptane.core.trial import try_metrics
-from heptane.core.within_memory import samples_at_once
+from heptane.core.try_metrics import try_metrics
 from heptane.data.augment import Augment
 from heptane.data.batches import BatchTransform, TensorSource
 from heptane.data.cast import tensors_for
@@ -122,17 +122,17 @@ def _evaluate(
     place.cast.learn(model, inputs, targets, labels=loss == "model", whole=whole)
     first = place.cast.inputs(inputs), place.cast.targets(targets)
     output = try_output(model, *two_samples(first, loss))
-    batch_size = samples_at_once(model, first[0], 1) if batch_size is None else batch_size
+    batch_size = eval_batch_size(model, first[0], 1) if batch_size is None else batch_size
     targets = place.targets(inputs_and_targets(data)[1]) if in_memory(data) else first[1]
     criterion, _ = choose_criterion(loss, output, targets, None)
-    criterion = count_as_the_model(criterion, output, select_rows(first[1], slice(2)))
-    output = seen(criterion, output)
+    criterion = infer_loss_count(criterion, output, select_rows(first[1], slice(2)))
+    output = loss_input(criterion, output)
     check_targets(criterion, output, targets)
     binary = isinstance(criterion, Elementwise) and criterion.multi_label
     bad = SkippedSamples(
         labels=labels_of(criterion, output, targets), binary=binary, say=lambda text: warnings.warn(text, stacklevel=3)
     )
-    metrics = flattened(metrics)
+    metrics = flatten_metrics(metrics)
     return evaluate_with(model, data, criterion, metrics=metrics, batch_size=batch_size, place=place, bad=bad)
 
 
@@ -261,7 +261,7 @@ def fit(
     train, valid, test = (tensors_for(data) for data in (train, valid, test))
     arguments = dict(locals())
     tricks = check_tricks(tricks)
-    metrics = flattened(metrics)
+    metrics = flatten_metrics(metrics)
     goal = check_target(target, valid, metrics)
     check_range("evaluate_every_epochs", evaluate_every_epochs, 0, low_open=True)
     if max_seconds is not None:
@@ -415,7 +415,7 @@ def _launched(model: torch.nn.Module, result: Result, loss: Any) -> Result:
     """The result of workers started for this call, in the caller's own model, and loss."""
     from heptane.distributed.state import take_state  # it needs PyTorch as it is imported
 
-    own = module_of(loss)
+    own = loss_module(loss)
     if own is not None and result.loss_state is not None:
         own.load_state_dict(result.loss_state)
     lazy = torch.nn.parameter.is_lazy

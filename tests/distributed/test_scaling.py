@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 
 import heptane as hp
-from heptane.recommend.scaling import Cluster, Link, StepCost, arrange, efficiency, in_buckets, ring_seconds, step_seconds
+from heptane.recommend.scaling import (
+    Cluster,
+    Link,
+    StepCost,
+    bucket_bytes,
+    efficiency,
+    ring_seconds,
+    split_over_hosts,
+    step_seconds,
+)
 
 COST = StepCost(forward_seconds=1.0, backward_seconds=2.0, update_seconds=0.5, buckets=[100, 300])
 
@@ -57,16 +66,16 @@ def test_more_workers_and_slower_links_are_never_better() -> None:
 
 def test_buckets_hold_all_bytes_in_order_and_the_first_is_small() -> None:
     sizes = [2 << 20] * 40
-    buckets, when = in_buckets(sizes, [index / 40 for index in range(40)])
+    buckets, when = bucket_bytes(sizes, [index / 40 for index in range(40)])
     assert sum(buckets) == sum(sizes)
     assert buckets == [2 << 20, 26 << 20, 26 << 20, 26 << 20]
     assert when == [0, 13 / 40, 26 / 40, 39 / 40]
-    assert in_buckets([]) == ([], None)
+    assert bucket_bytes([]) == ([], None)
 
 
 @pytest.mark.parametrize(("workers", "per_host", "found"), [(8, 8, (1, 8)), (2, 8, (1, 2)), (64, 8, (8, 8)), (9, 8, (3, 3))])
 def test_as_few_hosts_as_hold_them_all_alike(workers: int, per_host: int, found: tuple[int, int]) -> None:
-    assert arrange(workers, per_host) == found
+    assert split_over_hosts(workers, per_host) == found
 
 
 def test_refusals() -> None:

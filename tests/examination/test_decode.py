@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from heptane.core.criterion import choose_criterion
+from heptane.core.custom_losses import CustomLoss
 from heptane.core.losses import CrossEntropy, Ctc
-from heptane.core.own_losses import CustomLoss
 from heptane.report.examination.decode import decode
 
 

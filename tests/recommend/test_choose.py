@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from heptane.data.survey import Survey
-from heptane.pretrained.hubs.pretrained import Pretrained
-from heptane.recommend import Choices, Look, Machine, after_loading, before_loading, expected_seconds
+from heptane.pretrained.hubs.available import Pretrained
+from heptane.recommend import Choices, DataFacts, Machine, after_loading, before_loading, expected_seconds
 
 LAPTOP = Machine(cores=2, gflops=110.0)
 LITE = Pretrained("efficientnet-lite0", "efficientnet-lite0", "has ImageNet's weights")
@@ -35,11 +35,11 @@ def choose(
     **given: Any,
 ) -> Choices:
     num = seen.num_train if seen else num
-    before = Look(kind="images" if seen else "table", num_train=num, num_classes=5, survey=seen, shape=shape or (30,))
+    before = DataFacts(kind="images" if seen else "table", num_train=num, num_classes=5, survey=seen, shape=shape or (30,))
     made = before_loading(before, machine, given, pretrained)
     if seen:
         size = made["image_size"]
-        before = Look(kind="images", num_train=num, num_classes=5, survey=seen, shape=(3, size, size))
+        before = DataFacts(kind="images", num_train=num, num_classes=5, survey=seen, shape=(3, size, size))
     return after_loading(before, machine, given, made)
 
 
@@ -62,7 +62,7 @@ def test_the_last_block_trains_with_the_head_where_there_are_pictures_and_time_f
     assert "last block" in made.made["epochs"].why
     assert (
         expected_seconds(
-            Look(kind="images", num_train=600, num_classes=5, survey=look(600), shape=(3, 192, 192)), LAPTOP, made
+            DataFacts(kind="images", num_train=600, num_classes=5, survey=look(600), shape=(3, 192, 192)), LAPTOP, made
         )
         < 60
     )
@@ -138,7 +138,7 @@ def test_pictures_are_mirrored_and_letters_are_not(facts: dict[str, Any], augmen
 
 
 def test_data_that_come_as_they_are_are_not_augmented() -> None:
-    images = Look(kind="images", num_train=500, num_classes=10, shape=(1, 28, 28))
+    images = DataFacts(kind="images", num_train=500, num_classes=10, shape=(1, 28, 28))
     made = after_loading(images, LAPTOP, {}, before_loading(images, LAPTOP, {}))
     assert (made["model"], made["augment"]) == ("resnet", "none")
     table = choose(None)

@@ -13,7 +13,7 @@ from torch import nn
 import heptane as hp
 from heptane import Anatomy, InputError, Transfer
 from heptane.pretrained.models import resnet
-from heptane.pretrained.usage import watch
+from heptane.pretrained.usage import trace_usage
 
 
 def named(groups: Anatomy, model: nn.Module) -> dict[str, list[str]]:
@@ -135,7 +135,7 @@ def test_looking_leaves_no_mark() -> None:
     model = Counting().train()
     model[1].eval()
     random = torch.get_rng_state()
-    watch(model, IMAGES)
+    trace_usage(model, IMAGES)
     assert torch.equal(torch.get_rng_state(), random)
     assert [module.training for module in model] == [True, False, True]
     assert int(model.seen) == 0

@@ -17,7 +17,7 @@ import heptane as hp
 from heptane.assemble import assemble
 from heptane.base.device import find_device
 from heptane.core.loop import steps
-from heptane.core.precision.step import Autocast, Precision, Scaled, check_master, evaluation
+from heptane.core.precision.step import Autocast, Precision, Scaled, check_master_weights, evaluation
 from heptane.core.run import Run
 from heptane.distributed.workers import Worker, this_worker
 
@@ -303,7 +303,7 @@ def test_outputs_of_any_shape_are_brought_to_32_bits() -> None:
     assert done.logits is done["logits"]
     assert [t.dtype for t in (done.logits, *done["extra"])] == [torch.float32, torch.float32, torch.float64]
     assert record["logits"].dtype is torch.bfloat16
-    assert Precision().full(half) is half
+    assert Precision().to_fp32(half) is half
 
 
 def test_autocast_regions_nest_and_end() -> None:
@@ -350,7 +350,7 @@ def own_loop(precision: Precision) -> Iterator[torch.Tensor]:
         optimizer.zero_grad()
         with precision.autocast():
             output = model(x)
-        loss = torch.nn.functional.cross_entropy(precision.full(output), y)
+        loss = torch.nn.functional.cross_entropy(precision.to_fp32(output), y)
         precision.backward(loss)
         assert precision.step(optimizer, clip_norm=0.5)
         yield loss.detach()
@@ -407,8 +407,8 @@ def test_a_device_that_is_not_here_is_refused_in_one_line() -> None:
 def test_16_bit_master_weights_are_refused(dtype: torch.dtype) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 3).to(dtype))
     with pytest.raises(hp.InputError, match=r"parameter '1\.weight' of type torch\..*float16.*model\.float\(\)"):
-        check_master(model)
-    check_master(model.double())
+        check_master_weights(model)
+    check_master_weights(model.double())
 
 
 def test_a_worker_knows_its_place() -> None:

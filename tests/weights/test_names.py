@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from heptane import load_weights
-from heptane.pretrained.weights.names import few, pair_names, prefixes, shown
+from heptane.pretrained.weights.names import abbreviate, pair_names, prefixes, printable
 
 
 def body(prefix: str = "") -> nn.Module:
@@ -81,6 +81,6 @@ def test_the_order_of_the_names_changes_nothing() -> None:
 
 
 def test_names_in_messages_are_short_and_on_one_line() -> None:
-    assert shown("a\nb") == r"'a\nb'"
-    assert len(shown("x" * 1000)) == 120
-    assert few(["a", "b\r", "c"], 2) == r"a, 'b\r' and 1 more"
+    assert printable("a\nb") == r"'a\nb'"
+    assert len(printable("x" * 1000)) == 120
+    assert abbreviate(["a", "b\r", "c"], 2) == r"a, 'b\r' and 1 more"

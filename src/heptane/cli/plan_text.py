@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from heptane.recommend import Look, expected_seconds
+from heptane.recommend import DataFacts, expected_seconds
 from heptane.report import duration
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def plan_lines(planned: Planned) -> list[str]:
     return [f"{name:9}{textwrap.shorten(text, WIDTH - 9, placeholder=' ...')}" for name, text in rows]
 
 
-def _data(data: Data, look: Look) -> str:
+def _data(data: Data, look: DataFacts) -> str:
     parts = [
         (name, getattr(data, part)) for name, part in (("training", "train"), ("validation", "valid"), ("test", "test"))
     ]

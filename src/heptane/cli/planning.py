@@ -14,9 +14,9 @@ from heptane.base.clock import process_start
 from heptane.base.errors import InputError
 from heptane.data import Data
 from heptane.data.survey import Survey, survey
-from heptane.pretrained.hubs import efficientnet_hub, pretrained
+from heptane.pretrained.hubs import available, efficientnet_hub
 from heptane.pretrained.models import check_known
-from heptane.recommend import Choices, Look, Machine, after_loading, before_loading
+from heptane.recommend import Choices, DataFacts, Machine, after_loading, before_loading
 from heptane.recommend.timing import PIXEL_FLOPS
 from heptane.session.settings import Choice, Settings
 from heptane.tricks import Tricks, recommend
@@ -37,7 +37,7 @@ class Planned:
     reasons: dict[str, str]
     """for each of the seven why it is on or off"""
     choices: Choices
-    look: Look
+    look: DataFacts
     machine: Machine
     race: bool = False
     """whether the plan is of each run of a race"""
@@ -72,14 +72,14 @@ def plan_run(
     given: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(Settings)}
     given |= {"start": _weights(wanted), "computed_once": _computed_once(settings, wanted)}
     given["frozen_given"] = _says_what_is_frozen(wanted) or "mode" in (wanted.own or {}).get("transfer", {})
-    look = Look(kind="arrays", num_train=1, num_classes=None)
+    look = DataFacts(kind="arrays", num_train=1, num_classes=None)
     if seen is not None:
-        look = Look(kind="images", num_train=seen.num_train, num_classes=len(seen.counts), survey=seen)
+        look = DataFacts(kind="images", num_train=seen.num_train, num_classes=len(seen.counts), survey=seen)
     choices = before_loading(look, machine, given, _start(settings, wanted, race=race) if seen is not None else None)
     size = choices["image_size"] if seen is not None else settings.image_size
     if data is None:
         data = read_data(settings, size, scale_of(choices["model"] if seen else settings.model, choices["start"]), flags)
-    look = Look.of(data, seen)
+    look = DataFacts.of(data, seen)
     if seen is None:
         choices = before_loading(look, machine, given)
     if budget is not None:
@@ -115,7 +115,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
     assert settings.optimizer is not None
     name = settings.optimizer.lower()
     momentum, decay = settings.momentum, settings.weight_decay
-    trial = optimizers.factory(name, settings.lr or 1.0, momentum=momentum, weight_decay=decay)
+    trial = optimizers.optimizer_factory(name, settings.lr or 1.0, momentum=momentum, weight_decay=decay)
     advice = recommend(
         epochs=settings.epochs or 1.0,
         steps=ceil(len(data.train[1]) / (settings.batch_size or 1) * (settings.epochs or 1.0)),
@@ -143,7 +143,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
         rate = scale_lr(float(chosen.value), tricks.lr_scaling.reference_batch, settings.batch_size or 1, rule)
         settings = replace(settings, lr=float(f"{rate:.3g}"))
     if settings.lr is None:
-        settings = replace(settings, lr=optimizers.default_rate(name, peak=True))  # an optimizer that has none is refused
+        settings = replace(settings, lr=optimizers.default_lr(name, peak=True))  # an optimizer that has none is refused
     return settings, tricks, reasons
 
 
@@ -218,4 +218,4 @@ def _start(settings: Settings, wanted: Choice, *, race: bool) -> Any:
         return "transfer is not among the tricks asked for"
     if race:
         return RACE
-    return pretrained.find() or f"no pretrained weights here; {pretrained.HOW}"
+    return available.find_pretrained() or f"no pretrained weights here; {available.HOW}"

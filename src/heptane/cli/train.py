@@ -66,10 +66,10 @@ def read(flags: argparse.Namespace, **defaults: Any) -> tuple[Settings, Choice, 
 def _predict(settings: Settings, data: Data, tricks: Tricks, flags: argparse.Namespace) -> int:
     """``--plan-workers``: a table of what more workers would bring."""
     from heptane.pretrained.models import build
-    from heptane.recommend.workers import plan
+    from heptane.recommend.workers import plan_workers
 
     counts = [convert("--plan-workers", "int", part) for part in flags.plan_workers.split(",")]
-    found, cost, rule = plan(
+    found, cost, rule = plan_workers(
         build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data)),
         data.train,
         counts,
@@ -155,7 +155,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
     assert settings.optimizer is not None
     small = settings.progressive_size
     return {
-        "optimizer": optimizers.factory(
+        "optimizer": optimizers.optimizer_factory(
             settings.optimizer, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         ),
         "batch_size": settings.batch_size,

@@ -10,10 +10,10 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.tree import in_memory, inputs_and_targets, length, tree_map
-from heptane.core.criterion import seen
+from heptane.core.criterion import loss_input
 from heptane.core.cross_entropy import find_class_dim
+from heptane.core.custom_losses import ModelLoss
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise
-from heptane.core.own_losses import ModelLoss
 from heptane.data.batches import BatchTransform, Source, TensorSource
 from heptane.data.guard import DataError, SkippedSamples
 from heptane.data.loader import unchanged
@@ -284,7 +284,7 @@ def check_evaluation(
         whole = inputs_and_targets(data)[0] if known else None
         said = place.cast.learn(model, inputs, targets, labels=labels, whole=whole, tries=tries)
         inputs, targets = place.inputs(inputs), place.targets(targets)
-        output = seen(criterion, try_output(model, inputs, targets if labels else None))
+        output = loss_input(criterion, try_output(model, inputs, targets if labels else None))
         check_targets(criterion, output, place.targets(inputs_and_targets(data)[1]) if known else targets)
         if not labels:
             _try_loss(criterion, output, targets)

@@ -8,9 +8,9 @@ from typing import Any
 
 from heptane.base.errors import InputError, check_choice
 from heptane.base.lazy import torch
+from heptane.core.custom_losses import CustomLoss, ModelLoss, align_outputs, align_targets, choose_loss_input
 from heptane.core.guess import guess_loss
 from heptane.core.losses import Criterion, CrossEntropy, Ctc, Elementwise, Loss
-from heptane.core.own_losses import CustomLoss, ModelLoss, aligned_own, given_first, within_samples
 from heptane.model.calling import call, main_output
 
 LOSSES = {  # a name for the user, and the function in torch.nn.functional
@@ -22,12 +22,12 @@ LOSSES = {  # a name for the user, and the function in torch.nn.functional
 }
 
 
-def output_of(criterion: Criterion, model: torch.nn.Module, inputs: Any, targets: Any) -> Any:
+def model_output(criterion: Criterion, model: torch.nn.Module, inputs: Any, targets: Any) -> Any:
     """The model's output for a batch; where the loss is the model's own, the model is given the targets too."""
-    return seen(criterion, call(model, inputs, targets if isinstance(criterion, ModelLoss) else None))
+    return loss_input(criterion, call(model, inputs, targets if isinstance(criterion, ModelLoss) else None))
 
 
-def seen(criterion: Criterion, answer: Any) -> Any:
+def loss_input(criterion: Criterion, answer: Any) -> Any:
     """What the criterion is given of a model's answer: its output, or all of it where a loss of the user's asks for that."""
     whole = isinstance(criterion, ModelLoss) or (isinstance(criterion, CustomLoss) and not criterion.first)
     return answer if whole else main_output(answer)[0]
@@ -56,15 +56,15 @@ def choose_criterion(
         column = not targets.is_floating_point() and targets.shape[1:] == (1,) and output.ndim == 2
         criterion = replace(criterion, column=column)
     if isinstance(criterion, CustomLoss) and how:
-        criterion = given_first(criterion, answer, answer, targets)
-        output = seen(criterion, answer)
+        criterion = choose_loss_input(criterion, answer, answer, targets)
+        output = loss_input(criterion, answer)
     if how and not isinstance(criterion, ModelLoss) and (not isinstance(criterion, CustomLoss) or criterion.first):
         why += f"; the output is {how}"
     if isinstance(criterion, CustomLoss) and isinstance(targets, torch.Tensor) and isinstance(output, torch.Tensor):
-        criterion, said = aligned_own(criterion, output, targets)
+        criterion, said = align_outputs(criterion, output, targets)
         why += said
     if isinstance(criterion, CustomLoss) and isinstance(targets, torch.Tensor):
-        criterion, said = within_samples(replace(criterion, shape=tuple(targets.shape[1:])), output, targets)
+        criterion, said = align_targets(replace(criterion, shape=tuple(targets.shape[1:])), output, targets)
         why += said
     if smoothing is not None and isinstance(criterion, Elementwise) and not criterion.multi_label:
         raise InputError(f"label_smoothing with loss {criterion.name!r}: regression has no classes to smooth; turn it off")
@@ -97,16 +97,16 @@ def _by_targets(output: Any, targets: Any) -> tuple[str, str]:
     return guess_loss(output, targets)
 
 
-def module_of(loss: Any) -> torch.nn.Module | None:
+def loss_module(loss: Any) -> torch.nn.Module | None:
     """The module that a loss is, or is a method or a partial of: what it holds is trained, saved and resumed with the run.
     None where it holds nothing."""
     if isinstance(loss, partial):
-        return module_of(loss.func)
+        return loss_module(loss.func)
     found = loss if isinstance(loss, torch.nn.Module) else getattr(loss, "__self__", None)
     return found if isinstance(found, torch.nn.Module) and (found.state_dict() or any(found.buffers())) else None
 
 
-def over_classes(loss: Any) -> bool:
+def is_classification_loss(loss: Any) -> bool:
     """Whether ``loss``, as :func:`choose_criterion` takes it, compares integer labels with an output per class."""
     if isinstance(loss, (CrossEntropy, torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)):
         return True

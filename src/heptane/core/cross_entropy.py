@@ -10,12 +10,12 @@ from heptane.base.lazy import torch
 IGNORE_INDEX = -100
 
 
-def spread(targets: torch.Tensor, share: torch.Tensor, eps: float, dim: int = -1) -> torch.Tensor:
+def smooth_distribution(targets: torch.Tensor, share: torch.Tensor, eps: float, dim: int = -1) -> torch.Tensor:
     """(1 - eps) t + eps share / K along ``dim``, where ``share`` is what each position weighs: 0 where it is ignored."""
     return targets * (1 - eps) + (eps / targets.shape[dim]) * share.unsqueeze(dim).to(targets) if eps else targets
 
 
-def counted(soft: torch.Tensor, ignore_index: int, dim: int) -> torch.Tensor:
+def valid_soft_targets(soft: torch.Tensor, ignore_index: int, dim: int) -> torch.Tensor:
     """Which positions of soft targets count: not those that hold only zeros, only ``ignore_index``, or only that class."""
     nonzero = soft != 0
     of_ignored = nonzero.select(dim, ignore_index) if 0 <= ignore_index < soft.shape[dim] else 0
@@ -75,10 +75,10 @@ def soft_cross_entropy(
     if not soft:
         targets = targets.long()
         loss = cross_entropy(logits, targets, weight, ignore_index=ignore_index, label_smoothing=eps, reduction=reduction)
-        return loss if reduction == "sum" else zero_if_none(loss, targets, weight, ignore_index)
+        return loss if reduction == "sum" else zero_if_empty(loss, targets, weight, ignore_index)
     targets = (targets.movedim(dim, 1) if dim > 1 else targets).to(logits)
-    valid = counted(targets, ignore_index, classes)
-    q = spread(targets.where(valid.unsqueeze(classes), 0.0), valid, eps, classes)
+    valid = valid_soft_targets(targets, ignore_index, classes)
+    q = smooth_distribution(targets.where(valid.unsqueeze(classes), 0.0), valid, eps, classes)
     if reduction == "sum" or not valid.numel():
         return cross_entropy(logits, q, weight, reduction="sum")
     return cross_entropy(logits, q, weight) * (max(1, valid.numel()) / valid.sum().clamp(min=1)).to(logits)
@@ -90,7 +90,7 @@ def check_weight(weight: torch.Tensor | None, num_classes: int) -> None:
         raise InputError(f"weight of shape {tuple(weight.shape)}: expected one weight per class, shape ({num_classes},)")
 
 
-def zero_if_none(mean: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor | None, ignore_index: int) -> torch.Tensor:
+def zero_if_empty(mean: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor | None, ignore_index: int) -> torch.Tensor:
     """``mean``, or 0 where no integer target counts and it is 0 / 0."""
     valid = targets != ignore_index
     counts = valid if weight is None else (weight[targets.where(valid, 0)] != 0) & valid

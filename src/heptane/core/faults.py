@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.lazy import torch
 from heptane.base.randomness import seed_torch
 from heptane.base.tree import tree_map
-from heptane.core.criterion import output_of
+from heptane.core.criterion import model_output
 from heptane.data.batches import Batch
 from heptane.data.guard import SkippedSamples, left_out
 from heptane.model.names import without_compiled
@@ -147,7 +147,7 @@ def where_it_began(run: Run, batch: Batch, step: int) -> str:
             if not any(True for _ in module.children()):
                 hooks.append(module.register_forward_hook(look(without_compiled(name), type(module).__name__)))
         with torch.no_grad(), run.precision.autocast():
-            output = run.precision.full(output_of(run.criterion, run.trained, inputs, targets))
+            output = run.precision.to_fp32(model_output(run.criterion, run.trained, inputs, targets))
             loss = run.criterion.mean(output, targets)
     finally:
         for hook in hooks:

@@ -12,14 +12,14 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.randomness import seed_torch
 from heptane.base.tree import first_tensor, in_memory, inputs_and_targets, select_rows
-from heptane.core.criterion import output_of
-from heptane.core.losses import divisor
+from heptane.core.criterion import model_output
+from heptane.core.custom_losses import ModelLoss
+from heptane.core.custom_metrics import MetricSet
+from heptane.core.eval_batch import BatchSplitter, is_out_of_memory
+from heptane.core.losses import safe_divisor
 from heptane.core.metrics import EvalMeter
-from heptane.core.own_losses import ModelLoss
-from heptane.core.own_metrics import Measures
 from heptane.core.precision.step import Precision, evaluation
 from heptane.core.schedule import set_rates
-from heptane.core.within_memory import Halves, is_short
 from heptane.data.batches import Batch, BatchTransform
 from heptane.data.guard import READER_REMEDY, DataError
 from heptane.data.same import SameBatches
@@ -161,7 +161,7 @@ def in_smaller_parts(run: Run, batch: Batch, step: int, error: RuntimeError) -> 
             f"take them ({one_line(error)}): make them alike"
         ) from error
     most = batch.size // run.least_samples
-    if not is_short(error) or run.worker.size > 1 or run.accumulate >= most or run.plan.compile in GRAPH_MODES:
+    if not is_out_of_memory(error) or run.worker.size > 1 or run.accumulate >= most or run.plan.compile in GRAPH_MODES:
         raise error
     error.__traceback__ = None  # it holds what the step has allocated
     run.accumulate = min(2 * run.accumulate, most)
@@ -197,10 +197,10 @@ def gradients(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> to
         empty = not whole and part.stop == part.start  # fewer samples than workers: it all-reduces, and weighs nothing
         inputs, targets = run.mix.take(batch, slice(0, 1) if empty else part, step)
         if count is None and not whole:
-            count = divisor(run.criterion.count(run.mix.targets(batch, step)))
+            count = safe_divisor(run.criterion.count(run.mix.targets(batch, step)))
         with nullcontext() if part is parts[-1] or run.worker.size == 1 else no_sync(forward):
             with run.precision.autocast():
-                output = run.precision.full(output_of(run.criterion, forward, inputs, targets))
+                output = run.precision.to_fp32(model_output(run.criterion, forward, inputs, targets))
             version = getattr(output, "_version", 0)
             if count is None:
                 loss = run.criterion.mean(output, targets)
@@ -242,13 +242,15 @@ def evaluate_with(
     """Loss, accuracy and metrics of ``model`` on ``data``; the model's modes are put back as they were. Samples that cannot
     be read are noted in ``bad``, under ``name``, or are an error. Types that only these data have go to ``say``."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    meter, measures = EvalMeter(criterion, worker), Measures(metrics, device, worker)
+    meter, measures = EvalMeter(criterion, worker), MetricSet(metrics, device, worker)
     precision, place = precision or Precision(), place or BatchTransform(device)
     if worker.size > 1:
         share_buffers(model)
     count = len(first_tensor(inputs_and_targets(data)[1])) if in_memory(data) and worker.size == 1 else None
     own, sharded = isinstance(criterion, ModelLoss), is_sharded(model)
-    halves = Halves(lambda x, y: precision.full(output_of(criterion, model, place.inputs(x), y)), splits=not sharded)
+    halves = BatchSplitter(
+        lambda x, y: precision.to_fp32(model_output(criterion, model, place.inputs(x), y)), splits=not sharded
+    )
     doing = working("evaluating" if count is None else f"evaluating {count:,} samples", count)
     with eval_mode(model), evaluation(precision), doing as advance:
         same = SameBatches(name, worker)

@@ -16,20 +16,20 @@ from heptane.base.lazy import torch
 from heptane.core.cross_entropy import (
     IGNORE_INDEX,
     check_weight,
-    counted,
     find_class_dim,
     smooth_binary,
     smooth_ctc_loss,
+    smooth_distribution,
     soft_cross_entropy,
-    spread,
-    zero_if_none,
+    valid_soft_targets,
+    zero_if_empty,
 )
 from heptane.core.targets import MixedTargets, blend
 
 Loss = Callable[..., Any]
 
 
-MOST_CLASSES = 1000  # of which each is counted by itself: beyond that, as with the words of a language, nobody looks
+MAX_CLASSES = 1000  # of which each is counted by itself: beyond that, as with the words of a language, nobody looks
 
 
 class Criterion(Protocol):
@@ -57,7 +57,7 @@ class Criterion(Protocol):
         """Of each class how many of its samples are right, and how many it has, (2, K); None where there are no classes."""
 
 
-def tally(right: torch.Tensor, valid: torch.Tensor, truth: torch.Tensor, num_classes: int) -> torch.Tensor:
+def count_by_class(right: torch.Tensor, valid: torch.Tensor, truth: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Of each class how many of its samples are right, and how many it has, (2, K) in 64 bits; what is not valid is no
     sample."""
     truth = truth.long().where(valid, 0).flatten()
@@ -65,7 +65,7 @@ def tally(right: torch.Tensor, valid: torch.Tensor, truth: torch.Tensor, num_cla
     return torch.stack([torch.bincount(truth, part, num_classes)[:num_classes] for part in parts])
 
 
-def divisor(count: float | torch.Tensor) -> float | torch.Tensor:
+def safe_divisor(count: float | torch.Tensor) -> float | torch.Tensor:
     """``count``, or where it is 0 the least number above: nothing counted has a total of 0, and so a mean of 0, not NaN."""
     tiny = torch.finfo(torch.float32).tiny
     return count.clamp(min=tiny) if isinstance(count, torch.Tensor) else max(count, tiny)
@@ -102,7 +102,7 @@ class CrossEntropy:
         targets = self.seen(targets)
         if isinstance(targets, MixedTargets):
             count = blend(self._masses(targets.first), self._masses(targets.second), targets.lam).sum()
-            return self._total(output, targets, self.eps) / divisor(count)
+            return self._total(output, targets, self.eps) / safe_divisor(count)
         if self.all_count and output.ndim == 2:
             return torch.nn.functional.cross_entropy(output, targets, label_smoothing=self.eps)
         return self._loss(output, targets, self.eps, "mean")
@@ -133,7 +133,7 @@ class CrossEntropy:
         if isinstance(targets, MixedTargets) or targets.is_floating_point():
             return None
         num_classes = output.shape[self._dim(output, targets)]
-        return tally(*self._hits(output, targets), targets, num_classes) if num_classes <= MOST_CLASSES else None
+        return count_by_class(*self._hits(output, targets), targets, num_classes) if num_classes <= MAX_CLASSES else None
 
     def _loss(self, output: torch.Tensor, targets: torch.Tensor, eps: float, reduction: str) -> torch.Tensor:
         weight = None if self.weight is None else self.weight.to(output)
@@ -141,7 +141,7 @@ class CrossEntropy:
         if not self.log_probs or eps or targets.is_floating_point():
             return soft_cross_entropy(output, targets, eps=eps, weight=weight, class_dim=self.class_dim, **kind)
         loss = torch.nn.functional.nll_loss(output.movedim(self._dim(output, targets), 1), targets, weight, **kind)
-        return zero_if_none(loss, targets, weight, self.ignore_index) if reduction == "mean" else loss
+        return zero_if_empty(loss, targets, weight, self.ignore_index) if reduction == "mean" else loss
 
     def _total(self, output: torch.Tensor, targets: Any, eps: float) -> torch.Tensor:
         if not isinstance(targets, MixedTargets):
@@ -150,7 +150,7 @@ class CrossEntropy:
         check_weight(self.weight, log_p.shape[-1])
         first, share_of_first = self._distributions(targets.first, log_p)
         second, share_of_second = self._distributions(targets.second, log_p)
-        q = spread(blend(first, second, targets.lam), blend(share_of_first, share_of_second, targets.lam), eps)
+        q = smooth_distribution(blend(first, second, targets.lam), blend(share_of_first, share_of_second, targets.lam), eps)
         return -(q * log_p if self.weight is None else q * log_p * self.weight.to(log_p)).sum()
 
     def _distributions(self, targets: torch.Tensor, log_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,7 +167,7 @@ class CrossEntropy:
 
     def _valid(self, targets: torch.Tensor) -> torch.Tensor:
         if targets.is_floating_point():
-            return counted(targets, self.ignore_index, self._dim(targets, targets))
+            return valid_soft_targets(targets, self.ignore_index, self._dim(targets, targets))
         return targets != self.ignore_index
 
     def _masses(self, targets: torch.Tensor) -> torch.Tensor:
@@ -183,7 +183,7 @@ class CrossEntropy:
         return (output.argmax(dim) == truth) & valid & output.amax(dim).isfinite(), valid
 
 
-def smooths(criterion: Criterion) -> bool:
+def can_smooth(criterion: Criterion) -> bool:
     """Whether label smoothing has a meaning: the targets are classes or labels, and heptane computes the loss."""
     return isinstance(criterion, (CrossEntropy, Ctc)) or (isinstance(criterion, Elementwise) and criterion.multi_label)
 
@@ -239,13 +239,13 @@ class Elementwise(_Reduced):
         if not self.multi_label or isinstance(targets, MixedTargets) or targets.shape[1:].numel() != 1:
             return None
         right, truth = self._hits(output, targets), targets > 0.5
-        return tally(right, torch.ones_like(right), truth, 2)
+        return count_by_class(right, torch.ones_like(right), truth, 2)
 
     def _aligned(self, output: torch.Tensor, targets: Any, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(targets, MixedTargets):
             targets = blend(targets.first.to(output), targets.second.to(output), targets.lam)
         if output.shape != targets.shape:
-            if not same_but_ones(output.shape, targets.shape):
+            if not same_up_to_ones(output.shape, targets.shape):
                 raise InputError(
                     f"outputs of shape {tuple(output.shape)} and targets of shape {tuple(targets.shape)}: "
                     f"{self.name} compares element by element, so give the model as many outputs as there are targets"
@@ -278,6 +278,6 @@ class Ctc(_Reduced):
         )
 
 
-def same_but_ones(first: Iterable[int], second: Iterable[int]) -> bool:
+def same_up_to_ones(first: Iterable[int], second: Iterable[int]) -> bool:
     """Whether two shapes differ by dimensions of 1 only."""
     return [size for size in first if size != 1] == [size for size in second if size != 1]

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from heptane.core.run import OptimizerFactory
 
 REFERENCE_BATCH = 128
-RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "nadam": 1e-3, "radam": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
+LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "nadam": 1e-3, "radam": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 PEAK = 3.0  # a cycle's peak may stand this far above a constant rate
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD
-NOT_HERE = ("optimizer", "lbfgs", "sparseadam")  # the base class; many losses per step; sparse gradients only
+EXCLUDED = ("optimizer", "lbfgs", "sparseadam")  # the base class; many losses per step; sparse gradients only
 
 
-def names() -> dict[str, type[torch.optim.Optimizer]]:
+def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
     """Every optimizer of ``torch.optim`` by its name in lower case."""
     found = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
-    return {n: k for n, k in found.items() if issubclass(k, torch.optim.Optimizer) and n not in NOT_HERE}
+    return {n: k for n, k in found.items() if issubclass(k, torch.optim.Optimizer) and n not in EXCLUDED}
 
 
-def default_rate(name: str, *, peak: bool) -> float:
+def default_lr(name: str, *, peak: bool) -> float:
     """The learning rate for a batch of 128 where none is given; as the peak of a cycle it is 3 times as high.
 
     Raises:
@@ -34,12 +34,14 @@ def default_rate(name: str, *, peak: bool) -> float:
         >>> default_rate("sgd", peak=True)
         0.3
     """
-    if name not in RATES:
+    if name not in LEARNING_RATES:
         raise InputError(f"lr=None: there is no default learning rate for optimizer {name!r}; pass lr (--lr)")
-    return round(RATES[name] * (PEAK if peak else 1.0), 12)
+    return round(LEARNING_RATES[name] * (PEAK if peak else 1.0), 12)
 
 
-def factory(name: str, lr: float, *, momentum: float | None = None, weight_decay: float | None = None) -> OptimizerFactory:
+def optimizer_factory(
+    name: str, lr: float, *, momentum: float | None = None, weight_decay: float | None = None
+) -> OptimizerFactory:
     """A factory for :func:`heptane.fit`.
 
     Args:
@@ -55,7 +57,7 @@ def factory(name: str, lr: float, *, momentum: float | None = None, weight_decay
         >>> factory("sgd", 0.1)([torch.nn.Parameter(torch.zeros(1))]).defaults["nesterov"]
         True
     """
-    known = names()
+    known = optimizer_classes()
     if name.lower() not in known:
         raise InputError(f"optimizer={name!r} is not known{nearest(name.lower(), known)}: expected {', '.join(known)}")
     check_range("lr", lr, 0, low_open=True)
@@ -81,7 +83,7 @@ def factory(name: str, lr: float, *, momentum: float | None = None, weight_decay
     return build
 
 
-def resolve(optimizer: Any, lr: float | None = None, *, peak: bool = False) -> tuple[Any, str]:
+def resolve_optimizer(optimizer: Any, lr: float | None = None, *, peak: bool = False) -> tuple[Any, str]:
     """What ``optimizer=`` and ``lr=`` were given, as a factory; and what to say of it.
 
     Args:
@@ -100,15 +102,17 @@ def resolve(optimizer: Any, lr: float | None = None, *, peak: bool = False) -> t
         if lr is not None:
             raise InputError(f"lr={lr!r} and an optimizer that is no name: set the rate where the optimizer is built")
         return optimizer, ""
-    build = factory(optimizer, 1.0 if lr is None else lr)
+    build = optimizer_factory(optimizer, 1.0 if lr is None else lr)
     if lr is not None:
         return build, f"optimizer {optimizer}: lr {lr:g}, asked for"
-    rate = default_rate(optimizer.lower(), peak=peak)
+    rate = default_lr(optimizer.lower(), peak=peak)
     of = "of a cycle's peak " if peak else ""
-    return factory(optimizer, rate), f"optimizer {optimizer}: lr {rate:g}, its default {of}for a batch of {REFERENCE_BATCH}"
+    return optimizer_factory(
+        optimizer, rate
+    ), f"optimizer {optimizer}: lr {rate:g}, its default {of}for a batch of {REFERENCE_BATCH}"
 
 
-def built_by(factory: OptimizerFactory, params: list[Any]) -> Any:
+def build_optimizer(factory: OptimizerFactory, params: list[Any]) -> Any:
     """What a factory makes of ``params``, a list: a generator would be used up by the first look at it.
 
     Raises:

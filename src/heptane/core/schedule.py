@@ -91,7 +91,7 @@ def join_schedules(*parts: tuple[Schedule, int], then: Schedule) -> Schedule:
     return joined
 
 
-def hold(schedule: Schedule, num_steps: int) -> Schedule:
+def hold_last(schedule: Schedule, num_steps: int) -> Schedule:
     """The first ``num_steps`` values of a schedule, and the last of these from then on.
 
     Args:

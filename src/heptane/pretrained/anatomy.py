@@ -78,9 +78,9 @@ def anatomy(model: torch.nn.Module, inputs: Any = None, labels: Any = None, *, g
     check_not_lazy(model)
     usage = None
     if inputs is not None:
-        from heptane.pretrained.usage import watch
+        from heptane.pretrained.usage import trace_usage
 
-        usage = watch(model, inputs, labels)
+        usage = trace_usage(model, inputs, labels)
     head = find_head(model, usage)
     found, by = _listed(model, groups, head), LISTED
     if found is None:

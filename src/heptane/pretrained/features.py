@@ -1,7 +1,7 @@
 """What a frozen part of a model makes of its inputs, computed once; the rest trains on that.
 
 Where the first layers are frozen and their inputs do not change, neither do their outputs. So a model is cut where the
-frozen part ends (:mod:`heptane.pretrained.cutting`), what comes to the cut is kept, and the tail after it trains on that.
+frozen part ends (:mod:`heptane.pretrained.split`), what comes to the cut is kept, and the tail after it trains on that.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.memory import available_memory_bytes
 from heptane.base.tree import copy_rows, first_tensor, inputs_and_targets
-from heptane.core.own_losses import ModelLoss
+from heptane.core.custom_losses import ModelLoss
 from heptane.core.precision.step import evaluation
 from heptane.data.batches import TensorSource
 from heptane.distributed.workers import ALONE, Worker, all_reduce
 
 if TYPE_CHECKING:
     from heptane.core.run import Phase, Run
-    from heptane.pretrained.cutting import Cut
+    from heptane.pretrained.split import SplitPoint
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SHARE_OF_MEMORY = 0.25  # of what is available, that features may take before they go to the disk
@@ -54,7 +54,7 @@ class FeatureCache:
         return self._known[-1][1]
 
 
-def compute_once(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCache | str:
+def cache_features(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCache | str:
     """The shortcut through the frozen part of ``run.model``, in the modes and with the parameters frozen as they are in
     ``phase``; or why there is none.
 
@@ -66,7 +66,7 @@ def compute_once(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCache 
         InputError: features that ``dtype`` cannot hold.
     """
     from heptane.model.snapshot import as_before
-    from heptane.pretrained.cutting import As, find_cut, parts
+    from heptane.pretrained.split import CastCopy, find_split, frozen_outputs
 
     model, source = run.model, run.source
     if not isinstance(source, TensorSource):
@@ -81,14 +81,14 @@ def compute_once(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCache 
         return "the loss is computed in the model"
     sample = run.place.inputs(copy_rows(source.inputs, slice(TRIED)))
     with evaluation(run.precision):
-        cut = find_cut(model, sample)
+        cut = find_split(model, sample)
     if isinstance(cut, str):
         return cut
     if run.mix.blends and not _within(model, run.mix.layer, cut):
         return "mixup blends what goes into it"
     began = time.perf_counter()
     batch_size = math.ceil(source.batch_size / run.accumulate)  # as many at a time as in training
-    held = Held(kind, None if dtype == "auto" else getattr(torch, DTYPES[dtype]))
+    held = FeatureStore(kind, None if dtype == "auto" else getattr(torch, DTYPES[dtype]))
 
     # Few at once on a CPU: large activations are given back to the system, and cleared again by it, in each call.
     chunk = min(batch_size, CPU_CHUNK) if run.place.device.type == "cpu" else batch_size
@@ -96,7 +96,7 @@ def compute_once(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCache 
     def compute(inputs: Any) -> torch.Tensor:
         worker = run.worker if len(first_tensor(inputs)) >= run.worker.size else ALONE
         with as_before(model):
-            return held.fill(inputs, parts(model, cut, inputs, chunk, run.place, run.precision, worker), worker)
+            return held.fill(inputs, frozen_outputs(model, cut, inputs, chunk, run.place, run.precision, worker), worker)
 
     features = compute(source.inputs)
     said = (
@@ -107,11 +107,11 @@ def compute_once(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCache 
     made = TensorSource(features, source.targets, source.batch_size, source.seed)
     made.steps_per_epoch = source.steps_per_epoch  # a last batch may be left out
     made.keep_on(run.place)
-    return FeatureCache(torch.nn.Sequential(As(cut.dtype), *cut.tail), made, said, compute)
+    return FeatureCache(torch.nn.Sequential(CastCopy(cut.dtype), *cut.tail), made, said, compute)
 
 
 @dataclass
-class Held:
+class FeatureStore:
     """Where features are kept, and in which dtype; None: the one that they come in."""
 
     kind: str
@@ -140,11 +140,11 @@ class Held:
         size = math.prod(shape) * dtype.itemsize
         if self.kind == "disk" or (self.kind == "auto" and size > SHARE_OF_MEMORY * available_memory_bytes()):
             self.where = "on the disk"
-            return on_disk(shape, dtype, size)
+            return zeros_on_disk(shape, dtype, size)
         return torch.zeros(shape, dtype=dtype)
 
 
-def on_disk(shape: tuple[int, ...], dtype: torch.dtype, size: int) -> torch.Tensor:
+def zeros_on_disk(shape: tuple[int, ...], dtype: torch.dtype, size: int) -> torch.Tensor:
     """A tensor of zeros in a file of the folder for temporary files, which is gone with the process however that ends.
 
     Raises:
@@ -165,6 +165,6 @@ def on_disk(shape: tuple[int, ...], dtype: torch.dtype, size: int) -> torch.Tens
         ) from error
 
 
-def _within(model: torch.nn.Module, layer: str | None, cut: Cut) -> bool:
+def _within(model: torch.nn.Module, layer: str | None, cut: SplitPoint) -> bool:
     """Whether hidden features are blended after the cut."""
     return layer is not None and any(module is model.get_submodule(layer) for m in cut.tail for module in m.modules())

@@ -27,8 +27,8 @@ def find_head(model: torch.nn.Module, usage: Usage | None = None) -> tuple[str, 
 
     Args:
         model: any module.
-        usage: from :func:`heptane.pretrained.usage.watch`. With it the classifier is the ``Linear`` or 1x1 ``Conv2d`` used
-            last on the way to the output; without, the last ``Linear`` as registered, else the last ``Conv2d`` if 1x1.
+        usage: from :func:`~heptane.pretrained.usage.trace_usage`. With it the classifier is the ``Linear`` or 1x1 ``Conv2d``
+            used last on the way to the output; without, the last ``Linear`` as registered, else the last ``Conv2d`` if 1x1.
 
     Example:
         >>> find_head(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)))

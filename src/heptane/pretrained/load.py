@@ -13,7 +13,7 @@ from heptane.base.lazy import torch
 from heptane.model.names import clean_names
 from heptane.pretrained.layers import find_head
 from heptane.pretrained.weights.files import find_file, read_named, read_weights
-from heptane.pretrained.weights.names import few, pair_names, shown
+from heptane.pretrained.weights.names import abbreviate, pair_names, printable
 from heptane.pretrained.weights.shapes import adapt, adaptable, can_adapt, shape_of
 
 
@@ -48,8 +48,8 @@ class LoadReport:
         lines += [f"names translated: {self.prefix}"] if self.prefix else []
         lines += [f"resized {name}: {rule}" for name, rule in self.resized.items()]
         lines += [f"left out {name}: {reason}" for name, reason in self.left_out.items()]
-        lines += [f"in the model only: {few(self.missing)}"] if self.missing else []
-        lines += [f"in the file only: {few(self.unexpected)}"] if self.unexpected else []
+        lines += [f"in the model only: {abbreviate(self.missing)}"] if self.missing else []
+        lines += [f"in the file only: {abbreviate(self.unexpected)}"] if self.unexpected else []
         return "\n".join(lines)
 
 
@@ -107,7 +107,7 @@ def load_weights(
             continue
         if tensor.shape != goal.shape:
             tensor, resized[name] = adapt(tensor, tuple(goal.shape), kinds[name])
-        taken[name] = _cast(tensor, goal, f"weights={str(source)!r}: {shown(pairs[name])}")
+        taken[name] = _cast(tensor, goal, f"weights={str(source)!r}: {printable(pairs[name])}")
     loaded = {id(target[name]) for name in taken}
     used = set(pairs.values())
     report = LoadReport(
@@ -168,7 +168,7 @@ def _pair(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
         return tensor.numel() if shape == shapes[other] and shape is not None else 0
 
     pairs, (one, two) = pair_names(source, target, fitting)
-    return pairs, f"{shown(one) or '(none)'} -> {two or '(none)'}" if one != two else ""
+    return pairs, f"{printable(one) or '(none)'} -> {two or '(none)'}" if one != two else ""
 
 
 def _unfit(tensor: torch.Tensor, goal: torch.Tensor, kind: str) -> str:
@@ -217,9 +217,9 @@ def _share(model: torch.nn.Module, loaded: set[int], excluded: set[int]) -> floa
 
 def _too_little(source: str | Path, report: LoadReport, min_match: float) -> str:
     sides = [
-        f"in the model only: {few(report.missing)}" if report.missing else "",
-        f"in the file only: {few(report.unexpected)}" if report.unexpected else "",
-        f"left out: {few([f'{n} ({why})' for n, why in report.left_out.items()])}" if report.left_out else "",
+        f"in the model only: {abbreviate(report.missing)}" if report.missing else "",
+        f"in the file only: {abbreviate(report.unexpected)}" if report.unexpected else "",
+        f"left out: {abbreviate([f'{n} ({why})' for n, why in report.left_out.items()])}" if report.left_out else "",
     ]
     return (
         f"weights={str(source)!r} match {report.share:.1%} of the model's parameters outside the head, below "

@@ -28,7 +28,7 @@ class Usage(NamedTuple):
         return max((self.last[id(t)] for t in _own(module) if id(t) in self.last), default=-1)
 
 
-def watch(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Usage | None:
+def trace_usage(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Usage | None:
     """Run ``model`` once, as an evaluation does, and see when it uses what; None where nothing can be seen (TorchScript).
 
     Args:

@@ -9,8 +9,8 @@ from typing import Any
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.core.checks import check_model
-from heptane.core.optimizers import PEAK, resolve
-from heptane.core.own_metrics import flattened
+from heptane.core.custom_metrics import flatten_metrics
+from heptane.core.optimizers import PEAK, resolve_optimizer
 from heptane.core.run import OptimizerFactory
 from heptane.data.cast import tensors_for
 from heptane.distributed.workers import under_launcher
@@ -156,7 +156,7 @@ def race(
     if first is second:
         raise InputError("model: expected a function that makes a new model each time, and it gave the same one twice")
     train, valid, test = (tensors_for(data) for data in (train, valid, test))
-    metrics = flattened(metrics)
+    metrics = flatten_metrics(metrics)
     goal = check_target(target, valid, metrics)
     chosen = Tricks.recommended(data=train, epochs=epochs) if tricks is None else check_tricks(tricks)
     if isinstance(arms, str):
@@ -166,7 +166,7 @@ def race(
         train=train,
         valid=valid,
         test=test,
-        optimizer=resolve(optimizer, lr)[0],
+        optimizer=resolve_optimizer(optimizer, lr)[0],
         metric=goal[0] if goal else "valid_accuracy",
         target=goal[1] if goal else None,
         seconds=accuracy_in,

@@ -1,13 +1,13 @@
 """The one place of all defaults that depend on the data and the machine, each with its reason."""
 
 from heptane.recommend.choose import after_loading, before_loading
-from heptane.recommend.facts import Choices, Default, Look, Machine
+from heptane.recommend.facts import Choices, DataFacts, Default, Machine
 from heptane.recommend.timing import expected_seconds
 
 __all__ = [
     "Choices",
+    "DataFacts",
     "Default",
-    "Look",
     "Machine",
     "after_loading",
     "before_loading",

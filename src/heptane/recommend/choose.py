@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
 
-from heptane.core.optimizers import PEAK, RATES, REFERENCE_BATCH
+from heptane.core.optimizers import LEARNING_RATES, PEAK, REFERENCE_BATCH
 from heptane.data.survey import are_characters
-from heptane.recommend.facts import Choices, Look, Machine
-from heptane.recommend.timing import LAST_BLOCK_COST, TRAIN_COST, epoch_seconds, forward_seconds, patience_seconds
+from heptane.recommend.facts import Choices, DataFacts, Machine
+from heptane.recommend.timing import LAST_BLOCK_COST, TRAIN_COST, epoch_seconds, forward_seconds, time_limit_seconds
 
 if TYPE_CHECKING:
-    from heptane.pretrained.hubs.pretrained import Pretrained
+    from heptane.pretrained.hubs.available import Pretrained
 
 SIDES = (24, 32, 40, 48, 64, 80, 96)  # pixels, of images for a model that is trained from scratch
 PRETRAINED_SIDES = (96, 128, 160, 192, 224)
@@ -29,7 +29,7 @@ TABLE_RATE = 3e-3  # AdamW's on a table, for a batch of 32
 
 
 def before_loading(
-    look: Look, machine: Machine, given: Mapping[str, Any], pretrained: Pretrained | str | None = None
+    look: DataFacts, machine: Machine, given: Mapping[str, Any], pretrained: Pretrained | str | None = None
 ) -> Choices:
     """The model, where its weights are from, and the size of a folder's images.
 
@@ -52,7 +52,9 @@ def before_loading(
     return made
 
 
-def after_loading(look: Look, machine: Machine, given: Mapping[str, Any], chosen: Choices, *, cycle: bool = True) -> Choices:
+def after_loading(
+    look: DataFacts, machine: Machine, given: Mapping[str, Any], chosen: Choices, *, cycle: bool = True
+) -> Choices:
     """How to train: ``batch_size``, ``frozen_groups`` (0: see the transfer trick), ``epochs``,
     ``optimizer``, ``lr``, ``augment`` and ``evaluate_every_epochs``.
 
@@ -71,7 +73,7 @@ def after_loading(look: Look, machine: Machine, given: Mapping[str, Any], chosen
     made.put("frozen_groups", *_frozen_groups(look, machine, made, steps_per_epoch))
     epochs = made.put("epochs", *_epochs(look, machine, made, steps_per_epoch))
     made.put("optimizer", *_optimizer(look, tuned))
-    if str(made["optimizer"]).lower() in RATES:
+    if str(made["optimizer"]).lower() in LEARNING_RATES:
         made.put("lr", *_rate(str(made["optimizer"]).lower(), batch, look, tuned, cycle))
     made.put("augment", *_augment(look, tuned, bool(given.get("computed_once", True))))
     made.put("evaluate_every_epochs", max(1.0, ceil(epochs / 20)) if epochs > 20 else 1.0, "about 20 evaluations at most")
@@ -79,7 +81,7 @@ def after_loading(look: Look, machine: Machine, given: Mapping[str, Any], chosen
 
 
 def _start(
-    look: Look, machine: Machine, given: Mapping[str, Any], pretrained: Pretrained | str | None
+    look: DataFacts, machine: Machine, given: Mapping[str, Any], pretrained: Pretrained | str | None
 ) -> tuple[Pretrained | None, str]:
     """The weights to start from, if any, and why."""
     own = given.get("model")
@@ -95,16 +97,16 @@ def _start(
         return None, "letters and signs are learned as well from scratch: ImageNet's weights know photographs"
     total = sum(look.survey.counts)
     seconds = forward_seconds("efficientnet-lite0", PRETRAINED_SIDES[0], machine) or 0.0
-    if own is None and total * seconds > max(300.0, patience_seconds(total, machine)):
+    if own is None and total * seconds > max(300.0, time_limit_seconds(total, machine)):
         return None, f"reading {total:,} images with pretrained weights would take over 5 min here"
     return pretrained, f"{pretrained.said}: few images need little training"
 
 
-def _own_model(look: Look) -> str:
+def _own_model(look: DataFacts) -> str:
     return {"images": "resnet", "table": "tabular"}.get(look.kind, "mlp")
 
 
-def _image_size(look: Look, machine: Machine, model: str, *, pretrained: bool) -> tuple[int, str]:
+def _image_size(look: DataFacts, machine: Machine, model: str, *, pretrained: bool) -> tuple[int, str]:
     """Pixels of height and width for a folder's images: as detailed as they are, and as the machine can train."""
     survey = look.survey
     assert survey is not None
@@ -112,7 +114,7 @@ def _image_size(look: Look, machine: Machine, model: str, *, pretrained: bool) -
     wanted = next((side for side in sides if side >= survey.size), sides[-1])
     total = sum(survey.counts)
     samples = total if pretrained else look.num_train * TRAIN_COST * _epochs_by_data(look.num_train)
-    limit = (0.4 if pretrained else 0.9) * patience_seconds(look.num_train, machine)
+    limit = (0.4 if pretrained else 0.9) * time_limit_seconds(look.num_train, machine)
     fitting = [s for s in sides if s <= wanted and (forward_seconds(model, s, machine) or 0.0) * samples <= limit]
     size = fitting[-1] if fitting else sides[0]
     stored = f"median {survey.width}x{survey.height}"
@@ -121,7 +123,7 @@ def _image_size(look: Look, machine: Machine, model: str, *, pretrained: bool) -
     return size, f"{stored}" + (", as detailed as they are" if size >= survey.size else f"; {size} is the most by default")
 
 
-def _batch(look: Look, accumulate: int) -> tuple[int, str]:
+def _batch(look: DataFacts, accumulate: int) -> tuple[int, str]:
     """Samples per step: a power of 2 that gives even small data some steps per epoch."""
     size = next(
         size for most, size in ((100, 8), (500, 16), (2000, 32), (10_000, 64), (10**18, 128)) if look.num_train < most
@@ -140,7 +142,7 @@ def _last_block_epochs(steps_per_epoch: int) -> int:
     return max(4, ceil(LAST_BLOCK_STEPS / steps_per_epoch))
 
 
-def _frozen_groups(look: Look, machine: Machine, made: Choices, steps_per_epoch: int) -> tuple[int, str]:
+def _frozen_groups(look: DataFacts, machine: Machine, made: Choices, steps_per_epoch: int) -> tuple[int, str]:
     """How many groups of pretrained weights are frozen where more trains than the head; else 0."""
     groups = LAST_BLOCK.get(str(made["start"]), 0)
     if not groups or made["model"] != made["start"] or not made.given.get("computed_once", True):
@@ -149,12 +151,12 @@ def _frozen_groups(look: Look, machine: Machine, made: Choices, steps_per_epoch:
         return 0, "the head alone, or as given"
     each = LAST_BLOCK_COST * (forward_seconds(str(made["model"]), min(look.shape[1:]), machine) or 0.0)
     epochs = made.given.get("epochs") or _last_block_epochs(steps_per_epoch)
-    if float(epochs) * look.num_train * each > 0.5 * patience_seconds(look.num_train, machine):
+    if float(epochs) * look.num_train * each > 0.5 * time_limit_seconds(look.num_train, machine):
         return 0, "the head alone: more would take too long"
     return groups, "the last block trains too: it tells pictures unlike ImageNet's apart"
 
 
-def _epochs(look: Look, machine: Machine, made: Choices, steps_per_epoch: int) -> tuple[float, str]:
+def _epochs(look: DataFacts, machine: Machine, made: Choices, steps_per_epoch: int) -> tuple[float, str]:
     if made["start"] is not None and made.given.get("computed_once", True):
         if made["frozen_groups"]:
             epochs = float(_last_block_epochs(steps_per_epoch))
@@ -166,7 +168,7 @@ def _epochs(look: Look, machine: Machine, made: Choices, steps_per_epoch: int) -
     if machine.seconds is not None:
         epochs *= 3  # a budget may buy more than is usual
     limit, each = (
-        patience_seconds(look.num_train, machine),
+        time_limit_seconds(look.num_train, machine),
         epoch_seconds(look, machine, str(made["model"]), steps_per_epoch),
     )
     if epochs * each > limit:
@@ -177,7 +179,7 @@ def _epochs(look: Look, machine: Machine, made: Choices, steps_per_epoch: int) -
     return epochs, f"{epochs * steps_per_epoch:,.0f} steps" + ("; little data needs many passes" if epochs > 12 else "")
 
 
-def _optimizer(look: Look, tuned: bool) -> tuple[str, str]:
+def _optimizer(look: DataFacts, tuned: bool) -> tuple[str, str]:
     if tuned:
         return "adamw", "steady for fine-tuning"
     if look.kind != "images":
@@ -185,9 +187,9 @@ def _optimizer(look: Look, tuned: bool) -> tuple[str, str]:
     return "sgd", "with momentum, the best for small convolutional networks"
 
 
-def _rate(name: str, batch: int, look: Look, tuned: bool, cycle: bool) -> tuple[float, str]:
+def _rate(name: str, batch: int, look: DataFacts, tuned: bool, cycle: bool) -> tuple[float, str]:
     """The learning rate for this batch: linear in it for SGD, by its square root for the others."""
-    base, reference = (RATES[name], REFERENCE_BATCH)
+    base, reference = (LEARNING_RATES[name], REFERENCE_BATCH)
     if name == "adamw" and (tuned or look.kind != "images"):
         base, reference = TABLE_RATE / PEAK, 32
     share = batch / reference
@@ -195,7 +197,7 @@ def _rate(name: str, batch: int, look: Look, tuned: bool, cycle: bool) -> tuple[
     return float(f"{rate:.3g}"), f"follows the batch; {'peak of the cycle' if cycle else 'constant'}"
 
 
-def _augment(look: Look, tuned: bool, computed_once: bool) -> tuple[str, str]:
+def _augment(look: DataFacts, tuned: bool, computed_once: bool) -> tuple[str, str]:
     if look.kind != "images":
         return "none", "no images"
     if tuned and look.survey is not None and computed_once:

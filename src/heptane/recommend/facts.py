@@ -46,7 +46,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class DataFacts:
     """What the defaults go by, of any kind of data.
 
     Attributes:
@@ -64,7 +64,7 @@ class Look:
     shape: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, data: Data, survey: Survey | None = None) -> Look:
+    def of(cls, data: Data, survey: Survey | None = None) -> DataFacts:
         """Of data that are loaded."""
         shape = data.input_shape
         kind = "images" if len(shape) == 3 and min(shape[1:]) >= 8 else getattr(data, "kind", "arrays")

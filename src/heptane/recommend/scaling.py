@@ -129,7 +129,7 @@ def split_buckets(sizes: Sequence[int], bucket_mib: float = 25.0, first_mib: flo
     return [bucket for bucket in buckets if bucket]
 
 
-def in_buckets(
+def bucket_bytes(
     sizes: Sequence[int], filled: Sequence[float] | None = None, bucket_mib: float = 25.0
 ) -> tuple[list[int], list[float] | None]:
     """Bytes per bucket, and when each is full where it is known of every gradient: the last two fields of a StepCost."""
@@ -138,7 +138,7 @@ def in_buckets(
     return [sum(sizes[at] for at in bucket) for bucket in buckets], when
 
 
-def arrange(workers: int, per_host: int) -> tuple[int, int]:
+def split_over_hosts(workers: int, per_host: int) -> tuple[int, int]:
     """Hosts, and workers on each, for so many workers: as few hosts as hold them, all alike."""
     hosts = math.ceil(workers / per_host)
     while workers % hosts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil, sqrt
 
-from heptane.recommend.facts import Choices, Look, Machine
+from heptane.recommend.facts import Choices, DataFacts, Machine
 
 PIXEL_FLOPS = {"resnet": 42e3, "resnet-wide": 165e3, "efficientnet-lite0": 64e3}  # of a forward pass, in plain convolutions'
 TRAIN_COST = 3.0  # of a step, in forward passes
@@ -19,7 +19,7 @@ def forward_seconds(model: str, size: int, machine: Machine) -> float | None:
     return None if flops is None else flops * size * size / (machine.gflops * 1e9)
 
 
-def patience_seconds(num_train: int, machine: Machine) -> float:
+def time_limit_seconds(num_train: int, machine: Machine) -> float:
     """How long training may take: what a budget leaves, else half a minute for some hundred samples, minutes for thousands.
 
     Example:
@@ -33,14 +33,14 @@ def patience_seconds(num_train: int, machine: Machine) -> float:
     )
 
 
-def epoch_seconds(look: Look, machine: Machine, model: str, steps_per_epoch: int) -> float:
+def epoch_seconds(look: DataFacts, machine: Machine, model: str, steps_per_epoch: int) -> float:
     """Of training one epoch from scratch, roughly."""
     side = min(look.shape[1:]) if look.kind == "images" and len(look.shape) == 3 else 0
     each = forward_seconds(model, side, machine) or 0.0
     return look.num_train * TRAIN_COST * each + steps_per_epoch * STEP_SECONDS
 
 
-def expected_seconds(look: Look, machine: Machine, made: Choices) -> float | None:
+def expected_seconds(look: DataFacts, machine: Machine, made: Choices) -> float | None:
     """Of the whole run, from start to report, roughly; None for a model that is not known here."""
     model, start = str(made["model"]), made["start"]
     if look.kind == "images" and model not in PIXEL_FLOPS:

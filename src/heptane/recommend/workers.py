@@ -13,9 +13,9 @@ from heptane.base.clock import median_seconds
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.base.tree import select_rows
-from heptane.core.criterion import output_of
+from heptane.core.criterion import model_output
 from heptane.core.run import Run
-from heptane.recommend.scaling import Cluster, Link, StepCost, arrange, efficiency, in_buckets, step_seconds
+from heptane.recommend.scaling import Cluster, Link, StepCost, bucket_bytes, efficiency, split_over_hosts, step_seconds
 from heptane.tricks import Tricks
 from heptane.tricks.lr_scaling import LRScaling, scale_lr
 
@@ -34,7 +34,7 @@ class Row:
     efficiency: float
 
 
-def plan(
+def plan_workers(
     model: torch.nn.Module,
     train: Any,
     workers: Sequence[int],
@@ -79,7 +79,7 @@ def plan(
     rate = run.base_rates[-1]
     found = []
     for count in workers:
-        hosts, each = arrange(count, per_host)
+        hosts, each = split_over_hosts(count, per_host)
         cluster = Cluster(hosts=hosts, per_host=each, between=between, within=within)
         scaled, per_second = scale_lr(rate, batch * count, batch, rule), count * batch / step_seconds(cost, cluster)
         found.append(Row(count, hosts, batch * count, scaled, per_second, efficiency(cost, cluster)))
@@ -94,7 +94,7 @@ def measure(run: Run) -> StepCost:
 
     def forward() -> torch.Tensor:
         with run.precision.autocast():
-            return run.criterion.mean(run.precision.full(output_of(run.criterion, model, inputs, targets)), targets)
+            return run.criterion.mean(run.precision.to_fp32(model_output(run.criterion, model, inputs, targets)), targets)
 
     def both() -> None:
         run.optimizer.zero_grad(set_to_none=True)
@@ -104,7 +104,7 @@ def measure(run: Run) -> StepCost:
     back = max(median_seconds(both, repeats=REPEATS) - ahead, 0.0)
     update = median_seconds(lambda: run.precision.step(run.optimizer), repeats=REPEATS)
     order, filled = gradient_times(run, lambda: run.precision.backward(forward()))
-    buckets, when = in_buckets([p.numel() * p.element_size() for p in order], filled, run.replicas.bucket_mib)
+    buckets, when = bucket_bytes([p.numel() * p.element_size() for p in order], filled, run.replicas.bucket_mib)
     return StepCost(forward_seconds=ahead, backward_seconds=back, update_seconds=update, buckets=buckets, filled=when)
 
 

@@ -10,11 +10,11 @@ from heptane.base.clock import Clock
 from heptane.base.errors import Interrupted
 from heptane.base.lazy import torch
 from heptane.base.tree import in_memory
+from heptane.core.custom_metrics import MetricError, ModelMetric, takes_model
+from heptane.core.eval_batch import run_eval_batch_size
 from heptane.core.faults import REMEDY, Rewind
 from heptane.core.loop import evaluate_with, steps
-from heptane.core.own_metrics import MetricFailed, OfModel, takes_model
 from heptane.core.run import Run
-from heptane.core.within_memory import at_once
 from heptane.data.guard import DataError
 from heptane.distributed.replicas import check_replicas
 from heptane.distributed.workers import all_reduce, any_rank, from_rank_zero
@@ -314,7 +314,7 @@ class Recorder:
             _switch(self.run.optimizer, "train")
             self._leave(step)
         except Exception as error:
-            if self.run.worker.size == 1 or isinstance(error, MetricFailed):  # what was trained is not lost
+            if self.run.worker.size == 1 or isinstance(error, MetricError):  # what was trained is not lost
                 _switch(self.run.optimizer, "train")
                 self._save(step, wait=True)  # resume evaluates first
             raise
@@ -349,7 +349,7 @@ class Recorder:
                 place=self.run.place,
                 worker=self.run.worker,
                 bad=self.run.faults.bad,
-                batch_size=at_once(self.run),
+                batch_size=run_eval_batch_size(self.run),
                 name=name,
                 say=self._say_once,
             )
@@ -360,7 +360,7 @@ class Recorder:
 def bound(metrics: dict[str, Any] | None, model: torch.nn.Module, data: Any) -> dict[str, Any]:
     """Metrics that are functions look at the whole model and the data themselves, also where only its tail is run."""
     return {
-        name: OfModel(metric, model, data) if not hasattr(metric, "update") and takes_model(metric) else metric
+        name: ModelMetric(metric, model, data) if not hasattr(metric, "update") and takes_model(metric) else metric
         for name, metric in (metrics or {}).items()
     }
 

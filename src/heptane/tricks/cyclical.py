@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from heptane.base.errors import InputError, check_bool, check_choice, check_range
-from heptane.core.schedule import ANNEALS, Rates, Schedule, constant, hold, piecewise
+from heptane.core.schedule import ANNEALS, Rates, Schedule, constant, hold_last, piecewise
 
 SHAPES = ("one_cycle", "triangular", "triangular2", "exp_range", "cosine_restarts")
 
@@ -195,11 +195,11 @@ class Cyclical:
         """
         check_range("total_steps", total_steps, 1, whole=True)
         check_range("steps_per_epoch", steps_per_epoch, 1, whole=True)
-        rate = hold(self._cycle(total_steps, steps_per_epoch, self.start, 1.0, self.final), total_steps)
+        rate = hold_last(self._cycle(total_steps, steps_per_epoch, self.start, 1.0, self.final), total_steps)
         if not self.cycle_momentum:
             return Rates(rate)
         low, high = self.momentum_low, self.momentum_high
-        return Rates(rate, hold(self._cycle(total_steps, steps_per_epoch, high, low, high), total_steps))
+        return Rates(rate, hold_last(self._cycle(total_steps, steps_per_epoch, high, low, high), total_steps))
 
     def _cycle(self, total_steps: int, steps_per_epoch: int, start: float, peak: float, final: float) -> Schedule:
         if self.shape == "one_cycle":

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from heptane.base.errors import InputError, check_bool, check_range
 from heptane.base.lazy import torch
-from heptane.core.cross_entropy import IGNORE_INDEX, spread
+from heptane.core.cross_entropy import IGNORE_INDEX, smooth_distribution
 
 
 def smooth_labels(targets: torch.Tensor, eps: float, num_classes: int | None = None) -> torch.Tensor:
@@ -61,7 +61,7 @@ def smooth_labels(targets: torch.Tensor, eps: float, num_classes: int | None = N
         targets = (torch.nn.functional.one_hot(classes, num_classes) * valid[..., None]).float()
     elif num_classes not in (None, targets.shape[-1]):
         raise InputError(f"num_classes={num_classes}: the targets hold {targets.shape[-1]} classes per row")
-    return spread(targets, targets.sum(-1), eps)
+    return smooth_distribution(targets, targets.sum(-1), eps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from heptane.base.errors import check_choice
-from heptane.core.precision.step import DTYPES, Precision, _check_scale, precision
+from heptane.core.precision.step import DTYPES, Precision, check_scale, precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class MixedPrecision:
     def __post_init__(self) -> None:
         check_choice("MixedPrecision.dtype", self.dtype, DTYPES)
         check_choice("MixedPrecision.channels_last", self.channels_last, ("auto", "on", "off"))
-        _check_scale("MixedPrecision.", self.scale, self.growth_steps, self.floor)
+        check_scale("MixedPrecision.", self.scale, self.growth_steps, self.floor)
 
     def build(self, dtype: str, device: str) -> Precision:
         """The slot's filler for a dtype that is no longer "auto"."""

@@ -189,7 +189,7 @@ class Mixer:
         partner_inputs, partner_targets = select_rows((inputs, targets), partner) if whole else batch.take(partner)
         if self.hidden:
             self.hidden.pending = (lam, partner if whole else None)
-            inputs = both(inputs, partner_inputs, whole, self.hidden.masks_wait)
+            inputs = pair_inputs(inputs, partner_inputs, whole, self.hidden.masks_wait)
         elif draw.box:
             inputs = paste(inputs, partner_inputs, draw.box)
         else:
@@ -233,7 +233,7 @@ class Mixer:
         return self._drawn[1]
 
 
-def both(inputs: Any, partners: Any, whole: bool, masks_wait: bool) -> Any:
+def pair_inputs(inputs: Any, partners: Any, whole: bool, masks_wait: bool) -> Any:
     """What a model is given whose hidden features are blended: the inputs, and unless these are the ``whole`` batch, which
     has the partners in it, the partners after them. Of masks that wait, as they are used after the blend, each row is that
     of the longer of the two."""
@@ -244,7 +244,7 @@ def both(inputs: Any, partners: Any, whole: bool, masks_wait: bool) -> Any:
                 longer = torch.minimum if str(key).endswith("key_padding_mask") else torch.maximum
                 found[key] = longer(own, partners[key])
             else:
-                found[key] = both(own, partners[key], whole, masks_wait)
+                found[key] = pair_inputs(own, partners[key], whole, masks_wait)
         return found
     return inputs if whole or not isinstance(inputs, torch.Tensor) else torch.cat([inputs, partners])
 

@@ -31,7 +31,7 @@ from heptane.base.errors import InputError, check_bool, check_choice, check_name
 from heptane.base.lazy import torch
 from heptane.model.names import without_compiled
 from heptane.pretrained.anatomy import Anatomy, anatomy
-from heptane.pretrained.features import FeatureCache, compute_once
+from heptane.pretrained.features import FeatureCache, cache_features
 from heptane.pretrained.freezing import (
     count_frozen,
     freeze,
@@ -149,7 +149,7 @@ class Transfer:
         ``seed`` draws the new head's values, leaving PyTorch's generator as it was; None draws them from that generator.
         """
         said = self.load(model) + self.fit_head(model, num_classes, seed, groups or anatomy(model, groups=self.groups))
-        return said + self.hold(model, groups or anatomy(model, groups=self.groups), seed)
+        return said + self.apply_freezing(model, groups or anatomy(model, groups=self.groups), seed)
 
     def fit_head(self, model: torch.nn.Module, num_classes: int | None, seed: int | None, groups: Anatomy) -> list[str]:
         """Swap the head where it has not as many outputs as there are classes; a weight that it shared is its own then, so
@@ -168,7 +168,7 @@ class Transfer:
         )
         return [f"head {without_compiled(name)} {done}"]
 
-    def hold(self, model: torch.nn.Module, groups: Anatomy, seed: int | None = None) -> list[str]:
+    def apply_freezing(self, model: torch.nn.Module, groups: Anatomy, seed: int | None = None) -> list[str]:
         """Put adapters beside the layers if they are asked for, and freeze what is frozen at first."""
         said = []
         if self.first_frozen or self.rate_factor > 1:
@@ -249,7 +249,7 @@ class Stages:
         assert self.transfer is not None
         if self.transfer.cache == "off" or all(parameter.requires_grad for parameter in run.model.parameters()):
             return None
-        found = compute_once(run, phase, self.transfer.cache, self.transfer.cache_dtype)
+        found = cache_features(run, phase, self.transfer.cache, self.transfer.cache_dtype)
         said = f"frozen part not computed once: {found}" if isinstance(found, str) else found.said
         run.notes += [said] if said not in run.notes else []  # many phases may have the same reason
         return None if isinstance(found, str) else found

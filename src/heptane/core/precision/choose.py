@@ -9,13 +9,13 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, tree_map
+from heptane.core.custom_losses import ModelLoss
 from heptane.core.losses import Criterion
-from heptane.core.own_losses import ModelLoss
-from heptane.core.precision.contest import Outcome, compare, winner
-from heptane.core.precision.decisions import question, recall, remember
+from heptane.core.precision.comparison import Comparison, compare, fastest
+from heptane.core.precision.decisions import decision_key, load_decision, store_decision
 from heptane.core.precision.processor import computes_bf16, describe
-from heptane.core.precision.step import Settings
-from heptane.core.precision.trial_steps import Steps
+from heptane.core.precision.step import PrecisionSettings
+from heptane.core.precision.trial_steps import TrialSteps
 from heptane.model.warm_up import warm_up
 
 KIND, PLAIN = "precision", ("fp32", False)
@@ -25,7 +25,7 @@ NO_UNITS = "this processor has no units for 16 bits"
 
 
 def choose_precision(
-    trick: Settings,
+    trick: PrecisionSettings,
     model: torch.nn.Module,
     criterion: Criterion,
     inputs: Any,
@@ -101,7 +101,7 @@ def _shorter(device: torch.device, emulated: bool) -> list[str]:
 
 
 def _answer(
-    trick: Settings,
+    trick: PrecisionSettings,
     model: torch.nn.Module,
     criterion: Criterion,
     inputs: Any,
@@ -111,17 +111,17 @@ def _answer(
 ) -> dict[str, Any]:
     """The variant that this machine has chosen before for this model and these shapes, or chooses now."""
     batch, device = len(first_tensor(inputs)), next((p.device for p in model.parameters()), torch.device("cpu"))
-    name = question(
+    name = decision_key(
         {
             "machine": describe(device),
-            "model": structure(model),
+            "model": model_signature(model),
             "batch": [_shapes(inputs), _shapes(targets)],
             "loss": criterion.name,
             "trick": vars(trick),
             "variants": variants,
         }
     )
-    found = recall(KIND, name)
+    found = load_decision(KIND, name)
     known = found is not None and _is_answer(found, variants)
     if known and found and found["measured"] | (planned_steps <= found["planned_steps"]):
         chosen = found["dtype"], found["channels_last"]
@@ -129,16 +129,16 @@ def _answer(
             return {**found, "why": f"{found['why']}, measured once on this machine"}
     warm_up(str(device))  # what a process pays once is no variant's
     with _unchanged(model) as snapshot:
-        contest = Steps(trick, model, criterion, inputs, targets, snapshot)
+        contest = TrialSteps(trick, model, criterion, inputs, targets, snapshot)
         planned = float(planned_steps) * batch
         outcome = compare(contest, variants, batch=batch, planned_samples=planned, device=contest.device)
         contest.store(False)
     answer = _as_answer(outcome, variants, planned_steps)
-    return remember(KIND, name, answer, anew=found is not None)
+    return store_decision(KIND, name, answer, anew=found is not None)
 
 
-def _as_answer(outcome: Outcome, variants: list[tuple[str, bool]], planned_steps: int) -> dict[str, Any]:
-    best, plain = winner(outcome, variants), variants[0]
+def _as_answer(outcome: Comparison, variants: list[tuple[str, bool]], planned_steps: int) -> dict[str, Any]:
+    best, plain = fastest(outcome, variants), variants[0]
     if best != PLAIN and PLAIN in variants and not outcome.seconds.get(best):
         best = PLAIN  # what was not timed may not even run
     figures = [f"{_label(*v)} {1000 * min(s):.3g} ms" for v, s in outcome.seconds.items()]
@@ -181,7 +181,7 @@ def _error(trick: Any, model: Any, criterion: Any, inputs: Any, targets: Any, va
     for rows_tried in sorted({min(2, len(first_tensor(inputs))), len(first_tensor(inputs))}):
         error = ""
         with _unchanged(model) as snapshot:
-            contest = Steps(trick, model, criterion, inputs, targets, snapshot)
+            contest = TrialSteps(trick, model, criterion, inputs, targets, snapshot)
             try:
                 with contest.watched(lambda: False):
                     contest.step(variant, rows_tried)
@@ -200,7 +200,7 @@ def _fails_elsewhere(trick: Any, model: Any, criterion: Criterion, inputs: Any, 
         errors = dict[bool, str]()
         for channels_last in (True, False):
             with _unchanged(model) as snapshot:
-                steps = Steps(trick, model, criterion, inputs, targets, snapshot)
+                steps = TrialSteps(trick, model, criterion, inputs, targets, snapshot)
                 try:
                     steps.forward(channels_last, rows_tried, training)
                 except Exception as raised:
@@ -213,7 +213,7 @@ def _fails_elsewhere(trick: Any, model: Any, criterion: Criterion, inputs: Any, 
     return ""
 
 
-def structure(model: torch.nn.Module) -> list[Any]:
+def model_signature(model: torch.nn.Module) -> list[Any]:
     """What a model is made of and does: classes, the code of their ``forward``, parameters and buffers."""
     kinds = {type(module) for module in model.modules()}
     code = {f"{kind.__module__}.{kind.__qualname__}": _code(kind) for kind in kinds}

@@ -20,12 +20,12 @@ from heptane.base.storage import replace_file, write_file
 MOST_BYTES = 1 << 16
 
 
-def question(facts: dict[str, Any]) -> str:
+def decision_key(facts: dict[str, Any]) -> str:
     """A name for ``facts``, all that an answer depends on."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def recall(kind: str, name: str) -> dict[str, Any] | None:
+def load_decision(kind: str, name: str) -> dict[str, Any] | None:
     """The answer that is kept for a question; None where there is none."""
     path = _path(kind, name)
     try:
@@ -37,23 +37,23 @@ def recall(kind: str, name: str) -> dict[str, Any] | None:
         return None
 
 
-def remember(kind: str, name: str, answer: dict[str, Any], *, anew: bool = False) -> dict[str, Any]:
+def store_decision(kind: str, name: str, answer: dict[str, Any], *, anew: bool = False) -> dict[str, Any]:
     """Keep an answer; return the one that counts: another process may have been first.
 
     Args:
         kind: of question; a folder in the cache.
-        name: from :func:`question`.
+        name: from :func:`decision_key`.
         answer: numbers, text and lists.
         anew: in place of what is there, which is no longer right.
     """
     path, content = _path(kind, name), json.dumps(answer, indent=1).encode()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if anew or (path.exists() and recall(kind, name) is None):  # it is no longer right, or damaged
+        if anew or (path.exists() and load_decision(kind, name) is None):  # it is no longer right, or damaged
             replace_file(path, content)
         else:
             _create(path, content)
-    return (None if anew else recall(kind, name)) or answer
+    return (None if anew else load_decision(kind, name)) or answer
 
 
 def _create(path: Path, content: bytes) -> None:

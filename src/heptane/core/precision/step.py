@@ -16,7 +16,7 @@ from heptane.model.outputs import in_32_bits
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 
 
-class Settings(Protocol):
+class PrecisionSettings(Protocol):
     """What is asked for: a precision and a memory format, each by name or "auto"."""
 
     @property
@@ -39,7 +39,7 @@ class Precision:
         """The context of the forward pass."""
         return nullcontext()
 
-    def full(self, output: Any) -> Any:
+    def to_fp32(self, output: Any) -> Any:
         """The model's output in 32 bits, for the loss."""
         return output
 
@@ -85,7 +85,7 @@ class Autocast(Precision):
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device, self._dtype)  # a new one each time: one that is entered twice never leaves
 
-    def full(self, output: Any) -> Any:
+    def to_fp32(self, output: Any) -> Any:
         return in_32_bits(output)
 
 
@@ -147,7 +147,7 @@ def precision(
         scale, growth_steps, floor: of the loss scale; fp16 only.
 
     Returns:
-        A :class:`Precision`: ``with p.autocast(): output = model(x)``; ``p.backward(loss(p.full(output), y))``;
+        A :class:`Precision`: ``with p.autocast(): output = model(x)``; ``p.backward(loss(p.to_fp32(output), y))``;
         ``applied = p.step(optimizer, clip_norm=1.0)``.
 
     Raises:
@@ -160,14 +160,14 @@ def precision(
     Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3.
     """
     check_choice("dtype", dtype, DTYPES[1:])
-    _check_scale("", scale, growth_steps, floor)
+    check_scale("", scale, growth_steps, floor)
     kind = find_device(device).type
     if dtype == "fp32":
         return Precision()
     if dtype == "bf16":
         return Autocast(torch.bfloat16, kind)
     if kind == "cpu":
-        raise InputError(f"mixed_precision.dtype='fp16' is refused on a CPU: {fp16_figure()}; use 'bf16', 'fp32' or 'auto'")
+        raise InputError(f"mixed_precision.dtype='fp16' is refused on a CPU: {measure_fp16()}; use 'bf16', 'fp32' or 'auto'")
     return Scaled(torch.float16, kind, scale, growth_steps, floor)
 
 
@@ -178,7 +178,7 @@ def evaluation(precision: Precision) -> Iterator[None]:
         yield
 
 
-def check_master(model: torch.nn.Module) -> None:
+def check_master_weights(model: torch.nn.Module) -> None:
     """Refuse 16-bit master weights: an update below half a unit in their last place is lost."""
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.bfloat16, torch.float16):
@@ -188,7 +188,7 @@ def check_master(model: torch.nn.Module) -> None:
             )
 
 
-def fp16_figure() -> str:
+def measure_fp16() -> str:
     """What fp16 is worth on this CPU, measured: a matrix product in fp32 and in fp16, in GFLOP/s."""
     from heptane.base.clock import median_seconds
 
@@ -269,14 +269,14 @@ def _clip_by_hand(parameters: list[torch.Tensor], clip_norm: float) -> None:
         values.mul_(scale)
 
 
-def one_by_one(optimizer: torch.optim.Optimizer) -> None:
+def disable_foreach(optimizer: torch.optim.Optimizer) -> None:
     """Let an optimizer of sharded and other parameters step each by itself: not one operation takes both kinds."""
     for group in optimizer.param_groups:
         if group.get("foreach", False) is None and not group.get("fused"):
             group["foreach"] = False
 
 
-def _check_scale(owner: str, scale: float, growth_steps: int, floor: float) -> None:
+def check_scale(owner: str, scale: float, growth_steps: int, floor: float) -> None:
     check_range(f"{owner}scale", scale, 0, low_open=True)
     check_range(f"{owner}growth_steps", growth_steps, 1, whole=True)
     check_range(f"{owner}floor", floor, 0, scale, low_open=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import torch
 from heptane.base.tree import select_rows
-from heptane.core.criterion import output_of
+from heptane.core.criterion import model_output
 from heptane.core.losses import Criterion
-from heptane.core.precision.contest import TooSlow
-from heptane.core.precision.step import Settings
+from heptane.core.precision.comparison import TooSlow
+from heptane.core.precision.step import PrecisionSettings
 from heptane.model.memory_format import four_dimensional, to_channels_last
 from heptane.model.modes import gradients_on, no_gradients
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 Variant = tuple[str, bool]
 
 
-class Steps:
+class TrialSteps:
     """Steps without an update. The snapshot's owner puts the model back; :meth:`store` its memory format."""
 
     def __init__(
         self,
-        trick: Settings,
+        trick: PrecisionSettings,
         model: torch.nn.Module,
         criterion: Criterion,
         inputs: Any,
@@ -50,8 +50,8 @@ class Steps:
             parameter.grad = None
         with gradients_on():
             with slot.autocast():
-                output = output_of(self._criterion, self._model, inputs, targets)
-            slot.backward(self._criterion.mean(slot.full(output), targets))
+                output = model_output(self._criterion, self._model, inputs, targets)
+            slot.backward(self._criterion.mean(slot.to_fp32(output), targets))
 
     def forward(self, channels_last: bool, num_rows: int, training: bool) -> None:
         """The forward pass alone, in train or eval mode, in 32 bits."""
@@ -59,7 +59,7 @@ class Steps:
         inputs, targets = self._rows(channels_last, num_rows)
         self._model.train(training)
         with self._snapshot.guard(), no_gradients():
-            output_of(self._criterion, self._model, inputs, targets)
+            model_output(self._criterion, self._model, inputs, targets)
 
     @contextmanager
     def watched(self, over: Callable[[], bool]) -> Iterator[None]:

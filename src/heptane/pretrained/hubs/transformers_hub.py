@@ -15,7 +15,7 @@ from heptane.base.errors import InputError, nearest, one_line
 from heptane.base.lazy import torch
 from heptane.pretrained.hubs import hf_hub
 from heptane.pretrained.weights.files import read_json
-from heptane.pretrained.weights.names import shown
+from heptane.pretrained.weights.names import printable
 
 # What a config.json may not decide: where code comes from, and how weights are packed.
 LEFT_OUT = re.compile(r"auto_map|quantization_config|.*_implementation(_internal)?|custom_pipelines")
@@ -65,11 +65,11 @@ def read_config(folder: Path, said: str) -> Any:
     content = _without_code(read_json(file, said))
     kind = content.get("model_type")
     if kind is None and "architecture" in content:
-        raise InputError(f"{said} is a model of timm; give timm:{shown(str(content['architecture']))}")
+        raise InputError(f"{said} is a model of timm; give timm:{printable(str(content['architecture']))}")
     known = transformers.CONFIG_MAPPING
     if not isinstance(kind, str) or kind not in known:
         offer = nearest(kind, known) if isinstance(kind, str) and len(kind) < 100 else ""
-        what = f"model_type {shown(repr(kind))} in config.json is not known to transformers {transformers.__version__}"
+        what = f"model_type {printable(repr(kind))} in config.json is not known to transformers {transformers.__version__}"
         raise InputError(f"{said}: {what}{offer}")
     _check_numbers(content, said)
     with _trouble(said):
@@ -180,5 +180,5 @@ def _check_numbers(content: Any, said: str, name: str = "") -> None:
         for pattern, limit in LIMITS.items():
             if pattern.fullmatch(name) and content > limit:
                 raise InputError(
-                    f"{said}: config.json has {name}={shown(str(content))}, more than {limit:,}; check config.json"
+                    f"{said}: config.json has {name}={printable(str(content))}, more than {limit:,}; check config.json"
                 )

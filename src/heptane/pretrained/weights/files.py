@@ -12,7 +12,7 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.model.names import AROUND, without_compiled
 from heptane.pretrained.weights.find import find_tensors
-from heptane.pretrained.weights.names import few, shown
+from heptane.pretrained.weights.names import abbreviate, printable
 from heptane.pretrained.weights.pickles import REMEDY, could_run, read_pickle
 
 SAFE = ".safetensors"
@@ -78,7 +78,7 @@ def find_file(folder: Path, said: str) -> Path:
             return found[0]
         if found:
             raise InputError(
-                f"{said} is a folder with several weight files ({few(f.name for f in found)}); give one of them"
+                f"{said} is a folder with several weight files ({abbreviate(f.name for f in found)}); give one of them"
             )
     raise InputError(f"{said} is a folder without weights: expected one of {', '.join(IN_FOLDER)} in it")
 
@@ -120,9 +120,9 @@ def _read_shards(index: Path, said: str) -> dict[str, torch.Tensor]:
     names_in = _shards(index, said)
     tensors: dict[str, torch.Tensor] = {}
     for part, names in names_in.items():
-        found, _ = _read_file(index.parent / part, f"{said}, {shown(part)}")
+        found, _ = _read_file(index.parent / part, f"{said}, {printable(part)}")
         if lost := [name for name in names if name not in found]:
-            held = f"{index.name} says that {shown(part)} holds {few(lost)}"
+            held = f"{index.name} says that {printable(part)} holds {abbreviate(lost)}"
             raise InputError(f"{said}: {held}, and it does not; fetch both again")
         tensors |= {name: found[name] for name in names}
     return tensors
@@ -140,11 +140,11 @@ def _shards(index: Path, said: str) -> dict[str, list[str]]:
     for part in names_in:
         path = PurePosixPath(part)
         if path.is_absolute() or PureWindowsPath(part).anchor or ".." in re.split(r"[\\/]", part):
-            raise InputError(f"{said}: {index.name} names {shown(part)!r}, outside its folder; do not trust this model")
+            raise InputError(f"{said}: {index.name} names {printable(part)!r}, outside its folder; do not trust this model")
         if path.suffix != ending:
-            raise InputError(f"{said}: {index.name} names {shown(part)!r}: expected files that end in {ending}")
+            raise InputError(f"{said}: {index.name} names {printable(part)!r}: expected files that end in {ending}")
         if not os.path.isfile(index.parent / part):
-            raise InputError(f"{said}: {index.name} names {shown(part)!r}, which is not there; fetch it again")
+            raise InputError(f"{said}: {index.name} names {printable(part)!r}, which is not there; fetch it again")
     return names_in
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.pretrained.weights.names import few
+from heptane.pretrained.weights.names import abbreviate
 
 OWN = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights", "model_weights", "state")
 AVERAGED = ("model_ema", "ema", "ema_model", "ema_state_dict", "model_ema_state_dict", "state_dict_ema", "params_ema")
@@ -31,7 +31,7 @@ def find_tensors(found: object, said: str) -> tuple[dict[str, torch.Tensor], str
     tensors, keys, others = _find(found, said, DEPTH)
     if not keys:
         return tensors, ""
-    left = f", not {few([repr(name) for name in others])}" if others else ""
+    left = f", not {abbreviate([repr(name) for name in others])}" if others else ""
     return tensors, f"'{'.'.join(keys)}' of the file{left}"
 
 
@@ -52,8 +52,8 @@ def _find(found: object, said: str, depth: int) -> tuple[dict[str, torch.Tensor]
             leads |= {key: lead} if lead[0] else {}
         if len(leads) > 1:
             raise InputError(
-                f"{said} holds named tensors under {few([repr(key) for key in leads])}, and which of them are meant is not "
-                "known; save one of them with torch.save(checkpoint[key], path)"
+                f"{said} holds named tensors under {abbreviate([repr(key) for key in leads])}, and which to "
+                "load is ambiguous; save one of them with torch.save(checkpoint[key], path)"
             )
     if not leads:
         return direct, [], []

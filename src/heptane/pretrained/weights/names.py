@@ -66,13 +66,13 @@ def prefixes(names: Iterable[str]) -> list[str]:
     return sorted(wrapped | {prefix for prefix, count in shared.items() if 2 * count >= len(names)})
 
 
-def shown(name: str, limit: int = 120) -> str:
+def printable(name: str, limit: int = 120) -> str:
     """A name for a message: on one line, whatever it holds, and not too long."""
     plain = name if name.isprintable() else ascii(name)
     return plain if len(plain) <= limit else plain[: limit - 3] + "..."
 
 
-def few(names: Iterable[str], limit: int = 4) -> str:
+def abbreviate(names: Iterable[str], limit: int = 4) -> str:
     """The first names, and how many more there are.
 
     Example:
@@ -81,4 +81,4 @@ def few(names: Iterable[str], limit: int = 4) -> str:
     """
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(shown(name) for name in names[:limit]) + more
+    return ", ".join(printable(name) for name in names[:limit]) + more

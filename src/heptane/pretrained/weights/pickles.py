@@ -1,9 +1,8 @@
-"""Pickles of tensors, read without running code: what is beside the tensors becomes an object that does nothing.
-
-PyTorch's restricted unpickler (``torch.load(weights_only=True)``) builds tensors and plain containers, and refuses the name
-of any other class. Training checkpoints often hold such beside the weights: a NumPy number, an ``argparse.Namespace``, a
-configuration. Each of these names is given to the unpickler as an :class:`Inert` class, so neither the class nor its module
-is ever looked up. Names that only a file with bad intent has are still refused.
+"""Read pickled weights without running code: objects other than tensors become inert placeholders.
+PyTorch's restricted unpickler (``torch.load(weights_only=True)``) builds tensors and plain containers and refuses any other
+class. Training checkpoints often hold a few such objects beside the weights: a NumPy number, an ``argparse.Namespace``, a
+configuration. The unpickler is given a :class:`Placeholder` class for each of these names, so neither the class nor its
+module is ever looked up. Names that only a malicious file contains are still refused.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ PLAIN = {
 REMEDY = "get a .safetensors file, or save it again with torch.save(model.state_dict(), path)"
 
 
-class Inert:
+class Placeholder:
     """Stands for an object of a class that is not looked up: it takes whatever it is given, and keeps nothing."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Placeholder:
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,14 +54,14 @@ class Inert:
         pass
 
 
-class Filled:
+class DictPlaceholder:
     """Stands for an object of a class that extends dict: a plain one, whose items are looked through as any other's."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return OrderedDict()
 
 
-class Listed:
+class ListPlaceholder:
     """Stands for an object of a class that extends list: a plain one."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -92,8 +91,10 @@ def read_pickle(file: Path, said: str) -> tuple[object, str]:
 def _allowed(error: str, stands: dict[str, type[Any]]) -> bool:
     """Whether reading goes on after ``error`` with one more name that stands for nothing."""
     for name, kind in stands.items():
-        if issubclass(kind, Inert) and f"{kind.__name__}'" in error and "Can only" in error:
-            stands[name] = type(kind.__name__, (Listed if re.search("Can only (append|extend)", error) else Filled,), {})
+        if issubclass(kind, Placeholder) and f"{kind.__name__}'" in error and "Can only" in error:
+            stands[name] = type(
+                kind.__name__, (ListPlaceholder if re.search("Can only (append|extend)", error) else DictPlaceholder,), {}
+            )
             return True
     found = re.search(r"Unsupported global: GLOBAL (\S+) was not", error)
     if found is None:
@@ -102,7 +103,7 @@ def _allowed(error: str, stands: dict[str, type[Any]]) -> bool:
     module, _, last = name.rpartition(".")
     if module.split(".")[0] in DENIED or (module == "builtins" and last not in PLAIN) or name in stands:
         return False
-    stands[name] = type(f"Inert{len(stands)}_", (Inert,), {})
+    stands[name] = type(f"Inert{len(stands)}_", (Placeholder,), {})
     return True
 
 

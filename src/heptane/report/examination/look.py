@@ -11,9 +11,9 @@ from heptane.base.errors import Interrupted, one_line
 from heptane.base.lazy import torch
 from heptane.base.randomness import generator
 from heptane.base.tree import first_tensor
-from heptane.core.criterion import output_of
+from heptane.core.criterion import model_output
+from heptane.core.eval_batch import run_eval_batch_size
 from heptane.core.precision.step import evaluation
-from heptane.core.within_memory import at_once
 from heptane.data.batches import Batch, TensorSource
 from heptane.data.sources import as_loader
 from heptane.distributed.workers import ALONE
@@ -108,10 +108,10 @@ def _untouched(model: torch.nn.Module) -> Iterator[None]:
 
 def _walk(run: Run, model: torch.nn.Module, data: Any, name: str, collector: Collector) -> None:
     with evaluation(run.precision):
-        for inputs, targets in as_loader(data, at_once(run), ALONE.share, run.faults.bad, PART_NAMES[name]):
+        for inputs, targets in as_loader(data, run_eval_batch_size(run), ALONE.share, run.faults.bad, PART_NAMES[name]):
             targets = run.place.targets(targets)
             moved = run.place.inputs(inputs)
-            output = run.precision.full(output_of(run.criterion, model, moved, targets))
+            output = run.precision.to_fp32(model_output(run.criterion, model, moved, targets))
             if not collector.add(moved, output, targets):
                 return
 

@@ -17,7 +17,7 @@ from heptane.data.restored import preprocess_of
 from heptane.model.calling import unwrapped
 from heptane.model.names import clean_state, load_clean
 from heptane.model.packing import read_model, unpack
-from heptane.pretrained.weights.names import few
+from heptane.pretrained.weights.names import abbreviate
 from heptane.session.checkpoints import checkpoint
 from heptane.session.finished.predictions import Prediction, predictions
 from heptane.session.history import Goal, best_metric, best_step
@@ -273,7 +273,7 @@ def fill(model: torch.nn.Module, state: dict[str, Any], record: dict[str, Any], 
             wrong.append(f"{name} has shape {tuple(held.shape)}, in the model {tuple(value.shape)}")
     if wrong:
         raise InputError(
-            f"the weights in {path} are not of this {type(inner).__name__}: {few(wrong, 3)}; pass the model that was "
+            f"the weights in {path} are not of this {type(inner).__name__}: {abbreviate(wrong, 3)}; pass the model that was "
             f"trained: hp.load_run({str(path)!r}, model=...)"
         )
     load_clean(model, state)

@@ -10,7 +10,7 @@ from typing import Any
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, select_rows, tree_map
-from heptane.core.own_losses import CustomLoss
+from heptane.core.custom_losses import CustomLoss
 
 DEPTH = 4  # of objects in objects that are looked into
 
@@ -31,7 +31,7 @@ def check_buffers(loss: torch.nn.Module) -> None:
             )
 
 
-def check_held(criterion: Any, output: Any, targets: Any, known: Iterable[torch.nn.Parameter]) -> None:
+def check_untrained(criterion: Any, output: Any, targets: Any, known: Iterable[torch.nn.Parameter]) -> None:
     """Refuse a loss of the user's that has parameters which its gradient reaches and nobody trains.
 
     Args:

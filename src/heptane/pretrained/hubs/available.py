@@ -31,7 +31,7 @@ class Pretrained:
     """in a few words"""
 
 
-def find() -> Pretrained | None:
+def find_pretrained() -> Pretrained | None:
     """Weights from the extra ``pretrained``, else from what timm or transformers have loaded before; else None."""
     if efficientnet_hub.is_installed():
         return Pretrained(efficientnet_hub.NAME, efficientnet_hub.NAME, "has ImageNet's weights")

@@ -42,7 +42,7 @@ class Call(NamedTuple):
     went: Any
 
 
-class Cut(NamedTuple):
+class SplitPoint(NamedTuple):
     """Where a model is cut: before this call of this module; ``tail`` is what follows, one after another."""
 
     module: torch.nn.Module
@@ -52,7 +52,7 @@ class Cut(NamedTuple):
     """of what comes there"""
 
 
-class As(torch.nn.Module):
+class CastCopy(torch.nn.Module):
     """A copy of what was kept, in the bits that it had: a tail may change it in place."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -63,7 +63,7 @@ class As(torch.nn.Module):
         return features.to(self.dtype, copy=True)
 
 
-class Called(torch.nn.Module):
+class CallWithKwargs(torch.nn.Module):
     """A module that the model calls with these settings."""
 
     def __init__(self, module: torch.nn.Module, settings: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ class Called(torch.nn.Module):
         return self.module(features, **self.settings)
 
 
-class Shaped(torch.nn.Module):
+class Reshape(torch.nn.Module):
     """Samples in another shape."""
 
     def __init__(self, shape: torch.Size) -> None:
@@ -92,7 +92,7 @@ class _Reached(Exception):
         self.features = features
 
 
-def find_cut(model: torch.nn.Module, sample: Any) -> Cut | str:
+def find_split(model: torch.nn.Module, sample: Any) -> SplitPoint | str:
     """Where ``model`` may be cut: the shortest tail that holds all that trains and all that is random; or why nowhere.
 
     Its modes and the gradients that are stopped are as in training; its buffers and the random state are put back.
@@ -100,11 +100,11 @@ def find_cut(model: torch.nn.Module, sample: Any) -> Cut | str:
     trains = {id(p) for p in model.parameters() if p.requires_grad}
     if all(p.requires_grad for p in model.parameters()):
         return "nothing is frozen"
-    with as_before(model), watched(model) as calls:
+    with as_before(model), record_calls(model) as calls:
         output = evaluated(model, sample)
     if not isinstance(output, torch.Tensor):
         return "the model's output is not one tensor"
-    chain = chain_to(output, calls, trains, {id(p) for p in model.parameters() if not p.requires_grad})
+    chain = call_chain(output, calls, trains, {id(p) for p in model.parameters() if not p.requires_grad})
     reason = "what trains does not follow the frozen part in one chain of modules"
     for length in range(1, len(chain) + 1):
         tail = list(_links(chain[-length:], output))
@@ -112,15 +112,15 @@ def find_cut(model: torch.nn.Module, sample: Any) -> Cut | str:
             continue
         came = chain[-length].came
         assert came is not None
-        cut = Cut(chain[-length].module, chain[-length].number, tail, came.dtype)
-        reason = why_not(model, cut, sample)
+        cut = SplitPoint(chain[-length].module, chain[-length].number, tail, came.dtype)
+        reason = objection(model, cut, sample)
         if not reason:
             return cut
     return reason
 
 
 @contextmanager
-def watched(model: torch.nn.Module) -> Iterator[list[Call]]:
+def record_calls(model: torch.nn.Module) -> Iterator[list[Call]]:
     """Calls of ``model``'s modules while it lasts, in the order in which they end."""
     calls: list[Call] = []
     begun: list[tuple[int, torch.Tensor | None, dict[str, Any]]] = []
@@ -147,7 +147,7 @@ def watched(model: torch.nn.Module) -> Iterator[list[Call]]:
             hook.remove()
 
 
-def chain_to(output: torch.Tensor, calls: list[Call], trains: set[int], frozen: set[int]) -> list[Call]:
+def call_chain(output: torch.Tensor, calls: list[Call], trains: set[int], frozen: set[int]) -> list[Call]:
     """The calls that lead to ``output``, each from what the one before it gave, none with a frozen parameter; the outermost
     module, where several give the same."""
     chain: list[Call] = []
@@ -183,14 +183,14 @@ def _is_same(went: Any, came: torch.Tensor) -> bool:
 def _links(chain: list[Call], output: torch.Tensor) -> Iterator[torch.nn.Module]:
     """The modules of a chain up to ``output``, with what is between them."""
     for link, follows in zip(chain, [*(c.came for c in chain[1:]), output], strict=True):
-        yield Called(link.module, link.settings) if link.settings else link.module
+        yield CallWithKwargs(link.module, link.settings) if link.settings else link.module
         if link.went is not follows and follows is not None:
-            yield Shaped(follows.shape[1:])
+            yield Reshape(follows.shape[1:])
 
 
-def parts(
+def frozen_outputs(
     model: torch.nn.Module,
-    cut: Cut,
+    cut: SplitPoint,
     inputs: Any,
     batch_size: int,
     place: BatchTransform,
@@ -202,17 +202,17 @@ def parts(
     with eval_mode(model), torch.no_grad(), precision.autocast():
         for start in range(share.start, share.stop, batch_size):
             at = slice(start, min(start + batch_size, share.stop))
-            yield at, reach(model, cut, place.inputs(copy_rows(inputs, at)))
+            yield at, features_at(model, cut, place.inputs(copy_rows(inputs, at)))
 
 
-def reach(model: torch.nn.Module, cut: Cut, inputs: Any) -> torch.Tensor:
+def features_at(model: torch.nn.Module, cut: SplitPoint, inputs: Any) -> torch.Tensor:
     """What comes to the cut; the forward pass ends there."""
 
     def stop(features: torch.Tensor) -> None:
         raise _Reached(features)
 
     try:
-        with at(cut, stop):
+        with hook_at(cut, stop):
             call(model, inputs)
     except _Reached as reached:
         return reached.features
@@ -220,7 +220,7 @@ def reach(model: torch.nn.Module, cut: Cut, inputs: Any) -> torch.Tensor:
 
 
 @contextmanager
-def at(cut: Cut, do: Callable[[torch.Tensor], None]) -> Iterator[None]:
+def hook_at(cut: SplitPoint, do: Callable[[torch.Tensor], None]) -> Iterator[None]:
     """While it lasts, a forward pass that comes to the cut calls ``do`` with what comes there."""
     number = count()
 
@@ -235,7 +235,7 @@ def at(cut: Cut, do: Callable[[torch.Tensor], None]) -> Iterator[None]:
         handle.remove()
 
 
-def why_not(model: torch.nn.Module, cut: Cut, sample: Any) -> str:
+def objection(model: torch.nn.Module, cut: SplitPoint, sample: Any) -> str:
     """Why training may not go on from what comes to the cut; empty: it may."""
     with eval_mode(model), torch.enable_grad():
         still, follows = _tried(model, cut, sample, seed=0)
@@ -251,7 +251,7 @@ def why_not(model: torch.nn.Module, cut: Cut, sample: Any) -> str:
     return "" if follows else "what follows the frozen part does something that is in no module"
 
 
-def _tried(model: torch.nn.Module, cut: Cut, sample: Any, seed: int) -> tuple[torch.Tensor | None, bool]:
+def _tried(model: torch.nn.Module, cut: SplitPoint, sample: Any, seed: int) -> tuple[torch.Tensor | None, bool]:
     """What comes to the cut, if the model comes there, and whether the tail makes of it what the model makes with the same
     draws."""
     came: torch.Tensor | None = None
@@ -261,7 +261,7 @@ def _tried(model: torch.nn.Module, cut: Cut, sample: Any, seed: int) -> tuple[to
         came = features.clone()
         torch.manual_seed(seed)
 
-    with as_before(model), at(cut, keep):
+    with as_before(model), hook_at(cut, keep):
         torch.manual_seed(seed)
         output = call(model, tree_copy(sample))
     if came is None:
@@ -271,12 +271,12 @@ def _tried(model: torch.nn.Module, cut: Cut, sample: Any, seed: int) -> tuple[to
         return came, _is_close(torch.nn.Sequential(*cut.tail)(came.clone()), output)
 
 
-def _second(model: torch.nn.Module, cut: Cut, sample: Any) -> torch.Tensor | None:
+def _second(model: torch.nn.Module, cut: SplitPoint, sample: Any) -> torch.Tensor | None:
     """What comes to the cut when the model is called for the second time in a row."""
     came: list[torch.Tensor] = []
     with as_before(model), torch.no_grad():
         for _ in range(2):
-            with at(cut, lambda features: came.append(features.clone())):
+            with hook_at(cut, lambda features: came.append(features.clone())):
                 call(model, sample)
     return came[-1] if came else None
 

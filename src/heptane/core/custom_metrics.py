@@ -10,7 +10,7 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.tree import tree_copy
-from heptane.core.losses import same_but_ones
+from heptane.core.losses import same_up_to_ones
 from heptane.distributed.workers import Worker, all_gather
 from heptane.model.calling import main_output
 from heptane.model.outputs import tensors_in
@@ -24,11 +24,11 @@ PREDICTIONS_SECOND = frozenset(
 SURE = 1e4  # a logit that is certain
 
 
-class MetricFailed(RuntimeError):
+class MetricError(RuntimeError):
     """A metric raised on some of several workers, and all of them know."""
 
 
-class OfModel:
+class ModelMetric:
     """A function of the model, bound to the whole model and the data where only the model's tail is evaluated."""
 
     def __init__(self, metric: Callable[[Any, Any], Any], model: Any, data: Any) -> None:
@@ -38,7 +38,7 @@ class OfModel:
         return self.metric(self.model, self.data)
 
 
-def flattened(metrics: Any) -> dict[str, Any] | None:
+def flatten_metrics(metrics: Any) -> dict[str, Any] | None:
     """Metrics by name: a torchmetrics collection as what it holds, also inside a dict, as ``NAME_KEY``.
 
     Raises:
@@ -72,7 +72,7 @@ def _is_collection(metrics: Any) -> bool:
 
 def takes_model(metric: Any) -> bool:
     """Whether a function is ``(model, data) -> number``: by the names of its parameters; else it is of predictions."""
-    if isinstance(metric, OfModel):
+    if isinstance(metric, ModelMetric):
         return True
     first, second = _names(metric)
     return first in MODEL_FIRST or second in DATA_SECOND
@@ -87,14 +87,14 @@ def _names(metric: Any) -> tuple[str, str]:
     return names[0] if names else "", names[1] if len(names) > 1 else ""
 
 
-def of_predictions(metric: Any, predictions: Any, targets: Any) -> Any:
+def call_on_predictions(metric: Any, predictions: Any, targets: Any) -> Any:
     """The value of a function of predictions and targets; scikit-learn's have the targets first, and their names say so."""
     first, second = _names(metric)
     swapped = first in TARGETS_FIRST and second in PREDICTIONS_SECOND
     return metric(targets, predictions) if swapped else metric(predictions, targets)
 
 
-def number(name: str, value: Any) -> float:
+def as_number(name: str, value: Any) -> float:
     """The value of a metric as a number.
 
     Raises:
@@ -109,20 +109,20 @@ def number(name: str, value: Any) -> float:
     raise InputError(f"metrics[{name!r}] gave a value of {kind}: expected one number, such as its mean")
 
 
-def lined_up(output: Any, targets: Any) -> Any:
+def match_target_shape(output: Any, targets: Any) -> Any:
     """The main output in the shape of the targets where they differ by ones, as (N, 1) and (N,)."""
     main = main_output(output)[0]
     tensors = isinstance(main, torch.Tensor) and isinstance(targets, torch.Tensor)
-    if tensors and main.shape != targets.shape and same_but_ones(main.shape, targets.shape):
+    if tensors and main.shape != targets.shape and same_up_to_ones(main.shape, targets.shape):
         return main.reshape(targets.shape)
     return main
 
 
-def nonfinite(output: Any) -> torch.Tensor | None:
+def nonfinite_mask(output: Any) -> torch.Tensor | None:
     """Which rows of an output say nothing: they hold NaN or infinity, or -inf only; None where all are finite. A -inf beside
     others rules a class out, no more. Of an output of several tensors, the rows of any of them."""
     if not isinstance(output, torch.Tensor):
-        found = [(len(t), nonfinite(t)) for t in tensors_in(output) if t.ndim]
+        found = [(len(t), nonfinite_mask(t)) for t in tensors_in(output) if t.ndim]
         rows = [where.cpu() for size, where in found if where is not None and size == found[0][0]]
         return torch.stack(rows).any(0) if rows else None
     if not output.is_floating_point() or not output.ndim or not output.numel():
@@ -132,7 +132,7 @@ def nonfinite(output: Any) -> torch.Tensor | None:
     return bad if bool(bad.any()) else None
 
 
-def made_wrong(output: Any, targets: Any, bad: torch.Tensor) -> torch.Tensor | None:
+def replace_with_wrong(output: Any, targets: Any, bad: torch.Tensor) -> torch.Tensor | None:
     """The output with rows that are certain of something wrong in place of those that are not finite, so that any metric
     counts them as wrong; None where that has no meaning, as in regression."""
     if not isinstance(targets, torch.Tensor) or not isinstance(output, torch.Tensor):
@@ -149,7 +149,7 @@ def made_wrong(output: Any, targets: Any, bad: torch.Tensor) -> torch.Tensor | N
     return wrong_there
 
 
-class Gathered:
+class GatheredOutputs:
     """Outputs and targets of an evaluation, for functions of all of them; on the CPU, and of all workers in the end."""
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ class Gathered:
         return [part for own in all_gather(self._parts, worker) for part in own]
 
 
-def whole(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+def concatenate(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
     """Predictions and targets of all batches, each sample once, in memory of their own, since a metric may work in place; a
     list of samples where their shapes differ."""
     return _joined([batch[0] for batch in batches]), _joined([batch[1] for batch in batches])
@@ -182,7 +182,7 @@ def _joined(parts: list[Any]) -> Any:
     return [tree_copy(part) for part in parts]
 
 
-def adds_up(metric: Any) -> bool:
+def reduces_itself(metric: Any) -> bool:
     """Whether a metric adds up its states over workers by itself: torchmetrics' own do, unless they are lists. A class that
     is derived from them may hold more."""
     if not type(metric).__module__.startswith("torchmetrics."):
@@ -192,15 +192,15 @@ def adds_up(metric: Any) -> bool:
     return own and not any(isinstance(state, list) for part in parts for state in getattr(part, "_defaults", {}).values())
 
 
-def of_whole(metric: Any, batches: list[tuple[Any, Any]], device: torch.device) -> Any:
+def compute_on(metric: Any, batches: list[tuple[Any, Any]], device: torch.device) -> Any:
     """The value of a metric over these batches, whatever it would exchange with other workers."""
     for output, targets in batches:
         moved = (tree_copy(part).to(device) if isinstance(part, torch.Tensor) else part for part in (output, targets))
         metric.update(*moved)
-    return by_itself(metric)
+    return compute_locally(metric)
 
 
-def by_itself(metric: Any) -> Any:
+def compute_locally(metric: Any) -> Any:
     """The value of a metric for what this process has shown it, whatever other processes are doing."""
     parts = list(metric.modules()) if isinstance(metric, torch.nn.Module) else [metric]  # a wrapper holds another
     before = [(part, part.distributed_available_fn) for part in parts if hasattr(part, "distributed_available_fn")]
@@ -217,7 +217,7 @@ def _nobody_else() -> bool:
     return False
 
 
-class Measures:
+class MetricSet:
     """The user's metrics in one evaluation: what each is given, and what came of it."""
 
     def __init__(self, metrics: dict[str, Any] | None, device: torch.device, worker: Worker) -> None:
@@ -229,21 +229,21 @@ class Measures:
             metric.reset()
         # Each worker sees its share. Only torchmetrics adds up its states by itself, and where they are lists not those of a
         # worker that has none: the others are given the whole evaluation, on each worker alike.
-        self._whole = {name for name, metric in self._running.items() if worker.size > 1 and not adds_up(metric)}
+        self._whole = {name for name, metric in self._running.items() if worker.size > 1 and not reduces_itself(metric)}
         functions = [name for name in self.metrics if name not in self._running]
         gathers = bool(self._whole) or any(not takes_model(self.metrics[name]) for name in functions)
-        self._gathered = Gathered() if gathers else None
+        self._gathered = GatheredOutputs() if gathers else None
         self.samples, self.nonfinite, self._unknown = 0, 0, False
         self._error: Exception | None = None
 
     def add(self, output: Any, targets: Any) -> None:
         """Add one batch; rows that are not finite are counted, and given to the metrics as wrong where that can be."""
-        shown = lined_up(output, targets)
-        bad = nonfinite(shown)
+        shown = match_target_shape(output, targets)
+        bad = nonfinite_mask(shown)
         self.samples += next((len(t) for t in tensors_in(shown) if t.ndim), 0)
         if bad is not None:
             self.nonfinite += int(bad.sum())
-            mended = made_wrong(shown, targets, bad)
+            mended = replace_with_wrong(shown, targets, bad)
             self._unknown |= mended is None
             shown = shown if mended is None else mended
         for name, metric in self._running.items():
@@ -262,7 +262,7 @@ class Measures:
             return compute()
         except Exception as error:
             if self._error is None:
-                self._error = MetricFailed(f"metrics[{name!r}] failed: {type(error).__name__}: {one_line(error)}")
+                self._error = MetricError(f"metrics[{name!r}] failed: {type(error).__name__}: {one_line(error)}")
                 self._error.__cause__ = error
             return None
 
@@ -279,17 +279,17 @@ class Measures:
 
         def value(name: str, metric: Any) -> float:
             if name in self._whole:
-                return number(name, of_whole(metric, batches, self._device))
+                return as_number(name, compute_on(metric, batches, self._device))
             if name in self._running:
-                return number(name, metric.compute() if self.worker.size > 1 else by_itself(metric))
+                return as_number(name, metric.compute() if self.worker.size > 1 else compute_locally(metric))
             if takes_model(metric):
-                return number(name, metric(model, data)) if not bad else float("nan")
-            return number(name, of_predictions(metric, *whole(batches)))
+                return as_number(name, metric(model, data)) if not bad else float("nan")
+            return as_number(name, call_on_predictions(metric, *concatenate(batches)))
 
         for name, metric in self.metrics.items():
             computed = self._held(name, lambda name=name, metric=metric: value(name, metric))  # type: ignore[misc]
             found[name] = float("nan") if unknown or computed is None else computed
         said = next(filter(None, all_gather(str(self._error or ""), self.worker)), "")
         if said:
-            raise MetricFailed(said) from self._error
+            raise MetricError(said) from self._error
         return found, f"{bad} of {samples} outputs are not finite: they count as wrong" if bad else ""

@@ -30,7 +30,7 @@ class TooSlow(BaseException):  # not an Exception: the user's model may catch th
     """The time of the contest is over."""
 
 
-class Contest(Protocol):
+class TimedSteps(Protocol):
     """What is compared."""
 
     def step(self, variant: Any, rows: int) -> None:
@@ -41,7 +41,7 @@ class Contest(Protocol):
 
 
 @dataclass
-class Outcome:
+class Comparison:
     """What a contest came to."""
 
     seconds: dict[Any, list[float]] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Outcome:
 now = time.perf_counter
 
 
-def waited() -> float:
+def run_queue_seconds() -> float:
     """Seconds that this thread could have run in, and others had the processor; 0 where the system does not say."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
@@ -74,7 +74,9 @@ def waited() -> float:
         return 0.0
 
 
-def compare(contest: Contest, variants: list[Any], *, batch: int, planned_samples: float, device: torch.device) -> Outcome:
+def compare(
+    contest: TimedSteps, variants: list[Any], *, batch: int, planned_samples: float, device: torch.device
+) -> Comparison:
     """Time the variants, the first of which is the plain one.
 
     Args:
@@ -84,16 +86,16 @@ def compare(contest: Contest, variants: list[Any], *, batch: int, planned_sample
         planned_samples: that the training is going to take, over all epochs.
         device: where it runs.
     """
-    began, waited_before, outcome = now(), waited(), Outcome()
-    with one_thread(device):
+    began, waited_before, outcome = now(), run_queue_seconds(), Comparison()
+    with single_thread(device):
         clock = _cpu_clock if device.type == "cpu" else _device_clock
-        _Heat(contest, variants, batch, planned_samples, device, clock, outcome, began, waited_before).run()
+        _Comparison(contest, variants, batch, planned_samples, device, clock, outcome, began, waited_before).run()
     outcome.wall = now() - began
     return outcome
 
 
 @contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
+def single_thread(device: torch.device) -> Iterator[None]:
     """Compute on one thread of the CPU, whose time can be read."""
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
@@ -116,7 +118,7 @@ def _device_clock() -> float:
     return time.perf_counter()
 
 
-def winner(outcome: Outcome, variants: list[Any]) -> Any:
+def fastest(outcome: Comparison, variants: list[Any]) -> Any:
     """The variant to take: the plain one, the first, unless another is clearly faster, or it does not run at all."""
     plain = variants[0]
     ran = [v for v in variants if outcome.seconds.get(v)]
@@ -133,14 +135,14 @@ def winner(outcome: Outcome, variants: list[Any]) -> Any:
 
 
 @dataclass
-class _Heat:
-    contest: Contest
+class _Comparison:
+    contest: TimedSteps
     variants: list[Any]
     batch: int
     planned_samples: float
     device: torch.device
     clock: Callable[[], float]
-    outcome: Outcome
+    outcome: Comparison
     began: float
     waited_before: float
     budget: float = BUDGET_SECONDS
@@ -184,7 +186,7 @@ class _Heat:
     def _spent(self) -> float:
         """Seconds of the budget: on a busy machine not those in which others had the processor, up to half of all."""
         wall = now() - self.began
-        return max(wall - (waited() - self.waited_before), wall / 2)
+        return max(wall - (run_queue_seconds() - self.waited_before), wall / 2)
 
     def _over(self) -> bool:
         return self._spent() > self.budget

@@ -7,10 +7,10 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, in_memory, inputs_and_targets, length
-from heptane.core.criterion import seen
+from heptane.core.criterion import loss_input
+from heptane.core.custom_losses import ModelLoss
+from heptane.core.custom_metrics import MetricSet, takes_model
 from heptane.core.losses import Criterion
-from heptane.core.own_losses import ModelLoss
-from heptane.core.own_metrics import Measures, takes_model
 from heptane.core.precision.step import Precision
 from heptane.data.batches import BatchTransform, tensors_of
 from heptane.data.spread import spread
@@ -44,8 +44,8 @@ def try_metrics(
         if few is None:
             return
         inputs, targets = place.inputs(few[0]), place.targets(few[1])
-        output = seen(criterion, evaluated(model, inputs, targets if isinstance(criterion, ModelLoss) else None))
-        output = precision.full(output)
+        output = loss_input(criterion, evaluated(model, inputs, targets if isinstance(criterion, ModelLoss) else None))
+        output = precision.to_fp32(output)
         for called, metric in metrics.items():
             of_model = not hasattr(metric, "update") and takes_model(metric)
             if of_model and not _is_small(data):
@@ -53,7 +53,7 @@ def try_metrics(
             shown = data if of_model else few
             try:
                 with torch.no_grad():
-                    measures = Measures({called: metric}, place.device, ALONE)
+                    measures = MetricSet({called: metric}, place.device, ALONE)
                     measures.add(output, targets)
                     model.eval()
                     measures.read(model, shown)

@@ -15,7 +15,7 @@ from heptane.base.tree import first_tensor, select_rows, tree_copy, tree_map
 from heptane.core.cross_entropy import (
     IGNORE_INDEX,
 )
-from heptane.core.losses import Criterion, CrossEntropy, Loss, same_but_ones
+from heptane.core.losses import Criterion, CrossEntropy, Loss, same_up_to_ones
 from heptane.core.targets import MixedTargets, blend
 from heptane.model.calling import main_output
 
@@ -68,7 +68,7 @@ class CustomLoss:
         return output.shape[:1] == first.shape == output.shape[:-1] and output.shape[-1] > 1
 
     def _mean(self, output: Any, targets: Any) -> torch.Tensor:
-        if self.shape is not None and isinstance(targets, torch.Tensor) and same_but_ones(targets.shape[1:], self.shape):
+        if self.shape is not None and isinstance(targets, torch.Tensor) and same_up_to_ones(targets.shape[1:], self.shape):
             targets = targets.reshape(len(targets), *self.shape)
         targets = tree_map(torch.clone, targets)  # a loss may work in place, and what is measured comes after it
         output = output.reshape(targets.shape) if self.aligned else output
@@ -123,7 +123,7 @@ class ModelLoss:
         return None if targets.is_floating_point() else logits
 
 
-def count_as_the_model(criterion: Criterion, output: Any, labels: Any) -> Criterion:
+def infer_loss_count(criterion: Criterion, output: Any, labels: Any) -> Criterion:
     """A criterion that is the model's own loss, counting what that is a mean over: found by comparing the loss of a few
     samples with the cross-entropy of their logits, with and without a shift by one position."""
     if not isinstance(criterion, ModelLoss) or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
@@ -144,7 +144,7 @@ def count_as_the_model(criterion: Criterion, output: Any, labels: Any) -> Criter
     return replace(criterion, counts=found)
 
 
-def given_first(criterion: CustomLoss, training: Any, evaluation: Any, targets: Any) -> CustomLoss:
+def choose_loss_input(criterion: CustomLoss, training: Any, evaluation: Any, targets: Any) -> CustomLoss:
     """``criterion`` with the whole answers of the model if it takes them, or with their outputs if it takes only these.
 
     Args:
@@ -183,7 +183,7 @@ def given_first(criterion: CustomLoss, training: Any, evaluation: Any, targets: 
     )
 
 
-def aligned_own(criterion: CustomLoss, output: torch.Tensor, targets: torch.Tensor) -> tuple[CustomLoss, str]:
+def align_outputs(criterion: CustomLoss, output: torch.Tensor, targets: torch.Tensor) -> tuple[CustomLoss, str]:
     """``criterion`` for outputs and targets whose shapes differ by ones, as (N, 1) and (N,): a function that subtracts them
     would compare each output with each target, (N, N). Tried on numbers of these shapes, as given and alike.
 
@@ -191,7 +191,7 @@ def aligned_own(criterion: CustomLoss, output: torch.Tensor, targets: torch.Tens
         InputError: the loss takes them neither way.
     """
     shape = (PROBED, *targets.shape[1:])
-    if targets.shape[1:] == output.shape[1:] or not same_but_ones(output.shape[1:], targets.shape[1:]):
+    if targets.shape[1:] == output.shape[1:] or not same_up_to_ones(output.shape[1:], targets.shape[1:]):
         return criterion, ""
     random = torch.Generator().manual_seed(0)
     outputs = torch.rand((PROBED, *output.shape[1:]), generator=random).to(output)
@@ -225,7 +225,7 @@ def _per_sample(tensor: torch.Tensor) -> str:
     return str(("N", *tensor.shape[1:])).replace("'", "")
 
 
-def within_samples(criterion: CustomLoss, output: Any, targets: torch.Tensor) -> tuple[CustomLoss, str]:
+def align_targets(criterion: CustomLoss, output: Any, targets: torch.Tensor) -> tuple[CustomLoss, str]:
     """``criterion`` with one target per sample in that of the shapes (N,) and (N, 1) in which it compares each sample with
     its own target: where a part of the outputs is (N, 1), a function that subtracts (N,) compares each with all, (N, N)."""
     if criterion.aligned or not targets.is_floating_point() or targets.shape[1:].numel() != 1:

@@ -9,17 +9,17 @@ from typing import Any
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, select_rows
-from heptane.core.criterion import seen
+from heptane.core.criterion import loss_input
 from heptane.core.cross_entropy import IGNORE_INDEX
-from heptane.core.losses import Criterion, divisor
-from heptane.core.own_losses import CustomLoss, ModelLoss
+from heptane.core.custom_losses import CustomLoss, ModelLoss
+from heptane.core.losses import Criterion, safe_divisor
 from heptane.model.trying import try_output
 
 TRIED, TRIED_ON_MODEL = 64, 16  # samples; on the model's own loss it is run three times
 SAME = 1e-4  # relative; parts are added up in another order
 
 
-def check_parts(
+def check_splittable(
     criterion: Criterion, model: torch.nn.Module, sample: tuple[Any, Any], targets: Any, parts: int
 ) -> list[str]:
     """Refuse to split a batch whose loss, the model's own, is a mean over nobody knows what; note it of a user's loss.
@@ -43,7 +43,7 @@ def check_parts(
     if not isinstance(criterion, CustomLoss):
         return []
     inputs, labels = select_rows(sample, slice(TRIED))
-    found = is_mean_over_samples(criterion, seen(criterion, try_output(model, inputs)), labels)
+    found = is_mean_over_samples(criterion, loss_input(criterion, try_output(model, inputs)), labels)
     if found is None:
         return []
     whole, mean = found
@@ -66,10 +66,10 @@ def _adds_up(criterion: Criterion, model: torch.nn.Module, inputs: Any, labels: 
 
     def answer(part: slice) -> tuple[Any, Any]:
         own = select_rows(labels, part)
-        return seen(criterion, try_output(model, select_rows(inputs, part), own)), own
+        return loss_input(criterion, try_output(model, select_rows(inputs, part), own)), own
 
     whole = criterion.mean(*answer(slice(0, size))).float()
-    together = sum(criterion.total(*answer(part)).float() for part in parts) / divisor(criterion.count(labels))
+    together = sum(criterion.total(*answer(part)).float() for part in parts) / safe_divisor(criterion.count(labels))
     return torch.allclose(whole, torch.as_tensor(together), rtol=SAME, atol=1e-6, equal_nan=True)
 
 

@@ -20,12 +20,12 @@ WIDEST_BYTES = 128 << 20  # of the widest thing that a forward pass makes, input
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-def is_short(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is short."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
 
 
-def samples_at_once(model: torch.nn.Module, inputs: Any, least: int, *, tries: bool = True) -> int:
+def eval_batch_size(model: torch.nn.Module, inputs: Any, least: int, *, tries: bool = True) -> int:
     """How many samples to evaluate at once: 512, or so many that the widest thing in the forward pass, such as the first
     feature map or the scores of a vocabulary, takes 128 MiB; but ``least`` in any case, as many as training takes.
 
@@ -58,15 +58,15 @@ def samples_at_once(model: torch.nn.Module, inputs: Any, least: int, *, tries: b
     return min(MOST, max(least, WIDEST_BYTES // each_takes))
 
 
-def at_once(run: Run) -> int:
+def run_eval_batch_size(run: Run) -> int:
     """The same for a run; found once."""
     if run.at_once is None:
         least = max(1, run.source.batch_size // (run.worker.size * run.accumulate))
-        run.at_once = samples_at_once(run.model, run.sample, least, tries=run.meta_copy is None)
+        run.at_once = eval_batch_size(run.model, run.sample, least, tries=run.meta_copy is None)
     return run.at_once
 
 
-class Halves:
+class BatchSplitter:
     """Computes batches, and where memory is short in halves of halves; later ones no larger than what went well.
 
     Args:
@@ -87,7 +87,7 @@ class Halves:
                 try:
                     output = self.compute(*part)
                 except RuntimeError as error:
-                    if not self.splits or size < 2 or not is_short(error):
+                    if not self.splits or size < 2 or not is_out_of_memory(error):
                         raise
                     error.__traceback__ = None  # it holds what was allocated
                     self.most = size // 2
