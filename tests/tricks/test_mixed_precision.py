@@ -288,7 +288,7 @@ class Record(OrderedDict):
 
 def test_outputs_of_any_shape_are_brought_to_32_bits() -> None:
     half, double = torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.float64)
-    full = Autocast(torch.bfloat16, "cpu").full
+    full = Autocast(torch.bfloat16, "cpu").to_fp32
     assert full(half).dtype is torch.float32
     assert full(double) is double
     assert full(torch.ones(2, dtype=torch.float16)).dtype is torch.float32
