@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a rule for an unknown optimizer": (
         {"tricks": hp.Tricks(lr_scaling=hp.LRScaling()), "optimizer": torch.optim.Adagrad},
-        "Adagrad is of no family whose rule is known",
+        "Adagrad belongs to no family with a known rule",
     ),
     "groups that the factory throws together": (
         {

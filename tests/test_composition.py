@@ -226,7 +226,7 @@ def mean_absolute(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             "would smooth twice|smooth",
         ),
         (hp.Tricks(mixup=hp.Mixup(per_sample=True)), mean_absolute, "Mixup.per_sample=True with a loss of your own"),
-        (hp.Tricks(data_parallel=hp.DataParallel(workers=2)), None, "DataParallel.workers=2, and 1 run"),
+        (hp.Tricks(data_parallel=hp.DataParallel(workers=2)), None, "DataParallel.workers=2, but 1 run"),
         (hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp16")), None, "'fp16' is refused on a CPU"),
     ],
     ids=["smoothing a loss of one's own", "smoothing twice", "a coefficient per sample", "workers that do not run", "fp16"],

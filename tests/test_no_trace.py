@@ -113,7 +113,7 @@ def test_features_that_are_computed_once_and_all_arms_of_a_race_leave_the_data_a
     before = x.clone()
     model = nn.Sequential(InPlace(), nn.ReLU(), nn.Linear(3, 3))
     result = fit(model, (x, y), (x, y), tricks=hp.Tricks(transfer=hp.Transfer(mode="head", cache="memory")))
-    assert any("computed once" in note for note in result.notes)
+    assert any("features cached" in note for note in result.notes)
     assert torch.equal(x, before)
     tricks = hp.Tricks(label_smoothing=hp.LabelSmoothing())
     hp.race(InPlace, (x, y), (x, y), optimizer=SGD, epochs=1, batch_size=16, target=0.99, tricks=tricks, seeds=1, tune=0)

@@ -387,7 +387,7 @@ def test_trap_26_the_rule_of_scaling_is_by_the_optimizers_family_and_given_with_
     assert run(SGDInNameOnly).base_rates == pytest.approx([0.02])
     assert "Adam family, sqrt rule" in run(SGDInNameOnly).why["lr_scaling"]
     assert run(torch.optim.SGD).base_rates == pytest.approx([0.04])
-    with pytest.raises(hp.InputError, match=r"Unknown is of no family whose rule is known.*set LRScaling.rule"):
+    with pytest.raises(hp.InputError, match=r"Unknown belongs to no family with a known rule.*set LRScaling.rule"):
         run(Unknown)
 
 

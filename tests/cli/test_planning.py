@@ -106,7 +106,7 @@ def test_pictures_start_from_imagenets_weights_and_their_frozen_part_is_computed
     assert main(["train", "--data", str(pictures), *flags]) == 0
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["model"]["name"] == "efficientnet-lite0"
-    assert sum("frozen part computed once" in note for note in record["notes"]) == 1
+    assert sum("frozen features cached" in note for note in record["notes"]) == 1
     assert record["data"]["mean"] == [0.485, 0.456, 0.406]
     assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0
 

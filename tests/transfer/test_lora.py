@@ -260,7 +260,7 @@ def test_averaged_weights_are_merged():
     ("settings", "message"),
     [
         ({"lora_rank": -1}, r"Transfer\.lora_rank"),
-        ({"lora_rank": 2, "freeze": 1}, "leave freeze 0"),
+        ({"lora_rank": 2, "freeze": 1}, "set freeze=0"),
         ({"lora_rank": 2, "lora_alpha": 0.0}, r"Transfer\.lora_alpha"),
     ],
 )

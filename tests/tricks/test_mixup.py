@@ -464,7 +464,7 @@ def test_a_run_with_micro_batches_is_the_run_without():
         ({"cutmix_alpha": -1}, r"Mixup.cutmix_alpha=-1"),
         ({"cutmix_probability": 1.5}, r"Mixup.cutmix_probability=1.5 .*\[0, 1\]"),
         ({"off_last_epochs": -1}, r"Mixup.off_last_epochs=-1"),
-        ({"alpha": 0}, r"blend nothing: give one of them"),
+        ({"alpha": 0}, r"turn both off: set one above 0"),
         ({"layer": "0", "cutmix_alpha": 1.0}, r"Mixup.layer='0' excludes CutMix"),
     ],
 )

@@ -472,9 +472,9 @@ def test_prepare_loads_swaps_and_freezes_in_that_order_and_says_so(tmp_path: Pat
     assert said[1] == "weights: loaded 16 tensors: 100.0% of the parameters outside the head"
     assert said[2:] == [
         "head 8 replaced: 1000 -> 3 outputs",
-        "3 groups from the input to the output, by order of registration",
+        "3 layer groups, by order of registration",
         "frozen: the first 2 of 3 groups, up to 3",
-        "learning rates fall 2 times per group, 3 groups: 0 has 2.5e-01 of the head's",
+        "learning rate divided by 2 per group, 3 groups: 0 has 2.5e-01 of the head's",
     ]
 
 
@@ -502,7 +502,7 @@ def test_the_new_head_is_a_function_of_the_seed_and_leaves_the_generator_alone()
 
 def test_without_a_number_of_classes_the_head_is_kept_and_it_says_so() -> None:
     model = convnet(num_classes=9)
-    assert "head kept: loss and targets do not say how many classes there are" in Transfer().prepare(model, None)
+    assert "head kept: the number of classes is unknown from the loss and targets" in Transfer().prepare(model, None)
     assert model[8].out_features == 9
     assert not any("head" in line for line in Transfer(swap_head=False, rate_factor=1).prepare(model, 4))
     assert model[8].out_features == 9
@@ -515,7 +515,7 @@ def test_a_model_without_a_head_is_refused_unless_swapping_is_off() -> None:
 
 
 def test_a_model_of_which_nothing_trains_is_refused() -> None:
-    with pytest.raises(InputError, match="Sequential has no parameter that trains"):
+    with pytest.raises(InputError, match="Sequential has no trainable parameter"):
         Transfer().prepare(convnet().requires_grad_(False), 4)
     model = convnet(num_classes=9).requires_grad_(False)
     Transfer().prepare(model, 4)

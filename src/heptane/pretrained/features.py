@@ -40,7 +40,7 @@ class FeatureCache:
 
     tail: torch.nn.Module
     source: TensorSource
-    said: str
+    note: str
     compute: Callable[[Any], torch.Tensor]
     _known: list[tuple[Any, tuple[Any, Any]]] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ def cache_features(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCach
 
     features = compute(source.inputs)
     said = (
-        f"frozen part computed once: {len(features)} samples of {features[0].numel()} features, "
+        f"frozen features cached: {len(features)} samples of {features[0].numel()} features, "
         f"{str(features.dtype).removeprefix('torch.')} {held.where}, {features.nbytes / 2**20:.3g} MiB, "
         f"in {time.perf_counter() - began:.3g} s"
     )

@@ -12,7 +12,7 @@ from heptane.tricks.label_smoothing import LabelSmoothing
 from heptane.tricks.lr_scaling import LRScaling
 from heptane.tricks.mixed_precision import MixedPrecision
 from heptane.tricks.mixup import Mixup
-from heptane.tricks.recommended import choose, has_classes
+from heptane.tricks.recommended import TaskFacts, choose, has_classes
 from heptane.tricks.transfer import Transfer
 
 KINDS: dict[str, type[Any]] = {
@@ -28,7 +28,7 @@ KINDS: dict[str, type[Any]] = {
 
 @dataclass(frozen=True)
 class Tricks:
-    """One of each trick, or None for off."""
+    """The settings of each trick, or None for off."""
 
     data_parallel: DataParallel | None = None
     lr_scaling: LRScaling | None = None
@@ -51,25 +51,24 @@ class Tricks:
         return [field.name for field in fields(self) if getattr(self, field.name) is not None]
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Of each of the seven, in order, its settings; an empty dict where it is off."""
+        """The settings of each of the seven, in order; an empty dict for one that is off."""
         chosen = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: {} if trick is None else dict(vars(trick)) for name, trick in chosen.items()}
 
     def without(self, *names: str) -> Tricks:
-        """The same set with some turned off."""
+        """A copy with some of them turned off."""
         for name in names:
             check_choice("trick", name, KINDS)
         return replace(self, **dict.fromkeys(names))
 
     @classmethod
     def recommended(cls, model: Any = None, data: Any = None, **facts: Any) -> Tricks:
-        """The defaults the project stands behind, for a model and data, or for what they are taken to be without them.
-
+        """The default tricks for a model and data.
         Args:
-            model: it is not looked into yet; pretrained weights are told by ``weights=``.
-            data: what it trains on, as :func:`heptane.fit` takes it, or a :class:`heptane.Data`: with real numbers as
-                targets label smoothing is left out. None: it is left out once the targets are seen.
-            facts: of :func:`heptane.tricks.recommended.choose`, such as ``epochs=30``; they win.
+            model: not used yet; pass pretrained weights as ``weights=``.
+            data: the training data, as :func:`heptane.fit` takes them, or a :class:`heptane.Data`. Label smoothing is left
+                out for real-valued targets; None: that is decided once the targets are seen.
+            facts: fields of :class:`heptane.tricks.recommended.TaskFacts`, such as ``epochs=30``; they take precedence.
 
         Example:
             >>> Tricks.recommended(torch.nn.Linear(4, 1), (torch.randn(8, 4), torch.randn(8, 1))).label_smoothing
@@ -79,21 +78,20 @@ class Tricks:
 
 
 def recommend(**facts: Any) -> tuple[Tricks, dict[str, str]]:
-    """The tricks that are on by default, and for each of the seven why it is on or off.
-
+    """The default tricks, and the reason why each of the seven is on or off.
     Args:
-        facts: of :func:`heptane.tricks.recommended.choose`.
+        facts: fields of :class:`heptane.tricks.recommended.TaskFacts`.
 
     Example:
         >>> recommend(classes=False, num_gpus=0)[0].on
         ['cyclical', 'mixed_precision']
     """
-    chosen, why = choose(**facts)
+    chosen, why = choose(TaskFacts(**facts))
     return Tricks(**chosen), why
 
 
 def check_tricks(tricks: Any) -> Tricks:
-    """The tricks, all off for None; refuse what is no :class:`heptane.Tricks`."""
+    """Return ``tricks``, all off for None; refuse anything that is not a :class:`heptane.Tricks`."""
     if tricks is not None and not isinstance(tricks, Tricks):
         raise InputError(f"tricks={tricks!r}: expected heptane.Tricks(mixup=heptane.Mixup(), ...), or None for all off")
     return tricks or Tricks()

@@ -1,24 +1,24 @@
-"""Cyclical learning rates: the rate rises to a peak and comes back, once or many times; the momentum mirrors it.
-
+"""Cyclical learning rates: the learning rate rises to a peak and falls again, once or repeatedly; momentum moves the other
+way.
 Equation
-    With s steps up and s down: cycle = floor(1 + t / 2s), x = |t/s - 2 cycle + 1|,
-    rate = start + (peak - start) max(0, 1 - x) f,
-    f = 1 (triangular), 1 / 2^(cycle - 1) (triangular2), gamma^t (exp_range).
-    1cycle is one triangle, straight or cosine, over the whole run, that ends far lower than it began.
-    Rates are fractions of the peak, the optimizer's own rate. So is ``final``, where PyTorch's ``final_div_factor``
-    divides the *start*: final = start / final_div_factor.
+    Triangular policies with s steps up and s steps down: cycle = floor(1 + t / 2s), x = |t/s - 2 cycle + 1|,
+    lr(t) = start + (peak - start) max(0, 1 - x) f,
+    with f = 1 (triangular), 1 / 2^(cycle - 1) (triangular2) or gamma^t (exp_range).
+    1cycle is a single rise and fall over the whole run, linear or cosine, that ends far below where it began.
+    All values are fractions of the peak, which is the optimizer's own learning rate. ``final`` is too, whereas PyTorch's
+    ``final_div_factor`` divides the *start*: final = start / final_div_factor.
 
 Source
-    Smith 2017, section 3, arXiv:1506.01186 (triangles); Loshchilov and Hutter 2017, arXiv:1608.03983 (restarts);
-    Smith and Topin 2018, arXiv:1708.07120 (1cycle; two phases and the cosine are fastai's variant).
+    Smith 2017, section 3, arXiv:1506.01186 (triangular policies); Loshchilov and Hutter 2017, arXiv:1608.03983 (warm
+    restarts); Smith and Topin 2018, arXiv:1708.07120 (1cycle; two phases and the cosine are fastai's variant).
 
 Meets the loop at
-    ``schedule``, as :class:`heptane.core.schedule.Rates`; it multiplies with ``lr_scaling``.
+    ``schedule``, as :class:`heptane.core.schedule.Rates`; its factor multiplies the one of ``lr_scaling``.
 
 Costs, and when it does not help
-    Next to nothing per step; but the length must be known beforehand, and a run that stops in mid-cycle ends at a high
-    rate: plan triangles for whole cycles, restarts (with factor 2) for 1, 3, 7, ... first periods.
-    With Adam it is beta1 that cycles, and the values here replace the optimizer's own, scaled or not.
+    The cost per step is negligible. The length of the run must be known in advance, and a run that stops in mid-cycle ends
+    at a high learning rate: plan whole cycles for triangular policies, and 1, 3, 7, ... first periods for restarts with
+    factor 2. With Adam the cycle moves beta1. The momentum values here replace the optimizer's own.
 """
 
 from __future__ import annotations
@@ -42,18 +42,17 @@ def one_cycle(
     anneal: str = "cosine",
 ) -> Schedule:
     """1cycle: start -> peak at step w = warm_fraction n - 1 -> (three phases: start at 2w ->) final at step n - 1.
-
     Args:
         total_steps: n, at least 1. A run too short to rise (w <= 0) begins at the peak; a single step stays there.
-        start, peak, final: fractions of the optimizer's own rate; above the peak, start and final mirror it (momentum).
-        warm_fraction: part of the run spent rising, in [0, 1), and at most 0.5 with three phases.
+        start, peak, final: fractions of the optimizer's own learning rate. For momentum, start and final lie above the peak.
+        warm_fraction: fraction of the run spent rising, in [0, 1), and at most 0.5 with three phases.
         phases, anneal: 2 or 3; ``cosine`` or ``linear``.
 
     Returns:
         The schedule; after step n - 1 it stays at ``final``.
 
     Raises:
-        InputError: if an argument is out of its range.
+        InputError: an argument is out of range.
 
     Example:
         >>> schedule = one_cycle(12, start=0.1, final=0.0, warm_fraction=0.5, anneal="linear")
@@ -74,19 +73,16 @@ def one_cycle(
 def triangular(
     cycle_steps: int, *, start: float = 0.04, peak: float = 1.0, shape: str = "triangular", gamma: float = 0.99994
 ) -> Schedule:
-    """Triangles from start to peak and back, without end: the first equation of this module, with 2s = cycle_steps.
-
+    """Endless triangles from start to peak and back: the equation of this module with 2s = cycle_steps.
     Args:
         cycle_steps: length of a whole cycle, up and down, at least 2.
-        start, peak: fractions of the optimizer's own rate, at the foot and at the top.
-        shape: ``triangular``, ``triangular2`` (the height halves each cycle) or ``exp_range`` (times gamma each step).
+        start, peak: lowest and highest value, as fractions of the optimizer's own learning rate.
+        shape: ``triangular``, ``triangular2`` (the height halves each cycle) or ``exp_range`` (the height decays by gamma
+            each step).
         gamma: in (0, 1].
 
-    Returns:
-        The schedule.
-
     Raises:
-        InputError: if an argument is out of its range.
+        InputError: an argument is out of range.
 
     Example:
         >>> [triangular(4, start=0.0, shape="triangular2")(step) for step in range(8)]
@@ -99,27 +95,23 @@ def triangular(
     check_range("triangular: gamma", gamma, 0, 1, low_open=True)
 
     def schedule(step: int) -> float:
-        num_cycles, position = divmod(step, cycle_steps)
+        cycle, position = divmod(step, cycle_steps)
         height = 1 - abs(2 * position / cycle_steps - 1)
-        factor = 1.0 if shape == "triangular" else 0.5**num_cycles if shape == "triangular2" else gamma**step
+        factor = 1.0 if shape == "triangular" else 0.5**cycle if shape == "triangular2" else gamma**step
         return start + (peak - start) * height * factor
 
     return schedule
 
 
 def cosine_restarts(period_steps: int, *, peak: float = 1.0, final: float = 0.0, factor: float = 2.0) -> Schedule:
-    """SGDR: final + (peak - final) (1 + cos(pi t/T)) / 2, t counted from the last restart, T growing by ``factor``.
-
+    """SGDR: final + (peak - final) (1 + cos(pi t/T)) / 2, with t counted from the last restart and T growing by ``factor``.
     Args:
         period_steps: the first T, at least 1.
-        peak, final: fractions of the optimizer's own rate, at a restart and towards the end of a period.
-        factor: each period lasts this many times the one before, at least 1.
-
-    Returns:
-        The schedule.
+        peak, final: value at a restart and towards the end of a period, as fractions of the optimizer's own learning rate.
+        factor: ratio of a period's length to the one before, at least 1.
 
     Raises:
-        InputError: if an argument is out of its range.
+        InputError: an argument is out of range.
 
     Example:
         >>> [round(cosine_restarts(2)(step), 2) for step in range(7)]
@@ -141,32 +133,32 @@ def cosine_restarts(period_steps: int, *, peak: float = 1.0, final: float = 0.0,
 
 @dataclass(frozen=True, kw_only=True)
 class Cyclical:
-    """Cyclical learning rate and momentum; every rate is a fraction of the peak, the optimizer's own learning rate."""
+    """Settings of a cyclical learning rate and momentum. The peak is the optimizer's own learning rate."""
 
     shape: str = "one_cycle"
-    """Shape: one_cycle, triangular, triangular2 (the height halves each cycle), exp_range or cosine_restarts."""
+    """one_cycle, triangular, triangular2 (the height halves each cycle), exp_range or cosine_restarts."""
     start: float = 0.04
-    """Rate at the first step and at the foot of a triangle, as a fraction of the peak, in [0, 1]."""
+    """Learning rate at the first step and at the lowest point of a triangle, as a fraction of the peak, in [0, 1]."""
     final: float = 4e-6
-    """Rate at the end of one_cycle or of a cosine period, as a fraction of the peak (not of the start), in [0, 1]."""
+    """Learning rate at the end of one_cycle or of a cosine period, as a fraction of the peak (not of start), in [0, 1]."""
     warm_fraction: float = 0.3
-    """Part of a one_cycle run spent rising, in [0, 1), and at most 0.5 with three phases."""
+    """Fraction of a one_cycle run spent rising, in [0, 1), and at most 0.5 with three phases."""
     phases: int = 2
-    """Phases of one_cycle: 2 (up, down to final) or 3 (up, down to start, on down to final)."""
+    """Phases of one_cycle: 2 (up, down to final) or 3 (up, down to start, down to final)."""
     anneal: str = "cosine"
-    """Form of the slopes of one_cycle: cosine or linear."""
+    """Interpolation of one_cycle: cosine or linear."""
     cycle_epochs: float = 2.0
     """Epochs of a whole triangle (Smith: 4 to 20), or of the first cosine period, above 0."""
     period_factor: float = 2.0
-    """Each cosine period lasts this many times the one before, at least 1 (SGDR recommends 2)."""
+    """Ratio of the length of a cosine period to the one before, at least 1 (SGDR recommends 2)."""
     gamma: float = 0.99994
-    """Factor of the height of exp_range per step, in (0, 1]."""
+    """Decay per step of the height of exp_range, in (0, 1]."""
     momentum_low: float = 0.85
-    """Momentum (or beta1) at the peak of the rate, in [0, momentum_high]."""
+    """Momentum (or beta1) at the peak of the learning rate, in [0, momentum_high]."""
     momentum_high: float = 0.95
-    """Momentum (or beta1) where the rate is low, in [0, 1)."""
+    """Momentum (or beta1) where the learning rate is low, in [0, 1)."""
     cycle_momentum: bool = True
-    """Move the momentum (or beta1) opposite to the rate; off leaves the optimizer's own."""
+    """Cycle the momentum (or beta1) opposite to the learning rate; off keeps the optimizer's own."""
 
     def __post_init__(self) -> None:
         check_choice("Cyclical.shape", self.shape, SHAPES)
@@ -182,12 +174,12 @@ class Cyclical:
 
     @property
     def warms_up(self) -> bool:
-        """Whether the cycle begins with a warm-up of its own, so that none may go on top of it."""
+        """Whether the cycle includes a warm-up, so that ``lr_scaling`` must not add another."""
         return self.shape == "one_cycle" and self.warm_fraction > 0
 
     def rates(self, total_steps: int, steps_per_epoch: int) -> Rates:
-        """The schedules of a run of so many applied optimizer steps (at least 1); past it their last values hold.
-
+        """The schedules of a run of ``total_steps`` applied optimizer steps, at least 1; after it they keep their last
+        values.
         Example:
             >>> rates = Cyclical().rates(total_steps=100, steps_per_epoch=10)
             >>> rates.learning_rate(29), rates.momentum(29)
@@ -195,11 +187,11 @@ class Cyclical:
         """
         check_range("total_steps", total_steps, 1, whole=True)
         check_range("steps_per_epoch", steps_per_epoch, 1, whole=True)
-        rate = hold_last(self._cycle(total_steps, steps_per_epoch, self.start, 1.0, self.final), total_steps)
+        lr = hold_last(self._cycle(total_steps, steps_per_epoch, self.start, 1.0, self.final), total_steps)
         if not self.cycle_momentum:
-            return Rates(rate)
+            return Rates(lr)
         low, high = self.momentum_low, self.momentum_high
-        return Rates(rate, hold_last(self._cycle(total_steps, steps_per_epoch, high, low, high), total_steps))
+        return Rates(lr, hold_last(self._cycle(total_steps, steps_per_epoch, high, low, high), total_steps))
 
     def _cycle(self, total_steps: int, steps_per_epoch: int, start: float, peak: float, final: float) -> Schedule:
         if self.shape == "one_cycle":

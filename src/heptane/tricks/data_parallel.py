@@ -1,8 +1,7 @@
-"""Data parallel: split one global batch over workers; the result is that of one big worker.
-
+"""Data parallel: split the global batch over workers; the result equals that of one worker with the whole batch.
 Equation
-    g = (1/N) * sum over all workers and samples of the gradient, N the *global* count of what the loss is a mean over.
-    DDP averages the workers' gradients, so each worker's loss is its sum * workers / N: right for unequal shares too.
+    g = (1/N) * sum over all workers and samples of the gradient, with N the *global* count that the loss is a mean over.
+    DDP averages gradients over workers, so each worker's loss is its sum * workers / N, which is exact for unequal shares.
 
 Source
     Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 3, arXiv:1706.02677.
@@ -10,13 +9,13 @@ Source
     Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277.
 
 Meets the loop at
-    Before the loop: DDP wraps the model after its memory format is set, and again where layers are unfrozen; FSDP shards it
-    before the optimizer is made.
-    In the loop, each worker takes its share of the global batch.
+    Before the loop: DDP wraps the model once its memory format is set, and again whenever layers are unfrozen; FSDP shards
+    the model before the optimizer is built.
+    In the loop: each worker takes its share of the global batch.
 
 Costs, and when it does not help
-    One all-reduce of the gradients per step. On one CPU a single process already uses all cores: nothing to gain.
-    BatchNorm normalises over each worker's share unless ``sync_batchnorm``.
+    One all-reduce of the gradients per step. On one CPU there is nothing to gain: a single process already uses all cores.
+    BatchNorm normalizes over each worker's share unless ``sync_batchnorm`` is on.
 """
 
 from __future__ import annotations
@@ -33,36 +32,36 @@ from heptane.distributed.workers import Worker, environment_message, join_group,
 if TYPE_CHECKING:
     from heptane.distributed.use import Use
 
-NOT_SENT = ("int16", "uint16", "uint32", "uint64", "float8")  # types of numbers that DDP cannot broadcast
+NOT_BROADCAST = ("int16", "uint16", "uint32", "uint64", "float8")  # dtypes that DDP cannot broadcast
 
 
-def _is_sent(buffer: torch.Tensor) -> bool:
-    """Whether DDP can broadcast it."""
-    return buffer.layout is torch.strided and not str(buffer.dtype).split(".")[1].startswith(NOT_SENT)
+def _can_broadcast(buffer: torch.Tensor) -> bool:
+    """Whether DDP can broadcast ``buffer``."""
+    return buffer.layout is torch.strided and not str(buffer.dtype).split(".")[1].startswith(NOT_BROADCAST)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataParallel:
-    """Trick 1: several workers, one global batch. ``DataParallel(workers=2)``, or as many as ``torchrun`` started."""
+    """Settings of data parallelism: the workers of this host, or those that ``torchrun`` started."""
 
     workers: int | str = "auto"
     """Processes on this host, at least 1; auto: one per GPU, or one where there is no GPU."""
     strategy: str = "ddp"
-    """What a worker holds: ddp, the whole model; fsdp, a part of it, for models that do not fit one device."""
+    """ddp: every worker holds the whole model; fsdp: each holds a shard, for models that do not fit one device."""
     sync_batchnorm: bool = False
-    """Let BatchNorm normalise over the global batch instead of each worker's share; on a CPU too."""
+    """Let BatchNorm normalize over the global batch instead of each worker's share; works on a CPU too."""
     bucket_mib: float = 25.0
-    """Size of the buckets in which gradients are reduced, in MiB, above 0."""
+    """Size of the gradient buckets that are reduced together, in MiB, above 0."""
     timeout_seconds: float = 600.0
-    """How long a worker waits for another before it gives up and says for which, in seconds, above 0."""
+    """Seconds that a worker waits for the others, above 0; the error names the missing worker."""
     restarts: int = 0
-    """How often the workers are started again from the last checkpoint after one has died; under torchrun, its own flag."""
+    """How often failed workers are restarted from the last checkpoint, at least 0; under torchrun use its own flag."""
     find_unused: bool = False
-    """Look for parameters without a gradient at each step, for a model that leaves layers out. One that always does, or
-    whose ``forward`` goes by values or by chance, is noticed by itself."""
+    """Search for parameters without a gradient at each step, for a model that skips layers. A model that always does, or
+    whose forward pass branches on values or at random, is detected automatically."""
     keep: str = "batch"
-    """When the number of workers changes on the way: batch keeps the global batch and the rate; share keeps each worker's
-    share of it, and the rate follows by the optimizer's rule."""
+    """When a run resumes on another number of workers: batch keeps the global batch and the learning rate; share keeps the
+    batch per worker and scales the learning rate by the optimizer's rule."""
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, str) and self.workers != "auto":
@@ -78,37 +77,36 @@ class DataParallel:
         check_choice("DataParallel.keep", self.keep, ("batch", "share"))
 
     def join(self, device: str) -> Worker:
-        """This process's place among the workers that run.
-
+        """Join the process group and return this process's place in it.
         Raises:
-            InputError: another number of workers was asked for than runs.
+            InputError: the number of running workers differs from ``workers``.
         """
         worker = join_group(device, self.timeout_seconds) if under_launcher() else this_worker()
         if self.workers not in ("auto", worker.size):
             raise InputError(
-                f"DataParallel.workers={self.workers}, and {worker.size} run{environment_message()}: expected as many; "
+                f"DataParallel.workers={self.workers}, but {worker.size} run{environment_message()}: expected as many; "
                 f"start the script with torchrun --nproc-per-node={self.workers}, or call heptane.fit, which starts them"
             )
         return worker
 
     def check_shares(self, num_samples: int, batch_size: int, accumulate: int, worker: Worker) -> None:
-        """Refuse a batch of which a worker would hold fewer parts than the others, where each part is a meeting."""
+        """Refuse a last batch with fewer samples than ``sync_batchnorm`` needs: one per worker and micro-batch."""
         smallest = num_samples % batch_size or batch_size
         if self.sync_batchnorm and worker.size > 1 and smallest < worker.size * accumulate:
             raise InputError(
                 f"DataParallel.sync_batchnorm=True with a batch of {smallest} samples for {worker.size} workers, each in "
-                f"{accumulate} part(s): expected a sample for each; choose a batch_size that leaves more to the last batch"
+                f"{accumulate} micro-batch(es): expected a sample for each; choose a batch_size with a larger remainder"
             )
 
     def resolve(self) -> tuple[int, str]:
-        """How many workers to start, and why."""
+        """The number of workers to start, and the reason."""
         if self.workers != "auto":
             return int(self.workers), "asked for"
         gpus = torch.cuda.device_count()
         return (gpus, f"one per GPU, {gpus} found") if gpus else (1, "no GPU, and one process uses all cores of a CPU")
 
     def convert(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model with its BatchNorm over the global batch where asked for; otherwise as it is."""
+        """Let the model's BatchNorm normalize over the global batch if ``sync_batchnorm`` is on."""
         if not self.sync_batchnorm or this_worker().size == 1:
             return model
         if all(parameter.device.type == "cpu" for parameter in model.parameters()):
@@ -120,15 +118,20 @@ class DataParallel:
 
     @property
     def shards(self) -> bool:
-        """Whether the workers of this process group each hold a part of the model."""
+        """Whether the workers of this process group each hold a shard of the model."""
         return self.strategy == "fsdp" and this_worker().size > 1
 
     def shard(self, model: torch.nn.Module, use: Use | None = None) -> torch.nn.Module | None:
-        """Shard ``model``, as it was seen to use its layers, in place where asked for; the outline in which it is gathered
-        again, or None.
+        """Shard ``model`` in place if the strategy is fsdp.
+        Args:
+            model: on its device, before the optimizer is built.
+            use: how its forward pass uses its layers.
+
+        Returns:
+            A copy on the meta device, into which the shards are gathered later; None if nothing was sharded.
 
         Raises:
-            InputError: it recomputes activations in a way that FSDP cannot follow.
+            InputError: the model uses reentrant activation checkpointing, which FSDP does not support.
         """
         if not self.shards:
             return None
@@ -136,25 +139,25 @@ class DataParallel:
 
         if use is not None and use.reentrant:
             raise InputError(f"DataParallel.strategy='fsdp' with checkpoint(..., use_reentrant=True): {NOT_REENTRANT}")
-        empty = sharding.meta_copy(model)
+        meta = sharding.meta_copy(model)
         sharding.shard(model, next(model.parameters()).device.type, this_worker().size, use)
-        return empty
+        return meta
 
     def in_one_piece(self, model: torch.nn.Module) -> list[torch.nn.Parameter]:
-        """The parameters of a sharded model that are not, and train."""
+        """The trainable parameters of a sharded model that are not sharded."""
         from heptane.distributed import sharding
 
         return [parameter for parameter in sharding.in_one_piece(model) if parameter.requires_grad]
 
     def wrap(self, model: torch.nn.Module, *, find_unused: bool = False) -> torch.nn.Module:
-        """DDP around ``model`` where there is more than one worker; wrap again when other parameters become trainable.
-        A sharded model needs none."""
+        """Wrap ``model`` in DDP if there are several workers; wrap again when other parameters become trainable. A sharded
+        model needs no wrapper."""
         if this_worker().size == 1 or self.shards:
             return model
-        left_out = [name for name, buffer in model.named_buffers() if not _is_sent(buffer)]
-        if left_out:  # they stay as rank 0 gave them at the start, and are shared again before an evaluation
+        ignored = [name for name, buffer in model.named_buffers() if not _can_broadcast(buffer)]
+        if ignored:  # they keep the values of rank 0 and are synchronized again before an evaluation
             wrapper: Any = torch.nn.parallel.DistributedDataParallel
-            wrapper._set_params_and_buffers_to_ignore_for_model(model, left_out)
+            wrapper._set_params_and_buffers_to_ignore_for_model(model, ignored)
         return torch.nn.parallel.DistributedDataParallel(
             model, bucket_cap_mb=self.bucket_mib, find_unused_parameters=find_unused, gradient_as_bucket_view=True
         )

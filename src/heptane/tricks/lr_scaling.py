@@ -1,23 +1,23 @@
-"""Learning-rate scaling: when the batch grows k times so does the rate, by the optimizer's own rule, after a warm-up.
-
+"""Learning-rate scaling: when the batch grows k-fold, scale the learning rate by the optimizer's rule, after a warm-up.
 Equation
     SGD family: lr -> k lr. Adam family: lr -> sqrt(k) lr, 1 - beta -> k (1 - beta), eps -> eps / sqrt(k).
-    RMSprop: as Adam, with alpha for beta. Warm-up: from the reference rate, by a constant increment per step.
+    RMSprop: as Adam, with alpha for beta. Warm-up: linear, from the learning rate of the reference batch.
 
 Source
     Goyal et al. 2017, sections 2.1 and 2.2, arXiv:1706.02677 (linear rule, gradual warm-up).
     Malladi et al. 2022, arXiv:2205.10287 (Adam, RMSprop; NAdam, RAdam, Adamax and SparseAdam by analogy).
 
 Meets the loop at
-    The base rates, once, before any schedule; and ``schedule``: the warm-up multiplies with ``cyclical``.
+    The base learning rates, scaled once before any schedule; and ``schedule``: the warm-up multiplies ``cyclical``.
 
 Costs, and when it does not help
-    Nothing per step. Beyond some batch (8192 on ImageNet) accuracy falls whatever the rule. A rate that was chosen for
-    the batch in use must not be scaled: ``reference_batch`` is then that batch.
-    Momentum correction (Goyal, section 3) is not applied: it mends optimizers that keep the rate inside the momentum
-    buffer. PyTorch keeps it outside, v <- m v + g, w <- w - lr v, so a new rate acts at once on all of v.
-    Weight decay is left to the optimizer: SGD adds wd w to the gradient, AdamW multiplies w by 1 - lr wd. Both shrink w
-    by lr wd a step, so decay follows the rate; over an epoch of 1/k as many steps it stays, or is 1/sqrt(k) with sqrt.
+    Nothing per step. Beyond some batch size (8192 on ImageNet) accuracy falls whatever the rule. A learning rate that was
+    chosen for the batch in use must not be scaled: set ``reference_batch`` to that batch.
+    Momentum correction (Goyal, section 3) is not needed: it corrects optimizers that keep the learning rate inside the
+    momentum buffer. PyTorch keeps it outside, v <- m v + g, w <- w - lr v, so a new learning rate acts at once on all of v.
+    Weight decay is left to the optimizer: SGD adds wd w to the gradient, AdamW multiplies w by 1 - lr wd. Both shrink w by
+    lr wd per step. An epoch has 1/k as many steps, so decay per epoch is unchanged by the linear rule and is divided by
+    sqrt(k) under the square root rule.
 """
 
 from __future__ import annotations
@@ -34,19 +34,18 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 RULES = ("auto", "linear", "sqrt", "none")
-_WARMUP_EPOCHS, _WARMUP_SHARE = 5, 5  # by default 5 epochs, at most a fifth of the run
+_WARMUP_EPOCHS, _WARMUP_SHARE = 5, 5  # default: 5 epochs, but at most a fifth of the run
 
 
 def scale_lr(lr: float, batch_size: int, reference_batch: int, rule: str) -> float:
-    """The rate for a batch k = batch_size / reference_batch times as large: k lr (linear) or sqrt(k) lr (sqrt).
-
+    """The learning rate for a batch k = batch_size / reference_batch times as large: k lr (linear) or sqrt(k) lr (sqrt).
     Args:
-        lr: the rate at the reference batch.
+        lr: learning rate at the reference batch.
         batch_size, reference_batch: global batches, in samples per optimizer step, at least 1.
         rule: ``linear``, ``sqrt`` or ``none``.
 
     Raises:
-        InputError: if an argument is out of its range.
+        InputError: an argument is out of range.
 
     Example:
         >>> scale_lr(0.1, 1024, 256, "linear"), scale_lr(0.001, 1024, 256, "sqrt")
@@ -62,15 +61,14 @@ def scale_lr(lr: float, batch_size: int, reference_batch: int, rule: str) -> flo
 
 
 def scale_adam(betas: tuple[float, ...], eps: float, k: float) -> tuple[tuple[float, ...], float]:
-    """Adam's other constants for a batch k times as large: 1 - beta -> k (1 - beta), eps -> eps / sqrt(k).
-
+    """Adam's betas and eps for a batch k times as large: 1 - beta -> k (1 - beta), eps -> eps / sqrt(k).
     Args:
-        betas: decay rates in [0, 1), as many as there are. A beta of 0 keeps no memory, and stays 0.
-        eps: what is added to the denominator.
+        betas: decay rates in [0, 1). A beta of 0 has no memory and stays 0.
+        eps: term added to the denominator.
         k: growth of the batch, above 0.
 
     Raises:
-        InputError: if k is so large that k (1 - beta) >= 1, and a beta would not stay above 0.
+        InputError: k (1 - beta) >= 1, so that no positive beta is left.
 
     Example:
         >>> betas, eps = scale_adam((0.9, 0.999), 1e-8, 4)
@@ -81,7 +79,7 @@ def scale_adam(betas: tuple[float, ...], eps: float, k: float) -> tuple[tuple[fl
     """
     check_range("k", k, 0, low_open=True)
     for beta in betas:
-        # 1 - 0.9 is a little less than 0.1: at k = 10 rounding must not let a beta of 2e-16 through.
+        # In floating point 1 - 0.9 < 0.1: without a margin, k = 10 would give a beta of 2e-16.
         if beta > 0 and k * (1 - beta) >= 1 - 1e-9:
             raise InputError(
                 f"batch factor k={k:g}: with beta={beta:g} expected k below {1 / (1 - beta):g}; "
@@ -91,14 +89,13 @@ def scale_adam(betas: tuple[float, ...], eps: float, k: float) -> tuple[tuple[fl
 
 
 def warmup(warmup_steps: int, start: float = 0.0) -> Schedule:
-    """A multiplier that grows by a constant increment: start + (1 - start) t / warmup_steps, and 1 from there on.
-
+    """A linear warm-up: the multiplier start + (1 - start) t / warmup_steps, and 1 from step ``warmup_steps`` on.
     Args:
-        warmup_steps: the step at which it is exactly 1, at least 0 (no warm-up).
-        start: multiplier of step 0, in [0, 1]; at 0 the first step does nothing.
+        warmup_steps: the first step at which the multiplier is 1; 0 is no warm-up.
+        start: multiplier of step 0, in [0, 1]; 0 makes the first step a no-op.
 
     Raises:
-        InputError: if an argument is out of its range.
+        InputError: an argument is out of range.
 
     Example:
         >>> [warmup(3, 0.25)(step) for step in range(5)]
@@ -113,18 +110,19 @@ def warmup(warmup_steps: int, start: float = 0.0) -> Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class LRScaling:
-    """The rate that belongs to the batch: scaled from a reference batch by the optimizer's rule, and warmed up."""
+    """Settings of learning-rate scaling and its warm-up."""
 
     reference_batch: int = 256
-    """Batch for which the learning rate was chosen, in samples per optimizer step, at least 1."""
+    """Batch size for which the learning rate was chosen, in samples per optimizer step, at least 1."""
     rule: str = "auto"
-    """Rule: auto (by the optimizer's family), linear, sqrt or none."""
+    """Scaling rule: auto (by the optimizer's family), linear, sqrt or none."""
     warmup_epochs: float | None = None
-    """Epochs of warm-up, at least 0; None: 5 but at most a fifth of the run, or none if the cycle warms up itself."""
+    """Epochs of warm-up, at least 0; None: 5 but at most a fifth of the run, or none if the cycle includes a warm-up."""
     warmup_steps: int | None = None
-    """Optimizer steps of warm-up, at least 0; None: warmup_epochs says."""
+    """Optimizer steps of warm-up, at least 0; None: as warmup_epochs says."""
     start: float | None = None
-    """Rate where the warm-up starts, as a fraction of the scaled rate, in [0, 1]; None: the reference batch's rate."""
+    """Learning rate at the start of the warm-up, as a fraction of the scaled one, in [0, 1]; None: that of the reference
+    batch."""
 
     def __post_init__(self) -> None:
         check_range("LRScaling.reference_batch", self.reference_batch, 1, whole=True)
@@ -142,10 +140,9 @@ class LRScaling:
             check_range("LRScaling.start", self.start, 0, 1)
 
     def resolve_rule(self, optimizer: Optimizer) -> tuple[str, str]:
-        """The rule (linear, sqrt or none) and why: the optimizer's family by ``isinstance``, or the field ``rule``.
-
+        """The rule (linear, sqrt or none) and the reason: the optimizer's family, or the field ``rule``.
         Raises:
-            InputError: if ``rule`` is auto and the optimizer is of no known family.
+            InputError: ``rule`` is auto and the optimizer belongs to no known family.
 
         Example:
             >>> LRScaling().resolve_rule(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]))
@@ -156,23 +153,22 @@ class LRScaling:
         family = _family(optimizer)
         if family is None:
             raise InputError(
-                f"LRScaling.rule='auto': {type(optimizer).__name__} is of no family whose rule is known (SGD, Adam, "
+                f"LRScaling.rule='auto': {type(optimizer).__name__} belongs to no family with a known rule (SGD, Adam, "
                 "RMSprop); set LRScaling.rule to linear, sqrt or none"
             )
         return ("linear" if family == "SGD" else "sqrt"), f"{family} family"
 
     def apply(self, optimizer: Optimizer, batch_size: int) -> str:
-        """Scale every parameter group in place; once, before any schedule reads the rates.
-
+        """Scale every parameter group in place, once, before any schedule reads the learning rates.
         Args:
-            optimizer: fresh; its rates are those of the reference batch.
-            batch_size: the global batch, in samples per optimizer step: all workers and micro-batches together.
+            optimizer: newly built, with the learning rates of the reference batch.
+            batch_size: the global batch in samples per optimizer step: all workers and micro-batches together.
 
         Returns:
-            What was done and why, as a sentence to print.
+            What was scaled and why, as a note for the user.
 
         Raises:
-            InputError: as :meth:`resolve_rule` and :func:`scale_adam`, and if a scheduler already holds the rates.
+            InputError: as :meth:`resolve_rule` and :func:`scale_adam`, and if a scheduler already holds the learning rates.
 
         Example:
             >>> LRScaling().apply(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1), 1024)
@@ -181,35 +177,31 @@ class LRScaling:
         rule, reason = self.resolve_rule(optimizer)
         groups, k = optimizer.param_groups, batch_size / self.reference_batch
         if any("initial_lr" in group for group in groups):
-            raise InputError("LRScaling: a scheduler already holds this optimizer's rates; scale first, then build it")
+            raise InputError("LRScaling: a scheduler already holds this optimizer's learning rates; build it after scaling")
         adaptive = rule == "sqrt" and _family(optimizer) in ("Adam", "RMSprop")
         before = [{key: group[key] for key in _KEYS if key in group and (adaptive or key == "lr")} for group in groups]
-        after = [self._scaled(values, batch_size, rule) for values in before]  # all of them, before any is written
-        said = f"batch {batch_size} is {k:g} x the reference {self.reference_batch}: {reason}, {rule} rule"
-        said += "".join(f", {_KEYS[key]} {_show(before, key)} -> {_show(after, key)}" for key in _KEYS if key in after[0])
+        after = [self._scaled(values, batch_size, rule) for values in before]  # all groups, before any is changed
+        note = f"batch {batch_size} is {k:g} x the reference {self.reference_batch}: {reason}, {rule} rule"
+        note += "".join(f", {_KEYS[key]} {_show(before, key)} -> {_show(after, key)}" for key in _KEYS if key in after[0])
         for group, values in zip(groups, after, strict=True):
             for key, value in values.items():
                 if isinstance(group[key], torch.Tensor):
                     group[key].fill_(value)
                 else:
                     group[key] = value
-        return said
+        return note
 
     def warmup_schedule(
         self, optimizer: Optimizer, batch_size: int, *, total_steps: int, steps_per_epoch: int, cycle_warms_up: bool
     ) -> Schedule:
-        """The multiplier from ``start`` to 1; the constant 1 where the batch is not above the reference.
-
+        """The warm-up multiplier, from ``start`` to 1; constant 1 where the batch is not larger than the reference.
         Args:
-            optimizer, batch_size: as for :meth:`apply`; the rule says where the reference rate lies.
+            optimizer, batch_size: as for :meth:`apply`; they determine the learning rate of the reference batch.
             total_steps, steps_per_epoch: applied optimizer steps, at least 1.
-            cycle_warms_up: a cycle with a warm-up of its own is on (``Cyclical.warms_up``).
-
-        Returns:
-            A schedule that is 1 after the warm-up.
+            cycle_warms_up: the cycle includes a warm-up (``Cyclical.warms_up``).
 
         Raises:
-            InputError: if a warm-up was asked for on top of the cycle's, or is longer than the run.
+            InputError: a warm-up was requested in addition to the cycle's, or is longer than the run.
 
         Example:
             >>> optimizer, scaling = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), LRScaling(warmup_steps=3)
@@ -230,7 +222,7 @@ class LRScaling:
                 given = f"LRScaling.{key}={value!r}"
                 raise InputError(f"{given}: 1cycle already warms up; leave it at None, or choose another Cyclical.shape")
         if num_steps > total_steps:
-            raise InputError(f"{name}: {num_steps} steps of warm-up are more than the run's; expected <= {total_steps}")
+            raise InputError(f"{name}: {num_steps} steps of warm-up exceed the run; expected <= {total_steps}")
         growth = scale_lr(1.0, batch_size, self.reference_batch, self.resolve_rule(optimizer)[0])
         start = min(1.0, 1.0 / growth) if self.start is None else self.start
         return constant() if cycle_warms_up or start == 1 else warmup(num_steps, start)
@@ -246,7 +238,7 @@ class LRScaling:
         return scaled
 
 
-# What the rules touch in a parameter group, and what the printed sentence calls it.
+# The settings of a parameter group that the rules change, and their names in the note.
 _KEYS = {"lr": "learning rate", "betas": "betas", "alpha": "alpha", "eps": "eps"}
 
 
@@ -261,7 +253,7 @@ def _family(optimizer: Optimizer) -> str | None:
 
 
 def _show(groups: list[dict[str, Any]], key: str) -> str:
-    """A value of the parameter groups: one for all, or those of the first and the last group."""
+    """A setting of the parameter groups as text; where groups differ, that of the first and of the last."""
     texts = []
     for value in (groups[0][key], groups[-1][key]):
         numbers = [f"{float(number):.6g}" for number in (value if key == "betas" else [value])]

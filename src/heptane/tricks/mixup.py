@@ -1,8 +1,7 @@
-"""Mixup: train on convex blends of pairs of samples and of their targets; CutMix blends by pasting a box.
-
+"""Mixup: train on convex combinations of pairs of samples and of their targets; CutMix pastes a box instead.
 Equation
     x' = lam x_i + (1 - lam) x_j,  y' = lam y_i + (1 - lam) y_j,  lam ~ Beta(alpha, alpha), j a permutation of the batch.
-    CutMix: x' is x_i with a box of x_j pasted in, of area 1 - lam; lam is then the exact area that is left.
+    CutMix: x' is x_i with a box of x_j pasted in, of area 1 - lam; lam is then recomputed from the box in whole pixels.
 
 Source
     Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", section 2, arXiv:1710.09412.
@@ -10,11 +9,12 @@ Source
     Hidden features: Verma et al. 2019, "Manifold Mixup", section 2, arXiv:1806.05236.
 
 Meets the loop at
-    ``mixup_batch``. The draw belongs to the global batch, so neither workers nor micro-batches change the pairs.
+    ``mix``. Pairs are drawn for the global batch, so neither workers nor micro-batches change them.
 
 Costs, and when it does not help
-    A draw and a blend per step. It regularises, so it pays on long schedules that overfit; on a few epochs it slows
-    learning, and no speed record uses it there. The authors lower weight decay with it (1e-4 in place of 5e-4 on CIFAR).
+    A random draw and a blend per step. It is a regularizer: it pays on long schedules that overfit, and slows learning on
+    runs of a few epochs, where no speed record uses it. The authors lower weight decay with it (1e-4 instead of 5e-4 on
+    CIFAR).
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _NO_IMAGES = "Mixup.cutmix_alpha needs images of shape (N, C, H, W): for other i
 
 @dataclass(frozen=True)
 class Blend:
-    """One global batch's draw: ``lam`` (N,) float32, ``partner`` (N,) int64, and a CutMix box in pixels or None."""
+    """The random draw for one global batch: ``lam`` (N,) float32, ``partner`` (N,) int64, and a CutMix box in pixels or
+    None."""
 
     lam: torch.Tensor
     partner: torch.Tensor
@@ -52,23 +53,22 @@ class Blend:
 def mixup_batch(
     inputs: torch.Tensor, targets: torch.Tensor, lam: float | torch.Tensor, permutation: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blend each sample, and its target, with its partner: lam * x + (1 - lam) * x[permutation].
-
+    """Blend each sample and its target with a partner: lam * x + (1 - lam) * x[permutation].
     Args:
         inputs: (N, ...), floating point.
-        targets: (N, ...) floating point: soft, multi-label or regression targets. Blend integer classes by making them
-            one-hot first (``hp.smooth_labels(classes, 0.0, num_classes)``).
-        lam: share of the sample itself, in [0, 1]: a number, or a tensor of shape (N,).
+        targets: (N, ...), floating point: soft, multi-label or regression targets. Convert integer classes to one-hot first,
+            with ``hp.smooth_labels(classes, 0.0, num_classes)``.
+        lam: weight of the sample itself, in [0, 1]: a number, or a tensor of shape (N,).
         permutation: (N,) integers, the partner of each sample.
 
     Returns:
-        The blended inputs and targets, of the shapes given.
+        The blended inputs and targets, in the shapes given.
 
     Raises:
-        InputError: integer inputs or targets, whose blend has no meaning, or a coefficient outside [0, 1].
+        InputError: integer inputs or targets, or ``lam`` outside [0, 1].
 
     Example:
-        >>> mix(torch.tensor([[0.0], [4.0]]), torch.eye(2), 0.75, torch.tensor([1, 0]))
+        >>> mixup_batch(torch.tensor([[0.0], [4.0]]), torch.eye(2), 0.75, torch.tensor([1, 0]))
         (tensor([[1.],
                 [3.]]), tensor([[0.7500, 0.2500],
                 [0.2500, 0.7500]]))
@@ -89,7 +89,7 @@ def mixup_batch(
 
 
 def paste(first: torch.Tensor, second: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
-    """CutMix: ``first`` (N, C, H, W) with the box (top, bottom, left, right), in pixels, taken from ``second``."""
+    """CutMix: ``first`` (N, C, H, W) with the box (top, bottom, left, right), in pixels, copied from ``second``."""
     top, bottom, left, right = box
     out = first.clone()
     out[:, :, top:bottom, left:right] = second[:, :, top:bottom, left:right]
@@ -98,20 +98,20 @@ def paste(first: torch.Tensor, second: torch.Tensor, box: tuple[int, int, int, i
 
 @dataclass(frozen=True, kw_only=True)
 class Mixup:
-    """Trick 4: blends of pairs. ``Mixup(alpha=0.2)`` fills the slot ``mix``."""
+    """Settings of mixup and CutMix."""
 
     alpha: float = 0.2
-    """Mixup draws lam ~ Beta(alpha, alpha), in [0, inf); 0 leaves mixup out."""
+    """Mixup draws lam ~ Beta(alpha, alpha), at least 0; 0 turns mixup off."""
     cutmix_alpha: float = 0.0
-    """CutMix draws lam ~ Beta(alpha, alpha), in [0, inf); 0 leaves CutMix out."""
+    """CutMix draws lam ~ Beta(alpha, alpha), at least 0; 0 turns CutMix off."""
     cutmix_probability: float = 0.5
-    """Share of the batches that get CutMix when both are on, in [0, 1]."""
+    """Fraction of batches that use CutMix when both are on, in [0, 1]."""
     per_sample: bool = False
-    """Draw one coefficient per sample instead of one per batch (mixup only: a CutMix box is per batch)."""
+    """Draw lam per sample instead of per batch (mixup only: a CutMix box is drawn per batch)."""
     layer: str | None = None
-    """Name of the module whose output is blended (hidden features, embeddings); None: the input."""
+    """Name of the module whose output is blended, such as an embedding; None: the input."""
     off_last_epochs: float = 0.0
-    """Epochs at the end that train without blending, in [0, inf)."""
+    """Final epochs that train without blending, at least 0."""
 
     def __post_init__(self) -> None:
         check_bool("Mixup.per_sample", self.per_sample)
@@ -122,23 +122,22 @@ class Mixup:
         check_range("Mixup.cutmix_probability", self.cutmix_probability, 0, 1)
         check_range("Mixup.off_last_epochs", self.off_last_epochs, 0)
         if not self.alpha and not self.cutmix_alpha:
-            raise InputError("Mixup.alpha=0 and Mixup.cutmix_alpha=0 blend nothing: give one of them, or leave Mixup out")
+            raise InputError("Mixup.alpha=0 and Mixup.cutmix_alpha=0 turn both off: set one above 0, or leave Mixup out")
         if self.layer and self.cutmix_alpha:
-            raise InputError(f"Mixup.layer={self.layer!r} excludes CutMix: a box is cut from images; set cutmix_alpha=0")
+            raise InputError(f"Mixup.layer={self.layer!r} excludes CutMix, which cuts boxes from images; set cutmix_alpha=0")
 
     def draw(self, seed: int, step: int, batch_size: int, image_size: tuple[int, int] | None = None) -> Blend:
-        """The blend of step ``step``: a pure function of its arguments.
-
+        """The pairs and weights of one step, a pure function of the arguments.
         Args:
-            seed, step: what the draw is a function of.
+            seed, step: determine the draw.
             batch_size: N, of the global batch.
-            image_size: (H, W), needed for CutMix, whose coefficient is the exact area left in pixels.
+            image_size: (H, W), required for CutMix.
         """
         rng = generator(seed, "mixup", step)
-        cut = self.cutmix_alpha > 0 and (not self.alpha or rng.random() < self.cutmix_probability)
+        cutmix = self.cutmix_alpha > 0 and (not self.alpha or rng.random() < self.cutmix_probability)
         partner = torch.from_numpy(rng.permutation(batch_size))
-        alpha = self.cutmix_alpha if cut else self.alpha
-        if not cut:
+        alpha = self.cutmix_alpha if cutmix else self.alpha
+        if not cutmix:
             lam = rng.beta(alpha, alpha, batch_size if self.per_sample else None)
             return Blend(torch.from_numpy(np.broadcast_to(lam, (batch_size,)).astype(np.float32)), partner)
         if image_size is None:
@@ -148,20 +147,25 @@ class Mixup:
         y, x = rng.random(2)
         top, bottom = round(max(0.0, y - side) * height), round(min(1.0, y + side) * height)
         left, right = round(max(0.0, x - side) * width), round(min(1.0, x + side) * width)
-        kept = 1 - (bottom - top) * (right - left) / (height * width)
-        return Blend(torch.full((batch_size,), kept, dtype=torch.float32, device="cpu"), partner, (top, bottom, left, right))
+        lam = 1 - (bottom - top) * (right - left) / (height * width)
+        return Blend(torch.full((batch_size,), lam, dtype=torch.float32, device="cpu"), partner, (top, bottom, left, right))
 
     def fill(self, model: torch.nn.Module, seed: int, total_steps: int, steps_per_epoch: int, sample: Any = None) -> Mixer:
-        """What fills the slot ``mix`` for this run; ``sample`` are inputs to see on what the masks among them act."""
+        """The :class:`Mixer` of a run.
+        Args:
+            model: receives a hook where ``layer`` is set.
+            seed, total_steps, steps_per_epoch: of the run.
+            sample: inputs of the model, from which it is found whether masks among them act before or after ``layer``.
+        """
         hidden = HiddenBlend(model, self.layer, sample) if self.layer else None
         mixer = Mixer(self, seed, total_steps - round(self.off_last_epochs * steps_per_epoch), hidden)
         if hidden:
-            weakref.finalize(mixer, hidden.handle.remove)  # the model outlives the run, and should not show it
+            weakref.finalize(mixer, hidden.handle.remove)  # the model outlives the run and must not keep the hook
         return mixer
 
 
 class Mixer:
-    """Fills the slot ``mix``: the inputs and targets of a part of a global batch, blended with their partners."""
+    """Fills the slot ``mix``: part of a global batch, blended with its partners."""
 
     blends = True
 
@@ -175,7 +179,7 @@ class Mixer:
         return self.trick.layer
 
     def take(self, batch: Batch, part: slice, step: int) -> tuple[Any, Any]:
-        """The part ``part`` of ``batch``; without blending from step ``stop`` on."""
+        """The slice ``part`` of ``batch``, blended before step ``stop`` and as it is from then on."""
         inputs, targets = batch.take(part)
         if self.hidden:
             self.hidden.check_used()
@@ -197,7 +201,7 @@ class Mixer:
         return inputs, MixedTargets(targets, partner_targets, lam)
 
     def targets(self, batch: Batch, step: int) -> Any:
-        """The targets of the whole global batch, blended: what the criterion counts."""
+        """The blended targets of the whole global batch, from which the criterion counts its divisor."""
         targets = batch.targets()
         if step >= self.stop:
             return targets
@@ -207,15 +211,16 @@ class Mixer:
         return MixedTargets(targets, targets[draw.partner], draw.lam)
 
     def _check(self, inputs: Any, targets: Any) -> None:
-        """Refuse at the first step what only some draws would stumble over."""
+        """Refuse at the first step what would fail only in some later draws."""
         if not isinstance(targets, torch.Tensor):
-            raise InputError("mixup needs targets that are one tensor; turn it off for this model")
+            found = type(targets).__name__
+            raise InputError(f"mixup needs targets that are one tensor, got {found}; turn mixup off for this model")
         if not isinstance(inputs, torch.Tensor):
             if self.hidden and isinstance(inputs, MutableMapping):
                 return
             raise InputError(
-                f"mixup of inputs of type {type(inputs).__name__}: expected one tensor, or a dict and the module of the "
-                "embedding in Mixup.layer; or turn mixup off for this model"
+                f"mixup of inputs of type {type(inputs).__name__}: expected one tensor, or a dict together with "
+                "Mixup.layer; or turn mixup off for this model"
             )
         cuts = self.trick.cutmix_alpha > 0 and not (self.trick.alpha and self.trick.cutmix_probability == 0)
         if cuts and inputs.ndim != 4:
@@ -224,7 +229,7 @@ class Mixer:
         if blends and not self.hidden and not inputs.is_floating_point():
             raise InputError(
                 f"mixup of inputs of type {inputs.dtype}: integers (tokens) cannot be blended; "
-                "name the embedding's module in Mixup.layer, or turn mixup off"
+                "set Mixup.layer to the name of the embedding, or turn mixup off"
             )
 
     def _draw(self, batch: Batch, step: int, image_size: tuple[int, int] | None) -> Blend:
@@ -234,9 +239,12 @@ class Mixer:
 
 
 def pair_inputs(inputs: Any, partners: Any, whole: bool, masks_wait: bool) -> Any:
-    """What a model is given whose hidden features are blended: the inputs, and unless these are the ``whole`` batch, which
-    has the partners in it, the partners after them. Of masks that wait, as they are used after the blend, each row is that
-    of the longer of the two."""
+    """Inputs for a model whose hidden features are blended: samples, followed by their partners.
+    Args:
+        inputs, partners: tensors, or mappings of tensors, of the same shapes.
+        whole: ``inputs`` are the whole global batch; it contains the partners, so nothing is appended.
+        masks_wait: masks act after the blend. Then each row gets the union of its own mask and its partner's.
+    """
     if isinstance(inputs, MutableMapping):
         found = copy.copy(inputs)
         for key, own in inputs.items():
@@ -250,15 +258,15 @@ def pair_inputs(inputs: Any, partners: Any, whole: bool, masks_wait: bool) -> An
 
 
 def is_mask(key: Any, value: Any) -> bool:
-    """Whether an entry of a batch, such as ``attention_mask``, says which positions count."""
+    """Whether an entry of a batch, such as ``attention_mask``, marks the positions that count."""
     return str(key).endswith("mask") and isinstance(value, torch.Tensor) and value.ndim > 1
 
 
 class HiddenBlend:
-    """Blends the output of one module while a draw is pending; evaluation passes through untouched.
-
-    With the whole batch in one pass the partners are rows of it. Otherwise the partners follow as a second half, which is
-    taken off again after blending, so that the pairs may cross micro-batches and workers.
+    """A forward hook that blends the output of one module while a draw is pending. Evaluation is unaffected.
+    If the whole global batch is in one pass, the partners are among its rows. Otherwise the partners form the second half of
+    the
+    rows, which is dropped after blending; so pairs may cross micro-batches and workers.
     """
 
     def __init__(self, model: torch.nn.Module, layer: str, sample: Any = None) -> None:
@@ -270,14 +278,14 @@ class HiddenBlend:
         self.layer = layer
         layer = names.get(layer, layer)
         self.pending: tuple[torch.Tensor, torch.Tensor | None] | None = None
-        self.masks_wait = not _acts_before(model, model.get_submodule(layer), sample)
+        self.masks_wait = not _mask_acts_before(model, model.get_submodule(layer), sample)
         self.handle = model.get_submodule(layer).register_forward_hook(self._hook)
 
     def check_used(self) -> None:
-        """Refuse a module that the last forward pass went around: the targets were blended, and its output was not."""
+        """Refuse a module that the last forward pass did not call: the targets were blended, and nothing else was."""
         if self.pending is not None:
             self.pending = None
-            raise InputError(f"Mixup.layer={self.layer!r} did not run in the model's forward pass: name a module that does")
+            raise InputError(f"Mixup.layer={self.layer!r} did not run in the forward pass; name a module that does")
 
     def _hook(self, module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         if self.pending is None:
@@ -288,8 +296,8 @@ class HiddenBlend:
         if not isinstance(output, torch.Tensor) or not output.is_floating_point() or output.shape[:1] != (num_rows,):
             found = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else f"type {type(output).__name__}"
             raise InputError(
-                f"Mixup.layer={self.layer!r} gives an output of {found}: expected real numbers of shape ({num_rows}, ...), "
-                "a row per sample"
+                f"Mixup.layer={self.layer!r} gives an output of {found}: expected a floating-point tensor of shape "
+                f"({num_rows}, ...), one row per sample"
             )
         if partner is not None:
             return blend(output, output[partner], lam)
@@ -297,8 +305,8 @@ class HiddenBlend:
         return blend(own, others, lam)
 
 
-def _acts_before(model: torch.nn.Module, module: torch.nn.Module, sample: Any) -> bool:
-    """Whether what ``module`` gives depends on a mask among the inputs: then each sample needs its own before the blend."""
+def _mask_acts_before(model: torch.nn.Module, module: torch.nn.Module, sample: Any) -> bool:
+    """Whether the output of ``module`` depends on a mask among the inputs, so that each sample must keep its own mask."""
     if not isinstance(sample, MutableMapping) or not any(is_mask(key, value) for key, value in sample.items()):
         return False
     from heptane.model.trying import try_output

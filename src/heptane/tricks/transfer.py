@@ -1,23 +1,22 @@
-"""Transfer learning: start from somebody else's weights, with a new head, a rate per depth and gradual unfreezing.
-
+"""Transfer learning: start from pretrained weights, with a new head, a learning rate per depth and gradual unfreezing.
 Equation
-    rate of group l-1 = rate of group l / factor; the head, the last of g groups, has the full rate (factor 2.6).
-    groups that train at a step = min(g, g - frozen + floor(step / (every epochs * steps per epoch))).
+    lr of group l-1 = lr of group l / factor; the head, the last of g groups, has the full learning rate (factor 2.6).
+    Groups that train at a step: min(g, g - frozen + floor(step / (every_epochs * steps_per_epoch))).
 
 Source
     Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text Classification" (ULMFiT), arXiv:1801.06146,
     section 3.2 (discriminative fine-tuning) and section 3.3 (gradual unfreezing).
 
 Meets the loop at
-    Before the loop: the model (load, swap the head, freeze) and the optimizer (all groups, up front). With gradual
-    unfreezing the loop runs phase by phase, and wraps the model for data parallelism again at each.
+    Before the loop: the model (load weights, replace the head, freeze) and the optimizer (all parameter groups, up front).
+    With gradual unfreezing the loop runs in phases, and the model is wrapped for data parallelism anew in each.
 
 Costs, and when it does not help
-    Nothing per step; frozen groups save their backward pass. The gain is largest on little data (TREC-6: error 10.67%
-    to 5.69%) and shrinks as the data grow; weights from a far domain or image size may not pay at all.
-    A new head sends large gradients at first: ``lr_scaling`` warms the rate up in its first epochs, on all groups alike.
+    Nothing per step; frozen groups save their backward pass. The gain is largest on small data (TREC-6: error 10.67% to
+    5.69%) and shrinks as data grow; weights from a distant domain or image size may not help at all.
+    A new head produces large gradients at first: ``lr_scaling`` adds a warm-up, the same for all groups.
     The factor compounds. The paper's network has three LSTM layers; over 20 groups a factor of 2.6 leaves the first one
-    1e-8 of the rate, which is freezing: use 1.1 to 1.3 on a deep network.
+    1e-8 of the learning rate, which amounts to freezing it: use 1.1 to 1.3 on a deep network.
 """
 
 from __future__ import annotations
@@ -49,49 +48,50 @@ if TYPE_CHECKING:
     from heptane.core.run import Phase, Run
 
 MODES = ("head", "head-first", "gradual", "full", "auto")
-_SLACK = 1e-9  # of a period: keeps a step that lies on a boundary there when the period is a rounded product
+_SLACK = 1e-9  # in periods: absorbs rounding of the period, so that a step on a boundary stays on it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """Start from pretrained weights.
-
+    """Settings of transfer learning.
     Example:
         >>> Transfer(freeze=-1, unfreeze_every_epochs=1).phases(total_steps=40, steps_per_epoch=10, num_groups=3)
         [(0, 2), (10, 1), (20, 0)]
     """
 
     weights: str | None = None
-    """To start from: a file (.safetensors, .pth, .pt, .bin, .ckpt), the folder of a run or of a Hugging Face model,
-    efficientnet-lite0, timm:NAME, hf:NAME or hf:FOLDER; None: the weights that the model holds."""
+    """Source of the weights: a file (.safetensors, .pth, .pt, .bin, .ckpt), the folder of a run or of a Hugging Face model,
+    efficientnet-lite0, timm:NAME, hf:NAME or hf:FOLDER; None: the model's current weights."""
     swap_head: bool = True
-    """Replace the classifier when its number of outputs is not the number of classes."""
+    """Replace the classifier if its number of outputs differs from the number of classes."""
     mode: str | None = None
-    """What trains: head (it alone), head-first (it alone for head_epochs, then all), gradual (a group more at a time, all by
-    half of the run), full, or auto: head, gradual or full, by labels per class and a short probe. None: as freeze says."""
+    """What trains: head (only the head), head-first (the head for head_epochs, then everything), gradual (one more group at
+    a time, everything from half of the run on), full, or auto: head, gradual or full, by labels per class and a short probe.
+    None: as freeze says."""
     head_epochs: float = 1.0
-    """Epochs in which the head trains alone with mode head-first, above 0."""
+    """Epochs in which only the head trains with mode head-first, above 0."""
     freeze: int = 0
-    """Groups to freeze, from the first, at least 0 (no more than you froze yourself); -1: all but the head."""
+    """Groups to freeze, counted from the input, at least 0; -1: all but the head. What you froze yourself stays frozen."""
     unfreeze_every_epochs: float = 0.0
-    """Epochs after which one more group, from the last, is unfrozen, at least 0; 0: never."""
+    """Epochs after which one more group is unfrozen, from the output back, at least 0; 0: never."""
     groups: tuple[str, ...] = ()
-    """What is frozen, and has its rate, together, from the input to the output: names of modules, or patterns with *; joined
-    by commas as a flag. The head is added. Empty: timm's or transformers' own groups, else blocks in their order of use."""
+    """Layer groups, from the input to the output: names of modules, or patterns with *; separated by commas as a flag. The
+    head is added. Each is frozen as a whole and has one learning rate. Empty: the groups of timm or transformers, else
+    blocks in their order of use."""
     rate_factor: float = 2.6
-    """Factor between the rate of a group and that of the one before it, at least 1; 1: equal rates."""
+    """Ratio of the learning rates of adjacent groups, at least 1; 1: equal learning rates."""
     min_match: float = 0.5
-    """Least share of the parameters outside the head that the file must hold, in [0, 1]."""
+    """Smallest fraction of the parameters outside the head that the weights must provide, in [0, 1]."""
 
     lora_rank: int = 0
-    """Rank of adapters beside the linear layers, which train in place of these, at least 0; 0: none. With freeze=0."""
+    """Rank of LoRA adapters, which train instead of the linear layers, at least 0; 0: none. Requires freeze=0."""
     lora_alpha: float | None = None
-    """Their weight is alpha / rank; alpha is above 0, None is the rank."""
+    """Scale of the adapters is alpha / rank; alpha is above 0, None: alpha = rank."""
     cache: str = "auto"
-    """Where what the frozen groups give is kept, computed once: memory, disk, auto (memory, or if that is short the disk) or
-    off. It needs data in memory whose inputs do not change; the run's notes say whether it was done, or why not."""
+    """Where to cache frozen features: memory, disk, auto (memory, or disk if memory is short) or off. It needs data in
+    memory whose inputs do not change; a note says whether features were cached, or why not."""
     cache_dtype: str = "auto"
-    """Of what is kept: fp32, fp16, bf16, or auto, as it is computed."""
+    """Type of the cached features: fp32, fp16, bf16, or auto, the type in which they are computed."""
 
     def __post_init__(self) -> None:
         if isinstance(self.weights, os.PathLike):
@@ -113,7 +113,7 @@ class Transfer:
             check_range("Transfer.lora_alpha", self.lora_alpha, 0, low_open=True)
         if self.lora_rank and self.freeze:
             raise InputError(
-                f"Transfer.lora_rank={self.lora_rank} freezes all but adapters and head by itself: leave freeze 0"
+                f"Transfer.lora_rank={self.lora_rank} already freezes everything but adapters and head: set freeze=0"
             )
         check_choice("Transfer.cache", self.cache, ("auto", "memory", "disk", "off"))
         check_choice("Transfer.cache_dtype", self.cache_dtype, ("auto", "fp32", "fp16", "bf16"))
@@ -123,19 +123,19 @@ class Transfer:
         for name in ("freeze", "unfreeze_every_epochs", "lora_rank"):
             if self.mode is not None and getattr(self, name):
                 value = getattr(self, name)
-                raise InputError(f"Transfer.mode={self.mode!r} and {name}={value:g} both say what is frozen: leave one out")
+                raise InputError(f"Transfer.mode={self.mode!r} and {name}={value:g} both decide what is frozen: set one")
 
     @property
     def first_frozen(self) -> int:
-        """Groups that are frozen at first, as ``freeze`` counts them."""
+        """Groups frozen at the start, as ``freeze`` counts them."""
         return -1 if self.mode in ("head", "head-first", "gradual") else self.freeze
 
     def anatomy(self, model: torch.nn.Module, inputs: Any, labels: Any = None) -> Anatomy:
-        """The groups that are frozen, and have their rates, together; see :func:`heptane.anatomy`."""
+        """The model's layer groups; see :func:`heptane.anatomy`."""
         return anatomy(model, inputs, labels, groups=self.groups)
 
     def load(self, model: torch.nn.Module) -> list[str]:
-        """Load the weights, if there are any; returns what is to be said of them."""
+        """Load the weights, if any; return notes for the user."""
         if self.weights is None:
             return []
         report = load_weights(model, self.weights, min_match=self.min_match)
@@ -144,20 +144,20 @@ class Transfer:
     def prepare(
         self, model: torch.nn.Module, num_classes: int | None, seed: int | None = None, groups: Anatomy | None = None
     ) -> list[str]:
-        """Load, swap the head and freeze, in that order; returns a sentence for the log on each thing done.
-
-        ``seed`` draws the new head's values, leaving PyTorch's generator as it was; None draws them from that generator.
+        """Load the weights, replace the head and freeze, in that order; return a note on each step.
+        ``seed`` initializes the new head without touching PyTorch's global generator; None uses that generator.
         """
-        said = self.load(model) + self.fit_head(model, num_classes, seed, groups or anatomy(model, groups=self.groups))
-        return said + self.apply_freezing(model, groups or anatomy(model, groups=self.groups), seed)
+        notes = self.load(model) + self.fit_head(model, num_classes, seed, groups or anatomy(model, groups=self.groups))
+        return notes + self.apply_freezing(model, groups or anatomy(model, groups=self.groups), seed)
 
     def fit_head(self, model: torch.nn.Module, num_classes: int | None, seed: int | None, groups: Anatomy) -> list[str]:
-        """Swap the head where it has not as many outputs as there are classes; a weight that it shared is its own then, so
-        that the groups are to be looked for again."""
+        """Replace the head if its number of outputs differs from the number of classes; return notes for the user.
+        A head that shared its weight with another layer no longer does, so the layer groups must be computed again.
+        """
         if not self.swap_head:
             return []
         if num_classes is None:
-            return ["head kept: loss and targets do not say how many classes there are"]
+            return ["head kept: the number of classes is unknown from the loss and targets"]
         outputs = head_layer(model, groups.head)[1].weight.shape[0]
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
@@ -169,32 +169,32 @@ class Transfer:
         return [f"head {without_compiled(name)} {done}"]
 
     def apply_freezing(self, model: torch.nn.Module, groups: Anatomy, seed: int | None = None) -> list[str]:
-        """Put adapters beside the layers if they are asked for, and freeze what is frozen at first."""
-        said = []
+        """Add LoRA adapters if requested, and freeze the groups that start frozen; return notes for the user."""
+        notes = []
         if self.first_frozen or self.rate_factor > 1:
-            said.append(f"{len(groups.layers)} groups from the input to the output, by {groups.by}")
+            notes.append(f"{len(groups.layers)} layer groups, by {groups.by}")
         if self.lora_rank:
             head = None if groups.head is None else model.get_submodule(groups.head)
-            said.append(adapt(model, self.lora_rank, self.lora_alpha, head, seed))
+            notes.append(adapt(model, self.lora_rank, self.lora_alpha, head, seed))
         layers = groups.layers
         frozen = count_frozen("Transfer.freeze", self.first_frozen, len(layers))
         if frozen:
             freeze(model, frozen, groups)
-            said.append(f"frozen: the first {frozen} of {len(layers)} groups, up to {layers[frozen - 1].name}")
+            notes.append(f"frozen: the first {frozen} of {len(layers)} groups, up to {layers[frozen - 1].name}")
         if layers and not any(parameter.requires_grad for parameter in model.parameters()):
-            raise InputError(f"{type(model).__name__} has no parameter that trains; call requires_grad_(True) on some")
+            raise InputError(f"{type(model).__name__} has no trainable parameter; call requires_grad_(True) on some")
         if self.rate_factor > 1 and len(layers) > 1 and not (self.mode == "head" and frozen == len(layers) - 1):
             least = self.rate_factor ** (1 - len(layers))
             first = f"{layers[0].name} has {least:.1e} of the head's"
-            said.append(f"learning rates fall {self.rate_factor:g} times per group, {len(layers)} groups: {first}")
-        return said
+            notes.append(f"learning rate divided by {self.rate_factor:g} per group, {len(layers)} groups: {first}")
+        return notes
 
     def param_groups(self, model: torch.nn.Module, lr: float, groups: Anatomy | None = None) -> list[dict[str, Any]]:
-        """All of the optimizer's groups, up front; see :func:`param_groups`."""
+        """The optimizer's parameter groups, all up front; see :func:`param_groups`."""
         return param_groups(model, lr, self.rate_factor, groups or anatomy(model, groups=self.groups))
 
     def phases(self, total_steps: int, steps_per_epoch: int, num_groups: int) -> list[tuple[int, int]]:
-        """(first step, frozen groups) for each stretch of steps with the same groups frozen; the first starts at 0."""
+        """(first step, frozen groups) of each phase; the first starts at step 0."""
         check_range("total_steps", total_steps, 1, whole=True)
         check_range("steps_per_epoch", steps_per_epoch, 1, whole=True)
         frozen = count_frozen("Transfer.freeze", self.first_frozen, num_groups)
@@ -204,25 +204,23 @@ class Transfer:
         elif self.mode == "head-first":
             every_steps, at_once = self.head_epochs * steps_per_epoch, frozen
         starts = {0: frozen}
-        for times in range(1, frozen // at_once + 1 if every_steps and frozen else 1):
-            due = (times - _SLACK) * every_steps
+        for period in range(1, frozen // at_once + 1 if every_steps and frozen else 1):
+            due = (period - _SLACK) * every_steps
             if due <= total_steps - 1:
-                starts[ceil(due)] = frozen - times * at_once
+                starts[ceil(due)] = frozen - period * at_once
         return list(starts.items())
 
 
 class Stages:
-    """Fills the slot ``stages``: what of the model trains in a phase. In a run without transfer too, where what the user
-    has frozen stays frozen.
-
+    """Fills the slot ``stages``: what trains in each phase of a run. Without transfer, what the user froze stays frozen.
     Args:
-        transfer: None where it is off.
-        groups: what is frozen, and has its rate, together.
+        transfer: None if it is off.
+        groups: the model's layer groups.
     """
 
     def __init__(self, transfer: Transfer | None, groups: Anatomy | None) -> None:
         self.transfer, self.groups = transfer, groups
-        self._found: dict[Phase, FeatureCache | None] = {}
+        self._cached: dict[Phase, FeatureCache | None] = {}
 
     @property
     def mode(self) -> str | None:
@@ -234,9 +232,9 @@ class Stages:
         self.modes(run.model)
         if self.transfer is None:
             return None
-        if phase not in self._found:
-            self._found = {phase: self._features(run, phase)}
-        return self._found[phase]
+        if phase not in self._cached:
+            self._cached = {phase: self._features(run, phase)}
+        return self._cached[phase]
 
     def modes(self, model: torch.nn.Module) -> None:
         """Train mode, and eval mode for what is frozen."""
@@ -250,8 +248,8 @@ class Stages:
         if self.transfer.cache == "off" or all(parameter.requires_grad for parameter in run.model.parameters()):
             return None
         found = cache_features(run, phase, self.transfer.cache, self.transfer.cache_dtype)
-        said = f"frozen part not computed once: {found}" if isinstance(found, str) else found.said
-        run.notes += [said] if said not in run.notes else []  # many phases may have the same reason
+        note = f"frozen features not cached: {found}" if isinstance(found, str) else found.note
+        run.notes += [note] if note not in run.notes else []  # several phases may have the same reason
         return None if isinstance(found, str) else found
 
     def starts(self, total_steps: int, steps_per_epoch: int, num_groups: int) -> list[tuple[int, int]]:
