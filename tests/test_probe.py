@@ -88,7 +88,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, with_units: None) -> dict[tuple[str, 
     monkeypatch.setattr(TrialSteps, "step", step)
     monkeypatch.setattr(variants, "_cpu_clock", lambda: now[0])
     monkeypatch.setattr(variants, "now", lambda: now[0] / 100)
-    monkeypatch.setattr(variants, "waited", lambda: 0.0)
+    monkeypatch.setattr(variants, "run_queue_seconds", lambda: 0.0)
     return seconds
 
 
@@ -146,7 +146,7 @@ def test_what_is_hardly_faster_is_noise_and_plain_stays(timed: dict[tuple[str, b
     timed |= {("fp32", False): 0.0100, ("bf16", False): 0.0093}
     dtype, last, why = choose_precision(hp.MixedPrecision(), mlp(), CrossEntropy(), IMAGES, LABELS)
     assert (dtype, last) == ("fp32", False)
-    assert why == "fp32: no other variant pays here, by the time of a step on 4 samples (fp32 10 ms, bf16 9.3 ms)"
+    assert why == "fp32: no variant is clearly faster here, timed on steps of 4 samples (fp32 10 ms, bf16 9.3 ms)"
 
 
 def test_what_is_clearly_faster_is_taken(timed: dict[tuple[str, bool], float]) -> None:
@@ -281,7 +281,7 @@ def test_a_variant_that_fails_is_out_with_a_note(fails: str, out: int, with_unit
     assert same(before, state(model))
     assert len(notes) == out
     word = "bf16" if fails == "bf16" else "channels last"
-    assert all(word in note and "left out: the model does not run so" in note for note in notes)
+    assert all(word in note and "left out: the model fails with it" in note for note in notes)
     again: list[str] = []
     choose_precision(hp.MixedPrecision(), model, CrossEntropy(), PAIRS, LABELS, notes=again)
     assert again == notes, "a decision that was kept says so too"
@@ -298,10 +298,10 @@ def test_a_model_that_views_trains_with_the_trick(trick: hp.MixedPrecision) -> N
 
 def test_what_was_asked_for_and_does_not_run_is_refused_with_the_remedy() -> None:
     trick = hp.MixedPrecision(dtype="fp32", channels_last="on")
-    with pytest.raises(hp.InputError, match=r"channels_last='on': the model does not run so \(view.*use 'auto'"):
+    with pytest.raises(hp.InputError, match=r"channels_last='on': the model fails with it \(view.*use 'auto'"):
         choose_precision(trick, Views("view"), CrossEntropy(), PAIRS, LABELS)
     trick = hp.MixedPrecision(dtype="bf16", channels_last="off")
-    with pytest.raises(hp.InputError, match=r"dtype='bf16': the model does not run so \(no 16 bits for me\)"):
+    with pytest.raises(hp.InputError, match=r"dtype='bf16': the model fails with it \(no 16 bits for me\)"):
         choose_precision(trick, Views("bf16"), CrossEntropy(), PAIRS, LABELS)
 
 
@@ -330,7 +330,7 @@ def test_emulated_16_bits_are_never_run_but_where_they_are_named(monkeypatch: py
     assert torch.bfloat16 not in seen
     notes: list[str] = []
     assert choose_precision(hp.MixedPrecision(dtype="bf16"), model, CrossEntropy(), IMAGES, LABELS, notes=notes)[0] == "bf16"
-    assert "emulates it" in notes[0]
+    assert "emulates them" in notes[0]
 
 
 def test_a_network_that_keeps_its_state_is_measured_from_its_own_state(with_units: None) -> None:
@@ -436,7 +436,7 @@ def test_a_model_that_views_elsewhere_is_not_stored_channels_last(where: str, mo
 
     result = fitted("auto")
     assert result.steps["applied"] == 3
-    assert any("channels last left out: the model does not run so in" in note for note in result.notes)
+    assert any("channels last left out: the model fails with it in" in note for note in result.notes)
     assert fitted("off").steps["applied"] == 3
-    with pytest.raises(hp.InputError, match=r"channels_last='on': the model does not run so in .* samples .*view"):
+    with pytest.raises(hp.InputError, match=r"channels_last='on': the model fails with it in .* samples .*view"):
         fitted("on")

@@ -1,4 +1,4 @@
-"""A contest: in turn, on few samples, each out as soon as it cannot win, within the budget whatever a step takes."""
+"""Variants are timed in turn, on few samples; each is dropped once it cannot win, within the budget whatever a step takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Fake:
         self.wall = self.cpu = 0.0
         self.over: Any = None
         monkeypatch.setattr(variants, "now", lambda: self.wall)
-        monkeypatch.setattr(variants, "waited", lambda: self.wall - self.cpu)
+        monkeypatch.setattr(variants, "run_queue_seconds", lambda: self.wall - self.cpu)
         monkeypatch.setattr(variants, "_cpu_clock", lambda: self.cpu)
 
     def step(self, variant: str, rows: int) -> None:

@@ -174,7 +174,7 @@ def test_an_arm_that_is_refused_is_not_tried_again_and_its_trick_is_not_applicab
     assert {"trick": "mixed_precision", "why": "fp16 on a CPU"} in record["not_raced"]
 
 
-@pytest.mark.parametrize("why", [f"fp32: {NOTHING_PAYS}, by the time of a step", f"fp32: {NO_UNITS}"])
+@pytest.mark.parametrize("why", [f"fp32: {NOTHING_PAYS}, timed on steps of 4 samples", f"fp32: {NO_UNITS}"])
 def test_an_arm_that_would_repeat_another_is_not_run(why):
     course = MadeUp(why={"mixed_precision": why})
     record = conduct(course)
@@ -187,7 +187,7 @@ def test_an_arm_that_would_repeat_another_is_not_run(why):
 
 
 def test_channels_last_alone_is_a_difference_and_is_raced():
-    course = MadeUp(why={"mixed_precision": f"fp32 channels last: {NOTHING_PAYS}, by the time of a step"})
+    course = MadeUp(why={"mixed_precision": f"fp32 channels last: {NOTHING_PAYS}, timed on steps of 4 samples"})
     assert "plain+mixed_precision" in {
         arm["name"] for arm in conduct(course)["arms"] if arm["runs"][0]["status"] == "reached"
     }

@@ -1,1 +1,1 @@
-"""Which precision and memory format a step is computed in, measured on this machine."""
+"""The precision and memory format of a step, chosen by measurement on this machine."""

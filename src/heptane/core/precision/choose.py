@@ -1,4 +1,4 @@
-"""Measurements made before training: they leave no mark on the model, its statistics or the random states."""
+"""Choose precision and memory format by timing them before training; the model and the random states are left unchanged."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from heptane.core.precision.trial_steps import TrialSteps
 from heptane.model.warm_up import warm_up
 
 KIND, PLAIN = "precision", ("fp32", False)
-NOTHING_PAYS = "no other variant pays here"
-NO_TIME = "not compared, a step takes too long"
+NOTHING_PAYS = "no variant is clearly faster here"
+NO_TIME = "not compared, since a step takes too long"
 NO_UNITS = "this processor has no units for 16 bits"
 
 
@@ -35,64 +35,62 @@ def choose_precision(
     last_rows: int = 0,
     notes: list[str] | None = None,
 ) -> tuple[str, bool, str]:
-    """Decide dtype and memory format, by measuring where they are "auto"; once on this machine for a model and its shapes.
-
-    The model itself is run, and is afterwards exactly as it was; no copy of it is made. On a CPU, 16 bits are considered
-    where the processor computes them.
+    """Choose dtype and memory format, by timing those that are "auto"; the result is cached per machine, model and shapes.
+    The model itself is run, without a copy, and restored exactly. On a CPU, 16-bit types are considered only where the
+    processor computes them natively.
 
     Args:
-        trick: what was asked for.
-        model: the model.
-        criterion: the loss.
+        trick: the requested settings.
+        model, criterion: the model and its loss.
         inputs, targets: one batch, on the model's device.
-        planned_steps: of the training, of which the measurement may take 2%, or 1 s.
-        last_rows: samples of an epoch's last batch, where it is short; else 0.
-        notes: what did not run here is added to them.
+        planned_steps: of the training; timing may take 2% of it, or 1 s, whichever is more.
+        last_rows: samples of an epoch's last batch if it is short; else 0.
+        notes: notes on variants that do not run are added to it.
 
     Returns:
-        ``(dtype, channels_last, why)``; ``why`` is a sentence with the figures.
+        ``(dtype, channels_last, why)``; ``why`` is a sentence with the timings.
 
     Raises:
-        InputError: what was asked for by name does not run.
+        InputError: a variant that was requested by name does not run.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     emulated = device.type == "cpu" and not computes_bf16()
     convolves = any(isinstance(m, torch.nn.Conv2d) for m in model.modules())
-    # The first is taken unless another is clearly faster. On a CPU that is channels last, in which convolutions are computed
-    # anyway: so a measurement within the noise comes out alike each time.
+    # The first variant is the baseline, used unless another is clearly faster. On a CPU that is channels last, in which
+    # convolutions are computed anyway: so differences within the noise always lead to the same choice.
     both = [True, False] if device.type == "cpu" else [False, True]
     formats = {"on": [True], "off": [False], "auto": both if convolves else [False]}[trick.channels_last]
     dtypes = [trick.dtype] if trick.dtype != "auto" else ["fp32", *_shorter(device, emulated)]
     for dtype in dtypes:
-        trick.build(dtype, device.type)  # refuses what cannot run here, before anything is timed
+        trick.build(dtype, device.type)  # refuses what cannot run here
     notes = [] if notes is None else notes
     if trick.dtype == "bf16" and emulated:
-        notes.append("mixed_precision.dtype='bf16': this processor has no units for it and emulates it, many times slower")
+        notes.append("mixed_precision.dtype='bf16': this processor has no bf16 units and emulates them, many times slower")
     out = f"; bf16 left out: {NO_UNITS}" if trick.dtype == "auto" and emulated else ""
     variants = [(dtype, last) for dtype in dtypes for last in formats]
     if len(variants) == 1:
         if variants[0] != PLAIN:
             _check_runs(trick, model, criterion, inputs, targets, variants[0])
         if variants[0][1] and (failed := _fails_elsewhere(trick, model, criterion, inputs, targets, last_rows)):
-            raise InputError(f"MixedPrecision.channels_last='on': the model does not run so {failed}: use 'auto' or 'off'")
+            raise InputError(f"MixedPrecision.channels_last='on': the model fails {failed}; use 'auto' or 'off'")
         return (*variants[0], f"fp32: {NO_UNITS}" if out else f"{_label(*variants[0])}: asked for")
     answer = _answer(trick, model, criterion, inputs, targets, variants, planned_steps)
     notes += answer["notes"]
     if answer["channels_last"] and (failed := _fails_elsewhere(trick, model, criterion, inputs, targets, last_rows)):
         if trick.channels_last == "on":
-            raise InputError(f"MixedPrecision.channels_last='on': the model does not run so {failed}: use 'auto' or 'off'")
-        notes.append(f"channels last left out: the model does not run so {failed}")
-        return answer["dtype"], False, f"{_label(answer['dtype'], False)}: channels last does not run {failed}"
+            raise InputError(f"MixedPrecision.channels_last='on': the model fails {failed}; use 'auto' or 'off'")
+        notes.append(f"channels last left out: the model fails {failed}")
+        return answer["dtype"], False, f"{_label(answer['dtype'], False)}: channels last fails {failed}"
     return answer["dtype"], answer["channels_last"], answer["why"] + out
 
 
 def keeps_plain(why: str) -> bool:
-    """Whether a decision, as :func:`choose` words it, leaves everything as it is without the trick."""
+    """Whether a decision, in the words of :func:`choose_precision`, is plain fp32."""
     return why.startswith(f"{_label(*PLAIN)}: ")
 
 
 def _shorter(device: torch.device, emulated: bool) -> list[str]:
-    """The 16-bit types that are worth a measurement."""
+    """The 16-bit types worth timing."""
     if emulated:
         return []
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -109,7 +107,7 @@ def _answer(
     variants: list[tuple[str, bool]],
     planned_steps: int,
 ) -> dict[str, Any]:
-    """The variant that this machine has chosen before for this model and these shapes, or chooses now."""
+    """The variant from the cache for this machine, model and shapes, or else by timing."""
     batch, device = len(first_tensor(inputs)), next((p.device for p in model.parameters()), torch.device("cpu"))
     name = decision_key(
         {
@@ -127,12 +125,12 @@ def _answer(
         chosen = found["dtype"], found["channels_last"]
         if chosen == PLAIN or not _error(trick, model, criterion, inputs, targets, chosen):
             return {**found, "why": f"{found['why']}, measured once on this machine"}
-    warm_up(str(device))  # what a process pays once is no variant's
+    warm_up(str(device))  # one-time costs of the process must not count for the first variant
     with _unchanged(model) as snapshot:
-        contest = TrialSteps(trick, model, criterion, inputs, targets, snapshot)
+        steps = TrialSteps(trick, model, criterion, inputs, targets, snapshot)
         planned = float(planned_steps) * batch
-        outcome = compare(contest, variants, batch=batch, planned_samples=planned, device=contest.device)
-        contest.store(False)
+        outcome = compare(steps, variants, batch=batch, planned_samples=planned, device=steps.device)
+        steps.store(False)
     answer = _as_answer(outcome, variants, planned_steps)
     return store_decision(KIND, name, answer, anew=found is not None)
 
@@ -140,16 +138,16 @@ def _answer(
 def _as_answer(outcome: Comparison, variants: list[tuple[str, bool]], planned_steps: int) -> dict[str, Any]:
     best, plain = fastest(outcome, variants), variants[0]
     if best != PLAIN and PLAIN in variants and not outcome.seconds.get(best):
-        best = PLAIN  # what was not timed may not even run
+        best = PLAIN  # a variant that was not timed may not even run
     figures = [f"{_label(*v)} {1000 * min(s):.3g} ms" for v, s in outcome.seconds.items()]
-    figures += [f"{_label(*v)} does not run" for v in outcome.failed] + [f"{_label(*v)} too slow" for v in outcome.slow]
+    figures += [f"{_label(*v)} fails" for v in outcome.failed] + [f"{_label(*v)} too slow" for v in outcome.slow]
     measured = len(outcome.seconds) + len(outcome.failed) > 1
     verdict = (NOTHING_PAYS if best == plain else "the fastest here") if measured else NO_TIME
-    notes = [f"{_label(*v)} left out: the model does not run so ({error})" for v, error in outcome.failed.items()]
+    notes = [f"{_label(*v)} left out: the model fails with it ({error})" for v, error in outcome.failed.items()]
     return {
         "dtype": best[0],
         "channels_last": best[1],
-        "why": f"{_label(*best)}: {verdict}, by the time of a step on {outcome.rows} samples ({', '.join(figures)})",
+        "why": f"{_label(*best)}: {verdict}, timed on steps of {outcome.rows} samples ({', '.join(figures)})",
         "notes": notes,
         "measured": measured,
         "planned_steps": planned_steps,
@@ -165,36 +163,36 @@ def _is_answer(found: dict[str, Any], variants: list[tuple[str, bool]]) -> bool:
 
 
 def _check_runs(trick: Any, model: Any, criterion: Any, inputs: Any, targets: Any, variant: tuple[str, bool]) -> None:
-    """Refuse what was asked for by name and does not run, where the plain form does."""
+    """Refuse a variant that was requested by name and fails where plain fp32 runs."""
     error = _error(trick, model, criterion, inputs, targets, variant)
     if error and not _error(trick, model, criterion, inputs, targets, PLAIN):
         what = [f"dtype={variant[0]!r}"] if variant[0] != "fp32" else []
         what += ["channels_last='on'"] if variant[1] else []
         raise InputError(
-            f"MixedPrecision {' with '.join(what)}: the model does not run so ({error}): use 'auto', or in the model "
-            "reshape for view, and no tensor of a fixed type"
+            f"MixedPrecision {' with '.join(what)}: the model fails with it ({error}); use 'auto', or in the "
+            "model replace view by reshape and avoid tensors of a fixed dtype"
         )
 
 
 def _error(trick: Any, model: Any, criterion: Any, inputs: Any, targets: Any, variant: tuple[str, bool]) -> str:
-    """What a step of a variant ends in; empty where it runs."""
+    """The error that a step of a variant raises; empty if it runs."""
     for rows_tried in sorted({min(2, len(first_tensor(inputs))), len(first_tensor(inputs))}):
         error = ""
         with _unchanged(model) as snapshot:
-            contest = TrialSteps(trick, model, criterion, inputs, targets, snapshot)
+            steps = TrialSteps(trick, model, criterion, inputs, targets, snapshot)
             try:
-                with contest.watched(lambda: False):
-                    contest.step(variant, rows_tried)
+                with steps.watched(lambda: False):
+                    steps.step(variant, rows_tried)
             except Exception as raised:
                 error = one_line(raised)
-            contest.store(False)
+            steps.store(False)
         if not error or not isinstance(criterion, ModelLoss):
             return error
     return error
 
 
 def _fails_elsewhere(trick: Any, model: Any, criterion: Criterion, inputs: Any, targets: Any, last_rows: int) -> str:
-    """Where channels last does not run and the plain form does: in evaluation, or on the short last batch; else nothing."""
+    """Where channels last fails although the plain format runs: in evaluation, or on the short last batch; else ""."""
     whole = len(first_tensor(inputs))
     for training, rows_tried in [(False, whole), *((mode, last_rows) for mode in (True, False) if 0 < last_rows < whole)]:
         errors = dict[bool, str]()
@@ -209,12 +207,12 @@ def _fails_elsewhere(trick: Any, model: Any, criterion: Criterion, inputs: Any, 
             if not errors:
                 break
         if list(errors) == [True]:
-            return f"{'in training' if training else 'in evaluation'} on {rows_tried} samples ({errors[True]})"
+            return f"with it {'in training' if training else 'in evaluation'} on {rows_tried} samples ({errors[True]})"
     return ""
 
 
 def model_signature(model: torch.nn.Module) -> list[Any]:
-    """What a model is made of and does: classes, the code of their ``forward``, parameters and buffers."""
+    """What identifies a model: its classes, the code of their ``forward``, its parameters and buffers."""
     kinds = {type(module) for module in model.modules()}
     code = {f"{kind.__module__}.{kind.__qualname__}": _code(kind) for kind in kinds}
     tensors = [(name, *_facts(t)) for name, t in [*model.named_parameters(), *model.named_buffers()]]

@@ -1,7 +1,6 @@
-"""What was measured once on this machine, kept in the cache: one small JSON file per question, the first answer counts.
-
-So the same command chooses alike each time, alone or beside other work. A file that is damaged is as one that is not there,
-and a folder that cannot be written costs only the memory.
+"""Cache of measured decisions: one small JSON file per decision; the first answer is kept.
+So the same command always makes the same choice, whatever the load of the machine. A damaged file counts as missing, and a
+folder that cannot be written only costs the caching.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from typing import Any
 from heptane.base.cache import default_cache
 from heptane.base.storage import replace_file, write_file
 
-MOST_BYTES = 1 << 16
+MAX_BYTES = 1 << 16
 
 
 def decision_key(facts: dict[str, Any]) -> str:
-    """A name for ``facts``, all that an answer depends on."""
+    """A name for ``facts``, everything that the decision depends on."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def load_decision(kind: str, name: str) -> dict[str, Any] | None:
-    """The answer that is kept for a question; None where there is none."""
+    """The cached answer, or None."""
     path = _path(kind, name)
     try:
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
             return None
         found = json.loads(path.read_bytes())
         return found if isinstance(found, dict) else None
@@ -38,18 +37,17 @@ def load_decision(kind: str, name: str) -> dict[str, Any] | None:
 
 
 def store_decision(kind: str, name: str, answer: dict[str, Any], *, anew: bool = False) -> dict[str, Any]:
-    """Keep an answer; return the one that counts: another process may have been first.
-
+    """Cache an answer and return the one that counts: another process may have stored one first.
     Args:
-        kind: of question; a folder in the cache.
+        kind: kind of decision, a folder in the cache.
         name: from :func:`decision_key`.
         answer: numbers, text and lists.
-        anew: in place of what is there, which is no longer right.
+        anew: replace the cached answer, which is out of date.
     """
     path, content = _path(kind, name), json.dumps(answer, indent=1).encode()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if anew or (path.exists() and load_decision(kind, name) is None):  # it is no longer right, or damaged
+        if anew or (path.exists() and load_decision(kind, name) is None):  # out of date, or damaged
             replace_file(path, content)
         else:
             _create(path, content)
@@ -57,7 +55,7 @@ def store_decision(kind: str, name: str, answer: dict[str, Any], *, anew: bool =
 
 
 def _create(path: Path, content: bytes) -> None:
-    """Write ``path`` whole, unless it is there."""
+    """Write ``path`` atomically, unless it exists."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         write_file(aside, content)
@@ -66,7 +64,7 @@ def _create(path: Path, content: bytes) -> None:
         except FileExistsError:
             pass  # another process was first
         except OSError:
-            os.replace(aside, path)  # a file system without links: the last answer counts
+            os.replace(aside, path)  # a file system without hard links: the last answer counts
     finally:
         aside.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Which number formats this machine's processor computes itself, as PyTorch says; others are emulated, many times slower."""
+"""Which number formats this processor computes natively; PyTorch emulates the others, many times slower."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ X86 = ("x86_64", "amd64", "i386", "i686", "x86")
 
 def computes_bf16() -> bool:
     """Whether this processor has units for bf16: AVX-512 BF16 or AMX on x86, the BF16 extension on ARM.
-
-    PyTorch's own "is supported" is not the question on x86: from AVX-512 on, it says yes to an emulation.
+    On x86 PyTorch's own "is supported" does not tell: with AVX-512 it accepts emulation too.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False  # the library whose kernels use these units is not there
+        return False  # oneDNN provides the kernels that use these units
     if platform.machine().lower() in X86:
         names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(_says_yes(torch.cpu, name) for name in names)
@@ -28,7 +27,7 @@ def computes_bf16() -> bool:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What a measurement of speed on ``device`` depends on: its model, its instructions, the threads, PyTorch's version."""
+    """What a speed measurement on ``device`` depends on: hardware, instruction sets, threads and PyTorch's version."""
     found: dict[str, Any] = {"heptane": __version__, "torch": torch.__version__, "device": device.type}
     if device.type == "cuda":
         return {**found, "gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}

@@ -1,4 +1,4 @@
-"""How a step is computed: plain 32 bits, autocast to bf16, or fp16 with a loss scale; clipping and stepping belong to it."""
+"""How a step is computed: fp32, autocast to bf16, or fp16 with a loss scale; including clipping and the optimizer step."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ DTYPES = ("auto", "bf16", "fp16", "fp32")
 
 
 class PrecisionSettings(Protocol):
-    """What is asked for: a precision and a memory format, each by name or "auto"."""
+    """The requested precision and memory format, each by name or "auto"."""
 
     @property
     def dtype(self) -> str: ...
     @property
     def channels_last(self) -> str: ...
     def build(self, dtype: str, device: str) -> Precision:
-        """What runs a step in ``dtype``, which is not "auto"."""
+        """The :class:`Precision` for a ``dtype`` other than "auto"."""
 
 
 class Precision:
-    """Fills the slot ``precision``; this one is plain fp32 and adds nothing to a hand-written loop."""
+    """Fills the slot ``precision``; this base class is plain fp32 and adds nothing to a hand-written loop."""
 
     name = "fp32"
-    retries = False  # whether a step may come out as not applied
-    exhausted = False  # whether the step that was not applied cannot be helped by a lower scale
-    guard = False  # whether to look at the gradients before the step
+    retries = False  # whether a step may be skipped and repeated
+    exhausted = False  # whether the last step was skipped and a lower scale cannot help
+    guard = False  # whether to check the gradients for inf and NaN before the step
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of the forward pass."""
         return nullcontext()
 
     def to_fp32(self, output: Any) -> Any:
-        """The model's output in 32 bits, for the loss."""
+        """The model's output with 16-bit tensors converted to fp32, for the loss."""
         return output
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Backward, on the scaled loss where there is a scale."""
+        """Run backward, on the scaled loss where there is a loss scale."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(
@@ -53,12 +53,11 @@ class Precision:
         clip_norm: float | None = None,
         parameters: Iterable[torch.Tensor] | None = None,
     ) -> bool:
-        """Unscale, clip once, step; False if the step was not applied, since the gradients are not finite.
-
+        """Unscale, clip and step; return False if the step was skipped because a gradient is not finite.
         Args:
-            optimizer: holds the parameters that step.
-            clip_norm: largest norm of all gradients together, above 0; None does not clip.
-            parameters: the optimizer's, in the order in which their norms are to be added; None is its own order.
+            optimizer: holds the parameters.
+            clip_norm: maximum norm of all gradients together, above 0; None does not clip.
+            parameters: the optimizer's parameters, in the order in which their norms are summed; None: its own order.
         """
         self.exhausted = self.guard and not all_finite(parameters or _parameters(optimizer))
         if self.exhausted:
@@ -68,29 +67,29 @@ class Precision:
         return True
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps: the loss scale and how long it has held."""
+        """State for a checkpoint: the loss scale and the number of steps since it last changed."""
         return {}
 
     def load_state(self, state: dict[str, float]) -> None:
-        """Take up a state from :meth:`state`."""
+        """Restore a state from :meth:`state`."""
 
 
 class Autocast(Precision):
-    """bf16: the same, under autocast. The master weights, the gradients and the optimizer's state stay fp32."""
+    """bf16: fp32 under autocast. Master weights, gradients and optimizer state stay in fp32."""
 
     def __init__(self, dtype: torch.dtype, device: str) -> None:
         self.name = "bf16" if dtype is torch.bfloat16 else "fp16"
         self._device, self._dtype = device, dtype
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self._device, self._dtype)  # a new one each time: one that is entered twice never leaves
+        return torch.autocast(self._device, self._dtype)  # a new context each time: one entered twice never exits
 
     def to_fp32(self, output: Any) -> Any:
         return in_32_bits(output)
 
 
 class Scaled(Autocast):
-    """fp16: autocast with a dynamic loss scale that has a floor."""
+    """fp16: autocast with a dynamic loss scale that has a lower bound."""
 
     retries = True
 
@@ -111,7 +110,7 @@ class Scaled(Autocast):
         gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
         for gradient in gradients:
             gradient.mul_(1 / self.scale)
-        # The one wait per step: whether to step is not known before. After the all-reduce every worker sees the same.
+        # The only synchronization per step. Gradients are already reduced, so all workers decide alike.
         if not _all_finite(gradients):
             self.exhausted = self.scale <= self.floor
             self.scale, self.steps_held = max(self.scale / 2, self.floor), 0
@@ -139,19 +138,18 @@ def precision(
     growth_steps: int = 2000,
     floor: float = 1.0,
 ) -> Precision:
-    """The piece for a loop of your own: autocast, backward and step in ``dtype``.
-
+    """The precision for a loop of your own: autocast, backward and step in ``dtype``.
     Args:
         dtype: "bf16", "fp16" or "fp32".
         device: "cpu" or "cuda".
         scale, growth_steps, floor: of the loss scale; fp16 only.
 
     Returns:
-        A :class:`Precision`: ``with p.autocast(): output = model(x)``; ``p.backward(loss(p.to_fp32(output), y))``;
-        ``applied = p.step(optimizer, clip_norm=1.0)``.
+        A :class:`Precision`: ``with p.autocast(): output = model(x)``; ``p.backward(loss(p.to_fp32(output), y))``; ``applied
+        = p.step(optimizer, clip_norm=1.0)``.
 
     Raises:
-        InputError: an unknown dtype or device, fp16 on a CPU, with the measured figure, or a number out of range.
+        InputError: an unknown dtype or device, fp16 on a CPU, or a number out of range.
 
     Example:
         >>> precision("bf16").name
@@ -179,17 +177,17 @@ def evaluation(precision: Precision) -> Iterator[None]:
 
 
 def check_master_weights(model: torch.nn.Module) -> None:
-    """Refuse 16-bit master weights: an update below half a unit in their last place is lost."""
+    """Refuse 16-bit master weights: small updates would round to nothing."""
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.bfloat16, torch.float16):
             raise InputError(
-                f"mixed_precision with parameter {name!r} of type {parameter.dtype}: the master weights are 32 bits; "
-                "give the model as model.float(), the 16-bit copies are made from it"
+                f"mixed_precision with parameter {name!r} of type {parameter.dtype}: master weights must be 32-bit; "
+                "pass model.float(), autocast makes the 16-bit copies"
             )
 
 
 def measure_fp16() -> str:
-    """What fp16 is worth on this CPU, measured: a matrix product in fp32 and in fp16, in GFLOP/s."""
+    """The measured speed of fp16 on this CPU: a matrix product in fp32 and in fp16, in GFLOP/s."""
     from heptane.base.clock import median_seconds
 
     rates = {}
@@ -207,7 +205,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 def all_finite(parameters: Iterable[torch.Tensor]) -> bool:
-    """Whether the gradients are, of all workers together; they are the same in each, or parts of one."""
+    """Whether all gradients are finite, on every worker. Workers hold the same gradients, or shards of them."""
     return _all_finite([p.grad for p in parameters if p.grad is not None])
 
 
@@ -215,17 +213,17 @@ def _all_finite(gradients: list[torch.Tensor]) -> bool:
     kinds = {(g.dtype, g.device, type(g), g.layout) for g in gradients}
     dense = [kind for kind in kinds if kind[0].is_floating_point and kind[2:] == (torch.Tensor, torch.strided)]
     if len(dense) == len(kinds) == 1:
-        # PyTorch's own check of a scaler, with a scale of 1: it changes no bit, and is 15 times as fast as norms are
+        # GradScaler's fused check, with a scale of 1: it changes no bit and is 15 times as fast as norms
         found = torch.zeros(1, dtype=torch.float32, device=gradients[0].device)
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))
         return found.item() == 0
-    # The largest magnitude, not the Euclidean norm, which overflows where every element is finite.
+    # The maximum norm: the Euclidean norm may overflow although every element is finite.
     stored = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     sharded = any(hasattr(g, "to_local") for g in stored)
     stored = [g.to_local() if hasattr(g, "to_local") else g for g in stored]
     device = stored[0].device if stored else torch.device("cpu")
     finite = all(bool(torch.linalg.vector_norm(g, math.inf).isfinite()) for g in stored if g.numel())
-    if sharded:  # each worker sees its part of the model, and all must decide alike
+    if sharded:  # each worker sees its shard, and all must decide alike
         agreed = torch.tensor(float(finite), device=device)
         torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
         finite = bool(agreed)
@@ -246,31 +244,32 @@ def _clip(
 
 
 def _clip_by_hand(parameters: list[torch.Tensor], clip_norm: float) -> None:
-    """PyTorch's rule where its own function refuses: some gradients are sparse, or some are sharded and others are not.
-    Rows that occur twice are added up first, and the norm is that of the dense gradients, since what is not stored is 0."""
-    whole, parts = [], []
+    """``clip_grad_norm_`` for what PyTorch's function refuses: sparse gradients, or sharded gradients beside others.
+    Sparse gradients are coalesced first; elements that are not stored are 0, so the norm is that of the dense gradients.
+    """
+    whole, shards = [], []
     for parameter in parameters:
         assert parameter.grad is not None
         if parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
             whole.append(parameter.grad.values())
         elif hasattr(parameter.grad, "to_local"):
-            parts.append(parameter.grad.to_local())
+            shards.append(parameter.grad.to_local())
         else:
             whole.append(parameter.grad)
     norms = [torch.linalg.vector_norm(values) for values in whole]
-    if parts:
-        of_parts = torch.stack([torch.linalg.vector_norm(values).square() for values in parts]).sum()
-        torch.distributed.all_reduce(of_parts)
-        norms.append(of_parts.sqrt())
+    if shards:
+        squares = torch.stack([torch.linalg.vector_norm(values).square() for values in shards]).sum()
+        torch.distributed.all_reduce(squares)
+        norms.append(squares.sqrt())
     norm = torch.linalg.vector_norm(torch.stack(norms))
     scale = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
-    for values in (*whole, *parts):
+    for values in (*whole, *shards):
         values.mul_(scale)
 
 
 def disable_foreach(optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer of sharded and other parameters step each by itself: not one operation takes both kinds."""
+    """Let the optimizer step parameter by parameter: foreach kernels do not take sharded and other parameters together."""
     for group in optimizer.param_groups:
         if group.get("foreach", False) is None and not group.get("fused"):
             group["foreach"] = False

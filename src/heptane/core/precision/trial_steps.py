@@ -1,4 +1,4 @@
-"""Training steps that only measure: of the model itself, in one precision and memory format after another."""
+"""Trial steps that are timed before training: on the model itself, in one precision and memory format after another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ Variant = tuple[str, bool]
 
 
 class TrialSteps:
-    """Steps without an update. The snapshot's owner puts the model back; :meth:`store` its memory format."""
+    """Training steps without an update. The caller restores the model from ``snapshot``, and :meth:`store` its memory
+    format."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class TrialSteps:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def step(self, variant: Variant, num_rows: int) -> None:
-        """Forward and backward, from gradients that are not there."""
+        """One forward and backward pass, starting without gradients."""
         dtype, channels_last = variant
         self.store(channels_last)
         inputs, targets = self._rows(channels_last, num_rows)
@@ -54,7 +55,7 @@ class TrialSteps:
             slot.backward(self._criterion.mean(slot.to_fp32(output), targets))
 
     def forward(self, channels_last: bool, num_rows: int, training: bool) -> None:
-        """The forward pass alone, in train or eval mode, in 32 bits."""
+        """One forward pass in fp32, in train or eval mode."""
         self.store(channels_last)
         inputs, targets = self._rows(channels_last, num_rows)
         self._model.train(training)
@@ -63,7 +64,8 @@ class TrialSteps:
 
     @contextmanager
     def watched(self, over: Callable[[], bool]) -> Iterator[None]:
-        """A first step, from the model's own state: writes to its parameters are noticed, and it ends in time."""
+        """A context for a first step from the original state: it detects writes to parameters and stops when ``over()`` is
+        true."""
         self._snapshot.restore()
         self._model.train()
 
@@ -84,7 +86,7 @@ class TrialSteps:
                 hook.remove()
 
     def store(self, channels_last: bool) -> None:
-        """Give the model's images and kernels this memory format, one tensor at a time; False is as they came."""
+        """Convert the model in place to channels last, or back to its original memory format, tensor by tensor."""
         if channels_last == self._stored:
             return
         for tensor, strides in self._strides:
