@@ -219,7 +219,7 @@ def mean_absolute(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("chosen", "loss", "why"),
     [
-        (hp.Tricks(label_smoothing=hp.LabelSmoothing()), mean_absolute, "label_smoothing with a loss of your own"),
+        (hp.Tricks(label_smoothing=hp.LabelSmoothing()), mean_absolute, "label_smoothing with a custom loss"),
         (
             hp.Tricks(label_smoothing=hp.LabelSmoothing()),
             torch.nn.CrossEntropyLoss(label_smoothing=0.2),

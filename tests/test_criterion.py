@@ -401,7 +401,7 @@ def test_smoothing_reaches_every_loss_that_has_classes():
     "loss", [nn.CrossEntropyLoss(label_smoothing=0.2), hp.CrossEntropy(eps=0.2)], ids=["torch", "heptane"]
 )
 def test_smoothing_asked_for_twice_is_refused(loss):
-    with pytest.raises(hp.InputError, match=r"LabelSmoothing.eps=0.1 and .*=0.2\) would smooth twice: keep one"):
+    with pytest.raises(hp.InputError, match=r"LabelSmoothing.eps=0.1 and .*=0.2\) would smooth twice; set one of them to 0"):
         chosen(loss, torch.zeros(2, 3), torch.tensor([0, 1]), 0.1)
     assert chosen(loss, torch.zeros(2, 3), torch.tensor([0, 1])).eps == 0.2
 
@@ -409,7 +409,7 @@ def test_smoothing_asked_for_twice_is_refused(loss):
 def test_smoothing_where_there_is_nothing_to_smooth_is_refused():
     with pytest.raises(hp.InputError, match=r"loss 'mse': regression has no classes to smooth; turn it off"):
         chosen("mse", torch.zeros(2, 1), torch.zeros(2, 1), 0.1)
-    with pytest.raises(hp.InputError, match=r"loss of your own: heptane cannot smooth inside it; use loss='cross_entropy'"):
+    with pytest.raises(hp.InputError, match=r"custom loss: heptane cannot smooth inside it; use loss='cross_entropy'"):
         chosen(lambda output, targets: output.mean(), torch.zeros(2, 1), torch.zeros(2, 1), 0.1)
 
 
@@ -510,8 +510,8 @@ def test_a_loss_that_was_asked_for_says_so():
     [
         ("crossentropy", r"loss='crossentropy' is not known \(did you mean cross_entropy\?\)"),
         (3, r"loss=3: expected None, one of cross_entropy, .*, a torch.nn loss or a function"),
-        (nn.CrossEntropyLoss(reduction="sum"), r"a step's loss is a mean; build it with reduction='mean'"),
-        (nn.MSELoss(reduction="none"), r"build it with reduction='mean'"),
+        (nn.CrossEntropyLoss(reduction="sum"), r"expected reduction='mean', since the loss of a step is a mean"),
+        (nn.MSELoss(reduction="none"), r"expected reduction='mean'"),
     ],
 )
 def test_a_loss_that_is_none_is_refused(loss, message):
@@ -524,7 +524,7 @@ def test_a_loss_that_cannot_be_guessed_is_asked_for():
         ({"a": torch.zeros(2), "b": torch.zeros(2)}, torch.zeros(2)),
         (torch.zeros(2), {"a": torch.zeros(2)}),
     ):
-        with pytest.raises(hp.InputError, match=r"loss=None: .*cannot be guessed; pass loss="):
+        with pytest.raises(hp.InputError, match=r"loss=None: .*need a loss; pass loss="):
             chosen(None, output, targets)
 
 
@@ -575,7 +575,7 @@ def test_a_loss_that_lines_them_up_itself_is_given_what_the_model_gave():
 
 
 def test_a_loss_that_takes_neither_is_refused():
-    with pytest.raises(hp.InputError, match=r"\(1,\) and targets of shape \(\) per sample: the loss takes them neither so"):
+    with pytest.raises(hp.InputError, match=r"\(1,\) and targets of shape \(\) per sample: the loss fails on them"):
         chosen(nn.GaussianNLLLoss(), torch.zeros(2, 1), torch.zeros(2))
 
 

@@ -102,7 +102,7 @@ def test_a_loss_that_takes_the_answer_of_one_mode_only_is_asked_about() -> None:
     def deep(answer: Any, targets: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(answer[0], targets) + functional.cross_entropy(answer[1], targets)
 
-    with pytest.raises(hp.InputError, match="tuple in training and Tensor in evaluation, and the loss does not take that"):
+    with pytest.raises(hp.InputError, match="tuple in training and Tensor in evaluation, and the loss fails on that"):
         fit(Net(FORMS["tuple"]), loss=deep)
 
     def either(answer: Any, targets: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Variants are timed in turn, on few samples; each is dropped once it cannot win, within the budget whatever a step takes."""
+"""Variants are timed in turn, on few samples; each dropped once it cannot win, within the budget whatever a step takes."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_transformers_gpt2_is_counted_as_it_counts() -> None:
 
 
 def test_a_mean_over_nobody_knows_what_is_refused_in_parts() -> None:
-    with pytest.raises(hp.InputError, match="what the model's mean is over cannot be told"):
+    with pytest.raises(hp.InputError, match="what the model averages over is unknown"):
         fit(language(penalty=1.0), tokens(), tricks=hp.Tricks(), loss="model", accumulate=2)
     fit(language(penalty=1.0), tokens(), tricks=hp.Tricks(), loss="model")
     fit(language(penalty=1.0), tokens(padded=False), tricks=hp.Tricks(), loss="model", accumulate=2)
@@ -115,7 +115,7 @@ def test_the_models_own_padding_is_refused_in_parts_and_a_mean_over_samples_is_n
     data["labels"] = data["labels"].clamp(min=0)
     data["labels"][:, 0] = 1  # no row is empty
     torch.manual_seed(0)
-    with pytest.raises(hp.InputError, match="what the model's mean is over cannot be told"):
+    with pytest.raises(hp.InputError, match="what the model averages over is unknown"):
         fit(OwnPadding(), data, tricks=hp.Tricks(), loss="model", accumulate=2, batch_size=8)
     models = []
     for accumulate in (1, 2):

@@ -1,1 +1,1 @@
-"""What trains: the loop and the run it works on, losses, schedules, averages, faults."""
+"""Training: the loop and the run it works on, losses, schedules, metrics, faults and precision."""

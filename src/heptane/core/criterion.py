@@ -1,4 +1,5 @@
-"""Which criterion goes with a loss that is given, or with the targets where none is; and what it is given of an output."""
+"""Choose the criterion for a given loss, or for the targets where none is given; and what it receives of the model's
+output."""
 
 from __future__ import annotations
 
@@ -23,12 +24,12 @@ LOSSES = {  # a name for the user, and the function in torch.nn.functional
 
 
 def model_output(criterion: Criterion, model: torch.nn.Module, inputs: Any, targets: Any) -> Any:
-    """The model's output for a batch; where the loss is the model's own, the model is given the targets too."""
+    """The model's output for a batch. A model that computes its own loss receives the targets too."""
     return loss_input(criterion, call(model, inputs, targets if isinstance(criterion, ModelLoss) else None))
 
 
 def loss_input(criterion: Criterion, answer: Any) -> Any:
-    """What the criterion is given of a model's answer: its output, or all of it where a loss of the user's asks for that."""
+    """What the criterion receives: the main output, or the whole output if the loss takes it."""
     whole = isinstance(criterion, ModelLoss) or (isinstance(criterion, CustomLoss) and not criterion.first)
     return answer if whole else main_output(answer)[0]
 
@@ -36,13 +37,18 @@ def loss_input(criterion: Criterion, answer: Any) -> Any:
 def choose_criterion(
     loss: str | Loss | CrossEntropy | None, output: Any, targets: Any, smoothing: float | None
 ) -> tuple[Criterion, str]:
-    """The criterion for ``loss`` (a name, a ``torch.nn`` loss, a function, or None to go by the targets), and why.
-
+    """Choose the criterion for a loss, a model output and targets.
     Args:
-        smoothing: the share of each target that label smoothing spreads over all classes; None where it is off.
+        loss: a name, a ``torch.nn`` loss, a function, or None to choose by the targets.
+        output, targets: of a few samples.
+        smoothing: eps of label smoothing; None if it is off.
+
+    Returns:
+        The criterion, and the reason as a sentence.
 
     Raises:
-        InputError: smoothing where there is nothing to smooth, smoothing asked for twice, or a loss that is not a mean.
+        InputError: label smoothing that does not apply or is requested twice, a loss that is not a mean, or ambiguous
+            targets.
     """
     eps, why = smoothing or 0.0, "asked for"
     answer, (output, how) = output, main_output(output)
@@ -61,45 +67,46 @@ def choose_criterion(
     if how and not isinstance(criterion, ModelLoss) and (not isinstance(criterion, CustomLoss) or criterion.first):
         why += f"; the output is {how}"
     if isinstance(criterion, CustomLoss) and isinstance(targets, torch.Tensor) and isinstance(output, torch.Tensor):
-        criterion, said = align_outputs(criterion, output, targets)
-        why += said
+        criterion, note = align_outputs(criterion, output, targets)
+        why += note
     if isinstance(criterion, CustomLoss) and isinstance(targets, torch.Tensor):
-        criterion, said = align_targets(replace(criterion, shape=tuple(targets.shape[1:])), output, targets)
-        why += said
+        criterion, note = align_targets(replace(criterion, shape=tuple(targets.shape[1:])), output, targets)
+        why += note
     if smoothing is not None and isinstance(criterion, Elementwise) and not criterion.multi_label:
         raise InputError(f"label_smoothing with loss {criterion.name!r}: regression has no classes to smooth; turn it off")
     if smoothing is not None and isinstance(criterion, ModelLoss):
         raise InputError(
             "label_smoothing with loss='model': heptane cannot smooth inside the model; leave loss out, "
-            "and it is computed from the model's logits, or turn label_smoothing off"
+            "so that it is computed from the model's logits, or turn label_smoothing off"
         )
     if smoothing is not None and isinstance(criterion, CustomLoss):
         raise InputError(
-            "label_smoothing with a loss of your own: heptane cannot smooth inside it; "
+            "label_smoothing with a custom loss: heptane cannot smooth inside it; "
             "use loss='cross_entropy' or torch.nn.CrossEntropyLoss(...), or turn label_smoothing off"
         )
     return criterion, f"loss {criterion.name}: {why}"
 
 
 def _check_real(loss: str | None, output: Any, targets: Any) -> None:
-    """Refuse complex numbers where the loss is not the user's own."""
+    """Refuse complex numbers, except for custom losses."""
     for what, tensor in (("outputs", output), ("targets", targets)):
         if isinstance(tensor, torch.Tensor) and tensor.is_complex():
             raise InputError(
                 f"{what} of type {str(tensor.dtype).removeprefix('torch.')} and loss={loss!r}, which compares real numbers: "
-                "use their torch.view_as_real(...) or .abs(), or pass a loss of your own, function(outputs, targets) -> mean"
+                "use torch.view_as_real(...) or .abs(), or pass a custom loss, function(outputs, targets) -> mean"
             )
 
 
 def _by_targets(output: Any, targets: Any) -> tuple[str, str]:
     if not isinstance(targets, torch.Tensor) or not isinstance(output, torch.Tensor):
-        raise InputError("loss=None: with outputs or targets that are not one tensor the loss cannot be guessed; pass loss=")
+        raise InputError("loss=None: outputs and targets that are not one tensor each need a loss; pass loss=")
     return guess_loss(output, targets)
 
 
 def loss_module(loss: Any) -> torch.nn.Module | None:
-    """The module that a loss is, or is a method or a partial of: what it holds is trained, saved and resumed with the run.
-    None where it holds nothing."""
+    """The module behind a loss (itself, or behind a method or partial), which is trained, saved and resumed with the run.
+    None if it has no parameters or buffers.
+    """
     if isinstance(loss, partial):
         return loss_module(loss.func)
     found = loss if isinstance(loss, torch.nn.Module) else getattr(loss, "__self__", None)
@@ -107,7 +114,7 @@ def loss_module(loss: Any) -> torch.nn.Module | None:
 
 
 def is_classification_loss(loss: Any) -> bool:
-    """Whether ``loss``, as :func:`choose_criterion` takes it, compares integer labels with an output per class."""
+    """Whether ``loss``, as :func:`choose_criterion` takes it, compares integer labels with one output per class."""
     if isinstance(loss, (CrossEntropy, torch.nn.CrossEntropyLoss, torch.nn.NLLLoss)):
         return True
     return loss is torch.nn.functional.cross_entropy or loss in (None, "cross_entropy", "model")
@@ -127,14 +134,14 @@ def _by_object(loss: Loss | CrossEntropy, eps: float) -> Criterion:
     if not isinstance(loss, CrossEntropy) and not callable(loss):
         raise InputError(f"loss={loss!r}: expected None, one of {', '.join(LOSSES)}, model, a torch.nn loss or a function")
     if getattr(loss, "reduction", "mean") != "mean":
-        raise InputError(f"loss={loss!r}: a step's loss is a mean; build it with reduction='mean'")
+        raise InputError(f"loss={loss!r}: expected reduction='mean', since the loss of a step is a mean")
     for name, function_name in LOSSES.items():
         if loss is getattr(nn.functional, function_name):
             return _by_name(name, eps)
     if isinstance(loss, CrossEntropy):
         return replace(loss, eps=_once(eps, loss.eps, "CrossEntropy(eps"))
     module: Any = loss
-    kind = type(module)  # exactly: a subclass may compute something else, so it is the user's own
+    kind = type(module)  # exact type: a subclass may compute something else, so it is a custom loss
     if kind is nn.CrossEntropyLoss:
         eps = _once(eps, module.label_smoothing, "CrossEntropyLoss(label_smoothing")
         return CrossEntropy(eps, module.weight, module.ignore_index)
@@ -157,5 +164,5 @@ def _by_object(loss: Loss | CrossEntropy, eps: float) -> Criterion:
 
 def _once(asked: float, own: float, where: str) -> float:
     if asked and own:
-        raise InputError(f"LabelSmoothing.eps={asked} and {where}={own}) would smooth twice: keep one of them")
+        raise InputError(f"LabelSmoothing.eps={asked} and {where}={own}) would smooth twice; set one of them to 0")
     return asked or own

@@ -1,4 +1,4 @@
-"""Cross-entropy over integer and soft targets, with class weights, ignored positions and smoothing; CTC; their pieces."""
+"""Cross-entropy with integer and soft targets, class weights, ignored positions and label smoothing; and CTC."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ IGNORE_INDEX = -100
 
 
 def smooth_distribution(targets: torch.Tensor, share: torch.Tensor, eps: float, dim: int = -1) -> torch.Tensor:
-    """(1 - eps) t + eps share / K along ``dim``, where ``share`` is what each position weighs: 0 where it is ignored."""
+    """(1 - eps) t + eps share / K along ``dim``, where ``share`` is the mass of each position: 0 where it is ignored."""
     return targets * (1 - eps) + (eps / targets.shape[dim]) * share.unsqueeze(dim).to(targets) if eps else targets
 
 
 def valid_soft_targets(soft: torch.Tensor, ignore_index: int, dim: int) -> torch.Tensor:
-    """Which positions of soft targets count: not those that hold only zeros, only ``ignore_index``, or only that class."""
+    """Positions of soft targets that count: not all zeros, not all ``ignore_index``, not all mass on that class."""
     nonzero = soft != 0
     of_ignored = nonzero.select(dim, ignore_index) if 0 <= ignore_index < soft.shape[dim] else 0
     return (nonzero.sum(dim) > of_ignored) & (soft != ignore_index).any(dim)
 
 
 def smooth_binary(targets: torch.Tensor, eps: float) -> torch.Tensor:
-    """Smooth multi-label targets, each a choice between two: q = (1 - eps) t + eps / 2. Shape (N, K) in and out."""
+    """Smooth multi-label targets: q = (1 - eps) t + eps / 2. Shape (N, K) in and out."""
     return targets * (1 - eps) + eps / 2
 
 
@@ -37,26 +37,25 @@ def soft_cross_entropy(
     class_dim: int | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """Cross-entropy with integer or soft targets, smoothed by ``eps``; the mean counts what is not ignored.
-
-    Where nothing counts (all ignored, or of weight 0) the mean is 0, with gradients of 0: PyTorch's is NaN.
+    """Cross-entropy with integer or soft targets and label smoothing ``eps``; the mean is over targets that are not ignored.
+    If nothing counts (all ignored, or of weight 0) the mean is 0 with gradients of 0, where PyTorch returns NaN.
 
     Args:
-        logits: (N, C), (N, C, T) or (N, T, C), unnormalised.
+        logits: (N, C), (N, C, T) or (N, T, C), unnormalized.
         targets: integers of shape (N,) or (N, T), or probabilities of the shape of ``logits``.
         eps: label smoothing, in [0, 1].
         weight: weight per class, shape (C,).
-        ignore_index: integer targets of this value weigh 0. So do soft targets of zeros only, of this value only, or with
-            all of their mass on this class.
-        class_dim: where the classes are; None finds it from the shapes, and refuses integer targets of a shape that could be
-            both. Soft targets have them in dimension 1 unless told otherwise, as in PyTorch.
+        ignore_index: integer targets of this value have weight 0. So have soft targets that are all zeros, all this value,
+            or have all of their mass on this class.
+        class_dim: dimension of the classes. None infers it from the shapes and refuses ambiguous ones with integer targets;
+            for soft targets it is 1, as in PyTorch.
         reduction: "mean" over the weights of the valid targets (over positions for soft targets), or "sum".
 
     Returns:
         A scalar.
 
     Raises:
-        InputError: shapes that do not go together, or an argument out of its range.
+        InputError: shapes that do not match, or an argument out of range.
 
     Example:
         >>> soft_cross_entropy(torch.zeros(2, 4), torch.tensor([1, -100])).item()
@@ -85,13 +84,13 @@ def soft_cross_entropy(
 
 
 def check_weight(weight: torch.Tensor | None, num_classes: int) -> None:
-    """Refuse class weights of any shape but (num_classes,)."""
+    """Refuse class weights whose shape is not (num_classes,)."""
     if weight is not None and weight.shape != (num_classes,):
         raise InputError(f"weight of shape {tuple(weight.shape)}: expected one weight per class, shape ({num_classes},)")
 
 
 def zero_if_empty(mean: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor | None, ignore_index: int) -> torch.Tensor:
-    """``mean``, or 0 where no integer target counts and it is 0 / 0."""
+    """``mean``, or 0 where no integer target counts, so that it would be 0 / 0."""
     valid = targets != ignore_index
     counts = valid if weight is None else (weight[targets.where(valid, 0)] != 0) & valid
     return torch.where(counts.any(), mean, 0.0)
@@ -100,7 +99,7 @@ def zero_if_empty(mean: torch.Tensor, targets: torch.Tensor, weight: torch.Tenso
 def find_class_dim(
     logits_shape: tuple[int, ...], targets_shape: tuple[int, ...], soft: bool, class_dim: int | None = None
 ) -> int:
-    """The dimension of the classes in ``logits_shape``: 1 or the last. See :func:`soft_cross_entropy`."""
+    """The class dimension of ``logits_shape``: 1 or the last. See :func:`soft_cross_entropy`."""
     last = len(logits_shape) - 1
     candidates = sorted({min(1, last), last}) if logits_shape else []
     if class_dim is not None:
@@ -118,11 +117,10 @@ def find_class_dim(
     shapes = f"outputs of shape {tuple(logits_shape)} and targets of shape {tuple(targets_shape)}"
     if fitting:
         raise InputError(
-            f"class_dim=None: with {shapes} the classes could be dimension 1 or the last; "
-            "say which, with class_dim=1 or class_dim=-1"
+            f"class_dim=None: with {shapes} the classes could be dimension 1 or the last; set class_dim=1 or class_dim=-1"
         )
     raise InputError(
-        f"{shapes} do not fit: for integer classes expected (N, C) outputs and (N,) targets, or (N, C, T) or (N, T, C) "
+        f"{shapes} do not match: for integer classes expected (N, C) outputs and (N,) targets, or (N, C, T) or (N, T, C) "
         "outputs and (N, T) targets; for soft targets the shape of the outputs"
     )
 
@@ -138,17 +136,16 @@ def smooth_ctc_loss(
     zero_infinity: bool = False,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """CTC with a pull of each valid frame toward the uniform distribution: (1 - eps) CTC + eps KL(uniform || p).
-
+    """CTC with each valid frame pulled towards the uniform distribution: (1 - eps) CTC + eps KL(uniform || p).
     Args:
         log_probs: (T, N, C), log-softmax over C.
-        targets: (N, S) padded labels, or all of them in one row, as for ``torch.nn.CTCLoss``.
-        input_lengths, target_lengths: (N,); frames past an input's length weigh 0, whatever they hold.
-        eps: in [0, 1]; 0 is ``torch.nn.functional.ctc_loss`` exactly.
+        targets: (N, S) padded labels, or all of them concatenated, as for ``torch.nn.CTCLoss``.
+        input_lengths, target_lengths: (N,); frames past an input's length have weight 0.
+        eps: in [0, 1]; 0 is exactly ``torch.nn.functional.ctc_loss``.
         blank: index of the blank label.
         zero_infinity: as in ``torch.nn.CTCLoss``.
-        reduction: "mean" (the mean over the batch of each sequence's loss divided by its target's length) or "sum"
-            (the sum over the batch of the same).
+        reduction: "mean" (over the batch, of each sequence's loss divided by its target length) or "sum" (over the batch, of
+            the same).
 
     Returns:
         A scalar.

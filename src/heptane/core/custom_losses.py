@@ -1,4 +1,4 @@
-"""Losses that heptane does not compute itself: a function or module of the user's, and the model's own."""
+"""Losses that heptane does not compute itself: custom functions and modules, and the loss that a model computes."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, select_rows, tree_copy, tree_map
-from heptane.core.cross_entropy import (
-    IGNORE_INDEX,
-)
+from heptane.core.cross_entropy import IGNORE_INDEX
 from heptane.core.losses import Criterion, CrossEntropy, Loss, same_up_to_ones
 from heptane.core.targets import MixedTargets, blend
 from heptane.model.calling import main_output
 
-FEW_COMPARED = 4  # samples whose losses are compared with that of all of them
-PROBED = 5  # samples on which a loss of one's own is tried: the mean over 5 x 5 is another than that over 5
+FEW_COMPARED = 4  # samples whose single losses are compared with that of all of them
+PROBED = 5  # samples on which a custom loss is tried: a mean over 5 x 5 differs from one over 5
 
 
 @dataclass(frozen=True)
 class CustomLoss:
-    """A loss of the user's: ``function(output, targets)`` -> the mean over the samples (or one loss per sample)."""
+    """A custom loss: ``function(output, targets)`` -> the mean over the samples, or one loss per sample."""
 
     function: Loss
     name: str = "own"
-    first: bool = False  # of an answer of several parts it is given the main one, as from a tuple the first
-    aligned: bool = False  # the outputs are given in the shape of the targets, as (N, 1) beside (N,)
-    shape: tuple[int, ...] | None = None  # of a sample's target: (N,) and (N, 1) are given in the one that was tried
+    first: bool = False  # of an output of several parts it receives the main one, such as the first of a tuple
+    aligned: bool = False  # outputs are reshaped to the targets' shape, as (N, 1) to (N,)
+    shape: tuple[int, ...] | None = None  # of a sample's target; targets that differ by dimensions of 1 are reshaped to it
 
     def mean(self, output: Any, targets: Any) -> torch.Tensor:
         if not isinstance(targets, MixedTargets):
@@ -39,7 +37,7 @@ class CustomLoss:
         if targets.first.is_floating_point():
             return self._mean(output, blend(targets.first, targets.second, targets.lam))
         if bool((targets.lam != targets.lam[:1]).any()):
-            raise InputError("Mixup.per_sample=True with a loss of your own and integer targets: set it to False")
+            raise InputError("Mixup.per_sample=True does not support a custom loss with integer targets: set it to False")
         return blend(self._mean(output, targets.first), self._mean(output, targets.second), targets.lam[0])
 
     def total(self, output: Any, targets: Any) -> torch.Tensor:
@@ -70,7 +68,7 @@ class CustomLoss:
     def _mean(self, output: Any, targets: Any) -> torch.Tensor:
         if self.shape is not None and isinstance(targets, torch.Tensor) and same_up_to_ones(targets.shape[1:], self.shape):
             targets = targets.reshape(len(targets), *self.shape)
-        targets = tree_map(torch.clone, targets)  # a loss may work in place, and what is measured comes after it
+        targets = tree_map(torch.clone, targets)  # a loss may modify them in place, and metrics are computed afterwards
         output = output.reshape(targets.shape) if self.aligned else output
         loss: torch.Tensor = self.function(output, targets)
         return loss.mean() if loss.ndim else loss
@@ -78,24 +76,26 @@ class CustomLoss:
 
 @dataclass(frozen=True)
 class ModelLoss:
-    """The loss that a model returns when it is given the labels, as those of transformers do: the mean over the labels that
-    are not ignored. It is the output, or its entry ``loss``."""
+    """The loss that a model returns when it receives labels, as transformers models do: a mean over labels that are not
+    ignored.
+    It is the output itself, or its entry ``loss``.
+    """
 
     name: str = "model"
     counts: str = "labels"
-    """What the mean is over: "labels", all that are not ignored; "shifted", these but for each row's first, as a causal
-    language model's; or "unknown"."""
+    """What the mean is over: "labels", all that are not ignored; "shifted", these without the first of each row, as in a
+    causal language model; or "unknown"."""
 
     def mean(self, output: Any, targets: Any) -> torch.Tensor:
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, torch.Tensor) or loss.ndim > 1:
             kind = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"type {type(output).__name__}"
-            raise InputError(f"loss='model': the model gave an output of {kind}, without a loss; pass a loss instead")
+            raise InputError(f"loss='model': the model returned an output of {kind} without a loss; pass a loss instead")
         return loss.mean()
 
     def total(self, output: Any, targets: Any) -> torch.Tensor:
         mean, count = self.mean(output, targets), self.count(targets)
-        if isinstance(count, torch.Tensor):  # a part without a label has a mean of NaN, and weighs nothing
+        if isinstance(count, torch.Tensor):  # a part without labels has a mean of NaN and weight 0
             mean = torch.where(count > 0, mean, mean.nan_to_num())
         return mean * count
 
@@ -124,8 +124,9 @@ class ModelLoss:
 
 
 def infer_loss_count(criterion: Criterion, output: Any, labels: Any) -> Criterion:
-    """A criterion that is the model's own loss, counting what that is a mean over: found by comparing the loss of a few
-    samples with the cross-entropy of their logits, with and without a shift by one position."""
+    """Infer what the model's own loss is a mean over; other criteria are returned unchanged.
+    The loss of a few samples is compared with the cross-entropy of their logits, with and without a shift by one position.
+    """
     if not isinstance(criterion, ModelLoss) or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
         return criterion
     logits = output.get("logits") if isinstance(output, Mapping) else None
@@ -145,14 +146,13 @@ def infer_loss_count(criterion: Criterion, output: Any, labels: Any) -> Criterio
 
 
 def choose_loss_input(criterion: CustomLoss, training: Any, evaluation: Any, targets: Any) -> CustomLoss:
-    """``criterion`` with the whole answers of the model if it takes them, or with their outputs if it takes only these.
-
+    """Let ``criterion`` receive the model's whole output if it takes it, else only the main output if it takes that.
     Args:
-        training, evaluation: what the model gives for a few samples in the one mode and the other.
+        training, evaluation: the model's output for a few samples in train and in eval mode.
         targets: theirs, or those of more samples.
 
     Raises:
-        InputError: it takes what the model gives in the one mode, and not in the other.
+        InputError: the loss takes the output of one mode but not of the other.
     """
     size = len(first_tensor(main_output(evaluation)[0]))
     few = tree_map(lambda t: t[:size] if t.ndim else t, targets)
@@ -174,21 +174,22 @@ def choose_loss_input(criterion: CustomLoss, training: Any, evaluation: Any, tar
     if not fails(main_output(training)[0]) and not fails(main_output(evaluation)[0]):
         return replace(criterion, first=True)
     if all(wrong):
-        return criterion  # what the function says of it is the best message
+        return criterion  # the function's own error is the best message
     mode, error = ("training", wrong[0]) if wrong[0] else ("evaluation", wrong[1])
     assert error is not None
     raise InputError(
-        f"the model gives {type(training).__name__} in training and {type(evaluation).__name__} in evaluation, and the loss "
-        f"does not take that of {mode} ({one_line(error)}): let it take both, or leave loss out, and the first is the output"
+        f"the model returns {type(training).__name__} in training and {type(evaluation).__name__} in evaluation, and the "
+        f"loss fails on that of {mode} ({one_line(error)}): let it accept both, or leave loss out to use the first part"
     )
 
 
 def align_outputs(criterion: CustomLoss, output: torch.Tensor, targets: torch.Tensor) -> tuple[CustomLoss, str]:
-    """``criterion`` for outputs and targets whose shapes differ by ones, as (N, 1) and (N,): a function that subtracts them
-    would compare each output with each target, (N, N). Tried on numbers of these shapes, as given and alike.
+    """Reshape outputs to the targets' shape if they differ by dimensions of 1 and the loss depends on it, as (N, 1) and
+    (N,).
+    A function that subtracts such shapes would broadcast to (N, N). It is tried on random numbers of both shapes.
 
     Raises:
-        InputError: the loss takes them neither way.
+        InputError: the loss accepts neither shape.
     """
     shape = (PROBED, *targets.shape[1:])
     if targets.shape[1:] == output.shape[1:] or not same_up_to_ones(output.shape[1:], targets.shape[1:]):
@@ -200,7 +201,7 @@ def align_outputs(criterion: CustomLoss, output: torch.Tensor, targets: torch.Te
     values: list[float | None] = []
     failure: Exception | None = None
     given = criterion.function
-    tried = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else given  # buffers of the user's stay as they are
+    tried = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else given  # keeps the user's buffers unchanged
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for one in (outputs, outputs.reshape(shape)):
@@ -212,13 +213,13 @@ def align_outputs(criterion: CustomLoss, output: torch.Tensor, targets: torch.Te
     as_given, alike = values
     if as_given is None and alike is None:
         raise InputError(
-            f"outputs of shape {tuple(output.shape[1:])} and targets of shape {tuple(targets.shape[1:])} per sample: the "
-            f"loss takes them neither so nor in one shape ({one_line(failure) if failure else ''}): give both the same shape"
+            f"outputs of shape {tuple(output.shape[1:])} and targets of shape {tuple(targets.shape[1:])} per sample: "
+            f"the loss fails on them ({one_line(failure) if failure else ''}); give both the same shape"
         )
     if alike is None or as_given == alike or (as_given is not None and math.isclose(as_given, alike, rel_tol=1e-5)):
         return criterion, ""
-    said = f"; outputs {_per_sample(output)} are given to it in the shape of the targets, {_per_sample(targets)}"
-    return replace(criterion, aligned=True), said
+    note = f"; outputs {_per_sample(output)} are reshaped to the targets' {_per_sample(targets)}"
+    return replace(criterion, aligned=True), note
 
 
 def _per_sample(tensor: torch.Tensor) -> str:
@@ -226,8 +227,9 @@ def _per_sample(tensor: torch.Tensor) -> str:
 
 
 def align_targets(criterion: CustomLoss, output: Any, targets: torch.Tensor) -> tuple[CustomLoss, str]:
-    """``criterion`` with one target per sample in that of the shapes (N,) and (N, 1) in which it compares each sample with
-    its own target: where a part of the outputs is (N, 1), a function that subtracts (N,) compares each with all, (N, N)."""
+    """Reshape targets between (N,) and (N, 1) if the loss would otherwise compare each sample with all targets.
+    Part of the output may be (N, 1), so that subtracting targets of shape (N,) broadcasts to (N, N).
+    """
     if criterion.aligned or not targets.is_floating_point() or targets.shape[1:].numel() != 1:
         return criterion, ""
     other = replace(criterion, shape=() if criterion.shape else (1,))
@@ -237,18 +239,21 @@ def align_targets(criterion: CustomLoss, output: Any, targets: torch.Tensor) -> 
     apart, alike = (_mixes_samples(replace(one, function=given), output, targets) for one in (criterion, other))
     if not apart or alike is not False:
         return criterion, ""
-    return other, f"; targets are given to it as {'(N, 1)' if other.shape else '(N,)'}, so that each is its own sample's"
+    return (
+        other,
+        f"; targets are reshaped to {'(N, 1)' if other.shape else '(N,)'}, so that samples are not mixed",
+    )
 
 
 def _mixes_samples(criterion: CustomLoss, output: Any, targets: torch.Tensor) -> bool | None:
-    """Whether the loss of a few samples is another than the mean of each one's; None where that cannot be seen."""
+    """Whether the loss of a few samples differs from the mean of their single losses; None if that cannot be computed."""
     try:
         size = min(len(first_tensor(output)), FEW_COMPARED)
         parts = [slice(size), *(slice(at, at + 1) for at in range(size))]
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             whole, *single = (float(criterion.mean(select_rows(tree_copy(output), part), targets[part])) for part in parts)
-    except Exception:  # it needs more samples than one, say
+    except Exception:  # such as a loss that needs several samples
         return None
     mean = sum(single) / size
     return None if mean != mean or size < 2 else abs(whole - mean) > 1e-4 * max(abs(whole), abs(mean), 1e-12)

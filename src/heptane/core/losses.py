@@ -1,8 +1,7 @@
-"""The kinds of losses that heptane computes itself. Each has two forms.
-
-``mean`` is what a hand-written loop calls on a whole batch. ``total`` is the sum over a part of the batch (a share of a
-worker, a micro-batch), to be divided by ``count`` of the *global* batch, so that unequal parts weigh what they hold.
-``plain`` is the loss without smoothing, for reports.
+"""Losses that heptane computes itself, each in several forms.
+``mean`` is what a hand-written loop calls on a whole batch. ``total`` is the sum over part of the batch (a worker's share, a
+micro-batch), to be divided by ``count`` of the *global* batch, so that unequal parts are weighted correctly. ``plain`` is
+the total without label smoothing, for reports.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from heptane.core.targets import MixedTargets, blend
 Loss = Callable[..., Any]
 
 
-MAX_CLASSES = 1000  # of which each is counted by itself: beyond that, as with the words of a language, nobody looks
+MAX_CLASSES = 1000  # accuracy per class is not computed beyond this, as for a vocabulary
 
 
 class Criterion(Protocol):
-    """What the loop needs of a loss. ``targets`` are as the data gave them, or :class:`MixedTargets`."""
+    """What the loop needs of a loss. Targets are those of the data, or :class:`MixedTargets`."""
 
     @property
     def name(self) -> str: ...
@@ -42,56 +41,55 @@ class Criterion(Protocol):
         """The loss of a whole batch, a scalar."""
 
     def total(self, output: Any, targets: Any) -> torch.Tensor:
-        """The sum of which ``mean`` is the ``count``-th part."""
+        """The sum over the batch: ``mean`` times ``count``."""
 
     def count(self, targets: Any) -> float | torch.Tensor:
-        """What the mean is over: valid targets, or the sum of their class weights."""
+        """The divisor of the mean: the number of valid targets, or the sum of their class weights."""
 
     def plain(self, output: Any, targets: Any) -> torch.Tensor:
-        """The total without smoothing."""
+        """``total`` without label smoothing."""
 
     def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, float | torch.Tensor] | None:
-        """How many predictions are right, out of how many; None where that has no meaning. What is not finite is wrong."""
+        """Number of correct predictions and of predictions; None if undefined. Non-finite outputs count as wrong."""
 
     def by_class(self, output: Any, targets: Any) -> torch.Tensor | None:
-        """Of each class how many of its samples are right, and how many it has, (2, K); None where there are no classes."""
+        """Correct predictions and samples of each class, (2, K); None if there are no classes."""
 
 
 def count_by_class(right: torch.Tensor, valid: torch.Tensor, truth: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Of each class how many of its samples are right, and how many it has, (2, K) in 64 bits; what is not valid is no
-    sample."""
+    """Correct predictions and samples of each class, (2, K) in float64; invalid positions are not counted."""
     truth = truth.long().where(valid, 0).flatten()
     parts = [part.flatten().double() for part in (right & valid, valid)]
     return torch.stack([torch.bincount(truth, part, num_classes)[:num_classes] for part in parts])
 
 
 def safe_divisor(count: float | torch.Tensor) -> float | torch.Tensor:
-    """``count``, or where it is 0 the least number above: nothing counted has a total of 0, and so a mean of 0, not NaN."""
+    """``count``, or the smallest positive number if it is 0: the mean over nothing is then 0, not NaN."""
     tiny = torch.finfo(torch.float32).tiny
     return count.clamp(min=tiny) if isinstance(count, torch.Tensor) else max(count, tiny)
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Classification with integer (N,), (N, T) or soft targets, class weights, ignored positions and smoothing.
-
-    What is ignored weighs 0, also under mixup (:func:`heptane.soft_cross_entropy`); the mean over nothing is 0, not NaN.
+    """Cross-entropy with integer (N,), (N, T) or soft targets, class weights, ignored positions and label smoothing.
+    Ignored positions have weight 0, also under mixup (:func:`heptane.soft_cross_entropy`); the mean over nothing is 0, not
+    NaN.
     """
 
     eps: float = 0.0
     weight: torch.Tensor | None = None
     ignore_index: int = IGNORE_INDEX
     class_dim: int | None = None
-    log_probs: bool = False  # the outputs are, as for torch.nn.NLLLoss
-    all_count: bool = False  # logits, no weight, nothing ignored: the mean is PyTorch's own, without a guard against 0 / 0
-    column: bool = False  # integer targets come as (N, 1)
+    log_probs: bool = False  # the outputs are log-probabilities, as for torch.nn.NLLLoss
+    all_count: bool = False  # logits, no weights, nothing ignored: PyTorch's own mean, without a guard against 0 / 0
+    column: bool = False  # integer targets have shape (N, 1)
     name: str = "cross_entropy"
 
     def __post_init__(self) -> None:
         check_range("CrossEntropy.eps", self.eps, 0, 1)
 
     def seen(self, targets: Any) -> Any:
-        """The targets as PyTorch's functions take them: integers of any kind in 64 bits, a column of them as a row."""
+        """Targets in the form that PyTorch's functions take: integers as int64, a column (N, 1) as (N,)."""
         if isinstance(targets, MixedTargets):
             return MixedTargets(self.seen(targets.first), self.seen(targets.second), targets.lam)
         if targets.is_floating_point():
@@ -154,7 +152,7 @@ class CrossEntropy:
         return -(q * log_p if self.weight is None else q * log_p * self.weight.to(log_p)).sum()
 
     def _distributions(self, targets: torch.Tensor, log_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Targets like ``log_p`` (..., C), of zeros where ignored; and what each position weighs, 1 or 0."""
+        """Targets as distributions like ``log_p`` (..., C), zero where ignored; and the weight of each position, 1 or 0."""
         valid = self._valid(targets)
         if targets.is_floating_point():
             rows = targets.movedim(self._dim(targets, targets), -1)
@@ -179,12 +177,12 @@ class CrossEntropy:
     def _hits(self, output: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         dim, valid = self._dim(output, targets), self._valid(targets)
         truth = targets.argmax(dim) if targets.is_floating_point() else targets
-        # The largest of a row is NaN where one is, and infinite where nothing can be said; -inf rules a class out, no more.
+        # A row counts as wrong if its maximum is NaN or infinite; a single -inf only rules out that class.
         return (output.argmax(dim) == truth) & valid & output.amax(dim).isfinite(), valid
 
 
 def can_smooth(criterion: Criterion) -> bool:
-    """Whether label smoothing has a meaning: the targets are classes or labels, and heptane computes the loss."""
+    """Whether label smoothing applies: targets are classes or labels, and heptane computes the loss."""
     return isinstance(criterion, (CrossEntropy, Ctc)) or (isinstance(criterion, Elementwise) and criterion.multi_label)
 
 
@@ -206,7 +204,8 @@ class _Reduced:
 
 @dataclass(frozen=True)
 class Elementwise(_Reduced):
-    """A mean over elements, which takes ``reduction=``: multi-label and regression losses. Outputs match targets' shape."""
+    """A mean over elements, for multi-label and regression losses; the function takes ``reduction=``. Outputs and targets
+    have the same shape up to dimensions of 1."""
 
     name: str
     function: Loss
@@ -235,7 +234,7 @@ class Elementwise(_Reduced):
         return ((output > 0) == (truth > 0.5)) & output.isfinite()
 
     def by_class(self, output: torch.Tensor, targets: Any) -> torch.Tensor | None:
-        """Where there is one logit per sample: of what is 0, and of what is 1."""
+        """With one logit per sample: the negative and the positive class."""
         if not self.multi_label or isinstance(targets, MixedTargets) or targets.shape[1:].numel() != 1:
             return None
         right, truth = self._hits(output, targets), targets > 0.5
@@ -248,7 +247,7 @@ class Elementwise(_Reduced):
             if not same_up_to_ones(output.shape, targets.shape):
                 raise InputError(
                     f"outputs of shape {tuple(output.shape)} and targets of shape {tuple(targets.shape)}: "
-                    f"{self.name} compares element by element, so give the model as many outputs as there are targets"
+                    f"{self.name} compares elements, so the model needs as many outputs as there are targets"
                 )
             output = output.reshape(targets.shape)
         return output, smooth_binary(targets.to(output), eps) if eps else targets.to(output)
@@ -256,7 +255,7 @@ class Elementwise(_Reduced):
 
 @dataclass(frozen=True)
 class Ctc(_Reduced):
-    """CTC: outputs are log-probabilities (T, N, C); targets (labels (N, S), input lengths (N,), target lengths (N,))."""
+    """CTC: outputs are log-probabilities (T, N, C); targets are (labels (N, S), input lengths (N,), target lengths (N,))."""
 
     eps: float = 0.0
     blank: int = 0

@@ -1,4 +1,4 @@
-"""Whether the loss of a batch can be put together from its parts: a worker's share, a micro-batch."""
+"""Check whether the loss of a batch can be computed from its parts: worker shares and micro-batches."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from heptane.core.custom_losses import CustomLoss, ModelLoss
 from heptane.core.losses import Criterion, safe_divisor
 from heptane.model.trying import try_output
 
-TRIED, TRIED_ON_MODEL = 64, 16  # samples; on the model's own loss it is run three times
-SAME = 1e-4  # relative; parts are added up in another order
+TRIED, TRIED_ON_MODEL = 64, 16  # samples; fewer for the model's own loss, which needs three forward passes
+RTOL = 1e-4  # parts are summed in another order
 
 
 def check_splittable(
     criterion: Criterion, model: torch.nn.Module, sample: tuple[Any, Any], targets: Any, parts: int
 ) -> list[str]:
-    """Refuse to split a batch whose loss, the model's own, is a mean over nobody knows what; note it of a user's loss.
-
+    """Refuse to split a batch whose model-computed loss has an unknown divisor; note a custom loss that is not a mean over
+    samples.
     Args:
-        sample: inputs and targets on which that is tried.
-        targets: all that are known.
+        sample: inputs and targets on which this is tried.
+        targets: all known targets.
         parts: workers times micro-batches.
+
+    Returns:
+        Notes for the user.
     """
     if parts == 1:
         return []
@@ -36,9 +39,8 @@ def check_splittable(
         tried = _holds_ignored(labels) or not _holds_ignored(targets)
         if (criterion.counts == "unknown" and not tried) or not _adds_up(criterion, model, inputs, labels):
             raise InputError(
-                "loss='model': what the model's mean is over cannot be told from its loss and logits, and it is not the "
-                "number of samples, so parts of a batch cannot be weighed; train with one worker and accumulate=1, or pass "
-                "a loss"
+                "loss='model': the loss of a batch cannot be computed from its parts, since what the model averages over is "
+                "unknown and is not the samples; train with one worker and accumulate=1, or pass a loss"
             )
     if not isinstance(criterion, CustomLoss):
         return []
@@ -48,9 +50,9 @@ def check_splittable(
         return []
     whole, mean = found
     return [
-        f"loss {criterion.name}: of {len(first_tensor(labels))} samples it is {whole:.4g}, and the mean of their parts' is "
-        f"{mean:.4g}. So it is not a mean over samples, and its value for a batch in {parts} parts depends on how the batch "
-        "is split: return one loss per sample, or train with one worker and accumulate=1"
+        f"loss {criterion.name} is not a mean over samples: it is {whole:.4g} on {len(first_tensor(labels))} samples and "
+        f"{mean:.4g} as the mean over parts of them. A batch is split into {parts} parts here, so the result depends on the "
+        "split: return one loss per sample, or train with one worker and accumulate=1"
     ]
 
 
@@ -59,10 +61,10 @@ def _holds_ignored(targets: Any) -> bool:
 
 
 def _adds_up(criterion: Criterion, model: torch.nn.Module, inputs: Any, labels: Any) -> bool:
-    """Whether the model's own loss for these samples is that of two parts of them, by the count that it is taken for."""
+    """Whether the model's loss on these samples equals that of two parts of them, weighted by its assumed count."""
     size = len(first_tensor(labels))
-    cuts = (0, size // 3, size)
-    parts = [slice(low, high) for low, high in pairwise(cuts) if high > low]
+    bounds = (0, size // 3, size)
+    parts = [slice(low, high) for low, high in pairwise(bounds) if high > low]
 
     def answer(part: slice) -> tuple[Any, Any]:
         own = select_rows(labels, part)
@@ -70,12 +72,13 @@ def _adds_up(criterion: Criterion, model: torch.nn.Module, inputs: Any, labels: 
 
     whole = criterion.mean(*answer(slice(0, size))).float()
     together = sum(criterion.total(*answer(part)).float() for part in parts) / safe_divisor(criterion.count(labels))
-    return torch.allclose(whole, torch.as_tensor(together), rtol=SAME, atol=1e-6, equal_nan=True)
+    return torch.allclose(whole, torch.as_tensor(together), rtol=RTOL, atol=1e-6, equal_nan=True)
 
 
 def is_mean_over_samples(criterion: Criterion, output: Any, targets: Any) -> tuple[float, float] | None:
-    """The loss of some samples and the mean of that of their parts, each weighed by its samples, where a loss of the user's
-    own tells them apart; None where they are equal: then parts of a batch can be weighed by their samples."""
+    """The custom loss of some samples, and the weighted mean over parts of them, if the two differ.
+    None if they are equal, so that parts of a batch can be weighted by their number of samples.
+    """
     size = len(first_tensor(output))
     if not isinstance(criterion, CustomLoss) or len(first_tensor(targets)) != size:
         return None
@@ -84,10 +87,10 @@ def is_mean_over_samples(criterion: Criterion, output: Any, targets: Any) -> tup
         with torch.no_grad():
             return float(criterion.mean(select_rows(output, part), select_rows(targets, part)))
 
-    for cuts in (range(size + 1), (0, size // 2, size)):  # a loss over pairs of samples may not take a single one
-        parts = [slice(low, high) for low, high in pairwise(cuts) if high > low]
-        with suppress(Exception):  # what fails on the whole batch is found, and named, in training
+    for bounds in (range(size + 1), (0, size // 2, size)):  # a loss over pairs of samples may fail on a single one
+        parts = [slice(low, high) for low, high in pairwise(bounds) if high > low]
+        with suppress(Exception):  # an error on the whole batch is reported in training
             whole, mean = of(slice(0, size)), sum(of(part) * (part.stop - part.start) for part in parts) / size
-            if abs(whole - mean) > SAME * max(abs(whole), abs(mean), 1e-12):
+            if abs(whole - mean) > RTOL * max(abs(whole), abs(mean), 1e-12):
                 return whole, mean
     return None

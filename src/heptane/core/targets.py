@@ -1,19 +1,15 @@
-"""Targets of blended samples, as mixup makes them and a criterion joins them."""
+"""Targets of blended samples, made by mixup and joined by the criterion."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from heptane.base.lazy import torch
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class MixedTargets:
-    """Targets ``first`` and ``second``, of one shape, and ``lam`` (N,): the share of the first. The criterion joins them."""
+    """Targets ``first`` and ``second``, of one shape, and ``lam`` (N,), the weight of the first."""
 
     first: torch.Tensor
     second: torch.Tensor
