@@ -460,7 +460,7 @@ def test_the_guess_and_its_reason(targets, output, name, reason):
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused_with_both(targets, output, first, second):
-    with pytest.raises(hp.InputError, match=rf"can be read in two ways: as .*{first}.*; or as .*{second}"):
+    with pytest.raises(hp.InputError, match=rf"have two readings: as .*{first}.*; or as .*{second}"):
         chosen(None, torch.zeros(output), targets)
     for loss in ("mse", nn.L1Loss()):  # named, it is not asked
         assert choose_criterion(loss, torch.zeros(output), targets, None)[1].endswith("asked for")
@@ -558,7 +558,7 @@ def test_losses_of_all_kinds_compare_each_output_with_its_own_target(name, shape
     criterion, why = choose_criterion(loss, output, targets, None)
     torch.testing.assert_close(criterion.mean(output, targets), expected(output.flatten() - targets.flatten()))
     if isinstance(criterion, CustomLoss) and shapes[0] != shapes[1]:
-        assert "in the shape of the targets" in why
+        assert "are reshaped to the targets' " in why
 
 
 def test_a_loss_that_lines_them_up_itself_is_given_what_the_model_gave():

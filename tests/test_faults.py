@@ -146,7 +146,7 @@ def test_of_a_loaders_batch_the_sample_is_named_or_its_place_in_the_batch() -> N
 def test_ignored_they_go_into_the_weights_as_in_a_plain_loop_until_losses_were_not_finite_for_long() -> None:
     model = Turns()
     with pytest.raises(
-        FloatingPointError, match=r"^the loss was not finite in 2\d steps in a row, first at step \d+: look at"
+        FloatingPointError, match=r"^the loss was not finite in 2\d consecutive steps, first at step \d+: check"
     ):
         fit(model, spoilt(200.0), on_nan="ignore", epochs=20)
     assert not model.head.weight.isfinite().all()

@@ -687,7 +687,7 @@ X, Y = IMAGES
         ({"optimizer": torch.optim.SGD(mlp().parameters(), lr=0.1)}, r"optimizer=SGD: expected a factory"),
         ({"optimizer": "sdg"}, r"optimizer='sdg' is not known \(did you mean sgd\?\)"),
         ({"optimizer": 3}, r"optimizer=int: expected a factory"),
-        ({"lr": 0.1}, r"lr=0.1 and an optimizer that is no name: set the rate where the optimizer is built"),
+        ({"lr": 0.1}, r"lr=0.1 with an optimizer factory: set the learning rate in the factory"),
         ({"steps": 3}, r"epochs=2 and steps=3: expected the one or the other"),
         ({"epochs": None}, r"epochs=None and steps=None: expected the one or the other"),
         ({"steps": 0, "epochs": None}, r"steps=0 is out of range"),

@@ -169,7 +169,7 @@ def test_after_the_limit_training_is_stopped_and_the_first_bad_step_named() -> N
     meter.flush()
     meter.add_step(99, torch.tensor(math.nan), 2)
     with pytest.raises(
-        FloatingPointError, match=rf"not finite in {NONFINITE_LIMIT + 1} steps in a row, first at step 5: look"
+        FloatingPointError, match=rf"not finite in {NONFINITE_LIMIT + 1} consecutive steps, first at step 5: look"
     ):
         meter.flush()
 
@@ -232,7 +232,7 @@ def test_the_sums_of_several_workers_are_one(workers: int) -> None:
     for step, meter in enumerate(meters):
         meter.add_step(0, torch.tensor(float(step)), 6)
     one = TrainMeter(MSE)
-    one.load_state(TrainMeter.together([meter.state() for meter in meters], workers))
+    one.load_state(TrainMeter.merge_states([meter.state() for meter in meters], workers))
     assert one.read() == {"train_loss": 1.0}
     assert one.state()["sums"][1] == 6 * workers  # as if so many had noted it
 

@@ -104,13 +104,13 @@ class Fails:
     [
         (
             lambda predictions, targets: predictions.mean(1),
-            r"metrics\['m'\] gave a value of shape \(\d+,\): expected one",
+            r"metrics\['m'\] returned a value of shape \(\d+,\): expected one",
         ),
         (lambda predictions, targets: predictions @ targets.float(), r"metrics\['m'\] fails on \d+ samples of valid"),
         (lambda model, data: model.nothing, r"metrics\['m'\] fails .*AttributeError"),
         (Fails(), r"metrics\['m'\] fails .*KeyError"),
-        (Fails(torch.ones(3)), r"gave a value of shape \(3,\)"),
-        (Fails({"a": 1}), r"gave a value of type dict"),
+        (Fails(torch.ones(3)), r"returned a value of shape \(3,\)"),
+        (Fails({"a": 1}), r"returned a value of type dict"),
         (3, r"metrics\['m'\] of type int: expected a function"),
     ],
 )
@@ -211,7 +211,7 @@ def test_outputs_that_are_not_finite_count_as_wrong_in_every_metric(kind: str) -
     assert result.metrics["valid_accuracy2"] == pytest.approx(result.metrics["valid_accuracy"])
     assert math.isnan(result.metrics["valid_old"])
     assert result.best_step is None
-    assert "validation data: 30 of 50 outputs are not finite: they count as wrong" in result.notes
+    assert "validation data: 30 of 50 outputs are not finite and count as wrong" in result.notes
     with pytest.warns(UserWarning, match="30 of 50 outputs are not finite"):
         assert hp.evaluate(result.model, valid)["accuracy"] <= 0.4
 
@@ -298,7 +298,7 @@ def test_outputs_of_several_parts_that_are_not_finite_have_no_metric() -> None:
     result = fit((bad, Y), Several(), metrics={"one": lambda p, t: 1.0}, loss=loss, target=("valid_one", 0.5, "max"))
     assert math.isnan(result.metrics["valid_one"])
     assert result.reached is None
-    assert "validation data: 10 of 50 outputs are not finite: they count as wrong" in result.notes
+    assert "validation data: 10 of 50 outputs are not finite and count as wrong" in result.notes
 
 
 def test_metrics_are_given_contiguous_outputs_whatever_the_memory_format() -> None:

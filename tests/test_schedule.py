@@ -69,7 +69,7 @@ def test_join_skips_a_part_of_no_steps():
 
 @pytest.mark.parametrize("num_steps", [-1, 2.5, True])
 def test_join_refuses_a_length_that_is_not_a_count(num_steps):
-    with pytest.raises(hp.InputError, match=r"join: the number of steps of part 1.*whole number"):
+    with pytest.raises(hp.InputError, match=r"join_schedules: the number of steps of part 1.*whole number"):
         join_schedules((constant(), 3), (constant(), num_steps), then=constant())
 
 

@@ -1,4 +1,4 @@
-"""Metrics of the user's: torchmetrics and collections, functions of predictions and targets, functions of the model."""
+"""The user's metrics: torchmetrics and collections, functions of predictions and targets, functions of the model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ TARGETS_FIRST = frozenset({"targets", "target", "labels", "label", "y_true", "tr
 PREDICTIONS_SECOND = frozenset(
     {"predictions", "prediction", "preds", "pred", "y_pred", "y_score", "output", "outputs", "logits"}
 )
-SURE = 1e4  # a logit that is certain
+CERTAIN = 1e4  # a logit whose probability rounds to 1
 
 
 class MetricError(RuntimeError):
-    """A metric raised on some of several workers, and all of them know."""
+    """A metric failed on at least one worker; raised on all of them."""
 
 
 class ModelMetric:
-    """A function of the model, bound to the whole model and the data where only the model's tail is evaluated."""
+    """A function of the model, bound to the whole model and the original data while only the model's tail is evaluated on
+    features."""
 
     def __init__(self, metric: Callable[[Any, Any], Any], model: Any, data: Any) -> None:
         self.metric, self.model, self.data = metric, model, data
@@ -39,10 +40,9 @@ class ModelMetric:
 
 
 def flatten_metrics(metrics: Any) -> dict[str, Any] | None:
-    """Metrics by name: a torchmetrics collection as what it holds, also inside a dict, as ``NAME_KEY``.
-
+    """Metrics by name, with each torchmetrics collection replaced by its members, inside a dict as ``NAME_KEY``.
     Raises:
-        InputError: it is no dict, and no collection.
+        InputError: neither a dict nor a collection.
     """
     if metrics is None:
         return None
@@ -50,7 +50,7 @@ def flatten_metrics(metrics: Any) -> dict[str, Any] | None:
         return dict(metrics.items())
     if not isinstance(metrics, dict):
         raise InputError(
-            f"metrics of type {type(metrics).__name__}: expected a dict from names to metrics, or a torchmetrics collection"
+            f"metrics of type {type(metrics).__name__}: expected a dict of metrics by name, or a torchmetrics collection"
         )
     found: dict[str, Any] = {}
     for name, metric in metrics.items():
@@ -71,7 +71,7 @@ def _is_collection(metrics: Any) -> bool:
 
 
 def takes_model(metric: Any) -> bool:
-    """Whether a function is ``(model, data) -> number``: by the names of its parameters; else it is of predictions."""
+    """Whether a function is ``(model, data) -> number``, judged by its parameter names; otherwise it takes predictions."""
     if isinstance(metric, ModelMetric):
         return True
     first, second = _names(metric)
@@ -88,17 +88,17 @@ def _names(metric: Any) -> tuple[str, str]:
 
 
 def call_on_predictions(metric: Any, predictions: Any, targets: Any) -> Any:
-    """The value of a function of predictions and targets; scikit-learn's have the targets first, and their names say so."""
+    """Call a function of predictions and targets; if its parameter names say targets come first, as in scikit-learn, swap
+    them."""
     first, second = _names(metric)
     swapped = first in TARGETS_FIRST and second in PREDICTIONS_SECOND
     return metric(targets, predictions) if swapped else metric(predictions, targets)
 
 
 def as_number(name: str, value: Any) -> float:
-    """The value of a metric as a number.
-
+    """The value of a metric as a float.
     Raises:
-        InputError: it is no number.
+        InputError: it is not a single number.
     """
     if isinstance(value, numbers.Real):
         return float(value)
@@ -106,11 +106,11 @@ def as_number(name: str, value: Any) -> float:
     if size == 1:
         return float(value)
     kind = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else f"type {type(value).__name__}"
-    raise InputError(f"metrics[{name!r}] gave a value of {kind}: expected one number, such as its mean")
+    raise InputError(f"metrics[{name!r}] returned a value of {kind}: expected one number, such as its mean")
 
 
 def match_target_shape(output: Any, targets: Any) -> Any:
-    """The main output in the shape of the targets where they differ by ones, as (N, 1) and (N,)."""
+    """The main output, reshaped to the targets if they differ by dimensions of 1, as (N, 1) and (N,)."""
     main = main_output(output)[0]
     tensors = isinstance(main, torch.Tensor) and isinstance(targets, torch.Tensor)
     if tensors and main.shape != targets.shape and same_up_to_ones(main.shape, targets.shape):
@@ -119,8 +119,10 @@ def match_target_shape(output: Any, targets: Any) -> Any:
 
 
 def nonfinite_mask(output: Any) -> torch.Tensor | None:
-    """Which rows of an output say nothing: they hold NaN or infinity, or -inf only; None where all are finite. A -inf beside
-    others rules a class out, no more. Of an output of several tensors, the rows of any of them."""
+    """Rows of an output whose maximum is NaN or infinite; None if there are none. Single -inf entries are valid: they rule
+    out a class.
+    For an output of several tensors, rows that are invalid in any of them.
+    """
     if not isinstance(output, torch.Tensor):
         found = [(len(t), nonfinite_mask(t)) for t in tensors_in(output) if t.ndim]
         rows = [where.cpu() for size, where in found if where is not None and size == found[0][0]]
@@ -133,24 +135,25 @@ def nonfinite_mask(output: Any) -> torch.Tensor | None:
 
 
 def replace_with_wrong(output: Any, targets: Any, bad: torch.Tensor) -> torch.Tensor | None:
-    """The output with rows that are certain of something wrong in place of those that are not finite, so that any metric
-    counts them as wrong; None where that has no meaning, as in regression."""
+    """The output with non-finite rows replaced by a confident wrong prediction, so that any metric counts them as wrong.
+    None where that is undefined, as in regression.
+    """
     if not isinstance(targets, torch.Tensor) or not isinstance(output, torch.Tensor):
         return None
-    wrong_there: torch.Tensor = output.clone()
+    replaced: torch.Tensor = output.clone()
     if not targets.is_floating_point() and output.ndim == 2 and targets.ndim == 1 and output.shape[1] > 1:
         wrong = (targets[bad].long() + 1) % output.shape[1]
-        wrong_there[bad] = torch.nn.functional.one_hot(wrong, output.shape[1]).to(output) * SURE
-        return wrong_there
+        replaced[bad] = torch.nn.functional.one_hot(wrong, output.shape[1]).to(output) * CERTAIN
+        return replaced
     binary = output.shape == targets.shape and bool(((targets == 0) | (targets == 1)).all())
     if not binary:
         return None
-    wrong_there[bad] = torch.where(targets[bad] > 0.5, -SURE, SURE).to(output)
-    return wrong_there
+    replaced[bad] = torch.where(targets[bad] > 0.5, -CERTAIN, CERTAIN).to(output)
+    return replaced
 
 
 class GatheredOutputs:
-    """Outputs and targets of an evaluation, for functions of all of them; on the CPU, and of all workers in the end."""
+    """Outputs and targets of an evaluation, on the CPU, for functions of all predictions."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[Any, Any]] = []
@@ -165,13 +168,15 @@ class GatheredOutputs:
 
 
 def concatenate(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Predictions and targets of all batches, each sample once, in memory of their own, since a metric may work in place; a
-    list of samples where their shapes differ."""
+    """Predictions and targets of all batches, in memory of their own, since a metric may modify them; lists of samples if
+    shapes differ."""
     return _joined([batch[0] for batch in batches]), _joined([batch[1] for batch in batches])
 
 
 def _on_cpu(part: Any) -> Any:
-    return tree_copy(part.cpu()) if isinstance(part, torch.Tensor) else tree_copy(part)  # a model may reuse one buffer
+    return (
+        tree_copy(part.cpu()) if isinstance(part, torch.Tensor) else tree_copy(part)
+    )  # a model may reuse its output buffer
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -183,17 +188,18 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def reduces_itself(metric: Any) -> bool:
-    """Whether a metric adds up its states over workers by itself: torchmetrics' own do, unless they are lists. A class that
-    is derived from them may hold more."""
+    """Whether a metric reduces its state over workers itself: torchmetrics' own do unless the state is a list.
+    Subclasses of them may hold more state.
+    """
     if not type(metric).__module__.startswith("torchmetrics."):
         return False
-    parts = [part for part in metric.modules() if hasattr(part, "update")]  # a wrapper holds another
+    parts = [part for part in metric.modules() if hasattr(part, "update")]  # a wrapper contains other metrics
     own = all(type(part).__module__.startswith("torchmetrics.") for part in parts)
     return own and not any(isinstance(state, list) for part in parts for state in getattr(part, "_defaults", {}).values())
 
 
 def compute_on(metric: Any, batches: list[tuple[Any, Any]], device: torch.device) -> Any:
-    """The value of a metric over these batches, whatever it would exchange with other workers."""
+    """The value of a metric on these batches, without any exchange between workers."""
     for output, targets in batches:
         moved = (tree_copy(part).to(device) if isinstance(part, torch.Tensor) else part for part in (output, targets))
         metric.update(*moved)
@@ -201,34 +207,34 @@ def compute_on(metric: Any, batches: list[tuple[Any, Any]], device: torch.device
 
 
 def compute_locally(metric: Any) -> Any:
-    """The value of a metric for what this process has shown it, whatever other processes are doing."""
-    parts = list(metric.modules()) if isinstance(metric, torch.nn.Module) else [metric]  # a wrapper holds another
+    """The value of a metric on this process's data, without any exchange between workers."""
+    parts = list(metric.modules()) if isinstance(metric, torch.nn.Module) else [metric]  # a wrapper contains other metrics
     before = [(part, part.distributed_available_fn) for part in parts if hasattr(part, "distributed_available_fn")]
     try:
         for part, _ in before:
-            part.distributed_available_fn = _nobody_else
+            part.distributed_available_fn = _not_distributed
         return metric.compute()
     finally:
         for part, available in before:
             part.distributed_available_fn = available
 
 
-def _nobody_else() -> bool:
+def _not_distributed() -> bool:
     return False
 
 
 class MetricSet:
-    """The user's metrics in one evaluation: what each is given, and what came of it."""
+    """The user's metrics during one evaluation."""
 
     def __init__(self, metrics: dict[str, Any] | None, device: torch.device, worker: Worker) -> None:
         self.metrics, self.worker, self._device = metrics or {}, worker, device
         self._running = {name: metric for name, metric in self.metrics.items() if hasattr(metric, "update")}
         for metric in self._running.values():
             if hasattr(metric, "to"):
-                metric.to(device)  # in place, as modules move
+                metric.to(device)  # torchmetrics move in place, as modules do
             metric.reset()
-        # Each worker sees its share. Only torchmetrics adds up its states by itself, and where they are lists not those of a
-        # worker that has none: the others are given the whole evaluation, on each worker alike.
+        # Each worker sees its share. Only torchmetrics reduces its own state, except lists on a worker without samples.
+        # Other metrics are computed on the whole evaluation, on every worker.
         self._whole = {name for name, metric in self._running.items() if worker.size > 1 and not reduces_itself(metric)}
         functions = [name for name in self.metrics if name not in self._running]
         gathers = bool(self._whole) or any(not takes_model(self.metrics[name]) for name in functions)
@@ -237,25 +243,25 @@ class MetricSet:
         self._error: Exception | None = None
 
     def add(self, output: Any, targets: Any) -> None:
-        """Add one batch; rows that are not finite are counted, and given to the metrics as wrong where that can be."""
+        """Add one batch. Non-finite rows are counted, and passed to the metrics as wrong predictions where possible."""
         shown = match_target_shape(output, targets)
         bad = nonfinite_mask(shown)
         self.samples += next((len(t) for t in tensors_in(shown) if t.ndim), 0)
         if bad is not None:
             self.nonfinite += int(bad.sum())
-            mended = replace_with_wrong(shown, targets, bad)
-            self._unknown |= mended is None
-            shown = shown if mended is None else mended
+            replaced = replace_with_wrong(shown, targets, bad)
+            self._unknown |= replaced is None
+            shown = shown if replaced is None else replaced
         for name, metric in self._running.items():
             if name not in self._whole:
-                given = tree_copy(shown), tree_copy(targets)  # in memory of its own, since a metric may work in place
-                self._held(name, lambda metric=metric, given=given: metric.update(*given))  # type: ignore[misc]
+                given = tree_copy(shown), tree_copy(targets)  # a metric may modify them in place
+                self._guarded(name, lambda metric=metric, given=given: metric.update(*given))  # type: ignore[misc]
         if self._gathered is not None:
             self._gathered.add(shown, targets)
 
-    def _held(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What ``compute`` gives. Of several workers one that raises goes on, with None, until all can be told: otherwise
-        the others would wait for it."""
+    def _guarded(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Call ``compute``. With several workers, an error is kept and None returned, so that the others do not wait for
+        this worker."""
         if self.worker.size == 1:
             return compute()
         try:
@@ -267,10 +273,8 @@ class MetricSet:
             return None
 
     def read(self, model: torch.nn.Module, data: Any) -> tuple[dict[str, float], str]:
-        """The values by name, in the order of the metrics; and what to say of outputs that are not finite, or nothing.
-
-        A function of the model sees outputs that are not finite by itself, so that its value is NaN where there are some; so
-        is any other where there is no way to count them as wrong.
+        """The values by name, in the order of the metrics, and a note on non-finite outputs ("" if there are none).
+        A value is NaN if outputs are not finite and cannot be counted as wrong, as for functions of the model.
         """
         counts = [self.samples, self.nonfinite, int(self._unknown)]
         samples, bad, unknown = (sum(column) for column in zip(*all_gather(counts, self.worker), strict=True))
@@ -287,9 +291,9 @@ class MetricSet:
             return as_number(name, call_on_predictions(metric, *concatenate(batches)))
 
         for name, metric in self.metrics.items():
-            computed = self._held(name, lambda name=name, metric=metric: value(name, metric))  # type: ignore[misc]
+            computed = self._guarded(name, lambda name=name, metric=metric: value(name, metric))  # type: ignore[misc]
             found[name] = float("nan") if unknown or computed is None else computed
-        said = next(filter(None, all_gather(str(self._error or ""), self.worker)), "")
-        if said:
-            raise MetricError(said) from self._error
-        return found, f"{bad} of {samples} outputs are not finite: they count as wrong" if bad else ""
+        failure = next(filter(None, all_gather(str(self._error or ""), self.worker)), "")
+        if failure:
+            raise MetricError(failure) from self._error
+        return found, f"{bad} of {samples} outputs are not finite and count as wrong" if bad else ""

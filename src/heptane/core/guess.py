@@ -1,6 +1,5 @@
-"""Which loss goes with these outputs and targets, where nobody named one; what can be read in two ways is refused.
-
-A guess is said, with its reason. A refusal names both readings, and how to ask for each.
+"""Guess the loss from outputs and targets if none is given; targets with two readings are refused.
+A guess is noted with its reason. An error names both readings, and how to request each.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ SHOWN = 3  # values of the targets in a message
 
 def guess_loss(output: torch.Tensor, targets: torch.Tensor) -> tuple[str, str]:
     """The name of the loss for ``targets``, all of them or a batch, and the reason.
-
     Args:
-        output: what the model gives for a few samples; only its shape counts.
+        output: of the model for a few samples; only its shape matters.
         targets: of any dtype.
 
     Raises:
-        InputError: the targets can be read in two ways.
+        InputError: the targets have two readings.
 
     Example:
         >>> guess_loss(torch.zeros(2, 1), torch.tensor([0.0, 1.0, 1.0]))
@@ -35,7 +33,7 @@ def guess_loss(output: torch.Tensor, targets: torch.Tensor) -> tuple[str, str]:
 
 
 def _one_output(targets: torch.Tensor) -> tuple[str, str]:
-    """(N,) or (N, 1) outputs and targets."""
+    """Outputs and targets of shape (N,) or (N, 1)."""
     if _within(targets, 0, 1) and _whole(targets):
         return BINARY, "the targets are 0 and 1, and there is one logit for each"
     if _only(targets, -1, 1):
@@ -64,10 +62,10 @@ def _per_class(output: torch.Tensor, targets: torch.Tensor) -> tuple[str, str]:
         raise _two_ways(
             targets,
             beside,
-            "the numbers of classes: pass targets.long()",
+            "class indices: pass targets.long()",
             f"real numbers: pass loss={REAL!r}, and a model with one output",
         )
-    return REAL, "the targets are real numbers"  # whose shape is refused where it is compared with the outputs'
+    return REAL, "the targets are real numbers"  # the criterion refuses their shape
 
 
 def _element_by_element(output: torch.Tensor, targets: torch.Tensor) -> tuple[str, str]:
@@ -85,7 +83,7 @@ def _element_by_element(output: torch.Tensor, targets: torch.Tensor) -> tuple[st
             targets,
             f"{columns}, with a single 1 in each row" if not whole else f"{columns}, which sum to 1 over the classes",
             f"one of {targets.shape[1]} classes: pass " + ("targets.argmax(1)" if not whole else f"loss={CLASSES!r}"),
-            f"labels of which several may be true: pass {'targets.float() and ' if not whole else ''}loss={BINARY!r}",
+            f"labels, several of which may be true: pass {'targets.float() and ' if not whole else ''}loss={BINARY!r}",
         )
     if _whole(targets):
         return BINARY, "the targets are several labels, each 0 or 1"
@@ -94,13 +92,13 @@ def _element_by_element(output: torch.Tensor, targets: torch.Tensor) -> tuple[st
     raise _two_ways(
         targets,
         columns,
-        f"chances of labels: pass loss={BINARY!r}",
+        f"probabilities of labels: pass loss={BINARY!r}",
         f"real numbers: pass loss={REAL!r}",
     )
 
 
 def _beyond(targets: torch.Tensor, columns: str) -> tuple[str, str]:
-    """Element by element, and not all in [0, 1]."""
+    """Elementwise targets that are not all in [0, 1]."""
     if _within(targets, -1, 1) and _whole(targets):
         raise _two_ways(
             targets, columns, f"labels: pass (targets > 0).float() and loss={BINARY!r}", f"real numbers: pass loss={REAL!r}"
@@ -120,8 +118,8 @@ def _two_ways(targets: torch.Tensor, beside: str, first: str, second: str) -> In
     values = ", ".join([f"{value:g}" for value in found[:SHOWN]] + ["..."] * (len(found) > SHOWN))
     kind = str(targets.dtype).removeprefix("torch.")
     return InputError(
-        f"loss=None: targets {values} ({kind}, {tuple(targets.shape[1:])} per sample) beside {beside} can be read in "
-        f"two ways: as {first}; or as {second}"
+        f"loss=None: targets {values} ({kind}, {tuple(targets.shape[1:])} per sample) beside {beside} have "
+        f"two readings: as {first}; or as {second}"
     )
 
 

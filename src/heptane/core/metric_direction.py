@@ -1,4 +1,5 @@
-"""Whether more or less of a metric is better, decided here: the metric itself, known names, else a question."""
+"""Whether lower or higher values of a metric are better: by the metric itself or by known names; otherwise the user is
+asked."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ _HIGHER = """
 """
 LOWER, HIGHER = frozenset(_LOWER.split()), frozenset(_HIGHER.split())
 FLIPS = frozenset({"negative", "neg"})  # as in scikit-learn's names
-# What is measured of a metric is no longer it: less of an accuracy's drop, or of its spread over classes, is better.
+# A statistic of a metric need not share its direction: a lower drop in accuracy is better.
 _OTHERS = """
     minus inverse inv drop gap diff difference delta change decrease increase reduction improvement gain std stdev sd var
     variance spread range ratio rank time seconds no non not without
@@ -28,8 +29,7 @@ WAYS = ("min", "max")
 
 
 def known_direction(name: str) -> str | None:
-    """``"min"`` or ``"max"`` for a metric of a known name, or None. Whole words count, so that ``gloss`` is no loss.
-
+    """``"min"`` or ``"max"`` for a metric of a known name, else None. Only whole words count, so ``gloss`` is not a loss.
     Example:
         >>> known_direction("valid_word_error_rate"), known_direction("valid_top5_accuracy"), known_direction("valid_gloss")
         ('min', 'max', None)
@@ -44,27 +44,26 @@ def known_direction(name: str) -> str | None:
 
 
 def direction(name: str, metric: Any = None) -> str:
-    """``"min"`` where less of the metric is better, else ``"max"``.
-
+    """``"min"`` if lower values of the metric are better, else ``"max"``.
     Args:
-        name: what it is called.
-        metric: the metric itself, whose ``higher_is_better`` counts first, as torchmetrics' have it.
+        name: of the metric.
+        metric: the metric itself; its ``higher_is_better``, as in torchmetrics, takes precedence.
 
     Raises:
-        InputError: neither says.
+        InputError: neither decides it.
     """
-    said = getattr(metric, "higher_is_better", None)
-    if isinstance(said, (bool, np.bool_)):
-        return WAYS[bool(said)]
+    declared = getattr(metric, "higher_is_better", None)
+    if isinstance(declared, (bool, np.bool_)):
+        return WAYS[bool(declared)]
     found = known_direction(name)
     if found is None:
         raise InputError(
-            f"metric {name!r}: nothing says whether more or less of it is better: pass target=({name!r}, value, 'min') or "
+            f"metric {name!r}: unknown whether higher or lower is better: pass target=({name!r}, value, 'min') or "
             f"({name!r}, value, 'max'), or give the metric an attribute higher_is_better"
         )
     return found
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether less of a metric of this name is better; of one that is not known, more."""
+    """Whether lower values of a metric of this name are better; False if the name is unknown."""
     return known_direction(name) == "min"

@@ -1,4 +1,4 @@
-"""Running averages that do not make training wait: outputs are kept a while, then reduced together."""
+"""Running averages of loss and accuracy that do not synchronize every step: outputs are kept and reduced together."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ from heptane.core.targets import MixedTargets
 from heptane.data.splits import BALANCED
 from heptane.distributed.workers import ALONE, Worker, all_gather, all_reduce
 
-PENDING_ELEMENTS = 1 << 16  # of outputs kept before they are reduced: about 100 steps of 64 x 10, one step of a big model
-NONFINITE_LIMIT = 20  # steps with a loss that is not finite, after which training is stopped
+PENDING_ELEMENTS = 1 << 16  # output elements kept before they are reduced: about 100 steps of 64 x 10
+NONFINITE_LIMIT = 20  # consecutive steps with a non-finite loss before training stops
 
 
 class TrainMeter:
-    """Loss and accuracy since the last :meth:`reset`; ``add`` only stores references, so no step waits for it.
-
-    Sums are added step by step and in 64 bits, so that when they are reduced, for a checkpoint say, changes no bit of them.
+    """Training loss and accuracy since the last :meth:`reset`. ``add`` only stores references, so steps are not
+    synchronized.
+    Sums are accumulated step by step in float64, so their bits do not depend on when they are reduced, such as at a
+    checkpoint.
     """
 
     def __init__(self, criterion: Criterion, worker: Worker = ALONE) -> None:
         self.criterion, self.worker = criterion, worker
         self.nonfinite, self.first_nonfinite, self.in_a_row = 0, -1, 0
         self._pending: list[tuple[Any, Any]] = []
-        self._complete = 0  # how many of them belong to steps that are noted
+        self._complete = 0  # how many of them belong to steps that were added
         self._losses: list[torch.Tensor] = []
         self._steps: list[tuple[int, int]] = []
         self._elements = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget the averages, not the count of steps that were not finite."""
+        """Reset the averages, but not the count of non-finite steps."""
         self.flush() if self._losses else None
         self.mixed = False
         self._sums = [0.0] * 6
 
     def add(self, output: Any, targets: Any) -> None:
-        """Keep one part's output and targets for the accuracy and the unsmoothed loss."""
+        """Keep the output and targets of one part of the batch, for the accuracy and the unsmoothed loss."""
         output = output.detach() if isinstance(output, torch.Tensor) else output
         self._pending.append((output, targets))
         self._elements += _elements(output)
 
     def discard(self) -> None:
-        """Forget the parts added since the last :meth:`add_step`: their step was not applied."""
+        """Drop the parts added since the last :meth:`add_step`: their step was skipped."""
         del self._pending[self._complete :]
         self._elements = sum(_elements(output) for output, _ in self._pending)
 
     def add_step(self, step: int, loss: torch.Tensor, size: int) -> None:
-        """Note one step's loss; reduce what is kept when it has grown large."""
+        """Add one step's loss; reduce what is pending once it has grown large."""
         self._losses.append(loss)
         self._steps.append((step, size))
         self._complete = len(self._pending)
@@ -57,10 +58,9 @@ class TrainMeter:
             self.flush()
 
     def flush(self) -> None:
-        """Reduce what is kept.
-
+        """Reduce what is pending.
         Raises:
-            FloatingPointError: too many steps in a row had a loss that is not finite; the message names the first.
+            FloatingPointError: too many consecutive steps had a non-finite loss; the message names the first.
         """
         with torch.no_grad():
             losses = torch.stack(self._losses).tolist()
@@ -79,26 +79,25 @@ class TrainMeter:
         self._pending, self._losses, self._steps, self._elements, self._complete = [], [], [], 0, 0
         if self.in_a_row > NONFINITE_LIMIT:
             raise FloatingPointError(
-                f"the loss was not finite in {self.in_a_row} steps in a row, first at step {self.first_nonfinite}: look at "
-                "the inputs of that step, and at what the loss adds that has no gradient; lower the learning rate"
+                f"the loss was not finite in {self.in_a_row} consecutive steps, first at step {self.first_nonfinite}: check "
+                "the inputs of that step and terms of the loss without a gradient, or lower the learning rate"
             )
 
     def peek(self) -> dict[str, float]:
-        """The averages of this worker as of the last reduction; a look changes no bit of what :meth:`read` will give."""
+        """This worker's averages as of the last reduction; does not change the result of :meth:`read`."""
         return self._averages(self._sums)
 
     def read(self) -> dict[str, float]:
-        """The averages, over all workers.
-
-        ``train_loss``; where it has a meaning ``train_accuracy`` (under mixup ``train_accuracy_mixed``, weighted by the
-        coefficients); with smoothing ``train_loss_unsmoothed``.
+        """The averages over all workers.
+        ``train_loss``; where defined ``train_accuracy`` (under mixup ``train_accuracy_mixed``, weighted by the
+        coefficients); with label smoothing ``train_loss_unsmoothed``.
         """
         if self._losses:
             self.flush()
         return self._averages(all_reduce(torch.tensor(self._sums, dtype=torch.float64, device="cpu"), self.worker).tolist())
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this worker's sums."""
+        """This worker's state, for a checkpoint."""
         if self._losses:
             self.flush()
         return {
@@ -108,7 +107,7 @@ class TrainMeter:
         }
 
     def load_state(self, state: dict[str, Any] | None) -> None:
-        """What :meth:`state` gave; None where it is added up in another worker's."""
+        """Restore a state from :meth:`state`; None if another worker continues this worker's sums."""
         self._pending, self._losses, self._steps, self._elements, self._complete = [], [], [], 0, 0
         if state is None:
             self._sums, self.mixed = [0.0] * 6, False
@@ -117,11 +116,10 @@ class TrainMeter:
             self.nonfinite, self.first_nonfinite, self.in_a_row = state["nonfinite"]
 
     @staticmethod
-    def together(states: list[dict[str, Any]], workers: int = 1) -> dict[str, Any]:
-        """The states of several workers as that of the first of ``workers``; the others begin with nothing.
-
-        Each of several workers notes a step's loss, whose mean over them is the step's, with the size of the whole batch: so
-        what was noted by other workers than go on has to weigh as if as many had noted it.
+    def merge_states(states: list[dict[str, Any]], workers: int = 1) -> dict[str, Any]:
+        """Merge the states of several workers into one, for the first of ``workers``; the others start empty.
+        Every worker adds the mean loss over workers with the size of the whole batch. So if the number of workers changes,
+        these sums are rescaled as if the new number had added them.
         """
         sums = [math.fsum(values) for values in zip(*(state["sums"] for state in states), strict=True)]
         sums[:2] = [value * workers / len(states) for value in sums[:2]]
@@ -138,7 +136,7 @@ class TrainMeter:
 
 
 class EvalMeter:
-    """Sums over an evaluation, each sample once over all workers."""
+    """Sums over an evaluation, each sample counted once over all workers."""
 
     def __init__(self, criterion: Criterion, worker: Worker = ALONE) -> None:
         self.criterion, self.worker = criterion, worker
@@ -157,9 +155,10 @@ class EvalMeter:
             self._classes = wider
 
     def read(self) -> dict[str, float]:
-        """``loss`` (unsmoothed) and, where it has a meaning, ``accuracy``; where the classes are out of balance (the largest
-        more than ``BALANCED`` times the smallest that occurs) ``balanced_accuracy`` too, the mean over the classes that
-        occur of the share of each that is right."""
+        """``loss`` (unsmoothed); where defined ``accuracy``; and ``balanced_accuracy`` if the classes are unbalanced.
+        Balanced accuracy is the mean over occurring classes of the accuracy in each. Classes are unbalanced if the largest
+        has more than ``BALANCED`` times the samples of the smallest that occurs.
+        """
         plain, count, correct, out_of = all_reduce(self._sums.clone(), self.worker).tolist()
         found = {"loss": plain / count if count else float("nan")}
         if out_of:
@@ -171,7 +170,7 @@ class EvalMeter:
         return found
 
     def _of_classes(self) -> torch.Tensor:
-        """Of each class how many are right, and how many there are, of all workers: one that had no sample knows of none."""
+        """Correct predictions and samples per class, over all workers; a worker without samples knows no classes."""
         mine = self._classes
         if self.worker.size == 1:
             return mine
@@ -182,13 +181,13 @@ class EvalMeter:
 def _score(
     criterion: Criterion, batches: list[tuple[Any, Any]], *, always_plain: bool = False
 ) -> list[tuple[float, float, float, float]]:
-    """Of each batch the sum of the unsmoothed loss and what it is a mean over, the hits and what they are out of."""
+    """Per batch: the sum of the unsmoothed loss and its divisor, correct predictions and their number."""
     found = []
     for output, targets in batches:
         plain: Any = 0.0
         count: Any = 0.0
         correct, out_of = criterion.correct(output, targets) or (0.0, 0.0)
-        if always_plain or _smooths(criterion):  # last: a loss of the user's may work in place on the output
+        if always_plain or _smooths(criterion):  # last: a custom loss may modify the output in place
             plain, count = criterion.plain(output, targets), criterion.count(targets)
         found.append((plain, count, correct, out_of))
     return [(float(plain), float(count), float(correct), float(out_of)) for plain, count, correct, out_of in found]
@@ -203,7 +202,7 @@ def _smooths(criterion: Criterion) -> bool:
 
 
 def _joined(pending: list[tuple[Any, Any]], criterion: Criterion) -> list[tuple[Any, Any]]:
-    """Several batches of (N, K) outputs and (N,) targets as one, where only hits are counted; anything else as it is."""
+    """Concatenate batches of (N, K) outputs and (N,) targets if only accuracy is needed; others are returned unchanged."""
     if len(pending) < 2 or _smooths(criterion) or not all(_is_flat(output, targets) for output, targets in pending):
         return pending
     return [(torch.cat([output for output, _ in pending]), torch.cat([targets for _, targets in pending]))]

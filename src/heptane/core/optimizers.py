@@ -1,4 +1,4 @@
-"""PyTorch's optimizers by name, with the learning rates that are a fair start for a batch of 128."""
+"""PyTorch's optimizers by name, with default learning rates for a batch of 128."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ if TYPE_CHECKING:
 
 REFERENCE_BATCH = 128
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "nadam": 1e-3, "radam": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
-PEAK = 3.0  # a cycle's peak may stand this far above a constant rate
+PEAK = 3.0  # default peak of a cycle, as a multiple of the constant learning rate
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD
-EXCLUDED = ("optimizer", "lbfgs", "sparseadam")  # the base class; many losses per step; sparse gradients only
+EXCLUDED = ("optimizer", "lbfgs", "sparseadam")  # the base class; several losses per step; sparse gradients only
 
 
 def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
-    """Every optimizer of ``torch.optim`` by its name in lower case."""
+    """The optimizers of ``torch.optim`` by their names in lower case."""
     found = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
     return {n: k for n, k in found.items() if issubclass(k, torch.optim.Optimizer) and n not in EXCLUDED}
 
 
 def default_lr(name: str, *, peak: bool) -> float:
-    """The learning rate for a batch of 128 where none is given; as the peak of a cycle it is 3 times as high.
-
+    """The default learning rate for a batch of 128; as the peak of a cycle it is 3 times as high.
     Raises:
-        InputError: an optimizer without a default.
+        InputError: the optimizer has no default.
 
     Example:
-        >>> default_rate("sgd", peak=True)
+        >>> default_lr("sgd", peak=True)
         0.3
     """
     if name not in LEARNING_RATES:
@@ -43,18 +42,17 @@ def optimizer_factory(
     name: str, lr: float, *, momentum: float | None = None, weight_decay: float | None = None
 ) -> OptimizerFactory:
     """A factory for :func:`heptane.fit`.
-
     Args:
-        name: of a class in ``torch.optim``, in any case, such as "sgd" or "adamw".
+        name: a class of ``torch.optim``, in any case, such as "sgd" or "adamw".
         lr: learning rate, above 0.
-        momentum: in [0, 1); None is 0.9 with Nesterov's form for SGD, and the optimizer's own default elsewhere.
-        weight_decay: at least 0; None is 5e-4 for SGD, and the optimizer's own default elsewhere.
+        momentum: in [0, 1); None: 0.9 with Nesterov momentum for SGD, the optimizer's own default elsewhere.
+        weight_decay: at least 0; None: 5e-4 for SGD, the optimizer's own default elsewhere.
 
     Raises:
         InputError: an unknown name, with the nearest one, or a value out of range.
 
     Example:
-        >>> factory("sgd", 0.1)([torch.nn.Parameter(torch.zeros(1))]).defaults["nesterov"]
+        >>> optimizer_factory("sgd", 0.1)([torch.nn.Parameter(torch.zeros(1))]).defaults["nesterov"]
         True
     """
     known = optimizer_classes()
@@ -84,39 +82,36 @@ def optimizer_factory(
 
 
 def resolve_optimizer(optimizer: Any, lr: float | None = None, *, peak: bool = False) -> tuple[Any, str]:
-    """What ``optimizer=`` and ``lr=`` were given, as a factory; and what to say of it.
-
+    """Turn the arguments ``optimizer`` and ``lr`` into a factory and a note for the user.
     Args:
-        optimizer: a name, or a factory, which brings its own rate.
-        lr: None is the default of that name for a batch of 128.
-        peak: the rate is the peak of a cycle, whose default is 3 times as high.
+        optimizer: a name, or a factory, which sets its own learning rate.
+        lr: None: the default of that name for a batch of 128.
+        peak: the learning rate is the peak of a cycle, whose default is 3 times as high.
 
     Raises:
-        InputError: an unknown name; a rate beside a factory, or none for a name without a default.
+        InputError: an unknown name; ``lr`` together with a factory; no ``lr`` for a name without a default.
 
     Example:
-        >>> resolve("adamw")[1]
+        >>> resolve_optimizer("adamw")[1]
         'optimizer adamw: lr 0.001, its default for a batch of 128'
     """
     if not isinstance(optimizer, str):
         if lr is not None:
-            raise InputError(f"lr={lr!r} and an optimizer that is no name: set the rate where the optimizer is built")
+            raise InputError(f"lr={lr!r} with an optimizer factory: set the learning rate in the factory")
         return optimizer, ""
     build = optimizer_factory(optimizer, 1.0 if lr is None else lr)
     if lr is not None:
         return build, f"optimizer {optimizer}: lr {lr:g}, asked for"
-    rate = default_lr(optimizer.lower(), peak=peak)
+    lr = default_lr(optimizer.lower(), peak=peak)
     of = "of a cycle's peak " if peak else ""
-    return optimizer_factory(
-        optimizer, rate
-    ), f"optimizer {optimizer}: lr {rate:g}, its default {of}for a batch of {REFERENCE_BATCH}"
+    note = f"optimizer {optimizer}: lr {lr:g}, its default {of}for a batch of {REFERENCE_BATCH}"
+    return optimizer_factory(optimizer, lr), note
 
 
 def build_optimizer(factory: OptimizerFactory, params: list[Any]) -> Any:
-    """What a factory makes of ``params``, a list: a generator would be used up by the first look at it.
-
+    """Build an optimizer from a factory; ``params`` is a list, since a generator could be read only once.
     Raises:
-        InputError: PyTorch refuses what the factory gives it, or a parameter is listed twice.
+        InputError: PyTorch refuses the factory's settings, or a parameter is listed twice.
     """
     try:
         with warnings.catch_warnings():
@@ -126,20 +121,20 @@ def build_optimizer(factory: OptimizerFactory, params: list[Any]) -> Any:
         raise
     except ValueError as error:
         raise InputError(
-            f"the optimizer factory failed ({one_line(error)}): it is given {len(params)} parameters or groups of them, and "
-            "must give each parameter to the optimizer once, with settings that it takes"
+            f"the optimizer factory failed ({one_line(error)}): it received {len(params)} parameters or parameter groups "
+            "and must pass each parameter to the optimizer once, with valid settings"
         ) from error
     for at, group in enumerate(getattr(built, "param_groups", ())):
         twice = len(group["params"]) - len({id(parameter) for parameter in group["params"]})
         if twice:
             raise InputError(
-                f"the optimizer factory lists {twice} parameter(s) twice in group {at}, where they would be stepped twice: "
-                "give each parameter to the optimizer once"
+                f"the optimizer factory lists {twice} parameter(s) twice in group {at}, which would update them twice: "
+                "pass each parameter to the optimizer once"
             )
     return built
 
 
 def has_momentum(factory: OptimizerFactory) -> bool:
-    """Whether what the factory builds has a momentum (or beta1) above 0, that a cycle can move."""
+    """Whether the optimizer that the factory builds has a momentum (or beta1) above 0, which can be cycled."""
     group = factory([torch.nn.Parameter(torch.zeros(1, device="cpu"))]).param_groups[0]
     return bool(group["betas"][0] > 0 if "betas" in group else group.get("momentum", 0) > 0)

@@ -15,25 +15,21 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 Schedule = Callable[[int], float]
-"""``step -> value``, from step 0. It keeps no state, and a step past its end gives its last value."""
+"""``step -> value``, from step 0. It has no state; past its end it keeps its last value."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What the loop sets before each step: a multiplier of every group's own rate, and perhaps a momentum."""
+    """The schedules that the loop applies before each step."""
 
     learning_rate: Schedule
-    """Multiplier of each group's own learning rate."""
+    """Multiplier of each parameter group's own learning rate."""
     momentum: Schedule | None = None
-    """Momentum, or beta1 in the Adam family, as such (not a multiplier); None leaves the optimizer's own."""
+    """Momentum (or beta1), as a value rather than a multiplier; None keeps the optimizer's own."""
 
 
 def constant(value: float = 1.0) -> Schedule:
-    """The same value at every step: the schedule that does nothing.
-
-    Args:
-        value: what to return, by default the multiplier 1.
-
+    """A constant schedule; the default multiplier 1 leaves the learning rate unchanged.
     Example:
         >>> constant()(1000)
         1.0
@@ -42,13 +38,9 @@ def constant(value: float = 1.0) -> Schedule:
 
 
 def scale_schedules(*schedules: Schedule) -> Schedule:
-    """The product of schedules, step by step: ``(a x b)(t) = a(t) b(t)``.
-
-    Args:
-        schedules: any number of them; none gives the constant 1.
-
+    """The product of any number of schedules: ``(a x b)(t) = a(t) b(t)``; without any, the constant 1.
     Example:
-        >>> multiply(constant(0.5), lambda step: step)(6)
+        >>> scale_schedules(constant(0.5), lambda step: step)(6)
         3.0
     """
     if len(schedules) == 1:
@@ -64,22 +56,21 @@ def scale_schedules(*schedules: Schedule) -> Schedule:
 
 
 def join_schedules(*parts: tuple[Schedule, int], then: Schedule) -> Schedule:
-    """One schedule after another, each counting its steps from its own 0.
-
+    """One schedule after another, each counting steps from its own start.
     Args:
-        parts: pairs of a schedule and how many steps it lasts (a whole number, at least 0).
-        then: what follows the last of them, for good.
+        parts: pairs of a schedule and its number of steps (a whole number, at least 0).
+        then: the schedule after the last of them.
 
     Raises:
-        InputError: if a number of steps is negative or not whole.
+        InputError: a number of steps is negative or not whole.
 
     Example:
-        >>> schedule = join((constant(0.1), 2), (constant(1.0), 1), then=lambda step: 1.0 / (2 + step))
+        >>> schedule = join_schedules((constant(0.1), 2), (constant(1.0), 1), then=lambda step: 1.0 / (2 + step))
         >>> [schedule(step) for step in range(5)]
         [0.1, 0.1, 1.0, 0.5, 0.3333333333333333]
     """
     for position, (_, num_steps) in enumerate(parts):
-        check_range(f"join: the number of steps of part {position}", num_steps, 0, whole=True)
+        check_range(f"join_schedules: the number of steps of part {position}", num_steps, 0, whole=True)
 
     def joined(step: int) -> float:
         for schedule, num_steps in parts:
@@ -92,35 +83,30 @@ def join_schedules(*parts: tuple[Schedule, int], then: Schedule) -> Schedule:
 
 
 def hold_last(schedule: Schedule, num_steps: int) -> Schedule:
-    """The first ``num_steps`` values of a schedule, and the last of these from then on.
-
-    Args:
-        schedule: any, also one without an end of its own.
-        num_steps: how many of its values count, at least 1.
-
+    """The first ``num_steps`` values of a schedule, and the last of them from then on.
     Raises:
-        InputError: if ``num_steps`` is not a whole number of at least 1.
+        InputError: ``num_steps`` is not a whole number of at least 1.
 
     Example:
-        >>> [hold(lambda step: 10.0 * step, 3)(step) for step in range(5)]
+        >>> [hold_last(lambda step: 10.0 * step, 3)(step) for step in range(5)]
         [0.0, 10.0, 20.0, 20.0, 20.0]
     """
-    check_range("hold: num_steps", num_steps, 1, whole=True)
+    check_range("hold_last: num_steps", num_steps, 1, whole=True)
     last = num_steps - 1
     return lambda step: schedule(min(step, last))
 
 
 def piecewise(corners: Sequence[tuple[float, float]], anneal: str = "linear") -> Schedule:
-    """From corner a to corner b: ``a (1 - p) + b p``, or along half a cosine ``b + (a - b) (1 + cos(pi p)) / 2``.
-
-    Here p in [0, 1] is how far the step is between the two. Of corners on one step the second is met; the last holds.
+    """Interpolate between corners a and b: ``a (1 - p) + b p``, or with a cosine ``b + (a - b) (1 + cos(pi p)) / 2``.
+    p in [0, 1] is the position of the step between the two. If two corners share a step, the later one counts; the last
+    holds.
 
     Args:
-        corners: pairs of a step (a fraction is allowed, the first is 0) and the value there, in the order of the steps.
+        corners: pairs of a step (possibly fractional, the first is 0) and the value there, ordered by step.
         anneal: ``linear`` or ``cosine``.
 
     Raises:
-        InputError: if ``anneal`` is neither, or the corners are not in order from step 0.
+        InputError: ``anneal`` is neither, or the corners are not ordered from step 0.
 
     Example:
         >>> schedule = piecewise([(0, 0.2), (4, 1.0)])
@@ -145,23 +131,22 @@ def piecewise(corners: Sequence[tuple[float, float]], anneal: str = "linear") ->
 
 
 def base_rates(optimizer: Optimizer) -> list[float]:
-    """Each parameter group's learning rate now: what the multipliers multiply. Read it before the first step."""
+    """The current learning rate of each parameter group, to which multipliers apply. Read it before the first step."""
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def set_rates(optimizer: Optimizer, base_rates: Sequence[float], multiplier: float, momentum: float | None = None) -> None:
-    """Set the rates of one step: ``lr = base x multiplier`` in each group, and the momentum where one is given.
-
-    A learning rate (or a beta) held in a tensor is filled in place, so that a captured graph sees it.
+    """Set the learning rates of one step, ``lr = base x multiplier`` in each group, and the momentum if one is given.
+    A learning rate or beta held in a tensor is filled in place, so that a captured graph sees it.
 
     Args:
-        optimizer: any; passed through :func:`check_momentum` once, if a momentum will be given.
-        base_rates: a learning rate per parameter group, in their order.
-        multiplier: this step's value of the learning-rate schedule.
-        momentum: this step's momentum: the group's ``betas[0]`` if it has betas, else its ``momentum``; None: leave it.
+        optimizer: any; call :func:`check_momentum` once beforehand if a momentum will be given.
+        base_rates: base learning rate of each parameter group, in order.
+        multiplier: value of the learning-rate schedule at this step.
+        momentum: momentum at this step, for ``betas[0]`` or else ``momentum`` of each group; None leaves it.
 
     Raises:
-        ValueError: if ``base_rates`` and the parameter groups differ in number.
+        ValueError: the numbers of ``base_rates`` and parameter groups differ.
 
     Example:
         >>> optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
@@ -179,13 +164,9 @@ def set_rates(optimizer: Optimizer, base_rates: Sequence[float], multiplier: flo
 
 
 def check_momentum(optimizer: Optimizer) -> None:
-    """Raise unless every parameter group has a momentum that a schedule can move.
-
-    Args:
-        optimizer: the optimizer whose momentum a schedule is about to set.
-
+    """Refuse an optimizer with a parameter group that has no momentum to cycle.
     Raises:
-        InputError: if a group has neither ``betas`` nor ``momentum``, or has momentum 0, which a cycle would turn on.
+        InputError: a group has neither ``betas`` nor ``momentum``, or has momentum 0, which a cycle would turn on.
 
     Example:
         >>> check_momentum(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9))
@@ -205,21 +186,19 @@ def check_momentum(optimizer: Optimizer) -> None:
 
 
 def as_scheduler(optimizer: Optimizer, learning_rate: Schedule, momentum: Schedule | None = None) -> LRScheduler:
-    """A PyTorch scheduler that follows pure schedules: for people with their own loop.
-
-    Its ``state_dict`` holds the step; loading it sets that step's rates, so a run resumes anywhere.
+    """A PyTorch scheduler that follows pure schedules, for a loop of your own.
+    Its ``state_dict`` holds the step; loading it applies the learning rates of that step, so a run resumes anywhere.
 
     Args:
-        optimizer: its learning rates are what the multipliers multiply: those it was built with, if a scheduler has moved
-            them since.
+        optimizer: multipliers apply to the learning rates it was built with, even if another scheduler has changed them.
         learning_rate: multiplier of each group's learning rate, as a function of the step.
-        momentum: momentum or beta1 as a function of the step; None leaves the optimizer's own.
+        momentum: momentum or beta1 as a function of the step; None keeps the optimizer's own.
 
     Returns:
-        An ``LRScheduler``, at step 0; call ``.step()`` after each ``optimizer.step()``.
+        An ``LRScheduler`` at step 0; call ``.step()`` after each ``optimizer.step()``.
 
     Raises:
-        InputError: as :func:`check_momentum` does.
+        InputError: as :func:`check_momentum`.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -231,7 +210,7 @@ def as_scheduler(optimizer: Optimizer, learning_rate: Schedule, momentum: Schedu
         check_momentum(optimizer)
 
     class PureScheduler(torch.optim.lr_scheduler.LRScheduler):
-        # The schedules stay in the closure: in __dict__ they would end up in state_dict, where functions cannot go.
+        # The schedules stay in the closure: attributes would end up in state_dict, which cannot hold functions.
         def get_lr(self) -> list[float | torch.Tensor]:
             multiplier = learning_rate(self.last_epoch)
             return [base * multiplier for base in self.base_lrs]
@@ -250,12 +229,12 @@ def as_scheduler(optimizer: Optimizer, learning_rate: Schedule, momentum: Schedu
     return PureScheduler(optimizer)
 
 
-def _linear(left: float, right: float, part: float) -> float:
-    return left * (1 - part) + right * part
+def _linear(left: float, right: float, position: float) -> float:
+    return left * (1 - position) + right * position
 
 
-def _cosine(left: float, right: float, part: float) -> float:
-    return right + (left - right) / 2 * (1 + math.cos(math.pi * part))
+def _cosine(left: float, right: float, position: float) -> float:
+    return right + (left - right) / 2 * (1 + math.cos(math.pi * position))
 
 
 ANNEALS = {"linear": _linear, "cosine": _cosine}

@@ -1,4 +1,4 @@
-"""Metrics tried before training, on a few samples: one that raises, or gives a vector, would cost an epoch."""
+"""Try metrics on a few samples before training, so that an error does not cost an epoch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from heptane.data.spread import spread
 from heptane.distributed.workers import ALONE
 from heptane.model.trying import evaluated
 
-TRIED = 256  # samples, from all over the data, which may be sorted by class
-WHOLE = 512  # samples up to which a function of the model is tried: on all of them, since it may know how many there are
+TRIED = 256  # samples, spread over the data, which may be sorted by class
+WHOLE = 512  # functions of the model are tried on all samples, and only if there are at most this many
 
 
 def try_metrics(
@@ -30,12 +30,11 @@ def try_metrics(
     name: str,
     data: Any,
 ) -> None:
-    """Compute each metric once on a few samples of ``data``; the model, and the random states, are left as they were.
-
-    Of a data set or a loader a few samples are read; data that can only be read in order are not touched.
+    """Compute each metric once on a few samples of ``data``; the model and the random states are restored.
+    Data that can only be read in order are not touched.
 
     Raises:
-        InputError: a metric fails, or gives no number.
+        InputError: a metric fails, or returns no number.
     """
     from heptane.model.snapshot import as_before
 
@@ -62,7 +61,7 @@ def try_metrics(
             except Exception as error:
                 raise InputError(
                     f"metrics[{called!r}] fails on {len(targets) if hasattr(targets, '__len__') else 'a few'} samples of "
-                    f"{name} ({type(error).__name__}: {one_line(error)}), before anything was trained: a metric is "
+                    f"{name} ({type(error).__name__}: {one_line(error)}), before training: a metric is "
                     "(predictions, targets) -> number, (model, data) -> number, or has update, compute and reset"
                 ) from error
             finally:

@@ -1,4 +1,4 @@
-"""Parameters that a loss of the user's holds and nobody trains: in a closure, an attribute or under a global name."""
+"""Find parameters that a custom loss holds but no optimizer trains: in a closure, an attribute or a global variable."""
 
 from __future__ import annotations
 
@@ -12,35 +12,32 @@ from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, select_rows, tree_map
 from heptane.core.custom_losses import CustomLoss
 
-DEPTH = 4  # of objects in objects that are looked into
+DEPTH = 4  # of nested objects that are searched
 
 
 def check_buffers(loss: torch.nn.Module) -> None:
-    """Refuse a loss with a buffer that asks for a gradient, as ``CrossEntropyLoss(weight=Parameter)`` has: no optimizer
-    trains it, and PyTorch differentiates few losses with respect to their weights.
-
+    """Refuse a loss with a buffer that requires a gradient, as ``CrossEntropyLoss(weight=Parameter)`` has: no optimizer
+    trains it.
     Raises:
         InputError: it names the buffer.
     """
     for name, buffer in loss.named_buffers():
         if buffer.requires_grad:
             raise InputError(
-                f"loss {type(loss).__name__}: {name} of shape {tuple(buffer.shape)} requires a gradient, and a buffer is "
-                f"not trained: pass {name.rpartition('.')[2]}.detach(), or write a loss of your own, a torch.nn.Module "
-                "that has it as a parameter"
+                f"loss {type(loss).__name__}: {name} of shape {tuple(buffer.shape)} requires a gradient, but buffers are "
+                f"not trained: pass {name.rpartition('.')[2]}.detach(), or make it a parameter of your own torch.nn.Module"
             )
 
 
 def check_untrained(criterion: Any, output: Any, targets: Any, known: Iterable[torch.nn.Parameter]) -> None:
-    """Refuse a loss of the user's that has parameters which its gradient reaches and nobody trains.
-
+    """Refuse a custom loss whose gradient reaches parameters that nothing trains.
     Args:
-        criterion: only one of the user's own is looked at.
+        criterion: checked only if it is a custom loss.
         output, targets: of a few samples.
-        known: the parameters of the model, and those of a loss that is a module.
+        known: the parameters of the model, and of a loss that is a module.
 
     Raises:
-        InputError: there are some; it says how to have them trained, and how not.
+        InputError: there are such parameters; it says how to train them, or not to.
     """
     if not isinstance(criterion, CustomLoss):
         return
@@ -50,14 +47,13 @@ def check_untrained(criterion: Any, output: Any, targets: Any, known: Iterable[t
     if reached:
         raise InputError(
             f"loss {getattr(criterion.function, '__name__', type(criterion.function).__name__)}: its gradient reaches "
-            f"{len(reached)} parameter(s) that it holds and that are not trained, the first of shape "
-            f"{tuple(reached[0].shape)}: make the loss a torch.nn.Module that has them, or call requires_grad_(False) on "
-            "what is not to be trained"
+            f"{len(reached)} parameter(s) that no optimizer trains, the first of shape {tuple(reached[0].shape)}: make the "
+            "loss a torch.nn.Module that has them as parameters, or call requires_grad_(False) on them"
         )
 
 
 def _reached(criterion: CustomLoss, output: Any, targets: Any, held: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Those to which a gradient comes back from the loss of a few samples."""
+    """Those of ``held`` that receive a gradient from the loss of a few samples."""
 
     def leaf(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
@@ -66,13 +62,13 @@ def _reached(criterion: CustomLoss, output: Any, targets: Any, held: list[torch.
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             loss = criterion.mean(tree_map(leaf, output), select_rows(targets, slice(len(first_tensor(output)))))
             grads = torch.autograd.grad(loss, held, allow_unused=True)
-    except Exception as error:  # another loss that fails here is found, and named, by the checks that follow
+    except Exception as error:  # other errors of the loss are reported by the checks that follow
         return held if "not differentiable with respect to argument" in str(error) else []
     return [tensor for tensor, grad in zip(held, grads, strict=True) if grad is not None]
 
 
 def _tensors(value: Any, depth: int, seen: set[int]) -> Iterator[torch.Tensor]:
-    """Tensors that train, in what a function closes over, names or was given, and in the attributes of an object."""
+    """Trainable tensors reachable from a value: closures, globals and arguments of a function, attributes of an object."""
     if isinstance(value, torch.Tensor):
         if value.is_leaf and value.requires_grad:
             yield value

@@ -199,7 +199,7 @@ def _own_meter(meters: list[Any], worker: Worker) -> Any:
     """What this worker had summed up; where they were another number, the first has the sum of all."""
     if len(meters) == worker.size:
         return meters[worker.rank]
-    return TrainMeter.together(meters, worker.size) if worker.rank == 0 else None
+    return TrainMeter.merge_states(meters, worker.size) if worker.rank == 0 else None
 
 
 def _check_model(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> None:
