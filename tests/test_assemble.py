@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.run import Phase, Plan, Run
-from heptane.model.trying import try_output
+from heptane.model.probe import probe_output
 
 N, CLASSES = 20, 3
 
@@ -59,7 +59,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "clip_norm": ({"clip_norm": 0}, "clip_norm=0 is out of range"),
     "seed": ({"seed": -1}, "seed=-1 is out of range"),
     "a seed that is no whole number": ({"seed": 0.5}, "seed=0.5: expected a whole number"),
-    "a device": ({"device": "toaster"}, "device='toaster' cannot be used here"),
+    "a device": ({"device": "toaster"}, "device='toaster' is not available"),
     "no batch size": ({"batch_size": None}, "batch_size=None"),
     "a large batch": ({"batch_size": 21}, "batch_size=21 is larger than the data"),
     "a loss": ({"loss": "crossentropy"}, r"loss='crossentropy' is not known \(did you mean cross_entropy\?\)"),
@@ -220,7 +220,7 @@ def test_what_is_clipped_is_all_that_the_optimizer_holds_in_the_models_order() -
 def test_a_trial_output_leaves_no_mark_and_is_the_models_in_eval_mode() -> None:
     model = torch.nn.Sequential(net(), torch.nn.Dropout(0.5))
     state = torch.random.get_rng_state()
-    output = try_output(model, X[:2])
+    output = probe_output(model, X[:2])
     assert torch.equal(output, model.eval()(X[:2]))
     assert not output.requires_grad
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from heptane.base.errors import InputError, check_choice, check_range, nearest
+from heptane.base.errors import InputError, check_choice, check_range, did_you_mean
 
 
 def test_an_input_error_is_a_value_error() -> None:
@@ -88,6 +88,6 @@ def test_a_choice_of_another_type_is_refused_too() -> None:
 
 
 def test_nearest_ignores_case_and_keeps_the_spelling_of_the_choice() -> None:
-    assert nearest("ADAMW", ["SGD", "AdamW"]) == " (did you mean AdamW?)"
-    assert nearest("zzz", ["SGD", "AdamW"]) == ""
-    assert nearest("x", []) == ""
+    assert did_you_mean("ADAMW", ["SGD", "AdamW"]) == " (did you mean AdamW?)"
+    assert did_you_mean("zzz", ["SGD", "AdamW"]) == ""
+    assert did_you_mean("x", []) == ""

@@ -663,7 +663,7 @@ X, Y = IMAGES
         ({"model": lambda x: x}, r"model of type function: expected a torch.nn.Module"),
         ({"train": (X, Y[:-1])}, r"50 inputs and 49 targets"),
         ({"train": (X[:0], Y[:0])}, r"empty: 0 samples"),
-        ({"train": (X, Y, Y)}, r"data of 3 items: expected two things, inputs and targets"),
+        ({"train": (X, Y, Y)}, r"data of 3 items: expected a pair \(inputs, targets\)"),
         ({"train": "fashion-mnist"}, r"data of type str: expected a pair of tensors.* a Dataset"),
         ({"train": (X, Y + 1)}, r"label 4 of sample \d+ is out of range: the model has 4 outputs, so labels are 0 to 3"),
         ({"train": (X, Y - 1)}, r"label -1 of sample \d+ is out of range"),
@@ -727,6 +727,4 @@ def test_an_error_of_the_model_before_training_says_what_it_was_given() -> None:
     data = torch.randn(32, 5), torch.randint(0, 3, (32,))
     with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
         hp.fit(torch.nn.Linear(4, 3), data, optimizer="sgd", epochs=1, batch_size=8)
-    assert caught.value.__notes__ == [
-        "heptane tried Linear on a few of the samples before anything was trained: (2, 5) torch.float32"
-    ]
+    assert caught.value.__notes__ == ["heptane ran Linear on a few samples before training: (2, 5) torch.float32"]

@@ -21,7 +21,7 @@ from heptane.core.precision import choose as probe
 from heptane.core.precision import comparison as variants
 from heptane.core.precision.choose import choose_precision
 from heptane.core.precision.trial_steps import TrialSteps
-from heptane.distributed.use import seen_in_training
+from heptane.distributed.layer_usage import observe_usage
 from heptane.model.memory_format import to_channels_last
 
 MSE = Elementwise("mse", torch.nn.functional.mse_loss)
@@ -206,7 +206,7 @@ def unused(model: torch.nn.Module, criterion: Any, inputs: Any, targets: Any) ->
     def forward(given: Any, _: Any) -> Any:
         return model(given)
 
-    return seen_in_training(model, forward, criterion.mean, (inputs, targets), [], seed=0).unused
+    return observe_usage(model, forward, criterion.mean, (inputs, targets), [], seed=0).unused
 
 
 def test_unused_parameters_are_those_without_a_gradient_and_not_the_frozen() -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import heptane as hp
-from heptane.model.snapshot import COPIED_BYTES, as_before
-from heptane.model.trying import try_output
+from heptane.model.probe import probe_output
+from heptane.model.snapshot import COPIED_BYTES, preserved_model
 
 
 class Keeps(nn.Module):
@@ -101,7 +101,7 @@ def test_whatever_a_forward_pass_changes_is_put_back(train: bool) -> None:
     model.layer.requires_grad_(True)
     model.layer.weight.grad = torch.ones(3, 4)
     grad, before, draws = model.layer.weight.grad, picture(model), randoms()
-    with as_before(model):
+    with preserved_model(model):
         for _ in range(2):
             model(torch.randn(3, 4, requires_grad=True)).sum().backward()
     assert picture(model) == before
@@ -113,7 +113,7 @@ def test_whatever_a_forward_pass_changes_is_put_back(train: bool) -> None:
 def test_an_error_in_the_middle_is_no_excuse() -> None:
     model = Keeps()
     before = picture(model)
-    with contextlib.suppress(ZeroDivisionError), as_before(model):
+    with contextlib.suppress(ZeroDivisionError), preserved_model(model):
         model(torch.randn(3, 4))
         raise ZeroDivisionError
     assert picture(model) == before
@@ -122,7 +122,7 @@ def test_an_error_in_the_middle_is_no_excuse() -> None:
 def test_parameters_are_copied_only_when_something_writes_to_them() -> None:
     model = nn.Sequential(nn.Embedding(50, 4, max_norm=0.1), nn.Linear(4, 4), nn.utils.spectral_norm(nn.Linear(4, 2)))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with as_before(model) as snapshot:
+    with preserved_model(model) as snapshot:
         model(torch.tensor([1, 2]))
         copied = [t.tensor for t in snapshot._tensors if t.copy is not None and isinstance(t.tensor, nn.Parameter)]
         assert [id(p) for p in copied] == [id(model[0].weight)]
@@ -133,7 +133,7 @@ def test_parameters_are_copied_only_when_something_writes_to_them() -> None:
 def test_parameters_that_were_given_other_data_get_their_own_back() -> None:
     model = nn.Conv2d(3, 4, 3)
     pointer, strides = model.weight.data_ptr(), model.weight.stride()
-    with as_before(model):
+    with preserved_model(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.double()
     assert (model.weight.data_ptr(), model.weight.stride(), model.weight.dtype) == (pointer, strides, torch.float32)
@@ -152,7 +152,7 @@ def test_a_large_tensor_is_copied_only_when_it_is_written_to() -> None:
 
     for writes in (False, True):
         model = Table(writes)
-        with as_before(model) as snapshot:
+        with preserved_model(model) as snapshot:
             model(torch.zeros(1))
             assert [t.copy is not None for t in snapshot._tensors] == [writes]
         assert not model.table.any()
@@ -170,7 +170,7 @@ def test_what_a_first_call_builds_stays() -> None:
             return self.head(self.lazy(x))  # type: ignore[misc, no-any-return]
 
     model = Builds()
-    output = try_output(model, torch.ones(2, 5))
+    output = probe_output(model, torch.ones(2, 5))
     assert model.lazy.weight.shape == (3, 5)
     assert torch.equal(model(torch.ones(2, 5)), output)
     assert model.training

@@ -20,7 +20,7 @@ import torch
 
 from heptane.distributed import pickling, worker
 from heptane.distributed.launch import raise_failure
-from heptane.distributed.process import settings
+from heptane.distributed.torch_settings import settings
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SERVER = multiprocessing.get_context("forkserver")

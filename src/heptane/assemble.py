@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from heptane.base.alive import EVERY_SECONDS, working
 from heptane.base.clock import Clock
 from heptane.base.device import find_device
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
+from heptane.base.progress import EVERY_SECONDS, working
 from heptane.base.tree import copy_rows, first_tensor, in_memory, inputs_and_targets, select_rows
 from heptane.core.checks import (
     check_batch_norm,
@@ -34,18 +34,18 @@ from heptane.core.run import NoMixup, OptimizerFactory, Phase, Plan, Run
 from heptane.core.schedule import Rates, check_momentum, constant, scale_schedules
 from heptane.core.splitting import TRIED, check_splittable
 from heptane.core.untrained import check_buffers, check_untrained
-from heptane.data.batches import BatchTransform, Source, TensorSource, tensors_of
-from heptane.data.guard import SkippedSamples, labels_beyond
+from heptane.data.batches import BatchTransform, Source, TensorSource, dataset_tensors
+from heptane.data.consistency import check_same_data
 from heptane.data.loader import LoaderSource
-from heptane.data.same import check_same_data
+from heptane.data.skipped_samples import SkippedSamples, labels_beyond
 from heptane.data.sources import as_source
-from heptane.data.spread import spread
+from heptane.data.spaced_samples import spaced_samples
 from heptane.data.stream import StreamSource
-from heptane.distributed.replicas import share_model
+from heptane.distributed.replicas import broadcast_model
 from heptane.distributed.workers import Worker, any_rank
-from heptane.model.calling import main_output
+from heptane.model.forward import main_output
 from heptane.model.memory_format import store_channels_last
-from heptane.model.trying import least_samples, try_output, try_training, two_samples, written_parameters
+from heptane.model.probe import min_train_samples, probe_output, probe_training, two_samples, written_parameters
 from heptane.model.warm_up import warm_up
 from heptane.pretrained.anatomy import Anatomy
 from heptane.pretrained.freezing import freeze, layer_groups, restore_freezing, save_freezing
@@ -56,7 +56,7 @@ from heptane.tricks.data_parallel import DataParallel
 from heptane.tricks.transfer import Stages, Transfer
 
 if TYPE_CHECKING:
-    from heptane.distributed.use import Use
+    from heptane.distributed.layer_usage import LayerUsage
 
 SAME = (  # of a plan, in all workers
     *("epochs", "steps", "batch_size", "accumulate", "clip_norm", "resize", "seed", "on_nan", "nan_limit", "skip_bad"),
@@ -112,19 +112,19 @@ def assemble(
     # model: on the device, where its order of use is seen; weights, head, frozen groups
     restore_freezing(model)  # an earlier run that was left in the middle
     model.to(place.device)
-    share_model(model, worker)
+    broadcast_model(model, worker)
     loss = loss_module(plan.loss)
     if loss is not None:
         check_buffers(loss)
         loss.to(place.device)
-        share_model(loss, worker)
+        broadcast_model(loss, worker)
     if isinstance(source, TensorSource):
         source.keep_on(place)
     sample, said_of_types = _sample(source, place, model, plan.loss)
     notes += said_of_types
     if any(map(torch.nn.parameter.is_lazy, model.parameters())):  # the optimizer needs real ones, the same on all workers
-        try_output(model, *two_samples(sample, plan.loss))
-        share_model(model, worker)
+        probe_output(model, *two_samples(sample, plan.loss))
+        broadcast_model(model, worker)
     groups = tricks.transfer.anatomy(model, *two_samples(sample, plan.loss)) if tricks.transfer else None
     if tricks.transfer:
         if tricks.transfer.lora_rank and data_parallel.shards:
@@ -151,7 +151,7 @@ def assemble(
     if least > 1:
         least *= 1 if data_parallel.sync_batchnorm else worker.size
         check_batch_norm(least, source.batch_size)
-        if said := source.leave_out_rest(least):
+        if said := source.drop_short_batch(least):
             notes.append(said)
             total_steps = plan.steps or max(1, round((plan.epochs or 0) * source.steps_per_epoch))
     if plan.resize:
@@ -222,7 +222,7 @@ def _least_samples(model: torch.nn.Module, stages: Stages, few: tuple[Any, Any],
     starts = stages.starts(total_steps, per_epoch, len(layer_groups(model, groups))) if groups else []
     if starts:
         freeze(model, starts[-1][1], groups)
-    least = least_samples(model, *few, stages.modes)
+    least = min_train_samples(model, *few, stages.modes)
     if starts:
         freeze(model, starts[0][1], groups)
     return least
@@ -279,7 +279,7 @@ def _num_classes(source: Source, loss: Any, others: Sequence[Any]) -> int | None
     """How many outputs a head needs, where a loss over classes and the labels say it."""
     if not isinstance(source, TensorSource) or not is_classification_loss(loss):
         return None
-    labels = [source.targets, *(inputs_and_targets(data)[1] for data in map(tensors_of, others) if in_memory(data))]
+    labels = [source.targets, *(inputs_and_targets(data)[1] for data in map(dataset_tensors, others) if in_memory(data))]
     if not all(isinstance(part, torch.Tensor) and not part.is_floating_point() and part.ndim == 1 for part in labels):
         return None
     return max(int(part.max()) + 1 for part in labels if len(part))
@@ -304,7 +304,7 @@ def _criterion(
     tricks: Tricks,
     bad: SkippedSamples,
 ) -> tuple[Criterion, str]:
-    output = try_output(model, *two_samples(sample, plan.loss))
+    output = probe_output(model, *two_samples(sample, plan.loss))
     targets = place.cast.targets(source.targets) if isinstance(source, TensorSource) else sample[1]
     smoothing, left_out = tricks.label_smoothing, ""
     if smoothing and smoothing.optional and not can_smooth(choose_criterion(plan.loss, output, targets, None)[0]):
@@ -313,12 +313,12 @@ def _criterion(
     reason += left_out
     criterion = infer_loss_count(criterion, output, select_rows(sample[1], slice(2)))
     if isinstance(criterion, CustomLoss) and not criterion.first:
-        training = try_training(model, sample[0])
+        training = probe_training(model, sample[0])
         if main_output(training)[1] and type(training) is not type(output):
             criterion = choose_loss_input(criterion, training, output, targets)
             reason += f"; the output is {main_output(training)[1]}" if criterion.first else ""
     if not isinstance(criterion, (CustomLoss, ModelLoss)) and len(first_tensor(sample[0])) > 1:  # BatchNorm needs two
-        check_one_output(output, lambda: try_training(model, sample[0]))
+        check_one_output(output, lambda: probe_training(model, sample[0]))
     output = loss_input(criterion, output)
     of_loss = loss_module(plan.loss)
     parameters = [*model.parameters(), *(of_loss.parameters() if of_loss else ())]
@@ -359,7 +359,7 @@ def _said_of_parts(
     """What is to be said where a batch is split and its loss cannot be put together exactly; refused where that is known."""
     if worker.size * plan.accumulate == 1 or not isinstance(criterion, (CustomLoss, ModelLoss)):
         return []
-    targets, found = source.targets if isinstance(source, TensorSource) else sample[1], spread(train, TRIED)
+    targets, found = source.targets if isinstance(source, TensorSource) else sample[1], spaced_samples(train, TRIED)
     if found is not None:
         moved = place.move(found)
         sample = place.cast.inputs(moved[0]), place.cast.targets(moved[1])
@@ -453,13 +453,13 @@ def _looks_for_unused(
 
 def _use(
     model: torch.nn.Module, criterion: Criterion, sample: Any, plan: Plan, data_parallel: DataParallel, worker: Worker
-) -> Use:
+) -> LayerUsage:
     """How the model uses its layers; the same on all workers."""
+    from heptane.distributed.layer_usage import observe_usage
     from heptane.distributed.sharding import units
-    from heptane.distributed.use import seen_in_training
 
     shards = data_parallel.shards
-    use = seen_in_training(
+    use = observe_usage(
         model,
         lambda inputs, targets: model_output(criterion, model, inputs, targets),
         criterion.mean,

@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 from heptane.assemble import assemble, default_device
-from heptane.base.alive import drawn_by, watched, working
 from heptane.base.clock import Clock
 from heptane.base.device import find_device
 from heptane.base.errors import InputError, check_choice, check_range
 from heptane.base.lazy import torch
-from heptane.base.randomness import apart, preserved_rng
+from heptane.base.progress import progress_shown, redirect_progress, working
+from heptane.base.randomness import isolated_rng, preserved_rng
 from heptane.base.storage import write_text
 from heptane.base.tree import in_memory, inputs_and_targets, select_rows
 from heptane.core.checks import TRIED, check_evaluation, check_on_device, check_targets, first_batch, labels_of
@@ -29,13 +29,13 @@ from heptane.core.run import OptimizerFactory, Run
 from heptane.core.try_metrics import try_metrics
 from heptane.data.augment import Augment
 from heptane.data.batches import BatchTransform, TensorSource
-from heptane.data.cast import tensors_for
-from heptane.data.guard import SkippedSamples
+from heptane.data.cast import to_tensors
 from heptane.data.resize import ProgressiveResize
+from heptane.data.skipped_samples import SkippedSamples
 from heptane.distributed.launch import launch
-from heptane.distributed.workers import ALONE, Worker, from_rank_zero, under_launcher
-from heptane.model.modes import gradients_on
-from heptane.model.trying import try_output, two_samples
+from heptane.distributed.workers import SINGLE_WORKER, Worker, from_rank_zero, under_launcher
+from heptane.model.modes import enable_gradients
+from heptane.model.probe import probe_output, two_samples
 from heptane.pretrained.freezing import restore_freezing, swap_head
 from heptane.report.console import Progress
 from heptane.report.examination.look import Look, look
@@ -75,9 +75,9 @@ def train(model: torch.nn.Module, train: Any, *, tricks: Tricks | None = None, *
     if settings.get("on_nan") == "rewind":
         raise InputError("on_nan='rewind' needs checkpoints, which fit keeps: use skip or stop here")
     try:
-        with preserved_rng(), gradients_on():
-            run = assemble(model, tensors_for(train), tricks=check_tricks(tricks), **settings)
-        yield from apart(steps_of(run), torch_only=isinstance(run.source, TensorSource))
+        with preserved_rng(), enable_gradients():
+            run = assemble(model, to_tensors(train), tricks=check_tricks(tricks), **settings)
+        yield from isolated_rng(steps_of(run), torch_only=isinstance(run.source, TensorSource))
     finally:
         restore_freezing(model)
 
@@ -105,7 +105,7 @@ def evaluate(
     check_on_device(model)
     place = BatchTransform(next((p.device for p in model.parameters()), torch.device("cpu")))
     with preserved_rng():
-        return _evaluate(model, tensors_for(data), loss, metrics, batch_size, place)
+        return _evaluate(model, to_tensors(data), loss, metrics, batch_size, place)
 
 
 def _evaluate(
@@ -121,7 +121,7 @@ def _evaluate(
     whole = inputs_and_targets(data)[0] if in_memory(data) else None
     place.cast.learn(model, inputs, targets, labels=loss == "model", whole=whole)
     first = place.cast.inputs(inputs), place.cast.targets(targets)
-    output = try_output(model, *two_samples(first, loss))
+    output = probe_output(model, *two_samples(first, loss))
     batch_size = eval_batch_size(model, first[0], 1) if batch_size is None else batch_size
     targets = place.targets(inputs_and_targets(data)[1]) if in_memory(data) else first[1]
     criterion, _ = choose_criterion(loss, output, targets, None)
@@ -258,7 +258,7 @@ def fit(
         >>> sorted(result.seconds)
         ['cpu', 'evaluate', 'train', 'wall']
     """
-    train, valid, test = (tensors_for(data) for data in (train, valid, test))
+    train, valid, test = (to_tensors(data) for data in (train, valid, test))
     arguments = dict(locals())
     tricks = check_tricks(tricks)
     metrics = flatten_metrics(metrics)
@@ -290,12 +290,12 @@ def fit(
         if parallel.restarts and run_dir is None:
             raise InputError(f"DataParallel.restarts={parallel.restarts} go on from checkpoints: pass run_dir to keep them")
         limits = parallel.restarts, parallel.timeout_seconds
-        with drawn_by(None):  # the first worker shows what goes on
+        with redirect_progress(None):  # the first worker shows what goes on
             return _launched(model, launch(fit, arguments, workers, *limits), loss)
     keeps = RunFolder.checkpoints_of(run_dir) if run_dir is not None else None
-    with preserved_rng(), gradients_on(), ExitStack() as stack:
+    with preserved_rng(), enable_gradients(), ExitStack() as stack:
         if progress:
-            stack.enter_context(watched())
+            stack.enter_context(progress_shown())
         interruption = stack.enter_context(Interruption(active=keeps is not None))
         saved, damaged = checkpoint.find(keeps, worker) if resume and keeps else (None, [])
         stack.callback(restore_freezing, model)  # whatever happens, the user has an ordinary model
@@ -385,7 +385,7 @@ def _claimed(run_dir: Any, force: bool, resume: bool, worker: Worker) -> RunFold
 def _joined(tricks: Tricks, device: str | None) -> Worker:
     """This worker among those that a launcher started."""
     if tricks.data_parallel is None or not under_launcher():
-        return ALONE
+        return SINGLE_WORKER
     return tricks.data_parallel.join(find_device(device or default_device()).type)
 
 
@@ -413,7 +413,7 @@ def _write(
 
 def _launched(model: torch.nn.Module, result: Result, loss: Any) -> Result:
     """The result of workers started for this call, in the caller's own model, and loss."""
-    from heptane.distributed.state import take_state  # it needs PyTorch as it is imported
+    from heptane.distributed.state import copy_state  # it needs PyTorch as it is imported
 
     own = loss_module(loss)
     if own is not None and result.loss_state is not None:
@@ -423,6 +423,6 @@ def _launched(model: torch.nn.Module, result: Result, loss: Any) -> Result:
     for name, parameter in result.model.named_parameters(remove_duplicate=False):
         if name in shapes and shapes[name] != parameter.shape:
             swap_head(model, len(parameter), name.rpartition(".")[0])  # theirs was swapped in their process
-    take_state(result.model, model)
+    copy_state(result.model, model)
     result.model = model
     return result

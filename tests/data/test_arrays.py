@@ -16,7 +16,7 @@ import torch
 import heptane as hp
 from heptane.base import memory
 from heptane.base.memory import available_memory_bytes, check_memory
-from heptane.data.restored import preprocess_of
+from heptane.data.load_preprocess import load_preprocess
 
 X, Y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40) % 4
 
@@ -171,7 +171,7 @@ def test_real_targets_are_standardized_by_the_training_part_and_come_back_from_t
     data = load(x=x, y=y, x_valid=x[:10], y_valid=y[:10])
     assert float(data.train[1].std(correction=0)) == pytest.approx(1, abs=1e-5)
     assert data.valid[1].tolist() == data.train[1][:10].tolist()
-    again = preprocess_of(json.loads(json.dumps(data.preprocess.record())))
+    again = load_preprocess(json.loads(json.dumps(data.preprocess.record())))
     assert again == data.preprocess
     assert np.allclose(again.outputs(data.valid[1]).numpy(), y[:10], rtol=1e-5)
     assert any("y (mean" in note and "standardized" in note for note in data.notes)

@@ -233,7 +233,7 @@ def test_an_empty_dataset_is_refused():
 
 @pytest.mark.parametrize("data", [(torch.zeros(4),), (torch.zeros(4),) * 3, TensorDataset(*[torch.zeros(4)] * 3)])
 def test_other_than_two_things_are_refused_with_their_number(data):
-    with pytest.raises(hp.InputError, match=r"data of [13] items: expected two things, inputs and targets"):
+    with pytest.raises(hp.InputError, match=r"data of [13] items: expected a pair \(inputs, targets\)"):
         taken(as_source(data, 2, seed=0, accumulate=1), 0, 1)
 
 

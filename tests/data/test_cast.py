@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import heptane as hp
 from heptane.data.batches import BatchTransform, epoch_order
-from heptane.data.cast import Cast, tensors_for
+from heptane.data.cast import Cast, to_tensors
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(64, 4)), RANDOM.integers(0, 3, 64)
@@ -243,11 +243,11 @@ def test_arrays_share_their_memory_also_those_that_may_only_be_read():
     array.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        (tensor,) = tensors_for((array,))
+        (tensor,) = to_tensors((array,))
     assert tensor.data_ptr() == array.ctypes.data
     pair = (torch.zeros(2), {"a": torch.zeros(2)})
-    assert tensors_for(pair) is pair
-    assert torch.equal(tensors_for(X[::-1]), torch.tensor(X[::-1].copy()))
+    assert to_tensors(pair) is pair
+    assert torch.equal(to_tensors(X[::-1]), torch.tensor(X[::-1].copy()))
 
 
 def test_where_nothing_is_converted_inputs_are_the_same_object():

@@ -322,7 +322,7 @@ def test_columns_of_text_are_joined_like_the_rest():
 
 @pytest.mark.parametrize("sample", [torch.zeros(3), (torch.zeros(3),), {"x": torch.zeros(3), "y": 1}])
 def test_batches_that_are_not_a_pair_are_refused(sample):
-    with pytest.raises(hp.InputError, match="expected two things, inputs and targets"):
+    with pytest.raises(hp.InputError, match=r"expected a pair \(inputs, targets\)"):
         taken(as_source(DataLoader([sample] * 4, batch_size=2), None, 0, 1), 0, 1)
 
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import heptane as hp
+from heptane.data.load_preprocess import load_preprocess
 from heptane.data.preprocess import Preprocess
-from heptane.data.restored import preprocess_of
 
 MODES = ("RGB", "L", "P", "RGBA", "CMYK", "I;16")
 
@@ -20,7 +20,7 @@ MODES = ("RGB", "L", "P", "RGBA", "CMYK", "I;16")
 def again(data: hp.Data) -> Preprocess:
     """The preprocessing as another process finds it, in a run's result.json."""
     assert data.preprocess is not None
-    return preprocess_of(json.loads(json.dumps(data.preprocess.record())))
+    return load_preprocess(json.loads(json.dumps(data.preprocess.record())))
 
 
 def odd_pictures(root: Path, modes: tuple[str, ...] = MODES) -> Path:
@@ -158,4 +158,4 @@ def test_normalised_images_are_not_taken_for_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("record", [{}, {"kind": "sounds"}, {"kind": "images"}, {"kind": "arrays", "shape": 3}, None])
 def test_a_damaged_record_is_refused(record: dict[str, object]) -> None:
     with pytest.raises(hp.InputError, match="preprocess "):
-        preprocess_of(record)
+        load_preprocess(record)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import heptane as hp
+from heptane.data.load_preprocess import load_preprocess
 from heptane.data.preprocess import Preprocess
-from heptane.data.restored import preprocess_of
 from heptane.data.table import TablePreprocess
 
 N = 60
@@ -37,7 +37,7 @@ def csv(path: Path, text: str) -> Path:
 def again(data: hp.Data) -> TablePreprocess:
     """The preprocessing as another process finds it, in a run's result.json."""
     assert data.preprocess is not None
-    made = preprocess_of(json.loads(json.dumps(data.preprocess.record())))
+    made = load_preprocess(json.loads(json.dumps(data.preprocess.record())))
     assert isinstance(made, TablePreprocess)
     return made
 
@@ -398,7 +398,7 @@ def test_a_pair_of_arrays_is_standardized_and_a_frame_with_labels_is_a_table() -
 
 def again_any(data: hp.Data) -> Preprocess:
     assert data.preprocess is not None
-    return preprocess_of(json.loads(json.dumps(data.preprocess.record())))
+    return load_preprocess(json.loads(json.dumps(data.preprocess.record())))
 
 
 def every_valid(data: hp.Data) -> torch.Tensor:

@@ -57,7 +57,7 @@ def test_a_worker_that_is_killed_is_started_again_and_the_result_is_that_of_a_ru
 
 
 def test_without_restarts_left_it_is_an_error_that_names_the_worker(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"worker 1 of 2 ended without a word \(exit code -9\)"):
+    with pytest.raises(RuntimeError, match=r"worker 1 of 2 died without a traceback \(exit code -9\)"):
         fit(Trouble(tmp_path / "mark", 20, "die"), tmp_path / "run")
     with pytest.raises(hp.InputError, match=r"restarts=2.*run_dir"):
         fit(Trouble(tmp_path / "mark", 20, "die"), None, restarts=2)
@@ -70,7 +70,7 @@ def test_a_silent_worker_is_named_after_the_timeout_and_no_one_hangs(tmp_path: P
     assert time.monotonic() - start < 55
     message = str(caught.value).splitlines()[0]
     assert "worker 0 of 2 waited" in message
-    assert "for worker 1 (last heard of" in message
+    assert "for worker 1 (last heartbeat" in message
     assert "DataParallel.timeout_seconds=8" in message
 
 

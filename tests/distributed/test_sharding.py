@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from heptane.distributed.sharding import empty, is_sharded, like, meta_copy, units, whole
+from heptane.distributed.sharding import allocate, full_tensor, is_sharded, meta_copy, shard_like, units
 from heptane.pretrained.models import resnet
 
 
@@ -59,7 +59,7 @@ def test_an_outline_has_the_parameters_without_their_memory_and_leaves_the_model
 
 def test_what_is_not_sharded_stays_as_it_is() -> None:
     value = torch.arange(3.0)
-    assert whole(value) is value
-    assert like(value, torch.zeros(3)) is value
-    assert whole(7) == 7
-    assert empty([2, 3], torch.float64).dtype is torch.float64
+    assert full_tensor(value) is value
+    assert shard_like(value, torch.zeros(3)) is value
+    assert full_tensor(7) == 7
+    assert allocate([2, 3], torch.float64).dtype is torch.float64

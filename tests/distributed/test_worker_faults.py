@@ -16,7 +16,7 @@ from tests.workers import launch
 from torch import nn
 
 import heptane as hp
-from heptane.distributed.heartbeat import of_connection
+from heptane.distributed.heartbeat import is_connection_error
 from heptane.distributed.workers import Worker, check_environment, this_worker
 
 SGD = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731 - a factory
@@ -187,9 +187,9 @@ def test_errors_are_told_apart_by_where_they_were_raised() -> None:
     def own() -> None:
         raise RuntimeError("gloo: connection closed by peer")
 
-    assert not of_connection(raised(own))
-    assert not of_connection(raised(lambda: torch.zeros(2) @ torch.zeros(3)))
-    assert of_connection(raised(lambda: (_ for _ in ()).throw(torch.distributed.DistNetworkError("broken pipe"))))
+    assert not is_connection_error(raised(own))
+    assert not is_connection_error(raised(lambda: torch.zeros(2) @ torch.zeros(3)))
+    assert is_connection_error(raised(lambda: (_ for _ in ()).throw(torch.distributed.DistNetworkError("broken pipe"))))
 
 
 # Row 40: models that were built without a seed

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
 from heptane.core.losses import CrossEntropy
+from heptane.distributed.layer_usage import observe_usage
 from heptane.distributed.sharding import units
-from heptane.distributed.use import seen_in_training
 
 pytestmark = pytest.mark.usefixtures("forked")
 STRATEGIES = ["ddp", "fsdp"]
@@ -197,7 +197,7 @@ def test_layers_that_are_left_out_at_random_are_noticed(chance: str, strategy: s
 
 def test_a_model_that_always_does_the_same_is_not_looked_through_at_each_step() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.LayerNorm(4), nn.Linear(4, 3))
-    use = seen_in_training(model, lambda x, y: model(x), CrossEntropy().mean, pair(), units(model), seed=0)
+    use = observe_usage(model, lambda x, y: model(x), CrossEntropy().mean, pair(), units(model), seed=0)
     assert (use.decides, use.varies, use.reentrant, use.unused, use.outside) == (False, False, False, [], set())
 
 

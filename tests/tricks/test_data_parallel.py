@@ -24,7 +24,7 @@ import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.loop import gradients, micro_batches, steps
 from heptane.core.run import Phase
-from heptane.distributed.replicas import check_replicas, share_buffers
+from heptane.distributed.replicas import broadcast_buffers, check_replicas
 from heptane.distributed.workers import Worker, all_gather, this_worker
 from heptane.session.checkpoints import checkpoint, restore
 
@@ -463,7 +463,7 @@ def test_alone_there_is_nothing_to_wrap_compare_or_share() -> None:
     assert hp.DataParallel(workers=1).wrap(model) is model
     assert hp.DataParallel(sync_batchnorm=True).convert(model) is model
     check_replicas(model)
-    share_buffers(model)
+    broadcast_buffers(model)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -599,7 +599,7 @@ def test_a_sharded_run_goes_on_bitwise_and_leaves_an_ordinary_model_and_file(tmp
     [
         (lambda: FloatingPointError("not finite at step 3"), FloatingPointError, "^not finite at step 3$"),
         (lambda: KeyboardInterrupt(), KeyboardInterrupt, "^$"),
-        (lambda: os._exit(9), RuntimeError, r"^worker 1 of 2 ended without a word \(exit code 9\)"),
+        (lambda: os._exit(9), RuntimeError, r"^worker 1 of 2 died without a traceback \(exit code 9\)"),
     ],
     ids=["divergence", "interrupt", "killed"],
 )
@@ -692,6 +692,6 @@ def drifts(model: Counting, output: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.usefixtures("forked")
 def test_copies_that_drift_apart_on_the_way_are_found_before_anything_is_saved(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"copies of the model have diverged: parameter 'layer\.bias' is the first"):
+    with pytest.raises(RuntimeError, match=r"the workers' models have diverged: parameter 'layer\.bias' is the first"):
         fit_two(Counting(drifts), points(), valid=points(), run_dir=tmp_path / "run")
     assert list((tmp_path / "run").rglob("step-*")) == []

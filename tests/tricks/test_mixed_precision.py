@@ -383,7 +383,7 @@ def test_fp16_on_a_cpu_is_refused_with_the_measured_figures() -> None:
     [
         ({"dtype": "auto"}, r"dtype='auto' is not known.*: expected one of bf16, fp16, fp32"),
         ({"dtype": "float16"}, "dtype='float16' is not known"),
-        ({"device": "nowhere"}, "device='nowhere' cannot be used here"),
+        ({"device": "nowhere"}, "device='nowhere' is not available"),
         ({"scale": 0}, r"^scale=0 is out of range: expected a number in \(0, inf\)"),
         ({"growth_steps": 0}, r"^growth_steps=0 is out of range"),
         ({"floor": 0}, r"^floor=0 is out of range"),
@@ -397,7 +397,7 @@ def test_refusals_of_the_kernel(arguments: dict[str, Any], message: str) -> None
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_a_device_that_is_not_here_is_refused_in_one_line() -> None:
-    with pytest.raises(hp.InputError, match=r"^device='cuda:1' cannot be used here \(.*\): expected 'cpu'") as caught:
+    with pytest.raises(hp.InputError, match=r"^device='cuda:1' is not available \(.*\): expected 'cpu'") as caught:
         find_device("cuda:1")
     assert "\n" not in str(caught.value)
     assert find_device("cpu") == torch.device("cpu")
@@ -416,5 +416,5 @@ def test_a_worker_knows_its_place() -> None:
 
 
 def test_a_device_that_holds_no_numbers_is_refused():
-    with pytest.raises(hp.InputError, match=r"device='meta' cannot be used here"):
+    with pytest.raises(hp.InputError, match=r"device='meta' is not available"):
         find_device("meta")

@@ -19,7 +19,7 @@ from torch import nn
 
 import heptane as hp
 from heptane import InputError, Transfer, freeze, param_groups, swap_head, train_mode
-from heptane.distributed.batchnorm import over_workers
+from heptane.distributed.batchnorm import convert_batchnorm
 from heptane.pretrained.freezing import layer_groups
 from heptane.pretrained.models import resnet
 
@@ -340,7 +340,7 @@ def test_a_fresh_head_trains_after_the_run_also_where_the_old_one_was_frozen(
 def test_trap_14_frozen_batchnorm_is_thawed_where_it_became_one_over_the_workers() -> None:
     model = convnet()
     freeze(model, -1)
-    assert trainable(over_workers(model)) == ["8.weight", "8.bias"]
+    assert trainable(convert_batchnorm(model)) == ["8.weight", "8.bias"]
     freeze(model, 0)
     assert trainable(model) == [name for name, _ in model.named_parameters()]
 

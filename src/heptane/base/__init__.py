@@ -1,1 +1,1 @@
-"""What every other part stands on: errors, files, random numbers, clocks; it knows nothing of models or training."""
+"""Errors, files, random numbers, clocks and trees of tensors: the base layer, independent of models and training."""

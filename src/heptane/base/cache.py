@@ -1,4 +1,4 @@
-"""The folder for what outlives a run: downloaded data, and what was measured once on this machine."""
+"""The cache folder: downloaded data, and measurements of this machine."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What is timed, and what is not: wall from the start, training only, CPU-seconds.
+"""Clocks: wall time since the start, training time, and CPU time.
 
-The training clock runs from assembly on, so compiling, tuning and computing frozen features are on it; it is paused while
-the caller of the loop has control, so evaluation, logging and checkpoints are not. What a process or a machine pays once is
-on the wall clock only: imports and thread pools, and the comparison of precisions, whose outcome the machine keeps.
+The training clock starts at assembly, so it includes compiling, tuning and computing frozen features. It is paused while
+the caller of the loop has control, so it excludes evaluation, logging and checkpoints. One-time costs of a process or a
+machine count on the wall clock only: imports, thread pools, and the comparison of precisions, which the machine caches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from heptane.base.lazy import torch
 
 @dataclass
 class Clock:
-    """Three clocks, in seconds. ``started`` is a ``time.time()``; None means now. A resumed run adds what it used before."""
+    """Three clocks, in seconds. ``started`` is a ``time.time()``; None means now. A resumed run adds its earlier time."""
 
     started: float | None = None
     train: float = 0.0
@@ -34,18 +34,18 @@ class Clock:
         self._cpu_before = _cpu_seconds()
 
     def resume(self) -> None:
-        """Let the training clock run."""
+        """Start the training clock."""
         if self._since is None:
             self._since = time.perf_counter()
 
     def pause(self) -> None:
-        """Stop the training clock; what happens now is the caller's."""
+        """Stop the training clock."""
         if self._since is not None:
             self.train += time.perf_counter() - self._since
             self._since = None
 
     def carry(self, earlier: dict[str, float]) -> None:
-        """Add what :meth:`read` gave in an earlier process of the same run; the time between the two is nobody's."""
+        """Add what :meth:`read` returned in an earlier process of this run; time between processes does not count."""
         self.train += earlier["train"]
         self.earlier_wall += earlier["wall"]
         self.earlier_cpu += earlier["cpu"]
@@ -71,21 +71,21 @@ def _cpu_seconds() -> float:
 
 
 def process_start() -> float:
-    """When this process started, as a ``time.time()``; where the system does not say, now."""
+    """When this process started, as a ``time.time()``; now if the system cannot tell."""
     try:
         with open("/proc/self/stat") as file:
             ticks = int(file.read().rsplit(")", 1)[1].split()[19])
         with open("/proc/uptime") as file:
             uptime = float(file.read().split()[0])
         now = time.time()
-        # In some containers uptime is the container's and the start is counted from the host's: then nobody knows.
+        # In some containers the uptime is the container's but the start is relative to the host's: min() limits the error.
         return min(now, now - uptime + ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
         return time.time()
 
 
 def median_seconds(function: Callable[[], Any], *, repeats: int) -> float:
-    """The median time of ``repeats`` calls after one that is not counted; waits for the GPU where there is one."""
+    """Median time of ``repeats`` calls after one warm-up call; synchronises with the GPU."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -97,10 +97,10 @@ def median_seconds(function: Callable[[], Any], *, repeats: int) -> float:
 
 
 def parse_duration(name: str, text: str) -> float:
-    """Seconds of a time such as ``90``, ``90s``, ``20m`` or ``1.5h``.
+    """Parse a duration such as ``90``, ``90s``, ``20m`` or ``1.5h`` into seconds.
 
     Raises:
-        InputError: it is not one, or not above 0.
+        InputError: ``text`` is not a duration above 0.
 
     Example:
         >>> parse_duration("budget", "20m")
@@ -112,5 +112,5 @@ def parse_duration(name: str, text: str) -> float:
     except ValueError:  # such as 1.2.3
         number = 0.0
     if not found or not 0 < number < 1e9:
-        raise InputError(f"{name}={text!r}: expected a time above 0, such as 90s, 20m or 1.5h")
+        raise InputError(f"{name}={text!r}: expected a duration above 0, such as 90s, 20m or 1.5h")
     return number * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2] or "s"]

@@ -7,12 +7,16 @@ from heptane.base.lazy import torch
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device of this name; refused where PyTorch does not know it, or this machine does not have it."""
+    """Return the device of this name.
+
+    Raises:
+        InputError: PyTorch does not know it, or this machine does not have it.
+    """
     try:
         found = torch.device(device)
-        torch.zeros(1, device=found).item()  # "meta" holds no numbers
+        torch.zeros(1, device=found).item()  # rejects "meta", which has no data
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
-            f"device={str(device)!r} cannot be used here ({one_line(error)}): expected 'cpu', or a device that is"
+            f"device={str(device)!r} is not available ({one_line(error)}): expected 'cpu' or an available GPU"
         ) from None
     return found

@@ -1,4 +1,4 @@
-"""Where a run happened: the machine, the versions and the commit that a measurement must be read with."""
+"""The environment of a run: machine, versions and commit, recorded with every measurement."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def describe() -> dict[str, Any]:
-    """Describe this machine and this process, for ``result.json``; an unknown fact is ``None``, and nothing raises.
+    """Describe this machine and process for ``result.json``; unknown facts are ``None``, and nothing raises.
 
-    PyTorch is not imported for it: as long as it is not loaded, ``threads`` is ``None`` and ``gpus`` is empty.
+    Does not import PyTorch: until it is loaded, ``threads`` is ``None`` and ``gpus`` is empty.
 
     Returns:
         ``python``, ``torch``, ``heptane`` (versions), ``platform``, ``cpu`` (model), ``cores`` (of the machine),
@@ -52,7 +52,7 @@ def describe() -> dict[str, Any]:
 
 
 def _attempt(probe: Callable[[], T]) -> T | None:
-    """What ``probe`` returns, or ``None`` where this machine cannot answer."""
+    """Return ``probe()``, or ``None`` if it fails on this machine."""
     try:
         return probe()
     except Exception:
@@ -60,7 +60,7 @@ def _attempt(probe: Callable[[], T]) -> T | None:
 
 
 def _torch_is_loaded() -> bool:
-    """Whether PyTorch is imported for good; the lazy stand-in alone does not have its extension module."""
+    """Whether PyTorch is really imported: the lazy module has no extension module."""
     return "torch._C" in sys.modules
 
 
@@ -78,7 +78,7 @@ def _cpu_model() -> str | None:
 
 
 def _cpu_flags() -> dict[str, bool] | None:
-    """Whether the CPU has the instructions that decide what 16-bit arithmetic costs on it."""
+    """Whether the CPU has the instructions that make 16-bit arithmetic fast."""
     line = _cpuinfo("flags", "Features")
     if line is None:
         return None
@@ -103,7 +103,7 @@ def _gpu_names() -> list[str]:
 
 def _git() -> dict[str, Any]:
     """The commit of the current directory and whether tracked files differ from it."""
-    # A repository's own configuration can name a program as its file monitor: it must not run because we looked.
+    # A repository's configuration can name a program as file monitor: asking for the status must not run it.
     command = ["git", "-c", "core.fsmonitor=false", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     answer = subprocess.run(command, capture_output=True, timeout=5, env=environ, check=True)

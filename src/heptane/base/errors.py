@@ -1,4 +1,4 @@
-"""One kind of error for bad input, and the checks that raise it: each names the thing, the value and the remedy."""
+"""The error for invalid input, and checks that raise it; each message names the argument, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """The user's input is wrong. The command line prints the message as one line and exits with 2."""
+    """Invalid user input. The command line prints the message as one line and exits with code 2."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped a run; what is saved is saved, and the message says how to go on."""
+    """A signal stopped the run; the message says what was saved and how to resume."""
 
 
 def check_range(
@@ -29,10 +29,10 @@ def check_range(
     """Raise :class:`InputError` unless ``value`` is a finite number between ``low`` and ``high``.
 
     Args:
-        name: what to call the value in the message, such as ``Mixup.alpha``.
-        value: the number to check, NumPy's too; booleans are refused.
-        low, high: the limits, included unless ``low_open`` or ``high_open``.
-        whole: only an integer will do.
+        name: of the argument, for the message, such as ``Mixup.alpha``.
+        value: a Python or NumPy number; booleans are rejected.
+        low, high: limits, inclusive unless ``low_open`` or ``high_open``.
+        whole: require an integer.
     """
     kind = "a whole number" if whole else "a number"
     left, right = "(" if low_open or low == -math.inf else "[", ")" if high_open or high == math.inf else "]"
@@ -52,24 +52,26 @@ def check_bool(name: str, value: object) -> None:
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raise :class:`InputError` unless ``value`` is one of ``choices``; the message offers the nearest one."""
+    """Raise :class:`InputError` unless ``value`` is one of ``choices``; the message suggests the closest one."""
     known = list(choices)
     if value not in known:
-        raise InputError(f"{name}={value!r} is not known{nearest(str(value), known)}: expected one of {', '.join(known)}")
+        raise InputError(
+            f"{name}={value!r} is not known{did_you_mean(str(value), known)}: expected one of {', '.join(known)}"
+        )
 
 
 def check_names(name: str, value: object) -> None:
-    """Raise :class:`InputError` unless ``value`` is a tuple or list of different texts, none of them empty."""
+    """Raise :class:`InputError` unless ``value`` is a tuple or list of distinct, non-empty strings."""
     names = value if isinstance(value, (tuple, list)) else [None]
     if not all(isinstance(text, str) and text for text in names):
         raise InputError(f"{name}={value!r}: expected names, such as ('stem', 'block1')")
     twice = [text for text in names if names.count(text) > 1]
     if twice:
-        raise InputError(f"{name}: {twice[0]!r} is there twice: name each once")
+        raise InputError(f"{name} lists {twice[0]!r} twice: list each name once")
 
 
-def nearest(value: str, choices: Iterable[str]) -> str:
-    """``' (did you mean X?)'`` for the closest of ``choices``, or an empty string."""
+def did_you_mean(value: str, choices: Iterable[str]) -> str:
+    """Return ``' (did you mean X?)'`` for the closest of ``choices``, or an empty string."""
     known = {choice.lower(): choice for choice in choices}
     found = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5)
     return f" (did you mean {known[found[0]]}?)" if found else ""
@@ -84,6 +86,6 @@ def _edge(limit: float) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The start of somebody else's message, on one line."""
+    """The message of an error on one line, at most 160 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

@@ -1,22 +1,18 @@
-"""How much memory there is, and refusing what would not fit."""
+"""Available memory, and a check that data fit into it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from heptane.base.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
-MEMORY_SHARE = 0.6  # of what is available: the model, its optimizer and the batches need the rest
+MEMORY_SHARE = 0.6  # of the available memory: the model, its optimizer and the batches need the rest
 
 
 def check_memory(what: str, num_bytes: int, remedy: str) -> None:
-    """Raise :class:`InputError` where ``num_bytes`` would take more than ``MEMORY_SHARE`` of the available memory."""
+    """Raise :class:`InputError` if ``num_bytes`` exceeds ``MEMORY_SHARE`` of the available memory."""
     available = available_memory_bytes()
     if num_bytes > MEMORY_SHARE * available:
         limit = f"{MEMORY_SHARE:.0%} of the {available / 2**30:.3g} GiB available"
@@ -24,9 +20,9 @@ def check_memory(what: str, num_bytes: int, remedy: str) -> None:
 
 
 def available_memory_bytes() -> float:
-    """What can be had without swapping, within this container's limit; infinity where the system does not tell."""
+    """Memory available without swapping, within this container's limit; infinity if unknown."""
     limits = []
-    with contextlib.suppress(OSError, ValueError):  # SC_AVPHYS_PAGES leaves out what the file cache holds
+    with contextlib.suppress(OSError, ValueError):  # SC_AVPHYS_PAGES excludes the file cache
         lines = Path("/proc/meminfo").read_text().splitlines()
         limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     with contextlib.suppress(OSError, ValueError):

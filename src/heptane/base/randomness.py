@@ -1,4 +1,4 @@
-"""All randomness is a function of (seed, purpose, step): nothing is accumulated, so any step can be drawn again."""
+"""Randomness as a function of (seed, purpose, step): any step's draws can be repeated."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ T = TypeVar("T")
 
 
 def generator(seed: int, purpose: str, step: int) -> np.random.Generator:
-    """A NumPy generator for one purpose at one step (or epoch); the same on every worker and after a resume."""
+    """Return a NumPy generator for one purpose at one step (or epoch), the same on every worker and after a resume."""
     return np.random.default_rng((seed, zlib.crc32(purpose.encode()), step))
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """What PyTorch's global generator is seeded with before a loader's pass ``epoch``: no other seed's pass has the same."""
+    """The seed of PyTorch's global generator before a DataLoader's epoch; unique to (seed, epoch)."""
     return int(generator(seed, "epoch", epoch).integers(1 << 63))
 
 
 def seed_torch(seed: int, step: int, rank: int = 0) -> None:
-    """Seed PyTorch's own generators (dropout and the like) for one step of one worker, in about a microsecond."""
+    """Seed PyTorch's global generators (for dropout and the like) for one step of one worker."""
     value = ((seed * 1_000_003 + step) * 65_537 + rank) % (1 << 63)
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -33,7 +33,7 @@ def seed_torch(seed: int, step: int, rank: int = 0) -> None:
 
 @contextmanager
 def seeded(value: int) -> Iterator[None]:
-    """PyTorch's, Python's and NumPy's global generators at ``value``, and at the end as they were."""
+    """Seed the global generators of PyTorch, Python and NumPy inside; restore their states at the end."""
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
@@ -49,12 +49,12 @@ def seeded(value: int) -> Iterator[None]:
 
 @contextmanager
 def preserved_rng(*, torch_only: bool = False) -> Iterator[None]:
-    """Give the caller's global generators back as they were: PyTorch's (CPU and CUDA), Python's and NumPy's.
+    """Restore the global generators of PyTorch (CPU and CUDA), Python and NumPy at the end.
 
-    heptane seeds them for each step, so without this two models built around a run would begin with the same weights.
+    heptane seeds them for each step; without this, models built before and after a run could get the same weights.
 
     Args:
-        torch_only: leave Python's and NumPy's alone, for a stretch in which only PyTorch's is seeded.
+        torch_only: restore PyTorch's only.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -77,8 +77,8 @@ def preserved_rng(*, torch_only: bool = False) -> Iterator[None]:
             np.random.set_state(others[1])
 
 
-def apart(events: Iterator[T], *, torch_only: bool = False) -> Iterator[T]:
-    """``events``, and between two of them the caller's own generators: see :func:`preserved_rng`."""
+def isolated_rng(events: Iterator[T], *, torch_only: bool = False) -> Iterator[T]:
+    """Yield ``events``; between two of them the caller has their own random states: see :func:`preserved_rng`."""
     try:
         while True:
             with preserved_rng(torch_only=torch_only):

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: written aside, synced, renamed, and checked by a checksum when they are read.
+"""Atomic, checksummed files: written to a temporary name, synced, then renamed.
 
-A *sealed* folder holds files and ``facts.json``, which has the size and SHA-256 of each of them and of itself. All writing
-goes through :func:`write_file`, so a disk that is full or a process that is killed leaves what was there before.
+A *sealed* folder holds files and ``facts.json``, with the size and SHA-256 of each file and of itself. A full disk or a
+killed process leaves the previous version in place.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 
 FACTS = "facts.json"
 PIECE = 1 << 22  # bytes written or read at a time
-MOST_FACTS_BYTES = 1 << 28
+MAX_FACTS_BYTES = 1 << 28
 
 
 class Damaged(ValueError):
-    """What was stored is not what is there now; the message says what differs."""
+    """Stored content is missing or was altered; the message says what differs."""
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a new file and wait until it is on the disk."""
+    """Write a file and sync it to disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         left = memoryview(content)
@@ -37,7 +37,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """``path`` with new content, or as it was."""
+    """Write ``path`` atomically: after a failure it has its previous content."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write_file(aside, content)
@@ -48,16 +48,16 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """``path`` with new text, or as it was."""
-    # A folder's name that is not valid UTF-8 arrives with lone surrogates, which no file can hold.
+    """Write text to ``path`` atomically, as UTF-8."""
+    # A folder name that is not valid UTF-8 arrives with lone surrogates, which cannot be encoded.
     replace_file(path, text.encode("utf-8", errors="replace"))
 
 
 def seal(aside: Path, path: Path, facts: dict[str, Any], checksums: dict[str, list[Any]] | None = None) -> None:
-    """Add ``facts`` to the folder ``aside``, whose files are written, and give it its name.
+    """Add ``facts`` to the finished folder ``aside``, then rename it to ``path``.
 
     Args:
-        checksums: of the files, where they are known.
+        checksums: of the files, if known; else they are computed.
     """
     if checksums is None:
         checksums = {part.name: checksum(part) for part in sorted(aside.iterdir())}
@@ -70,15 +70,15 @@ def seal(aside: Path, path: Path, facts: dict[str, Any], checksums: dict[str, li
 
 
 def read_facts(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """The facts of a sealed folder, and the sizes and checksums of its files, which are not read yet.
+    """Return the facts of a sealed folder, and its files' sizes and checksums, without reading the files.
 
     Raises:
-        Damaged: they are not as they were written.
+        Damaged: ``facts.json`` is missing or was altered.
     """
     try:
         about = (path / FACTS).stat()
-        if not stat.S_ISREG(about.st_mode) or about.st_size > MOST_FACTS_BYTES:
-            raise Damaged(f"{FACTS} is no file of at most {MOST_FACTS_BYTES >> 20} MiB")
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FACTS_BYTES:
+            raise Damaged(f"{FACTS} is not a regular file of at most {MAX_FACTS_BYTES >> 20} MiB")
         found = json.loads((path / FACTS).read_bytes())
         body = {"files": found["files"], "facts": found["facts"]}
         if found["sha256"] != _of_body(body):
@@ -89,19 +89,19 @@ def read_facts(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     except OSError as error:
         raise Damaged(f"{FACTS}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"{FACTS} is not what was written ({type(error).__name__})") from None
+        raise Damaged(f"{FACTS} cannot be parsed ({type(error).__name__})") from None
 
 
 def check_files(path: Path, files: dict[str, list[Any]]) -> None:
-    """Compare the files of a sealed folder with their checksums.
+    """Verify the files of a sealed folder against their checksums.
 
     Raises:
-        Damaged: one is missing, torn or altered.
+        Damaged: a file is missing, truncated or altered.
     """
     for name, wanted in files.items():
         part = path / name
         if os.path.basename(name) != name or part.is_symlink() or (part.exists() and not part.is_file()):
-            raise Damaged(f"{name!r} is not a file of the folder")
+            raise Damaged(f"{name!r} is not a regular file in the folder")
         try:
             found = checksum(part) if part.stat().st_size == wanted[0] else [part.stat().st_size]
         except OSError as error:
@@ -113,7 +113,7 @@ def check_files(path: Path, files: dict[str, list[Any]]) -> None:
 
 
 def checksum(path: Path) -> list[Any]:
-    """The size of a file in bytes, and its SHA-256."""
+    """Return the size of a file in bytes and its SHA-256."""
     found, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         while piece := file.read(PIECE):
@@ -123,7 +123,7 @@ def checksum(path: Path) -> list[Any]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file that somebody else wrote is on the disk."""
+    """Sync an existing file to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -132,19 +132,19 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk; where folders cannot be synced, names are written anyway."""
+    """Sync a folder's entries to disk, if the file system allows it."""
     with contextlib.suppress(PermissionError):
         sync(path)
 
 
-def fresh(folder: Path) -> None:
-    """An empty folder, whatever was there."""
+def make_empty_folder(folder: Path) -> None:
+    """Create an empty folder, removing what was there."""
     remove(folder)
     folder.mkdir(parents=True)
 
 
 def remove(path: Path) -> None:
-    """A file or a folder of ours, if it is there; a folder loses its name first, so it is never seen half removed."""
+    """Remove a file or folder, if it exists; a folder is renamed first, so that nobody sees it half removed."""
     if path.is_dir() and not path.is_symlink():
         if not path.name.startswith("."):
             aside = path.with_name(f".{path.name}.old")

@@ -10,8 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from heptane.base.alive import watched
 from heptane.base.errors import InputError
+from heptane.base.progress import progress_shown
 from heptane.cli.flags import make_parser
 from heptane.cli.parser import Parser
 from heptane.session.interruption import Interruption
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = make_parser()
     try:
-        with Interruption(active=True), watched():  # SIGTERM and SIGUSR1 end as Ctrl-C does, whatever is going on
+        with Interruption(active=True), progress_shown():  # SIGTERM and SIGUSR1 end as Ctrl-C does, whatever is going on
             return _run(parser, list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         print(f"heptane: {' '.join(str(error).split())}", file=sys.stderr)

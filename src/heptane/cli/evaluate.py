@@ -8,9 +8,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from heptane.base.alive import working
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
+from heptane.base.progress import working
 from heptane.data import Data, load_data
 from heptane.data.load import BUILT_IN
 from heptane.session.finished.load_run import LoadedRun, load_run
@@ -53,7 +53,7 @@ def _outputs(
     run: LoadedRun, settings: dict[str, Any], flags: argparse.Namespace
 ) -> tuple[torch.Tensor, torch.Tensor, str, str]:
     """The model's outputs, the targets, and what they are of."""
-    from heptane.data.labelled import labelled
+    from heptane.data.load_labelled import load_labelled
 
     source = flags.data or settings.get("data")
     if not source:
@@ -79,7 +79,7 @@ def _outputs(
         raise InputError(
             f"{run.folder} does not say how its data was prepared: use hp.evaluate(hp.load_run(...).model, data)"
         )
-    raw, targets, part = labelled(path, flags.part or "test", run.classes, run.preprocess)
+    raw, targets, part = load_labelled(path, flags.part or "test", run.classes, run.preprocess)
     bad: list[str] = []
     outputs = []
     kept: list[str] = []

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from heptane.base.alive import spoke
+from heptane.base.progress import clear_progress
 from heptane.data import Data, load_data
 from heptane.session.settings import Settings
 
@@ -24,7 +24,7 @@ def load(settings: Settings, flags: argparse.Namespace, scale: str = "data") -> 
         fallback=flags.fallback,
         scale=scale,
     )
-    spoke()
+    clear_progress()
     for note in data.notes if is_first() else ():
         print(f"note: {note}", file=sys.stderr)
     return data

@@ -6,7 +6,7 @@ import argparse
 import copy
 from typing import Any, NoReturn
 
-from heptane.base.errors import InputError, check_choice, nearest
+from heptane.base.errors import InputError, check_choice, did_you_mean
 
 TRAIN = {
     "data": "What to train on: fashion-mnist, digits, a folder with one folder of images per class, or a .csv, .parquet or "
@@ -82,13 +82,13 @@ class Parser(argparse.ArgumentParser):
         if arguments and not arguments[0].startswith("-"):
             check_choice("command", arguments[0], commands.choices)
         elif arguments and arguments[0].split("=")[0] not in self._option_string_actions:
-            near = nearest(arguments[0], self._option_string_actions)
+            near = did_you_mean(arguments[0], self._option_string_actions)
             raise InputError(f"{arguments[0]!r} is not known{near}; see {self.prog} --help")
         flags, unknown = self.parse_known_args(arguments)
         if unknown:
             known = list(commands.choices[flags.command]._option_string_actions)
             word = unknown[0].split("=")[0]
-            raise InputError(f"{word!r} is not known{nearest(word, known)}; see heptane {flags.command} --help")
+            raise InputError(f"{word!r} is not known{did_you_mean(word, known)}; see heptane {flags.command} --help")
         return flags
 
     def format_help(self) -> str:

@@ -9,9 +9,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from heptane.base.alive import EVERY_SECONDS, working
 from heptane.base.clock import process_start
 from heptane.base.errors import InputError
+from heptane.base.progress import EVERY_SECONDS, working
 from heptane.data import Data
 from heptane.data.survey import Survey, survey
 from heptane.pretrained.hubs import available, efficientnet_hub
@@ -109,7 +109,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
     """The tricks of this run, and why; and the settings, with a learning rate."""
     from heptane.base.lazy import torch
     from heptane.core import optimizers
-    from heptane.distributed.workers import launched
+    from heptane.distributed.workers import launched_workers
     from heptane.tricks.lr_scaling import scale_lr
 
     assert settings.optimizer is not None
@@ -125,17 +125,17 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
         mode="head" if choices["start"] and not choices["frozen_groups"] and not _says_what_is_frozen(wanted) else None,
         freeze=choices["frozen_groups"],
         num_gpus=torch.cuda.device_count() if settings.device is None else 0,
-        launched=launched(),
+        launched=launched_workers(),
     )
     if choices["start"]:
         advice[1]["transfer"] = choices.made["start"].why
     elif settings.model and not settings.model.startswith(("timm:", "hf:")):
         advice[1]["transfer"] = choices.made["model"].why if choices.made["model"].why != "given" else advice[1]["transfer"]
     tricks, reasons = wanted.resolve(advice)
-    if launched() > 1 and tricks.data_parallel is None:
+    if launched_workers() > 1 and tricks.data_parallel is None:
         raise InputError(
-            f"torchrun started {launched()} workers, and data parallel is off, so each would train alone and write the same "
-            "folder: turn it on, such as with --workers auto, or start one process"
+            f"torchrun started {launched_workers()} workers, and data parallel is off, so each would train alone and write "
+            "the same folder: turn it on, such as with --workers auto, or start one process"
         )
     chosen = choices.made.get("lr")
     if tricks.lr_scaling is not None and chosen is not None and chosen.why != "given":  # it scales from its own reference

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from heptane.base.alive import working
 from heptane.base.errors import InputError
+from heptane.base.progress import working
 from heptane.data.read_table import is_table
 from heptane.session.finished.load_run import LoadedRun, load_run
 from heptane.session.finished.predictions import Prediction

@@ -10,8 +10,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from heptane.base.alive import spoke
 from heptane.base.errors import InputError
+from heptane.base.progress import clear_progress
 from heptane.cli.flags import given_race
 from heptane.cli.loading import is_first
 from heptane.cli.plan_text import plan_lines
@@ -68,7 +68,7 @@ def warn_of_too_few(target: float | None, data: Data) -> None:
     count = 0 if data.valid is None else len(data.valid[1])
     why = coarse_text({"target": {"metric": "valid_accuracy", "value": target}, "num_valid": count})
     if why and target is not None:
-        spoke()
+        clear_progress()
         needed = f"{ceil(ENOUGH_ERRORS / (1 - target) - 1e-9):,} of them are enough" if target < 1 else "none are enough"
         print(f"note: no verdict will be possible: {why}; {needed}, and --valid-fraction sets more aside", file=sys.stderr)
 

@@ -15,13 +15,13 @@ from heptane.core.cross_entropy import find_class_dim
 from heptane.core.custom_losses import ModelLoss
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise
 from heptane.data.batches import BatchTransform, Source, TensorSource
-from heptane.data.guard import DataError, SkippedSamples
-from heptane.data.loader import unchanged
+from heptane.data.loader import preserved_loader
 from heptane.data.resize import ProgressiveResize
+from heptane.data.skipped_samples import DataError, SkippedSamples
 from heptane.data.sources import as_loader
-from heptane.model.calling import main_output
+from heptane.model.forward import main_output
 from heptane.model.names import clean_name
-from heptane.model.trying import try_output
+from heptane.model.probe import probe_output
 
 TRIED = 32  # samples on which an evaluation is tried
 
@@ -165,7 +165,7 @@ def check_resize(model: torch.nn.Module, resize: ProgressiveResize, inputs: Any)
     """Refuse small images that the model cannot take."""
     small = resize.check(inputs)
     try:
-        try_output(model, small)
+        probe_output(model, small)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"ProgressiveResize.size={resize.size}: the model does not take images of {resize.size}x{resize.size} "
@@ -277,14 +277,14 @@ def check_evaluation(
     if hasattr(getattr(data, "dataset", data), "__next__"):
         return []  # it may be read once only
     try:
-        with unchanged(data) if isinstance(data, torch.utils.data.DataLoader) else nullcontext():
+        with preserved_loader(data) if isinstance(data, torch.utils.data.DataLoader) else nullcontext():
             first = first_batch(data, TRIED, called, None if known else replace(bad, found={}, said=set(), say=_silent))
         inputs, targets = (place.move(part) for part in first)
         labels = isinstance(criterion, ModelLoss)
         whole = inputs_and_targets(data)[0] if known else None
         said = place.cast.learn(model, inputs, targets, labels=labels, whole=whole, tries=tries)
         inputs, targets = place.inputs(inputs), place.targets(targets)
-        output = loss_input(criterion, try_output(model, inputs, targets if labels else None))
+        output = loss_input(criterion, probe_output(model, inputs, targets if labels else None))
         check_targets(criterion, output, place.targets(inputs_and_targets(data)[1]) if known else targets)
         if not labels:
             _try_loss(criterion, output, targets)
@@ -301,11 +301,11 @@ def _silent(message: str) -> None:
 
 def _try_loss(criterion: Criterion, output: Any, targets: Any) -> None:
     """Refuse targets with which the loss fails; a loss that is a module is left as it is."""
-    from heptane.model.snapshot import as_before
+    from heptane.model.snapshot import preserved_model
 
     own = getattr(criterion, "function", None)
     try:
-        with as_before(own) if isinstance(own, torch.nn.Module) else nullcontext(), torch.no_grad():
+        with preserved_model(own) if isinstance(own, torch.nn.Module) else nullcontext(), torch.no_grad():
             criterion.mean(tree_map(torch.clone, output), tree_map(torch.clone, targets))  # clones: it may work in place
     except Exception as error:
         raise InputError(

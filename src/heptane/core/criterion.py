@@ -12,7 +12,7 @@ from heptane.base.lazy import torch
 from heptane.core.custom_losses import CustomLoss, ModelLoss, align_outputs, align_targets, choose_loss_input
 from heptane.core.guess import guess_loss
 from heptane.core.losses import Criterion, CrossEntropy, Ctc, Elementwise, Loss
-from heptane.model.calling import call, main_output
+from heptane.model.forward import call, main_output
 
 LOSSES = {  # a name for the user, and the function in torch.nn.functional
     "cross_entropy": "cross_entropy",

@@ -15,7 +15,7 @@ from heptane.base.tree import first_tensor, select_rows, tree_copy, tree_map
 from heptane.core.cross_entropy import IGNORE_INDEX
 from heptane.core.losses import Criterion, CrossEntropy, Loss, same_up_to_ones
 from heptane.core.targets import MixedTargets, blend
-from heptane.model.calling import main_output
+from heptane.model.forward import main_output
 
 FEW_COMPARED = 4  # samples whose single losses are compared with that of all of them
 PROBED = 5  # samples on which a custom loss is tried: a mean over 5 x 5 differs from one over 5

@@ -12,8 +12,8 @@ from heptane.base.lazy import torch
 from heptane.base.tree import tree_copy
 from heptane.core.losses import same_up_to_ones
 from heptane.distributed.workers import Worker, all_gather
-from heptane.model.calling import main_output
-from heptane.model.outputs import tensors_in
+from heptane.model.forward import main_output
+from heptane.model.outputs import find_tensors
 
 MODEL_FIRST = frozenset({"model", "net", "network", "module", "m"})
 DATA_SECOND = frozenset({"data", "d", "dataset", "loader", "dataloader", "batches", "pairs"})
@@ -124,7 +124,7 @@ def nonfinite_mask(output: Any) -> torch.Tensor | None:
     For an output of several tensors, rows that are invalid in any of them.
     """
     if not isinstance(output, torch.Tensor):
-        found = [(len(t), nonfinite_mask(t)) for t in tensors_in(output) if t.ndim]
+        found = [(len(t), nonfinite_mask(t)) for t in find_tensors(output) if t.ndim]
         rows = [where.cpu() for size, where in found if where is not None and size == found[0][0]]
         return torch.stack(rows).any(0) if rows else None
     if not output.is_floating_point() or not output.ndim or not output.numel():
@@ -246,7 +246,7 @@ class MetricSet:
         """Add one batch. Non-finite rows are counted, and passed to the metrics as wrong predictions where possible."""
         shown = match_target_shape(output, targets)
         bad = nonfinite_mask(shown)
-        self.samples += next((len(t) for t in tensors_in(shown) if t.ndim), 0)
+        self.samples += next((len(t) for t in find_tensors(shown) if t.ndim), 0)
         if bad is not None:
             self.nonfinite += int(bad.sum())
             replaced = replace_with_wrong(shown, targets, bad)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import torch
 from heptane.base.tree import copy_rows, first_tensor, num_bytes, select_rows
-from heptane.model.calling import unwrapped
-from heptane.model.trying import try_output
+from heptane.model.forward import unwrapped
+from heptane.model.probe import probe_output
 
 if TYPE_CHECKING:
     from heptane.core.run import Run
@@ -49,7 +49,7 @@ def eval_batch_size(model: torch.nn.Module, inputs: Any, least: int, *, tries: b
         try:
             handles = [module.register_forward_hook(look) for module in eager.modules()]
             with suppress(Exception):  # the evaluation itself reports errors
-                try_output(eager, few)
+                probe_output(eager, few)
         finally:
             for handle in handles:
                 handle.remove()

@@ -10,7 +10,7 @@ from heptane.base.randomness import seed_torch
 from heptane.base.tree import tree_map
 from heptane.core.criterion import model_output
 from heptane.data.batches import Batch
-from heptane.data.guard import SkippedSamples, left_out
+from heptane.data.skipped_samples import SkippedSamples, skip_message
 from heptane.model.names import without_compiled
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Faults:
 
     def __post_init__(self) -> None:
         for name, reason in self.bad.found.items():  # in the first batch, which was looked at before the run
-            self.say(left_out(name, reason))
+            self.say(skip_message(name, reason))
         self.bad.say = self.say
 
     def nonfinite(self, run: Run, batch: Batch, step: int) -> None:

@@ -7,9 +7,9 @@ from contextlib import nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from heptane.base.alive import working
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
+from heptane.base.progress import working
 from heptane.base.randomness import seed_torch
 from heptane.base.tree import first_tensor, in_memory, inputs_and_targets, select_rows
 from heptane.core.criterion import model_output
@@ -21,17 +21,17 @@ from heptane.core.metrics import EvalMeter
 from heptane.core.precision.step import Precision, evaluation
 from heptane.core.schedule import set_rates
 from heptane.data.batches import Batch, BatchTransform
-from heptane.data.guard import READER_REMEDY, DataError
-from heptane.data.same import SameBatches
+from heptane.data.consistency import SameBatches
+from heptane.data.skipped_samples import READER_REMEDY, DataError
 from heptane.data.sources import as_loader
-from heptane.distributed.replicas import NOT_REENTRANT, average_gradient, is_sharded, no_sync, share_buffers
-from heptane.distributed.workers import ALONE, Worker, all_gather, all_reduce
-from heptane.model.calling import GRAPH_MODES
-from heptane.model.modes import eval_mode, gradients_on, restore_modes, save_modes
+from heptane.distributed.replicas import NOT_REENTRANT, average_gradient, broadcast_buffers, is_sharded, no_sync
+from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather, all_reduce
+from heptane.model.forward import GRAPH_MODES
+from heptane.model.modes import enable_gradients, eval_mode, restore_modes, save_modes
 
 if TYPE_CHECKING:
     from heptane.core.run import Run
-    from heptane.data.guard import SkippedSamples
+    from heptane.data.skipped_samples import SkippedSamples
 
 UNUSED = "Expected to have finished reduction in the prior iteration"  # DDP's
 TWICE = "Expected to mark a variable ready only once"
@@ -73,7 +73,7 @@ def steps(run: Run, start: int = 0) -> Iterator[Step]:
         for step, batch in source.batches(max(start, phase.start), phase.stop, run.place):
             momentum = run.rates.momentum(step) if run.rates.momentum else None
             set_rates(run.optimizer, run.base_rates, run.rates.learning_rate(step), momentum)
-            with gradients_on(), run.heartbeat.at(step) if run.worker.size > 1 else nullcontext():
+            with enable_gradients(), run.heartbeat.at(step) if run.worker.size > 1 else nullcontext():
                 loss = update(run, forward, batch, step)
             if loss is not None:
                 run.meter.add_step(step, loss, batch.size)
@@ -99,7 +99,7 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
             run.faults.say(f"step {step}: left out, since {few}")
     if run.faults.skips(step):
         return None
-    run.buffers.keep()
+    run.buffers.save()
     before = run.precision.state()
     while True:
         seed_torch(run.plan.seed, step, run.worker.rank)
@@ -107,7 +107,7 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
         try:
             loss = gradients(run, forward, batch, step)
         except RuntimeError as error:
-            run.buffers.put_back()  # the run may be saved after this
+            run.buffers.restore()  # the run may be saved after this
             if UNUSED in str(error) and run.worker.size > 1:
                 raise InputError(
                     "the model gives some parameters no gradient in some steps, on some workers, as layers do that are left "
@@ -129,18 +129,18 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
                 return None
             run.skipped += 1
         run.meter.discard()
-        run.buffers.put_back()
+        run.buffers.restore()
 
 
 def pass_over(run: Run, batch: Batch, step: int, scale: dict[str, float]) -> None:
     """Undo what ``step`` did, the loss scale too, and do with it as the run was told to."""
     run.meter.discard()
     run.precision.load_state(scale)
-    run.buffers.put_back()
+    run.buffers.restore()
     try:
         run.faults.nonfinite(run, batch, step)
     finally:
-        run.buffers.put_back()  # finding out where it began was a forward pass
+        run.buffers.restore()  # finding out where it began was a forward pass
         clear_gradients(run)
 
 
@@ -234,7 +234,7 @@ def evaluate_with(
     metrics: dict[str, Any] | None = None,
     batch_size: int = 512,
     place: BatchTransform | None = None,
-    worker: Worker = ALONE,
+    worker: Worker = SINGLE_WORKER,
     bad: SkippedSamples | None = None,
     name: str = "evaluation",
     say: Callable[[str], None] = lambda said: None,
@@ -245,7 +245,7 @@ def evaluate_with(
     meter, measures = EvalMeter(criterion, worker), MetricSet(metrics, device, worker)
     precision, place = precision or Precision(), place or BatchTransform(device)
     if worker.size > 1:
-        share_buffers(model)
+        broadcast_buffers(model)
     count = len(first_tensor(inputs_and_targets(data)[1])) if in_memory(data) and worker.size == 1 else None
     own, sharded = isinstance(criterion, ModelLoss), is_sharded(model)
     halves = BatchSplitter(
@@ -288,5 +288,5 @@ def together(batches: Iterator[Any], data: Any, worker: Worker, place: BatchTran
             yield batch
         else:
             if spare is None:
-                spare = select_rows(next(as_loader(data, 1, ALONE.share))[0], slice(0, 1))
+                spare = select_rows(next(as_loader(data, 1, SINGLE_WORKER.share))[0], slice(0, 1))
             yield spare, None

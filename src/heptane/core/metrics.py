@@ -9,7 +9,7 @@ from heptane.base.lazy import torch
 from heptane.core.losses import Criterion
 from heptane.core.targets import MixedTargets
 from heptane.data.splits import BALANCED
-from heptane.distributed.workers import ALONE, Worker, all_gather, all_reduce
+from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather, all_reduce
 
 PENDING_ELEMENTS = 1 << 16  # output elements kept before they are reduced: about 100 steps of 64 x 10
 NONFINITE_LIMIT = 20  # consecutive steps with a non-finite loss before training stops
@@ -22,7 +22,7 @@ class TrainMeter:
     checkpoint.
     """
 
-    def __init__(self, criterion: Criterion, worker: Worker = ALONE) -> None:
+    def __init__(self, criterion: Criterion, worker: Worker = SINGLE_WORKER) -> None:
         self.criterion, self.worker = criterion, worker
         self.nonfinite, self.first_nonfinite, self.in_a_row = 0, -1, 0
         self._pending: list[tuple[Any, Any]] = []
@@ -138,7 +138,7 @@ class TrainMeter:
 class EvalMeter:
     """Sums over an evaluation, each sample counted once over all workers."""
 
-    def __init__(self, criterion: Criterion, worker: Worker = ALONE) -> None:
+    def __init__(self, criterion: Criterion, worker: Worker = SINGLE_WORKER) -> None:
         self.criterion, self.worker = criterion, worker
         self._sums = torch.zeros(4, dtype=torch.float64, device="cpu")
         self._classes = torch.zeros(2, 0, dtype=torch.float64, device="cpu")

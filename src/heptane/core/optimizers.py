@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from heptane.base.errors import InputError, check_range, nearest, one_line
+from heptane.base.errors import InputError, check_range, did_you_mean, one_line
 from heptane.base.lazy import torch
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def optimizer_factory(
     """
     known = optimizer_classes()
     if name.lower() not in known:
-        raise InputError(f"optimizer={name!r} is not known{nearest(name.lower(), known)}: expected {', '.join(known)}")
+        raise InputError(f"optimizer={name!r} is not known{did_you_mean(name.lower(), known)}: expected {', '.join(known)}")
     check_range("lr", lr, 0, low_open=True)
     settings: dict[str, Any] = {"lr": lr}
     if name.lower() == "sgd":

@@ -15,16 +15,16 @@ from heptane.core.losses import Criterion, CrossEntropy, Loss
 from heptane.core.metrics import TrainMeter
 from heptane.core.precision.step import Precision
 from heptane.core.schedule import Rates, base_rates
-from heptane.data.augment import Augment, Called, as_augment
+from heptane.data.augment import Augment, CallableAugment, as_augment
 from heptane.data.batches import Batch, BatchTransform, Source
-from heptane.data.guard import SkippedSamples
 from heptane.data.resize import ProgressiveResize
+from heptane.data.skipped_samples import SkippedSamples
 from heptane.distributed.heartbeat import Heartbeat
 from heptane.distributed.replicas import check_replicas
 from heptane.distributed.workers import Worker
 from heptane.model.averaging import Average
-from heptane.model.calling import GRAPH_MODES, check_compile, compiled
-from heptane.model.kept import BufferSnapshot
+from heptane.model.buffers import BufferSnapshot
+from heptane.model.forward import GRAPH_MODES, check_compile, compiled
 
 OptimizerFactory = Callable[[Any], Any]
 
@@ -40,7 +40,7 @@ class Plan:
     loss: str | Loss | CrossEntropy | None = None
     accumulate: int = 1
     clip_norm: float | None = None
-    augment: Augment | Called | None = None
+    augment: Augment | CallableAugment | None = None
     resize: ProgressiveResize | None = None
     compile: bool | str = False
     device: str | None = None
@@ -229,9 +229,9 @@ class Run:
         """The model as an ordinary one: itself, or, where it is sharded, its parts together; then all workers must ask."""
         whole = self.model
         if self.meta_copy is not None:
-            from heptane.distributed.sharding import gathered
+            from heptane.distributed.sharding import gather_model
 
-            whole = gathered(self.model, self.meta_copy)
+            whole = gather_model(self.model, self.meta_copy)
         self.stages.leave(whole)
         return whole
 

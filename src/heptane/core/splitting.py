@@ -13,7 +13,7 @@ from heptane.core.criterion import loss_input
 from heptane.core.cross_entropy import IGNORE_INDEX
 from heptane.core.custom_losses import CustomLoss, ModelLoss
 from heptane.core.losses import Criterion, safe_divisor
-from heptane.model.trying import try_output
+from heptane.model.probe import probe_output
 
 TRIED, TRIED_ON_MODEL = 64, 16  # samples; fewer for the model's own loss, which needs three forward passes
 RTOL = 1e-4  # parts are summed in another order
@@ -45,7 +45,7 @@ def check_splittable(
     if not isinstance(criterion, CustomLoss):
         return []
     inputs, labels = select_rows(sample, slice(TRIED))
-    found = is_mean_over_samples(criterion, loss_input(criterion, try_output(model, inputs)), labels)
+    found = is_mean_over_samples(criterion, loss_input(criterion, probe_output(model, inputs)), labels)
     if found is None:
         return []
     whole, mean = found
@@ -68,7 +68,7 @@ def _adds_up(criterion: Criterion, model: torch.nn.Module, inputs: Any, labels: 
 
     def answer(part: slice) -> tuple[Any, Any]:
         own = select_rows(labels, part)
-        return loss_input(criterion, try_output(model, select_rows(inputs, part), own)), own
+        return loss_input(criterion, probe_output(model, select_rows(inputs, part), own)), own
 
     whole = criterion.mean(*answer(slice(0, size))).float()
     together = sum(criterion.total(*answer(part)).float() for part in parts) / safe_divisor(criterion.count(labels))

@@ -12,10 +12,10 @@ from heptane.core.custom_losses import ModelLoss
 from heptane.core.custom_metrics import MetricSet, takes_model
 from heptane.core.losses import Criterion
 from heptane.core.precision.step import Precision
-from heptane.data.batches import BatchTransform, tensors_of
-from heptane.data.spread import spread
-from heptane.distributed.workers import ALONE
-from heptane.model.trying import evaluated
+from heptane.data.batches import BatchTransform, dataset_tensors
+from heptane.data.spaced_samples import spaced_samples
+from heptane.distributed.workers import SINGLE_WORKER
+from heptane.model.probe import eval_output
 
 TRIED = 256  # samples, spread over the data, which may be sorted by class
 WHOLE = 512  # functions of the model are tried on all samples, and only if there are at most this many
@@ -36,14 +36,14 @@ def try_metrics(
     Raises:
         InputError: a metric fails, or returns no number.
     """
-    from heptane.model.snapshot import as_before
+    from heptane.model.snapshot import preserved_model
 
-    with as_before(model):
-        few = spread(data, TRIED)
+    with preserved_model(model):
+        few = spaced_samples(data, TRIED)
         if few is None:
             return
         inputs, targets = place.inputs(few[0]), place.targets(few[1])
-        output = loss_input(criterion, evaluated(model, inputs, targets if isinstance(criterion, ModelLoss) else None))
+        output = loss_input(criterion, eval_output(model, inputs, targets if isinstance(criterion, ModelLoss) else None))
         output = precision.to_fp32(output)
         for called, metric in metrics.items():
             of_model = not hasattr(metric, "update") and takes_model(metric)
@@ -52,7 +52,7 @@ def try_metrics(
             shown = data if of_model else few
             try:
                 with torch.no_grad():
-                    measures = MetricSet({called: metric}, place.device, ALONE)
+                    measures = MetricSet({called: metric}, place.device, SINGLE_WORKER)
                     measures.add(output, targets)
                     model.eval()
                     measures.read(model, shown)
@@ -70,8 +70,8 @@ def try_metrics(
 
 
 def _is_small(data: Any) -> bool:
-    if in_memory(tensors_of(data)):
-        size = length(first_tensor(inputs_and_targets(tensors_of(data))[0]))
+    if in_memory(dataset_tensors(data)):
+        size = length(first_tensor(inputs_and_targets(dataset_tensors(data))[0]))
     else:
         size = length(getattr(data, "dataset", data))
     return size is not None and size <= WHOLE

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
+from heptane.data.array_preprocess import ArrayPreprocess
 from heptane.data.cells import Cells
 from heptane.data.columns import CLIP
 from heptane.data.dataset import Data, normalise
-from heptane.data.images import CHANNELS, ImagePreprocess, channels_first, standardised
+from heptane.data.images import CHANNELS, ImagePreprocess, channels_first, standardise
 from heptane.data.labels import guess_task
 from heptane.data.npz import read_npz, to_float
 from heptane.data.preprocess import Preprocess, TargetScale, as_array
 from heptane.data.splits import out_of_balance, split, split_by_class
-from heptane.data.vectors import ArrayPreprocess
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -132,7 +132,7 @@ def standardize(parts: list[torch.Tensor], notes: list[str]) -> tuple[Preprocess
         mean, std = tuple((means / white).tolist()), tuple((stds / white).tolist())
         notes.append(f"x is taken for images with values from 0 to {white:g}, and normalised per channel")
         return ImagePreprocess((shape[1], shape[2]), shape[0], mean, std, white), [
-            standardised(part, mean, std, white) for part in parts
+            standardise(part, mean, std, white) for part in parts
         ]
     each = "per feature" if len(shape) == 1 else "per channel" if per_entry else "as a whole"
     notes.append(f"x was standardized {each}, to mean 0 and standard deviation 1 of the training part")

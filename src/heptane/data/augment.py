@@ -22,7 +22,7 @@ class Augment(Protocol):
 
 
 @dataclass(frozen=True)
-class Called:
+class CallableAugment:
     """A function of the user's as augmentation: batch of inputs -> batch of inputs, given each global batch as a whole.
 
     What it draws from PyTorch's, NumPy's and Python's global generators is a function of (seed, step), and these are put
@@ -45,7 +45,7 @@ class Called:
         return found
 
 
-def as_augment(augment: Any) -> Augment | Called | None:
+def as_augment(augment: Any) -> Augment | CallableAugment | None:
     """What ``augment=`` was given, as the loop takes it.
 
     Raises:
@@ -55,7 +55,7 @@ def as_augment(augment: Any) -> Augment | Called | None:
         return augment  # type: ignore[no-any-return]
     if not callable(augment) or isinstance(augment, type):
         raise InputError(f"augment={augment!r}: expected hp.CropFlip(), or a function from a batch of inputs to one")
-    return augment if isinstance(augment, Called) else Called(augment)
+    return augment if isinstance(augment, CallableAugment) else CallableAugment(augment)
 
 
 @dataclass(frozen=True, kw_only=True)

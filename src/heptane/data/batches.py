@@ -13,15 +13,15 @@ from heptane.base.randomness import generator
 from heptane.base.tree import (
     Positions,
     copy_rows,
+    detached,
     first_tensor,
     length,
     num_bytes,
     select_rows,
     tree_copy,
     tree_map,
-    without_graph,
 )
-from heptane.data.augment import Augment, Called
+from heptane.data.augment import Augment, CallableAugment
 from heptane.data.cast import Cast, check_real
 from heptane.data.resize import resized
 
@@ -85,13 +85,15 @@ class Batch:
     def take(self, positions: Positions) -> tuple[Any, Any]:
         """Inputs and targets at ``positions`` of the global batch, on the device."""
         targets = self._place.targets(self._gather(self._data[1], positions))
-        if isinstance(self._place.augment, Called):  # which is given what the data hold, as it would be in any other loop
+        if isinstance(
+            self._place.augment, CallableAugment
+        ):  # which is given what the data hold, as it would be in any other loop
             called = self._place.cast.inputs(self._called(self._place.augment, positions))
             return self._place.formed(called, self._step), targets
         inputs = self._gather(self._data[0], positions)
         return self._place.inputs(inputs, self._draw(positions), self._step), targets
 
-    def _called(self, augment: Called, positions: Positions) -> Any:
+    def _called(self, augment: CallableAugment, positions: Positions) -> Any:
         """A function of the user's is given the whole global batch, so that no worker or micro-batch changes its draws."""
         if self._augmented is None:
             whole = self._place.move(self._gather(self._data[0], slice(None)))
@@ -111,7 +113,7 @@ class Batch:
 
     def _draw(self, positions: Positions) -> torch.Tensor | None:
         augment = self._place.augment
-        if augment is None or isinstance(augment, Called):
+        if augment is None or isinstance(augment, CallableAugment):
             return None
         if self._draws is None:
             self._draws = augment.draw(generator(self._place.seed, "augment", self._step), self.size)
@@ -124,7 +126,7 @@ class BatchTransform:
 
     device: torch.device
     seed: int = 0
-    augment: Augment | Called | None = None
+    augment: Augment | CallableAugment | None = None
     channels_last: bool = False
     sizes: Callable[[int], int | None] | None = None
     cast: Cast = field(default_factory=Cast)
@@ -138,7 +140,7 @@ class BatchTransform:
         inputs = self.cast.inputs(self.move(inputs))
         if draws is not None:
             assert self.augment is not None
-            assert not isinstance(self.augment, Called)
+            assert not isinstance(self.augment, CallableAugment)
             if not isinstance(inputs, torch.Tensor):
                 kind = type(inputs).__name__
                 raise InputError(f"augment with inputs of type {kind}: expected one tensor; augment in the Dataset instead")
@@ -178,7 +180,7 @@ class Source(Protocol):
     def batches(self, start: int, stop: int, place: BatchTransform) -> Iterator[tuple[int, Batch]]:
         """The batches of steps ``start`` to ``stop``, each with its step."""
 
-    def leave_out_rest(self, least: int) -> str:
+    def drop_short_batch(self, least: int) -> str:
         """Leave out an epoch's last batch where it has less than ``least`` samples; says so, or nothing."""
 
     def sample(self, size: int) -> tuple[Any, Any]:
@@ -202,7 +204,7 @@ class TensorSource:
         check_real("training targets", self.targets)
         self.num_samples = count_samples((self.inputs, self.targets))
         # A graph that ends in the user's data would be run through again and again; it is not this run's to train.
-        self.inputs, self.targets = (tree_map(without_graph, part) for part in (self.inputs, self.targets))
+        self.inputs, self.targets = (tree_map(detached, part) for part in (self.inputs, self.targets))
         check_batch(self.batch_size, self.num_samples)
         self.steps_per_epoch = math.ceil(self.num_samples / self.batch_size)
 
@@ -221,12 +223,12 @@ class TensorSource:
                 chosen = torch.split(epoch_order(self.num_samples, self.seed, epoch).to(device), self.batch_size)
             yield step, Batch(data, chosen[at], len(chosen[at]), place, step)
 
-    def leave_out_rest(self, least: int) -> str:
+    def drop_short_batch(self, least: int) -> str:
         rest = self.num_samples % self.batch_size or self.batch_size
         if rest >= least:
             return ""
         self.steps_per_epoch -= 1
-        return left_out_rest(rest, least)
+        return short_batch_message(rest, least)
 
     def sample(self, size: int) -> tuple[Any, Any]:
         return copy_rows((self.inputs, self.targets), slice(size))  # type: ignore[no-any-return]
@@ -244,7 +246,7 @@ def check_batch(batch_size: int, num_samples: int) -> None:
         raise InputError(f"batch_size={batch_size} is larger than the data: expected at most {num_samples}, its samples")
 
 
-def left_out_rest(rest: int, least: int) -> str:
+def short_batch_message(rest: int, least: int) -> str:
     """What is said of an epoch's last batch that is left out."""
     return (
         f"the last batch of an epoch has {rest} sample(s), and BatchNorm needs {least}: it is left out "
@@ -252,7 +254,7 @@ def left_out_rest(rest: int, least: int) -> str:
     )
 
 
-def tensors_of(data: Any) -> Any:
+def dataset_tensors(data: Any) -> Any:
     """The pair that a ``TensorDataset`` of two holds; anything else as it is."""
     pairs = isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) == 2
     return data.tensors if pairs else data

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
-from heptane.base.tree import TEXT_REMEDY, Path, is_text, leaves
+from heptane.base.tree import TEXT_REMEDY, Path, is_text, tree_leaves
 
 UNSIGNED = ("torch.uint16", "torch.uint32", "torch.uint64")  # PyTorch computes little with them
-MOST_TRIES = 32  # combinations of conversions, of inputs that hold several tensors of integers
+MAX_TRIES = 32  # combinations of conversions, of inputs that hold several tensors of integers
 
 
-class Rule(NamedTuple):
+class CastRule(NamedTuple):
     """What a tensor becomes."""
 
     dtype: torch.dtype
@@ -33,7 +33,7 @@ class Rule(NamedTuple):
 class Cast:
     """The conversions of a run: by place in the inputs and type, learned from the first batch of each kind."""
 
-    rules: dict[tuple[Path, torch.dtype], Rule] = field(default_factory=dict)
+    rules: dict[tuple[Path, torch.dtype], CastRule] = field(default_factory=dict)
     left_out: set[Path] = field(default_factory=set)
     """columns of text"""
     of_targets: torch.dtype | None = None
@@ -70,27 +70,27 @@ class Cast:
         Raises:
             InputError: tensors without values, text that cannot be left out, numbers that the model's type cannot hold.
         """
-        found = list(leaves(inputs))
+        found = list(tree_leaves(inputs))
         key = tuple((path, getattr(leaf, "dtype", type(leaf))) for path, leaf in found), _wide(targets)
         if key in self._seen:
             return []
         self._seen.add(key)
         check_real("inputs", inputs)
         check_real("targets", targets)
-        own = float_type(model)
+        own = model_dtype(model)
         said = self._learn_targets(targets, own)
         text = [path for path, leaf in found if is_text(leaf) and path not in self.left_out]
         check_text(model, inputs, text)
         self.left_out |= set(text)
         said += [f"inputs{_named(path)} are text, which {type(model).__name__} does not take: left out" for path in text]
         odd = {path: leaf for path, leaf in found if _is_odd(leaf, own) and (path, leaf.dtype) not in self.rules}
-        all_of = dict(leaves(whole)) if whole is not None else {}
+        all_of = dict(tree_leaves(whole)) if whole is not None else {}
         chosen = self._chosen(model, inputs, targets if labels else None, odd, all_of, own, tries, text)
         for path, rule in chosen.items():
             leaf = odd[path]
             self.rules[path, leaf.dtype] = rule
             if rule.dtype.is_floating_point and leaf.is_floating_point():
-                check_holds(f"inputs{_named(path)}", all_of.get(path, leaf), rule.dtype)
+                check_fits(f"inputs{_named(path)}", all_of.get(path, leaf), rule.dtype)
             said.append(_said(path, leaf, rule))
         return said
 
@@ -98,9 +98,9 @@ class Cast:
         if not _wide(targets) or own is torch.float64 or self.of_targets is not None:
             return []
         self.of_targets = torch.float32
-        for path, leaf in leaves(targets):
+        for path, leaf in tree_leaves(targets):
             if isinstance(leaf, torch.Tensor) and leaf.dtype is torch.float64:
-                check_holds(f"targets{_named(path)}", leaf, torch.float32)
+                check_fits(f"targets{_named(path)}", leaf, torch.float32)
         return ["targets were converted from float64 to float32"]
 
     def _chosen(
@@ -113,7 +113,7 @@ class Cast:
         own: torch.dtype,
         tries: bool,
         text: list[Path],
-    ) -> dict[Path, Rule]:
+    ) -> dict[Path, CastRule]:
         """The first set of conversions with which the model runs; where there is none, the usual one: then what the model
         raises is about something else."""
         if not odd and not text:
@@ -123,7 +123,7 @@ class Cast:
         if not tries:
             return {path: rule for path, rule in usual.items() if rule is not None}
         combinations = [dict.fromkeys(odd), usual, *(dict(zip(odd, some, strict=True)) for some in _product(options))]
-        tried, error = list[dict[Path, Rule | None]](), None
+        tried, error = list[dict[Path, CastRule | None]](), None
         for combination in combinations:
             if combination in tried:
                 continue
@@ -139,16 +139,16 @@ class Cast:
         return {path: rule for path, rule in usual.items() if rule is not None}
 
     def _error(
-        self, model: torch.nn.Module, inputs: Any, labels: Any, rules: dict[tuple[Path, torch.dtype], Rule]
+        self, model: torch.nn.Module, inputs: Any, labels: Any, rules: dict[tuple[Path, torch.dtype], CastRule]
     ) -> Exception | None:
         from heptane.base.tree import copy_rows
-        from heptane.model.trying import try_output
+        from heptane.model.probe import probe_output
 
         few = copy_rows(inputs, slice(2))
         few_labels = None if labels is None else copy_rows(labels, slice(2))
         try:
             with torch.inference_mode(False):
-                try_output(model, Cast({**self.rules, **rules}, self.left_out).inputs(few), self.targets(few_labels))
+                probe_output(model, Cast({**self.rules, **rules}, self.left_out).inputs(few), self.targets(few_labels))
         except Exception as error:  # whatever a model raises for a type that it does not take
             return error
         return None
@@ -173,7 +173,7 @@ class Cast:
         return data
 
 
-def float_type(model: torch.nn.Module) -> torch.dtype:
+def model_dtype(model: torch.nn.Module) -> torch.dtype:
     """The type of most of a model's real numbers; PyTorch's default where it has none."""
     counts: dict[torch.dtype, int] = {}
     for tensor in (*model.parameters(), *model.buffers()):
@@ -185,7 +185,7 @@ def float_type(model: torch.nn.Module) -> torch.dtype:
 
 def check_real(what: str, data: Any) -> None:
     """Refuse tensors that hold no values, or that cannot be cut into batches by rows."""
-    for path, leaf in leaves(data):
+    for path, leaf in tree_leaves(data):
         if not isinstance(leaf, torch.Tensor):
             continue
         if leaf.is_meta:
@@ -206,7 +206,7 @@ def check_text(model: torch.nn.Module, inputs: Any, text: list[Path]) -> None:
     """
     import inspect
 
-    from heptane.model.calling import unwrapped
+    from heptane.model.forward import unwrapped
 
     if not text:
         return
@@ -220,7 +220,7 @@ def check_text(model: torch.nn.Module, inputs: Any, text: list[Path]) -> None:
             raise InputError(f"inputs{_named(path)} are text{takes}; training takes tensors: {TEXT_REMEDY}")
 
 
-def check_holds(what: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+def check_fits(what: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
     """Refuse finite numbers that would be infinite in ``dtype``."""
     if tensor.dtype.itemsize <= dtype.itemsize or not tensor.numel():
         return
@@ -233,7 +233,7 @@ def check_holds(what: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
         )
 
 
-def tensors_for(data: Any) -> Any:
+def to_tensors(data: Any) -> Any:
     """``data`` with NumPy arrays, in dicts, tuples and lists too, as tensors in the same memory; the same object if there is
     none.
 
@@ -245,14 +245,14 @@ def tensors_for(data: Any) -> Any:
     if isinstance(data, np.ndarray):
         return _tensor(data)
     if isinstance(data, dict):
-        made: dict[Any, Any] = {name: tensors_for(value) for name, value in data.items()}
+        made: dict[Any, Any] = {name: to_tensors(value) for name, value in data.items()}
         if all(made[name] is value for name, value in data.items()):
             return data
         changed = copy.copy(data)
         changed.update(made)
         return changed
     if isinstance(data, (tuple, list)) and not is_text(data):
-        items = [tensors_for(value) for value in data]
+        items = [to_tensors(value) for value in data]
         if all(one is other for one, other in zip(items, data, strict=True)):
             return data
         return type(data)._make(items) if hasattr(data, "_make") else type(data)(items)
@@ -283,20 +283,20 @@ def _tensor(array: Any) -> Any:
         return torch.from_numpy(array)
 
 
-def _options(leaf: torch.Tensor, whole: Any, own: torch.dtype) -> list[Rule | None]:
+def _options(leaf: torch.Tensor, whole: Any, own: torch.dtype) -> list[CastRule | None]:
     """What a tensor can be given to a model as, the most usual first; None is as it is."""
     if leaf.is_floating_point():
-        return [Rule(own)]
+        return [CastRule(own)]
     if leaf.is_complex():
-        return [None, Rule(own.to_complex())]
-    as_numbers: list[Rule | None] = [] if leaf.dtype is torch.int64 else [Rule(torch.int64)]
+        return [None, CastRule(own.to_complex())]
+    as_numbers: list[CastRule | None] = [] if leaf.dtype is torch.int64 else [CastRule(torch.int64)]
     if leaf.dtype in (torch.uint8, torch.uint16) and leaf.ndim > 2 and _beyond_one(whole):
-        return [Rule(own, scaled=True), None, *as_numbers]
-    return [None, Rule(own), *as_numbers]
+        return [CastRule(own, scaled=True), None, *as_numbers]
+    return [None, CastRule(own), *as_numbers]
 
 
-def _product(options: dict[Path, list[Rule | None]]) -> Iterator[tuple[Rule | None, ...]]:
-    return itertools.islice(itertools.product(*options.values()), MOST_TRIES)
+def _product(options: dict[Path, list[CastRule | None]]) -> Iterator[tuple[CastRule | None, ...]]:
+    return itertools.islice(itertools.product(*options.values()), MAX_TRIES)
 
 
 def _is_odd(leaf: Any, own: torch.dtype) -> bool:
@@ -323,7 +323,7 @@ def _check_complex(model: torch.nn.Module, odd: dict[Path, torch.Tensor], error:
 
 
 def _wide(targets: Any) -> bool:
-    return any(isinstance(leaf, torch.Tensor) and leaf.dtype is torch.float64 for _, leaf in leaves(targets))
+    return any(isinstance(leaf, torch.Tensor) and leaf.dtype is torch.float64 for _, leaf in tree_leaves(targets))
 
 
 def _in_32_bits(data: Any, dtype: torch.dtype) -> Any:
@@ -340,7 +340,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _said(path: Path, leaf: torch.Tensor, rule: Rule) -> str:
+def _said(path: Path, leaf: torch.Tensor, rule: CastRule) -> str:
     where = f" (inputs{_named(path)})" if path else ""
     if rule.scaled:
         return f"{_short(leaf.dtype)} images were scaled to [0, 1]{where}"

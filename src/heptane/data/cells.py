@@ -36,7 +36,7 @@ DOT_THOUSANDS = re.compile(r"[+-]?\d{1,3}(\.\d{3})*")
 LEADING_ZERO = re.compile(r"0\d+")
 ISO = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?\s?(Z|[+-]\d{2}:?\d{2})?)?")
 DAY_MONTH = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})( \d{1,2}:\d{2}(:\d{2})?)?")
-NEARLY, MOST_ODD = 0.9, 3  # a column of which so many cells are numbers has slips of the pen in so few different others
+NEARLY, MAX_ODD = 0.9, 3  # a column of which so many cells are numbers has slips of the pen in so few different others
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _refuse_nearly(name: str, texts: list[str | None], counts: npt.NDArray[Any])
     odd = [(text, count) for text, count in present if not PLAIN.fullmatch(AFFIXES.sub(r"\1", text))]
     total, wrong = sum(count for _, count in present), sum(count for _, count in odd)
     zeros = any(LEADING_ZERO.fullmatch(text) for text, _ in present)
-    if 0 < len(odd) <= MOST_ODD and not zeros and total and wrong <= (1 - NEARLY) * total:
+    if 0 < len(odd) <= MAX_ODD and not zeros and total and wrong <= (1 - NEARLY) * total:
         named = ", ".join(repr(text) for text, _ in odd[:3])
         raise InputError(
             f"column {name!r} holds numbers but for {wrong} cell(s) such as {named}: write a number there, or leave the "

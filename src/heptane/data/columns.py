@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CLIP = 10.0  # standard deviations
 SKEWED = 2.0  # skewness from which a power transform is learned
-LEAST_ROWS, MOST_VALUES = 3, 40  # of a value that has a column of its own; of such columns
+MIN_ROWS, MAX_VALUES = 3, 40  # of a value that has a column of its own; of such columns
 DISTINCT = 0.9  # texts of which so many are distinct are names or identifiers
 PARTS = ("days", "year_sin", "year_cos", "week_sin", "week_cos", "day_sin", "day_cos")
 PERIODS = {"year": 365.2425, "week": 7.0, "day": 1.0}  # days
@@ -134,7 +134,7 @@ def left_out(name: str, cells: Cells, rows: npt.NDArray[Any]) -> str | None:
     if cells.kind == "category":
         if len(present) > 10 and distinct > DISTINCT * len(present):
             return "nearly all values distinct: names or identifiers"
-        return None if distinct == 1 or frequent(present)[0] else f"no value occurs {LEAST_ROWS} times"
+        return None if distinct == 1 or frequent(present)[0] else f"no value occurs {MIN_ROWS} times"
     everything = cells.values[~cells.missing]
     if cells.kind == "number" and cells.whole and len(everything) > 10 and len(np.unique(everything)) == len(everything):
         counts_rows = (
@@ -148,8 +148,8 @@ def left_out(name: str, cells: Cells, rows: npt.NDArray[Any]) -> str | None:
 def frequent(values: npt.NDArray[Any]) -> tuple[list[str], bool]:
     """The values that occur often enough, and whether there are others."""
     unique, counts = np.unique(values.astype(str), return_counts=True)
-    order = np.lexsort((unique, -counts))[:MOST_VALUES]
-    kept = sorted(str(unique[index]) for index in order if counts[index] >= LEAST_ROWS)
+    order = np.lexsort((unique, -counts))[:MAX_VALUES]
+    kept = sorted(str(unique[index]) for index in order if counts[index] >= MIN_ROWS)
     return kept, len(kept) < len(unique)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD, standardised
+from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD, standardise
 from heptane.data.preprocess import Preprocess
 
 
@@ -71,12 +71,12 @@ def normalise(
         The parts, and the mean and std of pixels scaled so that ``white`` is 1. A constant channel has std 1.
     """
     if scale == "imagenet":
-        return [standardised(part, IMAGENET_MEAN, IMAGENET_STD, white) for part in parts], IMAGENET_MEAN, IMAGENET_STD
+        return [standardise(part, IMAGENET_MEAN, IMAGENET_STD, white) for part in parts], IMAGENET_MEAN, IMAGENET_STD
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in parts[0].unbind(1)]).double()
     shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64)
     mean = shares @ levels
     std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt()
     std[std < 1e-6] = white
     scaled_mean, scaled_std = tuple((mean / white).tolist()), tuple((std / white).tolist())
-    inputs = [standardised(part, scaled_mean, scaled_std, white) for part in parts]
+    inputs = [standardise(part, scaled_mean, scaled_std, white) for part in parts]
     return inputs, scaled_mean, scaled_std

@@ -31,21 +31,21 @@ _ONE_LARGE = threading.Lock()
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def ignore_warnings() -> Iterator[None]:
     """No warnings of Pillow's, of odd metadata or of a large picture. Not to be entered by several threads at once."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def opened(path: Path, read: Callable[[Image.Image], T]) -> T:
+def read_image(path: Path, read: Callable[[Image.Image], T]) -> T:
     """What ``read`` makes of the image in a file; raises what Pillow raises, of many kinds, for a bad one."""
-    with quietly():
-        return opened_here(path, read)
+    with ignore_warnings():
+        return read_image_unguarded(path, read)
 
 
-def opened_here(path: Path, read: Callable[[Image.Image], T]) -> T:
-    """As :func:`opened`, inside of :func:`quietly`, for several threads."""
+def read_image_unguarded(path: Path, read: Callable[[Image.Image], T]) -> T:
+    """As :func:`read_image`, inside of :func:`ignore_warnings`, for several threads."""
     from PIL import Image
 
     if not path.resolve(strict=True).is_file():

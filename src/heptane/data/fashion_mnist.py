@@ -17,10 +17,10 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from heptane.base.alive import working
 from heptane.base.cache import default_cache
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
+from heptane.base.progress import working
 from heptane.data.dataset import Data, DataUnavailable, normalise
 from heptane.data.idx import read_idx
 from heptane.data.images import ImagePreprocess

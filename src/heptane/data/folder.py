@@ -19,12 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from heptane.base.alive import working
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.memory import check_memory
+from heptane.base.progress import working
 from heptane.data.dataset import Data, normalise
-from heptane.data.decode import SUFFIXES, decode, opened_here, probe, quietly
+from heptane.data.decode import SUFFIXES, decode, ignore_warnings, probe, read_image_unguarded
 from heptane.data.images import ImagePreprocess, walk
 from heptane.data.splits import out_of_balance, split
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 VALID_NAMES = ("valid", "val", "validation")
 MAX_KEPT_SIZE, DEFAULT_SIZE = 256, 64  # pixels
-MOST_NAMED = 50  # bad files that a note names
+MAX_NAMED = 50  # bad files that a note names
 MAX_THREADS, AT_ONCE = 8, 64  # that decode, and images handed to them together
 LAYOUT = "expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with valid/ and test/ beside train/"
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def load_folder(
     bad: list[str] = []
     samples, pixels = read_pixels(samples, root, image_size, bad, skip_bad, in_colour=scale == "imagenet")
     if bad:
-        named = ", ".join([*bad[:MOST_NAMED], *(["..."] if len(bad) > MOST_NAMED else [])])
+        named = ", ".join([*bad[:MAX_NAMED], *(["..."] if len(bad) > MAX_NAMED else [])])
         notes.append(f"{len(bad)} bad file(s) were left out: {named}")
     check_classes(samples, folders, classes)
     parts = {part: torch.tensor([i for i, s in enumerate(samples) if s.part == part]) for part in folders}
@@ -204,12 +204,12 @@ def read_each(
 
     def attempt(sample: Sample) -> T | Exception:
         try:
-            return opened_here(sample.path, read)
+            return read_image_unguarded(sample.path, read)
         except Exception as error:  # Pillow's readers raise many kinds for damaged files
             return error
 
     with (
-        quietly(),
+        ignore_warnings(),
         ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
     ):  # Pillow decodes without Python's lock
         for start in range(0, len(samples), AT_ONCE):

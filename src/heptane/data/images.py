@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
-from heptane.data.decode import SUFFIXES, decode, opened
+from heptane.data.decode import SUFFIXES, decode, read_image
 from heptane.data.preprocess import Preprocess, TargetScale, as_array, is_path
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class ImagePreprocess(Preprocess):
             found.append(pixels)
         if not found:
             raise InputError("there is no image to predict: pass image files, folders, PIL images or uint8 arrays")
-        scaled = standardised(torch.from_numpy(np.stack(found)), self.mean, self.std, self.white)
+        scaled = standardise(torch.from_numpy(np.stack(found)), self.mean, self.std, self.white)
         return [name or str(index) for index, name in enumerate(names)], scaled
 
     def _each(self, source: Any) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -97,7 +97,7 @@ class ImagePreprocess(Preprocess):
 
     def _from_file(self, file: Path) -> npt.NDArray[Any]:
         try:
-            return opened(file, self._from_picture)
+            return read_image(file, self._from_picture)
         except InputError:
             raise
         except Exception as error:  # Pillow's readers raise many kinds for damaged files
@@ -143,7 +143,7 @@ class ImagePreprocess(Preprocess):
         return values if white == self.white else values * np.float32(self.white / white)
 
 
-def standardised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], white: float = 255.0) -> torch.Tensor:
+def standardise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], white: float = 255.0) -> torch.Tensor:
     """Pixels (N, C, H, W) as float32, less ``mean`` and over ``std`` per channel, both in multiples of ``white``."""
     values = (torch.tensor([x * white for x in each], dtype=torch.float64) for each in (mean, std))
     offset, scale = (value.float().view(1, -1, 1, 1) for value in values)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from heptane.base.errors import InputError, check_choice, check_range, nearest
+from heptane.base.errors import InputError, check_choice, check_range, did_you_mean
 from heptane.base.lazy import np, torch
 from heptane.data.dataset import Data, DataUnavailable, normalise
 from heptane.data.images import ImagePreprocess
@@ -70,15 +70,15 @@ def load_data(
     check_choice("scale", scale, ("data", "imagenet"))
     if task is not None:
         check_choice("task", task, TASKS)
-    kind, found = recognised(source)
+    kind, found = identify(source)
     if image_size is not None and kind != "folder":
         raise InputError(
-            f"image_size={image_size}: only a folder of images can be resized; leave it out for {called(source)}"
+            f"image_size={image_size}: only a folder of images can be resized; leave it out for {describe_source(source)}"
         )
     if label is not None and kind != "table":
-        raise InputError(f"label={label!r}: only a table has columns; leave it out for {called(source)}")
+        raise InputError(f"label={label!r}: only a table has columns; leave it out for {describe_source(source)}")
     if task is not None and kind not in ("table", "arrays"):
-        raise InputError(f"task={task!r}: only tables and arrays need it; leave it out for {called(source)}")
+        raise InputError(f"task={task!r}: only tables and arrays need it; leave it out for {describe_source(source)}")
     if kind == "folder":
         from heptane.data.folder import load_folder
 
@@ -115,9 +115,9 @@ def load_built_in(
         return replace(data, notes=(f"{name} could not be had, so this is {fallback} instead: {error}", *data.notes))
 
 
-def recognised(source: Any) -> tuple[str, Any]:
+def identify(source: Any) -> tuple[str, Any]:
     """What kind of data a source is: ``built-in``, ``folder``, ``table`` or ``arrays``; and its name, path or content."""
-    from heptane.data.read_table import is_table, joined
+    from heptane.data.read_table import is_table, join_labels
 
     if isinstance(source, (str, os.PathLike)) and os.fspath(source):
         name = os.fspath(source)
@@ -127,18 +127,18 @@ def recognised(source: Any) -> tuple[str, Any]:
         return ("folder" if path.is_dir() else "table" if is_table(path) else "arrays"), path
     if isinstance(source, (tuple, list)) and len(source) == 2 and not isinstance(source[0], (str, os.PathLike, Mapping)):
         if is_table(source[0]) and hasattr(source[0], "columns"):
-            return "table", joined(*source)
+            return "table", join_labels(*source)
         if hasattr(source[0], "shape") or isinstance(source[0], list):
             return "arrays", tuple(source)
     if not is_path(source) and is_table(source):
         return "table", source
     raise InputError(
-        f"data={called(source)}: expected a name ({', '.join(BUILT_IN)}), a directory or an .npz file, a .csv or .parquet "
-        "file, a frame, or a pair (x, y)"
+        f"data={describe_source(source)}: expected a name ({', '.join(BUILT_IN)}), a directory or an .npz file, a .csv or "
+        ".parquet file, a frame, or a pair (x, y)"
     )
 
 
-def called(source: Any) -> str:
+def describe_source(source: Any) -> str:
     """A source in a message: its name or path, else its type."""
     return repr(os.fspath(source)) if is_path(source) else repr(source) if len(repr(source)) < 40 else type(source).__name__
 
@@ -167,7 +167,7 @@ def existing_path(name: str) -> Path:
     known = f"expected {', '.join(BUILT_IN)}, a directory of class folders, a .csv, .tsv, .parquet or .npz file"
     if exists:
         raise InputError(f"data={name!r} is neither a directory nor an .npz file nor a table: {known}")
-    raise InputError(f"data={name!r} is not a known name or an existing path{nearest(name.lower(), BUILT_IN)}: {known}")
+    raise InputError(f"data={name!r} is not a known name or an existing path{did_you_mean(name.lower(), BUILT_IN)}: {known}")
 
 
 def load_digits(*, seed: int, valid_fraction: float | None) -> Data:

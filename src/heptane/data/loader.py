@@ -15,6 +15,7 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
 from heptane.base.randomness import epoch_seed, generator
 from heptane.base.tree import (
+    detached,
     first_tensor,
     inputs_and_targets,
     is_text,
@@ -23,14 +24,13 @@ from heptane.base.tree import (
     select_rows,
     tree_copy,
     tree_map,
-    without_graph,
 )
-from heptane.data.batches import Batch, BatchTransform, left_out_rest
-from heptane.data.cast import check_real, tensors_for
-from heptane.data.guard import READER_REMEDY, Collated, DataError, SkippedSamples, guarded, without
-from heptane.data.readers import Readers, batches_in, may_share_memory, tells_size
-from heptane.data.same import check_same_batch
-from heptane.distributed.workers import ALONE, Worker, all_gather, any_rank
+from heptane.data.batches import Batch, BatchTransform, short_batch_message
+from heptane.data.cast import check_real, to_tensors
+from heptane.data.consistency import check_same_batch
+from heptane.data.loader_info import DuplicateDetector, count_batches, has_fixed_sizes, may_share_memory
+from heptane.data.skipped_samples import READER_REMEDY, Collated, DataError, SkippedSamples, drop_samples, safe_loader
+from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather, any_rank
 
 MEASURED = 16  # batches, at most, that are read to see how large they are
 
@@ -51,12 +51,12 @@ class LoaderSource:
     steps_per_epoch: int = field(init=False)
     bad: SkippedSamples = field(default_factory=SkippedSamples)
     """the samples that were left out"""
-    worker: Worker = ALONE
+    worker: Worker = SINGLE_WORKER
     """of those that must leave out the same"""
 
     def __post_init__(self) -> None:
-        self._own, self.loader = self.loader, guarded(self.loader)
-        num_batches = batches_in(self.loader)
+        self._own, self.loader = self.loader, safe_loader(self.loader)
+        num_batches = count_batches(self.loader)
         if num_batches is None:
             raise InputError(
                 "a DataLoader without a length cannot be planned (schedules need the number of steps): "
@@ -71,7 +71,7 @@ class LoaderSource:
         check_sampler(self.loader)
         self._leaves_rest = False
         self._shares = may_share_memory(self._own)
-        self._generators = generators(self.loader)
+        self._generators = loader_generators(self.loader)
         self._states = [own.get_state() for own in self._generators]
         self._num_batches, self.steps_per_epoch = num_batches, math.ceil(num_batches / self.window)
         each_holds, self.num_samples = self._sizes(num_batches)
@@ -87,7 +87,7 @@ class LoaderSource:
         each = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
         if each:
             return each, samples or num_batches * each
-        with unchanged(loader):
+        with preserved_loader(loader):
             seed_all(epoch_seed(self.seed, 0))
             sizes = [length(indices) or 1 for indices in loader.batch_sampler]
         return sum(sizes) / max(1, len(sizes)), max(1, sum(sizes))
@@ -95,9 +95,9 @@ class LoaderSource:
     def _measured(self) -> float | None:
         """Samples per batch by the first ones; None where each index that the loader deals out is a sample."""
         loader, sizes = self.loader, list[int]()
-        if tells_size(self._own):
+        if has_fixed_sizes(self._own):
             return None
-        with unchanged(loader):
+        with preserved_loader(loader):
             seed_all(epoch_seed(self.seed, 0))
             for batch in map(_next, itertools.repeat(iter(loader), MEASURED)):
                 if isinstance(batch, Collated):
@@ -111,7 +111,7 @@ class LoaderSource:
         usual = sizes[:-1] if rest else sizes
         return sum(usual) / max(1, len(usual))
 
-    def leave_out_rest(self, least: int) -> str:
+    def drop_short_batch(self, least: int) -> str:
         """Leave out an epoch's last batch where it is known to have less than ``least`` samples; says so, or nothing."""
         size, total = self.loader.batch_size, length(self.loader.sampler)
         if size is None or total is None or self.loader.drop_last or size * self.window != self.batch_size:
@@ -120,7 +120,7 @@ class LoaderSource:
         if not 0 < rest < least or self.steps_per_epoch == 1:
             return ""
         self.steps_per_epoch, self._leaves_rest = self.steps_per_epoch - 1, True
-        return left_out_rest(rest, least)
+        return short_batch_message(rest, least)
 
     def batches(self, start: int, stop: int, place: BatchTransform) -> Iterator[tuple[int, Batch]]:
         """The batches of steps ``start`` to ``stop``, each with its step; earlier ones of the epoch are read too."""
@@ -163,7 +163,7 @@ class LoaderSource:
     def some(self, count: int) -> list[tuple[Any, Any]]:
         """The first batches that hold ``count`` samples, or all; the loader and all random states stay as they were."""
         found, size = [], 0
-        with unchanged(self.loader), contextlib.suppress(StopIteration):
+        with preserved_loader(self.loader), contextlib.suppress(StopIteration):
             seed_all(epoch_seed(self.seed, 0))
             batches = iter(self.loader)
             while size < count:
@@ -176,7 +176,7 @@ class LoaderSource:
     def _windows(self) -> Iterator[tuple[Any, list[int] | None]]:
         """Inputs and targets of a step, or None where no sample is left; and which samples they are, where it is known."""
         waiting: list[tuple[Any, list[int] | None]] = []
-        batches, readers = iter(self.loader), Readers(self._own, "training")
+        batches, readers = iter(self.loader), DuplicateDetector(self._own, "training")
         while True:
             try:
                 batch = _next(batches)
@@ -193,20 +193,20 @@ class LoaderSource:
     def _joined(self, waiting: list[tuple[Any, list[int] | None]]) -> tuple[Any, list[int] | None]:
         left = [data for data, _ in waiting if data is not None]
         indices = [index for _, some in waiting for index in some or ()]
-        return (joined(left) if left else None), (None if waiting[0][1] is None else indices)
+        return (concat_batches(left) if left else None), (None if waiting[0][1] is None else indices)
 
     def _sound(self, batch: Any) -> tuple[Any, list[int] | None]:
         """The samples of a batch that can be used, the same on every worker."""
         if not isinstance(batch, Collated):
             self.bad.labels_in(batch)
-            return own(inputs_and_targets(batch), self._shares), None
+            return owned_copy(inputs_and_targets(batch), self._shares), None
         bad = list(batch.bad)
         bad += self.bad.labels_in(batch)
         if self.bad.limit and any_rank([bool(bad)], self.worker)[0]:
             bad = sorted(dict(entry for some in all_gather(bad, self.worker) for entry in some).items())
         self.bad.add("training", bad)
-        batch = without(batch, {index for index, _ in bad})
-        return (None if batch.data is None else own(inputs_and_targets(batch.data), self._shares)), batch.indices
+        batch = drop_samples(batch, {index for index, _ in bad})
+        return (None if batch.data is None else owned_copy(inputs_and_targets(batch.data), self._shares)), batch.indices
 
     def _set_epoch(self, epoch: int) -> None:
         for name in ("sampler", "batch_sampler"):
@@ -239,7 +239,7 @@ class LoaderSource:
             own.set_state(state)
 
     def _wrong_length(self, found: str) -> InputError:
-        count = Readers(self._own, "training").count
+        count = DuplicateDetector(self._own, "training").count
         shared = f"; its {count} readers are taken to share the samples evenly" if count else ""
         return InputError(
             f"the training DataLoader gave {found} that its length promises, and the schedules rely on it: "
@@ -254,9 +254,9 @@ def seed_all(value: int) -> None:
     np.random.seed(value % (1 << 32))
 
 
-def own(data: Any, shares: bool) -> Any:
+def owned_copy(data: Any, shares: bool) -> Any:
     """A batch that no gradient leaves, and that is this run's to change: copied where it ``shares`` the user's memory."""
-    return tree_copy(data) if shares else tree_map(without_graph, data)
+    return tree_copy(data) if shares else tree_map(detached, data)
 
 
 def check_sampler(loader: Any) -> None:
@@ -268,7 +268,7 @@ def check_sampler(loader: Any) -> None:
         )
 
 
-def generators(loader: Any) -> list[torch.Generator]:
+def loader_generators(loader: Any) -> list[torch.Generator]:
     """The random generators that a loader and its samplers hold, each once."""
     holders = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
     found = [getattr(holder, "generator", None) for holder in holders]
@@ -276,10 +276,10 @@ def generators(loader: Any) -> list[torch.Generator]:
 
 
 @contextlib.contextmanager
-def unchanged(loader: Any) -> Iterator[None]:
+def preserved_loader(loader: Any) -> Iterator[None]:
     """Put the random states back, and the loader's own, so that looking at a batch changes no later one."""
     states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
-    own = [(each_one, each_one.get_state()) for each_one in generators(loader)]
+    own = [(each_one, each_one.get_state()) for each_one in loader_generators(loader)]
     workers = loader._iterator
     try:
         yield
@@ -292,7 +292,7 @@ def unchanged(loader: Any) -> Iterator[None]:
             each_one.set_state(state)
 
 
-def in_fixed_order(loader: Any, bad: SkippedSamples | None = None, name: str = "evaluation") -> Iterator[tuple[Any, Any]]:
+def eval_batches(loader: Any, bad: SkippedSamples | None = None, name: str = "evaluation") -> Iterator[tuple[Any, Any]]:
     """A loader's batches, shuffled the same way in each worker process if at all; PyTorch's global state is left alone."""
     check_sampler(loader)
     batches: Iterator[Any] | None = None
@@ -301,7 +301,7 @@ def in_fixed_order(loader: Any, bad: SkippedSamples | None = None, name: str = "
         state = torch.random.get_rng_state()
         torch.manual_seed(index)
         try:
-            batches = sound(loader, bad, name) if batches is None else batches
+            batches = readable_batches(loader, bad, name) if batches is None else batches
             data = next(batches)
         except StopIteration:
             return
@@ -311,10 +311,10 @@ def in_fixed_order(loader: Any, bad: SkippedSamples | None = None, name: str = "
         index += 1
 
 
-def sound(loader: Any, bad: SkippedSamples | None, name: str) -> Iterator[tuple[Any, Any]]:
+def readable_batches(loader: Any, bad: SkippedSamples | None, name: str) -> Iterator[tuple[Any, Any]]:
     """A loader's batches, without the samples that cannot be read: they go to ``bad``, or are an error."""
     bad, shares = bad or SkippedSamples(), may_share_memory(loader)
-    batches, readers = iter(guarded(loader)), Readers(loader, name)
+    batches, readers = iter(safe_loader(loader)), DuplicateDetector(loader, name)
     while True:
         try:
             batch = _next(batches)
@@ -324,16 +324,16 @@ def sound(loader: Any, bad: SkippedSamples | None, name: str) -> Iterator[tuple[
         wrong = bad.labels_in(batch)
         if isinstance(batch, Collated):
             bad.add(name, [*batch.bad, *wrong])
-            batch = without(batch, {index for index, _ in wrong}).data
+            batch = drop_samples(batch, {index for index, _ in wrong}).data
         if batch is not None:
-            yield own(inputs_and_targets(batch), shares)
+            yield owned_copy(inputs_and_targets(batch), shares)
 
 
 def _next(batches: Iterator[Any]) -> Any:
     """The next batch; what else than a sample goes wrong in reading it, as one line."""
     try:
         batch = next(batches)
-        return batch if isinstance(batch, Collated) else tensors_for(batch)
+        return batch if isinstance(batch, Collated) else to_tensors(batch)
     except (StopIteration, InputError):
         raise
     except Exception as error:
@@ -348,7 +348,7 @@ def _last_line(error: Exception) -> str:
     return one_line(ValueError(lines[-1])) if lines else type(error).__name__
 
 
-def joined(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+def concat_batches(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
     """Batches as one: their tensors one after another."""
     if len(batches) == 1:
         return batches[0]

@@ -81,7 +81,7 @@ def read_table(source: Any) -> tuple[pd.DataFrame, list[str]]:
     return frame, notes
 
 
-def joined(frame: Any, labels: Any) -> pd.DataFrame:
+def join_labels(frame: Any, labels: Any) -> pd.DataFrame:
     """A frame and its labels as one frame with a column ``label``."""
     pd = pandas()
     frame, _ = read_table(frame)

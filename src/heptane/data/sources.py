@@ -16,13 +16,13 @@ from heptane.base.tree import (
     length,
     select_rows,
 )
-from heptane.data.batches import Source, TensorSource, check_batch, count_samples, epoch_order, tensors_of
+from heptane.data.batches import Source, TensorSource, check_batch, count_samples, dataset_tensors, epoch_order
 from heptane.data.cast import check_real
-from heptane.data.loader import LoaderSource, in_fixed_order, sound
+from heptane.data.loader import LoaderSource, eval_batches, readable_batches
 from heptane.data.stream import StreamSource
 
 if TYPE_CHECKING:
-    from heptane.data.guard import SkippedSamples
+    from heptane.data.skipped_samples import SkippedSamples
 
 
 def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int, steps: int | None = None) -> Source:
@@ -50,7 +50,7 @@ def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int, ste
     check_range("batch_size", batch_size, 1, whole=True)
     if isinstance(data, utils.IterableDataset):
         return as_source(utils.DataLoader(data, batch_size), None, seed, accumulate, steps)
-    data = tensors_of(data)
+    data = dataset_tensors(data)
     if in_memory(data):
         inputs, targets = inputs_and_targets(data)
         return TensorSource(inputs, targets, batch_size, seed)
@@ -86,7 +86,7 @@ def as_loader(
     if isinstance(data, utils.IterableDataset):
         data = utils.DataLoader(data, batch_size)
     if isinstance(data, utils.DataLoader):
-        for batch in in_fixed_order(data, bad, name):
+        for batch in eval_batches(data, bad, name):
             size = len(first_tensor(batch))
             mine = part(size)
             look(batch)
@@ -95,7 +95,7 @@ def as_loader(
             elif mine.stop > mine.start:
                 yield select_rows(batch, mine)
         return
-    data = tensors_of(data)
+    data = dataset_tensors(data)
     if in_memory(data):
         data = inputs_and_targets(data)
         check_real(f"{name} inputs", data[0])
@@ -105,7 +105,9 @@ def as_loader(
         return
     mine = part(check_dataset(data))
     own = torch.Generator()  # so that reading leaves PyTorch's global one alone
-    yield from sound(utils.DataLoader(data, batch_size, sampler=range(mine.start, mine.stop), generator=own), bad, name)
+    yield from readable_batches(
+        utils.DataLoader(data, batch_size, sampler=range(mine.start, mine.stop), generator=own), bad, name
+    )
 
 
 def check_dataset(data: Any) -> int:

@@ -10,10 +10,10 @@ from heptane.base.lazy import torch
 from heptane.base.randomness import generator
 from heptane.base.tree import first_tensor
 from heptane.data.batches import Batch, BatchTransform
-from heptane.data.guard import guarded
-from heptane.data.loader import LoaderSource, check_sampler, generators, seed_all
-from heptane.data.readers import may_share_memory
-from heptane.data.same import check_same_batch
+from heptane.data.consistency import check_same_batch
+from heptane.data.loader import LoaderSource, check_sampler, loader_generators, seed_all
+from heptane.data.loader_info import may_share_memory
+from heptane.data.skipped_samples import safe_loader
 
 EPOCHS = 10  # a run over a stream is taken to have: where evaluations and schedules count in epochs
 
@@ -30,11 +30,11 @@ class StreamSource(LoaderSource):
         super().__init__(loader, window, seed)
 
     def __post_init__(self) -> None:
-        self._own, self.loader = self.loader, guarded(self.loader)
+        self._own, self.loader = self.loader, safe_loader(self.loader)
         check_sampler(self.loader)
         self._leaves_rest = False
         self._shares = may_share_memory(self._own)
-        self._generators = generators(self.loader)
+        self._generators = loader_generators(self.loader)
         self._states = [own.get_state() for own in self._generators]
         self.steps_per_epoch = max(1, -(-self.steps // EPOCHS))
         self.batch_size = max(1, round((self._measured() or self.loader.batch_size) * self.window))

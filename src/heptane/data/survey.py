@@ -71,8 +71,8 @@ def survey(root: Path, valid_fraction: float | None = None) -> Survey | None:
     classes = find_classes(folders)
     samples, _ = list_samples(folders, classes)
     training = [sample for sample in samples if sample.part in ("all", "train")]
-    sizes = [size for path in spread([s.path for s in training], HEADERS) if (size := _size(path))]
-    looks = [flat for path in spread([s.path for s in training], PIXELS) if (flat := _flatness(path))]
+    sizes = [size for path in evenly_spaced([s.path for s in training], HEADERS) if (size := _size(path))]
+    looks = [flat for path in evenly_spaced([s.path for s in training], PIXELS) if (flat := _flatness(path))]
     if not sizes or not looks:
         return None
     valid = 0.1 if valid_fraction is None else valid_fraction
@@ -101,7 +101,7 @@ def are_characters(classes: Sequence[str]) -> bool:
     return sum(len(name) == 1 or name.isdecimal() for name in classes) > len(classes) / 2
 
 
-def spread(values: Sequence[T], count: int) -> list[T]:
+def evenly_spaced(values: Sequence[T], count: int) -> list[T]:
     """At most ``count`` of the values, evenly spread.
 
     Example:
@@ -114,20 +114,20 @@ def spread(values: Sequence[T], count: int) -> list[T]:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    from heptane.data.decode import opened, probe
+    from heptane.data.decode import probe, read_image
 
     try:
-        return opened(path, probe)[0]
+        return read_image(path, probe)[0]
     except Exception:  # loading names it
         return None
 
 
 def _flatness(path: Path) -> float | None:
     """The share that an image's two commonest colours have of its pixels."""
-    from heptane.data.decode import opened
+    from heptane.data.decode import read_image
 
     try:
-        pixels = opened(path, _thumbnail)
+        pixels = read_image(path, _thumbnail)
     except Exception:
         return None
     colours = (pixels >> 5) @ np.array([64, 8, 1])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from heptane.base.errors import InputError, nearest
+from heptane.base.errors import InputError, did_you_mean
 from heptane.base.lazy import np, torch
 from heptane.base.memory import check_memory
 from heptane.data.cells import Cells, comma_of, read_cells
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LABELS = ("label", "target", "class", "y")
-MOST_NAMED = 8
+MAX_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class TablePreprocess(Preprocess):
     def _check_columns(self, frame: pd.DataFrame) -> None:
         lacking = [column.name for column in self.columns if column.name not in frame.columns]
         if lacking:
-            near = nearest(lacking[0], map(str, frame.columns))
+            near = did_you_mean(lacking[0], map(str, frame.columns))
             raise InputError(f"the table has no column {names(lacking)}{near}: it has {names(list(frame.columns))}")
 
     def _read(self, column: Column, series: pd.Series) -> Cells:
@@ -167,7 +167,9 @@ def find_label(frame: pd.DataFrame, label: str | None, notes: list[str]) -> str:
     if label is not None:
         label = str(label)  # a frame's column may be called by a number
         if label not in columns:
-            raise InputError(f"label={label!r} is no column{nearest(label, columns)}: the table has {names(columns, 40)}")
+            raise InputError(
+                f"label={label!r} is no column{did_you_mean(label, columns)}: the table has {names(columns, 40)}"
+            )
         return label
     found = [column for column in columns if column.lower() in LABELS]
     if len(found) != 1:
@@ -209,7 +211,7 @@ def describe(columns: list[Column], out: Mapping[str, str], cells: Mapping[str, 
     return notes + [f"{how}: {names([name for name, one in cells.items() if one.said == how])}" for how in said]
 
 
-def names(columns: list[str], most: int = MOST_NAMED) -> str:
+def names(columns: list[str], most: int = MAX_NAMED) -> str:
     """Names of columns, not too many."""
     shown = ", ".join(repr(str(column)) for column in columns[:most])
     return shown + (f" and {len(columns) - most} more" if len(columns) > most else "")

@@ -1,1 +1,1 @@
-"""What several workers need: they are started and watched, and a model is shared out; what more of them would bring."""
+"""Training on several workers: launch and monitoring, collectives, replicas, sharding, BatchNorm over all workers."""

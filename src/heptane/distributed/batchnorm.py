@@ -1,4 +1,4 @@
-"""BatchNorm over the global batch on any device: PyTorch's own SyncBatchNorm is for GPUs only."""
+"""BatchNorm over the global batch, on any device: PyTorch's SyncBatchNorm needs GPUs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """BatchNorm whose mean and variance are those of all workers' samples; alone, or in eval mode, it is BatchNorm.
+    """BatchNorm with the mean and variance of all workers' samples; with one worker, or in eval mode, plain BatchNorm.
 
-    The workers must call it alike often, since each call in training adds up their sums.
+    All workers must call it equally often in training, since each call sums over the workers.
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1, over the samples of all workers.
     """
@@ -21,7 +21,7 @@ class GlobalBatchNorm(_BatchNorm):
             raise ValueError(f"an input of shape {tuple(input.shape)}: expected (N, C, ...)")
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, ...) -> the same shape, normalised per channel."""
+        """Normalise an input (N, C, ...) per channel."""
         if not self.training or not is_available() or not is_initialized() or get_world_size() == 1:
             return super().forward(input)
         self._check_input_dim(input)
@@ -34,15 +34,14 @@ class GlobalBatchNorm(_BatchNorm):
         mean = sums[:-1] / count
         centred = x - mean.view(shape)
         variance = _over_workers(centred.square().sum(dims)) / count
-        self._note(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
+        self._update_statistics(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
         out = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         normalised: Tensor = out.to(input.dtype)
         return normalised
 
-    def _note(self, mean: Tensor, variance: Tensor) -> None:
-        """Take a batch's statistics into the running ones."""
+    def _update_statistics(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -52,7 +51,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all workers; its gradient is the sum of theirs."""
+    """Sum over all workers; the gradient is the sum of the workers' gradients."""
 
     @staticmethod
     def forward(ctx: object, value: Tensor) -> Tensor:
@@ -72,14 +71,14 @@ def _over_workers(value: Tensor) -> Tensor:
     return total
 
 
-def over_workers(model: nn.Module) -> nn.Module:
-    """``model`` with every BatchNorm, its parameters and statistics kept, as a :class:`GlobalBatchNorm`."""
+def convert_batchnorm(model: nn.Module) -> nn.Module:
+    """Replace every BatchNorm by a :class:`GlobalBatchNorm` with the same parameters and statistics."""
     if isinstance(model, _BatchNorm) and not isinstance(model, (GlobalBatchNorm, nn.SyncBatchNorm)):
         made = GlobalBatchNorm(model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats)
         made.train(model.training)
         made._parameters, made._buffers = model._parameters, model._buffers
         return made
-    for name, child in list(model._modules.items()):  # not named_children, which leaves out a child's second name
+    for name, child in list(model._modules.items()):  # named_children would skip a shared child's second name
         if child is not None:
-            setattr(model, name, over_workers(child))
+            setattr(model, name, convert_batchnorm(child))
     return model

@@ -1,4 +1,4 @@
-"""Several workers keep a note of where they are, so that the one that is missing can be named by those that wait for it."""
+"""Heartbeats: each worker records its step, so that the others can name a worker that is missing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ EVERY_SECONDS, GRACE_SECONDS = 1.0, 2.0
 SIGNS = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe", "gloo", "nccl", "socket")
 
 
-def of_connection(error: BaseException) -> bool:
-    """Whether PyTorch's communication raised ``error``, by where it comes from: a model's own error may use any words.
+def is_connection_error(error: BaseException) -> bool:
+    """Whether PyTorch's communication raised ``error``.
 
-    gloo's errors are plain ``RuntimeError``s, which come out of a collective, or of the backward pass that waits for one.
+    gloo raises plain ``RuntimeError``s, in a collective or in the backward pass that waits for one. So this looks at where
+    the error was raised as well as at its message, since a model's own error may use the same words.
     """
     if isinstance(error, torch.distributed.DistError):
         return True
@@ -39,48 +40,48 @@ def of_connection(error: BaseException) -> bool:
 
 
 class Heartbeat:
-    """Written to the store of the process group, which outlives a worker."""
+    """Record this worker's step in the process group's store, which survives the death of a worker."""
 
     def __init__(self, worker: Worker, timeout_seconds: float) -> None:
         self.worker, self.timeout_seconds = worker, timeout_seconds
         self._store: Any = None
-        self._noted = 0.0
+        self._written_at = 0.0
         if worker.size > 1:
             c10d: Any = torch.distributed.distributed_c10d
             self._store = c10d.PrefixStore("heptane", c10d._get_default_store())
-            self._note(0)
+            self._write(0)
 
     @contextmanager
     def at(self, step: int, doing: str = "in step") -> Iterator[None]:
-        """Around what the workers do together; an error of the connection comes out as one that names who is missing."""
+        """Wrap a collective operation: a connection error becomes a ``RuntimeError`` that names the missing workers."""
         if self._store is None:
             yield
             return
-        if time.monotonic() - self._noted >= EVERY_SECONDS:
-            self._note(step)
+        if time.monotonic() - self._written_at >= EVERY_SECONDS:
+            self._write(step)
         try:
             yield
         except RuntimeError as error:
-            if not of_connection(error):
+            if not is_connection_error(error):
                 raise
             raise RuntimeError(self._explain(step, doing)) from error
 
-    def _note(self, step: int) -> None:
-        self._noted = time.monotonic()
+    def _write(self, step: int) -> None:
+        self._written_at = time.monotonic()
         with suppress(RuntimeError):
             self._store.set(f"at/{self.worker.rank}", json.dumps([time.time(), step]))
 
     def _explain(self, step: int, doing: str) -> str:
         me = f"worker {self.worker.rank} of {self.worker.size}"
         missing = []
-        with suppress(RuntimeError):  # the store went down with its host
+        with suppress(RuntimeError):  # the store is lost if its host died
             self._store.set(f"waits/{self.worker.rank}", "1")
-            time.sleep(GRACE_SECONDS)  # the others that wait find out at about the same time
+            time.sleep(GRACE_SECONDS)  # until the other waiting workers have noticed too
             for rank in range(self.worker.size):
                 if not self._store.check([f"waits/{rank}"]) and self._store.check([f"at/{rank}"]):
                     when, where = json.loads(self._store.get(f"at/{rank}"))
-                    missing.append(f"worker {rank} (last heard of {time.time() - when:.0f} s ago, at step {where})")
-        whom = ", ".join(missing) or "the others (none of them is known to be missing: was a connection cut?)"
+                    missing.append(f"worker {rank} (last heartbeat {time.time() - when:.0f} s ago, at step {where})")
+        whom = ", ".join(missing) or "the other workers (none is known to be missing: was a connection lost?)"
         return (
             f"{me} waited {doing} {step} for {whom}: dead, stuck, or slower than "
             f"DataParallel.timeout_seconds={self.timeout_seconds:g}"

@@ -1,4 +1,4 @@
-"""Start workers on this host, and bring back what the first of them returned, or the one reason why they failed."""
+"""Launch workers on this host; return rank 0's result, or raise the error that made them fail."""
 
 from __future__ import annotations
 
@@ -18,15 +18,9 @@ from typing import Any, NoReturn
 from heptane.base.errors import InputError, Interrupted
 from heptane.base.lazy import torch
 
-_SAME: tuple[type[BaseException], ...] = (
-    InputError,
-    FloatingPointError,
-    Interrupted,
-    KeyboardInterrupt,
-)  # raised again as they are
-
-
-PARENT = "HEPTANE_PARENT"  # the process that launches, for its workers: they end with it
+# Errors of a worker that the launcher raises again with their own type.
+_RERAISED: tuple[type[BaseException], ...] = (InputError, FloatingPointError, Interrupted, KeyboardInterrupt)
+PARENT = "HEPTANE_PARENT"  # the launcher's process id, for its workers: they exit when it does
 
 
 def launch(
@@ -36,25 +30,28 @@ def launch(
     restarts: int = 0,
     timeout_seconds: float = 600.0,
 ) -> Any:
-    """Run ``function(**kwargs)`` in ``workers`` new processes on this host; return what rank 0 returned.
+    """Run ``function(**kwargs)`` in ``workers`` new processes on this host; return rank 0's result.
 
-    The processes are started by ``torch.distributed``'s elastic launcher, each as a fresh interpreter: functions and classes
-    of the calling script travel by value, so it needs no ``if __name__ == "__main__"``. When one dies, all are started
-    again, up to ``restarts`` times. A worker waits ``timeout_seconds`` for another.
+    Uses ``torch.distributed``'s elastic launcher. Functions and classes of the calling script are pickled by value, so it
+    needs no ``if __name__ == "__main__"``.
+
+    Args:
+        restarts: how often to restart all workers after one dies.
+        timeout_seconds: how long a worker waits for another.
 
     Raises:
-        InputError, FloatingPointError, KeyboardInterrupt: a worker raised it, and it comes back with its message.
-        RuntimeError: a worker failed otherwise; the message names the first to fail, what it raised, and where.
+        InputError, FloatingPointError, KeyboardInterrupt: a worker raised it.
+        RuntimeError: a worker failed otherwise; the message names the first to fail, with its traceback.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from heptane.distributed import pickling, process
+    from heptane.distributed import pickling, torch_settings
 
     with tempfile.TemporaryDirectory(prefix="heptane-") as folder, _quiet_launcher(workers):
         task, answer = Path(folder, "task.pt"), Path(folder, "answer.pt")
-        pickling.write((function, kwargs, timeout_seconds, process.settings()), task)
+        pickling.write((function, kwargs, timeout_seconds, torch_settings.settings()), task)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -70,19 +67,19 @@ def launch(
         try:
             elastic_launch(config, sys.executable)("-P", "-m", "heptane.distributed.worker", str(task), str(answer))
         except ChildFailedError as error:
-            silent = {rank: f.exitcode for rank, f in error.failures.items() if f.exitcode not in (1, -signal.SIGTERM)}
-            raise_failure(Path(folder, "failures"), workers, silent)
+            killed = {rank: f.exitcode for rank, f in error.failures.items() if f.exitcode not in (1, -signal.SIGTERM)}
+            raise_failure(Path(folder, "failures"), workers, killed)
         except SignalException as error:
-            said = _last_words(Path(folder, "failures"))
-            if error.sigval == signal.SIGINT and not said:  # Ctrl-C where nothing was to be saved: as in any script
+            message = _interrupt_message(Path(folder, "failures"))
+            if error.sigval == signal.SIGINT and not message:  # Ctrl-C with nothing to save
                 raise KeyboardInterrupt from None
-            raise Interrupted(said or signal.Signals(error.sigval).name) from None
+            raise Interrupted(message or signal.Signals(error.sigval).name) from None
         return torch.load(answer, weights_only=False)  # our own file, in a folder that only this user can read
 
 
 @contextmanager
 def _quiet_launcher(workers: int) -> Iterator[None]:
-    """Its environment for the workers; and the caller's signal handlers and log level, which the launcher changes."""
+    """Set the workers' environment; restore the caller's signal handlers and log level, which the launcher changes."""
     log, level = logging.getLogger("torch.distributed.elastic"), logging.getLogger("torch.distributed.elastic").level
     handlers = {
         number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -90,12 +87,12 @@ def _quiet_launcher(workers: int) -> Iterator[None]:
     wanted = {
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers)),
         PARENT: str(os.getpid()),
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or workers that are started again find the addresses of the dead
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else restarted workers find the addresses of dead ones
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
-    with suppress(ValueError):  # in another thread than the main one there are no handlers
+    with suppress(ValueError):  # only the main thread can set handlers
         handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     log.setLevel(logging.CRITICAL)
     try:
@@ -113,32 +110,33 @@ def _quiet_launcher(workers: int) -> Iterator[None]:
 
 
 def record_failure(error: BaseException, folder: Path) -> None:
-    """For the process that launched this worker: what it raised. The first line is the cause, others follow from it."""
+    """Append a worker's error to the file ``failures`` for the launcher; the first line is the cause of later ones."""
     text = "".join(traceback.format_exception(error)).rstrip()
-    kind = next((kind.__name__ for kind in _SAME if isinstance(error, kind)), type(error).__name__)
+    kind = next((kind.__name__ for kind in _RERAISED if isinstance(error, kind)), type(error).__name__)
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     fact = {"attempt": attempt, "rank": os.environ.get("RANK"), "kind": kind, "message": str(error), "traceback": text}
     with Path(folder, "failures").open("a") as file:
         file.write(json.dumps(fact) + "\n")
 
 
-def _last_words(failures: Path) -> str:
-    """What the first worker had to say about where it stopped for a signal."""
+def _interrupt_message(failures: Path) -> str:
+    """Rank 0's message about where it stopped for a signal, or an empty string."""
     facts = [json.loads(line) for line in failures.read_text().splitlines()] if failures.exists() else []
     return next((str(fact["message"]) for fact in facts if fact["kind"] == "Interrupted" and fact["rank"] == "0"), "")
 
 
-def raise_failure(failures: Path, workers: int, silent: dict[int, int]) -> NoReturn:
-    """Raise the first failure on record; but where a worker ended ``silent``, the others failed for want of it."""
-    for rank, code in silent.items():
+def raise_failure(failures: Path, workers: int, killed: dict[int, int]) -> NoReturn:
+    """Raise the cause of a failure: a worker that died without a traceback (``killed``: rank to exit code), or else the
+    first recorded error, since the others follow from it."""
+    for rank, code in killed.items():
         raise RuntimeError(
-            f"worker {rank} of {workers} ended without a word (exit code {code}): was it killed, for memory say?"
+            f"worker {rank} of {workers} died without a traceback (exit code {code}): was it killed, perhaps out of memory?"
         )
     if not failures.exists():
-        raise RuntimeError(f"the {workers} workers could not start: what they printed says why")
+        raise RuntimeError(f"the {workers} workers could not start: see their output above")
     facts = [json.loads(line) for line in failures.read_text().splitlines()]
     fact = next(fact for fact in facts if fact["attempt"] == facts[-1]["attempt"])
-    for kind in _SAME:
+    for kind in _RERAISED:
         if fact["kind"] == kind.__name__:
             raise kind(*filter(None, [fact["message"]]))
     summary = f"worker {fact['rank']} of {workers} failed with {fact['kind']}: {fact['message']}"

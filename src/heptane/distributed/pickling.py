@@ -1,6 +1,6 @@
-"""What a call carries to workers on this host and back: by cloudpickle, and modules that refuse to be pickled too.
+"""Pickle calls to workers on this host, and their results, with cloudpickle.
 
-These files are written and read by one user's processes, in a folder that only this user can read.
+Only one user's processes write and read these files, in a folder that only this user can read.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch.nn.utils import parametrize
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, which also takes modules with a parametrization, such as weight_norm."""
+    """cloudpickle's pickler, extended to modules with a parametrization, such as weight_norm."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.utils.data.DataLoader) and getattr(value, "_iterator", None) is not None:
-            reduced: Any = value.__reduce_ex__(2)  # persistent readers stay where they are
+            reduced: Any = value.__reduce_ex__(2)  # persistent DataLoader workers stay behind
             return (*reduced[:2], {**reduced[2], "_iterator": None}, *reduced[3:])
         if isinstance(value, torch.nn.Module) and parametrize.is_parametrized(value):
             return _parametrized, (type(value).__bases__[0], dict(vars(value)))
@@ -26,7 +26,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def _parametrized(own: type[torch.nn.Module], attributes: dict[str, Any]) -> torch.nn.Module:
-    """A module of class ``own`` with these attributes, and the properties that its parametrizations stand for."""
+    """Rebuild a module of class ``own`` with these attributes and the properties of its parametrizations."""
     module = own.__new__(own)
     module.__dict__.update(attributes)
     parametrize._inject_new_class(module)
@@ -41,5 +41,5 @@ _MODULE.__dict__.update(vars(cloudpickle), Pickler=_Pickler)
 
 
 def write(value: Any, path: Any) -> None:
-    """Write ``value``, tensors and functions of the calling script included."""
+    """Write ``value``, including tensors and functions of the calling script."""
     torch.save(value, path, pickle_module=_MODULE)

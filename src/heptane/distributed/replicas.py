@@ -1,4 +1,4 @@
-"""The workers' copies of the model: given the same values, compared bit for bit."""
+"""The workers' copies of the model: broadcast from rank 0, and compared bit for bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_REENTRANT = "the gradients would be wrong: pass use_reentrant=False"
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether the workers each hold a part of ``model``."""
+    """Whether each worker holds a part of ``model``."""
     if this_worker().size == 1:
         return False
     from heptane.distributed import sharding
@@ -22,7 +22,7 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def no_sync(forward: torch.nn.Module) -> Any:
-    """A context in which backward passes do not sum gradients over the workers: all but the last micro-batch of a step."""
+    """Context in which backward passes do not sum gradients over workers, for all micro-batches of a step but the last."""
     if not is_sharded(forward):
         return forward.no_sync()  # type: ignore[operator]
     from heptane.distributed import sharding
@@ -30,8 +30,8 @@ def no_sync(forward: torch.nn.Module) -> Any:
     return sharding.no_sync(forward)
 
 
-def share_buffers(model: torch.nn.Module) -> None:
-    """Give every worker rank 0's buffers, as each forward pass does, so that all evaluate one model."""
+def broadcast_buffers(model: torch.nn.Module) -> None:
+    """Broadcast rank 0's buffers, as DDP's forward pass does, so that all workers evaluate the same model."""
     if this_worker().size == 1:
         return
     for buffer in model.buffers():
@@ -39,12 +39,11 @@ def share_buffers(model: torch.nn.Module) -> None:
             _broadcast(buffer)
 
 
-def share_model(model: torch.nn.Module, worker: Worker) -> None:
-    """Give every worker rank 0's parameters and buffers, as DDP does: a script that builds its model without a seed starts
-    with other weights in each process.
+def broadcast_model(model: torch.nn.Module, worker: Worker) -> None:
+    """Broadcast rank 0's parameters and buffers, as DDP does: without a seed, each process builds different weights.
 
     Raises:
-        InputError: the models are not of one kind.
+        InputError: the workers' models differ in names, dtypes or shapes.
     """
     if worker.size == 1:
         return
@@ -55,14 +54,14 @@ def share_model(model: torch.nn.Module, worker: Worker) -> None:
         if theirs != mine:
             other = next(iter({*theirs} ^ {*mine}), "their order")
             raise InputError(
-                f"the model of worker {rank} is not that of worker {worker.rank} (first: {other}): build the same in each"
+                f"the models of workers {rank} and {worker.rank} differ (first: {other}): build the same in each"
             )
     for tensor in ready.values():
         _broadcast(tensor)
 
 
 def _broadcast(tensor: torch.Tensor) -> None:
-    """Rank 0's values, in place; as bytes, since not every backend knows every type."""
+    """Broadcast rank 0's values in place, as bytes, since backends support few dtypes."""
     if not tensor.numel():
         return
     value = tensor.detach().contiguous()
@@ -73,22 +72,22 @@ def _broadcast(tensor: torch.Tensor) -> None:
 
 
 def average_gradient(parameter: torch.nn.Parameter, worker: Worker) -> None:
-    """Average a parameter's gradient over the workers, in place; on some there may be none."""
+    """Average a parameter's gradient over the workers in place; some workers may have none."""
     given, sparse = any_rank([parameter.grad is not None, parameter.grad is not None and parameter.grad.is_sparse], worker)
     if not given:
         return
     layout = torch.sparse_coo if sparse else torch.strided
     grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter, layout=layout)
-    if sparse:  # which only gloo adds up
+    if sparse:  # only gloo can sum these
         grad = grad.cpu().coalesce()
     parameter.grad = (all_reduce(grad, worker) / worker.size).to(parameter.device)
 
 
 def check_replicas(model: torch.nn.Module) -> None:
-    """Compare a hash of every worker's parameters, bit for bit, and name the first that differs.
+    """Check that the workers' parameters are equal bit for bit, by their hashes.
 
     Raises:
-        RuntimeError: the replicas are not equal.
+        RuntimeError: they differ; the message names the first such parameter.
     """
     names = [name for name, _ in model.named_parameters()]
     if this_worker().size == 1 or not names or is_sharded(model):
@@ -99,11 +98,11 @@ def check_replicas(model: torch.nn.Module) -> None:
     torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
     for name, same in zip(names, (low == high).tolist(), strict=True):
         if not same:
-            raise RuntimeError(f"the workers' copies of the model have diverged: parameter {name!r} is the first to differ")
+            raise RuntimeError(f"the workers' models have diverged: parameter {name!r} is the first to differ")
 
 
 def _hash(parameter: torch.Tensor) -> torch.Tensor:
-    """A number of the bits, in 64 bits that wrap around: NaN equals itself, and -0 is not 0."""
+    """A 64-bit hash of a tensor's bits: NaN equals itself, and -0 differs from 0."""
     value = parameter.detach()
     value = (torch.view_as_real(value) if value.is_complex() else value).contiguous().reshape(-1)
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]

@@ -21,19 +21,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from heptane.distributed.state import take_rest
-from heptane.distributed.use import Use
-from heptane.model.outputs import changed
+from heptane.distributed.layer_usage import LayerUsage
+from heptane.distributed.state import copy_extra_state
+from heptane.model.outputs import map_tensors
 
 
-def shard(model: nn.Module, device: str, workers: int, use: Use | None = None) -> None:
+def shard(model: nn.Module, device: str, workers: int, use: LayerUsage | None = None) -> None:
     """Shard ``model`` in place over the workers, a unit per layer: what is gathered, used and let go together.
 
     Args:
         use: as it was seen. A layer whose parameters are used elsewhere too is gathered with the whole model; where layers
             may be left out, all are, since every worker must gather the same.
     """
-    use, mesh, ignored = use or Use(), init_device_mesh(device, (workers,)), set(in_one_piece(model))
+    use, mesh, ignored = use or LayerUsage(), init_device_mesh(device, (workers,)), set(unsharded_parameters(model))
     if use.varies:
         model.register_forward_hook(_touch)
     for unit in units(model):
@@ -42,7 +42,7 @@ def shard(model: nn.Module, device: str, workers: int, use: Use | None = None) -
     fully_shard(model, mesh=mesh, ignored_params=ignored)
 
 
-def in_one_piece(model: nn.Module) -> list[nn.Parameter]:
+def unsharded_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that every worker holds whole, since FSDP does not take them: single numbers, and tables with sparse
     gradients."""
     tables = [p for module in model.modules() if getattr(module, "sparse", None) is True for p in module.parameters(False)]
@@ -66,7 +66,7 @@ class _Touched(torch.autograd.Function):
 
 def _touch(model: nn.Module, inputs: Any, output: Any) -> Any:
     """A forward hook: of a model that leaves layers out, the workers would sum the gradients of different parameters."""
-    apart = {id(p) for p in in_one_piece(model)}
+    apart = {id(p) for p in unsharded_parameters(model)}
     parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     touched = False
 
@@ -77,7 +77,7 @@ def _touch(model: nn.Module, inputs: Any, output: Any) -> Any:
         touched = True
         return _Touched.apply(tensor, *parameters)  # type: ignore[no-any-return, no-untyped-call]
 
-    return changed(output, touch) if torch.is_grad_enabled() else output
+    return map_tensors(output, touch) if torch.is_grad_enabled() else output
 
 
 def units(model: nn.Module) -> list[nn.Module]:
@@ -116,12 +116,12 @@ def no_sync(model: nn.Module) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def whole(value: Any) -> Any:
+def full_tensor(value: Any) -> Any:
     """A sharded tensor as a whole one; all workers must ask. Other things as they are."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def like(value: Any, sharded: Any) -> Any:
+def shard_like(value: Any, sharded: Any) -> Any:
     """The whole tensor ``value`` sharded as ``sharded`` is; as it is where that is not sharded, or of another shape."""
     whole_one = isinstance(value, Tensor) and not isinstance(value, DTensor)
     if not isinstance(sharded, DTensor) or not whole_one or value.shape != sharded.shape:
@@ -130,22 +130,22 @@ def like(value: Any, sharded: Any) -> Any:
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model that is not sharded yet, its parameters without memory: what :func:`gathered` fills."""
+    """A copy of a model that is not sharded yet, its parameters without memory: what :func:`gather_model` fills."""
     empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
     made: nn.Module = copy.deepcopy(model, dict(empty))
     return made
 
 
-def gathered(model: nn.Module, meta_copy: nn.Module) -> nn.Module:
+def gather_model(model: nn.Module, meta_copy: nn.Module) -> nn.Module:
     """The sharded ``model`` as an ordinary one, on every worker; all must ask."""
     found: dict[int, nn.Parameter] = {}  # a parameter that two layers share stays one
     for mine, theirs in zip(meta_copy.modules(), model.modules(), strict=True):
         for name, part in theirs._parameters.items():
             if part is not None and id(part) not in found:
-                found[id(part)] = nn.Parameter(whole(part.detach()), requires_grad=part.requires_grad)
+                found[id(part)] = nn.Parameter(full_tensor(part.detach()), requires_grad=part.requires_grad)
             mine._parameters[name] = None if part is None else found[id(part)]
         mine._buffers.update(theirs._buffers)
-    take_rest(model, meta_copy)
+    copy_extra_state(model, meta_copy)
     meta_copy.train(model.training)
     return meta_copy
 
@@ -166,7 +166,7 @@ def load_parts(tensors: dict[str, Tensor], folder: Path) -> None:
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype, sharded: Any = None) -> Tensor:
+def allocate(shape: Sequence[int], dtype: torch.dtype, sharded: Any = None) -> Tensor:
     """Memory for a tensor that is stored: sharded as ``sharded`` where it has that one's shape, else whole."""
     if isinstance(sharded, DTensor) and tuple(sharded.shape) == tuple(shape):
         return torch.zeros_like(sharded, dtype=dtype)

@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from heptane.model.holders import FOREIGN
+from heptane.model.saved_values import FOREIGN
 
 PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, torch.Tensor, torch.dtype, torch.device, type(None))
 OWN = frozenset(vars(torch.nn.Module()))  # attributes that every module has
 
 
-def take_state(theirs: torch.nn.Module, mine: torch.nn.Module) -> None:
+def copy_state(theirs: torch.nn.Module, mine: torch.nn.Module) -> None:
     """Give ``mine`` all that ``theirs``, a copy of it that was trained elsewhere, holds: weights, buffers, extra state, and
     attributes of plain kinds (numbers, text, tensors, and lists or dicts of them), also within objects of the user's."""
     mine.load_state_dict(theirs.state_dict())
-    take_rest(theirs, mine)
+    copy_extra_state(theirs, mine)
 
 
-def take_rest(theirs: torch.nn.Module, mine: torch.nn.Module) -> None:
+def copy_extra_state(theirs: torch.nn.Module, mine: torch.nn.Module) -> None:
     """The same without what ``state_dict`` has."""
     for name, other in theirs.named_modules():
         try:

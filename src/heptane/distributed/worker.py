@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import torch
 
-from heptane.distributed import process
+from heptane.distributed import torch_settings
 from heptane.distributed.launch import PARENT, record_failure
 from heptane.distributed.workers import join_group
 
@@ -21,13 +21,13 @@ LOOK_SECONDS = 0.5
 
 
 def main(task: str, answer: str) -> None:
-    """Run the pickled call; rank 0 writes what it returned. A failure is written down for the parent, which reports it."""
+    """Run the pickled call ``task``; rank 0 writes its result to ``answer``. Errors are recorded for the launcher."""
     end_with_parent(Path(task).parent)
     try:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         # written by our own parent process
         function, kwargs, timeout_seconds, settings = torch.load(task, weights_only=False, mmap=True)
-        process.take(settings)
+        torch_settings.apply(settings)
         device = kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         join_group(torch.device(device).type, timeout_seconds)
         result = function(**kwargs)
@@ -39,13 +39,12 @@ def main(task: str, answer: str) -> None:
         torch.distributed.destroy_process_group()
     except BaseException as error:
         record_failure(error, Path(task).parent)
-        _leave(1)
-    _leave(0)
+        _exit(1)
+    _exit(0)
 
 
 def end_with_parent(folder: Path) -> None:
-    """End this process when the one that launched it is gone, however it went, and take the folder of the call with it:
-    nobody is left to stop the workers, or to take their result."""
+    """Exit when the launcher is gone, for whatever reason, and remove the call's folder: nobody else would."""
     parent = os.getppid()
     launcher = int(os.environ.get(PARENT, parent))
 
@@ -58,8 +57,8 @@ def end_with_parent(folder: Path) -> None:
     threading.Thread(target=watch, name="heptane-parent", daemon=True).start()
 
 
-def _leave(code: int) -> NoReturn:
-    """End now: what a traceback still holds, a DDP wrapper above all, may abort an ordinary exit and hide its code."""
+def _exit(code: int) -> NoReturn:
+    """Exit at once: a DDP wrapper that a traceback still holds can abort a normal exit and hide its code."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

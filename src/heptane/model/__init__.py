@@ -1,1 +1,1 @@
-"""What is done to any module: it is called, its state is kept and put back, its modes, its memory format."""
+"""Work with any module: forward pass, output, modes, names, memory format, and saved and restored state."""

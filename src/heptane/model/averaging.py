@@ -1,8 +1,8 @@
-"""Averaged weights: an exponential moving average that is evaluated and returned in place of the last step's.
+"""Weight averaging: an exponential moving average, evaluated and returned in place of the last weights.
 
 Equation
-    After applied step n (from 1): a <- d * a + (1 - d) * w, with d = min(decay, (1 + n) / (10 + n)), so that the first steps
-    are soon forgotten.
+    After applied step n (from 1): a <- d * a + (1 - d) * w, with d = min(decay, (1 + n) / (10 + n)), so that early weights
+    are forgotten quickly.
 
 Source
     Polyak and Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 30(4).
@@ -18,16 +18,16 @@ from typing import Any
 from heptane.base.lazy import torch
 from heptane.model.names import clean_name
 
-OF_LOSS = "of the loss: "  # before the number of one of its parameters, which no model has in a name
+OF_LOSS = "of the loss: "  # prefix of a loss parameter's number; no model parameter has such a name
 
 
 class Average:
-    """The average of a model's parameters, and of a loss's; buffers, such as BatchNorm's statistics, stay their own.
+    """Moving average of the parameters of a model and its loss; buffers, such as BatchNorm's statistics, are not averaged.
 
     Args:
-        model: after it was sharded, if it is.
-        decay: d of the equation, in (0, 1).
-        of_loss: the parameters that train with the model's.
+        model: the model; if it is sharded, after sharding.
+        decay: d in the equation, in (0, 1).
+        of_loss: trainable parameters of the loss.
     """
 
     def __init__(self, model: torch.nn.Module, decay: float, of_loss: Sequence[torch.nn.Parameter] = ()) -> None:
@@ -36,17 +36,17 @@ class Average:
         named |= {f"{OF_LOSS}{at}": p for at, p in enumerate(of_loss)}
         named = {name: p for name, p in named.items() if p.is_floating_point() or p.is_complex()}
         self._names, self._parameters = list(named), list(named.values())
-        self._kept = [p.detach().clone() for p in self._parameters]
+        self._averages = [p.detach().clone() for p in self._parameters]
 
     def update(self, number: int) -> None:
-        """After applied step ``number``, from 1."""
+        """Update the average after applied step ``number``, from 1."""
         weight = 1 - min(self.decay, (1 + number) / (10 + number))
         with torch.no_grad():
-            torch._foreach_lerp_([_local(k) for k in self._kept], [_local(p.detach()) for p in self._parameters], weight)
+            torch._foreach_lerp_([_local(a) for a in self._averages], [_local(p.detach()) for p in self._parameters], weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the model and the loss have the average; after, bit for bit what it had before."""
+        """Give the model and the loss the averaged weights inside; restore their own at the end."""
         before = [p.detach().clone() for p in self._parameters]
         self.take_over()
         try:
@@ -55,25 +55,25 @@ class Average:
             _copy(before, self._parameters)
 
     def take_over(self) -> None:
-        """Put the average into the model and the loss for good."""
-        _copy(self._kept, self._parameters)
+        """Replace the weights of the model and the loss by the average."""
+        _copy(self._averages, self._parameters)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps."""
-        return dict(zip(self._names, self._kept, strict=True))
+        """The averages by parameter name, for a checkpoint."""
+        return dict(zip(self._names, self._averages, strict=True))
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """What :meth:`state` gave."""
-        _copy([state[name] for name in self._names], self._kept)
+        """Load what :meth:`state` returned."""
+        _copy([state[name] for name in self._names], self._averages)
 
 
 def _local(tensor: Any) -> torch.Tensor:
-    """This worker's part of a sharded tensor; no operation takes sharded and other ones together."""
+    """This worker's part of a sharded tensor: foreach operations cannot mix sharded and plain tensors."""
     found: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return found
 
 
 def _copy(source: list[torch.Tensor], target: list[Any]) -> None:
     with torch.no_grad():
-        for ours, theirs in zip(target, source, strict=True):
-            ours.copy_(theirs)
+        for new, old in zip(target, source, strict=True):
+            new.copy_(old)

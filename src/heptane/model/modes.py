@@ -1,4 +1,4 @@
-"""The modes of a model's modules, and putting back what a model that is only tried must not keep."""
+"""Train and eval modes of a model's modules, and contexts with and without gradients."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from heptane.base.lazy import torch
 
 
 def save_modes(model: torch.nn.Module) -> list[tuple[torch.nn.Module, bool]]:
-    """Each module, and whether it is in train mode."""
+    """Return each module with its ``training`` flag."""
     return [(module, module.training) for module in model.modules()]
 
 
 def restore_modes(modes: list[tuple[torch.nn.Module, bool]]) -> None:
-    """Undo what changed since :func:`save_modes`, frozen layers in a training model included."""
+    """Restore each module's own mode as of :func:`save_modes`: frozen layers may be in eval mode."""
     for module, training in modes:
         if module.training != training:
             module.training = training
@@ -23,7 +23,7 @@ def restore_modes(modes: list[tuple[torch.nn.Module, bool]]) -> None:
 
 @contextmanager
 def eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """``model.eval()``, and at the end every module's own mode again."""
+    """Put the model into eval mode inside; restore each module's own mode at the end."""
     modes = save_modes(model)
     model.eval()
     try:
@@ -32,8 +32,8 @@ def eval_mode(model: torch.nn.Module) -> Iterator[None]:
         restore_modes(modes)
 
 
-def gradients_on() -> AbstractContextManager[object]:
-    """Training needs gradients, also inside the caller's ``torch.no_grad()`` or ``torch.inference_mode()``."""
+def enable_gradients() -> AbstractContextManager[object]:
+    """Enable gradients, even inside the caller's ``torch.no_grad()`` or ``torch.inference_mode()``."""
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         return nullcontext()
     stack = ExitStack()
@@ -44,8 +44,8 @@ def gradients_on() -> AbstractContextManager[object]:
 
 @contextmanager
 def no_gradients(autocast: AbstractContextManager[Any] | None = None) -> Iterator[None]:
-    """No gradients, under ``autocast``, whose casts are not cached: a training pass around it would take them up, and learn
-    nothing."""
+    """Disable gradients, optionally under ``autocast``. Casts are not cached: a surrounding training pass would reuse these
+    casts, which have no gradient, and learn nothing."""
     cached = torch.is_autocast_cache_enabled()
     with torch.no_grad(), autocast or nullcontext():
         torch.set_autocast_cache_enabled(False)

@@ -1,7 +1,7 @@
-"""A model's state under the names that its own code gives: without the parts that wrappers put into them.
+"""Parameter names without the prefixes that wrappers add.
 
-``torch.compile`` adds ``_orig_mod.``, ``DistributedDataParallel`` and ``DataParallel`` add ``module.``, around the whole
-model or a part of it. Files have the names without them, so that a model that is not wrapped takes them, and the reverse.
+``torch.compile`` adds ``_orig_mod.``, ``DistributedDataParallel`` and ``DataParallel`` add ``module.``, to the whole model
+or a part. Files hold clean names, so that wrapped and plain models can exchange them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 from heptane.base.lazy import torch
 
 COMPILED = "_orig_mod"
-AROUND = re.compile(r"(?:(?:module|_orig_mod)\.)*")  # what wrappers around a whole model put before its names
+AROUND = re.compile(r"(?:(?:module|_orig_mod)\.)*")  # prefixes of wrappers around the whole model
 
 
 def clean_names(model: torch.nn.Module, *, outer: bool = True) -> dict[str, str]:
-    """Each name of the model's state dict, and the name without wrappers; where two would become one, all stay as they are.
+    """Map each name of the model's state dict to its clean name; if two would become equal, all names stay unchanged.
 
     Args:
         model: any module.
-        outer: False leaves the parts of wrappers around the whole model.
+        outer: also remove the prefixes of wrappers around the whole model.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.compile(torch.nn.Linear(2, 1)))
@@ -33,24 +33,24 @@ def clean_names(model: torch.nn.Module, *, outer: bool = True) -> dict[str, str]
 
 
 def clean_state(model: torch.nn.Module) -> dict[str, Any]:
-    """The model's state dict under clean names."""
+    """Return the model's state dict with clean names."""
     names = clean_names(model)
     return {names[name]: value for name, value in model.state_dict().items()}
 
 
 def load_clean(model: torch.nn.Module, state: dict[str, Any], *, strict: bool = True) -> None:
-    """Load a state under clean names, or under the model's own."""
+    """Load a state dict with clean names or with the model's own names."""
     own = {clean: name for name, clean in clean_names(model).items()}
     model.load_state_dict({own.get(name, name): value for name, value in state.items()}, strict=strict)
 
 
 def clean_name(model: torch.nn.Module, name: str) -> str:
-    """One name of a parameter, buffer or module without wrappers."""
+    """Return the clean name of a parameter, buffer or module."""
     return _clean(name, sorted(_wrappers(model), key=len))
 
 
 def without_compiled(name: str) -> str:
-    """A name of a file that was saved from a compiled model, without ``_orig_mod.``: nothing else is called so.
+    """Remove ``_orig_mod.`` from a name in a file that was saved from a compiled model.
 
     Example:
         >>> without_compiled("_orig_mod.layers.0._orig_mod.weight")
@@ -60,7 +60,7 @@ def without_compiled(name: str) -> str:
 
 
 def _wrappers(model: torch.nn.Module) -> list[str]:
-    """The prefixes that wrappers add, each with what stands before it, such as ``encoder._orig_mod.``"""
+    """The full prefixes that end in a wrapper, such as ``encoder._orig_mod.``"""
     parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     found = []
     for name, module in model.named_modules(remove_duplicate=False):
@@ -71,7 +71,7 @@ def _wrappers(model: torch.nn.Module) -> list[str]:
 
 
 def _clean(name: str, wrapped: list[str]) -> str:
-    for prefix in reversed(wrapped):  # the innermost first: an outer one keeps its place
+    for prefix in reversed(wrapped):  # innermost first, so that outer prefixes still match
         if f"{name}.".startswith(prefix):
             kept = prefix[:-1].rpartition(".")[0]
             name = f"{kept}.{name[len(prefix) :]}".strip(".") if kept else name[len(prefix) :]

@@ -1,4 +1,4 @@
-"""The tensors in what a model gives, whatever holds them: tuples, dicts, dataclasses, objects of a class of one's own."""
+"""The tensors in a model's output, in any structure: tuples, dicts, dataclasses, custom objects."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from heptane.base.lazy import torch
+from heptane.model.saved_values import slot_names
 
 _CLOSED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 
 
-def in_32_bits(output: Any) -> Any:
-    """``output`` with its 16-bit tensors in 32 bits, in the same structure; what holds none is returned as it is.
+def outputs_to_fp32(output: Any) -> Any:
+    """Convert the 16-bit tensors in ``output`` to float32, keeping its structure; without any, return the same object.
 
     Args:
-        output: a tensor, or tensors in tuples (named ones too), lists, dicts and other mappings, dataclasses (frozen ones
-            too), and objects with attributes, such as a ``torch.distributions.Normal``; in any depth.
+        output: tensors nested in tuples, named tuples, lists, mappings, dataclasses (also frozen), or objects with
+            attributes, such as a ``torch.distributions.Normal``.
 
     Example:
-        >>> in_32_bits((torch.ones(1, dtype=torch.bfloat16), "text"))
+        >>> outputs_to_fp32((torch.ones(1, dtype=torch.bfloat16), "text"))
         (tensor([1.]), 'text')
     """
-    return changed(output, _in_32_bits)
+    return map_tensors(output, _to_fp32)
 
 
-def changed(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """``output`` with ``change`` made to each of its tensors, in the same structure; as it is where none is changed."""
+def map_tensors(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Apply ``change`` to each tensor in ``output``, keeping its structure; if none changes, return the same object."""
     return _changed(output, change, set())
 
 
-def tensors_in(output: Any) -> list[torch.Tensor]:
-    """All tensors in an output, whatever holds them.
+def find_tensors(output: Any) -> list[torch.Tensor]:
+    """Return all tensors in an output, in any structure.
 
     Example:
         >>> tensors_in({"a": [torch.ones(1)], "b": "text"})
@@ -50,12 +51,12 @@ def tensors_in(output: Any) -> list[torch.Tensor]:
     return found
 
 
-def _in_32_bits(tensor: torch.Tensor) -> torch.Tensor:
+def _to_fp32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor], within: set[int]) -> Any:
-    """``value`` with its tensors changed: itself if none is, else a copy; an object inside itself is left alone."""
+    """``value`` with changed tensors: the same object if none changes, else a copy; reference cycles are not followed."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if value is None or isinstance(value, (bool, int, float, str, bytes)) or id(value) in within:
@@ -81,25 +82,20 @@ def _mapping(value: Any, found: dict[Any, Any]) -> Any:
         return value
     if not isinstance(value, MutableMapping):
         return type(value)(found)
-    made = copy.copy(value)  # of its own class, with its own attributes
+    made = copy.copy(value)  # keeps its class and attributes
     for key, held in new.items():
         made[key] = held
     return made
 
 
 def _held(value: Any) -> dict[str, Any]:
-    """An object's attributes, those in slots too."""
+    """An object's attributes, including slots."""
     found = dict(getattr(value, "__dict__", None) or {})
-    slots = [name for base in type(value).__mro__ for name in _names(base.__dict__.get("__slots__", ()))]
     fields = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
-    for name in [*slots, *fields]:
-        if name not in found and not name.startswith("__") and hasattr(value, name):
+    for name in [*slot_names(type(value)), *fields]:
+        if name not in found and hasattr(value, name):
             found[name] = getattr(value, name)
     return found
-
-
-def _names(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(name for name in slots if isinstance(name, str))
 
 
 def _attributes(value: Any, found: dict[str, Any]) -> Any:
@@ -109,5 +105,5 @@ def _attributes(value: Any, found: dict[str, Any]) -> Any:
         return value
     made = copy.copy(value)
     for name, held in new.items():
-        object.__setattr__(made, name, held)  # frozen ones too
+        object.__setattr__(made, name, held)  # also sets fields of frozen dataclasses
     return made

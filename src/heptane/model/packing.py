@@ -1,4 +1,4 @@
-"""State of any form as JSON with its tensors beside it, in safetensors; reading it back runs no code of the file's."""
+"""Model state as JSON plus safetensors; reading it never runs code from the file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from heptane.base.lazy import np, torch
 from heptane.base.storage import replace_file
 from heptane.model.names import clean_state
 
-STATE = "heptane.state"  # the entry of a weight file's metadata for what is no plain tensor
+STATE = "heptane.state"  # metadata key in a weight file, for values that are not plain tensors
 SPARSE = ("sparse_coo", "sparse_csr")
 HELD = "tensors, arrays, numbers, text, lists, sets and dicts"
 
 
 def save_model(model: torch.nn.Module, path: Path) -> None:
-    """The model's parameters, buffers and extra state as a safetensors file; a tensor of two names is stored under both.
+    """Write the model's parameters, buffers and extra state to a safetensors file; shared tensors are stored twice.
 
-    Sparse buffers and extra state are described as JSON in the file's metadata, with their tensors beside the others.
+    Sparse buffers and extra state are stored as JSON in the file's metadata, with their tensors among the others.
     """
     tensors: dict[str, torch.Tensor] = {}
     state = clean_state(model)
@@ -33,16 +33,16 @@ def save_model(model: torch.nn.Module, path: Path) -> None:
 
 
 def read_model(path: Path) -> dict[str, Any]:
-    """What :func:`save_model` wrote, as a state dict; of any other safetensors file its tensors.
+    """Read the state dict that :func:`save_model` wrote, or the tensors of any other safetensors file.
 
     Raises:
-        OSError, SafetensorError, ValueError, KeyError: it cannot be read.
+        OSError, SafetensorError, ValueError, KeyError: the file cannot be read.
     """
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     if STATE not in metadata:
         return tensors
     packed = json.loads(metadata[STATE])
@@ -52,10 +52,10 @@ def read_model(path: Path) -> dict[str, Any]:
 
 
 def pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """``value`` as JSON; its tensors go to ``tensors``, under their names.
+    """Convert ``value`` to JSON; its tensors are added to ``tensors``, with names that begin with ``name``.
 
     Raises:
-        InputError: it holds something of a type that a file without code cannot hold.
+        InputError: ``value`` holds an unsupported type.
     """
     if isinstance(value, torch.Tensor):
         return _pack_tensor(value, name, tensors)
@@ -68,7 +68,7 @@ def pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
         keyed = [[_key(key, name), pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]
         return {"ordered" if isinstance(value, OrderedDict) else "dict": keyed}
     if hasattr(value, "_fields"):
-        raise InputError(f"{name} is a named tuple, {type(value).__name__}: a checkpoint holds {HELD}")
+        raise InputError(f"{name} is a named tuple, {type(value).__name__}: a checkpoint can hold {HELD}")
     for kind, made in (("list", list), ("tuple", tuple), ("set", (set, frozenset)), ("deque", deque)):
         if isinstance(value, made):
             items = [pack(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
@@ -79,11 +79,11 @@ def pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
         return {"bytes": value.hex()} if isinstance(value, bytes) else {"complex": [value.real, value.imag]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise InputError(f"{name} is of type {type(value).__name__}: a checkpoint holds {HELD}")
+    raise InputError(f"{name} is of type {type(value).__name__}: a checkpoint can hold {HELD}")
 
 
 def unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The value that :func:`pack` had, with its tensors from ``tensors``."""
+    """Rebuild the value that :func:`pack` converted, with its tensors from ``tensors``."""
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
@@ -113,7 +113,7 @@ def _unpack_one(kind: str, content: Any, tensors: dict[str, torch.Tensor]) -> An
     if kind == "dtype":
         found = getattr(torch, content)
         if not isinstance(found, torch.dtype):
-            raise ValueError(f"{content} is no dtype")
+            raise ValueError(f"{content} is not a dtype")
         return found
     if kind == "device":
         return torch.device(content)
@@ -121,7 +121,7 @@ def _unpack_one(kind: str, content: Any, tensors: dict[str, torch.Tensor]) -> An
         return bytes.fromhex(content)
     if kind == "complex":
         return complex(*content)
-    raise ValueError(f"{kind} is not a kind of value that a checkpoint holds")
+    raise ValueError(f"{kind} is not a known kind of value")
 
 
 def _plain(value: Any) -> bool:
@@ -133,10 +133,10 @@ def _pack_tensor(value: torch.Tensor, name: str, tensors: dict[str, torch.Tensor
         tensors[name] = value
         return {"tensor": name}
     if value.is_quantized:
-        raise InputError(f"{name} is quantized: a checkpoint holds float and integer tensors; train the float model")
+        raise InputError(f"{name} is quantized: a checkpoint can hold float and integer tensors; train the float model")
     kind = str(value.layout).removeprefix("torch.")
     if kind not in SPARSE:
-        raise InputError(f"{name} has layout {kind}: a checkpoint holds dense, COO and CSR tensors; use to_sparse_coo()")
+        raise InputError(f"{name} has layout {kind}: a checkpoint can hold dense, COO and CSR tensors; use to_sparse_coo()")
     value = value.detach()
     if kind == "sparse_csr":
         parts = [value.crow_indices(), value.col_indices(), value.values()]
@@ -147,13 +147,13 @@ def _pack_tensor(value: torch.Tensor, name: str, tensors: dict[str, torch.Tensor
 
 
 def _key(key: Any, name: str) -> Any:
-    """A dict's key as JSON keeps it."""
+    """A dict key as JSON."""
     if isinstance(key, tuple):
         return {"tuple": [_key(part, name) for part in key]}
     if key is None or isinstance(key, (bool, int, float, str)):
         return key
     raise InputError(
-        f"{name} has a key of type {type(key).__name__}: a checkpoint holds {HELD}, with names or numbers as keys"
+        f"{name} has a key of type {type(key).__name__}: a checkpoint can hold {HELD}, with strings or numbers as keys"
     )
 
 
@@ -162,7 +162,7 @@ def _unkey(key: Any) -> Any:
 
 
 def copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors on the CPU, each in memory of its own."""
+    """Copy the tensors to the CPU, without shared memory."""
     return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
 

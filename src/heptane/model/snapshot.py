@@ -1,7 +1,7 @@
-"""A model that is only tried is afterwards exactly as it was: tensors, plain attributes, modes, gradients, random states.
+"""Save and restore everything a model holds: tensors, attributes, modes, gradients, random states.
 
-Small tensors that are no parameters are copied before. Parameters and large tensors are copied only when something is about
-to write to them, so a trial needs no second copy of a large model.
+Small buffers are copied at once. Parameters and large tensors are copied only just before something writes to them, so that
+probing a large model does not need memory for a second copy.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from heptane.model.holders import Holder, holder_of
+from heptane.model.saved_values import SavedValue, save_value
 
-COPIED_BYTES = 16 << 20  # a larger tensor is copied only when it is written to
-MOST_OBJECTS = 1_000_000  # that are looked at: a model that holds more is no model
+COPIED_BYTES = 16 << 20  # a larger tensor is copied only before it is written to
+MAX_OBJECTS = 1_000_000  # visited: what holds more is data
 _BUILT = ("_parameters", "_modules")
 
 
 @contextmanager
-def as_before(model: torch.nn.Module, *, guarded: bool = True) -> Iterator[Snapshot]:
-    """Leave ``model`` and the random states as they are, whatever is done with it meanwhile.
+def preserved_model(model: torch.nn.Module, *, guarded: bool = True) -> Iterator[Snapshot]:
+    """Restore ``model`` and the random states at the end, whatever is done with the model inside.
 
-    What a first call builds stays: the parameters of lazy layers, layers that ``forward`` makes when it is first called.
+    What a first call builds is kept: the parameters of lazy layers, and layers that ``forward`` creates on its first call.
 
     Args:
         model: any module.
-        guarded: watch for writes to parameters. It slows each operation by some microseconds; without it, only what is
-            done inside ``with snapshot.guard():`` is undone in them.
+        guarded: watch for writes to parameters, which costs some microseconds per operation. If False, writes to parameters
+            are undone only if they happen inside ``with snapshot.guard():``.
     """
     snapshot = Snapshot(model)
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
@@ -50,22 +50,22 @@ def as_before(model: torch.nn.Module, *, guarded: bool = True) -> Iterator[Snaps
 
 
 class Snapshot:
-    """What a model holds, to be put back: everything that is reached from its modules' attributes."""
+    """The saved state of a model: everything reachable from its modules' attributes."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._modules: list[tuple[torch.nn.Module, dict[str, Any], set[str]]] = []
-        self._holders: list[Holder] = []
+        self._values: list[SavedValue] = []
         self._tensors: list[_Tensor] = []
         self._watched: dict[int, list[_Tensor]] = {}
-        self._look(model)
+        self._collect(model)
         self._watch()
 
-    def _look(self, model: torch.nn.Module) -> None:
+    def _collect(self, model: torch.nn.Module) -> None:
         seen: set[int] = set()
-        left: list[Any] = [model]
+        pending: list[Any] = [model]
         sharded = any(hasattr(parameter, "to_local") for parameter in model.parameters())
-        while left and len(seen) < MOST_OBJECTS:
-            value = left.pop()
+        while pending and len(seen) < MAX_OBJECTS:
+            value = pending.pop()
             if id(value) in seen:
                 continue
             if isinstance(value, torch.Tensor):
@@ -75,15 +75,15 @@ class Snapshot:
             elif isinstance(value, torch.nn.Module):
                 seen.add(id(value))
                 if any(_is_unready(p) for p in value._parameters.values()):
-                    continue  # a lazy layer: the trial is what gives it its shape
+                    continue  # a lazy layer: the first call gives it its shape
                 kept = dict(vars(value))
                 self._modules.append((value, kept, _built(value)))
-                # A sharded model's parameters are FSDP's to swap, and it remembers which are in place.
-                left += [held for name, held in kept.items() if name != "_parameters" or not sharded]
-            elif (holder := holder_of(value)) is not None:
+                # FSDP swaps a sharded model's parameters and tracks which are in place: leave them alone.
+                pending += [held for name, held in kept.items() if name != "_parameters" or not sharded]
+            elif (saved := save_value(value)) is not None:
                 seen.add(id(value))
-                self._holders.append(holder)
-                left += holder.children()
+                self._values.append(saved)
+                pending += saved.children
 
     def _watch(self) -> None:
         self._watched.clear()
@@ -92,7 +92,7 @@ class Snapshot:
                 self._watched.setdefault(tensor.storage, []).append(tensor)
 
     def follow(self, moved: Iterable[torch.Tensor]) -> None:
-        """These tensors were given the same values in other memory, which is what is put back from now on."""
+        """Accept that these tensors have moved to other memory with the same values."""
         known = {id(tensor.tensor): tensor for tensor in self._tensors}
         for tensor in moved:
             known[id(tensor)].settle()
@@ -100,36 +100,36 @@ class Snapshot:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """While it lasts, what is written to is copied before, so that it can be put back."""
+        """Copy each tensor before something inside writes to it, so that it can be restored."""
         with _Guard(self._watched):
             yield
 
     def written(self) -> list[torch.Tensor]:
-        """The parameters that were written to, or given other data, inside :meth:`guard`."""
+        """The parameters that were written to, or whose data was replaced, inside :meth:`guard`."""
         return [
             t.tensor for t in self._tensors if isinstance(t.tensor, torch.nn.Parameter) and (t.copy is not None or t.moved)
         ]
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore everything."""
         grown: set[int] = set()
         for module, kept, built in self._modules:
-            if _built(module) - built:  # layers were made by the first call, which would not be made again
+            if _built(module) - built:  # layers that the first call created would not be created again
                 module.__dict__["training"] = kept["training"]
                 grown |= {id(value) for value in kept.values()}
             elif not _same(vars(module), kept):
                 module.__dict__.clear()
                 module.__dict__.update(kept)
-        for holder in self._holders:
-            if id(holder.value) not in grown:
-                holder.restore()
+        for saved in self._values:
+            if id(saved.value) not in grown:
+                saved.restore()
         with torch.no_grad():
             for tensor in self._tensors:
                 tensor.restore()
 
 
 class _Tensor:
-    """A tensor, and what it held."""
+    """A tensor and its saved content."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
@@ -146,14 +146,14 @@ class _Tensor:
             self.copy = self.alias.clone()
 
     def settle(self) -> None:
-        """Take its memory for its own."""
+        """Record its current memory as the original."""
         self.alias = self.tensor.detach()
         self.strides = self.tensor.stride() if self.tensor.layout is torch.strided else None
         self.storage = self.tensor.untyped_storage()._cdata if self.strides is not None else 0
 
     @property
     def moved(self) -> bool:
-        """Whether it was given other data."""
+        """Whether its data was replaced."""
         plain = self.plain and self.strides is not None
         return plain and (self.tensor.untyped_storage()._cdata != self.storage or self.tensor.stride() != self.strides)
 
@@ -166,7 +166,7 @@ class _Tensor:
                 tensor.requires_grad_(self.trains)
         other = tensor.shape != self.alias.shape or tensor.dtype != self.alias.dtype
         if self.moved or (other and self.plain and self.strides is not None):
-            tensor.data = self.alias  # it was given other data
+            tensor.data = self.alias
         if self.copy is not None and self._is_changed():
             with torch.inference_mode(tensor.is_inference()):
                 self.alias.copy_(self.copy)
@@ -197,11 +197,11 @@ class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in given if isinstance(given, (list, tuple)) else (given,):
                 if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
                     self._before_write(tensor)
-        with torch._C.DisableTorchFunction():  # who watches functions sees the model's own only
+        with torch._C.DisableTorchFunction():  # other function modes see the model's own calls only
             return function(*args, **kwargs)
 
     def _before_write(self, tensor: torch.Tensor) -> None:
-        with suppress(RuntimeError, NotImplementedError):  # a tensor without a storage is none of the model's
+        with suppress(RuntimeError, NotImplementedError):  # the model has no tensor without storage
             for kept in self._watched.pop(tensor.untyped_storage()._cdata, ()):
                 kept.copy = kept.alias.clone()
 
@@ -211,7 +211,7 @@ def _is_unready(value: Any) -> bool:
 
 
 def _built(module: torch.nn.Module) -> set[str]:
-    """Names of the parameters and modules that a module has, itself."""
+    """Names of a module's own parameters and submodules."""
     return {name for kind in _BUILT for name, value in vars(module)[kind].items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""What a process pays once, before the training clock runs: libraries that PyTorch loads late, threads, first kernels."""
+"""Pay a process's one-time costs before the training clock starts: late imports, threads, first kernels."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from functools import cache
 from typing import Any
 
 from heptane.base.lazy import torch
-from heptane.model.modes import gradients_on
+from heptane.model.modes import enable_gradients
 
 LATE = (
     "heptane.data.loader",
     "heptane.model.snapshot",
     "heptane.pretrained.anatomy",
     "numpy.random",
-)  # loaded where first used
+)  # otherwise imported on first use
 
 
 @cache
 def warm_up(device: str) -> None:
-    """Train two tiny networks for a step on ``device``, in the first call of a process; the random states are left alone.
+    """Train two tiny networks for one step on ``device``, once per process; random states are unchanged.
 
-    The first optimizer of a process loads ``torch._dynamo``, which takes longer than many a training; the first backward
-    pass starts threads, the first convolution and matrix product prepare oneDNN, MKL, cuDNN and cuBLAS.
+    The first optimizer of a process loads ``torch._dynamo``, which can take longer than a short training; the first backward
+    pass starts threads; the first convolution and matrix product initialise oneDNN, MKL, cuDNN and cuBLAS.
     """
     for name in LATE:
         importlib.import_module(name)
     where = torch.device(device)
     like: dict[str, Any] = {"device": where, "dtype": torch.float32}
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), gradients_on():
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), enable_gradients():
         nn = torch.nn
         images = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1, **like), nn.BatchNorm2d(8, **like), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.1),

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from heptane.base.errors import InputError, nearest
+from heptane.base.errors import InputError, did_you_mean
 from heptane.base.lazy import torch
 from heptane.model.names import without_compiled
 from heptane.pretrained.layers import Group, check_not_lazy, depth_groups, find_head
@@ -112,7 +112,7 @@ def _listed(model: torch.nn.Module, patterns: Sequence[str], head: tuple[str, An
         if any(_matches(pattern, name) for name, _ in model.named_parameters(remove_duplicate=False)):
             raise InputError(f"groups: all that {pattern!r} matches is in a longer one or the head's: leave it out")
         everything = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
-        raise InputError(f"groups: {pattern!r} matches none of the model's names{nearest(pattern, everything)}")
+        raise InputError(f"groups: {pattern!r} matches none of the model's names{did_you_mean(pattern, everything)}")
     own = _own_names(model, head)
     homeless = [name for name in unlisted if name not in own]
     if homeless:

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from heptane.base.alive import working
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.memory import available_memory_bytes
+from heptane.base.progress import working
 from heptane.base.tree import copy_rows, first_tensor, inputs_and_targets
 from heptane.core.custom_losses import ModelLoss
 from heptane.core.precision.step import evaluation
 from heptane.data.batches import TensorSource
-from heptane.distributed.workers import ALONE, Worker, all_reduce
+from heptane.distributed.workers import SINGLE_WORKER, Worker, all_reduce
 
 if TYPE_CHECKING:
     from heptane.core.run import Phase, Run
@@ -65,7 +65,7 @@ def cache_features(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCach
     Raises:
         InputError: features that ``dtype`` cannot hold.
     """
-    from heptane.model.snapshot import as_before
+    from heptane.model.snapshot import preserved_model
     from heptane.pretrained.split import CastCopy, find_split, frozen_outputs
 
     model, source = run.model, run.source
@@ -94,8 +94,8 @@ def cache_features(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCach
     chunk = min(batch_size, CPU_CHUNK) if run.place.device.type == "cpu" else batch_size
 
     def compute(inputs: Any) -> torch.Tensor:
-        worker = run.worker if len(first_tensor(inputs)) >= run.worker.size else ALONE
-        with as_before(model):
+        worker = run.worker if len(first_tensor(inputs)) >= run.worker.size else SINGLE_WORKER
+        with preserved_model(model):
             return held.fill(inputs, frozen_outputs(model, cut, inputs, chunk, run.place, run.precision, worker), worker)
 
     features = compute(source.inputs)

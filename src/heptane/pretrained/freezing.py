@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from heptane.base.errors import InputError, check_range, nearest
+from heptane.base.errors import InputError, check_range, did_you_mean
 from heptane.base.lazy import torch
 from heptane.model.names import without_compiled
 from heptane.pretrained.anatomy import Anatomy, anatomy
@@ -245,7 +245,7 @@ def head_layer(model: torch.nn.Module, name: str | None = None) -> tuple[str, to
 def _layer(model: torch.nn.Module, name: str) -> torch.nn.Linear | torch.nn.Conv2d:
     layers = {key: module for key, module in model.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
     if name not in layers:
-        raise InputError(f"name={name!r} is no Linear or Conv2d of the model{nearest(name, layers)}")
+        raise InputError(f"name={name!r} is no Linear or Conv2d of the model{did_you_mean(name, layers)}")
     return layers[name]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from heptane.base.errors import InputError, check_range, nearest
+from heptane.base.errors import InputError, check_range, did_you_mean
 from heptane.base.lazy import torch
 from heptane.model.names import clean_names
 from heptane.pretrained.layers import find_head
@@ -202,7 +202,7 @@ def _excluded(target: Mapping[str, object], patterns: list[str]) -> set[str]:
     for pattern in patterns:
         hits = {n for n in target if n == pattern or n.startswith(pattern + ".") or fnmatchcase(n, pattern)}
         if not hits:
-            raise InputError(f"exclude={pattern!r} matches none of the model's names{nearest(pattern, target)}")
+            raise InputError(f"exclude={pattern!r} matches none of the model's names{did_you_mean(pattern, target)}")
         found |= hits
     return found
 

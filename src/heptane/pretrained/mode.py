@@ -12,7 +12,7 @@ import torch
 
 from heptane.base.tree import first_tensor
 from heptane.data.batches import BatchTransform, Source, TensorSource, epoch_order
-from heptane.model.trying import try_output
+from heptane.model.probe import probe_output
 from heptane.pretrained.anatomy import Anatomy
 
 SAMPLES, RIDGE = 512, 0.1
@@ -77,7 +77,7 @@ def _features(model: torch.nn.Module, head: str | None, inputs: Any, place: Batc
     taken: list[torch.Tensor] = []
     hook = model.get_submodule(head).register_forward_pre_hook(lambda _, given: taken.append(given[0]))
     try:
-        try_output(model, place.inputs(inputs))
+        probe_output(model, place.inputs(inputs))
     finally:
         hook.remove()
     once = len(taken) == 1 and len(taken[0]) == len(first_tensor(inputs))

@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from heptane.base.alive import EVERY_SECONDS, working
-from heptane.base.errors import InputError, check_range, nearest, one_line
+from heptane.base.errors import InputError, check_range, did_you_mean, one_line
+from heptane.base.progress import EVERY_SECONDS, working
 
 BUILT_IN = ("resnet", "resnet-wide", "mlp", "tabular")
 PRETRAINED = "efficientnet-lite0"
@@ -212,7 +212,7 @@ def check_known(spec: str) -> None:
     """Refuse a name that :func:`build` does not know; what follows a colon is not looked for."""
     kinds = (*BUILT_IN, PRETRAINED, "timm:NAME", "hf:NAME", "package.module:factory")
     if ":" not in spec and spec not in kinds:
-        raise InputError(f"model={spec!r} is not known{nearest(spec, kinds)}: expected one of {', '.join(kinds)}")
+        raise InputError(f"model={spec!r} is not known{did_you_mean(spec, kinds)}: expected one of {', '.join(kinds)}")
 
 
 def _sequence(**layers: nn.Module) -> nn.Sequential:
@@ -251,7 +251,7 @@ def _find_factory(spec: str, where: str, attribute: str) -> Callable[..., object
         raise InputError(f"model={spec!r}: cannot import {where!r}{hint}: {one_line(error)}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise InputError(f"model={spec!r}: {where!r} has no {attribute!r}{nearest(attribute, dir(found))}")
+            raise InputError(f"model={spec!r}: {where!r} has no {attribute!r}{did_you_mean(attribute, dir(found))}")
         found = getattr(found, part)
     if not callable(found) or isinstance(found, nn.Module):
         raise InputError(f"model={spec!r}: {attribute!r} is a {type(found).__name__}; expected a function or a class")

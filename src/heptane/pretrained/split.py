@@ -19,10 +19,10 @@ from heptane.base.tree import copy_rows, first_tensor, tree_copy
 from heptane.core.precision.step import Precision
 from heptane.data.batches import BatchTransform
 from heptane.distributed.workers import Worker
-from heptane.model.calling import call
+from heptane.model.forward import call
 from heptane.model.modes import eval_mode
-from heptane.model.snapshot import as_before
-from heptane.model.trying import evaluated
+from heptane.model.probe import eval_output
+from heptane.model.snapshot import preserved_model
 
 CLOSE = 1e-4  # of the largest output: what the tail may differ by
 
@@ -100,8 +100,8 @@ def find_split(model: torch.nn.Module, sample: Any) -> SplitPoint | str:
     trains = {id(p) for p in model.parameters() if p.requires_grad}
     if all(p.requires_grad for p in model.parameters()):
         return "nothing is frozen"
-    with as_before(model), record_calls(model) as calls:
-        output = evaluated(model, sample)
+    with preserved_model(model), record_calls(model) as calls:
+        output = eval_output(model, sample)
     if not isinstance(output, torch.Tensor):
         return "the model's output is not one tensor"
     chain = call_chain(output, calls, trains, {id(p) for p in model.parameters() if not p.requires_grad})
@@ -261,12 +261,12 @@ def _tried(model: torch.nn.Module, cut: SplitPoint, sample: Any, seed: int) -> t
         came = features.clone()
         torch.manual_seed(seed)
 
-    with as_before(model), hook_at(cut, keep):
+    with preserved_model(model), hook_at(cut, keep):
         torch.manual_seed(seed)
         output = call(model, tree_copy(sample))
     if came is None:
         return None, False
-    with as_before(model):
+    with preserved_model(model):
         torch.manual_seed(seed)
         return came, _is_close(torch.nn.Sequential(*cut.tail)(came.clone()), output)
 
@@ -274,7 +274,7 @@ def _tried(model: torch.nn.Module, cut: SplitPoint, sample: Any, seed: int) -> t
 def _second(model: torch.nn.Module, cut: SplitPoint, sample: Any) -> torch.Tensor | None:
     """What comes to the cut when the model is called for the second time in a row."""
     came: list[torch.Tensor] = []
-    with as_before(model), torch.no_grad():
+    with preserved_model(model), torch.no_grad():
         for _ in range(2):
             with hook_at(cut, lambda features: came.append(features.clone())):
                 call(model, sample)

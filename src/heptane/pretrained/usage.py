@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from heptane.model.snapshot import as_before
+from heptane.model.snapshot import preserved_model
 
 
 class Usage(NamedTuple):
@@ -37,10 +37,10 @@ def trace_usage(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Usag
         labels: of a model that computes its loss itself; zeros stand in for them: the head may not know their classes yet.
     """
     from heptane.base.tree import tree_map
-    from heptane.model.trying import evaluated
+    from heptane.model.probe import eval_output
 
-    with as_before(model), _Watch() as seen:
-        output = evaluated(model, inputs, None if labels is None else tree_map(torch.zeros_like, labels))
+    with preserved_model(model), _Watch() as seen:
+        output = eval_output(model, inputs, None if labels is None else tree_map(torch.zeros_like, labels))
     first = {id(t): moment for moment, (taken, _) in reversed(list(enumerate(seen.calls))) for t in taken}
     if not any(id(parameter) in first for parameter in model.parameters()):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from heptane.base.errors import InputError, nearest
+from heptane.base.errors import InputError, did_you_mean
 from heptane.tricks import Tricks
 
 PLAIN, ALL = "plain", "all"
@@ -82,5 +82,5 @@ def _known(name: str, sets: Mapping[str, Tricks]) -> str:
     head = next((head for head in ("all-", "plain+") if name.startswith(head)), "")
     full = head + name.removeprefix(head).replace("-", "_")
     if full not in sets:
-        raise InputError(f"arms={name!r} is not known{nearest(full, sets)}: expected {', '.join(sets)}")
+        raise InputError(f"arms={name!r} is not known{did_you_mean(full, sets)}: expected {', '.join(sets)}")
     return full

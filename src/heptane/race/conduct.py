@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from heptane.base.alive import working
 from heptane.base.environment import describe
 from heptane.base.errors import InputError
+from heptane.base.progress import working
 from heptane.base.storage import write_text
 from heptane.core.precision.choose import keeps_plain
 from heptane.race.arms import ALL, PLAIN, Arm

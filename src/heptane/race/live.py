@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from heptane.base.alive import drawn_by, redraws, spoke
+from heptane.base.progress import can_redraw, clear_progress, redirect_progress
 from heptane.core.metric_direction import lower_is_better
 from heptane.report import duration, measure
 from heptane.report.console import make_console, make_table, printable
@@ -36,7 +36,7 @@ class LiveTable:
     """
 
     def __init__(self, arms: Sequence[Arm], seeds: Sequence[int], metric: str, enabled: bool | None = None) -> None:
-        self.enabled = redraws() if enabled is None else enabled
+        self.enabled = can_redraw() if enabled is None else enabled
         self._arms, self._seeds, self._metric = arms, seeds, metric
         self._cells: dict[tuple[str, int], str] = {}
         self._best: dict[str, float] = {}
@@ -56,7 +56,7 @@ class LiveTable:
                 self._table(), console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
             )
             self._live.start()
-            self._signs.enter_context(drawn_by(self._sign))
+            self._signs.enter_context(redirect_progress(self._sign))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -109,7 +109,7 @@ class LiveTable:
         self._say(text)
 
     def _say(self, text: str) -> None:
-        spoke()
+        clear_progress()
         if self._live is None:
             print(printable(text, sys.stderr), file=sys.stderr, flush=True)
         self._draw(force=True)
@@ -121,7 +121,7 @@ class LiveTable:
             self._live.update(self._table(), refresh=True)
 
     def _sign(self, text: str) -> None:
-        """What goes on while nothing else is drawn; called by the thread of :mod:`heptane.base.alive`."""
+        """What goes on while nothing else is drawn; called by the thread of :mod:`heptane.base.progress`."""
         if time.monotonic() - self._drawn_at >= _STILL_SECONDS:
             self._sign_text = text
             if self._live is not None:

@@ -12,7 +12,7 @@ from heptane.core.checks import check_model
 from heptane.core.custom_metrics import flatten_metrics
 from heptane.core.optimizers import PEAK, resolve_optimizer
 from heptane.core.run import OptimizerFactory
-from heptane.data.cast import tensors_for
+from heptane.data.cast import to_tensors
 from heptane.distributed.workers import under_launcher
 from heptane.race.arms import make_arms
 from heptane.race.attempt import RaceSpec
@@ -155,7 +155,7 @@ def race(
     check_model(first)
     if first is second:
         raise InputError("model: expected a function that makes a new model each time, and it gave the same one twice")
-    train, valid, test = (tensors_for(data) for data in (train, valid, test))
+    train, valid, test = (to_tensors(data) for data in (train, valid, test))
     metrics = flatten_metrics(metrics)
     goal = check_target(target, valid, metrics)
     chosen = Tricks.recommended(data=train, epochs=epochs) if tricks is None else check_tricks(tricks)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from heptane.base.alive import drawn_by, redraws, spoke, working
+from heptane.base.progress import can_redraw, clear_progress, redirect_progress, working
 from heptane.report import duration, figure, headline, is_finite, label, measure, section, target_text
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Progress:
     """
 
     def __init__(self, total_steps: int, enabled: bool | None = None) -> None:
-        self.enabled = redraws() if enabled is None else enabled
+        self.enabled = can_redraw() if enabled is None else enabled
         self._total_steps, self._step = total_steps, 0
         self._signs = ExitStack()
         self._advance: Callable[..., None] | None = None
@@ -53,7 +53,7 @@ class Progress:
             self._bar = _make_bar()
             self._bar.add_task("", total=self._total_steps, epoch="", figures="")
             self._bar.start()
-            self._signs.enter_context(drawn_by(self._sign))
+            self._signs.enter_context(redirect_progress(self._sign))
         self._advance = self._signs.enter_context(working(f"training, {self._total_steps:,} steps", self._total_steps))
         return self
 
@@ -91,14 +91,14 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print one remark, above the bar when there is one."""
-        spoke()
+        clear_progress()
         if self._bar is None:
             print(printable(text, sys.stderr), file=sys.stderr, flush=True)
         else:
             self._bar.console.print(printable(text, sys.stderr), soft_wrap=True)
 
     def _sign(self, text: str) -> None:
-        """What goes on while the bar does not move, such as an evaluation; called by the thread of ``alive``."""
+        """What goes on while the bar does not move, such as an evaluation; called by the progress thread."""
         bar = self._bar
         if bar is not None and time.monotonic() - self._drawn_at >= _STILL_SECONDS:
             bar.update(bar.task_ids[0], figures=text, refresh=True)

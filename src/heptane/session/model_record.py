@@ -13,7 +13,7 @@ from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor
 from heptane.core.losses import CrossEntropy, Elementwise
 from heptane.data.batches import TensorSource
-from heptane.model.calling import unwrapped
+from heptane.model.forward import unwrapped
 
 if TYPE_CHECKING:
     from heptane.core.run import Run

@@ -15,7 +15,7 @@ from heptane.core.eval_batch import run_eval_batch_size
 from heptane.core.faults import REMEDY, Rewind
 from heptane.core.loop import evaluate_with, steps
 from heptane.core.run import Run
-from heptane.data.guard import DataError
+from heptane.data.skipped_samples import DataError
 from heptane.distributed.replicas import check_replicas
 from heptane.distributed.workers import all_reduce, any_rank, from_rank_zero
 from heptane.model.modes import eval_mode
@@ -339,7 +339,7 @@ class Recorder:
             ):
                 from heptane.distributed import sharding
 
-                metrics = bound(metrics, sharding.gathered(model, self.run.meta_copy), data)
+                metrics = bound(metrics, sharding.gather_model(model, self.run.meta_copy), data)
             found = evaluate_with(
                 model,
                 shown,

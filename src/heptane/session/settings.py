@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from heptane.base.clock import parse_duration
-from heptane.base.errors import InputError, check_choice, check_range, nearest
-from heptane.model.calling import check_compile
+from heptane.base.errors import InputError, check_choice, check_range, did_you_mean
+from heptane.model.forward import check_compile
 from heptane.session.best import WEIGHTS
 from heptane.tricks import KINDS, Tricks
 
@@ -217,7 +217,7 @@ def choice(base: Any, own: Mapping[str, Mapping[str, Any]], off: tuple[str, ...]
     if not isinstance(base, str):
         for name in base:
             if name not in KINDS:
-                near = nearest(str(name), [*KINDS, *PRESETS])
+                near = did_you_mean(str(name), [*KINDS, *PRESETS])
                 known = f"{', '.join(PRESETS)}, or names of tricks: {', '.join(KINDS)}"
                 raise InputError(f"tricks={name!r} is not known{near}: expected {known}")
         base = tuple(base)
@@ -248,14 +248,14 @@ def read_file(path: str | Path) -> dict[str, Any]:
     known = [*(field.name for field in fields(Settings)), *tables, "tricks"]
     for name, value in content.items():
         if name not in known:
-            raise InputError(f"config {str(path)!r}: {name!r} is not known{nearest(name, known)}")
+            raise InputError(f"config {str(path)!r}: {name!r} is not known{did_you_mean(name, known)}")
         if name in tables:
             if not isinstance(value, dict):
                 raise InputError(f"config {str(path)!r}: {name}={value!r}: expected a table, [{name}]")
             inner = [field.name for field in fields(tables[name])]
             for key in value:
                 if key not in inner:
-                    raise InputError(f"config {str(path)!r}: {name}.{key} is not known{nearest(key, inner)}")
+                    raise InputError(f"config {str(path)!r}: {name}.{key} is not known{did_you_mean(key, inner)}")
     return content
 
 

@@ -30,7 +30,7 @@ from heptane.distributed.replicas import NOT_REENTRANT
 from heptane.distributed.workers import Worker, environment_message, join_group, this_worker, under_launcher
 
 if TYPE_CHECKING:
-    from heptane.distributed.use import Use
+    from heptane.distributed.layer_usage import LayerUsage
 
 NOT_BROADCAST = ("int16", "uint16", "uint32", "uint64", "float8")  # dtypes that DDP cannot broadcast
 
@@ -110,9 +110,9 @@ class DataParallel:
         if not self.sync_batchnorm or this_worker().size == 1:
             return model
         if all(parameter.device.type == "cpu" for parameter in model.parameters()):
-            from heptane.distributed.batchnorm import over_workers
+            from heptane.distributed.batchnorm import convert_batchnorm
 
-            return over_workers(model)
+            return convert_batchnorm(model)
         converted: torch.nn.Module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
 
@@ -121,7 +121,7 @@ class DataParallel:
         """Whether the workers of this process group each hold a shard of the model."""
         return self.strategy == "fsdp" and this_worker().size > 1
 
-    def shard(self, model: torch.nn.Module, use: Use | None = None) -> torch.nn.Module | None:
+    def shard(self, model: torch.nn.Module, use: LayerUsage | None = None) -> torch.nn.Module | None:
         """Shard ``model`` in place if the strategy is fsdp.
         Args:
             model: on its device, before the optimizer is built.
@@ -147,7 +147,7 @@ class DataParallel:
         """The trainable parameters of a sharded model that are not sharded."""
         from heptane.distributed import sharding
 
-        return [parameter for parameter in sharding.in_one_piece(model) if parameter.requires_grad]
+        return [parameter for parameter in sharding.unsharded_parameters(model) if parameter.requires_grad]
 
     def wrap(self, model: torch.nn.Module, *, find_unused: bool = False) -> torch.nn.Module:
         """Wrap ``model`` in DDP if there are several workers; wrap again when other parameters become trainable. A sharded

@@ -26,7 +26,7 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from heptane.base.errors import InputError, check_bool, check_range, nearest
+from heptane.base.errors import InputError, check_bool, check_range, did_you_mean
 from heptane.base.lazy import np, torch
 from heptane.base.randomness import generator
 from heptane.base.tree import select_rows
@@ -273,7 +273,7 @@ class HiddenBlend:
         names = {without_compiled(name): name for name, module in model.named_modules() if name}
         if layer not in names and layer not in names.values():
             raise InputError(
-                f"Mixup.layer={layer!r} is not a module of the model{nearest(layer, names)}: see model.named_modules()"
+                f"Mixup.layer={layer!r} is not a module of the model{did_you_mean(layer, names)}: see model.named_modules()"
             )
         self.layer = layer
         layer = names.get(layer, layer)
@@ -309,7 +309,7 @@ def _mask_acts_before(model: torch.nn.Module, module: torch.nn.Module, sample: A
     """Whether the output of ``module`` depends on a mask among the inputs, so that each sample must keep its own mask."""
     if not isinstance(sample, MutableMapping) or not any(is_mask(key, value) for key, value in sample.items()):
         return False
-    from heptane.model.trying import try_output
+    from heptane.model.probe import probe_output
 
     seen: list[Any] = []
     handle = module.register_forward_hook(lambda _, args, output: seen.append(output))
@@ -320,7 +320,7 @@ def _mask_acts_before(model: torch.nn.Module, module: torch.nn.Module, sample: A
                 if is_mask(key, value):
                     tried[key] = torch.zeros_like(tried[key])
                     tried[key][:, :stop] = 1
-            try_output(model, tried)
+            probe_output(model, tried)
     finally:
         handle.remove()
     tensors = all(isinstance(output, torch.Tensor) for output in seen) and len(seen) == 2

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from heptane.base.alive import drawn_by, working
 from heptane.base.errors import InputError, one_line
+from heptane.base.progress import redirect_progress, working
 from heptane.cli.demonstration.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS, DemoRace, Speed, choose, measure
 from heptane.cli.demonstration.page import write_page
 from heptane.cli.demonstration.pictures import SCRATCH, Trained, compared, read_trained, write_pictures
@@ -165,7 +165,7 @@ def _trained(flags: Sequence[str], out: Path) -> Trained | None:
     """``heptane train`` with these flags, as a process of its own: its clocks and its budget begin with it."""
     flags = ["train", *flags, "--out", str(out), "--force"]
     print(f"\n$ heptane {' '.join(flags)}", flush=True)
-    with drawn_by(None):  # it shows signs of life itself
+    with redirect_progress(None):  # it shows signs of life itself
         subprocess.run([sys.executable, "-m", "heptane", *flags], check=False)
     return read_trained(out)
 

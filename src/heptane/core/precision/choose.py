@@ -235,9 +235,9 @@ def _shapes(data: Any) -> list[Any]:
 
 
 def _unchanged(model: torch.nn.Module) -> AbstractContextManager[Any]:
-    from heptane.model.snapshot import as_before
+    from heptane.model.snapshot import preserved_model
 
-    return as_before(model, guarded=False)
+    return preserved_model(model, guarded=False)
 
 
 def _label(dtype: str, channels_last: bool) -> str:

@@ -11,7 +11,7 @@ from heptane.base.device import find_device
 from heptane.base.errors import InputError, check_choice, check_range
 from heptane.base.lazy import torch
 from heptane.model.modes import no_gradients
-from heptane.model.outputs import in_32_bits
+from heptane.model.outputs import outputs_to_fp32
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 
@@ -85,7 +85,7 @@ class Autocast(Precision):
         return torch.autocast(self._device, self._dtype)  # a new context each time: one entered twice never exits
 
     def to_fp32(self, output: Any) -> Any:
-        return in_32_bits(output)
+        return outputs_to_fp32(output)
 
 
 class Scaled(Autocast):

@@ -13,7 +13,7 @@ from heptane.core.losses import Criterion
 from heptane.core.precision.comparison import TooSlow
 from heptane.core.precision.step import PrecisionSettings
 from heptane.model.memory_format import four_dimensional, to_channels_last
-from heptane.model.modes import gradients_on, no_gradients
+from heptane.model.modes import enable_gradients, no_gradients
 
 if TYPE_CHECKING:
     from heptane.model.snapshot import Snapshot
@@ -49,7 +49,7 @@ class TrialSteps:
         slot = self._trick.build(dtype, self.device.type)
         for parameter in self._model.parameters():
             parameter.grad = None
-        with gradients_on():
+        with enable_gradients():
             with slot.autocast():
                 output = model_output(self._criterion, self._model, inputs, targets)
             slot.backward(self._criterion.mean(slot.to_fp32(output), targets))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from heptane.base.errors import InputError, nearest, one_line
+from heptane.base.errors import InputError, did_you_mean, one_line
 from heptane.base.lazy import torch
 
 SCHEME = "timm:"
@@ -65,5 +65,5 @@ def _import(said: str, name: str) -> Any:
         what = f"{said}: timm is installed but does not import ({one_line(error)}); {remedy}"
         raise InputError(what) from error
     if not timm.is_model(name):
-        raise InputError(f"{said}: timm has no such model{nearest(name, timm.list_models())}")
+        raise InputError(f"{said}: timm has no such model{did_you_mean(name, timm.list_models())}")
     return timm

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from heptane.base.errors import InputError, nearest, one_line
+from heptane.base.errors import InputError, did_you_mean, one_line
 from heptane.base.lazy import torch
 from heptane.pretrained.hubs import hf_hub
 from heptane.pretrained.weights.files import read_json
@@ -68,7 +68,7 @@ def read_config(folder: Path, said: str) -> Any:
         raise InputError(f"{said} is a model of timm; give timm:{printable(str(content['architecture']))}")
     known = transformers.CONFIG_MAPPING
     if not isinstance(kind, str) or kind not in known:
-        offer = nearest(kind, known) if isinstance(kind, str) and len(kind) < 100 else ""
+        offer = did_you_mean(kind, known) if isinstance(kind, str) and len(kind) < 100 else ""
         what = f"model_type {printable(repr(kind))} in config.json is not known to transformers {transformers.__version__}"
         raise InputError(f"{said}: {what}{offer}")
     _check_numbers(content, said)

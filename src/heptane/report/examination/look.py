@@ -16,7 +16,7 @@ from heptane.core.eval_batch import run_eval_batch_size
 from heptane.core.precision.step import evaluation
 from heptane.data.batches import Batch, TensorSource
 from heptane.data.sources import as_loader
-from heptane.distributed.workers import ALONE
+from heptane.distributed.workers import SINGLE_WORKER
 from heptane.model.modes import eval_mode
 from heptane.report.examination.collect import Collector
 from heptane.report.examination.pictures import Scale, data_uris, is_picture
@@ -95,11 +95,11 @@ def _untouched(model: torch.nn.Module) -> Iterator[None]:
 
     import numpy as np
 
-    from heptane.model.snapshot import as_before
+    from heptane.model.snapshot import preserved_model
 
     states = random.getstate(), np.random.get_state()
     try:
-        with as_before(model), eval_mode(model):
+        with preserved_model(model), eval_mode(model):
             yield
     finally:
         random.setstate(states[0])
@@ -108,7 +108,9 @@ def _untouched(model: torch.nn.Module) -> Iterator[None]:
 
 def _walk(run: Run, model: torch.nn.Module, data: Any, name: str, collector: Collector) -> None:
     with evaluation(run.precision):
-        for inputs, targets in as_loader(data, run_eval_batch_size(run), ALONE.share, run.faults.bad, PART_NAMES[name]):
+        for inputs, targets in as_loader(
+            data, run_eval_batch_size(run), SINGLE_WORKER.share, run.faults.bad, PART_NAMES[name]
+        ):
             targets = run.place.targets(targets)
             moved = run.place.inputs(inputs)
             output = run.precision.to_fp32(model_output(run.criterion, model, moved, targets))
@@ -124,10 +126,10 @@ def _label(facts: Mapping[str, Any]) -> Sequence[str]:
 
 def _units(facts: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """From what a model predicts to the units of the data."""
-    from heptane.data.restored import preprocess_of  # it loads what reads tables
+    from heptane.data.load_preprocess import load_preprocess  # it loads what reads tables
 
     known = facts.get("preprocess")
-    return preprocess_of(known).outputs if known else None
+    return load_preprocess(known).outputs if known else None
 
 
 def _files(run: Run, about: Mapping[str, Any], part: str) -> Sequence[str]:

@@ -15,10 +15,10 @@ from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.base.storage import FACTS, Damaged, check_files, fresh, read_facts, remove, seal, write_file
+from heptane.base.storage import FACTS, Damaged, check_files, make_empty_folder, read_facts, remove, seal, write_file
 from heptane.core.run import Run
-from heptane.distributed.replicas import share_buffers
-from heptane.distributed.workers import ALONE, Worker, all_gather
+from heptane.distributed.replicas import broadcast_buffers
+from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather
 from heptane.model.names import clean_state
 from heptane.model.packing import copied, pack, serialised
 from heptane.session.checkpoints.parts import write_parts
@@ -67,7 +67,7 @@ def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
     import safetensors.torch  # noqa: F401 - not in the thread that writes: a process may be forked while that imports
 
     if run.meta_copy is not None:
-        share_buffers(run.model)  # which worker's copy the library stores is its own choice
+        broadcast_buffers(run.model)  # which worker's copy the library stores is its own choice
     tensors: dict[str, torch.Tensor] = {}
     facts = {
         "format": FORMAT,
@@ -105,7 +105,7 @@ def write(snapshot: Snapshot, folder: Path, run: Run) -> Path:
         write_parts(snapshot, aside, path, first)
     elif first:
         try:
-            fresh(aside)
+            make_empty_folder(aside)
             write_file(aside / STATE, serialised(snapshot.tensors, {}))
             seal(aside, path, snapshot.facts)
         finally:
@@ -127,7 +127,7 @@ def steps_in(folder: Path) -> list[int]:
     return [step for step, _ in _numbered(folder)]
 
 
-def find(folder: Path, worker: Worker = ALONE) -> tuple[Saved | None, list[str]]:
+def find(folder: Path, worker: Worker = SINGLE_WORKER) -> tuple[Saved | None, list[str]]:
     """The newest checkpoint in ``folder`` that is whole, or None where there is none, and a note on each that is damaged.
 
     Of several workers the first looks, and all must call it.
@@ -150,7 +150,7 @@ def find(folder: Path, worker: Worker = ALONE) -> tuple[Saved | None, list[str]]
     return saved, notes
 
 
-def find_step(folder: Path, step: int, worker: Worker = ALONE) -> Saved | None:
+def find_step(folder: Path, step: int, worker: Worker = SINGLE_WORKER) -> Saved | None:
     """The checkpoint of ``step`` in ``folder``; None where it is not there, or damaged. All workers must call it."""
     found: list[Saved | None] = [None]
     if worker.rank == 0:

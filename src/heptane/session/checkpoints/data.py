@@ -8,10 +8,10 @@ from typing import Any
 from heptane.base.lazy import np, torch
 from heptane.base.randomness import preserved_rng
 from heptane.base.tree import in_memory, inputs_and_targets, num_bytes
-from heptane.data.batches import tensors_of
+from heptane.data.batches import dataset_tensors
+from heptane.data.consistency import checksum
 from heptane.data.loader import seed_all
-from heptane.data.same import checksum
-from heptane.data.spread import spread
+from heptane.data.spaced_samples import spaced_samples
 from heptane.session.checkpoints.describe import ANY
 
 INPUTS, TARGETS, ORDER = "training inputs", "training targets", "order of the training data"
@@ -23,10 +23,10 @@ READ = 16
 def facts_of(data: Any) -> dict[str, Any]:
     """Checksums of ``data`` and the kind of its order, for the settings of a run; ``ANY`` of what cannot be known: data
     without an index, and samples that differ each time they are read, though the global random states are the same."""
-    data = tensors_of(data)
+    data = dataset_tensors(data)
     if in_memory(data):
         targets = inputs_and_targets(data)[1]
-        inputs, few = spread(data, SAMPLES) or (None, None)
+        inputs, few = spaced_samples(data, SAMPLES) or (None, None)
         whole = num_bytes(targets) <= TARGETS_BYTES
         return {INPUTS: _shown(inputs), TARGETS: _shown(targets if whole else few), ORDER: _order(None)}
     first, second = (tuple(map(_shown, _read(data))) for _ in range(2))
@@ -40,7 +40,7 @@ def _read(data: Any) -> tuple[Any, Any]:
     states = [generator.get_state() for generator in own]
     with preserved_rng():
         seed_all(0)
-        found = spread(data, READ) or (None, None)
+        found = spaced_samples(data, READ) or (None, None)
     for generator, state in zip(own, states, strict=True):
         generator.set_state(state)
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import one_line
 from heptane.base.lazy import torch
-from heptane.base.storage import Damaged, checksum, fresh, seal, sync
+from heptane.base.storage import Damaged, checksum, make_empty_folder, seal, sync
 from heptane.distributed.workers import all_gather, this_worker
 from heptane.model.names import clean_state
 
@@ -25,7 +25,7 @@ def write_parts(snapshot: Snapshot, aside: Path, path: Path, first: bool) -> Non
 
     tensors = snapshot.tensors
     if first:
-        fresh(aside)
+        make_empty_folder(aside)
     torch.distributed.barrier()
     save_parts(tensors, aside)
     worker, parts = this_worker(), sorted(aside.iterdir())
@@ -48,7 +48,7 @@ def read_parts(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
     Raises:
         Damaged: they are not what its facts say.
     """
-    from heptane.distributed.sharding import empty, load_parts
+    from heptane.distributed.sharding import allocate, load_parts
 
     own = clean_state(run.model)
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
@@ -62,7 +62,7 @@ def read_parts(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
             sharded = parameters[index] if index < len(parameters) else None
         if dtype not in DTYPES or math.prod(shape) * getattr(torch, dtype).itemsize > room:
             raise Damaged(f"{name} of {dtype} {shape} is not what its files can hold")
-        tensors[name] = empty(shape, getattr(torch, dtype), sharded)
+        tensors[name] = allocate(shape, getattr(torch, dtype), sharded)
     try:
         load_parts(tensors, saved.path)
     except Exception as error:  # whatever distributed checkpoint makes of parts that do not fit
@@ -76,13 +76,13 @@ def read_whole(saved: Saved) -> dict[str, torch.Tensor]:
     Raises:
         Damaged: they are not what its facts say.
     """
-    from heptane.distributed.sharding import empty, load_parts
+    from heptane.distributed.sharding import allocate, load_parts
 
     room, tensors = sum(size for size, _ in saved.files.values()), {}
     for name, (shape, dtype) in saved.facts["tensors"].items():
         if dtype not in DTYPES or math.prod(shape) * getattr(torch, dtype).itemsize > room:
             raise Damaged(f"{name} of {dtype} {shape} is not what its files can hold")
-        tensors[name] = empty(shape, getattr(torch, dtype))
+        tensors[name] = allocate(shape, getattr(torch, dtype))
     try:
         load_parts(tensors, saved.path)
     except Exception as error:  # whatever distributed checkpoint makes of parts that do not fit
@@ -92,16 +92,16 @@ def read_whole(saved: Saved) -> dict[str, torch.Tensor]:
 
 def as_parts(run: Run, model: dict[str, Any], optimizer: dict[str, Any], average: dict[str, Any] | None) -> tuple[Any, ...]:
     """Whole states as the parts that this worker holds."""
-    from heptane.distributed.sharding import like
+    from heptane.distributed.sharding import shard_like
 
     own = clean_state(run.model)
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     state = {
-        index: {key: like(value, parameters[index]) for key, value in kept.items()}
+        index: {key: shard_like(value, parameters[index]) for key, value in kept.items()}
         for index, kept in optimizer["state"].items()
     }
     parts, averages = (
-        {name: like(value, own[name]) if name in own else value for name, value in each.items()}
+        {name: shard_like(value, own[name]) if name in own else value for name, value in each.items()}
         for each in (model, average or {})
     )
     return parts, {**optimizer, "state": state}, averages or None

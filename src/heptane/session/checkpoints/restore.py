@@ -12,7 +12,7 @@ from heptane.base.storage import Damaged
 from heptane.core.metrics import TrainMeter
 from heptane.core.run import Run
 from heptane.data.stream import StreamSource
-from heptane.distributed.workers import Worker, launched
+from heptane.distributed.workers import Worker, launched_workers
 from heptane.model.names import clean_state, load_clean
 from heptane.model.packing import unpack
 from heptane.session.checkpoints.checkpoint import STATE, Saved, fixed
@@ -49,10 +49,10 @@ def followed(tricks: Tricks, saved: Saved | None, batch_size: int | None) -> tup
     if saved is None or batch_size is None or parallel is None or parallel.keep != "share":
         return tricks, batch_size
     first = saved.facts["first"]
-    if first["workers"] == launched():
+    if first["workers"] == launched_workers():
         return tricks, batch_size
     scaling = tricks.lr_scaling or LRScaling(reference_batch=first["batch_size"], warmup_epochs=0)
-    return replace(tricks, lr_scaling=scaling), max(1, round(first["batch_size"] * launched() / first["workers"]))
+    return replace(tricks, lr_scaling=scaling), max(1, round(first["batch_size"] * launched_workers() / first["workers"]))
 
 
 def check(run: Run, saved: Saved) -> None:

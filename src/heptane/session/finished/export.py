@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heptane.base.alive import working
 from heptane.base.errors import InputError, check_choice, one_line
 from heptane.base.lazy import torch
+from heptane.base.progress import working
 from heptane.base.storage import write_text
 from heptane.base.tree import first_tensor, select_rows
-from heptane.model.calling import unwrapped
+from heptane.model.forward import unwrapped
 from heptane.session.finished.predictions import run_model
 from heptane.session.run_folder import clean
 

@@ -12,9 +12,9 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.storage import Damaged
 from heptane.data.cast import Cast
+from heptane.data.load_preprocess import load_preprocess
 from heptane.data.preprocess import Preprocess
-from heptane.data.restored import preprocess_of
-from heptane.model.calling import unwrapped
+from heptane.model.forward import unwrapped
 from heptane.model.names import clean_state, load_clean
 from heptane.model.packing import read_model, unpack
 from heptane.pretrained.weights.names import abbreviate
@@ -152,7 +152,7 @@ def load_run(
     fill(own, state, record, path)
     data = record.get("data") or {}
     if preprocess is None and isinstance(data.get("preprocess"), dict):
-        preprocess = preprocess_of(data["preprocess"])
+        preprocess = load_preprocess(data["preprocess"])
     classes = tuple(data.get("class_names") or ())
     if not classes and facts.get("outputs") in (CLASSES, LABELS) and isinstance(facts.get("num_outputs"), int):
         classes = tuple(str(index) for index in range(max(facts["num_outputs"], 2)))

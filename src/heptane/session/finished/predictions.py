@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import np, torch
 from heptane.base.tree import first_tensor, select_rows, tree_map
-from heptane.data.cast import tensors_for
-from heptane.model.calling import call
+from heptane.data.cast import to_tensors
+from heptane.model.forward import call
 from heptane.model.modes import eval_mode
 from heptane.session.model_record import CLASSES, LABELS
 
@@ -203,7 +203,7 @@ def _as_taken(run: LoadedRun, source: Any) -> Any:
                 f"a {type(value).__name__}: this run's data was not loaded by heptane, so give a tensor or an array as the "
                 "model takes it, or load_run(..., preprocess=hp.load_data(...).preprocess)"
             )
-        return tensors_for(value)
+        return to_tensors(value)
 
     inputs = made(source)
     if not len(first_tensor(inputs)):

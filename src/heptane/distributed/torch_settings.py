@@ -1,4 +1,4 @@
-"""What a process has set for all of PyTorch, for the workers that it starts: they are new processes, with none of it."""
+"""PyTorch's global settings, copied from the launching process to its workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def settings() -> dict[str, Any]:
-    """What this process has set."""
+    """Return this process's settings."""
     return {
         "dtype": torch.get_default_dtype(),
         "device": torch.get_default_device().type,
@@ -20,8 +20,8 @@ def settings() -> dict[str, Any]:
     }
 
 
-def take(found: dict[str, Any]) -> None:
-    """Set the same here."""
+def apply(found: dict[str, Any]) -> None:
+    """Apply what :func:`settings` returned in another process."""
     torch.set_default_dtype(found["dtype"])
     if found["device"] != torch.get_default_device().type:
         torch.set_default_device(found["device"])

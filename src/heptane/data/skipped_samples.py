@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, TypeAlias
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, in_memory, inputs_and_targets, select_rows, tree_map
-from heptane.data.cast import tensors_for
+from heptane.data.cast import to_tensors
 
-MOST_NAMED = 5
+MAX_NAMED = 5
 READER_REMEDY = "for want of memory? lower num_workers or the size of a batch"
 
 
@@ -102,7 +102,7 @@ class _Collate:
 
     def __call__(self, fetched: list[tuple[Any, Any]] | _Whole) -> Collated:
         if isinstance(fetched, _Whole):
-            return Collated(tensors_for(self.collate(fetched.data)), None, [])
+            return Collated(to_tensors(self.collate(fetched.data)), None, [])
         bad = [(index, item.reason) for index, item in fetched if isinstance(item, _Bad)]
         good = [(index, item) for index, item in fetched if not isinstance(item, _Bad)]
         try:
@@ -126,7 +126,7 @@ class _Collate:
         if not good:
             return None
         if not self._stacks:
-            return tensors_for(self.collate([item for _, item in good]))
+            return to_tensors(self.collate([item for _, item in good]))
         if self._kinds is None and len(types := {_types(item) for _, item in good}) > 1:
             raise TypeError(f"samples of {' and of '.join(sorted(types))}")
         data = self.collate([item for _, item in good])
@@ -137,7 +137,7 @@ class _Collate:
         return data
 
 
-def guarded(loader: Any) -> Any:
+def safe_loader(loader: Any) -> Any:
     """A copy of a ``DataLoader`` that yields :class:`Collated`; the loader itself where its samples have no index, or where
     a subclass makes its batches in an ``__iter__`` of its own, which expects those of its ``collate_fn``."""
     indexed = not isinstance(loader.dataset, torch.utils.data.IterableDataset) and loader.batch_sampler is not None
@@ -227,11 +227,11 @@ class SkippedSamples:
         if len(self.found) >= self.limit:
             remedy = "repair or remove it, or leave such samples out with skip_bad"
             if self.limit:
-                named = ", ".join(list(self.found)[:MOST_NAMED])
+                named = ", ".join(list(self.found)[:MAX_NAMED])
                 remedy = f"it is one more than skip_bad={self.limit} allows, after {named}"
             raise DataError(f"{name} cannot be used ({reason}): {remedy}")
         self.found[name] = reason
-        self.say(left_out(name, reason))
+        self.say(skip_message(name, reason))
 
     def of_all_workers(self, found: list[dict[str, str]]) -> None:
         """Take note of what each worker found in its share of an evaluation.
@@ -279,12 +279,12 @@ def check_distributions(targets: Any) -> None:
         )
 
 
-def left_out(name: str, reason: str) -> str:
+def skip_message(name: str, reason: str) -> str:
     """What a report says of it."""
     return f"{name} was left out: {reason}"
 
 
-def without(collated: Collated, unwanted: set[Index]) -> Collated:
+def drop_samples(collated: Collated, unwanted: set[Index]) -> Collated:
     """The batch without those samples."""
     if collated.indices is None or not unwanted & set(collated.indices):
         return collated

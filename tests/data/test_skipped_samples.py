@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import heptane as hp
 from heptane.base import storage
-from heptane.data.guard import DataError, SkippedSamples, guarded, labels_beyond
+from heptane.data.skipped_samples import DataError, SkippedSamples, labels_beyond, safe_loader
 from heptane.distributed.workers import this_worker
 from heptane.session.checkpoints import checkpoint
 
@@ -191,13 +191,13 @@ def test_the_file_of_a_subset_is_that_of_the_whole() -> None:
 def test_a_guarded_loader_is_a_copy_and_the_users_is_as_it_was() -> None:
     loader = DataLoader(TensorDataset(X, Y), 16)
     before = dict(vars(loader))
-    made = guarded(loader)
+    made = safe_loader(loader)
     assert made is not loader
-    assert guarded(made) is made
+    assert safe_loader(made) is made
     assert vars(loader) == before
     assert next(iter(made)).indices == list(range(16))
     unbatched = DataLoader(TensorDataset(X, Y), batch_size=None)
-    assert guarded(unbatched) is unbatched
+    assert safe_loader(unbatched) is unbatched
 
 
 def test_labels_beyond_are_found_row_by_row() -> None:

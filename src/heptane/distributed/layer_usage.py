@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from heptane.base.tree import copy_rows, first_tensor
-from heptane.model.modes import gradients_on
-from heptane.model.snapshot import as_before
+from heptane.model.modes import enable_gradients
+from heptane.model.snapshot import preserved_model
 
 LOOKS = frozenset(("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy"))
 ONLY_FACTS = frozenset(("size", "dim", "numel", "element_size", "is_floating_point", "is_complex", "get_device", "type"))
@@ -25,7 +25,7 @@ TRIALS = 8  # single samples on which it is seen whether layers are left out
 
 
 @dataclass
-class Use:
+class LayerUsage:
     """What was seen of a model in training."""
 
     unused: list[str] = field(default_factory=list)
@@ -93,14 +93,14 @@ def _of_numpy() -> tuple[bytes, int]:
     return state[1].tobytes(), state[2]
 
 
-def seen_in_training(
+def observe_usage(
     model: nn.Module,
     forward: Callable[[Any, Any], Any],
     mean: Callable[[Any, Any], Tensor],
     sample: tuple[Any, Any],
     units: list[nn.Module],
     seed: int,
-) -> Use:
+) -> LayerUsage:
     """Run ``model`` on a few samples; it, and the random states, are afterwards exactly as they were.
 
     Args:
@@ -112,8 +112,8 @@ def seen_in_training(
         units: the layers that may be split over workers each by itself.
         seed: of the random states meanwhile, so that all workers see the same.
     """
-    use = Use()
-    with as_before(model), gradients_on():
+    use = LayerUsage()
+    with preserved_model(model), enable_gradients():
         torch.manual_seed(seed)
         _train_mode(model, len(first_tensor(sample[0])))
         inputs, targets = copy_rows(sample, slice(2))

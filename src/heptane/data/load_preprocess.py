@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from heptane.base.errors import InputError
+from heptane.data.array_preprocess import ArrayPreprocess
 from heptane.data.images import ImagePreprocess
 from heptane.data.preprocess import Preprocess
 from heptane.data.table import TablePreprocess
-from heptane.data.vectors import ArrayPreprocess
 
 KINDS: dict[str, type[Any]] = {"images": ImagePreprocess, "arrays": ArrayPreprocess, "table": TablePreprocess}
 
 
-def preprocess_of(record: Mapping[str, Any]) -> Preprocess:
+def load_preprocess(record: Mapping[str, Any]) -> Preprocess:
     """What :meth:`Preprocess.record` described.
 
     Raises:
@@ -22,7 +22,7 @@ def preprocess_of(record: Mapping[str, Any]) -> Preprocess:
 
     Example:
         >>> from heptane.data import load_data
-        >>> again = preprocess_of(load_data("digits").preprocess.record())
+        >>> again = load_preprocess(load_data("digits").preprocess.record())
         >>> names, inputs = again.inputs(np.zeros((2, 8, 8), dtype="uint8"))
         >>> names, inputs.shape
         (['0', '1'], torch.Size([2, 1, 8, 8]))

@@ -14,10 +14,10 @@ from heptane.data.folder import find_parts, list_entries
 if TYPE_CHECKING:
     from heptane.data.preprocess import Preprocess, TargetScale
 
-MOST_NAMED = 5
+MAX_NAMED = 5
 
 
-def labelled(path: Path, part: str, classes: Sequence[str], preprocess: Preprocess) -> tuple[Any, torch.Tensor, str]:
+def load_labelled(path: Path, part: str, classes: Sequence[str], preprocess: Preprocess) -> tuple[Any, torch.Tensor, str]:
     """What ``preprocess.inputs`` takes, the targets, and which part of the data it is, in words.
 
     Args:
@@ -120,4 +120,4 @@ def _named(kind: str) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")

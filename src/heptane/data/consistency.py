@@ -14,8 +14,8 @@ from typing import Any
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.tree import in_memory, inputs_and_targets, length, select_rows, tree_map
-from heptane.data.batches import Source, TensorSource, tensors_of
-from heptane.data.spread import READ, spread
+from heptane.data.batches import Source, TensorSource, dataset_tensors
+from heptane.data.spaced_samples import READ, spaced_samples
 from heptane.distributed.workers import Worker, all_gather
 
 ENDS = 64  # samples from each end of what is in memory that are compared whole; of the targets all are
@@ -53,11 +53,11 @@ def check_same_data(source: Source, others: list[tuple[str, Any]], worker: Worke
     if isinstance(source, TensorSource):
         mine.append(("training", _ends((source.inputs, source.targets))))
     for name, data in others:
-        data = tensors_of(data)
+        data = dataset_tensors(data)
         if in_memory(data):
             mine.append((name, _ends(inputs_and_targets(data))))
         else:  # of a loader each batch is compared as it is read: its sampler may draw
-            few = spread(data, READ) if not isinstance(data, torch.utils.data.DataLoader) else None
+            few = spaced_samples(data, READ) if not isinstance(data, torch.utils.data.DataLoader) else None
             mine.append((name, (length(data), None if few is None else checksum(few[1]))))
     for rank, theirs in enumerate(all_gather(mine, worker)):
         for (name, here), (_, there) in zip(mine, theirs, strict=False):

@@ -6,10 +6,10 @@ from typing import Any
 
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, inputs_and_targets, length, tree_copy, tree_map
-from heptane.data.guard import DataError
+from heptane.data.skipped_samples import DataError
 
 
-class Readers:
+class DuplicateDetector:
     """Sees whether several readers of an ``IterableDataset`` give the same samples, each all of them."""
 
     def __init__(self, loader: Any, name: str) -> None:
@@ -48,7 +48,7 @@ def _alike(one: Any, other: Any) -> bool:
     return len(tensors[0]) == len(tensors[1]) > 0 and all(map(torch.equal, *tensors))
 
 
-def batches_in(loader: Any) -> int | None:
+def count_batches(loader: Any) -> int | None:
     """How many batches a pass has, or None where nobody knows. Several readers of an ``IterableDataset`` that share its
     samples have a last batch each, which PyTorch's own length leaves out."""
     size, readers = loader.batch_size, loader.num_workers
@@ -62,7 +62,7 @@ def batches_in(loader: Any) -> int | None:
     return sum(held)
 
 
-def tells_size(loader: Any) -> bool:
+def has_fixed_sizes(loader: Any) -> bool:
     """Whether a batch has as many samples as indices are dealt out for it: PyTorch makes it, of single samples."""
     own_iter = type(loader).__iter__ is not torch.utils.data.DataLoader.__iter__
     batches = loader.batch_size is not None or loader.batch_sampler is not None
@@ -72,4 +72,4 @@ def tells_size(loader: Any) -> bool:
 def may_share_memory(loader: Any) -> bool:
     """Whether a batch may be the user's own memory: a data set's tensor as it is, or a buffer that is filled again."""
     own_iter = type(loader).__iter__ is not torch.utils.data.DataLoader.__iter__
-    return own_iter or (loader.num_workers == 0 and not tells_size(loader))
+    return own_iter or (loader.num_workers == 0 and not has_fixed_sizes(loader))

@@ -12,7 +12,7 @@ import torch
 import heptane as hp
 from heptane.core.run import Plan
 from heptane.fit import train
-from heptane.model.calling import call, compiled
+from heptane.model.forward import call, compiled
 
 TOKENS, CLASSES = 11, 3
 sgd = partial(torch.optim.SGD, lr=0.1)

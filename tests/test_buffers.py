@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import heptane as hp
-from heptane.model.kept import BufferSnapshot
+from heptane.model.buffers import BufferSnapshot
 
 
 class Averages(nn.Module):
@@ -80,12 +80,12 @@ def test_what_was_kept_comes_back_and_nothing_else_is_touched() -> None:
     for _ in range(2):  # a second time, after an applied step in which the buffer became another object
         buffer, value = model[1].m, model[1].m.clone()
         mean = model[0].running_mean.clone()
-        kept.keep()
+        kept.save()
         model(torch.randn(8, 4))
         model[1].register_buffer("new", torch.ones(1))
         model[1].extra = 1.0
         model.eval()
-        kept.put_back()
+        kept.restore()
         assert model[1].m is buffer
         assert torch.equal(model[1].m, value)
         assert torch.equal(model[0].running_mean, mean)
@@ -99,13 +99,13 @@ def test_a_constant_is_copied_once() -> None:
     model = Averages("tensor")
     model.mask = torch.ones(1000)
     kept = BufferSnapshot(model)
-    kept.keep()
+    kept.save()
     first = kept._constant[id(model.mask)][2]
     model(torch.randn(8, 4))
-    kept.keep()
+    kept.save()
     assert kept._constant[id(model.mask)][2] is first
     model.mask.zero_()
-    kept.put_back()
+    kept.restore()
     assert bool(model.mask.all())
 
 

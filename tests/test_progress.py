@@ -15,8 +15,8 @@ from tests.conftest import mlp
 from tests.report.test_console import Terminal
 
 import heptane as hp
-from heptane.base import alive
-from heptane.base.alive import drawn_by, show, spoke, watched, working
+from heptane.base import progress
+from heptane.base.progress import clear_progress, progress_shown, redirect_progress, show_progress, working
 
 Wait = Callable[[float], None]
 
@@ -25,23 +25,23 @@ Wait = Callable[[float], None]
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("HEPTANE_PROGRESS", raising=False)
     yield
-    alive._BOARD.reset()
+    progress._DISPLAY.reset()
 
 
 @pytest.fixture
 def wait(monkeypatch: pytest.MonkeyPatch) -> Wait:
     """Lets seconds pass on a clock of the test's own, in place of the thread, which does nothing."""
     clock = [0.0]
-    monkeypatch.setattr(alive, "now", lambda: clock[0])
-    monkeypatch.setattr(alive.Board, "_watch", lambda board: None)
-    alive._BOARD.reset()
+    monkeypatch.setattr(progress, "now", lambda: clock[0])
+    monkeypatch.setattr(progress.Display, "_watch", lambda board: None)
+    progress._DISPLAY.reset()
 
     def passes(seconds: float) -> None:
         end = clock[0] + seconds
         while clock[0] < end:
-            clock[0] = min(clock[0] + alive.REDRAW_SECONDS, end)
-            if alive._BOARD.on:
-                alive._BOARD.tick()
+            clock[0] = min(clock[0] + progress.REDRAW_SECONDS, end)
+            if progress._DISPLAY.on:
+                progress._DISPLAY.tick()
 
     return passes
 
@@ -56,7 +56,7 @@ def stderr(monkeypatch: pytest.MonkeyPatch, *, tty: bool = False, encoding: str 
 
 def test_a_pipe_gets_a_line_after_2_seconds_and_then_one_each_5(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
     pipe = stderr(monkeypatch)
-    with show(), working("reading 1,200 images", total=1200) as advance:
+    with show_progress(), working("reading 1,200 images", total=1200) as advance:
         wait(1.5)
         assert pipe.getvalue() == ""
         advance(400)
@@ -70,16 +70,16 @@ def test_a_pipe_gets_a_line_after_2_seconds_and_then_one_each_5(monkeypatch: pyt
 
 def test_nothing_is_shown_of_what_is_quick_or_while_signs_are_off(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
     pipe = stderr(monkeypatch)
-    with show(), working("quick"):
+    with show_progress(), working("quick"):
         wait(1.9)
-    with show(False), working("slow"):
+    with show_progress(False), working("slow"):
         wait(60)
     assert pipe.getvalue() == ""
 
 
 def test_many_quick_pieces_one_after_the_other_are_not_silent(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
     pipe = stderr(monkeypatch)
-    with show():
+    with show_progress():
         for number in range(30):
             with working(f"piece {number}"):
                 wait(1)
@@ -88,7 +88,7 @@ def test_many_quick_pieces_one_after_the_other_are_not_silent(monkeypatch: pytes
 
 def test_the_innermost_that_takes_long_is_named_else_the_outer_one(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
     pipe = stderr(monkeypatch)
-    with show(), working("outer"):
+    with show_progress(), working("outer"):
         with working("inner"):
             wait(3)
         for _ in range(10):
@@ -99,10 +99,10 @@ def test_the_innermost_that_takes_long_is_named_else_the_outer_one(monkeypatch: 
 
 def test_what_was_just_printed_counts_as_a_sign(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
     pipe = stderr(monkeypatch)
-    with show(), working("training"):
+    with show_progress(), working("training"):
         for _ in range(30):
             wait(1.5)
-            spoke()
+            clear_progress()
     assert pipe.getvalue() == ""
 
 
@@ -115,19 +115,19 @@ def test_a_terminal_gets_one_line_that_is_taken_away_at_the_end(monkeypatch: pyt
     assert "fetching: 4 s" in shown
     assert "\n" not in shown
     assert all(part.strip() == "" for part in shown.rsplit("\r", 2)[1:]), "it ends with an empty line"
-    assert alive._BOARD.works == []
-    assert not alive._BOARD.on
+    assert progress._DISPLAY.tasks == []
+    assert not progress._DISPLAY.on
 
 
 def blocked(wait: Wait) -> None:
-    with show(), working("fetching"):
+    with show_progress(), working("fetching"):
         wait(4)
         raise KeyboardInterrupt
 
 
 def test_a_terminal_without_these_letters_gets_others(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
     terminal = stderr(monkeypatch, tty=True, encoding="ascii")
-    with show(), working("reading"):
+    with show_progress(), working("reading"):
         wait(3)
     assert "reading: 2 s" in terminal.getvalue()
     assert "?" not in terminal.getvalue()
@@ -135,7 +135,7 @@ def test_a_terminal_without_these_letters_gets_others(monkeypatch: pytest.Monkey
 
 def test_several_threads_may_count(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
     pipe = stderr(monkeypatch)
-    with show(), working("reading", total=4000) as advance:
+    with show_progress(), working("reading", total=4000) as advance:
         threads = [threading.Thread(target=lambda: [advance() for _ in range(1000)]) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -151,14 +151,14 @@ def test_other_workers_and_who_does_not_want_it_get_nothing(
 ) -> None:
     pipe = stderr(monkeypatch)
     monkeypatch.setenv(name, value)
-    with watched(), working("training"):
+    with progress_shown(), working("training"):
         wait(60)
     assert pipe.getvalue() == ""
 
 
 def test_another_display_draws_what_begins_inside_it(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
     pipe, drawn = stderr(monkeypatch), []
-    with show(), working("outside"), drawn_by(drawn.append):
+    with show_progress(), working("outside"), redirect_progress(drawn.append):
         wait(60)
         assert drawn == []
         with working("inside"):
@@ -169,35 +169,35 @@ def test_another_display_draws_what_begins_inside_it(monkeypatch: pytest.MonkeyP
 
 def test_work_without_a_name_is_a_sign_too_and_a_name_goes_before_it(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
     pipe = stderr(monkeypatch)
-    with watched():
+    with progress_shown():
         wait(6)
-        with watched(), working("evaluating"):
+        with progress_shown(), working("evaluating"):
             wait(5)
     assert pipe.getvalue().splitlines() == ["still working: 5 s", "evaluating: 2 s"]
 
 
 def test_a_thread_shows_it_while_the_work_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = stderr(monkeypatch)
-    monkeypatch.setattr(alive, "FIRST_SECONDS", 0.04)
-    with show(), working("reading"):
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.04)
+    with show_progress(), working("reading"):
         time.sleep(0.5)
     assert pipe.getvalue() == "reading: 0 s\n"
 
 
 def test_a_reader_that_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
     pipe = stderr(monkeypatch)
-    with show(), working("reading"):
+    with show_progress(), working("reading"):
         pipe.close()
         wait(6)
-        assert not alive._BOARD.on
+        assert not progress._DISPLAY.on
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_is_silent_and_does_not_hang(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
-    with show(), working("reading"), alive._BOARD.lock:
+    with show_progress(), working("reading"), progress._DISPLAY.lock:
         if not (child := os.fork()):
             with working("in the child"):
-                os._exit(alive._BOARD.on)
+                os._exit(progress._DISPLAY.on)
         assert os.waitpid(child, 0)[1] == 0
 
 
@@ -212,18 +212,18 @@ def test_training_without_a_terminal_says_how_far_a_long_epoch_is(monkeypatch: p
     hp.fit(Slow(mlp()), data, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), epochs=1, batch_size=4, progress=True)
     signs = [line for line in pipe.getvalue().splitlines() if line.startswith("training, 16 steps: ")]
     assert len(signs) == 3
-    assert not alive._BOARD.on
-    assert not alive._BOARD.works
+    assert not progress._DISPLAY.on
+    assert not progress._DISPLAY.tasks
 
 
 SLOW = """
 import sys, time, types
 sys.argv = ["heptane"]
-from heptane.base import alive, lazy
-alive.EVERY_SECONDS, alive.FIRST_SECONDS, alive.REDRAW_SECONDS = 0.2, 0.1, 0.05
+from heptane.base import lazy, progress
+progress.EVERY_SECONDS, progress.FIRST_SECONDS, progress.REDRAW_SECONDS = 0.2, 0.1, 0.05
 lazy.EVERY_SECONDS = 0.2
 lazy.import_module = lambda name: (time.sleep(1), types.SimpleNamespace(anything=1))[1]
-with alive.watched():
+with progress.progress_shown():
     lazy.torch.anything
 """
 

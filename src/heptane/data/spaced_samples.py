@@ -7,14 +7,14 @@ from typing import Any
 
 from heptane.base.lazy import torch
 from heptane.base.tree import copy_rows, first_tensor, in_memory, inputs_and_targets, length
-from heptane.data.batches import tensors_of
+from heptane.data.batches import dataset_tensors
 
 READ = 32  # samples of a data set, which may be slow to read
 
 
-def spread(data: Any, count: int) -> tuple[Any, Any] | None:
+def spaced_samples(data: Any, count: int) -> tuple[Any, Any] | None:
     """``count`` samples, as far from each other as can be, in memory of their own; None of data without an index."""
-    data, loader = tensors_of(data), torch.utils.data.DataLoader
+    data, loader = dataset_tensors(data), torch.utils.data.DataLoader
     if not in_memory(data):
         dataset = data.dataset if isinstance(data, loader) else data
         collate = data.collate_fn if isinstance(data, loader) else torch.utils.data.default_collate
