@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from heptane.base.environment import describe
-from heptane.race.statistics import plain
+from heptane.race.statistics import json_number
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -41,10 +41,10 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     """Median, mean, standard deviation (None of one value, or of an infinite one), extremes, and the values themselves."""
     finite = all(map(math.isfinite, values))
     return {
-        "median": plain(statistics.median(values)),
-        "mean": plain(statistics.fmean(values)),
+        "median": json_number(statistics.median(values)),
+        "mean": json_number(statistics.fmean(values)),
         "std": statistics.stdev(values) if len(values) > 1 and finite else None,
-        "min": plain(min(values)),
-        "max": plain(max(values)),
-        "values": [plain(value) for value in values],
+        "min": json_number(min(values)),
+        "max": json_number(max(values)),
+        "values": [json_number(value) for value in values],
     }

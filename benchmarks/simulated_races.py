@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from heptane.race.outcomes import CUT as WAS_CUT
-from heptane.race.outcomes import DID_NOT_ARRIVE, NOT_KNOWN, Outcome, arrived_after
+from heptane.race.outcomes import CENSORED, NOT_KNOWN, NOT_REACHED, Outcome, reached_after
 from heptane.race.pacing import cap_seconds
 from heptane.race.verdicts import HELPS, HURTS, SETTLED, TIME, Judgement, verdicts
 
@@ -66,9 +65,9 @@ def table_of(
                 continue
             cap = _cap(times, arm, seed)
             if time is not None and time > cap:
-                outcomes.append(Outcome(WAS_CUT, math.log(cap)))
+                outcomes.append(Outcome(CENSORED, math.log(cap)))
             else:
-                outcomes.append(DID_NOT_ARRIVE if time is None else arrived_after(time, grid))
+                outcomes.append(NOT_REACHED if time is None else reached_after(time, grid))
         table[arm] = outcomes
     return table
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from heptane.session.checkpoints.checkpoint import find
+from heptane.session.checkpoints.checkpoint import find_newest
 from results import save
 
 PIECE_SECONDS, EVERY_SECONDS, WARM_UP_SECONDS = 1200.0, 5.0, 600.0  # allocators settle for some minutes
@@ -81,7 +81,7 @@ def piece(out: Path, resume: bool, seconds: float) -> dict[str, Any]:
             looks.append((time.monotonic() - began, sum(m for m, _ in seen), sum(f for _, f in seen)))
     running.send_signal(signal.SIGTERM)
     code = running.wait(300)
-    saved, _ = find(out / "checkpoints")
+    saved, _ = find_newest(out / "checkpoints")
     assert saved is not None
     late = np.array([entry for entry in looks if entry[0] > WARM_UP_SECONDS])
     return {

@@ -36,7 +36,7 @@ from heptane import assemble
 from heptane.core.precision.step import Scaled
 from heptane.distributed import sharding  # noqa: F401 - imported at first use too
 from heptane.report import html
-from heptane.session.checkpoints.checkpoint import find
+from heptane.session.checkpoints.checkpoint import find_newest
 from heptane.session.run_folder import RunFolder
 from results import save
 
@@ -150,7 +150,7 @@ def train(case: dict[str, Any], folder: Path) -> dict[str, str]:
         device="cpu",
         **{"optimizer": sgd, **settings},
     )
-    saved, _ = find(RunFolder.checkpoints_of(folder))
+    saved, _ = find_newest(RunFolder.checkpoints_of(folder))
     assert saved is not None
     history = [{key: value for key, value in record.items() if "seconds" not in key} for record in result.history]
     kept = {name: saved.facts[name] for name in ("step", "optimizer", "average", "precision", "skipped", "faults", "meters")}

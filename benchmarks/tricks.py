@@ -15,7 +15,7 @@ from pathlib import Path
 
 import heptane as hp
 from heptane.cli.demonstration.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS
-from heptane.cli.loading import describe
+from heptane.cli.loading import describe_data
 
 RESULT = Path(__file__).parent / "results" / "tricks.json"
 
@@ -53,7 +53,7 @@ def main() -> None:
         progress=True,
         about={
             "command": "python benchmarks/tricks.py",
-            "data": describe(data) | {"num_train": len(train[1]), "num_valid": len(valid[1])},
+            "data": describe_data(data) | {"num_train": len(train[1]), "num_valid": len(valid[1])},
             "model": {"name": f"small ResNet (width {course.width})"},
             "settings": {"optimizer": "sgd", "lr": course.lr, "batch_size": course.batch_size},
         },

@@ -707,7 +707,7 @@ X, Y = IMAGES
         ({"resume": True}, r"resume=True.*run_dir"),
         ({"valid": (X[:0], Y[:0])}, r"valid: .*0 samples"),
         ({"valid": (X, Y + 3)}, r"valid: label \d of sample \d+ is out of range"),
-        ({"target": 0.9}, r"target=0.9 is on validation data, and there is none: pass valid"),
+        ({"target": 0.9}, r"target=0.9 needs validation data, and there is none: pass valid"),
         ({"test": (X, Y[:-1])}, r"50 inputs and 49 targets"),
         ({"device": "abacus"}, r"device='abacus'"),
     ],

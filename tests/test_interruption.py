@@ -142,7 +142,7 @@ def test_a_second_ctrl_c_stops_at_once_and_what_was_saved_is_whole(tmp_path: Pat
         with pytest.raises(KeyboardInterrupt) as caught:
             fit(tmp_path / "run", checkpoint_every=2)
     assert not isinstance(caught.value, Interrupted)
-    saved, notes = checkpoint.find(tmp_path / "run" / "checkpoints")
+    saved, notes = checkpoint.find_newest(tmp_path / "run" / "checkpoints")
     assert saved is not None
     assert notes == []
     assert saved.facts["step"] < 5

@@ -183,7 +183,7 @@ def test_an_interrupted_run_gives_its_best_checkpoint_and_says_so(tmp_path: Path
     run = hp.load_run(tmp_path / "run", model=mlp(seed=5))
     assert run.step == 6
     assert run.metrics["valid_f1"] == 0.7
-    assert "has not ended: these are its weights of step 6, the best evaluation so far (valid_f1 0.7)" in run.notes[-1]
+    assert "unfinished run: loaded the weights of step 6, the best evaluation so far (valid_f1 0.7)" in run.notes[-1]
     assert hp.evaluate(run.model, VALID)["loss"] == pytest.approx(run.metrics["valid_loss"], rel=1e-5)
     newest = hp.load_run(tmp_path / "run", model=mlp(), which="newest")
     assert newest.step == 9

@@ -64,10 +64,10 @@ def test_the_page_has_its_text_and_pictures_and_no_console_error(report: Path) -
     seen = re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]+>", " ", answer.stdout, flags=re.DOTALL))
     for wanted in (
         "net on patterns &lt;b&gt;",
-        *("Training images", "Accuracy per class", "Confusion matrix", "The worst mistakes", "What to try next"),
-        "The seven tricks",
+        *("Training images", "Accuracy per class", "Confusion matrix", "Worst mistakes", "What to try next"),
+        "Tricks",
         "Label smoothing".lower(),
-        "3 recorded",
+        "3 evaluations",
         "Command",
     ):
         assert wanted in seen, wanted
@@ -81,11 +81,11 @@ def test_the_page_of_a_race_has_its_text_and_pictures_and_no_console_error(race_
     for wanted in (
         "90.0%",
         "patterns &lt;b&gt;",
-        "What each trick is worth",
+        "Effect of each trick",
         "all without label smoothing",
         "plain with mixup",
         "Not raced",
-        "Tuned before the race",
+        "Tuning before the race",
         "heptane race ...",
         "Learning rate of all",
     ):

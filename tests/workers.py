@@ -30,7 +30,7 @@ SERVER.set_forkserver_preload(
         "torch._dynamo",
         "heptane.fit",
         "heptane.distributed.batchnorm",
-        "heptane.session.checkpoints.parts",
+        "heptane.session.checkpoints.sharded",
         "heptane.distributed.sharding",
     ]
 )

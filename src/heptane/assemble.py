@@ -49,8 +49,8 @@ from heptane.model.probe import min_train_samples, probe_output, probe_training,
 from heptane.model.warm_up import warm_up
 from heptane.pretrained.anatomy import Anatomy
 from heptane.pretrained.freezing import freeze, layer_groups, restore_freezing, save_freezing
-from heptane.session.agree import check_same_settings
 from heptane.session.checkpoints.settings import groups_of, settings_of
+from heptane.session.same_settings import check_same_settings
 from heptane.tricks import Tricks
 from heptane.tricks.data_parallel import DataParallel
 from heptane.tricks.transfer import Stages, Transfer

@@ -38,18 +38,18 @@ from heptane.model.modes import enable_gradients
 from heptane.model.probe import probe_output, two_samples
 from heptane.pretrained.freezing import restore_freezing, swap_head
 from heptane.report.console import Progress
-from heptane.report.examination.look import Look, look
-from heptane.session.agree import check_same_settings
+from heptane.report.examination.examine import Examination, examine
 from heptane.session.best import WEIGHTS
 from heptane.session.checkpoints import checkpoint, restore
-from heptane.session.checkpoints.data import facts_of
-from heptane.session.checkpoints.keeper import CheckpointManager, Interval
-from heptane.session.checkpoints.trial import check_savable
+from heptane.session.checkpoints.data_facts import data_facts
+from heptane.session.checkpoints.manager import CheckpointManager, Interval
+from heptane.session.checkpoints.savable import check_savable
 from heptane.session.history import Goal, check_target
 from heptane.session.interruption import Interruption
 from heptane.session.recorder import Recorder
 from heptane.session.result import Result
 from heptane.session.run_folder import RunFolder, check_folder, goes_on
+from heptane.session.same_settings import check_same_settings
 from heptane.tricks import Tricks, check_tricks
 from heptane.tricks.data_parallel import DataParallel
 
@@ -297,10 +297,10 @@ def fit(
         if progress:
             stack.enter_context(progress_shown())
         interruption = stack.enter_context(Interruption(active=keeps is not None))
-        saved, damaged = checkpoint.find(keeps, worker) if resume and keeps else (None, [])
+        saved, damaged = checkpoint.find_newest(keeps, worker) if resume and keeps else (None, [])
         stack.callback(restore_freezing, model)  # whatever happens, the user has an ordinary model
-        asked = restore.as_decided(tricks, saved)
-        followed, batch_size = restore.followed(asked, saved, batch_size)
+        asked = restore.with_recorded_choices(tricks, saved)
+        scaled, batch_size = restore.scale_batch(asked, saved, batch_size)
         run = assemble(
             model,
             train,
@@ -310,7 +310,7 @@ def fit(
             steps=steps,
             batch_size=batch_size,
             loss=loss,
-            tricks=followed,
+            tricks=scaled,
             asked=asked,
             accumulate=accumulate,
             clip_norm=clip_norm,
@@ -335,7 +335,7 @@ def fit(
                 if metrics and not sharded and (name == "valid" or valid is None):
                     try_metrics(run.model, run.criterion, run.place, run.precision, metrics, name, data)
         if run_dir is not None:
-            run.settings |= facts_of(train)
+            run.settings |= data_facts(train)
         if saved is not None:
             restore.check_all(run, saved)
         if run_dir is not None:
@@ -370,7 +370,7 @@ def fit(
                 working("looking at mistakes and writing the report"),
             ):  # it takes a moment, and is all there is left to do
                 parts = {"valid": valid, "test": test}
-                seen = partial(look, run, result.model, parts, about or {}, interruption)
+                seen = partial(examine, run, result.model, parts, about or {}, interruption)
                 _write(folder, result, run, about or {}, keeper, seen)
     return result
 
@@ -395,7 +395,7 @@ def _write(
     run: Run,
     about: dict[str, Any],
     keeper: CheckpointManager,
-    examine: Callable[[], Look],
+    examine: Callable[[], Examination],
 ) -> None:
     """The files of a result. A disk that has no room for them costs the files, and not the result."""
     if folder.unwritten:

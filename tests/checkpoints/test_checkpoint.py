@@ -219,10 +219,10 @@ def test_the_newest_and_the_best_are_kept_and_litter_of_a_killed_process_goes(tm
     (tmp_path / ".step-000000001").mkdir()
     (tmp_path / ".step-000000001" / "state.safetensors").write_text("half")
     (tmp_path / "best.safetensors").write_text("mine")
-    assert checkpoint.find(tmp_path) == (None, []) == checkpoint.find(tmp_path / "none")
+    assert checkpoint.find_newest(tmp_path) == (None, []) == checkpoint.find_newest(tmp_path / "none")
     for step in (1, 5, 7, 1_000_000_000):
         path = checkpoint.save(run, step, [], tmp_path, keep=2)
-        saved, notes = checkpoint.find(tmp_path)
+        saved, notes = checkpoint.find_newest(tmp_path)
         assert saved is not None
         assert (saved.path, notes) == (path, [])
     assert names(tmp_path) == {"best.safetensors", "step-000000007", "step-1000000000"}
@@ -268,7 +268,7 @@ def test_whichever_call_to_the_disk_fails_the_last_good_checkpoint_loads(tmp_pat
             disk = Disk(monkeypatch, fail)
             with contextlib.suppress(OSError):
                 checkpoint.save(second, 2, [], folder)
-        saved, notes = checkpoint.find(folder)
+        saved, notes = checkpoint.find_newest(folder)
         assert saved is not None
         assert notes == []
         run = make(OPTIMIZERS["adamw"], model=mlp(seed=5))
@@ -363,17 +363,17 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_with_a_note(tmp_path: Pa
     first = checkpoint.save(trained(1), 1, [], tmp_path, keep=2)
     second = checkpoint.save(trained(2), 2, [], tmp_path, keep=2)
     DAMAGE[damage](second)
-    saved, (note,) = checkpoint.find(tmp_path)
+    saved, (note,) = checkpoint.find_newest(tmp_path)
     assert saved is not None
     assert saved.path == first
     assert note.startswith(f"checkpoint {second} cannot be used (")
-    assert note.endswith("), and the one before it was")
+    assert note.endswith("): used the one before it")
     assert restore.load(make(), saved)[0] == 1
     DAMAGE[damage](first)
     with pytest.raises(
-        hp.InputError, match=r"cannot be used \(.*\), nor can 1 older one\(s\): remove .*, and the run starts"
+        hp.InputError, match=r"is damaged \(.*\), and so are 1 older one\(s\): remove .* to start the run again"
     ):
-        checkpoint.find(tmp_path)
+        checkpoint.find_newest(tmp_path)
 
 
 def resealed(path: Path, **changes: Any) -> checkpoint.Saved:
@@ -400,7 +400,9 @@ def resealed(path: Path, **changes: Any) -> checkpoint.Saved:
 )
 def test_facts_of_another_form_are_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = checkpoint.save(trained(1), 1, [], tmp_path)
-    with pytest.raises(storage.Damaged, match=r"its format is|has no \w+ of type|has a record that is none"):
+    with pytest.raises(
+        storage.Damaged, match=r"format .*, but this version|has no \w+ of type|has an invalid history record"
+    ):
         resealed(path, **changes)
 
 
@@ -445,7 +447,7 @@ def test_a_strangers_checkpoint_with_nonsense_in_it_is_refused_in_one_line(tmp_p
         ({"batch_size": 8}, r"with batch_size 16, and this run has 8"),
         ({"data": make_images(40)}, r"with training samples 48, and this run has 40"),
         ({"seed": 1}, r"with seed 0, and this run has 1"),
-        ({"epochs": 1}, r"is at step 4, past this run's 3: raise epochs"),
+        ({"epochs": 1}, r"is at step 4, but this run has only 3 steps: raise epochs"),
     ],
 )
 def test_another_runs_checkpoint_is_refused_and_nothing_is_touched(

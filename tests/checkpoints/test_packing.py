@@ -16,7 +16,7 @@ from tests.conftest import make_images, mlp
 import heptane as hp
 from heptane.model.names import clean_names, load_clean
 from heptane.model.packing import pack, read_model, save_model, unpack
-from heptane.session.checkpoints.checkpoint import find
+from heptane.session.checkpoints.checkpoint import find_newest
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 TRAIN = make_images(32)
@@ -56,7 +56,7 @@ def test_files_of_a_wrapped_model_have_its_own_names(where: str, tmp_path: Path)
     fit(model, tmp_path, average_decay=0.9)
     names = set(mlp().state_dict())
     assert set(load_file(tmp_path / "model.safetensors")) == names
-    saved, _ = find(tmp_path / "checkpoints")
+    saved, _ = find_newest(tmp_path / "checkpoints")
     assert saved is not None
     held = set(load_file(saved.path / "state.safetensors"))
     assert {f"model.{name}" for name in names} <= held

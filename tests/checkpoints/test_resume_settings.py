@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSam
 
 import heptane as hp
 from heptane.session.checkpoints.describe import describe
-from heptane.session.checkpoints.settings import KEPT, MAY_CHANGE
+from heptane.session.checkpoints.settings import MAY_CHANGE, MUST_MATCH
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 TRAIN, VALID = make_images(48), make_images(16, seed=1)
@@ -313,10 +313,12 @@ def test_several_differences_are_named_together(tmp_path: Path) -> None:
 
 
 def test_every_argument_of_fit_is_said_to_be_kept_or_to_change() -> None:
-    assert {*MAY_CHANGE, *KEPT} == set(inspect.signature(hp.fit).parameters)
-    assert not set(MAY_CHANGE) & set(KEPT)
+    assert {*MAY_CHANGE, *MUST_MATCH} == set(inspect.signature(hp.fit).parameters)
+    assert not set(MAY_CHANGE) & set(MUST_MATCH)
     page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
-    assert all(f"`{name}`" in page for name in [*MAY_CHANGE, *KEPT] if name not in ("about", "started", "force", "resume"))
+    assert all(
+        f"`{name}`" in page for name in [*MAY_CHANGE, *MUST_MATCH] if name not in ("about", "started", "force", "resume")
+    )
 
 
 def test_what_may_change_does(tmp_path: Path) -> None:
@@ -394,9 +396,9 @@ def test_small_images_mixup_and_freezing_over_the_new_length_are_said(tmp_path: 
     settings = {"tricks": tricks, "resize": hp.ProgressiveResize(size=6), "model": model}
     fit(tmp_path, **settings)
     said = " ".join(fit(tmp_path, resume=True, epochs=8, **settings).notes)
-    assert "images have 6 pixels again up to step 14 of the new length" in said
-    assert "mixup is on again up to step 21" in said
-    assert "groups of layers are frozen again" in said
+    assert "images are scaled down to 6 pixels again until step 14" in said
+    assert "mixup is on again until step 21" in said
+    assert "layer groups are frozen again" in said
 
 
 class Endless(torch.utils.data.IterableDataset[Any]):
@@ -416,7 +418,7 @@ def test_steps_over_data_without_a_length_are_extended_too(tmp_path: Path) -> No
 
 def test_a_run_that_is_made_shorter_than_it_is_stays_refused(tmp_path: Path) -> None:
     fit(tmp_path)
-    with pytest.raises(hp.InputError, match="is at step 6, past this run's 3: raise epochs"):
+    with pytest.raises(hp.InputError, match="is at step 6, but this run has only 3 steps: raise epochs"):
         fit(tmp_path, resume=True, epochs=1)
 
 

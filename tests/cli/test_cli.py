@@ -18,7 +18,7 @@ from PIL import Image
 
 from heptane.cli import main
 from heptane.cli.tricks import measured, measured_text
-from heptane.report import measure
+from heptane.report import format_metric
 from heptane.tricks import KINDS
 
 FAST = ["--data", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "120"]
@@ -36,7 +36,7 @@ def result(out: Path) -> dict[str, object]:
 def test_train_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path / "run") == 0
     printed = capsys.readouterr()
-    for word in ("test accuracy", "validation accuracy", "wall clock", "training only", "CPU time", "report.html"):
+    for word in ("test accuracy", "validation accuracy", "wall clock", "training time", "CPU time", "report.html"):
         assert word in printed.out
     assert printed.err.count("epoch ") == 2
     record = result(tmp_path / "run")
@@ -196,7 +196,7 @@ def test_amounts_of_an_npz_are_learned_and_predicted_in_their_own_units(tmp_path
     capsys.readouterr()
     for given in ([], ["--data", data]):
         assert main(["evaluate", "--run", run, "--part", "valid", *given]) == 0
-        assert measure("loss", metrics["valid_loss"], 2) in capsys.readouterr().out
+        assert format_metric("loss", metrics["valid_loss"], 2) in capsys.readouterr().out
 
 
 BAD = {

@@ -111,13 +111,11 @@ def test_with_fewer_workers_the_batch_is_kept_or_their_shares_are_and_the_rate_f
     _, same = half(tmp_path / "batch", "batch", sgd)
     assert same.steps["planned"] == 6
     assert same.schedule["learning_rate"][-1] == 0.1
-    assert "from step 3 on with 1 worker(s), before with 2: the global batch of 8" in " ".join(same.notes)
+    assert "1 worker(s) from step 3 on; before, 2: the global batch size of 8" in " ".join(same.notes)
     _, followed = half(tmp_path / "share", "share", sgd)
     assert (followed.steps["planned"], followed.steps["applied"]) == (12, 12)
     assert followed.schedule["learning_rate"][-1] == pytest.approx(0.05)
-    assert "from step 6 on with 1 worker(s), before with 2: each keeps its share, so the batch is 4" in " ".join(
-        followed.notes
-    )
+    assert "1 worker(s) from step 6 on; before, 2: the global batch size is now 4" in " ".join(followed.notes)
     adam = partial(torch.optim.Adam, lr=0.1)
     _, rooted = half(tmp_path / "adam", "share", adam)
     assert rooted.schedule["learning_rate"][-1] == pytest.approx(0.1 / 2**0.5)
@@ -146,4 +144,4 @@ def test_from_the_middle_of_an_epoch_another_number_of_workers_goes_on(strategy:
         for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
         assert again.history[-1]["train_loss"] == pytest.approx(whole.history[-1]["train_loss"], abs=1e-10)
-        assert f"from step 7 on with {after} worker(s), before with {before}" in " ".join(again.notes)
+        assert f"{after} worker(s) from step 7 on; before, {before}" in " ".join(again.notes)

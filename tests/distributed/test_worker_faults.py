@@ -157,7 +157,7 @@ def differs(name: str) -> str:
 def test_settings_that_differ_between_workers_are_refused(name: str, said: str) -> None:
     found = launch(differs, {"name": name}, 2)
     assert said in found
-    assert "give it the same value in each" in found
+    assert "pass the same value in all workers" in found
 
 
 # Row 39: who failed, by type and origin

@@ -11,7 +11,7 @@ import pytest
 from heptane.cli.flags import make_parser
 from heptane.pretrained.hubs import available, efficientnet_hub
 from heptane.report.examination.advice import MOST, advise
-from heptane.report.examination.commands import again
+from heptane.report.examination.commands import command_with
 
 
 def result(train: list[float], valid: list[float], **changed: Any) -> dict[str, Any]:
@@ -46,15 +46,15 @@ FLAT = [0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (result([0.9] * 6, FLAT, metrics={"valid_loss": None}), ["Lower the learning rate", "not a number", "--lr 0.1"]),
+        (result([0.9] * 6, FLAT, metrics={"valid_loss": None}), ["Lower the learning rate", "NaN or infinite", "--lr 0.1"]),
         (
             result([0.5, 0.7, -1.0], [0.5, 0.7, 0.1]),
-            ["Lower the learning rate", "rose to 2 after it had been 0.3", "--lr 0.1"],
+            ["Lower the learning rate", "fell to 0.3, then rose to 2", "--lr 0.1"],
         ),
-        (result([1.0] * 6, FLAT), ["100.0% of the training samples right and 80.0%", "--augment warp"]),
+        (result([1.0] * 6, FLAT), ["100.0% accuracy on training samples, 80.0% on held-out ones", "--augment warp"]),
         (
             result([1.0] * 6, FLAT, tricks=[{"name": "transfer", "on": True}]),
-            ["Collect more samples", "take longer: the frozen part is then computed in each epoch"],
+            ["Collect more samples", "takes longer: frozen features can then not be cached"],
         ),
         (
             result([0.7] * 6, FLAT, model={"name": "efficientnet-lite0"}, tricks=[{"name": "transfer", "on": True}]),
@@ -65,11 +65,11 @@ FLAT = [0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
         (result([0.99] * 6, [0.98] * 6), ["little is left to gain"]),
         (
             result([0.6] * 6, [0.6] * 6, examination=classes([(60, 60, 100), (40, 0, 0)])),
-            ["predicts c0 for each of the 100 samples"],
+            ["predicts c0 for all 100 samples"],
         ),
         (
             result([0.6] * 6, [0.6] * 6, examination=classes([(60, 50, 70), (40, 11, 30)])),
-            ["61.0%, is no better than saying c0 each time (60.0%)"],
+            ["61.0% is no better than always predicting c0 (60.0%)"],
         ),
         (
             result([0.8] * 6, FLAT, examination=classes([(60, 58, 58), (40, 20, 42)], train_counts=[300, 8])),
@@ -85,9 +85,9 @@ FLAT = [0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
                     confused=[{"true": "c1", "predicted": "c0", "count": 10}, {"true": "c0", "predicted": "c1", "count": 6}],
                 ),
             ),
-            ["Look at c0 and c1", "16 of the 20 mistakes"],
+            ["Look at c0 and c1", "16 of the 20 mistakes confuse"],
         ),
-        (result([0.9] * 6, [0.9] * 6, examination=classes([(10, 9, 10), (10, 9, 10)])), ["20 samples tell", "±13 points"]),
+        (result([0.9] * 6, [0.9] * 6, examination=classes([(10, 9, 10), (10, 9, 10)])), ["On 20 samples", "±13 points"]),
         (result([0.9] * 6, FLAT, metrics={}), ["Set samples aside", "--valid-fraction 0.2"]),
         (
             result([0.9] * 6, FLAT, metrics={"valid_loss": 1.0}, examination={"columns": [{"r2": 0.02}]}),
@@ -190,13 +190,13 @@ def test_pretrained_weights_are_asked_for_without_what_was_set_for_training_from
 
 def test_the_command_is_the_runs_own_with_one_setting_changed() -> None:
     run = {"command": "heptane train --data 'a b' --epochs=10 --out runs/a --force"}
-    assert shlex.split(again(run, epochs=20)) == ["heptane", "train", "--data", "a b", "--epochs", "20"]
+    assert shlex.split(command_with(run, epochs=20)) == ["heptane", "train", "--data", "a b", "--epochs", "20"]
     resumed = {"command": "heptane train --resume 'runs/a b'"}
-    assert again(resumed, lr=0.1) == "heptane train --config 'runs/a b/settings.toml' --lr 0.1"
+    assert command_with(resumed, lr=0.1) == "heptane train --config 'runs/a b/settings.toml' --lr 0.1"
     cut = {"command": "heptane train --data a --budget 60s --target=0.9 --dry --patience 3"}
-    assert again(cut, epochs=20) == "heptane train --data a --dry --epochs 20"
-    assert again(cut, lr=0.1).endswith("--budget 60s --target 0.9 --dry --patience 3 --lr 0.1")
-    assert again({"command": "python train.py"}, epochs=20) == "hp.fit(..., epochs=20)"
+    assert command_with(cut, epochs=20) == "heptane train --data a --dry --epochs 20"
+    assert command_with(cut, lr=0.1).endswith("--budget 60s --target 0.9 --dry --patience 3 --lr 0.1")
+    assert command_with({"command": "python train.py"}, epochs=20) == "hp.fit(..., epochs=20)"
 
 
 def test_anything_may_be_missing() -> None:

@@ -16,9 +16,14 @@ def test_class_numbers_and_distributions_are_classes_with_the_chance_of_the_pred
     for targets in (torch.tensor([0, 1]), torch.eye(3)[[0, 1]], torch.tensor([0, 1], dtype=torch.uint8)):
         found = decode(CrossEntropy(), output, targets)
         assert found is not None
-        assert (found.kind, found.truth.tolist(), found.guess.tolist(), found.num_classes) == ("classes", [0, 1], [0, 2], 3)
-        assert found.sure is not None
-        torch.testing.assert_close(found.sure, output.softmax(1).max(1).values)
+        assert (found.kind, found.truth.tolist(), found.predicted.tolist(), found.num_classes) == (
+            "classes",
+            [0, 1],
+            [0, 2],
+            3,
+        )
+        assert found.confidence is not None
+        torch.testing.assert_close(found.confidence, output.softmax(1).max(1).values)
 
 
 def test_log_probabilities_and_a_softmax_of_the_models_own_are_taken_for_what_they_are() -> None:
@@ -29,8 +34,8 @@ def test_log_probabilities_and_a_softmax_of_the_models_own_are_taken_for_what_th
     ):
         found = decode(criterion, output, torch.tensor([0]))
         assert found is not None
-        assert found.sure is not None
-        torch.testing.assert_close(found.sure, torch.tensor([0.7]))
+        assert found.confidence is not None
+        torch.testing.assert_close(found.confidence, torch.tensor([0.7]))
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
@@ -39,9 +44,9 @@ def test_one_logit_is_two_classes(shape: tuple[int, ...]) -> None:
     criterion, _ = choose_criterion("binary_cross_entropy", output.view(shape), targets.view(shape), None)
     found = decode(criterion, output.view(shape), targets.view(4))
     assert found is not None
-    assert (found.kind, found.guess.tolist(), found.truth.tolist()) == ("classes", [1, 0, 1, 0], [1, 1, 0, 0])
-    assert found.sure is not None
-    torch.testing.assert_close(found.sure[1], torch.tensor(2.0).sigmoid())
+    assert (found.kind, found.predicted.tolist(), found.truth.tolist()) == ("classes", [1, 0, 1, 0], [1, 1, 0, 0])
+    assert found.confidence is not None
+    torch.testing.assert_close(found.confidence[1], torch.tensor(2.0).sigmoid())
 
 
 def test_several_labels_and_real_numbers() -> None:
@@ -49,7 +54,7 @@ def test_several_labels_and_real_numbers() -> None:
     criterion, _ = choose_criterion(None, targets, targets, None)
     found = decode(criterion, 2 * targets - 1, targets)
     assert found is not None
-    assert (found.kind, found.guess.tolist()) == ("labels", [[True, False], [True, True]])
+    assert (found.kind, found.predicted.tolist()) == ("labels", [[True, False], [True, True]])
     criterion, _ = choose_criterion(None, torch.zeros(3, 1), torch.tensor([1.5, 2.5, 3.5]), None)
     found = decode(criterion, torch.zeros(3, 1), torch.tensor([1.5, 2.5, 3.5]))
     assert found is not None

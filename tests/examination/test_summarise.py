@@ -9,7 +9,7 @@ import torch
 
 from heptane.core.criterion import choose_criterion
 from heptane.core.losses import CrossEntropy
-from heptane.report.examination.collect import KEPT, Collector
+from heptane.report.examination.collect import MAX_MISTAKES, Collector
 from heptane.report.examination.summarise import summarise
 
 
@@ -50,10 +50,10 @@ def test_a_class_without_samples_does_not_count_in_the_balanced_accuracy() -> No
 
 
 def test_only_the_worst_are_kept_with_their_inputs() -> None:
-    size = 4 * KEPT
+    size = 4 * MAX_MISTAKES
     logits = torch.stack([torch.linspace(0.1, 5, size), torch.zeros(size)], 1)
     collector = collected(logits, torch.ones(size, dtype=torch.long), batch=7)
-    assert [index for _, index, _ in collector.worst] == list(range(size - 1, size - 1 - KEPT, -1))
+    assert [index for _, index, _ in collector.worst] == list(range(size - 1, size - 1 - MAX_MISTAKES, -1))
     assert all(torch.equal(shown, logits[index]) for _, index, shown in collector.worst)
 
 

@@ -122,7 +122,7 @@ def test_an_arm_that_raises_does_not_lose_the_others():
         "all-mixed_precision": {"reached"},
     }
     assert "no 16 bits, please" in result.record["arms"][1]["runs"][0]["note"]
-    assert result.record["headline"] == "No verdict: tricks arrive 0 of 2, plain 2 of 2"
+    assert result.record["headline"] == "No verdict: reached by tricks 0 of 2, plain 2 of 2"
 
 
 def test_a_race_for_accuracy_gives_every_arm_its_time():
@@ -288,7 +288,7 @@ def test_the_command_races_for_accuracy(tmp_path, capsys):
     assert main(["race", *DIGITS, *flags, "--out", str(tmp_path / "race")]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "in 0.30 s of training" in out
-    assert re.search(r"No verdict: one seed only, .* points (more|less) accuracy in it", out)
+    assert re.search(r"No verdict: only one seed \(.* points (more|less) accuracy\)", out)
 
 
 @pytest.mark.parametrize(

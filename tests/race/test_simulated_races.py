@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from heptane.race.findings import findings
-from heptane.race.reaching import when_reached
+from heptane.race.target import when_reached
 from heptane.session.history import Goal
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

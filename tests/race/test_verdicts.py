@@ -4,23 +4,23 @@ import math
 
 import pytest
 
-from heptane.race.outcomes import DID_NOT_ARRIVE, NOT_KNOWN, Outcome, arrived_after, difference, outcome_of
+from heptane.race.outcomes import NOT_KNOWN, NOT_REACHED, Outcome, difference, outcome_of, reached_after
 from heptane.race.statistics import Noise, pooled_noise, student_quantile
+from heptane.race.verdict_text import arrival_counts, verdict_text
 from heptane.race.verdicts import (
+    ARRIVES_LESS,
+    ARRIVES_MORE,
     HELPS,
     HURTS,
     NO_DIFFERENCE,
     NO_VERDICT,
     NOT_SETTLED,
-    OFTENER,
     POINTS,
-    RARER,
     TIME,
+    gather_evidence,
     judge,
     verdicts,
-    weigh,
 )
-from heptane.race.words import arrivals_text, words_of
 
 BOTH = (("plain", "plain+it"), ("all-it", "all"))
 STEADY = [100.0, 110.0, 95.0, 105.0, 98.0]
@@ -28,8 +28,8 @@ STEADY = [100.0, 110.0, 95.0, 105.0, 98.0]
 
 def times(*seconds):
     """Outcomes: a number is a time, None missed it, a text is a bound, NaN was not run."""
-    made = {str: lambda s: Outcome("cut", math.log(float(s))), type(None): lambda _: DID_NOT_ARRIVE}
-    return [NOT_KNOWN if s != s else made.get(type(s), lambda s: arrived_after(s))(s) for s in seconds]
+    made = {str: lambda s: Outcome("censored", math.log(float(s))), type(None): lambda _: NOT_REACHED}
+    return [NOT_KNOWN if s != s else made.get(type(s), lambda s: reached_after(s))(s) for s in seconds]
 
 
 def race_of(without, with_it, wobble=(0.0, 0.02, -0.02, 0.01, -0.01), fixed=True, other=None):
@@ -56,19 +56,19 @@ def test_a_trick_that_saves_time_helps_and_the_words_say_how_much():
     assert made.verdict == HELPS
     assert math.exp(-made.estimate) == pytest.approx(0.77, rel=0.01)
     assert made.low < made.estimate < made.high
-    assert words_of(made, True).startswith("saves 23% (2")
+    assert verdict_text(made, True).startswith("saves 23% (2")
 
 
 def test_a_trick_that_costs_time_hurts():
     made = race_of(STEADY, scaled(1.3))
     assert made.verdict == HURTS
-    assert words_of(made, True).startswith("costs 30% (2")
+    assert verdict_text(made, True).startswith("costs 30% (2")
 
 
 def test_an_interval_within_ten_percent_is_no_difference():
     made = race_of(STEADY, scaled(1.01))
     assert made.verdict == NO_DIFFERENCE
-    assert words_of(made, True) == "no difference beyond 10%"
+    assert verdict_text(made, True) == "no difference beyond 10%"
 
 
 def test_below_three_percent_nothing_is_called_helpful_however_sure_it_is():
@@ -80,19 +80,19 @@ def test_below_three_percent_nothing_is_called_helpful_however_sure_it_is():
 def test_what_is_not_settled_says_how_far_and_how_many_more_seeds():
     made = race_of(STEADY, scaled(0.95), wobble=[0.45, -0.3, 0.15, -0.45, 0.3])
     assert made.verdict == NOT_SETTLED
-    assert words_of(made, True).startswith("not settled: ")
-    assert "% slower to " in words_of(made, True)
-    assert words_of(made, True).endswith("> 20 more seeds would be needed to show a 10% effect")
+    assert verdict_text(made, True).startswith("not settled: ")
+    assert "% slower to " in verdict_text(made, True)
+    assert verdict_text(made, True).endswith("> 20 more seeds would be needed to show a 10% effect")
     quieter = race_of(STEADY[:3], scaled(0.95, STEADY[:3]), wobble=[0.12, -0.1, 0.02])
     assert quieter.more_seeds is not None
-    assert f"about {quieter.more_seeds} more seeds would show a 10% effect" in words_of(quieter, True)
+    assert f"about {quieter.more_seeds} more seeds would show a 10% effect" in verdict_text(quieter, True)
 
 
 def test_interval_is_that_of_students_t_on_the_shared_noise():
     table = {"plain": times(100.0, 110.0, 95.0), "all": times(70.0, 80.0, 60.0)}
     costs = [[run.cost for run in runs] for runs in table.values()]
     noise = pooled_noise(costs)
-    made = judge(weigh(table, [("plain", "all")], noise), 0.05, TIME)
+    made = judge(gather_evidence(table, [("plain", "all")], noise), 0.05, TIME)
     d = [a - b for a, b in zip(*costs, strict=True)]
     mean = sum(d) / 3
     error = math.sqrt(sum((x - mean) ** 2 for x in d) / 2 / 3)  # of one pair of arms: that of a paired t-test
@@ -102,7 +102,7 @@ def test_interval_is_that_of_students_t_on_the_shared_noise():
 
 def test_noise_is_never_below_the_tricks_own():
     table = {"plain": times(100.0, 130.0, 80.0), "all": times(50.0, 50.0, 50.0)}
-    quiet = weigh(table, [("plain", "all")], Noise(1e-6, 14, (1e-6, 1e-6)))
+    quiet = gather_evidence(table, [("plain", "all")], Noise(1e-6, 14, (1e-6, 1e-6)))
     d = [math.log(t / 50.0) for t in (100.0, 130.0, 80.0)]
     own = sum((x - sum(d) / 3) ** 2 for x in d) / 2 / 2
     assert quiet.variance == pytest.approx(own)
@@ -110,24 +110,27 @@ def test_noise_is_never_below_the_tricks_own():
 
 def test_the_variance_of_a_single_noisy_arm_counts_too():
     table = {"plain": times(100.0, 100.0), "all": times(50.0, 50.0)}
-    assert weigh(table, [("plain", "all")], Noise(0.01, 14, (0.09, 0.01))).variance == pytest.approx(0.05)
+    assert gather_evidence(table, [("plain", "all")], Noise(0.01, 14, (0.09, 0.01))).variance == pytest.approx(0.05)
 
 
 def test_the_grid_of_evaluations_adds_its_variance():
-    exact = {"plain": [arrived_after(100.0)] * 2, "all": [arrived_after(50.0)] * 2}
-    coarse = {"plain": [arrived_after(100.0, 50.0)] * 2, "all": [arrived_after(50.0, 50.0)] * 2}
+    exact = {"plain": [reached_after(100.0)] * 2, "all": [reached_after(50.0)] * 2}
+    coarse = {"plain": [reached_after(100.0, 50.0)] * 2, "all": [reached_after(50.0, 50.0)] * 2}
     noise = Noise(0.0025, 7, (0.0025, 0.0025))
-    added = weigh(coarse, [("plain", "all")], noise).variance - weigh(exact, [("plain", "all")], noise).variance
+    added = (
+        gather_evidence(coarse, [("plain", "all")], noise).variance
+        - gather_evidence(exact, [("plain", "all")], noise).variance
+    )
     assert added == pytest.approx((0.25 / 12 + 1.0 / 12) / 2)
 
 
 def test_the_faster_side_may_not_miss_more_often():
     with_misses = race_of([*STEADY, *STEADY], [*scaled(0.6)[:3], None, None, None, *scaled(0.6)[:4]])
-    assert with_misses.verdict == RARER
-    assert words_of(with_misses, True) == f"arrives less often: {arrivals_text(with_misses)}"
-    assert arrivals_text(with_misses) == "14 of 20, against 20 of 20"
+    assert with_misses.verdict == ARRIVES_LESS
+    assert verdict_text(with_misses, True) == f"arrives less often: {arrival_counts(with_misses)}"
+    assert arrival_counts(with_misses) == "14 of 20, against 20 of 20"
     turned = race_of([*STEADY[:3], None, None, None, *STEADY[:4]], scaled(1.6, [*STEADY, *STEADY]))
-    assert turned.verdict == OFTENER
+    assert turned.verdict == ARRIVES_MORE
 
 
 def test_a_few_misses_do_not_hide_a_large_effect():
@@ -147,20 +150,20 @@ def test_a_stopped_run_loses_only_if_its_bound_is_past_the_others_time():
     low, high = difference(*times(100.0, "80.0"))
     assert (low, high) == (-math.inf, pytest.approx(math.log(100 / 80)))  # above 0: it may still have won
     table = {"plain": times(100.0), "all": times("80.0")}
-    assert weigh(table, [("plain", "all")], Noise(0.01, 5, (0.01, 0.01))).signs(0.0) == (0, 0)
+    assert gather_evidence(table, [("plain", "all")], Noise(0.01, 5, (0.01, 0.01))).signs(0.0) == (0, 0)
 
 
 def test_what_is_always_stopped_is_slower_by_the_sign_test_alone():
     made = race_of(STEADY, ["150.0"] * 5, other=(STEADY, ["150.0"] * 5))
     assert made.verdict == HURTS
     assert made.estimate is None
-    assert words_of(made, True).startswith("costs at least ")
+    assert verdict_text(made, True).startswith("costs at least ")
 
 
 def test_what_never_arrives_says_so_and_claims_no_time():
     made = race_of(STEADY, [None] * 5, other=(scaled(0.5), [None] * 5))
-    assert made.verdict == RARER
-    assert words_of(made, True) == "arrives less often: 0 of 10, against 10 of 10"
+    assert made.verdict == ARRIVES_LESS
+    assert verdict_text(made, True) == "arrives less often: 0 of 10, against 10 of 10"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_what_never_arrives_says_so_and_claims_no_time():
 def test_fewer_than_two_complete_pairs_are_no_verdict(without, with_it):
     made = race_of(without, with_it, wobble=[0.0, 0.0], other=(without, with_it))
     assert made.verdict == NO_VERDICT
-    assert words_of(made, True) == "no verdict"
+    assert verdict_text(made, True) == "no verdict"
 
 
 def test_tricks_are_corrected_for_each_other_and_intervals_agree_with_verdicts():
@@ -184,7 +187,7 @@ def test_tricks_are_corrected_for_each_other_and_intervals_agree_with_verdicts()
         "b": times(*[p * math.exp(w) for p, w in zip(plain, wobble, strict=True)]),
     }
     noise = pooled_noise([[run.cost for run in runs] for runs in table.values()])
-    p = weigh(table, [("plain", "a")], noise).p
+    p = gather_evidence(table, [("plain", "a")], noise).p
     assert 0.025 < p < 0.05
     one = verdicts(table, {"a": [("plain", "a")]}, [("plain", "a")], TIME, fixed=True)[1]
     two = verdicts(table, {"a": [("plain", "a")], "b": [("plain", "b")]}, [("plain", "a")], TIME, fixed=True)[1]
@@ -207,16 +210,16 @@ def test_accuracies_are_compared_in_points():
     table = {name: [Outcome("arrived", -s) for s in some] for name, some in (("plain", scores), ("all", better))}
     made, _ = verdicts(table, {}, [("plain", "all")], POINTS, fixed=True)
     assert made.verdict == HELPS
-    assert words_of(made, False).startswith("gains 3 points (2.")
+    assert verdict_text(made, False).startswith("gains 3 points (2.")
 
 
 @pytest.mark.parametrize(
     ("run", "kind"),
     [
         ({"status": "reached", "seconds": 3.0}, "arrived"),
-        ({"status": "missed", "seconds": None}, "missed it"),
-        ({"status": "failed", "seconds": None}, "missed it"),
-        ({"status": "stopped", "seconds": None, "clocks": {"train": 9.0}}, "cut"),
+        ({"status": "missed", "seconds": None}, "not arrived"),
+        ({"status": "failed", "seconds": None}, "not arrived"),
+        ({"status": "stopped", "seconds": None, "clocks": {"train": 9.0}}, "censored"),
         ({"status": "refused", "seconds": None}, "unknown"),
         ({"status": "not run", "seconds": None, "clocks": {"train": 9.0}}, "unknown"),
         (None, "unknown"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from heptane.report.html import render, write_report
+from heptane.report.html import render_report, write_report
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -96,7 +96,7 @@ def sketch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_page_says_what_the_result_holds() -> None:
-    page = Page(render(full()))
+    page = Page(render_report(full()))
     text = " | ".join(page.texts)
     for wanted in (
         "small_net reached 92.6% test accuracy on digits in 41 s of training (8 epochs)",
@@ -107,7 +107,7 @@ def test_the_page_says_what_the_result_holds() -> None:
             "1 min 20 s",
             "reached in 18 s",
         ),
-        *("validation accuracy 60.0%", "LR scaling", "the rate fits the batch", "8 recorded", "66.67%", "123,456"),
+        *("validation accuracy 60.0%", "LR scaling", "the rate fits the batch", "8 evaluations", "66.67%", "123,456"),
         *("heptane train --data digits --out 'a b'", "loss cross_entropy: the targets are integer classes"),
         *("runs/a/model.safetensors", "avx2 yes", "skipped", "learning rate", "momentum", "accuracy", "loss"),
     ):
@@ -116,7 +116,7 @@ def test_the_page_says_what_the_result_holds() -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
-    html = render(full())
+    html = render_report(full())
     page = Page(html)
     assert all(link.startswith(("#", "data:")) for link in page.links), page.links
     assert "default-src 'none'" in html
@@ -134,16 +134,16 @@ def test_any_part_may_be_absent_or_none(lost: str) -> None:
         result[lost] = None
         if part:
             del result[lost]
-        Page(render(result))
+        Page(render_report(result))
 
 
 def test_an_empty_result_is_a_page_too() -> None:
-    assert "the model trained on the data (0 epochs)" in Page(render({})).texts
+    assert "the model trained on the data (0 epochs)" in Page(render_report({})).texts
 
 
 def test_a_page_without_a_history_says_so(sketch: None) -> None:
-    text = Page(render({**full(), "history": []})).texts
-    assert "No epoch was finished." in text
+    text = Page(render_report({**full(), "history": []})).texts
+    assert "No epoch finished." in text
 
 
 def test_what_the_user_names_is_text_and_never_markup() -> None:
@@ -154,7 +154,7 @@ def test_what_the_user_names_is_text_and_never_markup() -> None:
     result["tricks"][1] |= {"title": evil, "why": evil, "settings": {evil: evil}}
     result["history"][0][f"train_{evil}"] = evil
     result["metrics"][evil] = 1.0
-    html = render(result)
+    html = render_report(result)
     assert "<script" not in html
     page = Page(html)
     assert "script" not in page.tags
@@ -167,18 +167,18 @@ def test_values_that_are_not_finite_leave_gaps_and_dashes() -> None:
     result["seconds"] = {"wall": None, "train": math.nan, "cpu": None}
     result["metrics"] = {"valid_loss": math.nan}
     result["schedule"] = {"step": [0, 1], "learning_rate": [None, None], "momentum": None}
-    page = Page(render(result))
-    assert "small_net failed on digits: its loss is not a number (8 epochs)" in page.texts
+    page = Page(render_report(result))
+    assert "small_net failed on digits: the loss is not finite (8 epochs)" in page.texts
     assert page.tags.count("svg") == 2
 
 
 def test_a_target_that_was_not_reached_is_marked(sketch: None) -> None:
     result = full()
-    assert 'class="good">reached in 18 s' in render(result)
+    assert 'class="good">reached in 18 s' in render_report(result)
     result["target"]["reached_seconds"] = None
-    assert 'class="bad">not reached' in render(result)
+    assert 'class="bad">not reached' in render_report(result)
     result["target"] = None
-    assert "target</dt>" not in render(result), "what nobody asked for takes no room"
+    assert "target</dt>" not in render_report(result), "what nobody asked for takes no room"
 
 
 def test_a_regression_shows_its_loss_where_others_show_accuracy() -> None:
@@ -186,7 +186,7 @@ def test_a_regression_shows_its_loss_where_others_show_accuracy() -> None:
     result["metrics"] = {"valid_loss": 0.3125, "test_loss": 0.25}
     for entry in result["history"]:
         del entry["train_accuracy"], entry["valid_accuracy"]
-    page = Page(render(result))
+    page = Page(render_report(result))
     assert "test loss" in page.texts
     assert "0.25" in page.texts
     assert page.tags.count("svg") == 3
@@ -194,41 +194,41 @@ def test_a_regression_shows_its_loss_where_others_show_accuracy() -> None:
 
 def test_the_large_number_is_the_test_accuracy_or_what_there_is_instead(sketch: None) -> None:
     def top(metrics: dict[str, float]) -> str:
-        page = render({**full(), "metrics": metrics})
-        return " ".join(re.sub(r"<[^>]+>", " ", page[page.index('<div class="hero">') : page.index("<h2>")]).split())
+        page = render_report({**full(), "metrics": metrics})
+        return " ".join(re.sub(r"<[^>]+>", " ", page[page.index('<div class="main-result">') : page.index("<h2>")]).split())
 
     assert top({"test_accuracy": 0.5, "valid_accuracy": 0.75}).startswith("50.0% test accuracy on 12,345 test samples; 95%")
     assert "validation accuracy 75.0% on 300 samples" in top({"test_accuracy": 0.5, "valid_accuracy": 0.75})
     assert top({"valid_accuracy": 0.75}).startswith("75.0% validation accuracy on 300 validation samples")
     assert top({"valid_loss": 0.25}).startswith("0.25 validation loss")
-    assert top({"valid_loss": math.nan}).startswith("failed the loss is not a number")
-    assert top({}).startswith("70.0% training accuracy on the samples that it was trained on")
+    assert top({"valid_loss": math.nan}).startswith("failed the loss is not finite")
+    assert top({}).startswith("70.0% training accuracy on the training samples: there is no validation or test data")
 
 
 def test_training_curves_under_mixup_are_said_to_be(sketch: None) -> None:
     result = full()
     for entry in result["history"]:
         entry["train_accuracy_mixed"] = entry.pop("train_accuracy")
-    html = render(result)
+    html = render_report(result)
     assert "training (mixed)" in html
-    assert html.count("measured on mixup") == 2
-    assert "measured on mixup" not in render(full())
+    assert html.count("measured on mixed samples") == 2
+    assert "measured on mixed samples" not in render_report(full())
 
 
 def test_under_smoothing_the_loss_without_it_is_drawn(sketch: None) -> None:
     result = full()
     for entry in result["history"]:
         entry["train_loss_unsmoothed"] = entry["train_loss"] - 0.1
-    html = render(result)
+    html = render_report(result)
     assert html.count("without label smoothing") == 1
     assert "training from 1.9 to 0.15" in html
-    assert "training from 2 to 0.25" in render(full())
+    assert "training from 2 to 0.25" in render_report(full())
 
 
 def test_a_trick_that_is_not_in_the_record_of_every_epoch_still_has_its_column(sketch: None) -> None:
     result = full()
     result["history"][3]["valid_f1"] = 0.125
-    page = Page(render(result))
+    page = Page(render_report(result))
     assert "validation f1" in page.texts
     assert page.texts.count("–") >= 7
 
@@ -236,12 +236,12 @@ def test_a_trick_that_is_not_in_the_record_of_every_epoch_still_has_its_column(s
 def test_many_epochs_are_folded_away(sketch: None) -> None:
     few, many = full(), full()
     many["history"] = [record(epoch) for epoch in range(1, 17)]
-    assert "<details open>" in render(few)
-    assert "<details>" in render(many)
+    assert "<details open>" in render_report(few)
+    assert "<details>" in render_report(many)
 
 
 def test_a_start_that_is_no_date_is_shown_as_it_is(sketch: None) -> None:
-    assert "yesterday · heptane 0.1.0" in Page(render({**full(), "started": "yesterday"})).texts
+    assert "yesterday · heptane 0.1.0" in Page(render_report({**full(), "started": "yesterday"})).texts
 
 
 def test_the_file_is_written_whole_in_utf_8_and_its_folder_made(sketch: None, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from heptane.race.page import race_page
 from heptane.race.pictures import accuracy_against_time, median_curve, time_to_target, worth_of_tricks
-from heptane.race.reading import not_raced_text
+from heptane.race.rows import not_raced_text
 
 
 def run(seed: int, seconds: float | None, status: str = "", slope: float = 0.1) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def words(svg: str) -> list[str]:
 
 
 def top(page: str) -> str:
-    return " ".join(re.sub(r"<[^>]+>", " ", page[page.index('<div class="hero">') : page.index("<h2>")]).split())
+    return " ".join(re.sub(r"<[^>]+>", " ", page[page.index('<div class="main-result">') : page.index("<h2>")]).split())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def top(page: str) -> str:
         ),
         (
             judgement("hurts", 0.5, 0.4, 0.8, ""),
-            "2× slower to 90.0% with the tricks than without on this machine; 95% interval 1.25 to",
+            "2× slower to 90.0% with the tricks than without on this machine; 95% interval 1.25× to",
         ),
         (judgement("not settled", 2.0, 0.5, 8.0, ""), "not proven a headline"),
         (judgement("no verdict", None, None, None, ""), "not proven a headline"),

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heptane.report import duration, figure, headline, is_finite, label, measure, percent, settings_text, target_text
+from heptane.report import (
+    format_duration,
+    format_metric,
+    format_percent,
+    format_value,
+    headline,
+    is_finite,
+    readable_name,
+    settings_text,
+    target_text,
+)
 
 HISTORY = [{"epoch": 1}, {"epoch": 2}]
 
@@ -32,7 +42,7 @@ HISTORY = [{"epoch": 1}, {"epoch": 2}]
             {"metrics": {"test_loss": 0.25}, "history": HISTORY},
             "the model reached a test loss of 0.25 on the data (2 epochs)",
         ),
-        ({"metrics": {"valid_loss": math.nan}}, "the model failed on the data: its loss is not a number (0 epochs)"),
+        ({"metrics": {"valid_loss": math.nan}}, "the model failed on the data: the loss is not finite (0 epochs)"),
         ({"metrics": {"valid_loss": None}, "model": None}, "the model trained on the data (0 epochs)"),
         (
             {"metrics": {"valid_loss": 1.5}, "history": [{"epoch": 0.5}], "seconds": {"train": 0.02}},
@@ -70,7 +80,7 @@ def test_the_headline_says_what_reached_what_on_what_in_how_long(result: dict[st
     ],
 )
 def test_a_key_in_words(key: str, words: str) -> None:
-    assert label(key) == words
+    assert readable_name(key) == words
 
 
 @pytest.mark.parametrize(
@@ -85,7 +95,7 @@ def test_a_key_in_words(key: str, words: str) -> None:
     ],
 )
 def test_only_one_is_a_hundred_percent(value: float, text: str) -> None:
-    assert percent(value) == text
+    assert format_percent(value) == text
 
 
 @pytest.mark.parametrize(
@@ -116,7 +126,7 @@ def test_only_one_is_a_hundred_percent(value: float, text: str) -> None:
     ],
 )
 def test_seconds_for_a_reader(seconds: Any, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -144,15 +154,15 @@ def test_seconds_for_a_reader(seconds: Any, text: str) -> None:
     ],
 )
 def test_any_value_as_short_text(value: object, text: str) -> None:
-    assert figure(value) == text
+    assert format_value(value) == text
 
 
 def test_a_metric_is_a_percentage_where_its_name_says_accuracy() -> None:
-    assert measure("valid_accuracy", 0.5) == "50.0%"
-    assert measure("train_accuracy_mixed", 0.12345, 2) == "12.35%"
-    assert measure("accuracy", None) == "–"
-    assert measure("accuracy", math.nan) == "nan"
-    assert measure("valid_loss", 0.5) == "0.5"
+    assert format_metric("valid_accuracy", 0.5) == "50.0%"
+    assert format_metric("train_accuracy_mixed", 0.12345, 2) == "12.35%"
+    assert format_metric("accuracy", None) == "–"
+    assert format_metric("accuracy", math.nan) == "nan"
+    assert format_metric("valid_loss", 0.5) == "0.5"
 
 
 def test_settings_on_one_line() -> None:

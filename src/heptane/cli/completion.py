@@ -22,11 +22,11 @@ class PrintCompletion(argparse.Action):
     """Print the script, and stop."""
 
     def __call__(self, parser: argparse.ArgumentParser, _flags: Any, shell: Any, *_: Any) -> None:
-        print(script(parser, str(shell)))
+        print(completion_script(parser, str(shell)))
         parser.exit()
 
 
-def script(parser: argparse.ArgumentParser, shell: str) -> str:
+def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     """The script for ``shell``.
 
     Raises:

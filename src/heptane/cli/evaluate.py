@@ -22,7 +22,7 @@ SHOWN = 40  # classes of which each is shown
 
 def evaluate(flags: argparse.Namespace) -> int:
     """Evaluate as the flags say, print the metrics; returns the exit code."""
-    from heptane.report import label, measure
+    from heptane.report import format_metric, readable_name
 
     check_range("batch_size", flags.batch_size, 1, whole=True)
     run = load_run(flags.run)
@@ -34,7 +34,7 @@ def evaluate(flags: argparse.Namespace) -> int:
     spec = run.record["model"].get("spec") or run.record["model"].get("name")
     print(f"{spec} of {run.folder} on {name}, {len(targets):,} samples ({part})")
     for metric, value in found.items():
-        print(f"{label(metric)}  {measure(metric, value, 2)}")
+        print(f"{readable_name(metric)}  {format_metric(metric, value, 2)}")
     if run.outputs == CLASSES and outputs.ndim == 2 and not targets.is_floating_point():
         for line in by_class(run.classes, outputs, targets):
             print(line)

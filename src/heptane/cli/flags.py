@@ -203,7 +203,7 @@ def add_demo(commands: Any) -> None:
     parser.add_argument("--out", metavar="DIR", default="runs/demo", help="The folder for the reports. Default: runs/demo.")
 
 
-def given(flags: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def settings_from_flags(flags: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The settings and the tricks' settings that were given as flags, in their types."""
     values = vars(flags)
     if values["workers"] is not None:
@@ -217,7 +217,7 @@ def given(flags: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str
     return own, {name: settings for name, settings in tricks.items() if settings}
 
 
-def given_race(flags: argparse.Namespace) -> dict[str, Any]:
+def race_settings_from_flags(flags: argparse.Namespace) -> dict[str, Any]:
     """The race's own settings that were given as flags, in their types."""
     return _typed(RaceSettings, vars(flags), "")
 

@@ -25,17 +25,17 @@ def load(settings: Settings, flags: argparse.Namespace, scale: str = "data") -> 
         scale=scale,
     )
     clear_progress()
-    for note in data.notes if is_first() else ():
+    for note in data.notes if is_rank_zero() else ():
         print(f"note: {note}", file=sys.stderr)
     return data
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process speaks: of several that torchrun started, rank 0 does."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def describe(data: Data) -> dict[str, Any]:
+def describe_data(data: Data) -> dict[str, Any]:
     sizes = {f"num_{part}": len(getattr(data, part)[1]) for part in ("train", "valid", "test") if getattr(data, part)}
     return {
         "name": data.name,

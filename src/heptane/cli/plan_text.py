@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from heptane.recommend import DataFacts, expected_seconds
-from heptane.report import duration
+from heptane.report import format_duration
 
 if TYPE_CHECKING:
     from heptane.cli.planning import Planned
@@ -65,7 +65,7 @@ def _tricks(planned: Planned) -> str:
 
 def _time(planned: Planned) -> str:
     seconds = expected_seconds(planned.look, planned.machine, planned.choices)
-    about = "unknown for this model" if seconds is None else f"about {duration(seconds)}"
+    about = "unknown for this model" if seconds is None else f"about {format_duration(seconds)}"
     if planned.race:
         end = " for a run that takes all its epochs"
     elif planned.deadline is not None:

@@ -65,7 +65,7 @@ def plan_run(
     began, machine = process_start(), Machine.here(settings.device)
     budget = None if race else settings.budget_seconds
     if budget is not None:
-        machine = measured(machine, settings.device)
+        machine = measure_speed(machine, settings.device)
         left = budget - (time.time() - began) - max(LEAST_RESERVE, SHARE * budget)
         machine = replace(machine, seconds=max(left, 1.0))
     seen = _survey(settings) if data is None else None
@@ -78,7 +78,7 @@ def plan_run(
     choices = before_loading(look, machine, given, _start(settings, wanted, race=race) if seen is not None else None)
     size = choices["image_size"] if seen is not None else settings.image_size
     if data is None:
-        data = read_data(settings, size, scale_of(choices["model"] if seen else settings.model, choices["start"]), flags)
+        data = read_data(settings, size, pixel_scale(choices["model"] if seen else settings.model, choices["start"]), flags)
     look = DataFacts.of(data, seen)
     if seen is None:
         choices = before_loading(look, machine, given)
@@ -154,13 +154,13 @@ def read_data(settings: Settings, size: Any, scale: str, flags: argparse.Namespa
     return load(replace(settings, image_size=size), flags, scale)
 
 
-def scale_of(model: str | None, weights: str | None) -> str:
+def pixel_scale(model: str | None, weights: str | None) -> str:
     """How pixels are scaled for a model: as ImageNet's where it was trained on them."""
     known = model == efficientnet_hub.NAME or (weights or "").startswith(("timm:", "hf:"))
     return "imagenet" if known else "data"
 
 
-def measured(machine: Machine, device: str | None) -> Machine:
+def measure_speed(machine: Machine, device: str | None) -> Machine:
     """The machine, with the speed at which it trains at this moment; in about half a second."""
     from heptane.base.lazy import torch
     from heptane.pretrained.models import resnet

@@ -12,8 +12,8 @@ from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.progress import clear_progress
-from heptane.cli.flags import given_race
-from heptane.cli.loading import is_first
+from heptane.cli.flags import race_settings_from_flags
+from heptane.cli.loading import is_rank_zero
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import plan_run
 from heptane.cli.train import arguments, facts, num_outputs, out_folder, read
@@ -33,7 +33,7 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
         for f in fields(RaceSettings)
         if f.name in from_file
     }
-    own = RaceSettings(**{**typed, **given_race(flags)})
+    own = RaceSettings(**{**typed, **race_settings_from_flags(flags)})
     if settings.target is None and own.accuracy is None:
         raise InputError("--target is missing: pass one, such as --target 0.9, or a time, such as --accuracy 60s")
     if settings.target is not None and own.accuracy is not None:
@@ -46,7 +46,7 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
     planned = plan_run(settings, wanted, flags, race=True)
     settings, data, tricks, reasons = planned.settings, planned.data, planned.tricks, planned.reasons
     make_arms(tricks, own.arm_names)  # refuses names that are not known before anything is printed
-    if is_first():
+    if is_rank_zero():
         print("\n".join(plan_lines(planned)), file=sys.stdout if flags.dry_run else sys.stderr)
         warn_of_too_few(settings.target, data)
     about = facts(settings, data)
@@ -62,11 +62,10 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
 
 def warn_of_too_few(target: float | None, data: Data) -> None:
     """Say before the race that it cannot end in a verdict, where the validation samples are too few for the target."""
-    from heptane.race.findings import coarse_text
-    from heptane.race.reaching import ENOUGH_ERRORS
+    from heptane.race.target import ENOUGH_ERRORS, too_few_samples
 
     count = 0 if data.valid is None else len(data.valid[1])
-    why = coarse_text({"target": {"metric": "valid_accuracy", "value": target}, "num_valid": count})
+    why = too_few_samples({"target": {"metric": "valid_accuracy", "value": target}, "num_valid": count})
     if why and target is not None:
         clear_progress()
         needed = f"{ceil(ENOUGH_ERRORS / (1 - target) - 1e-9):,} of them are enough" if target < 1 else "none are enough"
@@ -127,21 +126,21 @@ def _race(
 
 
 def _print_plan(record: dict[str, Any]) -> None:
-    from heptane.report import duration
+    from heptane.report import format_duration
 
     plan, expected = record["plan"], record["expected_seconds"]
     seeds = len(plan["seeds"])
     for arm in record["arms"]:
         on = ", ".join(arm["tricks"]) or "no tricks"
         length = f"at most {arm['epochs']:.3g} epochs"
-        print(f"{arm['title']:36} {length}, {duration(expected[arm['name']])}  ({on})")
+        print(f"{arm['title']:36} {length}, {format_duration(expected[arm['name']])}  ({on})")
     racing = seeds * sum(expected.values())
     tuning = plan["tune"] * sum(expected.get(name, 0.0) for name in ("plain", "all"))
     count = f"{len(record['arms'])} arms, {seeds} seeds"
-    print(f"\n{count}: at most {duration(racing)} of training, and {duration(tuning)} of tuning.")
+    print(f"\n{count}: at most {format_duration(racing)} of training, and {format_duration(tuning)} of tuning.")
     budget = plan["budget_seconds"]
     if budget is not None and racing + tuning > budget:
-        print(f"The budget of {duration(budget)} is less: seeds that do not fit are left out, the last ones first.")
+        print(f"The budget of {format_duration(budget)} is less: seeds that do not fit are left out, the last ones first.")
     print("A run stops at the target or once it can only be slower, an arm once its trick is settled: most take less.")
     if record["estimated"]:
         print(f"Not measured, but taken for as long as plain or all: {', '.join(record['estimated'])}.")

@@ -13,11 +13,11 @@ from typing import Any
 
 from heptane.base.clock import process_start
 from heptane.base.errors import InputError
-from heptane.cli.flags import given
-from heptane.cli.loading import describe, is_first
+from heptane.cli.flags import settings_from_flags
+from heptane.cli.loading import describe_data, is_rank_zero
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import Planned, plan_run
-from heptane.cli.resumed import settings_file
+from heptane.cli.resume import settings_file
 from heptane.data import Data
 from heptane.session.settings import Choice, Settings, choice, convert, read_file, to_toml
 from heptane.tricks import KINDS, Tricks
@@ -29,7 +29,7 @@ def train(flags: argparse.Namespace, command: list[str]) -> int:
     out = out_folder(settings, flags)
     planned = plan_run(settings, wanted, flags)
     settings, data, tricks, reasons = planned.settings, planned.data, planned.tricks, planned.reasons
-    if is_first():
+    if is_rank_zero():
         print("\n".join(plan_lines(planned)), file=sys.stdout if flags.dry_run else sys.stderr)
     if flags.dry_run:
         _print_plan(settings, tricks, reasons)
@@ -41,7 +41,7 @@ def train(flags: argparse.Namespace, command: list[str]) -> int:
 
 def read(flags: argparse.Namespace, **defaults: Any) -> tuple[Settings, Choice, dict[str, Any]]:
     """The settings, the tricks asked for and the settings of a race: the defaults, then the file, then the flags."""
-    own, tricks = given(flags)
+    own, tricks = settings_from_flags(flags)
     if flags.resume:
         flags.config = settings_file(flags, own, tricks)
     content = read_file(flags.config) if flags.config else {}
@@ -130,14 +130,14 @@ def _fit(planned: Planned, out: Path, flags: argparse.Namespace, about: dict[str
             deadline=planned.deadline,
         )
     except KeyboardInterrupt as error:
-        if is_first():
+        if is_rank_zero():
             what = str(error) or "interrupted"
             print(f"heptane: {what}; go on with: heptane train --resume {shlex.quote(str(out))}", file=sys.stderr)
         return 130
-    if not (out / "result.json").exists() and is_first():
+    if not (out / "result.json").exists() and is_rank_zero():
         print(f"heptane: {result.notes[-1]}", file=sys.stderr)
         return 1
-    if is_first():
+    if is_rank_zero():
         summary(read_result(out))
     if settings.target is not None and result.reached is None:
         print(f"heptane: the target, a validation accuracy of {settings.target:g}, was not reached", file=sys.stderr)
@@ -182,7 +182,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
 def facts(settings: Settings, data: Data) -> dict[str, Any]:
     """What a record says of the data, the model and the settings."""
     return {
-        "data": describe(data),
+        "data": describe_data(data),
         "model": {
             "name": settings.model,
             "spec": settings.model,

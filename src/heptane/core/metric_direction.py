@@ -64,6 +64,6 @@ def direction(name: str, metric: Any = None) -> str:
     return found
 
 
-def lower_is_better(name: str) -> bool:
-    """Whether lower values of a metric of this name are better; False if the name is unknown."""
-    return known_direction(name) == "min"
+def lower_is_better(name: str, given: bool | None = None) -> bool:
+    """Whether less of a metric is better: as ``given``, else by its name; more if the name is unknown."""
+    return known_direction(name) == "min" if given is None else given

@@ -13,19 +13,19 @@ PLAIN, ALL = "plain", "all"
 
 @dataclass(frozen=True)
 class Arm:
-    """A set of tricks that races under a name: ``plain``, ``all``, ``all-TRICK`` or ``plain+TRICK``."""
+    """A named set of tricks: ``plain``, ``all``, ``all-TRICK`` or ``plain+TRICK``."""
 
     name: str
     tricks: Tricks
 
     @property
     def trick(self) -> str | None:
-        """The trick that was left out or added; None for plain and all."""
+        """The removed or added trick; None for plain and all."""
         return self.name.removeprefix("all-").removeprefix("plain+") if self.name not in (PLAIN, ALL) else None
 
     @property
     def adds(self) -> bool:
-        """Whether this is plain training with one trick."""
+        """Whether this is plain with one trick."""
         return self.name.startswith("plain+")
 
     @property
@@ -36,17 +36,17 @@ class Arm:
 
 
 def make_arms(chosen: Tricks, names: Sequence[str] | None = None) -> list[Arm]:
-    """Every arm that tells something, or those that are named; plain first, then all.
+    """The arms of a race without duplicates; plain first, then all.
 
-    Of two tricks, all without the one is plain with the other: it runs once, under the first name. A set of one trick has
-    no arms but plain and all.
+    With two tricks, all without one is plain with the other: it runs once, under the first name. With one trick, the only
+    arms are plain and all.
 
     Args:
-        chosen: the set that races as ``all``.
+        chosen: the tricks of the arm ``all``.
         names: such as ``["plain", "all"]``, ``all-mixup`` or ``plain+cyclical``; None for every arm.
 
     Raises:
-        InputError: no trick is on; a name that is not known, or names a trick that is not in the set.
+        InputError: no trick is on, or a name is unknown.
 
     Example:
         >>> from heptane import Cyclical, LabelSmoothing, Mixup, Tricks
@@ -68,7 +68,7 @@ def make_arms(chosen: Tricks, names: Sequence[str] | None = None) -> list[Arm]:
 
 
 def arm_of(arms: Sequence[Arm], tricks: Tricks) -> Arm | None:
-    """The arm that runs this set of tricks, whatever its name."""
+    """The arm with exactly these tricks, under any name."""
     return next((arm for arm in arms if arm.tricks == tricks), None)
 
 

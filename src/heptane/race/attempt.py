@@ -15,7 +15,7 @@ from heptane.core.run import OptimizerFactory
 from heptane.data.sources import as_source
 from heptane.fit import fit
 from heptane.race.arms import Arm
-from heptane.race.reaching import IN_A_ROW, Reached, standard_error, when_reached
+from heptane.race.target import IN_A_ROW, Reached, standard_error, when_reached
 from heptane.session.history import Goal
 from heptane.session.result import Result
 
@@ -88,7 +88,7 @@ class RaceSpec:
     @property
     def lower_is_better(self) -> bool:
         """Whether the metric is a loss or an error."""
-        return lower_is_better(self.metric) if self.lower is None else self.lower
+        return lower_is_better(self.metric, self.lower)
 
     def run(
         self,

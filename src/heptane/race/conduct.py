@@ -18,7 +18,7 @@ from heptane.base.storage import write_text
 from heptane.core.precision.choose import keeps_plain
 from heptane.race.arms import ALL, PLAIN, Arm
 from heptane.race.attempt import NOT_RUN, REFUSED, STOPPED, RaceSpec, Trial
-from heptane.race.findings import ended_arms
+from heptane.race.findings import settled_arms
 from heptane.race.live import LiveTable
 from heptane.race.pacing import CAP, cap_seconds, seed_fits
 from heptane.race.page import write_race_report
@@ -26,7 +26,7 @@ from heptane.race.record import Progress, race_record
 from heptane.race.resume import read_race
 from heptane.race.tuning import FIRST_LENGTH, LENGTH_STEP, RATE_STEP, Tuning, climb, shorten
 from heptane.race.verdicts import FIRST_LOOK
-from heptane.report import duration
+from heptane.report import format_duration
 from heptane.session.run_folder import RunFolder
 from heptane.tricks import Tricks
 
@@ -219,7 +219,7 @@ class RaceRunner:
         if index < FIRST_LOOK:
             return {}
         record = self._record("running", self.plan["seeds"][:index])
-        return dict.fromkeys(ended_arms(record, self.about.get("reasons", {})), f"{ENDED} before this seed")
+        return dict.fromkeys(settled_arms(record, self.about.get("reasons", {})), f"{ENDED} before this seed")
 
     def _left_out(self, index: int) -> str:
         """Why this seed is not raced; empty where it is. A seed is left out whole, so that its pairs are never half made."""
@@ -279,9 +279,9 @@ class RaceRunner:
         if made.status == STOPPED:
             seconds = made.clocks["train"]
             if left < cap:  # nobody knows how long it would have taken
-                return replace(made, status=NOT_RUN, note=f"{BUDGET} ended after {duration(seconds)} of training")
+                return replace(made, status=NOT_RUN, note=f"{BUDGET} ended after {format_duration(seconds)} of training")
             what = f"{CAP:g} times the time of {'plain' if arm.adds else 'plain and of all'}"
-            return replace(made, note=f"stopped after {duration(seconds)}, over {what}: it can only be slower")
+            return replace(made, note=f"stopped after {format_duration(seconds)}, over {what}: it can only be slower")
         return made
 
     def _cap(self, arm: Arm, seed: int) -> float:

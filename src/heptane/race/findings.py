@@ -1,28 +1,29 @@
-"""What a race found: the speed-up, what each trick is worth, a headline, and a paragraph that says it in plain words."""
+"""The findings of a race: the speed-up, the effect of each trick, a headline and a summary."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median as _median
+from statistics import median
 from typing import Any
 
 from heptane.core.precision.choose import keeps_plain
 from heptane.race.arms import ALL, PLAIN
 from heptane.race.attempt import FAILED, NOT_RUN, REFUSED
-from heptane.race.headline import goal_text, headline, sentence
+from heptane.race.headline import headline, sentence
 from heptane.race.outcomes import outcome_of
-from heptane.race.reaching import ENOUGH_ERRORS, expected_errors
-from heptane.race.statistics import plain
+from heptane.race.statistics import json_number
+from heptane.race.target import too_few_samples
+from heptane.race.verdict_text import arrival_counts, verdict_text
 from heptane.race.verdicts import (
+    ARRIVES_LESS,
+    ARRIVES_MORE,
     HELPS,
     HURTS,
     NO_DIFFERENCE,
     NO_VERDICT,
     NOT_SETTLED,
-    OFTENER,
     POINTS,
-    RARER,
     SETTLED,
     TIME,
     Judgement,
@@ -30,24 +31,23 @@ from heptane.race.verdicts import (
     side_interval,
     verdicts,
 )
-from heptane.race.words import arrivals_text, words_of
-from heptane.report import duration
+from heptane.report import format_duration, readable_name
 from heptane.tricks import KINDS
 
 Record = Mapping[str, Any]
 
 
 def findings(race: Record, reasons: Mapping[str, str]) -> dict[str, Any]:
-    """``speedup``, ``effects``, ``not_raced``, ``headline``, ``sentence`` and ``summary`` of a race, as far as it has got.
+    """``speedup``, ``effects``, ``not_raced``, ``headline``, ``sentence`` and ``summary`` of a race so far.
 
     Args:
         race: the content of ``race.json``.
-        reasons: for each trick why it was chosen or not.
+        reasons: per trick, why it was chosen or not.
     """
     timed = race["target"]["value"] is not None
-    strata, left_out = questions(race, reasons)
-    overall, judged = judgements(race, strata)
-    coarse = coarse_text(race)
+    strata, left_out = trick_strata(race, reasons)
+    overall, judged = judge_race(race, strata)
+    coarse = too_few_samples(race)
     found: dict[str, Any] = {
         "speedup": {
             "kind": "ratio" if timed else "points",
@@ -64,8 +64,8 @@ def findings(race: Record, reasons: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def questions(race: Record, reasons: Mapping[str, str]) -> tuple[dict[str, Strata], dict[str, str]]:
-    """The paired arms of each trick that was measured, and why the others were not."""
+def trick_strata(race: Record, reasons: Mapping[str, str]) -> tuple[dict[str, Strata], dict[str, str]]:
+    """The pairs of arms that measure each trick, and why other tricks were not measured."""
     strata: dict[str, Strata] = {}
     left_out = {}
     for name in KINDS:
@@ -74,13 +74,13 @@ def questions(race: Record, reasons: Mapping[str, str]) -> tuple[dict[str, Strat
         pairs = [(PLAIN, added)] if added else []
         pairs += [(without, ALL)] if without and (without, ALL) not in pairs else []
         if why or not pairs:
-            left_out[name] = why or "not measured: no arm that tells was run"
+            left_out[name] = why or "not measured: none of its arms was run"
         else:
             strata[name] = [(one, other) for one, other in pairs if one is not None and other is not None]
     return strata, left_out
 
 
-def judgements(race: Record, strata: Mapping[str, Strata]) -> tuple[Judgement, dict[str, Judgement]]:
+def judge_race(race: Record, strata: Mapping[str, Strata]) -> tuple[Judgement, dict[str, Judgement]]:
     """The verdict on all tricks against plain, and on each trick."""
     timed, seeds = race["target"]["value"] is not None, race["plan"]["seeds"]
     table = {}
@@ -95,12 +95,12 @@ def judgements(race: Record, strata: Mapping[str, Strata]) -> tuple[Judgement, d
     return verdicts(table, strata, [(PLAIN, ALL)], TIME if timed else POINTS, complete_seeds=complete, fixed=fixed)
 
 
-def ended_arms(race: Record, reasons: Mapping[str, str]) -> set[str]:
-    """The arms whose every question is settled: they need not run any more."""
-    if race["plan"].get("fixed_seeds") or coarse_text(race):
+def settled_arms(race: Record, reasons: Mapping[str, str]) -> set[str]:
+    """The arms that need no more runs, since every verdict they serve is settled."""
+    if race["plan"].get("fixed_seeds") or too_few_samples(race):
         return set()
-    strata, _ = questions(race, reasons)
-    overall, judged = judgements(race, strata)
+    strata, _ = trick_strata(race, reasons)
+    overall, judged = judge_race(race, strata)
     open_arms = {
         name for trick, made in judged.items() if made.verdict not in SETTLED for pair in strata[trick] for name in pair
     }
@@ -111,31 +111,14 @@ def ended_arms(race: Record, reasons: Mapping[str, str]) -> set[str]:
     return {arm["name"] for arm in race["arms"]} - open_arms
 
 
-def coarse_text(race: Record) -> str:
-    """Why no time to this target can carry a verdict: too few validation samples would be wrong; empty where it can."""
-    target, count = race["target"], race.get("num_valid")
-    errors = expected_errors(target["metric"], target["value"], count)
-    if errors >= ENOUGH_ERRORS:
-        return ""
-    return (
-        f"at {goal_text(race)} about {errors:.0f} of {count} validation samples are wrong, fewer than {ENOUGH_ERRORS}: take "
-        "more validation data or a lower target"
-    )
-
-
-def outcomes(race: Record, name: str) -> list[float | None]:
-    """Per seed what an arm came to: seconds to the target (None where it missed) or accuracy; NaN where it was not run."""
+def arm_results(race: Record, name: str) -> list[float | None]:
+    """An arm's result per seed: seconds to the target (None: missed) or accuracy; NaN if not run."""
     runs = {run["seed"]: run for run in _arm(race, name)["runs"]}
     return [_outcome(race, runs.get(seed)) for seed in race["plan"]["seeds"]]
 
 
-def middle(times: Sequence[float]) -> float:
-    """The median; infinite where an infinite time is in the middle."""
-    return float(_median(times))
-
-
 def _effect(race: Record, trick: str, made: Judgement, strata: Strata, timed: bool, coarse: str) -> dict[str, Any]:
-    """One trick's row."""
+    """The record of one trick's effect."""
     record = {"trick": trick, **_judged(race, made, timed, coarse), "alone": None, "without": None}
     for at, pair in enumerate(strata):
         key = "alone" if pair[0] == PLAIN else "without"
@@ -150,9 +133,9 @@ def _effect(race: Record, trick: str, made: Judgement, strata: Strata, timed: bo
 
 
 def _judged(race: Record, made: Judgement, timed: bool, coarse: str) -> dict[str, Any]:
-    """A judgement as JSON holds it: ratios of times (without / with) or differences of accuracy."""
+    """A judgement as JSON: ratios of times (without / with), or differences of accuracy."""
     evidence = made.evidence
-    verdict, words = (NO_VERDICT, "no verdict") if coarse else (made.verdict, words_of(made, timed))
+    verdict, words = (NO_VERDICT, "no verdict") if coarse else (made.verdict, verdict_text(made, timed))
     return {
         "verdict": verdict,
         "words": words,
@@ -173,39 +156,39 @@ def _count(evidence: Any, at: int) -> list[int]:
 
 
 def _why(made: Judgement) -> str:
-    """What must be known beside the words."""
+    """What qualifies the verdict."""
     evidence = made.evidence
     parts = []
     if made.verdict == NO_VERDICT:
         parts.append("fewer than two complete pairs of runs")
-    if evidence.arrived != evidence.known and made.verdict not in (RARER, OFTENER):
-        parts.append(f"arrived: {arrivals_text(made)} without")
+    if evidence.arrived != evidence.known and made.verdict not in (ARRIVES_LESS, ARRIVES_MORE):
+        parts.append(f"runs that arrived: {arrival_counts(made)} without")
     contrary = _contrary(made)
     return "; ".join([*parts, contrary] if contrary else parts)
 
 
 def _contrary(made: Judgement) -> str:
-    """A remark where a trick does the one thing alone and the other among the rest."""
+    """A remark if a trick helps when added to plain but hurts among the others, or vice versa."""
     if len(made.evidence.pairs) < 2 or made.estimate is None:
         return ""
     (_, low, high), (_, other_low, other_high) = (side_interval(made, at) for at in (0, 1))
     if low is None or high is None or other_low is None or other_high is None:
         return ""
     if low > 0 > other_high:
-        return "it helps alone and hurts among the others"
-    return "it hurts alone and helps among the others" if high < 0 < other_low else ""
+        return "helps alone, hurts among the other tricks"
+    return "hurts alone, helps among the other tricks" if high < 0 < other_low else ""
 
 
 def _shown(difference: float | None, timed: bool) -> float | str | None:
     if difference is None or not timed:
-        return plain(difference)
-    return plain(math.exp(difference) if difference < 700 else math.inf)
+        return json_number(difference)
+    return json_number(math.exp(difference) if difference < 700 else math.inf)
 
 
 def _values(race: Record, pair: tuple[str, str], timed: bool) -> list[float | None]:
-    """Per seed the ratio of times (the difference of accuracies) of two arms; None where the pair is not complete."""
+    """Per seed, the ratio of times (or difference of accuracies) of two arms; None if a run is missing."""
     found: list[float | None] = []
-    for without, with_it in zip(*(outcomes(race, name) for name in pair), strict=True):
+    for without, with_it in zip(*(arm_results(race, name) for name in pair), strict=True):
         known = without is not None and with_it is not None and not math.isnan(without) and not math.isnan(with_it)
         if not known or without is None or with_it is None:
             found.append(None)
@@ -215,10 +198,10 @@ def _values(race: Record, pair: tuple[str, str], timed: bool) -> list[float | No
 
 
 def _at_least(race: Record) -> dict[str, Any] | None:
-    """What is known where all arrived and the budget ended while plain, with the same seed, was still on its way."""
+    """A lower bound on the speed-up, from seeds in which all arrived and the budget ended before plain did."""
     runs = {run["seed"]: run for run in _arm(race, PLAIN)["runs"] if run["status"] == NOT_RUN}
     tried = [runs.get(seed, {}).get("clocks", {}).get("train", 0.0) for seed in race["plan"]["seeds"]]
-    pairs = [(cut / took, took, cut) for cut, took in zip(tried, outcomes(race, ALL), strict=True) if took and cut > took]
+    pairs = [(cut / took, took, cut) for cut, took in zip(tried, arm_results(race, ALL), strict=True) if took and cut > took]
     if not pairs:
         return None
     ratio, took, cut = min(pairs)
@@ -226,7 +209,7 @@ def _at_least(race: Record) -> dict[str, Any] | None:
 
 
 def _arm_with(race: Record, tricks: set[str]) -> str | None:
-    """The arm that runs these tricks and was run at least once, under whatever name."""
+    """The name of the arm with exactly these tricks, if it was run at least once."""
     for arm in race["arms"]:
         if set(arm["tricks"]) == tricks:
             ran = any(outcome_of(run, race["target"]["value"] is not None).kind != "unknown" for run in arm["runs"])
@@ -236,7 +219,7 @@ def _arm_with(race: Record, tricks: set[str]) -> str | None:
 
 def _not_applicable(race: Record, trick: str, reason: str) -> str:
     if trick not in _arm(race, ALL)["tricks"]:
-        return reason or "not in the set that was raced"
+        return reason or "not in the raced set"
     with_it = [run for name in (ALL, f"plain+{trick}") for run in _arm(race, name)["runs"]]
     decided = [run["why"][trick] for run in with_it if trick in run["why"]]
     if decided and all(map(keeps_plain, decided)):
@@ -261,7 +244,7 @@ def _outcome(race: Record, run: Record | None) -> float | None:
 
 
 def _summary(race: Record, found: Record) -> str:
-    """A paragraph that could be pasted into a message."""
+    """The race in one paragraph."""
     environment, settings = race["environment"], race.get("settings") or {}
     model = (race.get("model") or {}).get("name") or "the model"
     data = (race.get("data") or {}).get("name") or "the data"
@@ -272,54 +255,43 @@ def _summary(race: Record, found: Record) -> str:
     first = f"{model} on {data} ({machine}): {found['sentence'][:1].lower()}{found['sentence'][1:]}".rstrip(".")
     plain, every = (_times(race, name) for name in (PLAIN, ALL))
     took = f" Training took {every} with the tricks and {plain} without." if plain and every else ""
-    parts = [f"{first}.{took}", _effects_text(found["effects"])]
-    effort = _effort(race)
-    if effort:
-        parts.append(effort)
+    parts = [f"{first}.{took}", _effects_text(found["effects"]), _effort(race)]
     if settings.get("optimizer"):
-        parts.append(f"Plain is {settings['optimizer']} in 32 bits at a constant rate, on the same loop and data.")
+        parts.append(f"Plain is {settings['optimizer']} in float32 at a constant learning rate, on the same loop and data.")
     return " ".join(part for part in parts if part)
 
 
 def _times(race: Record, name: str) -> str:
-    """The middle one of an arm's times; nothing where that one missed the target."""
-    times = [math.inf if v is None else v for v in outcomes(race, name) if v is None or not math.isnan(v)]
-    if race["target"]["value"] is None or not times or math.isinf(middle(times)):
+    """An arm's median time; empty if the median run missed the target."""
+    times = [math.inf if v is None else v for v in arm_results(race, name) if v is None or not math.isnan(v)]
+    if race["target"]["value"] is None or not times or math.isinf(median(times)):
         return ""
-    return duration(middle(times))
+    return format_duration(median(times))
 
 
 def _effects_text(effects: Sequence[Record]) -> str:
-    """What was settled of each trick, and what was not."""
-    said = []
-    for wanted, form in (
-        ((HELPS, HURTS), "{} {}"),
-        ((NO_DIFFERENCE,), "{} {}"),
-        ((RARER, OFTENER), "with {} the target is reached {}"),
-    ):
+    """The verdict on each trick, settled ones first."""
+    parts = []
+    for verdicts_shown in ((HELPS, HURTS), (NO_DIFFERENCE,), (ARRIVES_LESS, ARRIVES_MORE)):
         for effect in effects:
-            if effect["verdict"] in wanted:
-                words = effect["words"].replace("arrives ", "").replace("no difference", "makes no difference")
-                said.append(form.format(effect["trick"].replace("_", " "), words))
-    open_ones = [effect["trick"].replace("_", " ") for effect in effects if effect["verdict"] in (NOT_SETTLED, NO_VERDICT)]
-    if open_ones:
-        said.append(f"nothing is settled on {_list(open_ones)}")
-    text = "; ".join(said)
+            if effect["verdict"] in verdicts_shown:
+                words = effect["words"].replace("no difference", "makes no difference")
+                parts.append(f"{readable_name(effect['trick'])} {words}")
+    unsettled = [readable_name(effect["trick"]) for effect in effects if effect["verdict"] in (NOT_SETTLED, NO_VERDICT)]
+    if unsettled:
+        parts.append(f"not settled: {', '.join(unsettled)}")
+    text = "; ".join(parts)
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _effort(race: Record) -> str:
     tuning = race.get("tuning") or {}
     if PLAIN not in tuning:
-        return "Nothing was tuned before the race."
+        return "No tuning was done."
     sides = []
-    for side, name in ((PLAIN, "of plain"), (ALL, "with the tricks")):
+    for side in (PLAIN, ALL):
         if side in tuning:
             made = tuning[side]
             knob = {"rate": "learning rate"}.get(made["knob"], made["knob"])
-            sides.append(f"the {knob} {name} in {made['num_runs']} runs ({duration(made['seconds'])})")
+            sides.append(f"the {knob} of {side} in {made['num_runs']} runs ({format_duration(made['seconds'])})")
     return f"Tuned before the race: {' and '.join(sides)}."
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

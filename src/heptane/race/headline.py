@@ -1,4 +1,4 @@
-"""The one line that a race comes to, at most twelve words, and the sentence that has the details."""
+"""The headline of a race, at most twelve words, and a sentence with the details."""
 
 from __future__ import annotations
 
@@ -7,47 +7,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from heptane.race.arms import ALL, PLAIN
-from heptane.race.verdicts import HELPS, HURTS, NO_DIFFERENCE, NOT_SETTLED, OFTENER, RARER
-from heptane.race.words import range_text
-from heptane.report import duration, measure
+from heptane.race.target import goal_text, too_few_samples
+from heptane.race.verdict_text import range_text
+from heptane.race.verdicts import ARRIVES_LESS, ARRIVES_MORE, HELPS, HURTS, NO_DIFFERENCE, NOT_SETTLED
+from heptane.report import format_duration
 
 Record = Mapping[str, Any]
 MOST_WORDS = 12
 
 
 def headline(race: Record, speedup: Record) -> str:
-    """The result in at most twelve words: ``3.1 times faster to 91.0% (2.4 to 4.0, 5 seeds)``."""
-    short = _within(race, speedup)
-    return next((text for text in short if len(text.split()) <= MOST_WORDS), short[-1])
+    """The result in at most twelve words: ``3.1x faster to 91.0% (2.4x to 4x, 5 seeds)``."""
+    candidates = _candidates(race, speedup)
+    return next((text for text in candidates if len(text.split()) <= MOST_WORDS), candidates[-1])
 
 
 def sentence(race: Record, speedup: Record) -> str:
-    """The headline with what it rests on: the machine, how sure it is, and what is missing."""
+    """The headline with its interval, seeds, and what is missing."""
     confidence = f"{100 * speedup['confidence']:g}% interval"
     verdict, first = speedup["verdict"], headline(race, speedup)
     seeds = f"{speedup['num_seeds']} seed{'' if speedup['num_seeds'] == 1 else 's'}"
     bound = speedup["at_least"]
     if bound:
-        took, cut = duration(bound["seconds"]), duration(bound["plain_seconds"])
-        return f"{first} ({took} with the tricks; plain had not reached it after {cut}, when the budget ended): no verdict."
+        took, cut = format_duration(bound["seconds"]), format_duration(bound["plain_seconds"])
+        return f"{first}: {took} with the tricks, over {cut} without, when the budget ended. No verdict."
     if verdict in (HELPS, HURTS) and speedup["estimate"] is not None:
         ends = _ends(speedup, inverse=_inverse(speedup))
         return f"{_claim(race, speedup)} on this machine ({confidence} {ends}, {seeds})."
     if verdict in (NO_DIFFERENCE, NOT_SETTLED):
-        said = f"{speedup['words'][:1].upper()}{speedup['words'][1:]}"
-        return f"{said} ({_to(race)} on this machine, {confidence}, {seeds})."
+        words = f"{speedup['words'][:1].upper()}{speedup['words'][1:]}"
+        return f"{words} ({_to(race)} on this machine, {confidence}, {seeds})."
     why = f"; {speedup['why']}" if speedup["why"] else ""
     return f"{first} ({_to(race)} on this machine{why})."
-
-
-def goal_text(race: Record) -> str:
-    """The target in a few words: ``91.0%``, ``a validation loss of 0.3``, ``in 60 s``."""
-    target = race["target"]
-    if target["value"] is None:
-        return f"in {duration(target['seconds'])} of training"
-    if target["metric"] == "valid_accuracy":
-        return measure("accuracy", target["value"])
-    return f"{target['metric'].replace('valid_', 'a validation ').replace('_', ' ')} of {target['value']:g}"
 
 
 def _to(race: Record) -> str:
@@ -55,25 +46,25 @@ def _to(race: Record) -> str:
     return goal_text(race) if race["target"]["value"] is None else f"to {goal_text(race)}"
 
 
-def _within(race: Record, speedup: Record) -> list[str]:
-    """Ways to say it, the fullest first; the last one always fits."""
+def _candidates(race: Record, speedup: Record) -> list[str]:
+    """Headlines, the fullest first; the last one always fits."""
     verdict, timed = speedup["verdict"], race["target"]["value"] is not None
     goal, to, count = goal_text(race), _to(race), speedup["num_seeds"]
     seeds = f"{count} seed{'' if count == 1 else 's'}"
     absent = [name for name in (PLAIN, ALL) if not any(arm["name"] == name for arm in race["arms"])]
     if absent:
-        return [f"No speed-up: this race has no arm {' and none '.join(absent)}"]
+        return [f"No speed-up: this race has no arm {' or '.join(absent)}"]
     bound = speedup["at_least"]
     if bound:
-        these = "this one seed" if bound["seeds"] == 1 else f"these {bound['seeds']} seeds"
-        first = f"At least {bound['ratio']:g} times faster"
-        return [f"{first} {to}, in {these}", f"{first}, in {these}"]
+        where = "this one seed" if bound["seeds"] == 1 else f"these {bound['seeds']} seeds"
+        first = f"At least {bound['ratio']:g}x faster"
+        return [f"{first} {to}, in {where}", f"{first}, in {where}"]
     if verdict in (HELPS, HURTS):
         claim = _claim(race, speedup)
         if speedup["estimate"] is None:
             return [claim, f"With the tricks: {speedup['words']}"]
         ends = _ends(speedup, inverse=_inverse(speedup))
-        return [f"{claim} ({ends}, {seeds})", f"{claim} ({ends})", claim, " ".join(claim.split()[:4])]
+        return [f"{claim} ({ends}, {seeds})", f"{claim} ({ends})", claim, _change(race, float(speedup["estimate"]))]
     if verdict == NO_DIFFERENCE:
         size = "10%" if timed else "1 point"
         return [f"No difference beyond {size} {to} ({seeds})", f"No difference beyond {size} ({seeds})"]
@@ -82,7 +73,7 @@ def _within(race: Record, speedup: Record) -> list[str]:
         return [f"Not settled: {ends} {to}, {seeds}", f"Not settled: {ends}, {seeds}", f"Not settled: {ends}", "Not settled"]
     without, with_it = speedup["arrived"]["without"], speedup["arrived"]["with"]
     counts = f"{with_it[0]} of {with_it[1]}", f"{without[0]} of {without[1]}"
-    if verdict in (RARER, OFTENER):
+    if verdict in (ARRIVES_LESS, ARRIVES_MORE):
         return [
             f"With tricks {counts[0]} runs reach {goal}, plain {counts[1]}",
             f"Tricks reach it {counts[0]}, plain {counts[1]}",
@@ -91,32 +82,32 @@ def _within(race: Record, speedup: Record) -> list[str]:
 
 
 def _no_verdict(race: Record, speedup: Record, counts: tuple[str, str], goal: str) -> list[str]:
-    if "fewer than" in speedup["why"] and "validation samples" in speedup["why"]:
+    if too_few_samples(race):
         return ["No verdict: too few validation samples for this target"]
     arrived, tried = (sum(speedup["arrived"][side][at] for side in ("without", "with")) for at in (0, 1))
     if not tried:
-        return [f"No seed has both plain and all {_to(race)} yet", "No seed has both plain and all yet"]
+        return ["No result yet: no seed has run both plain and all"]
     if not arrived:
         return [f"Neither plain nor the tricks reached {goal}", "Neither plain nor the tricks reached the target"]
     if speedup["pairs"] == 1 and tried == 2:
         value = next(value for value in speedup["values"] if value is not None)
-        return [f"No verdict: one seed only, {_change(race, value)} in it", "No verdict: one seed only"]
-    return [f"No verdict: tricks arrive {counts[0]}, plain {counts[1]}"]
+        return [f"No verdict: only one seed ({_change(race, value)})", "No verdict: only one seed"]
+    return [f"No verdict: reached by tricks {counts[0]}, plain {counts[1]}"]
 
 
 def _claim(race: Record, speedup: Record) -> str:
-    """``3.1 times faster to 91.0%``; of a verdict only."""
+    """``3.1x faster to 91.0%``."""
     if speedup["estimate"] is None:
         return f"With the tricks {_to(race)}: {speedup['words']}"
     return f"{_change(race, float(speedup['estimate']))} {_to(race)}"
 
 
 def _change(race: Record, value: float) -> str:
-    """``3.1 times faster``, ``1.2 points more accuracy``."""
+    """``3.1x faster``, ``1.2 points more accuracy``."""
     if race["target"]["value"] is None:
         return f"{100 * abs(value):.2g} points {'more' if value > 0 else 'less'} accuracy"
     factor, word = (1 / value, "slower") if value < 1 else (value, "faster")
-    return f"{factor:.3g} times {word}"
+    return f"{factor:.3g}x {word}"
 
 
 def _inverse(speedup: Record) -> bool:
@@ -129,11 +120,11 @@ def _ends(speedup: Record, *, inverse: bool) -> str:
         low, high = sorted((100 * abs(low), 100 * abs(high)))
         return f"{low:.2g} to {high:.2g}"
     low, high = (1 / high, 1 / low if low else math.inf) if inverse else (low, high)
-    return f"{low:.3g} to {high:.3g}"
+    return f"{low:.3g}x to {high:.3g}x"
 
 
 def _differences(speedup: Record) -> tuple[float, float]:
-    """The interval as differences again: of log time, or of accuracy."""
+    """The interval as differences of log time or of accuracy."""
     low, high = (float(end) for end in speedup["interval"])
     if speedup["kind"] == "points":
         return low, high

@@ -1,4 +1,4 @@
-"""A race while it runs: arms by seeds, the best so far, and the time left; plain lines where there is no terminal."""
+"""Live display of a race: a table of arms and seeds, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.progress import can_redraw, clear_progress, redirect_progress
 from heptane.core.metric_direction import lower_is_better
-from heptane.report import duration, measure
+from heptane.report import format_duration, format_metric
 from heptane.report.console import make_console, make_table, printable
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from heptane.race.attempt import Trial
 
 _REDRAW_SECONDS = 0.5
-_STILL_SECONDS = 2.0  # a table that was not drawn for so long says what goes on
+_STILL_SECONDS = 2.0  # after this long without an update, the table shows what is running
 
 
 class LiveTable:
-    """The live table of a race on stderr; also the progress display of each of its runs.
+    """The live table of a race on stderr, which is also the progress display of its runs.
 
     Args:
         arms: the rows.
         seeds: the columns.
-        metric: what the target is on, such as ``valid_accuracy``.
-        enabled: draw the table; ``None`` draws it only when stderr is a terminal that can redraw.
+        metric: the target's metric, such as ``valid_accuracy``.
+        enabled: whether to draw the table; ``None``: only if stderr is a terminal that can redraw.
     """
 
     def __init__(self, arms: Sequence[Arm], seeds: Sequence[int], metric: str, enabled: bool | None = None) -> None:
@@ -47,7 +47,7 @@ class LiveTable:
         self._left: tuple[float, float] | None = None
 
     def __enter__(self) -> LiveTable:
-        self._depth += 1  # each run enters it again, as its progress display
+        self._depth += 1  # each run enters it again as its progress display
         if self.enabled and self._live is None:
             from rich.live import Live
 
@@ -67,36 +67,36 @@ class LiveTable:
             self._live = None
 
     def tuning(self, arm: Arm, knob: str, value: float) -> None:
-        """A trial before the race begins."""
+        """Show that a tuning run begins."""
         self._now, self._caption = None, f"tuning {arm.title}: {knob_text(knob, value)}"
         self._draw(force=True)
 
-    def tuned(self, arm: Arm, knob: str, value: float, attempt: Trial) -> None:
-        """A trial ended."""
-        self._say(f"tuning {arm.title}, {knob_text(knob, value)}: {outcome_text(attempt.record(), self._metric)}")
+    def tuned(self, arm: Arm, knob: str, value: float, trial: Trial) -> None:
+        """Show the result of a tuning run."""
+        self._say(f"tuning {arm.title}, {knob_text(knob, value)}: {outcome_text(trial.record(), self._metric)}")
 
     def begins(self, arm: Arm, seed: int, elapsed: float, left: float) -> None:
-        """A run begins; ``elapsed`` and ``left`` are the race's seconds."""
+        """Show that a run begins; ``elapsed`` and ``left`` are seconds of the race."""
         self._now, self._left = (arm.name, seed), (time.monotonic(), left)
         self._cells[arm.name, seed] = "..."
-        self._caption = f"{duration(elapsed)} so far"
+        self._caption = f"{format_duration(elapsed)} elapsed"
         self._draw(force=True)
 
-    def done(self, arm: Arm, attempt: Trial) -> None:
-        """A run ended."""
-        text = outcome_text(attempt.record(), self._metric)
-        self._cells[arm.name, attempt.seed], self._now = text, None
-        self._say(f"{arm.title}, seed {attempt.seed}: {text}")
+    def done(self, arm: Arm, trial: Trial) -> None:
+        """Show the result of a run."""
+        text = outcome_text(trial.record(), self._metric)
+        self._cells[arm.name, trial.seed], self._now = text, None
+        self._say(f"{arm.title}, seed {trial.seed}: {text}")
 
     def update(self, step: int, *, accuracy: float | None = None, **_: Any) -> None:
-        """A run goes on."""
+        """Redraw: a run made a step."""
         self._draw()
 
     def epoch_line(self, record: Mapping[str, Any]) -> None:
-        """A run was evaluated."""
+        """Show an evaluation of a run."""
         value = record.get(self._metric)
         if self._now and isinstance(value, float):
-            self._cells[self._now] = f"{duration(record['train_seconds'])} {measure(self._metric, value)}"
+            self._cells[self._now] = f"{format_duration(record['train_seconds'])} {format_metric(self._metric, value)}"
             name = self._now[0]
             best = self._best.get(name)
             self._best[name] = (
@@ -105,7 +105,7 @@ class LiveTable:
         self._draw(force=True)
 
     def note(self, text: str) -> None:
-        """A remark."""
+        """Print a line."""
         self._say(text)
 
     def _say(self, text: str) -> None:
@@ -121,7 +121,7 @@ class LiveTable:
             self._live.update(self._table(), refresh=True)
 
     def _sign(self, text: str) -> None:
-        """What goes on while nothing else is drawn; called by the thread of :mod:`heptane.base.progress`."""
+        """Show what is running while nothing else is drawn; called by the thread of :mod:`heptane.base.progress`."""
         if time.monotonic() - self._drawn_at >= _STILL_SECONDS:
             self._sign_text = text
             if self._live is not None:
@@ -131,7 +131,7 @@ class LiveTable:
         caption = self._caption
         if self._left:
             since, left = self._left
-            caption += f", about {duration(max(left - (time.monotonic() - since), 0))} left"
+            caption += f", about {format_duration(max(left - (time.monotonic() - since), 0))} left"
         table = make_table(("arm", None), *((f"seed {n}", None) for n in self._seeds), ("best", None), heading=True)
         if self._sign_text:
             caption = f"{caption}; {self._sign_text}" if caption else self._sign_text
@@ -140,26 +140,26 @@ class LiveTable:
             cells = [self._cells.get((arm.name, seed), "") for seed in self._seeds]
             best = self._best.get(arm.name)
             style = "bold" if self._now and self._now[0] == arm.name else ""
-            shown = "" if best is None else measure(self._metric, best)
+            shown = "" if best is None else format_metric(self._metric, best)
             table.add_row(*(printable(text, sys.stderr) for text in (arm.title, *cells, shown)), style=style)
         return table
 
 
 def knob_text(knob: str, value: float) -> str:
-    """What was tried: ``3 times the learning rate``, ``1.5 epochs``."""
-    return f"{value:.3g} epochs" if knob == "epochs" else f"{value:.3g} times the learning rate"
+    """A tuned value: ``3x the learning rate``, ``1.5 epochs``."""
+    return f"{value:.3g} epochs" if knob == "epochs" else f"{value:.3g}x the learning rate"
 
 
 def outcome_text(run: Mapping[str, Any], metric: str) -> str:
-    """A run in a few words: ``24 s``; ``missed (90.1% in 81 s)``; ``over 32 s``; ``failed: ...``."""
+    """A run's result: ``24 s``, ``missed (90.1% in 81 s)``, ``over 32 s`` (stopped), ``failed``."""
     status, best, tried = run["status"], run["best"], (run["clocks"] or {}).get("train")
-    shown = "" if best is None else measure(metric, best, 2)
+    shown = "" if best is None else format_metric(metric, best, 2)
     if status == "reached":
-        return duration(run["seconds"])
+        return format_duration(run["seconds"])
     if status == "done":
         return shown or "no value"
     if status == "missed":
-        return f"missed ({shown} in {duration(tried)})" if shown else f"missed ({duration(tried)})"
+        return f"missed ({shown} in {format_duration(tried)})" if shown else f"missed ({format_duration(tried)})"
     if status == "stopped":
-        return f"over {duration(tried)}"
+        return f"over {format_duration(tried)}"
     return str(status)

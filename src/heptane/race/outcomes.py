@@ -1,4 +1,4 @@
-"""What one run counts as in the statistics of a race, and what two paired runs say of each other."""
+"""Runs of a race as observations for its statistics, and the difference of two paired runs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from heptane.race.attempt import DONE, FAILED, MISSED, REACHED, STOPPED
 
-ARRIVED, MISSED_IT, CUT, UNKNOWN = "arrived", "missed it", "cut", "unknown"
+ARRIVED, NOT_ARRIVED, CENSORED, UNKNOWN = "arrived", "not arrived", "censored", "unknown"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run as the statistics see it.
+    """One run as an observation.
 
-    ``cost`` is the logarithm of the seconds to the target, or minus the accuracy; of a run that was cut, the least that it
-    can be. ``grid`` is the variance of ``cost`` that comes from the time between two evaluations; 0 if interpolated.
+    ``cost`` is the log of the seconds to the target, or minus the accuracy; for a censored run it is a lower bound.
+    ``grid`` is the variance of ``cost`` due to the time between two evaluations; 0 if interpolated.
     """
 
     kind: str
@@ -25,62 +25,62 @@ class Outcome:
     grid: float = 0.0
 
 
-NOT_KNOWN, DID_NOT_ARRIVE = Outcome(UNKNOWN), Outcome(MISSED_IT)
+NOT_KNOWN, NOT_REACHED = Outcome(UNKNOWN), Outcome(NOT_ARRIVED)
 Table = Mapping[str, Sequence[Outcome]]
-"""Per arm, the outcome of each seed."""
+"""Per arm, an outcome per seed."""
 
 
-def arrived_after(seconds: float, between: float = 0.0) -> Outcome:
-    """A run that reached the target; ``between`` are the seconds within which it did, 0 where that is interpolated.
+def reached_after(seconds: float, between: float = 0.0) -> Outcome:
+    """The outcome of a run that reached the target; ``between``: uncertainty in seconds, 0 if interpolated.
 
     Example:
-        >>> from heptane.race.outcomes import arrived_after
-        >>> arrived_after(1.0)
+        >>> from heptane.race.outcomes import reached_after
+        >>> reached_after(1.0)
         Outcome(kind='arrived', cost=0.0, grid=0.0)
     """
     return Outcome(ARRIVED, math.log(seconds), (between / seconds) ** 2 / 12)  # the variance of a uniform distribution
 
 
 def outcome_of(run: Mapping[str, Any] | None, timed: bool) -> Outcome:
-    """What a run of ``race.json`` counts as.
+    """The outcome of a run of ``race.json``.
 
-    A run that trained its whole plan in vain, and one that failed, did not arrive. One that was stopped for being slower has
-    its time as a bound. What was never run, was refused or was cut off by the budget is not known.
+    A run that missed the target or failed did not arrive. A run stopped for being slower is censored at its time. A run
+    that was never run, was refused or was ended by the budget is unknown.
     """
     status = run["status"] if run else UNKNOWN
     if run is None or status not in (REACHED, MISSED, STOPPED, FAILED, DONE):
         return NOT_KNOWN
     if not timed:
-        return Outcome(ARRIVED, -float(run["best"])) if status == DONE and run["best"] is not None else DID_NOT_ARRIVE
+        return Outcome(ARRIVED, -float(run["best"])) if status == DONE and run["best"] is not None else NOT_REACHED
     if status == REACHED and run["seconds"] > 0:
-        return arrived_after(float(run["seconds"]), float(run.get("between") or 0.0))
+        return reached_after(float(run["seconds"]), float(run.get("between") or 0.0))
     if status == STOPPED and run["clocks"].get("train", 0.0) > 0:
-        return Outcome(CUT, math.log(run["clocks"]["train"]))
-    return DID_NOT_ARRIVE
+        return Outcome(CENSORED, math.log(run["clocks"]["train"]))
+    return NOT_REACHED
 
 
 def difference(without: Outcome, with_it: Outcome) -> tuple[float, float] | None:
-    """Between which two numbers cost without - cost with lies; None where the pair says nothing.
+    """Bounds on the cost without the trick minus the cost with it; None if nothing is known.
 
-    A run that did not arrive is infinitely late; of two that did not, nothing is known.
+    A run that did not arrive is infinitely late; of two such runs, nothing is known.
 
     Example:
-        >>> from heptane.race.outcomes import DID_NOT_ARRIVE, Outcome, difference
-        >>> difference(Outcome("arrived", 3.0), Outcome("arrived", 2.0)), difference(Outcome("arrived", 3.0), DID_NOT_ARRIVE)
+        >>> from heptane.race.outcomes import NOT_REACHED, Outcome, difference
+        >>> difference(Outcome("arrived", 3.0), Outcome("arrived", 2.0)), difference(Outcome("arrived", 3.0), NOT_REACHED)
         ((1.0, 1.0), (-inf, -inf))
-        >>> difference(Outcome("arrived", 3.0), Outcome("cut", 3.5))
+        >>> difference(Outcome("arrived", 3.0), Outcome("censored", 3.5))
         (-inf, -0.5)
     """
     match without.kind, with_it.kind:
         case ("arrived", "arrived"):
             exact = without.cost - with_it.cost
             return exact, exact
-        case ("arrived", "missed it"):
+        case ("arrived", "not arrived"):
             return -math.inf, -math.inf
-        case ("missed it", "arrived"):
+        case ("not arrived", "arrived"):
             return math.inf, math.inf
-        case ("arrived", "cut"):
+        case ("arrived", "censored"):
             return -math.inf, without.cost - with_it.cost
-        case ("cut", "arrived"):
+        case ("censored", "arrived"):
             return without.cost - with_it.cost, math.inf
     return None

@@ -1,4 +1,4 @@
-"""When a run of a race may stop, and whether another seed fits the budget: plain numbers in, plain numbers out."""
+"""Decide when a run of a race may stop early, and whether another seed fits the budget."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 import statistics
 from collections.abc import Sequence
 
-CAP = 1.5  # times the arm that it is compared with: then a run is slower for certain
-SAFETY = 1.1  # a seed is begun where the budget holds so many times what it is expected to take
+CAP = 1.5  # a run this many times slower than the arm it is compared with is slower for certain
+SAFETY = 1.1  # margin on the expected time of a seed
 
 
 def cap_seconds(*compared: tuple[Sequence[float | None], float | None]) -> float:
-    """Seconds of training after which a run is slower for certain: 1.5 times the longest of what it is compared with.
+    """Seconds of training after which a run is slower for certain: 1.5x the longest time it is compared with.
 
     Args:
-        compared: per arm its seconds to the target in all seeds so far (None where it did not arrive), and those of the
-            run's own seed. Both count: the median alone would stop runs of a seed in which every arm is slow.
+        compared: per arm, its seconds to the target in all seeds so far (None: missed), and in the run's own seed. The
+            median alone would stop runs of a seed in which every arm is slow.
 
     Example:
         >>> from heptane.race.pacing import cap_seconds
@@ -30,11 +30,11 @@ def cap_seconds(*compared: tuple[Sequence[float | None], float | None]) -> float
 
 
 def seed_fits(expected: Sequence[float], left: float, *, first: bool) -> bool:
-    """Whether a seed is begun: the first one always, a later one where all its arms are expected to fit.
+    """Whether to start a seed: always the first one, later ones only if all arms are expected to fit.
 
     Args:
-        expected: seconds per arm that would run.
-        left: seconds of the budget that are left.
-        first: whether no seed was raced yet.
+        expected: seconds of each arm that would run.
+        left: seconds left of the budget.
+        first: whether no seed has run yet.
     """
     return left > 0 and (first or SAFETY * sum(expected) <= left)

@@ -1,42 +1,40 @@
-"""The page of a race: one large number or "not proven", what each trick is worth, and the pictures that say the same."""
+"""The page of a race: the speed-up, the effect of each trick, and charts."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from heptane.race.arms import ALL
-from heptane.race.hero import arm_median, middle_of, race_glance, race_hero
 from heptane.race.live import knob_text, outcome_text
+from heptane.race.overview import key_figures, main_result
 from heptane.race.pictures import accuracy_against_time, time_to_target, worth_of_tricks
-from heptane.race.reading import RAN, not_raced_text, number, ran
-from heptane.race.verdicts import HELPS, HURTS
-from heptane.report import figure, label, measure, section
+from heptane.race.rows import RAN, arm_row, effect_row, not_raced_text, notes, ran
+from heptane.report import readable_name, section
 from heptane.report.curves import Line, line_chart
-from heptane.report.first import subject
-from heptane.report.html import byline, facts, fill, write_page
+from heptane.report.html import byline, facts, render_template, write_page
+from heptane.report.overview import subject
 
 Record = Mapping[str, Any]
 
 
 def write_race_report(race: Record, path: str | os.PathLike[str]) -> None:
-    """Write ``report.html`` of a race; the file is replaced in one step."""
+    """Write ``report.html`` of a race; the file is replaced atomically."""
     write_page(race_page(race), path)
 
 
 def race_page(race: Record) -> str:
-    """The page of a race as text, from the content of ``race.json``, finished or not."""
+    """The page of a race as HTML, from the content of ``race.json``, finished or not."""
     seeds = race["plan"]["seeds"]
     arms = [arm_row(race, arm, seeds) for arm in race["arms"] if ran(arm)]
-    return fill(
+    return render_template(
         "race_page.html.j2",
         title=race["headline"],
         headline=f"Race: {subject(race)}",
         byline=byline(race),
-        hero=race_hero(race),
-        glance=race_glance(race),
+        main=main_result(race),
+        key_figures=key_figures(race),
         summary=race["summary"],
         effects=[effect_row(race, effect) for effect in race["effects"]],
         not_raced=not_raced_text(race),
@@ -45,26 +43,10 @@ def race_page(race: Record) -> str:
         arms=arms,
         tests=any(row["test"] for row in arms),
         notes=notes(race),
-        facts=[(title, pairs) for title, pairs in facts(race) if title not in ("All measures", "Clocks")],
+        facts=[(title, pairs) for title, pairs in facts(race) if title not in ("All metrics", "Time")],
         tuning=_tuning_rows(race),
         command=str(race.get("command") or ""),
     )
-
-
-def notes(race: Record) -> list[str]:
-    """What is to be said of a race beside its figures."""
-    said = [str(note) for note in race.get("notes") or []]
-    if race["status"] != "done":
-        said.append(f"This race is {race['status']}: what is missing has not been run yet.")
-    alike: dict[str, list[str]] = {}
-    for arm in race["arms"]:
-        for run in arm["runs"]:
-            if run["status"] in ("failed", "refused", "stopped", "not run"):
-                what = run["note"] if run["status"] == "stopped" else f"{run['status']}: {run['note']}"
-                alike.setdefault(what, []).append(f"{arm['title']}, seed {run['seed']}")
-    for what, which in alike.items():
-        said.append(f"{'; '.join(which) if len(which) <= 3 else f'{len(which)} runs'}: {what}")
-    return said
 
 
 def _charts(race: Record) -> list[dict[str, Any]]:
@@ -77,12 +59,12 @@ def _charts(race: Record) -> list[dict[str, Any]]:
         line = Line(name="learning rate", x=schedule["step"], y=schedule["learning_rate"])
         rate = line_chart([line], ident="rate", description="Learning rate of all by step", x_label="step")
     timed = race["target"]["value"] is not None
-    middle = "The middle of the seeds, which are drawn faint" + ("; a dot is where it reaches the target." if timed else ".")
-    bars = "A bar ends at the median, a dot is a seed; an open mark is a run that did not reach it."
-    ends = "A line is the interval that the verdict goes by: green helps, orange hurts, grey is not settled."
+    curves = "Bold: median over the seeds. Faint: single seeds." + (" Dot: target reached." if timed else "")
+    bars = "Bar: median. Dot: one seed. Open mark: a run that missed the target."
+    intervals = "Line: the verdict's interval. Green helps, orange hurts, grey is not settled."
     charts = [
-        ("What each trick is worth", worth_of_tricks(race), ends),
-        (f"{label(race['target']['metric'])} over training time", accuracy_against_time(race), middle),
+        ("Effect of each trick", worth_of_tricks(race), intervals),
+        (f"{readable_name(race['target']['metric'])} over training time", accuracy_against_time(race), curves),
         ("Time to the target", time_to_target(race), bars + _uneven(race)),
         ("Learning rate of all", rate, ""),
     ]
@@ -90,48 +72,9 @@ def _charts(race: Record) -> list[dict[str, Any]]:
 
 
 def _uneven(race: Record) -> str:
-    """A remark where bars stand for different seeds."""
+    """A remark if the bars stand for different seeds."""
     seeds = {frozenset(run["seed"] for run in arm["runs"] if run["status"] in RAN) for arm in race["arms"] if ran(arm)}
-    return " Arms that ended early have fewer seeds: compare their dots, not their bars." if len(seeds) > 1 else ""
-
-
-def effect_row(race: Record, effect: Record) -> dict[str, str]:
-    """A trick's row as texts."""
-    timed = race["target"]["value"] is not None
-    return {
-        "title": label(effect["trick"]),
-        "alone": _side_text(effect["alone"], timed),
-        "without": _side_text(effect["without"], timed),
-        "verdict": effect["words"],
-        "why": effect["why"],
-        "tone": {HELPS: "good", HURTS: "bad"}.get(effect["verdict"], ""),
-    }
-
-
-def _side_text(side: Record | None, timed: bool) -> str:
-    if not side or side["estimate"] is None:
-        return "–"
-    value, (low, high) = number(side["estimate"]), (number(end) for end in side["interval"])
-    said = f"{value:.3g}x" if timed else f"{100 * value:+.2f} points"
-    if not all(map(math.isfinite, (low, high))):
-        return f"{said} (no interval)"
-    scale, form = (1, ".3g") if timed else (100, "+.2f")
-    return f"{said} ({scale * low:{form}} to {scale * high:{form}})"
-
-
-def arm_row(race: Record, arm: Record, seeds: list[int]) -> dict[str, Any]:
-    """An arm's row as texts: an outcome per seed, the median, the test accuracy, the plan."""
-    metric, runs = race["target"]["metric"], {run["seed"]: run for run in arm["runs"]}
-    tests = sorted(
-        run["metrics"]["test_accuracy"] for run in arm["runs"] if run["status"] in RAN and "test_accuracy" in run["metrics"]
-    )
-    return {
-        "title": arm["title"],
-        "cells": [outcome_text(runs[seed], metric) if seed in runs else "–" for seed in seeds],
-        "median": arm_median(race, arm)[0] or "–",
-        "test": measure("test_accuracy", middle_of(tests), 2) if tests else "",
-        "plan": f"rate times {figure(arm['rate'])}, at most {arm['epochs']:.3g} epochs",
-    }
+    return " Arms that ended early have fewer seeds: compare dots, not bars." if len(seeds) > 1 else ""
 
 
 def _tuning_rows(race: Record) -> list[dict[str, str]]:

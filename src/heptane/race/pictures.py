@@ -1,17 +1,18 @@
-"""The pictures of a race: accuracy against time, time to the target, what each trick is worth."""
+"""Charts of a race: accuracy over time, time to the target, effect of each trick."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from heptane.core.metric_direction import lower_is_better
 from heptane.race.arms import ALL, PLAIN
-from heptane.race.hero import middle_of
-from heptane.race.reading import number
+from heptane.race.rows import number
 from heptane.race.verdicts import HELPS, HURTS
-from heptane.report import duration, label, measure
-from heptane.report.curves import BAD, COLOURS, GOOD, INK, draw_svg, dress
+from heptane.report import format_duration, format_metric, readable_name
+from heptane.report.curves import BAD, COLOURS, GOOD, INK, draw_svg, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 _OF_ARM = {PLAIN: COLOURS[1], ALL: COLOURS[0]}
 _ROW = 0.34  # inches of height per row
-LEVELS = 80  # of a median curve
+LEVELS = 80  # points of a median curve
 
 
 def accuracy_against_time(race: Record) -> str:
-    """The target's metric against training seconds: per arm the middle of its seeds; those of plain and all faint."""
+    """The target's metric over training time: each arm's median curve; single seeds of plain and all are faint."""
     arms = [arm for arm in race["arms"] if any(run["curve"] for run in arm["runs"])]
     if not arms:
         return ""
@@ -36,17 +37,19 @@ def accuracy_against_time(race: Record) -> str:
             _curves(axes, race, arm)
         if target is not None:
             axes.axhline(target, color=INK, alpha=0.55, linewidth=1, linestyle=(0, (3, 3)), label="target")
-        dress(axes, "seconds of training", "accuracy" in metric)
+        style_axes(axes, "training time in seconds", "accuracy" in metric)
         _zoom(axes, arms)
         picture.legend(loc="outside upper left", ncols=4, frameon=False, handlelength=1.6, columnspacing=1.2)
 
-    spans = "; ".join(f"{arm['title']} reaches {measure(metric, _best(race, arm))}" for arm in arms)
-    return draw_svg(draw, ident="accuracy-time", description=f"{label(metric)} against seconds of training: {spans}")
+    spans = "; ".join(f"{arm['title']} reaches {format_metric(metric, _best(race, arm))}" for arm in arms)
+    return draw_svg(draw, ident="accuracy-time", description=f"{readable_name(metric)} over training time: {spans}")
 
 
 def time_to_target(race: Record) -> str:
-    """A bar per arm to its median time, a dot per seed; a run that did not arrive is an open mark where it ended, and an arm
-    whose middle run did not arrive has no bar."""
+    """Per arm, a bar to the median time and a dot per seed.
+
+    An open mark is where a run ended that missed the target. An arm whose median run missed has no bar.
+    """
     arms = [arm for arm in race["arms"] if any(_tried(run) is not None for run in arm["runs"])]
     if not arms or race["target"]["value"] is None:
         return ""
@@ -57,14 +60,14 @@ def time_to_target(race: Record) -> str:
             colour = _OF_ARM.get(arm["name"], INK)
             reached = sorted(run["seconds"] for run in arm["runs"] if run["seconds"] is not None)
             missed = [_tried(run) or 0.0 for run in arm["runs"] if run["seconds"] is None and _tried(run) is not None]
-            median = _median_time(arm)
-            if median is not None:
-                axes.barh(row, median, height=0.62, color=colour, alpha=0.3)
+            middle = _median_time(arm)
+            if middle is not None:
+                axes.barh(row, middle, height=0.62, color=colour, alpha=0.3)
             axes.plot(reached, [row] * len(reached), "o", color=colour, markersize=3.5)
             axes.plot(missed, [row] * len(missed), ">", color=colour, markersize=5, fillstyle="none")
-            end = max([median or 0.0, *reached, *missed]), row
+            end = max([middle or 0.0, *reached, *missed]), row
             axes.annotate(_words(arm), end, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
-        _rows(axes, [arm["title"] for arm in arms], "seconds of training to the target")
+        _rows(axes, [arm["title"] for arm in arms], "training time to the target in seconds")
         axes.set_xlim(0, 1.3 * axes.get_xlim()[1])
 
     words = "; ".join(f"{arm['title']} {_words(arm)}" for arm in arms)
@@ -73,7 +76,7 @@ def time_to_target(race: Record) -> str:
 
 
 def worth_of_tricks(race: Record) -> str:
-    """A forest plot: per trick the estimate and the interval that its verdict goes by; right of the line it helps."""
+    """A forest plot: per trick, its estimate and the interval of its verdict; right of the line it helps."""
     rows = [row for row in race["effects"] if row["estimate"] is not None and _ends(row)]
     if not rows:
         return ""
@@ -89,26 +92,26 @@ def worth_of_tricks(race: Record) -> str:
         axes.axvline(1 if ratio else 0, color=INK, alpha=0.55, linewidth=1)
         for index, row in enumerate(rows):
             _interval(axes, row, index)
-        times = "times as fast with it; right of the line it helps"
-        _rows(axes, [label(row["trick"]) for row in rows], times if ratio else "accuracy that it brings")
+        times = "speed-up with the trick (right of the line: helps)"
+        _rows(axes, [readable_name(row["trick"]) for row in rows], times if ratio else "accuracy gained")
         if ratio:
             _plain_ticks(axes)
 
-    words = "; ".join(f"{label(row['trick'])} {row['words']}" for row in rows)
+    words = "; ".join(f"{readable_name(row['trick'])} {row['words']}" for row in rows)
     height = 0.75 + 1.1 * _ROW * len(rows)
-    return draw_svg(draw, ident="worth", description=f"What each trick is worth: {words}", height=height)
+    return draw_svg(draw, ident="worth", description=f"Effect of each trick: {words}", height=height)
 
 
 def median_curve(race: Record, arm: Record) -> tuple[list[float], list[float]]:
-    """Seconds and values of the middle run: at each value the median of the times at which the seeds first had it.
+    """Seconds and values of an arm's median curve: per value, the median of the times at which the seeds first had it.
 
-    In a race to a target it ends at the median time, so that it says what the numbers say; where the middle run never
-    arrived it ends below the target. In a race for accuracy it is the median of the values at each time.
+    In a race to a target the curve ends at the median time, or below the target if the median run missed it. In a race for
+    accuracy it is the median of the values at each time.
     """
     runs = [run for run in arm["runs"] if run["curve"]]
     if race["target"]["value"] is None:
         return _median_values([run["curve"] for run in runs])
-    sign = -1.0 if "loss" in race["target"]["metric"] else 1.0
+    sign = -1.0 if _lower_is_better(race) else 1.0
     target = sign * race["target"]["value"]
     climbs = [list(_climb(run, sign, target)) for run in runs]
     low = max(climb[0][1] for climb in climbs)
@@ -117,8 +120,8 @@ def median_curve(race: Record, arm: Record) -> tuple[list[float], list[float]]:
         return [], []
     found: list[tuple[float, float]] = []
     for step in range(LEVELS + 1):
-        level = high if step == LEVELS else low + (high - low) * step / LEVELS  # the last one exactly: it may be the target
-        at = middle_of(sorted(_when(climb, level) for climb in climbs))
+        level = high if step == LEVELS else low + (high - low) * step / LEVELS  # the last one exact: it may be the target
+        at = median(_when(climb, level) for climb in climbs)
         if not math.isfinite(at):
             break
         found.append((at, sign * level))
@@ -126,7 +129,7 @@ def median_curve(race: Record, arm: Record) -> tuple[list[float], list[float]]:
 
 
 def _climb(run: Record, sign: float, target: float) -> Iterator[tuple[float, float]]:
-    """A run's best value so far, up to the target, which it has at the time that counts."""
+    """A run's best value so far, up to the target, which it reaches at the recorded time."""
     best = -math.inf
     for point in run["curve"]:
         value = sign * point["value"]
@@ -142,7 +145,7 @@ def _climb(run: Record, sign: float, target: float) -> Iterator[tuple[float, flo
 
 
 def _when(climb: Sequence[tuple[float, float]], level: float) -> float:
-    """When a run first had a value, between two evaluations by a straight line; infinite if never."""
+    """When a run first had a value, interpolated linearly between evaluations; infinite if never."""
     before: tuple[float, float] | None = None
     for at, value in climb:
         if value >= level:
@@ -174,9 +177,9 @@ def _curves(axes: Axes, race: Record, arm: Record) -> None:
     for run in runs if shown and len(runs) > 1 else ():
         points = [(point["seconds"], point["value"]) for point in run["curve"]]
         axes.plot(*zip(*points, strict=True), color=colour, alpha=0.25, linewidth=0.9)
-    median = _median_time(arm)
-    if shown and median is not None and race["target"]["value"] is not None:
-        axes.plot([median], [race["target"]["value"]], "o", color=colour, markersize=5)
+    middle = _median_time(arm)
+    if shown and middle is not None and race["target"]["value"] is not None:
+        axes.plot([middle], [race["target"]["value"]], "o", color=colour, markersize=5)
 
 
 def _labelled(axes: Axes) -> bool:
@@ -184,7 +187,7 @@ def _labelled(axes: Axes) -> bool:
 
 
 def _zoom(axes: Axes, arms: Sequence[Record]) -> None:
-    """Leave out the first climb, which would press all that matters into one line."""
+    """Crop the first steep part, which would flatten the rest."""
     values = sorted(point["value"] for arm in arms for run in arm["runs"] for point in run["curve"])
     low, high = values[len(values) // 20], values[-1]
     axes.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.08 * (high - low) + 1e-9)
@@ -192,7 +195,7 @@ def _zoom(axes: Axes, arms: Sequence[Record]) -> None:
 
 
 def _interval(axes: Axes, row: Record, place: float) -> None:
-    """One trick's line and mark; an arrow where an end lies outside."""
+    """Draw one trick's estimate and interval; an arrow marks an end outside the chart."""
     left, right = axes.get_xlim()
     colour, alpha = {HELPS: (GOOD, 1.0), HURTS: (BAD, 1.0)}.get(row["verdict"], (INK, 0.55))
     low, high = _ends(row)
@@ -211,12 +214,12 @@ def _ends(row: Record) -> list[float]:
 
 
 def _drawable(end: float, ratio: bool) -> bool:
-    """Whether an end of an interval may widen the picture: not if it is infinite, or so far off that it says nothing."""
+    """Whether an end of an interval may widen the x axis: not if infinite or extreme."""
     return 0.1 < end < 10 if ratio else math.isfinite(end)
 
 
 def _rows(axes: Axes, names: Sequence[str], x_label: str) -> None:
-    dress(axes, x_label, False)
+    style_axes(axes, x_label, False)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
@@ -224,7 +227,7 @@ def _rows(axes: Axes, names: Sequence[str], x_label: str) -> None:
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """1, 2, 5 and their like as they are, not as powers of ten."""
+    """Label a logarithmic axis with plain numbers such as 1, 1.5 and 2."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     left, right = axes.get_xlim()
@@ -244,22 +247,26 @@ def _tried(run: Record) -> float | None:
 
 
 def _median_time(arm: Record) -> float | None:
-    """The median over the seeds that ran; None where it is a time that was missed."""
+    """The median time over the seeds that ran; None if the median run missed the target."""
     times = [math.inf if run["seconds"] is None else run["seconds"] for run in arm["runs"] if _tried(run) is not None]
-    median = middle_of(sorted(times)) if times else math.inf
-    return median if math.isfinite(median) else None
+    middle = median(times) if times else math.inf
+    return middle if math.isfinite(middle) else None
 
 
 def _words(arm: Record) -> str:
     runs = [run for run in arm["runs"] if _tried(run) is not None]
     arrived = sum(run["seconds"] is not None for run in runs)
-    median = _median_time(arm)
-    if median is None:
+    middle = _median_time(arm)
+    if middle is None:
         return f"reached in {arrived} of {len(runs)}"
-    return duration(median) if arrived == len(runs) else f"{duration(median)} ({arrived} of {len(runs)})"
+    return format_duration(middle) if arrived == len(runs) else f"{format_duration(middle)} ({arrived} of {len(runs)})"
 
 
 def _best(race: Record, arm: Record) -> float | None:
     known = [run["best"] for run in arm["runs"] if run["best"] is not None]
-    pick = min if "loss" in race["target"]["metric"] else max
+    pick = min if _lower_is_better(race) else max
     return pick(known, default=None)
+
+
+def _lower_is_better(race: Record) -> bool:
+    return lower_is_better(race["target"]["metric"], race["target"].get("lower"))

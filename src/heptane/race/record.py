@@ -1,4 +1,4 @@
-"""The content of ``race.json``: what a race is, what was run, and what it found so far."""
+"""The content of ``race.json``: the race, its runs and its findings so far."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from heptane.race.arms import Arm
 from heptane.race.attempt import Trial
-from heptane.race.findings import coarse_text, findings
+from heptane.race.findings import findings
+from heptane.race.target import too_few_samples
 from heptane.race.tuning import Tuning
 from heptane.session.run_folder import clean
 
@@ -18,7 +19,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a race has got; trials are by (arm, value, which seed of the tuning), runs by (arm, seed)."""
+    """The state of a race; trials by (arm, value, tuning seed), runs by (arm, seed)."""
 
     status: str
     started: float
@@ -31,12 +32,12 @@ class Progress:
 def race_record(
     identity: Mapping[str, Any], arms: Sequence[tuple[Arm, float, float]], facts: Mapping[str, Any], done: Progress
 ) -> dict[str, Any]:
-    """The record of a race.
+    """Build the record of a race.
 
     Args:
-        identity: ``target`` and ``plan``; only runs of the plan's seeds are in it.
-        arms: each with the factor on its learning rate, and its planned epochs.
-        facts: ``environment``, ``num_valid``, and what the caller knows of command, data, model, settings and reasons.
+        identity: ``target`` and ``plan``; only runs of the plan's seeds are included.
+        arms: each with its learning-rate factor and its planned epochs.
+        facts: ``environment``, ``num_valid``, and optionally ``command``, ``data``, ``model``, ``settings``, ``reasons``.
         done: what was run.
     """
     from heptane.base.version import __version__
@@ -62,8 +63,8 @@ def race_record(
             "notes": list(facts.get("notes", [])),
         }
     )
-    coarse = coarse_text(record)
-    record["notes"] += [f"No verdicts: {coarse}."] if coarse else []
+    why = too_few_samples(record)
+    record["notes"] += [f"No verdicts: {why}."] if why else []
     return record | findings(record, reasons)
 
 

@@ -1,4 +1,4 @@
-"""What an earlier process of the same race left in ``race.json``."""
+"""Read what an earlier process of the same race left in ``race.json``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from heptane.base.errors import InputError
 from heptane.race.attempt import NOT_RUN, Trial
 
-MAY_GROW = ("seeds", "budget_seconds")  # more of these make no other race
+MAY_GROW = ("seeds", "budget_seconds")  # may differ on resume
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is done: seconds spent, why each trick was chosen, trials by (arm, value, seed) and runs by (arm, seed)."""
+    """What is done: seconds spent, reasons per trick, trials by (arm, value, seed), runs by (arm, seed)."""
 
     elapsed_seconds: float
     reasons: dict[str, str]
@@ -29,11 +29,11 @@ def read_race(path: Path, identity: Mapping[str, Mapping[str, Any]], arms: Seque
 
     Args:
         path: of the file.
-        identity: sections of the record that must be the same, but for the seeds and the budget.
+        identity: sections of the record that must be the same, except for the seeds and the budget.
         arms: the names of the arms, in order.
 
     Raises:
-        InputError: there is no such file, it is damaged or of another version, or it is another race.
+        InputError: the file is missing, damaged or of another version, or holds another race.
     """
     try:
         content = json.loads(path.read_text())
@@ -46,12 +46,12 @@ def read_race(path: Path, identity: Mapping[str, Mapping[str, Any]], arms: Seque
             {(name, run["seed"]): Trial.from_record(run) for name, run in runs},
         )
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): there is no race to go on with") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}): there is no race to resume") from None
     except json.JSONDecodeError:
-        raise InputError(f"{path} is damaged: it is not JSON") from None
+        raise InputError(f"{path} is damaged (not JSON): start a new race in another folder") from None
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
-        raise InputError(f"{path} is not a race of this version ({what}): race again in another folder") from None
+        raise InputError(f"{path} was written by another version ({what}): start a new race in another folder") from None
 
 
 def _compare(path: Path, content: Mapping[str, Any], identity: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> None:
@@ -60,8 +60,8 @@ def _compare(path: Path, content: Mapping[str, Any], identity: Mapping[str, Mapp
             theirs = content[key][name]
             if mine != theirs and name == "seeds" and identity["plan"]["fixed_seeds"]:
                 raise InputError(
-                    f"{path.parent} holds a race of {len(theirs)} seeds that were fixed beforehand, not of {len(mine)}: "
-                    "race again in another folder"
+                    f"{path.parent} holds a race whose number of seeds was fixed at {len(theirs)}, not {len(mine)}: "
+                    "start a new race in another folder"
                 )
             if mine != theirs and name not in MAY_GROW:
                 what = f"{'target' if name == 'value' else name} {theirs}, not {mine}"

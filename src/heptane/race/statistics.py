@@ -1,8 +1,7 @@
-"""The tests behind a verdict: Student's t, the exact sign test, Holm's correction, and the noise that all arms share.
+"""The tests behind a verdict: Student's t, the exact sign test, Holm's correction, and the noise pooled over arms.
 
-Numbers only: what a run counts as is in :mod:`heptane.race.outcomes`, what a trick is worth in
-:mod:`heptane.race.verdicts`. The number of degrees of freedom is whole here, so Student's t has a closed form, and scipy,
-which would triple what a bare install weighs, is not needed.
+Degrees of freedom are whole numbers here, so Student's t has a closed form. That saves scipy, which would triple the size
+of a bare install.
 
 Source: Abramowitz and Stegun 1964, *Handbook of Mathematical Functions*, 26.7.3 and 26.7.4 (Student's t); Holm 1979, *A
 simple sequentially rejective multiple test procedure*.
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def student_p(t: float, df: int) -> float:
-    """The probability that Student's t with ``df`` degrees of freedom lies further from 0 than ``t``.
+    """The two-sided p-value of Student's t with ``df`` degrees of freedom.
 
     Args:
         t: any number.
@@ -49,7 +48,7 @@ def student_p(t: float, df: int) -> float:
 
 @cache
 def student_quantile(p: float, df: int) -> float:
-    """The t beyond which Student's t lies with probability ``p``, both sides together; :func:`student_p` inverted.
+    """The two-sided quantile of Student's t: the inverse of :func:`student_p`.
 
     Example:
         >>> from heptane.race.statistics import student_quantile
@@ -67,7 +66,7 @@ def student_quantile(p: float, df: int) -> float:
 
 @cache
 def sign_p(wins: int, losses: int) -> float:
-    """The two-sided p of an exact sign test.
+    """The two-sided p-value of an exact sign test.
 
     Example:
         >>> from heptane.race.statistics import sign_p
@@ -80,14 +79,14 @@ def sign_p(wins: int, losses: int) -> float:
 
 
 def holm(p_values: Sequence[float], alpha: float) -> list[float]:
-    """The level at which Holm's procedure tests each hypothesis; it is rejected where p is at most its level.
+    """The level at which Holm's procedure tests each hypothesis, which is rejected if its p is at most its level.
 
-    From the smallest p on the levels are alpha / m, alpha / (m - 1), ...; those behind the first that is not rejected are
-    left at its level, so that an interval at a hypothesis's level leaves out 0 exactly where it is rejected.
+    In order of p, the levels are alpha / m, alpha / (m - 1), ... After the first hypothesis that is not rejected, the level
+    stays the same, so that the interval at a hypothesis's level excludes 0 exactly if it is rejected.
 
     Args:
         p_values: one per hypothesis.
-        alpha: how often any true hypothesis may be rejected, in (0, 1).
+        alpha: the family-wise error rate, in (0, 1).
 
     Example:
         >>> from heptane.race.statistics import holm
@@ -104,10 +103,10 @@ def holm(p_values: Sequence[float], alpha: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Noise:
-    """What runs of one arm vary by, beyond what their seed does to all arms.
+    """The variance of runs that is not due to their seed.
 
-    ``variance`` is that of one run over all arms, ``df`` the degrees of freedom behind it, 0 where it is not known;
-    ``of_arm`` is each arm's own, NaN where it is not known.
+    ``variance`` is pooled over all arms, with ``df`` degrees of freedom (0: unknown); ``of_arm`` is that of each arm alone
+    (NaN: unknown).
     """
 
     variance: float
@@ -119,7 +118,7 @@ def pooled_noise(values: Sequence[Sequence[float]]) -> Noise:
     """The residual variance of the model value = arm + seed + noise, by least squares.
 
     Args:
-        values: per arm, per seed; NaN where it is not known. With gaps, degrees of freedom are what the rank leaves.
+        values: per arm, per seed; NaN for a missing run. With gaps, the rank determines the degrees of freedom.
 
     Example:
         >>> from heptane.race.statistics import pooled_noise
@@ -139,7 +138,7 @@ def pooled_noise(values: Sequence[Sequence[float]]) -> Noise:
 
 
 def _balanced(table: Array) -> tuple[Array, Array]:
-    """Per arm the sum of squared residuals, and the degrees of freedom that it has of them."""
+    """Per arm, the sum of squared residuals and its share of the degrees of freedom."""
     arms, seeds = table.shape
     residual = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
     return (residual**2).sum(axis=1), np.full(arms, (arms - 1) * (seeds - 1) / arms)
@@ -159,6 +158,6 @@ def _with_gaps(table: Array, known: Array) -> tuple[Array, Array]:
     return np.bincount(rows, residual**2, arms), np.bincount(rows, freedom, arms)
 
 
-def plain(value: float | None) -> float | str | None:
-    """A number as JSON can hold it: an infinite one is the text "inf" or "-inf"."""
+def json_number(value: float | None) -> float | str | None:
+    """A number for JSON; infinite numbers become the text "inf" or "-inf"."""
     return str(value) if value is not None and math.isinf(value) else value

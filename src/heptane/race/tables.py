@@ -1,4 +1,4 @@
-"""A race as tables at the terminal."""
+"""A race as tables on the terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from heptane.race.page import Record, arm_row, effect_row, notes
-from heptane.race.reading import not_raced_text
+from heptane.race.rows import Record, arm_row, effect_row, not_raced_text, notes
 from heptane.report.console import make_console, make_table, printable
 
 
 def race_summary(race: Record, files: Mapping[str, str | Path]) -> None:
-    """Print what a race came to: arms by seeds, what each trick is worth, the paragraph, the files, the headline."""
+    """Print the result of a race: times per arm and seed, effects, summary, files, and the headline last."""
     console = make_console(sys.stdout)
     seeds = race["plan"]["seeds"]
     arms = make_table(
@@ -21,11 +20,13 @@ def race_summary(race: Record, files: Mapping[str, str | Path]) -> None:
     for arm in race["arms"]:
         row = arm_row(race, arm, seeds)
         arms.add_row(*(printable(cell, sys.stdout) for cell in (row["title"], *row["cells"], row["median"], row["test"])))
-    tricks = make_table(("trick", None), ("worth", None), ("alone", None), ("left out", None), heading=True)
+    tricks = make_table(
+        ("trick", None), ("effect", None), ("added to plain", None), ("removed from all", None), heading=True
+    )
     for effect in race["effects"]:
         row = effect_row(race, effect)
-        worth = "; ".join(filter(None, [effect["words"], effect["why"]]))
-        tricks.add_row(*(printable(text, sys.stdout) for text in (row["title"], worth, row["alone"], row["without"])))
+        verdict = "; ".join(filter(None, [effect["words"], effect["why"]]))
+        tricks.add_row(*(printable(text, sys.stdout) for text in (row["title"], verdict, row["alone"], row["without"])))
     for table in (arms, tricks) if race["effects"] else (arms,):
         console.print()
         console.print(table)

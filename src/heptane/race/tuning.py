@@ -1,6 +1,6 @@
-"""What is chosen before a race, with equal effort on both sides: the rate of plain training, the length of the cycles.
+"""Tuning before a race, with equal effort on both sides: the learning rate of plain, the cycle length of the others.
 
-Both are chosen on the validation split with a seed of their own, which does not race.
+Tuning uses the validation data and seeds that do not race.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from heptane.race.attempt import Trial
 
 TRIALS = 3  # per side
-RATE_STEP = 3.0  # factor between learning rates that are tried
-LENGTH_STEP = 1.5  # factor between lengths of a cycle that are tried
-FIRST_LENGTH = 0.5  # of the epochs that plain training took
+RATE_STEP = 3.0  # factor between tried learning rates
+LENGTH_STEP = 1.5  # factor between tried cycle lengths
+FIRST_LENGTH = 0.5  # first tried cycle length, relative to the epochs that plain took
 
 
 @dataclass
 class Tuning:
-    """What one side was tuned in, what was tried in turn, and what was chosen."""
+    """The tuning of one side: the knob, the chosen value, and the values tried in order."""
 
     knob: str
     chosen: float
@@ -30,14 +30,14 @@ Rank = Callable[[Trial], tuple[float, float]]
 
 
 def climb(first: float, step: float, trials: int, attempt: Try, rank: Rank) -> Tuning:
-    """Try ``first``, then its neighbours a factor ``step`` away, and go on in the direction that is better.
+    """Hill-climb from ``first`` in factors of ``step``.
 
     Args:
-        first: where to begin.
+        first: first value.
         step: factor between two values.
-        trials: how many to make at most.
+        trials: maximum number of runs.
         attempt: makes a run with a value.
-        rank: of an attempt, lower is better.
+        rank: ranks a run; lower is better.
 
     Example:
         >>> made = lambda rate: Attempt(0, "reached", seconds=abs(rate - 5))
@@ -59,14 +59,14 @@ def climb(first: float, step: float, trials: int, attempt: Try, rank: Rank) -> T
 
 
 def shorten(first: float, step: float, trials: int, longest: float, shortest: float, attempt: Try) -> Tuning:
-    """The shortest length of a cycle, in epochs, that arrives at the target: shorter while it does, twice as long if not.
+    """Find the shortest cycle, in epochs, that reaches the target: shorten while it does, double if it does not.
 
     Args:
-        first: where to begin.
-        step: factor between a length that arrives and the next one.
-        trials: how many to make at most; but the search does not end on a length that is too short.
-        longest, shortest: bounds of a length.
-        attempt: makes runs of a length, with more than one seed; what comes back is the worst of them.
+        first: first length.
+        step: factor by which a length that reaches the target is shortened.
+        trials: maximum number of lengths, unless none has reached the target.
+        longest, shortest: bounds of the length.
+        attempt: makes runs of a length with several seeds, and returns the worst.
     """
     done: dict[float, bool] = {}
     length = min(max(first, shortest), longest)

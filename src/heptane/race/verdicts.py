@@ -1,8 +1,8 @@
-"""Verdicts: what the paired runs of a race say of each trick, and of all tricks against plain training.
+"""Verdicts on each trick, and on all tricks against plain training, from paired runs.
 
 A question has one or two strata of paired runs: plain against plain with the trick, and all without the trick against all.
-Its estimate is the mean of the strata's mean differences of log time (or of accuracy), tested with Student's t on the noise
-that all arms share. ``docs/protocol.md`` has the rule in words; ``benchmarks/verdicts.py`` simulates how often it errs.
+Its estimate is the mean of the strata's mean differences of log time (or of accuracy). It is tested with Student's t, on the
+noise pooled over all arms. ``docs/protocol.md`` explains the rule; ``benchmarks/verdicts.py`` simulates its error rate.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from heptane.race.outcomes import ARRIVED, UNKNOWN, Table, difference
 from heptane.race.statistics import Noise, holm, pooled_noise, sign_p, student_p, student_quantile
 
 HELPS, HURTS, NO_DIFFERENCE, NOT_SETTLED = "helps", "hurts", "no difference", "not settled"
-RARER, OFTENER, NO_VERDICT = "arrives less often", "arrives more often", "no verdict"
+ARRIVES_LESS, ARRIVES_MORE, NO_VERDICT = "arrives less often", "arrives more often", "no verdict"
 SETTLED = (HELPS, HURTS, NO_DIFFERENCE)
 
-ALPHA, ALPHA_PER_SEED = 0.01, 0.002  # looked at after any seed; less at first, where the noise is hardly known
-ALPHA_FIXED = 0.05  # the number of seeds is fixed before the race, and nothing ends early
-ALPHA_LATE, MANY_SEEDS = 0.005, 10  # past so many seeds
-FIRST_LOOK = 3  # seeds after which an arm may end, since its trick is settled
-MOST_MORE = 20  # more seeds than this are not worth a forecast
-POWER = 0.8  # with which the seeds of a forecast would show the effect
+ALPHA, ALPHA_PER_SEED = 0.01, 0.002  # when looking after every seed; less at first, when the noise is hardly known
+ALPHA_FIXED = 0.05  # when the number of seeds is fixed and nothing ends early
+ALPHA_LATE, MANY_SEEDS = 0.005, 10  # beyond 10 seeds
+FIRST_LOOK = 3  # seeds after which an arm may end early
+MOST_MORE = 20  # forecasts of more seeds than this are not shown
+POWER = 0.8  # of a forecast
 
 Strata = Sequence[tuple[str, str]]
 """Pairs of arms: without the trick, with it."""
@@ -32,23 +32,23 @@ Strata = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Scale:
-    """What is a difference worth a name: of log time, or of accuracy."""
+    """Which differences count: the smallest for a verdict, and the bounds of "no difference"."""
 
     smallest: float
     better: float
     worse: float
 
 
-TIME = Scale(math.log1p(0.03), -math.log(0.9), math.log(1.1))  # 3%: below it lies what machines do by themselves; 10%
+TIME = Scale(math.log1p(0.03), -math.log(0.9), math.log(1.1))  # below 3% lies the machine's own variation
 POINTS = Scale(0.001, 0.01, 0.01)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the runs say of one question, before anything is decided.
+    """The evidence on one question, before a verdict.
 
-    ``estimate`` is positive where the trick helps; None without a stratum of two complete pairs. ``variance`` is that of one
-    run. ``bounds`` are all pairs that say something, each as the two numbers between which its difference lies.
+    ``estimate`` is positive if the trick helps; None without a stratum of two complete pairs. ``variance`` is that of one
+    run. ``bounds`` are the bounds on the difference of each informative pair.
     """
 
     estimate: float | None = None
@@ -65,12 +65,12 @@ class Evidence:
 
     @property
     def with_misses(self) -> bool:
-        """Whether some pair is not complete, and says something."""
+        """Whether some informative pair is incomplete."""
         return any(low != high or math.isinf(low) for low, high in self.bounds)
 
     @property
     def p(self) -> float:
-        """Of no effect. With runs that did not arrive, twice the smaller p of the t-test and the sign test."""
+        """The p-value of no effect. With missed runs: twice the smaller p of the t-test and the sign test."""
         by_sign = sign_p(*self.signs(0.0))
         if self.estimate is None:
             return by_sign
@@ -78,23 +78,23 @@ class Evidence:
         return min(1.0, 2 * min(by_time, by_sign)) if self.with_misses else by_time
 
     def signs(self, shift: float) -> tuple[int, int]:
-        """How many pairs lie above ``shift`` for certain, and how many below."""
+        """How many pairs lie above ``shift`` with certainty, and how many below."""
         return sum(low > shift for low, _ in self.bounds), sum(high < shift for _, high in self.bounds)
 
     @property
     def arrivals_p(self) -> float:
-        """Of arriving equally often: the exact sign test over the pairs of which one run missed the target."""
+        """The p-value of arriving equally often: a sign test over pairs in which one run missed the target."""
         gains = sum(low == math.inf for low, _ in self.bounds)
         losses = sum(high == -math.inf for _, high in self.bounds)
         return sign_p(gains, losses)
 
     @property
     def more_misses(self) -> int:
-        """How many more runs with the trick did not arrive than runs without it."""
+        """Missed runs with the trick minus missed runs without it."""
         return (self.known[1] - self.arrived[1]) - (self.known[0] - self.arrived[0])
 
     def interval(self, level: float) -> tuple[float, float]:
-        """The differences that are not rejected at ``level``: it leaves out 0 exactly where p is at most ``level``."""
+        """The confidence interval at ``level``; it excludes 0 exactly if p is at most ``level``."""
         if self.estimate is None:
             return self._sign_interval(level)
         share = level / 2 if self.with_misses else level
@@ -127,10 +127,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict on one question, with what it rests on.
+    """A verdict on one question and its evidence.
 
-    ``level`` is what p was compared with, ``low`` and ``high`` are the ends of the interval at that level; ``more_seeds``
-    would show an effect of 10% (1 point), None where that takes more than ``MOST_MORE``; ``seeds`` were looked at.
+    ``low`` and ``high`` are the interval at the test's ``level``. ``more_seeds`` more would show an effect of 10% (1 point);
+    None: more than ``MOST_MORE``. ``seeds`` is the number of seeds at this verdict.
     """
 
     verdict: str
@@ -143,8 +143,8 @@ class Judgement:
     seeds: int = 0
 
 
-def weigh(table: Table, strata: Strata, noise: Noise) -> Evidence:
-    """What the runs of ``table`` say of the question whose paired arms are ``strata``."""
+def gather_evidence(table: Table, strata: Strata, noise: Noise) -> Evidence:
+    """The evidence in ``table`` on the question with the paired arms ``strata``."""
     bounds: list[tuple[float, float]] = []
     sides, grids = [], []
     arrived, known = [0, 0], [0, 0]
@@ -215,27 +215,27 @@ def judge(evidence: Evidence, level: float, scale: Scale) -> Judgement:
         verdict = NOT_SETTLED
     more_misses = evidence.more_misses
     if abs(more_misses) > spare and verdict != (HURTS if more_misses > 0 else HELPS):
-        # The faster side may not be the one that misses more often. Unless that is certain too, it is said in counts only.
+        # If the faster side misses more often, the verdict is on arrivals only.
         if verdict in (HELPS, HURTS) or evidence.arrivals_p <= level:
-            verdict = RARER if more_misses > 0 else OFTENER
+            verdict = ARRIVES_LESS if more_misses > 0 else ARRIVES_MORE
         else:
             verdict = NOT_SETTLED
     return Judgement(verdict, evidence, level, estimate, low, high, more, evidence.num_seeds)
 
 
 def _without_times(evidence: Evidence, level: float) -> str:
-    """Where no stratum has two complete pairs: what the exact sign test alone can say."""
+    """The verdict of the sign test alone, if no stratum has two complete pairs."""
     wins, losses = evidence.signs(0.0)
     if sign_p(wins, losses) > level:
         return NO_VERDICT
     if wins > losses:
-        return OFTENER
-    only_cut = all(math.isfinite(high) for _, high in evidence.bounds if high < 0)
-    return HURTS if only_cut else RARER
+        return ARRIVES_MORE
+    only_censored = all(math.isfinite(high) for _, high in evidence.bounds if high < 0)
+    return HURTS if only_censored else ARRIVES_LESS
 
 
 def side_interval(made: Judgement, at: int) -> tuple[float | None, float | None, float | None]:
-    """Mean, low and high of the differences in one stratum, on the question's own noise; None where there is none."""
+    """Mean and interval of the differences in one stratum, with the question's noise; None if unknown."""
     sides, evidence = made.evidence.sides, made.evidence
     if at >= len(sides) or not sides[at]:
         return None, None, None
@@ -247,11 +247,11 @@ def side_interval(made: Judgement, at: int) -> tuple[float | None, float | None,
 
 
 def seeds_needed(evidence: Evidence, level: float, scale: Scale) -> int | None:
-    """About how many more seeds would show an effect of 10% (of 1 point) with a probability of 80%; None for too many."""
+    """About how many more seeds would show an effect of 10% (1 point) with 80% power; None: too many."""
     if evidence.estimate is None or not evidence.num_seeds:
         return None
     usable = [pairs for pairs in evidence.pairs if pairs >= 2]
-    share = sum(usable) / len(usable) / evidence.num_seeds  # of the seeds that give a complete pair
+    share = sum(usable) / len(usable) / evidence.num_seeds  # of seeds with a complete pair
     for n in range(evidence.num_seeds + 1, evidence.num_seeds + MOST_MORE + 1):
         df = max((evidence.num_arms - 1) * (n - 1), 1)
         error = math.sqrt(2 * evidence.variance / (len(usable) * n * share))
@@ -269,18 +269,17 @@ def verdicts(
     complete_seeds: int | None = None,
     fixed: bool = False,
 ) -> tuple[Judgement, dict[str, Judgement]]:
-    """The verdict on all tricks against plain, and on each trick, looking after every seed.
+    """The verdict on all tricks against plain, and on each trick, testing after every seed.
 
-    A verdict that settles a question stays: the arms of that trick end there. Tricks are tested together (Holm), the
-    headline alone.
+    A settled verdict stays, since the arms of that trick end. Tricks are tested together (Holm), the headline alone.
 
     Args:
-        table: outcomes per arm and seed, in the order in which the seeds were raced.
-        tricks: the strata of each trick that was measured.
-        headline: those of all against plain.
+        table: outcomes per arm and seed, in the order of the seeds.
+        tricks: the strata of each measured trick.
+        headline: the strata of all against plain.
         scale: ``TIME`` or ``POINTS``.
-        complete_seeds: after how many seeds to look for what is settled; None for all. The last look is at all of them.
-        fixed: the number of seeds was fixed before the race, and nothing ends early: one look, at ``ALPHA_FIXED``.
+        complete_seeds: seeds that all arms have run, after each of which a question may be settled; None: all seeds.
+        fixed: the number of seeds was fixed and nothing ends early: test once, at ``ALPHA_FIXED``.
 
     Returns:
         The headline's judgement, and one per trick.
@@ -300,7 +299,7 @@ def verdicts(
 
 
 def alpha_after(seeds: int) -> float:
-    """How often a look after so many seeds may err; the looks at 2 to 10 seeds together stay under 5%.
+    """The significance level of a test after so many seeds; all tests at 2 to 10 seeds together stay under 5%.
 
     Example:
         >>> from heptane.race.verdicts import alpha_after
@@ -318,17 +317,17 @@ def _look(
     alpha: float,
     settled: Mapping[str | None, Judgement],
 ) -> dict[str | None, Judgement]:
-    """The judgement on each question (None: the headline) that is not settled, from the seeds seen so far."""
+    """Judge each unsettled question (None: the headline) from the seeds seen so far."""
     noise = pooled_noise([[run.cost if run.kind == ARRIVED else math.nan for run in runs] for runs in seen.values()])
-    evidence = {name: weigh(seen, strata, noise) for name, strata in tricks.items() if name not in settled}
+    evidence = {name: gather_evidence(seen, strata, noise) for name, strata in tricks.items() if name not in settled}
     p_values = [evidence[name].p if name in evidence else _settled_p(settled[name]) for name in tricks]
     levels = dict(zip(tricks, holm(p_values, alpha), strict=True))
     found: dict[str | None, Judgement] = {name: judge(made, levels[name], scale) for name, made in evidence.items()}
     if None not in settled:
-        found[None] = judge(weigh(seen, headline, noise), alpha, scale)
+        found[None] = judge(gather_evidence(seen, headline, noise), alpha, scale)
     return found
 
 
 def _settled_p(made: Judgement) -> float:
-    """What a settled trick counts as in Holm's procedure: rejected, or not."""
+    """The p-value that a settled trick contributes to Holm's procedure: 0 (rejected) or 1."""
     return 1.0 if made.verdict == NO_DIFFERENCE else 0.0

@@ -1,4 +1,4 @@
-"""What a run's result says, in words and figures: shared by ``report.html`` and by the console."""
+"""Format a run's result for readers: text and numbers for ``report.html`` and the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WORDS = {"valid": "validation", "num": "number of", "cpu": "CPU", "gpus": "GPUs
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """One sentence: which model reached what, on which data, in how much training.
+    """The result of a run in one sentence.
 
     Example:
         >>> headline({"model": {"name": "resnet"}, "data": {"name": "digits"}, "metrics": {"test_accuracy": 0.926},
@@ -24,20 +24,20 @@ def headline(result: Mapping[str, Any]) -> str:
     done = epochs_done(result)
     count = f"{done:g} epoch{'' if done == 1 else 's'}"
     train = section(result, "seconds").get("train")
-    time = f" in {duration(train)} of training ({count})" if is_finite(train) and done else ""
+    time = f" in {format_duration(train)} of training ({count})" if is_finite(train) and done else ""
     errors = section(result, "examination").get("columns") or []
     known = [key for key in ("test_accuracy", "valid_accuracy") if is_finite(metrics.get(key))]
     if len(errors) == 1 and not known and is_finite(errors[0].get("mean_absolute_error")):
-        gained = f"a mean absolute error of {figure(errors[0]['mean_absolute_error'])}"
+        gained = f"a mean absolute error of {format_value(errors[0]['mean_absolute_error'])}"
         return f"{model} {'reached' if done else 'has'} {gained} on {data}{time or f' ({count})'}"
     for key in ("test_accuracy", "valid_accuracy", "test_loss", "valid_loss"):
         if not is_finite(metrics.get(key)):
             continue
-        value = measure(key, metrics[key])
-        gained = f"{value} {label(key)}" if "accuracy" in key else f"a {label(key)} of {value}"
+        value = format_metric(key, metrics[key])
+        gained = f"{value} {readable_name(key)}" if "accuracy" in key else f"a {readable_name(key)} of {value}"
         return f"{model} {'reached' if done else 'has'} {gained} on {data}{time or f' ({count})'}"
     if any(isinstance(value, float) and not math.isfinite(value) for value in metrics.values()):
-        return f"{model} failed on {data}: its loss is not a number ({count})"
+        return f"{model} failed on {data}: the loss is not finite ({count})"
     return f"{model} trained on {data}{time or f' ({count})'}"
 
 
@@ -47,29 +47,29 @@ def section(result: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def epochs_done(result: Mapping[str, Any]) -> float:
-    """How many epochs the history holds, counted as the run counted them: a run may end within one."""
+    """Epochs trained so far; a fraction where the run ended within an epoch."""
     history = result.get("history") or []
     counted = history[-1].get("epoch") if history else 0
     return counted if is_finite(counted) else len(history)
 
 
 def is_finite(value: object) -> bool:
-    """Whether ``value`` is a number that can be drawn and compared."""
+    """Whether ``value`` is a finite number (not a bool)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def label(key: str) -> str:
-    """A key of the result in words: ``valid_accuracy`` is ``validation accuracy``."""
+def readable_name(key: str) -> str:
+    """A key of the result as words: ``valid_accuracy`` becomes ``validation accuracy``."""
     return " ".join(_WORDS.get(word, word) for word in str(key).replace("_", " ").split()) or str(key)
 
 
-def measure(key: str, value: object, decimals: int = 1) -> str:
-    """A metric in figures: a percentage when its name says accuracy, else a plain number."""
-    return percent(value, decimals) if "accuracy" in key and is_finite(value) else figure(value)
+def format_metric(key: str, value: object, decimals: int = 1) -> str:
+    """A metric as text: a percentage if its name contains "accuracy", else a number."""
+    return format_percent(value, decimals) if "accuracy" in key and is_finite(value) else format_value(value)
 
 
-def percent(value: Any, decimals: int = 1) -> str:
-    """``0.926`` is ``92.6%``; only 1 itself is ``100%``, so what would be rounded up to it gets more decimals."""
+def format_percent(value: Any, decimals: int = 1) -> str:
+    """A share as a percentage: ``0.926`` becomes ``92.6%``. Only 1 becomes ``100%``: anything less gets more decimals."""
     text = f"{100 * value:.{decimals}f}"
     while float(text) == 100 and value < 1 and decimals < 6:
         decimals += 1
@@ -77,8 +77,8 @@ def percent(value: Any, decimals: int = 1) -> str:
     return f"{text}%"
 
 
-def duration(seconds: Any) -> str:
-    """Seconds for a reader: ``1.4 ms``, ``0.42 s``, ``4.2 s``, ``41 s``, ``3 min 05 s``, ``1 h 04 min``."""
+def format_duration(seconds: Any) -> str:
+    """Seconds as text: ``1.4 ms``, ``0.42 s``, ``4.2 s``, ``41 s``, ``3 min 05 s``, ``1 h 04 min``."""
     if not is_finite(seconds):
         return MISSING
     if 0 < seconds < 0.0995:
@@ -94,8 +94,8 @@ def duration(seconds: Any) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def figure(value: object) -> str:
-    """Any value of the result as short text: four digits of a float, yes and no, lists with commas."""
+def format_value(value: object) -> str:
+    """Any value of the result as short text: four digits of a float, yes or no, lists joined by commas."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
@@ -107,21 +107,21 @@ def figure(value: object) -> str:
     if isinstance(value, Mapping):
         return settings_text(value) or MISSING
     if isinstance(value, (list, tuple)):
-        return ", ".join(figure(item) for item in value) or MISSING
+        return ", ".join(format_value(item) for item in value) or MISSING
     return str(value)
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Settings on one line: ``alpha 0.2, per batch yes``."""
-    return ", ".join(f"{label(key)} {figure(value)}" for key, value in settings.items())
+    """Settings in one line: ``alpha 0.2, per batch yes``."""
+    return ", ".join(f"{readable_name(key)} {format_value(value)}" for key, value in settings.items())
 
 
 def target_text(result: Mapping[str, Any]) -> tuple[str, str]:
-    """Whether the target was reached, and which it was: ``("reached in 37 s", "validation accuracy 92.0%")``."""
+    """Whether the target was reached, and the target: ``("reached in 37 s", "validation accuracy 92.0%")``."""
     target = section(result, "target")
     if not target:
         return "none set", ""
     metric = str(target.get("metric") or "metric")
     reached = target.get("reached_seconds")
-    verdict = "not reached" if reached is None else f"reached in {duration(reached)}"
-    return verdict, f"{label(metric)} {measure(metric, target.get('value'))}"
+    verdict = "not reached" if reached is None else f"reached in {format_duration(reached)}"
+    return verdict, f"{readable_name(metric)} {format_metric(metric, target.get('value'))}"

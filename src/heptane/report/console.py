@@ -1,6 +1,6 @@
-"""What a person at a terminal sees: a live bar while training, tables afterwards; plain lines when piped.
+"""Terminal output of a run: a progress bar while it trains, tables afterwards, plain lines when piped.
 
-Nothing here interprets markup: a class or a folder named ``[bold]`` is printed as it is written.
+Markup is off: a class or folder named ``[bold]`` is printed literally.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from heptane.base.progress import can_redraw, clear_progress, redirect_progress, working
-from heptane.report import duration, figure, headline, is_finite, label, measure, section, target_text
+from heptane.report import (
+    format_duration,
+    format_metric,
+    format_value,
+    headline,
+    is_finite,
+    readable_name,
+    section,
+    target_text,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,15 +34,15 @@ if TYPE_CHECKING:
     from heptane.report.examination.advice import Advice
 
 _REDRAW_SECONDS = 0.1
-_STILL_SECONDS = 2.0  # a bar that has not moved for so long says for how long it has been standing
+_STILL_SECONDS = 2.0  # after this long without an update, the bar shows what is running, such as an evaluation
 
 
 class Progress:
-    """A live bar on stderr; where stderr is no terminal, no bar, and one plain line per epoch (more in a long one).
+    """A progress bar on stderr; where stderr is not a terminal, plain lines.
 
     Args:
-        total_steps: the steps of the whole run, so that a resumed one starts part of the way along.
-        enabled: draw the bar; ``None`` draws it only when stderr is a terminal that can redraw a line.
+        total_steps: steps of the whole run, so that a resumed run starts part of the way along.
+        enabled: whether to draw the bar; ``None``: only if stderr is a terminal that can redraw a line.
 
     Example:
         >>> with Progress(100, enabled=False) as progress:
@@ -73,7 +82,7 @@ class Progress:
         accuracy: float | None = None,
         images_per_second: float | None = None,
     ) -> None:
-        """Show that ``step`` steps are done; redraws at most ten times a second, in the caller's own thread."""
+        """Advance to ``step``; redraw at most ten times a second, in the caller's thread."""
         if self._advance is not None:
             self._advance(step - self._step)
             self._step = step
@@ -84,13 +93,13 @@ class Progress:
             return
         self._drawn_at = now
         parts = [f"loss {loss:.3f}"] if loss is not None else []
-        parts += [measure("accuracy", accuracy)] if accuracy is not None else []
+        parts += [format_metric("accuracy", accuracy)] if accuracy is not None else []
         parts += [f"{images_per_second:,.0f} images/s"] if is_finite(images_per_second) else []
         task = self._bar.task_ids[0]
         self._bar.update(task, completed=step, epoch=f"epoch {epoch}", figures="  ".join(parts), refresh=True)
 
     def note(self, text: str) -> None:
-        """Print one remark, above the bar when there is one."""
+        """Print a line, above the bar if there is one."""
         clear_progress()
         if self._bar is None:
             print(printable(text, sys.stderr), file=sys.stderr, flush=True)
@@ -98,28 +107,28 @@ class Progress:
             self._bar.console.print(printable(text, sys.stderr), soft_wrap=True)
 
     def _sign(self, text: str) -> None:
-        """What goes on while the bar does not move, such as an evaluation; called by the progress thread."""
+        """Show what is running while the bar does not move; called by the thread of :mod:`heptane.base.progress`."""
         bar = self._bar
         if bar is not None and time.monotonic() - self._drawn_at >= _STILL_SECONDS:
             bar.update(bar.task_ids[0], figures=text, refresh=True)
 
     def epoch_line(self, record: Mapping[str, Any]) -> None:
-        """Print one line for an epoch of the history; it stays on the screen when the bar is gone."""
+        """Print an epoch's metrics as a line that stays on the screen."""
         first = f"epoch {record.get('epoch', '?')}"
         shown = [key for key in record if key.startswith(("train_", "valid_")) and key != "train_seconds"]
-        parts = [f"{label(key)} {measure(key, record[key], 2)}" for key in shown if record[key] is not None]
+        parts = [f"{readable_name(key)} {format_metric(key, record[key], 2)}" for key in shown if record[key] is not None]
         if is_finite(record.get("learning_rate")):
             parts.append(f"learning rate {record['learning_rate']:.3g}")
         if is_finite(record.get("train_seconds")):
-            parts.append(duration(record["train_seconds"]))
+            parts.append(format_duration(record["train_seconds"]))
         self.note(f"{first}: {', '.join(parts)}")
 
 
 def summary(result: Mapping[str, Any]) -> None:
-    """Print what a run came to on stdout: measures, clocks, tricks, what to try next, the report, and how to predict."""
+    """Print the result of a run on stdout: metrics, times, tricks, the next thing to try, and where the report is."""
     console = make_console(sys.stdout)
 
-    def say(text: str, **how: Any) -> None:  # a path and a command are for copying: they are never wrapped or shortened
+    def say(text: str, **how: Any) -> None:  # never wrapped: paths and commands are for copying
         console.print(printable(text, sys.stdout), soft_wrap=True, **how)
 
     console.print()
@@ -146,7 +155,7 @@ def summary(result: Mapping[str, Any]) -> None:
 
 
 def _advice(result: Mapping[str, Any]) -> list[Advice]:
-    """The first suggestion; the report has them all."""
+    """The first suggestion; the report lists them all."""
     from heptane.report.examination.advice import advise
 
     return advise(result)[:1]
@@ -160,7 +169,7 @@ def _predict_command(result: Mapping[str, Any]) -> str:
 
 
 def tricks_table(header: Sequence[str], rows: Iterable[Sequence[str]], about: Iterable[str]) -> None:
-    """Print the tricks as a table that fits 80 columns, and below it how it was measured."""
+    """Print the table of tricks, 80 columns wide, and how it was measured."""
     from rich.table import Table
 
     console = make_console(sys.stdout)
@@ -178,14 +187,14 @@ def _figures_table(result: Mapping[str, Any]) -> Table:
     metrics, seconds, seen = section(result, "metrics"), section(result, "seconds"), section(result, "examination")
     table = make_table(("", None), ("", None))
     for key in sorted(metrics, key=lambda key: ("accuracy" not in key, not key.startswith("test"))):
-        table.add_row(printable(label(key), sys.stdout), measure(key, metrics[key], 2))
+        table.add_row(printable(readable_name(key), sys.stdout), format_metric(key, metrics[key], 2))
     errors = seen.get("columns") or []
     if len(errors) == 1:
-        table.add_row("mean absolute error", figure(errors[0]["mean_absolute_error"]))
-    meanings = {"train": "training only", "wall": "wall clock", "cpu": "CPU time, all cores"}
+        table.add_row("mean absolute error", format_value(errors[0]["mean_absolute_error"]))
+    meanings = {"train": "training time", "wall": "wall clock", "cpu": "CPU time, all cores"}
     for key, meaning in meanings.items():
         if is_finite(seconds.get(key)):
-            table.add_row(meaning, duration(seconds.get(key)))
+            table.add_row(meaning, format_duration(seconds.get(key)))
     verdict, target = target_text(result)
     if target:
         table.add_row("target", printable(f"{verdict} ({target})", sys.stdout))
@@ -195,13 +204,17 @@ def _figures_table(result: Mapping[str, Any]) -> Table:
 
 
 def _tricks(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Those that were on; of one that changed nothing on this machine it is said."""
-    on = [(label(str(row.get("title") or row.get("name") or "")), bool(row.get("idle"))) for row in rows if row.get("on")]
-    return ", ".join(f"{title} (changes nothing on this machine)" if idle else title for title, idle in on) or "none"
+    """The tricks that were on; marks those without effect on this machine."""
+    on = [
+        (readable_name(str(row.get("title") or row.get("name") or "")), bool(row.get("idle")))
+        for row in rows
+        if row.get("on")
+    ]
+    return ", ".join(f"{title} (no effect on this machine)" if idle else title for title, idle in on) or "none"
 
 
 def make_table(*columns: tuple[str, int | None], heading: bool = False) -> Table:
-    """A table without lines; what does not fit is folded onto the next line, never cut."""
+    """A table without rules; long text wraps and is never cut."""
     from rich.table import Table
 
     table = Table(box=None, show_header=heading, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
@@ -227,18 +240,18 @@ def _make_bar() -> RichProgress:
         progress.TimeRemainingColumn(compact=True),
         progress.TextColumn("left", markup=False),
         console=make_console(sys.stderr, force_terminal=True),
-        # A thread that redraws would compete with the training that is being timed.
+        # A redrawing thread would compete with the training that is timed.
         auto_refresh=False,
         transient=True,
         expand=True,
-        # Rich would move what is printed to stdout over to stderr.
+        # Otherwise Rich would move stdout's lines to stderr.
         redirect_stdout=False,
     )
 
 
 def printable(text: object, stream: TextIO) -> str:
-    """``text`` without control characters, in what the stream's encoding can say."""
-    words = figure(text) if not isinstance(text, str) else text
+    """``text`` without control characters or characters that the stream cannot encode."""
+    words = format_value(text) if not isinstance(text, str) else text
     words = "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in words)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return words.encode(encoding, "replace").decode(encoding)

@@ -1,4 +1,4 @@
-"""Curves as inline SVG that take the page's own text colour, so that one picture serves light and dark."""
+"""Charts as inline SVG in the page's own text colour, so that one chart serves light and dark mode."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette for colour-blind readers, limited to those with contrast 3:1 on white and on near-black.
+# Colours of the Okabe-Ito palette (safe for colour-blind readers) with contrast 3:1 on white and on near-black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-GOOD, BAD = "#12693a", "#a33407"  # the page's own, for what helps and what hurts
-INK = "#010203"  # matplotlib has no currentColor: everything drawn in this colour becomes it
-_WIDTH, _HEIGHT = 4.3, 2.55  # inches; near a phone's width, so that the text is readable there without scaling
+GOOD, BAD = "#12693a", "#a33407"  # as in the page's style sheet
+INK = "#010203"  # placeholder: matplotlib has no currentColor, so _inline replaces this by it
+_WIDTH, _HEIGHT = 4.3, 2.55  # inches; about a phone's width, so that text is readable there
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -34,7 +34,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve: its name in the legend, and its points; what is not a finite number leaves a gap."""
+    """One curve: its name in the legend, and its points; a value that is not finite leaves a gap."""
 
     name: str
     x: Sequence[float | None]
@@ -55,18 +55,18 @@ def line_chart(
     level: float | None = None,
     log: bool = False,
 ) -> str:
-    """Draw curves over a shared horizontal axis of whole numbers.
+    """Draw curves over a shared x axis of whole numbers.
 
     Args:
-        lines: what to draw; a curve without one finite point is left out.
-        ident: prefix of every id in the picture, unique on the page: letters, digits, hyphens.
-        description: what the picture shows, for those who do not see it.
-        percent: the values are fractions, to be labelled in percent.
+        lines: the curves; one without a finite point is left out.
+        ident: prefix of every id in the chart, unique on the page: letters, digits, hyphens.
+        description: what the chart shows, for screen readers.
+        percent: label values, which are fractions, in percent.
         level: a horizontal line, such as a target.
-        log: draw values that are all above 0 on a logarithmic axis.
+        log: use a logarithmic y axis; all values must be above 0.
 
     Returns:
-        An ``<svg>`` element, the same for the same input; an empty string when there is nothing to draw.
+        An ``<svg>`` element, the same for the same input; "" if there is nothing to draw.
     """
     drawn = [line for line in lines if any(map(math.isfinite, line.points()[1]))]
     if not drawn:
@@ -78,7 +78,7 @@ def line_chart(
             _draw(axes, line, index)
         if level is not None:
             axes.axhline(level, color=INK, alpha=0.55, linewidth=1, linestyle=(0, (3, 3)), label="target")
-        dress(axes, x_label, percent)
+        style_axes(axes, x_label, percent)
         if log:
             _logarithmic(axes)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
@@ -92,13 +92,13 @@ def line_chart(
 
 
 def draw_svg(draw: Callable[[Figure], None], *, ident: str, description: str, height: float = _HEIGHT) -> str:
-    """A picture as an ``<svg>`` element that takes the page's font and text colour.
+    """Render a chart as an ``<svg>`` element in the page's font and text colour.
 
     Args:
-        draw: draws on an empty figure; what is in the colour ``INK`` becomes the page's own.
-        ident: prefix of every id in the picture, unique on the page.
-        description: what it shows, for those who do not see it.
-        height: in inches, beside a width of 4.3.
+        draw: draws on an empty figure; the colour ``INK`` becomes the page's text colour.
+        ident: prefix of every id in the chart, unique on the page.
+        description: what it shows, for screen readers.
+        height: in inches; the width is 4.3.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -141,8 +141,8 @@ def _logarithmic(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def dress(axes: Axes, x_label: str, percent: bool) -> None:
-    """Axes with as little ink as reading needs."""
+def style_axes(axes: Axes, x_label: str, percent: bool) -> None:
+    """Style axes sparsely: few ticks, faint grid, no frame."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     axes.set_xlabel(x_label)
@@ -158,15 +158,15 @@ def dress(axes: Axes, x_label: str, percent: bool) -> None:
 
 
 def _inline(svg: str, ident: str, description: str) -> str:
-    """Make a stand-alone SVG file fit to stand beside others in a page: own ids, the page's font and colour."""
+    """Adapt a stand-alone SVG for inlining: unique ids, the page's font and colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"(<[^<>]*?(?: id=\"|url\(#|href=\"#))", rf"\g<1>{ident}-", svg).replace(INK, "currentColor")
-    for number, colour in enumerate(COLOURS, 1):  # the page has a lighter and a darker one of each
+    for number, colour in enumerate(COLOURS, 1):  # the page defines a light and a dark shade of each
         svg = svg.replace(colour, f"var(--series-{number}, {colour})")
     for name, colour in (("good", GOOD), ("bad", BAD)):
         svg = svg.replace(colour, f"var(--{name}, {colour})")
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # matplotlib before 3.10 writes the shorthand
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # matplotlib before 3.10 writes the shorthand property
     svg = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", svg)
     svg = re.sub(r"(<svg[^>]*?) width=\"[^\"]*\"", r"\1", svg, count=1)
     svg = re.sub(r"(<svg[^>]*?) height=\"[^\"]*\"", r"\1", svg, count=1)

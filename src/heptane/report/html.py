@@ -1,4 +1,4 @@
-"""``report.html``: a run on one page that opens anywhere, without a network or another file."""
+"""``report.html``: a run on one self-contained page, without network access or other files."""
 
 from __future__ import annotations
 
@@ -10,41 +10,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heptane.report import duration, figure, headline, is_finite, label, measure, section
+from heptane.base.storage import write_text
+from heptane.report import format_duration, format_metric, format_value, headline, is_finite, readable_name, section
 from heptane.report.curves import Line, line_chart
-from heptane.report.first import glance, hero, subject
-from heptane.report.results import examination
+from heptane.report.examination_view import examination_sections
+from heptane.report.overview import key_figures, main_result, subject
 
 if TYPE_CHECKING:
-    from heptane.report.examination.look import Pictures
+    from heptane.report.examination.examine import Pictures
 
 Pairs = list[tuple[str, str]]
-FOR_PROGRAMS = ("preprocess",)  # what a page leaves to result.json
+FOR_PROGRAMS = ("preprocess",)  # not for readers: in result.json only
 
 
 def write_report(result: Mapping[str, Any], path: str | os.PathLike[str], pictures: Pictures | None = None) -> None:
     """Write the page of one run.
 
     Args:
-        result: the content of ``result.json``; any part may be absent, ``None`` or not a number.
-        path: where to write; the file is replaced in one step, and its folder is made.
-        pictures: of the training data, and of the mistakes that ``result`` names.
+        result: the content of ``result.json``; any part may be absent, ``None`` or NaN.
+        path: where to write; replaced atomically, its folder is created.
+        pictures: images of the training data and of the mistakes in ``result``.
     """
-    write_page(render(result, pictures), path)
+    write_page(render_report(result, pictures), path)
 
 
 def write_page(page: str, path: str | os.PathLike[str]) -> None:
-    """Write a page in one step, and make its folder."""
+    """Write a page atomically; create its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # A folder's name that is not valid UTF-8 arrives with lone surrogates, which no file can hold.
-    draft.write_text(page, encoding="utf-8", errors="replace")
-    draft.replace(path)
+    write_text(path, page)
 
 
-def fill(template: str, **parts: Any) -> str:
-    """A template of this folder, filled; everything is escaped but what is marked up already."""
+def render_template(template: str, **parts: Any) -> str:
+    """Render a template of this folder; everything is escaped except ``Markup``."""
     import jinja2
 
     house = jinja2.Environment(
@@ -58,21 +56,21 @@ def fill(template: str, **parts: Any) -> str:
     return page
 
 
-def render(result: Mapping[str, Any], pictures: Pictures | None = None) -> str:
-    """The page of one run as text."""
+def render_report(result: Mapping[str, Any], pictures: Pictures | None = None) -> str:
+    """The page of one run as HTML."""
     from heptane.report.examination.advice import advise
-    from heptane.report.examination.look import Pictures
+    from heptane.report.examination.examine import Pictures
 
-    return fill(
+    return render_template(
         "run.html.j2",
         title=headline(result),
         headline=subject(result),
         byline=byline(result),
-        hero=hero(result),
-        glance=glance(result),
+        main=main_result(result),
+        key_figures=key_figures(result),
         notes=[str(note) for note in result.get("notes") or []],
         charts=_charts(result),
-        seen=examination(result, pictures or Pictures()),
+        seen=examination_sections(result, pictures or Pictures()),
         advice=advise(result),
         uses=_uses(result),
         tricks=[_trick(trick) for trick in _told(result.get("tricks") or [])],
@@ -92,7 +90,7 @@ def byline(result: Mapping[str, Any]) -> str:
 
 
 def _uses(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How to use the trained model: what for, and the words to type."""
+    """How to use the trained model: pairs of purpose and code."""
     weights = section(result, "files").get("model")
     if not weights:
         return []
@@ -107,16 +105,16 @@ def _uses(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _charts(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Accuracy, loss, learning rate and momentum, as far as there is something to draw."""
+    """Charts of accuracy, loss, learning rate and momentum, where they vary."""
     import markupsafe
 
     history, schedule = result.get("history") or [], section(result, "schedule")
     target = section(result, "target")
     level = target.get("value") if "accuracy" in str(target.get("metric")) else None
     mixed = any("train_accuracy_mixed" in record for record in history)
-    blends = "The training curve is measured on mixup's blends, which are harder than plain samples." if mixed else ""
+    blends = "Training accuracy and loss are measured on mixed samples, which are harder than plain ones." if mixed else ""
     smoothed = any("train_loss_unsmoothed" in record for record in history)
-    plain = "Both are without label smoothing, so that they can be compared." if smoothed else ""
+    plain = "Both losses are shown without label smoothing, to be comparable." if smoothed else ""
     captions = {"accuracy": blends, "loss": " ".join(filter(None, [blends, plain]))}
     charts = []
     for kind in ("accuracy", "loss"):
@@ -133,16 +131,16 @@ def _charts(result: Mapping[str, Any]) -> list[dict[str, str]]:
     for key in ("learning_rate", "momentum"):
         steps, values = schedule.get("step") or [], schedule.get(key) or []
         if len({value for value in values if is_finite(value)}) < 2:
-            continue  # a constant is a setting, and stands among them
-        line = Line(name=label(key), x=steps[: len(values)], y=values[: len(steps)])
-        described = f"{label(key)} by step: {_span(values)}"
+            continue  # a constant is listed among the settings
+        line = Line(name=readable_name(key), x=steps[: len(values)], y=values[: len(steps)])
+        described = f"{readable_name(key)} by step: {_span(values)}"
         svg = line_chart([line], ident=key.replace("_", "-"), description=described, x_label="step")
-        charts.append({"title": label(key), "svg": svg, "caption": ""})
+        charts.append({"title": readable_name(key), "svg": svg, "caption": ""})
     return [{**chart, "svg": markupsafe.Markup(chart["svg"])} for chart in charts if chart["svg"]]
 
 
 def _spans_decades(lines: Sequence[Line]) -> bool:
-    """Whether curves are so steep at first that on a linear axis all that matters would be one flat line."""
+    """Whether the values span so much that a linear axis would show a flat line."""
     known = [value for line in lines for value in line.y if value is not None and is_finite(value)]
     return bool(known) and min(known) > 0 and max(known) > 30 * min(known)
 
@@ -161,38 +159,42 @@ def _describe(history: Sequence[Mapping[str, Any]], kind: str) -> str:
 
 
 def _span(values: Iterable[Any], kind: str = "") -> str:
-    """How a curve begins and ends, and its top: what a listener needs of a picture."""
+    """A curve in words, for screen readers: first, last and largest value."""
     known = [value for value in values if is_finite(value)]
     if not known:
         return "no values"
-    first, last, top = (measure(kind, value) for value in (known[0], known[-1], max(known)))
+    first, last, top = (format_metric(kind, value) for value in (known[0], known[-1], max(known)))
     return f"from {first} to {last}, at most {top}"
 
 
 def _told(tricks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those that were on, and those that were off for a reason."""
+    """Tricks that were on, or off for a stated reason."""
     return [trick for trick in tricks if trick.get("on") or trick.get("why")]
 
 
 def _trick(trick: Mapping[str, Any]) -> dict[str, Any]:
-    settings = [(label(key), figure(value)) for key, value in section(trick, "settings").items()]
-    title = label(str(trick.get("title") or trick.get("name") or ""))
+    settings = [(readable_name(key), format_value(value)) for key, value in section(trick, "settings").items()]
+    title = readable_name(str(trick.get("title") or trick.get("name") or ""))
     return {"title": title, "on": bool(trick.get("on")), "settings": settings, "why": str(trick.get("why") or "")}
 
 
 def _history(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Every key that any epoch recorded, a column each, in the order of their first appearance."""
+    """The table of epochs: a column per key, in order of first appearance."""
     keys = list(dict.fromkeys(key for record in history for key in record))
-    rows = [[measure(key, record.get(key), 2) for key in keys] for record in history]
-    return {"columns": [label(key) for key in keys], "rows": rows}
+    rows = [[format_metric(key, record.get(key), 2) for key in keys] for record in history]
+    return {"columns": [readable_name(key) for key in keys], "rows": rows}
 
 
 def facts(result: Mapping[str, Any]) -> list[tuple[str, Pairs]]:
-    """The rest of the result as titled lists of name and value, empty ones left out."""
-    metrics = [(label(key), measure(key, value, 2)) for key, value in section(result, "metrics").items()]
-    seconds = [(label(key), duration(value)) for key, value in section(result, "seconds").items()]
-    groups: list[tuple[str, Pairs]] = [("All measures", metrics), ("Clocks", seconds)]
+    """The rest of the result as titled lists of name and value."""
+    metrics = [(readable_name(key), format_metric(key, value, 2)) for key, value in section(result, "metrics").items()]
+    seconds = [(readable_name(key), format_duration(value)) for key, value in section(result, "seconds").items()]
+    groups: list[tuple[str, Pairs]] = [("All metrics", metrics), ("Time", seconds)]
     for key in ("data", "model", "settings", "steps", "environment", "files"):
-        pairs = [(label(name), figure(value)) for name, value in section(result, key).items() if name not in FOR_PROGRAMS]
-        groups.append((label(key).capitalize(), pairs))
+        pairs = [
+            (readable_name(name), format_value(value))
+            for name, value in section(result, key).items()
+            if name not in FOR_PROGRAMS
+        ]
+        groups.append((readable_name(key).capitalize(), pairs))
     return [(title, pairs) for title, pairs in groups if pairs]

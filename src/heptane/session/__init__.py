@@ -1,1 +1,1 @@
-"""A run's life: its records, its folder, its checkpoints, its end; and what a finished run is good for."""
+"""The life of a run: settings, records, folder, checkpoints; and loading, using and exporting the trained model."""

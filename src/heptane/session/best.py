@@ -1,6 +1,6 @@
-"""The weights of a run's best evaluation: one copy on the CPU, put into the model when training has ended.
+"""Keep the weights of a run's best evaluation: one copy on the CPU, restored when training ends.
 
-Of equal evaluations the later one counts: it has trained longer, and where the last one ties nothing has to be put back.
+Of equal evaluations the later one counts.
 """
 
 from __future__ import annotations
@@ -15,33 +15,31 @@ if TYPE_CHECKING:
     from heptane.core.run import Run
 
 WEIGHTS = ("best", "last")
-LOSS = "a loss"  # no module of a model's has a name with a space
+LOSS = "a loss"  # prefix of a loss's tensors; the space keeps it apart from the model's
 
 
 class BestWeights:
-    """A copy of what a model, and a loss that trains, had when it was evaluated: parameters, buffers and extra state.
+    """A copy of parameters, buffers and extra state of the model, and of a trainable loss, at the best evaluation.
 
-    Of a sharded model each worker keeps its own part. Parameters that no later step changes, such as those that stay frozen,
-    are not copied.
+    Of a sharded model, each worker keeps its own part. Parameters that stay frozen are not copied.
 
     Args:
-        run: whose model is meant.
-        wanted: False keeps nothing.
+        run: the run whose model is copied.
+        wanted: False: copy nothing.
     """
 
     def __init__(self, run: Run, wanted: bool = True) -> None:
         self.run, self.wanted = run, wanted
         self.step: int | None = None
-        """step of the evaluation that the copy is of; None: there is none"""
+        """the step of the copy; None: there is no copy"""
         self._tensors: dict[str, torch.Tensor] = {}
         self._extra: dict[str, Any] = {}
 
     def take(self, step: int) -> None:
-        """Copy the model as it is now. The optimizer is in eval mode and the average in place: these are the weights that
-        were evaluated."""
+        """Copy the model as it is now, with the weights that were evaluated (averaged ones included)."""
         if not self.wanted:
             return
-        same = len(self.run.phases) == 1  # else what trains now, as in a run that is resumed, is not what trains later
+        same = len(self.run.phases) == 1  # else parameters that are frozen now may train in a later phase
         written = {id(tensor) for tensor in self.run.buffers.written}
         found = {name: tensor for name, tensor in self._held() if not same or _changes(tensor) or id(tensor) in written}
         kept, self._tensors = self._tensors, {}
@@ -55,24 +53,24 @@ class BestWeights:
                     or mine.layout != torch.strided
                 ):
                     self._tensors[name] = mine.detach().to("cpu", copy=True)
-                else:  # the memory is there
+                else:  # reuse the memory
                     self._tensors[name] = before.copy_(mine)
         self._extra = {name: copy.deepcopy(module.get_extra_state()) for name, module in _with_extra(self.run.model)}
         self.step = step
 
     def _held(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The model's tensors, and those of a loss, which belong together."""
+        """The tensors of the model and of the loss."""
         yield from _tensors(self.run.model)
         if self.run.loss is not None:
             own = {id(tensor) for _, tensor in _tensors(self.run.model)}
             yield from ((f"{LOSS}.{name}", held) for name, held in _tensors(self.run.loss) if id(held) not in own)
 
     def drop(self) -> None:
-        """Forget the copy: the run went back to a step before it, or another one is kept on the disk."""
+        """Forget the copy: the run was rewound before its step, or it is on disk."""
         self.step, self._tensors, self._extra = None, {}, {}
 
     def put_back(self) -> None:
-        """Give the model what the copy has."""
+        """Restore the copy into the model."""
         modules = dict(self.run.model.named_modules(remove_duplicate=False))
         if self.run.loss is not None:
             modules |= {f"{LOSS}.{name}".rstrip("."): module for name, module in self.run.loss.named_modules()}
@@ -83,7 +81,7 @@ class BestWeights:
                 mine = None if tensor is None else _local(tensor)
                 if mine is not None and mine.layout == torch.strided and mine.shape == kept.shape:
                     mine.copy_(kept)
-                else:  # a buffer of a size of its own, or a sparse one
+                else:  # a buffer of another size, or a sparse one
                     owner, _, short = name.rpartition(".")
                     modules[owner]._buffers[short] = kept.to(self.run.place.device, copy=True)
         for name, state in self._extra.items():
@@ -91,13 +89,13 @@ class BestWeights:
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and buffers by name, those too that a state dict leaves out."""
+    """Parameters and buffers by name, including non-persistent buffers."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
 def _changes(tensor: torch.Tensor) -> bool:
-    """Whether a step may change it: a buffer, or a parameter that trains."""
+    """Whether a step may change a tensor: a buffer, or a trainable parameter."""
     return tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)
 
 

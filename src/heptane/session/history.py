@@ -1,4 +1,4 @@
-"""What the records of a run's evaluations say: whether the target is reached, which was the best, whether it diverges."""
+"""Evaluate a run's history: whether the target is reached, the best evaluation, divergence."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Any, NamedTuple
 from heptane.base.errors import InputError, check_choice, check_range
 from heptane.core.metric_direction import WAYS, direction, lower_is_better
 
-DIVERGED = 0.5  # of what the training loss has come down: where it has gone up by so much, and doubled, it is said
+DIVERGED = 0.5  # warn if the loss rose by this share of its earlier fall, and doubled
 
 
 class Goal(NamedTuple):
-    """A target: a run stops once ``in_a_row`` evaluations, one after the other, are at ``value`` or better."""
+    """A target: a run stops after ``in_a_row`` consecutive evaluations at ``value`` or better."""
 
     metric: str
     value: float
     in_a_row: int = 1
     lower: bool | None = None
-    """whether less of the metric is better; None goes by its name"""
+    """whether less of the metric is better; None: by its name"""
 
 
 Records = Sequence[dict[str, Any]]
 
 
 def check_target(target: Any, valid: Any, metrics: dict[str, Any] | None) -> Goal | None:
-    """The metric and the value to stop at; refuse a target that could never be compared."""
+    """The target as a :class:`Goal`; refuse one that cannot be compared."""
     if target is None or isinstance(target, Goal):
         return target
     pair = tuple(target) if isinstance(target, (tuple, list)) else ("valid_accuracy", target)
     if len(pair) not in (2, 3) or not isinstance(pair[0], str):
-        raise InputError(f"target={target!r}: expected an accuracy, or a metric and a value, such as ('valid_loss', 0.3)")
+        raise InputError(f"target={target!r}: expected an accuracy such as 0.9, or a pair such as ('valid_loss', 0.3)")
     (metric, value), way = pair[:2], (pair[2] if len(pair) == 3 else None)
     known = ["valid_accuracy", "valid_balanced_accuracy", "valid_loss", *(f"valid_{name}" for name in metrics or {})]
     check_choice("target metric", metric, known)
     if valid is None:
-        raise InputError(f"target={value!r} is on validation data, and there is none: pass valid")
+        raise InputError(f"target={value!r} needs validation data, and there is none: pass valid")
     check_range(
         "target", value, 0 if metric == "valid_accuracy" else -math.inf, 1 if metric == "valid_accuracy" else math.inf
     )
@@ -47,9 +47,9 @@ def check_target(target: Any, valid: Any, metrics: dict[str, Any] | None) -> Goa
 
 
 def reached(history: Records, goal: Goal | None) -> float | None:
-    """The training clock when the target was reached, in seconds; None where it was not, or there is none.
+    """Training seconds at which the target was reached; None if it was not, or there is none.
 
-    Where it takes several evaluations in a row, it is the time of the first of them.
+    If several evaluations in a row are required, it is the time of the first.
     """
     if goal is None:
         return None
@@ -59,31 +59,31 @@ def reached(history: Records, goal: Goal | None) -> float | None:
 
 
 def best_step(history: Records, goal: Goal | None) -> int | None:
-    """The step of the best evaluation so far; of equal ones the last. None: nothing was evaluated, or nothing is finite."""
+    """The step of the best evaluation so far, of equal ones the last; None if no evaluation is finite."""
     best = best_record(history, goal)
     return None if best is None else int(best["step"])
 
 
 def best_record(history: Records, goal: Goal | None) -> dict[str, Any] | None:
-    """The record of the best evaluation so far, by :func:`best_metric`; of equal ones the last."""
+    """The record of the best evaluation so far by :func:`best_metric`; of equal ones the last."""
     metric, best = best_metric(history, goal), None
     for record in history:
         value = record.get(metric, math.nan)
         if math.isnan(record.get("valid_loss", 0.0)):
-            continue  # whatever else is right there, its weights say nothing of some samples
+            continue  # the outputs for some samples are not finite
         if math.isfinite(value) and (best is None or not _better(metric, goal, best[metric], value)):
             best = record
     return best
 
 
 def best_metric(history: Records, goal: Goal | None) -> str:
-    """What evaluations are compared by: the target's metric, else ``valid_accuracy``, else ``valid_loss``."""
+    """The metric that ranks evaluations: the target's, else ``valid_accuracy``, else ``valid_loss``."""
     metric = goal[0] if goal else "valid_accuracy"
     return metric if any(metric in record for record in history) else "valid_loss"
 
 
 def since_better(history: Records, goal: Goal | None) -> int:
-    """How many evaluations there were since one that was better than all before it."""
+    """The number of evaluations since the last improvement."""
     metric, best, count = best_metric(history, goal), math.nan, 0
     for record in history:
         value, count = record.get(metric, math.nan), count + 1
@@ -102,13 +102,12 @@ def lower(goal: Goal) -> bool:
 
 
 def _lower(metric: str, goal: Goal | None) -> bool:
-    """Whether less is better: as the goal says of its own metric."""
-    said = goal.lower if goal and goal.metric == metric else None
-    return lower_is_better(metric) if said is None else said
+    """Whether less of ``metric`` is better, as the goal says if it is the goal's metric."""
+    return lower_is_better(metric, goal.lower if goal and goal.metric == metric else None)
 
 
 def divergence(history: Records, record: dict[str, Any]) -> str:
-    """What to say where the training loss of ``record`` is far above what it was; else nothing."""
+    """A warning if the training loss of ``record`` is far above its minimum; else empty."""
     losses = [(r["train_loss"], r["epoch"]) for r in history if math.isfinite(r.get("train_loss", math.nan))]
     if not losses:
         return ""
@@ -117,7 +116,7 @@ def divergence(history: Records, record: dict[str, Any]) -> str:
         return ""
     return (
         f"diverging: the training loss is {now:.3g} at epoch {record['epoch']}, after {best:.3g} at epoch {when}: "
-        f"lower the learning rate ({record['learning_rate']:.3g} here)"
+        f"lower the learning rate (now {record['learning_rate']:.3g})"
     )
 
 
@@ -126,5 +125,5 @@ def at_target(goal: Goal, record: dict[str, Any]) -> bool:
     metric, value = goal.metric, goal.value
     if metric not in record:
         known = ", ".join(key for key in record if key.startswith("valid_"))
-        raise InputError(f"target metric {metric!r} has no meaning here: this run measures {known}")
+        raise InputError(f"target metric {metric!r} is not measured here: this run measures {known}")
     return bool(record[metric] <= value if _lower(metric, goal) else record[metric] >= value)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 (preemption): the step at hand is finished and saved, and the run can be gone on with."""
+"""Handle Ctrl-C, SIGTERM and SIGUSR1 (preemption): finish the current step, save, and exit resumable."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from heptane.base.errors import Interrupted
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
-SAME_SECONDS = 0.5  # a launcher passes on the Ctrl-C that its workers have had from the terminal already
+SAME_SECONDS = 0.5  # a launcher forwards the Ctrl-C that its workers already got from the terminal
 
 
 class Interruption:
-    """Handlers while a run that can be saved is under way; a context. The first signal is kept until it is asked for, in
-    places where it may not wait it is raised at once; a second Ctrl-C stops at once."""
+    """Signal handlers, as a context manager: the first signal is raised as :class:`Interrupted`, or noted while
+    :meth:`waiting`; a second Ctrl-C raises ``KeyboardInterrupt`` at once."""
 
     def __init__(self, active: bool) -> None:
         self.active = active and threading.current_thread() is threading.main_thread()
@@ -40,7 +40,7 @@ class Interruption:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, a signal is only noted, in :attr:`asked`."""
+        """Within this context, a signal is only noted, in :attr:`asked`."""
         before, self._waits = self._waits, True
         try:
             yield
@@ -49,7 +49,7 @@ class Interruption:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal is raised as :class:`Interrupted`: what goes on here can be done again."""
+        """Within this context, a signal is raised as :class:`Interrupted`: the work can be repeated."""
         before, self._waits = self._waits, False
         try:
             if self.asked and before:

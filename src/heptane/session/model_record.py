@@ -1,4 +1,4 @@
-"""What a run's record says of its model, so that it can be built again; and the model built from it, without its weights."""
+"""Record how a run's model is built, and rebuild it from that record, without its weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CLASSES, LABELS, VALUES = "classes", "labels", "values"
 
 
 def model_facts(model: torch.nn.Module, run: Run, about: dict[str, Any]) -> dict[str, Any]:
-    """The model's entry of ``result.json``: its class, and what :func:`rebuild` needs.
+    """The entry ``model`` of ``result.json``: the model's class, and what :func:`rebuild` needs.
 
-    ``outputs`` says what the outputs are: ``classes`` (scores of classes that exclude each other), ``labels`` (one score per
-    label, each on its own) or ``values``.
+    ``outputs`` is ``classes`` (scores of mutually exclusive classes), ``labels`` (an independent score per label) or
+    ``values``.
     """
     model = unwrapped(model)
     kind, labels = type(model), run.bad.labels
@@ -39,7 +39,7 @@ def model_facts(model: torch.nn.Module, run: Run, about: dict[str, Any]) -> dict
     if isinstance(run.sample, torch.Tensor):
         facts["input_shape"] = list(first_tensor(run.sample).shape[1:])
     config: Any = getattr(model, "config", None)
-    if callable(getattr(config, "to_json_string", None)):  # transformers: no hub needs to be asked later
+    if callable(getattr(config, "to_json_string", None)):  # transformers: rebuilds it without the hub
         facts["config"] = json.loads(config.to_json_string())
     return {**facts, **about.get("model", {})}
 
@@ -56,14 +56,14 @@ def _outputs(run: Run) -> str:
 
 
 def rebuild(facts: dict[str, Any], where: str) -> torch.nn.Module:
-    """A model of a record, with random weights; PyTorch's generator stays as it was. No weights are fetched.
+    """Build a recorded model with random weights, without downloads; PyTorch's random state is preserved.
 
     Args:
         facts: the entry ``model`` of a record.
         where: the run, for messages.
 
     Raises:
-        InputError: the record does not say how to build it, or it cannot be built here.
+        InputError: the record does not say how to build the model, or it cannot be built here.
     """
     from heptane.pretrained.models import build
 
@@ -71,7 +71,7 @@ def rebuild(facts: dict[str, Any], where: str) -> torch.nn.Module:
     remedy = f"build it, and pass it: hp.load_run({where!r}, model=...)"
     if not isinstance(spec, str) or not isinstance(shape, list) or not isinstance(outputs, int):
         named = facts.get("class") or facts.get("name") or "a model"
-        raise InputError(f"{where} was trained from Python on a {named}, which its files do not build: {remedy}")
+        raise InputError(f"{where} was trained from Python with a {named}, which its files cannot rebuild: {remedy}")
     try:
         with torch.random.fork_rng(devices=[]):
             if spec.startswith("hf:") and isinstance(facts.get("config"), dict):
@@ -90,7 +90,7 @@ def _from_config(config: dict[str, Any], shape: list[int], outputs: int) -> torc
 
 
 def fit_head(model: torch.nn.Module, state: dict[str, Any]) -> None:
-    """Give the model the head that its weights were trained with, where its number of outputs differs."""
+    """Replace the model's head if its number of outputs differs from the weights'."""
     from heptane.pretrained.freezing import swap_head
 
     for name, parameter in list(model.named_parameters()):

@@ -23,7 +23,7 @@ from heptane.report.console import Progress
 from heptane.report.examination.advice import OUT_OF_TIME
 from heptane.session.best import BestWeights
 from heptane.session.checkpoints import checkpoint, restore
-from heptane.session.checkpoints.keeper import CheckpointManager
+from heptane.session.checkpoints.manager import CheckpointManager
 from heptane.session.display import Display
 from heptane.session.history import Goal, best_metric, best_step, divergence, reached, since_better
 from heptane.session.interruption import Interruption
@@ -215,7 +215,7 @@ class Recorder:
         """To the last checkpoint, since ``step`` came out wrong; where to go on."""
         run = self.run
         self.keeper.wait()
-        saved, _ = checkpoint.find(self.keeper.folder, run.worker) if self.keeper.folder else (None, [])
+        saved, _ = checkpoint.find_newest(self.keeper.folder, run.worker) if self.keeper.folder else (None, [])
         if saved is None:
             raise FloatingPointError(f"{run.faults.messages[-1]}, but there is no checkpoint: {REMEDY}")
         before = run.faults.state()

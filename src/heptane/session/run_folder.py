@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from heptane.core.run import Run
-    from heptane.report.examination.look import Look
+    from heptane.report.examination.examine import Examination
     from heptane.session.history import Goal
     from heptane.session.result import Result
     from heptane.tricks import Tricks
@@ -102,7 +102,7 @@ class RunFolder:
             )
 
     def finish(
-        self, result: Result, run: Run, about: dict[str, Any], examine: Callable[[], Look] | None = None
+        self, result: Result, run: Run, about: dict[str, Any], examine: Callable[[], Examination] | None = None
     ) -> dict[str, Any]:
         """Write the weights, the result and the report; return the result's record.
 
@@ -112,7 +112,7 @@ class RunFolder:
             OSError: one of them could not be written; what was there before is still there.
         """
         from heptane.model.packing import save_model
-        from heptane.report.examination.look import Look
+        from heptane.report.examination.examine import Examination
         from heptane.report.html import write_report
 
         save_model(result.model, self.path / "model.safetensors")
@@ -120,7 +120,7 @@ class RunFolder:
         self._write_result(record)
         (self.path / BEGUN).unlink(missing_ok=True)
         self.event("end", {"metrics": record["metrics"], "seconds": record["seconds"], "steps": record["steps"]})
-        found = examine() if examine else Look()
+        found = examine() if examine else Examination()
         if found.record or found.note:
             record["examination"] = clean(found.record)
             result.notes += [found.note] if found.note else []

@@ -92,7 +92,7 @@ def _announce(course: DemoRace, seeds: int, speed: Speed, left: float) -> None:
 
 def _race(course: DemoRace, data: Data, seeds: int, seconds: float, out: Path, speed: Speed) -> str:
     """The race; its tables are printed, its headline is returned."""
-    from heptane.cli.loading import describe
+    from heptane.cli.loading import describe_data
     from heptane.race import race
     from heptane.race.tables import race_summary
 
@@ -125,7 +125,7 @@ def _race(course: DemoRace, data: Data, seeds: int, seconds: float, out: Path, s
         progress=True,
         about={
             "command": "heptane demo",
-            "data": describe(data) | sizes,
+            "data": describe_data(data) | sizes,
             "model": {"name": f"resnet, width {course.width}"},
             "settings": {"optimizer": "sgd", **settings},
             "notes": [f"A step took {1000 * speed.step_seconds:.0f} ms before the race, from which its size was chosen."],

@@ -1,1 +1,1 @@
-"""What a trained model gets right and wrong: one pass over held-out data, after training and off its clock."""
+"""Examine a trained model: one pass over held-out data after training, not counted as training time."""

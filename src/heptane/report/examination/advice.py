@@ -1,4 +1,4 @@
-"""What to try next: a few suggestions that follow from a run's own numbers, with the command for each."""
+"""Suggest what to try next, from the run's own numbers, with a command for each suggestion."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from heptane.report.examination.commands import again, from_pretrained, is_command, with_more_time
+from heptane.report.examination.commands import command_with, from_pretrained, is_command, with_more_time
 
 MOST = 4
-OUT_OF_TIME = "time ran out"  # how the note begins of a run that its limit of time cut short
-GAP = 0.08  # of accuracy between training and validation, above which a model remembers more than it understands
-ENOUGH = 0.97  # an accuracy, above which there is little left to gain
-FEW = 30  # samples of a class
+OUT_OF_TIME = "time ran out"  # prefix of the note on a run that its time limit ended
+GAP = 0.08  # training minus validation accuracy, above which a model overfits
+ENOUGH = 0.97  # accuracy above which little is left to gain
+FEW = 30  # samples per class
 
 Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One suggestion: what to do, which numbers say so, and the command (or the arguments of ``hp.fit``) that does it."""
+    """One suggestion: what to do, the numbers behind it, and the command or arguments of ``hp.fit`` that do it."""
 
     title: str
     why: str
@@ -47,7 +47,7 @@ def advise(result: Result) -> list[Advice]:
         if advice is not None and (advice.command == "" or all(advice.command != other.command for other in found)):
             found.append(advice)
         if advice is not None and rule in (_not_finite, _diverged):
-            break  # nothing else that the numbers say can be trusted
+            break  # no other number of this run is meaningful
     return found[:MOST]
 
 
@@ -86,7 +86,9 @@ def _lower_rate(result: Result) -> str:
     rate = _setting(result, "learning_rate")
     if not isinstance(rate, (int, float)) or not math.isfinite(rate):
         return ""
-    return again(result, lr=rate / 4) if is_command(result) else f"a learning rate of {rate / 4:.3g} in your optimizer"
+    return (
+        command_with(result, lr=rate / 4) if is_command(result) else f"a learning rate of {rate / 4:.3g} in your optimizer"
+    )
 
 
 def _not_finite(result: Result) -> Advice | None:
@@ -95,19 +97,19 @@ def _not_finite(result: Result) -> Advice | None:
     lost = [value for value in losses if value is None or not math.isfinite(value)]
     if not lost:
         return None
-    return Advice("Lower the learning rate", "The loss is not a number: training blew up.", _lower_rate(result))
+    return Advice("Lower the learning rate", "The loss became NaN or infinite.", _lower_rate(result))
 
 
 def _diverged(result: Result) -> Advice | None:
     losses = _history(result, "train_loss")
     if len(losses) < 3 or losses[-1] <= max(2 * min(losses), losses[0]) or losses[-1] < 0:
         return None
-    why = f"The training loss rose to {losses[-1]:.3g} after it had been {min(losses):.3g}."
+    why = f"Training diverged: the training loss fell to {min(losses):.3g}, then rose to {losses[-1]:.3g}."
     return Advice("Lower the learning rate", why, _lower_rate(result))
 
 
 def _ran_out(result: Result) -> bool:
-    """Whether a limit of time cut the run short."""
+    """Whether a time limit ended the run early."""
     return any(str(note).startswith(OUT_OF_TIME) for note in result.get("notes") or [])
 
 
@@ -116,15 +118,16 @@ def _cut_short(result: Result) -> Advice | None:
         return None
     done, planned = (result.get("history") or [{}])[-1].get("epoch"), _setting(result, "epochs")
     why = f"Time ran out after {done:.3g} of {planned:.3g} epochs" if done and planned else "Time ran out early"
-    cycle = ", before the learning rate had come down." if _on(result, "cyclical") else "."
+    cycle = ", before the learning-rate cycle was complete." if _on(result, "cyclical") else "."
     return Advice("Give it more time", why + cycle, with_more_time(result))
 
 
 def _no_validation(result: Result) -> Advice | None:
     if not result.get("history") or any(key.startswith(("valid_", "test_")) for key in result.get("metrics") or {}):
         return None
-    why = "Nothing in this run says how well the model does on samples that it was not trained on."
-    return Advice("Set samples aside for validation", why, again(result, valid_fraction=0.2) if is_command(result) else "")
+    why = "This run has no validation or test data, so its accuracy on new samples is unknown."
+    command = command_with(result, valid_fraction=0.2) if is_command(result) else ""
+    return Advice("Set samples aside for validation", why, command)
 
 
 def _one_class(result: Result) -> Advice | None:
@@ -132,22 +135,22 @@ def _one_class(result: Result) -> Advice | None:
     rows = seen.get("per_class") or []
     if seen.get("kind") != "classes" or sum(row["count"] > 0 for row in rows) < 2:
         return None
-    said = [row for row in rows if row["predicted"]]
-    if len(said) == 1:
-        why = f"It predicts {said[0]['class']} for each of the {seen['num_samples']:,} samples: it has learned nothing else."
+    predicted = [row for row in rows if row["predicted"]]
+    if len(predicted) == 1:
+        why = f"It predicts {predicted[0]['class']} for all {seen['num_samples']:,} samples."
     elif seen["accuracy"] <= seen["majority_share"] + _error(seen["majority_share"], seen["num_samples"]):
         biggest = max(rows, key=lambda row: row["count"])["class"]
         share = f"{seen['majority_share']:.1%}"
-        why = f"Its accuracy, {seen['accuracy']:.1%}, is no better than saying {biggest} each time ({share})."
+        why = f"Its accuracy of {seen['accuracy']:.1%} is no better than always predicting {biggest} ({share})."
     else:
         return None
     rate = _setting(result, "learning_rate")
-    command = again(result, epochs=_longer(result)) if not rate else _lower_rate(result)
+    command = command_with(result, epochs=_longer(result)) if not rate else _lower_rate(result)
     return Advice("Try a lower learning rate, then more epochs", why, command)
 
 
 def _error(share: float, count: int) -> float:
-    """The standard error of an accuracy."""
+    """The standard error of an accuracy ``share`` on ``count`` samples."""
     return math.sqrt(max(share * (1 - share), 1e-4) / max(count, 1))
 
 
@@ -162,7 +165,7 @@ def _num_valid(result: Result) -> int:
 
 
 def _still_improving(result: Result) -> Advice | None:
-    """The last third of the evaluations still brought more than chance would."""
+    """The last third of the evaluations improved by more than chance."""
     if _ran_out(result):
         return None
     for key, better in (("valid_accuracy", 1), ("valid_loss", -1)):
@@ -177,8 +180,8 @@ def _still_improving(result: Result) -> Advice | None:
             return None
         words = (f"{before:.1%}", f"{late:.1%}") if better == 1 else (f"{-before:.3g}", f"{-late:.3g}")
         what = "accuracy" if better == 1 else "loss"
-        why = f"The validation {what} was still improving at the end: from {words[0]} to {words[1]} in the last third."
-        return Advice("Train longer", why, again(result, epochs=_longer(result)))
+        why = f"Validation {what} was still improving in the last third of the run: from {words[0]} to {words[1]}."
+        return Advice("Train longer", why, command_with(result, epochs=_longer(result)))
     return None
 
 
@@ -186,27 +189,23 @@ def _remembers(result: Result) -> Advice | None:
     train, held_out = _last(result, "train_accuracy"), _accuracy(result)
     if train is None or held_out is None or train - held_out < GAP + _error(held_out, _num_valid(result)):
         return None
-    why = f"It has {train:.1%} of the training samples right and {held_out:.1%} of those it has not seen: it overfits."
+    why = f"The model overfits: {train:.1%} accuracy on training samples, {held_out:.1%} on held-out ones."
     images = len((result.get("data") or {}).get("input_shape") or []) == 3
     changed = _setting(result, "augment") not in (None, "none")
     if images and is_command(result) and _on(result, "transfer") and not changed:
-        why += (
-            " Augmented images (--augment warp) help too, but take longer: the frozen part is then computed in each epoch."
-        )
+        why += " Augmentation (--augment warp) helps too, but takes longer: frozen features can then not be cached."
         return Advice("Collect more samples", why)
     command = from_pretrained(result)
     if images and command and not _on(result, "transfer"):
-        return Advice(
-            "Start from pretrained weights", f"{why} Weights that know images already need fewer samples.", command
-        )
+        return Advice("Start from pretrained weights", f"{why} A pretrained model needs fewer samples.", command)
     if images and is_command(result) and not changed:
-        return Advice("Augment the images", why, again(result, augment="warp"))
+        return Advice("Augment the images", why, command_with(result, augment="warp"))
     decay = _setting(result, "weight_decay")
     if is_command(result) and isinstance(decay, (int, float)) and decay > 0:
         return Advice(
             "Regularise more",
-            f"{why} More samples help most; else more weight decay.",
-            again(result, weight_decay=4 * decay),
+            f"{why} More samples help most; otherwise use more weight decay.",
+            command_with(result, weight_decay=4 * decay),
         )
     return Advice("Collect more samples, or use a smaller model", why)
 
@@ -220,13 +219,13 @@ def _past_its_best(result: Result) -> Advice | None:
         return None
     right = _history(result, "valid_accuracy")
     if right and right[-1] > max(right) - _error(max(right), _num_valid(result)):
-        return None  # it is only less sure of itself
+        return None  # the model is less confident, but as accurate
     epochs = [record.get("epoch") for record in result.get("history") or [] if record.get("valid_loss") is not None]
     at = epochs[best - 1] if best <= len(epochs) else None
     if not isinstance(at, (int, float)):
         return None
-    why = f"The validation loss was lowest at epoch {at:g} ({min(losses):.3g}) and rose to {losses[-1]:.3g} after it."
-    return Advice("Train for fewer epochs", why, again(result, epochs=max(1, math.ceil(1.2 * at))))
+    why = f"The validation loss was lowest at epoch {at:g} ({min(losses):.3g}), then rose to {losses[-1]:.3g}."
+    return Advice("Train for fewer epochs", why, command_with(result, epochs=max(1, math.ceil(1.2 * at))))
 
 
 def _few_samples(result: Result) -> Advice | None:
@@ -246,13 +245,13 @@ def _few_samples(result: Result) -> Advice | None:
     named = ", ".join(
         f"{row['class']} ({count:,} samples, {row['correct']} of {row['count']} right)" for count, row in weak[:3]
     )
-    return Advice("Add samples of the weakest classes", f"Few to learn from, and often wrong: {named}.")
+    return Advice("Add samples of the weakest classes", f"Few training samples and low accuracy: {named}.")
 
 
 def _confused(result: Result) -> Advice | None:
     seen = _examined(result)
     pairs, wrong = seen.get("confused") or [], seen.get("num_mistakes") or 0
-    if not pairs or wrong < 5 or len(seen.get("per_class") or []) == 2:  # of two classes every mistake is between them
+    if not pairs or wrong < 5 or len(seen.get("per_class") or []) == 2:  # with two classes every mistake is between them
         return None
     both: dict[frozenset[str], int] = {}
     for pair in pairs:
@@ -262,10 +261,10 @@ def _confused(result: Result) -> Advice | None:
     if count < max(4, 0.3 * wrong):
         return None
     first, second = sorted(names)
-    what = "check their labels, and add samples that tell them apart"
+    what = "Check their labels, and add samples that tell them apart"
     if len((result.get("data") or {}).get("input_shape") or []) == 3:
-        what = "the pictures of the mistakes may show a wrong label, or a detail that is lost at this size"
-    why = f"{count} of the {wrong} mistakes are between these two: {what}."
+        what = "The images of the mistakes may show wrong labels, or details lost at this image size"
+    why = f"{count} of the {wrong} mistakes confuse these two. {what}."
     return Advice(f"Look at {first} and {second}", why)
 
 
@@ -273,14 +272,14 @@ def _underfits(result: Result) -> Advice | None:
     train, held_out = _last(result, "train_accuracy"), _accuracy(result)
     if train is None or held_out is None or train > 0.9 or train - held_out > GAP or _ran_out(result):
         return None
-    why = f"It has only {train:.1%} of the training samples right: it could fit them better than it does."
+    why = f"The model underfits: only {train:.1%} accuracy on the training samples."
     model = str((result.get("model") or {}).get("name") or "")
     if _on(result, "transfer") and is_command(result):
-        more = " More of the pretrained network can train, in more time."
-        return Advice("Train more of the network", why + more, again(result, transfer__mode="gradual"))
+        more = " Training more layers of the pretrained model takes longer and may fit better."
+        return Advice("Train more of the network", why + more, command_with(result, transfer__mode="gradual"))
     if model == "resnet" and is_command(result):
-        return Advice("Use a larger model", why, again(result, model="resnet-wide"))
-    return Advice("Train longer, or use a larger model", why, again(result, epochs=_longer(result)))
+        return Advice("Use a larger model", why, command_with(result, model="resnet-wide"))
+    return Advice("Train longer, or use a larger model", why, command_with(result, epochs=_longer(result)))
 
 
 def _few_to_judge_by(result: Result) -> Advice | None:
@@ -289,8 +288,8 @@ def _few_to_judge_by(result: Result) -> Advice | None:
     if held_out is None or seen.get("kind") != "classes" or not 0 < count < 100:
         return None
     points = 100 * 1.96 * _error(min(max(held_out, 1 / count), 1 - 1 / count), count)
-    why = f"{count} samples tell the accuracy to about ±{points:.0f} points: smaller differences between runs mean nothing."
-    return Advice("Judge by more samples", why)
+    why = f"On {count} samples, accuracy is known to about ±{points:.0f} points: smaller differences between runs are noise."
+    return Advice("Evaluate on more samples", why)
 
 
 def _no_better_than_the_mean(result: Result) -> Advice | None:
@@ -298,15 +297,15 @@ def _no_better_than_the_mean(result: Result) -> Advice | None:
     weak = [column for column in columns if column["r2"] is not None and column["r2"] < 0.1]
     if not weak:
         return None
-    why = f"R² is {weak[0]['r2']:.2f}: always predicting the mean would be about as good."
-    prepared = (result.get("data") or {}).get("preprocess") is not None  # then the targets are scaled already
-    title = "Train longer, or add columns that tell more" if prepared else "Scale the targets and train longer"
-    return Advice(title, why, again(result, epochs=_longer(result)))
+    why = f"R² is {weak[0]['r2']:.2f}: hardly better than always predicting the mean."
+    prepared = (result.get("data") or {}).get("preprocess") is not None  # targets are already scaled
+    title = "Train longer, or add informative columns" if prepared else "Scale the targets and train longer"
+    return Advice(title, why, command_with(result, epochs=_longer(result)))
 
 
 def _good(result: Result) -> Advice | None:
     held_out = _accuracy(result)
     if held_out is None or held_out < ENOUGH:
         return None
-    why = f"At {held_out:.1%} little is left to gain on these data: samples from where it will be used are the next test."
-    return Advice("Try it on data of another day or source", why)
+    why = f"At {held_out:.1%}, little is left to gain on this data. Next, test on samples from where the model will be used."
+    return Advice("Test it on data from another source", why)

@@ -1,4 +1,4 @@
-"""The command that repeats a run with something changed, as it can be typed."""
+"""Build the command that repeats a run with changed settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from heptane.base.clock import parse_duration
 from heptane.pretrained.hubs import available, efficientnet_hub
 
 Result = Mapping[str, Any]
-ENDS_EARLIER = ("--budget", "--target", "--patience")  # a longer run would end where this one ended
+ENDS_EARLIER = ("--budget", "--target", "--patience")  # would end a longer run as early as this one
 OF_THE_DATA = ("--label", "--task", "--valid-fraction", "--skip-bad", "--seed", "--device")
 
 
@@ -20,12 +20,12 @@ def is_command(result: Result) -> bool:
     return str(result.get("command") or "").startswith("heptane train")
 
 
-def again(result: Result, **changed: Any) -> str:
-    """The command of a run with other settings, in a folder of its own; for a run from Python the arguments to change.
+def command_with(result: Result, **changed: Any) -> str:
+    """The command that repeats a run with changed settings; for a run from Python, the arguments to change.
 
     Args:
         result: the content of ``result.json``.
-        changed: the settings, with ``__`` for the dot in a trick's, as in ``transfer__mode``.
+        changed: the settings; ``__`` stands for the dot of a trick's setting, as in ``transfer__mode``.
     """
     if not is_command(result):
         return f"hp.fit(..., {', '.join(f'{name}={value!r}' for name, value in changed.items())})"
@@ -41,7 +41,7 @@ def again(result: Result, **changed: Any) -> str:
 
 
 def from_pretrained(result: Result) -> str:
-    """The command that starts from pretrained weights, planned anew for them; "" where these are no images in files."""
+    """The command that starts from pretrained weights; "" unless the data is a folder of images."""
     source = str((result.get("data") or {}).get("source") or "")
     if not is_command(result) or not source or not Path(source).is_dir():
         return ""
@@ -55,13 +55,13 @@ def from_pretrained(result: Result) -> str:
 
 
 def with_more_time(result: Result) -> str:
-    """The command with twice the budget; "" where it has none."""
+    """The command with twice the budget; "" if it has no budget."""
     budget = dict(_flags(result)).get("--budget") if is_command(result) else None
-    return again(result, budget=f"{2 * parse_duration('budget', budget):g}s") if budget else ""
+    return command_with(result, budget=f"{2 * parse_duration('budget', budget):g}s") if budget else ""
 
 
 def _flags(result: Result) -> list[tuple[str, str | None]]:
-    """The flags of a run's command, each with its value, if it has one."""
+    """The flags of a run's command with their values."""
     found: list[tuple[str, str | None]] = []
     for word in shlex.split(str(result.get("command") or "").replace("\n", " "))[2:]:
         name, equals, value = word.partition("=")

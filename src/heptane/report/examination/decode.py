@@ -1,4 +1,4 @@
-"""Outputs and targets of a batch as what a person compares: classes, labels or numbers."""
+"""Decode the outputs and targets of a batch into classes, labels or numbers."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 from heptane.base.lazy import torch
 from heptane.core.losses import Criterion, CrossEntropy, Ctc, Elementwise
 
-MAX_COLUMNS = 16  # of numbers or labels per sample: more are a picture or a sequence, which no table of errors helps with
+MAX_COLUMNS = 16  # numbers per sample; more are an image or a sequence, for which a table of errors is no help
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch: what is true and what was predicted, on the CPU.
+    """Targets and predictions of a batch, on the CPU.
 
-    ``kind`` is "classes" (both (N,), int64), "labels" (both (N, K), bool) or "numbers" (both (N, K), float32);
-    ``sure`` (N,) is the probability of the predicted class; ``counted`` (N,) is False for targets that the loss ignores.
+    ``kind`` is "classes" (both (N,), int64), "labels" (both (N, K), bool) or "numbers" (both (N, K), float32).
+    ``confidence`` (N,) is the probability of the predicted class. ``counted`` (N,) is False where the loss ignores it.
     """
 
     kind: str
     truth: torch.Tensor
-    guess: torch.Tensor
+    predicted: torch.Tensor
     num_classes: int
-    sure: torch.Tensor | None = None
+    confidence: torch.Tensor | None = None
     counted: torch.Tensor | None = None
 
 
 def decode(criterion: Criterion, output: Any, targets: Any) -> Decoded | None:
-    """What a batch says, or None where a sample has no single answer (sequences, masks, CTC, structures).
+    """Decode a batch; None where a sample has no single answer (sequences, masks, CTC, structures).
 
     Example:
-        >>> decode(CrossEntropy(), torch.tensor([[2.0, 0.0]]), torch.tensor([1])).guess
+        >>> decode(CrossEntropy(), torch.tensor([[2.0, 0.0]]), torch.tensor([1])).predicted
         tensor([0])
     """
     output = output.get("logits") if isinstance(output, Mapping) else output
@@ -60,28 +60,32 @@ def _classes(criterion: Criterion, output: torch.Tensor, targets: torch.Tensor) 
             return None
         truth = targets.reshape(-1).long()
     num_classes = output.shape[1]
-    chances = _chances(criterion, output)
-    guess = output.argmax(1)
-    sure = chances.gather(1, guess[:, None])[:, 0]
-    return Decoded("classes", truth, guess, num_classes, sure, (truth >= 0) & (truth < num_classes))
+    probabilities = _probabilities(criterion, output)
+    predicted = output.argmax(1)
+    confidence = probabilities.gather(1, predicted[:, None])[:, 0]
+    return Decoded("classes", truth, predicted, num_classes, confidence, (truth >= 0) & (truth < num_classes))
 
 
-def _chances(criterion: Criterion, output: torch.Tensor) -> torch.Tensor:
+def _probabilities(criterion: Criterion, output: torch.Tensor) -> torch.Tensor:
     if getattr(criterion, "log_probs", False):
         return output.exp()
-    already = bool((output >= 0).all()) and torch.allclose(output.sum(1), output.new_ones(()), atol=1e-3)
-    own = not isinstance(criterion, CrossEntropy)  # its model may end in a softmax
-    return output if own and already else output.softmax(1)
+    normalised = bool((output >= 0).all()) and torch.allclose(output.sum(1), output.new_ones(()), atol=1e-3)
+    custom = not isinstance(criterion, CrossEntropy)  # the model may already end in a softmax
+    return output if custom and normalised else output.softmax(1)
 
 
 def _labels(output: torch.Tensor, targets: torch.Tensor) -> Decoded | None:
     if output.numel() != targets.numel():
         return None
     if output.numel() == len(output):
-        chance = output.reshape(-1).sigmoid()
-        guess = output.reshape(-1) > 0
+        probability = output.reshape(-1).sigmoid()
+        predicted = output.reshape(-1) > 0
         return Decoded(
-            "classes", (targets.reshape(-1) > 0.5).long(), guess.long(), 2, torch.where(guess, chance, 1 - chance)
+            "classes",
+            (targets.reshape(-1) > 0.5).long(),
+            predicted.long(),
+            2,
+            torch.where(predicted, probability, 1 - probability),
         )
     if targets.ndim != 2:
         return None

@@ -1,4 +1,4 @@
-"""Inputs of a model as small pictures inside the page: data URIs."""
+"""Encode model inputs as small images inside the page: data URIs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 from heptane.base.lazy import np, torch
 
-LARGEST = 112  # pixels of a picture's longer side; larger ones are made smaller
-SHARP = 48  # pixels, up to which a picture stays without loss
+LARGEST = 112  # pixels of the longer side; larger images are scaled down
+SHARP = 48  # pixels; images up to this size are encoded losslessly
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From a model's inputs back to pixels in [0, 1]: times ``scale`` plus ``offset``, per channel."""
+    """Maps a model's inputs to pixels in [0, 1], per channel: ``scale * input + offset``."""
 
     offset: tuple[float, ...]
     scale: tuple[float, ...]
 
     @classmethod
     def of(cls, images: torch.Tensor, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Scale:
-        """By the mean and std that were taken off, or else by what the values say.
+        """From the mean and std of the normalisation, or else from the range of the values.
 
         Example:
             >>> Scale.of(torch.tensor([0.0, 255.0]).view(1, 1, 1, 2))
@@ -43,21 +43,21 @@ class Scale:
         return cls((-low / width,), (1 / width,))
 
     def pixels(self, images: torch.Tensor) -> Any:
-        """uint8 (N, H, W, C) of images (N, C, H, W)."""
+        """Images (N, C, H, W) as uint8 (N, H, W, C)."""
         offset, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.offset, self.scale))
         back = (images.float() * scale + offset).nan_to_num(0.0).clamp(0, 1)
         return (back * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def is_picture(inputs: Any) -> bool:
-    """Whether a batch of inputs can be shown: (N, C, H, W) of 1, 3 or 4 channels."""
+    """Whether inputs can be shown as images: (N, C, H, W) with 1, 3 or 4 channels."""
     if not isinstance(inputs, torch.Tensor) or inputs.ndim != 4 or inputs.is_complex():
         return False
     return inputs.shape[1] in (1, 3, 4) and min(inputs.shape[2:]) >= 4
 
 
 def data_uris(images: torch.Tensor, scale: Scale) -> list[str]:
-    """A ``data:`` URI for each of (N, C, H, W) images."""
+    """A ``data:`` URI per image of (N, C, H, W)."""
     from PIL import Image, features
 
     found = []

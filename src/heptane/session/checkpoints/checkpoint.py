@@ -1,8 +1,8 @@
-"""Checkpoints: a folder each, safetensors for tensors and JSON for the rest; loading never unpickles.
+"""Checkpoints: a folder each, with tensors as safetensors and the rest as JSON; loading never unpickles.
 
-``checkpoints/step-000000500/`` holds ``facts.json`` and ``state.safetensors`` (of a sharded run, a file per worker), written
-aside, synced, renamed, and checked by a checksum: :mod:`heptane.base.storage`. The format: docs/checkpoints.md;
-:mod:`heptane.session.checkpoints.restore` puts one back into a run.
+``checkpoints/step-000000500/`` holds ``facts.json`` and ``state.safetensors`` (for a sharded run, a file per worker). It is
+written atomically and verified by checksums: :mod:`heptane.base.storage`. The format: docs/checkpoints.md. Restoring:
+:mod:`heptane.session.checkpoints.restore`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from heptane.distributed.replicas import broadcast_buffers
 from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather
 from heptane.model.names import clean_state
 from heptane.model.packing import copied, pack, serialised
-from heptane.session.checkpoints.parts import write_parts
 from heptane.session.checkpoints.settings import as_kept
+from heptane.session.checkpoints.sharded import write_sharded
 
 FORMAT = 4
 SCHEMA = {"step": int, "history": list, "fixed": dict, "workers": int, "first": dict, "model": dict, "optimizer": dict} | {
@@ -35,7 +35,7 @@ NAME = re.compile(r"step-(\d{9,15})")
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read: where it is, what it says, and the checksums of its files."""
+    """A checkpoint on disk: its path, facts, and file checksums."""
 
     path: Path
     facts: dict[str, Any]
@@ -44,7 +44,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at a step, on the CPU and independent of the run: what is still to be written."""
+    """The state of a run at a step, copied to the CPU, still to be written."""
 
     step: int
     facts: dict[str, Any]
@@ -52,28 +52,25 @@ class Snapshot:
 
 
 def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path, keep: int = 1) -> Path:
-    """Write everything that a run needs to go on from ``step``, and remove older ones but the newest ``keep``.
-
-    All workers must call it.
-    """
-    path = write(take(run, step, history), folder, run)
+    """Write a checkpoint of ``step``, and remove all but the newest ``keep``. All workers must call it."""
+    path = write(take_snapshot(run, step, history), folder, run)
     if run.worker.rank == 0:
         prune(folder, keep)
     return path
 
 
-def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
-    """Everything that a run needs to go on from ``step``. All workers must call it; if sharded, each holds its parts."""
-    import safetensors.torch  # noqa: F401 - not in the thread that writes: a process may be forked while that imports
+def take_snapshot(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
+    """Copy everything a run needs to resume from ``step``. All workers must call it; if sharded, each copies its part."""
+    import safetensors.torch  # noqa: F401 - import here: a fork during an import in the writer thread would deadlock
 
     if run.meta_copy is not None:
-        broadcast_buffers(run.model)  # which worker's copy the library stores is its own choice
+        broadcast_buffers(run.model)  # the library may store any worker's copy
     tensors: dict[str, torch.Tensor] = {}
     facts = {
         "format": FORMAT,
         "step": step,
         "history": list(history),
-        "fixed": fixed(run),
+        "fixed": identity(run),
         "settings": as_kept(run),
         "planned": run.total_steps,
         "workers": run.worker.size,
@@ -98,11 +95,11 @@ def take(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
 
 
 def write(snapshot: Snapshot, folder: Path, run: Run) -> Path:
-    """Write a snapshot as a sealed folder. All workers of a sharded run must call it; of others, the first writes."""
+    """Write a snapshot as a sealed folder. All workers of a sharded run must call it; otherwise rank 0 writes."""
     path = folder / f"step-{snapshot.step:09d}"
     aside, first = folder / f".{path.name}", run.worker.rank == 0
     if run.meta_copy is not None:
-        write_parts(snapshot, aside, path, first)
+        write_sharded(snapshot, aside, path, first)
     elif first:
         try:
             make_empty_folder(aside)
@@ -114,7 +111,7 @@ def write(snapshot: Snapshot, folder: Path, run: Run) -> Path:
 
 
 def prune(folder: Path, keep: int, best: int | None = None) -> None:
-    """Remove all checkpoints but the newest ``keep`` and that of step ``best``, and what a killed process left."""
+    """Remove all checkpoints but the newest ``keep`` and that of step ``best``, and leftovers of killed processes."""
     for _, path in _numbered(folder)[keep:]:
         if best is None or path.name != f"step-{best:09d}":
             remove(path)
@@ -123,17 +120,17 @@ def prune(folder: Path, keep: int, best: int | None = None) -> None:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps of the checkpoints in ``folder``, the newest first."""
+    """The steps of the checkpoints in ``folder``, newest first."""
     return [step for step, _ in _numbered(folder)]
 
 
-def find(folder: Path, worker: Worker = SINGLE_WORKER) -> tuple[Saved | None, list[str]]:
-    """The newest checkpoint in ``folder`` that is whole, or None where there is none, and a note on each that is damaged.
+def find_newest(folder: Path, worker: Worker = SINGLE_WORKER) -> tuple[Saved | None, list[str]]:
+    """The newest intact checkpoint in ``folder`` (None if it has none), and a note per damaged one.
 
-    Of several workers the first looks, and all must call it.
+    All workers must call it; rank 0 reads.
 
     Raises:
-        InputError: there are some, and all are damaged.
+        InputError: all checkpoints are damaged.
     """
     if worker.size == 1:
         return _newest(folder)
@@ -151,7 +148,7 @@ def find(folder: Path, worker: Worker = SINGLE_WORKER) -> tuple[Saved | None, li
 
 
 def find_step(folder: Path, step: int, worker: Worker = SINGLE_WORKER) -> Saved | None:
-    """The checkpoint of ``step`` in ``folder``; None where it is not there, or damaged. All workers must call it."""
+    """The checkpoint of ``step`` in ``folder``; None if missing or damaged. All workers must call it."""
     found: list[Saved | None] = [None]
     if worker.rank == 0:
         with contextlib.suppress(Damaged):
@@ -167,19 +164,19 @@ def _newest(folder: Path) -> tuple[Saved | None, list[str]]:
         try:
             return read(path), notes
         except Damaged as error:
-            notes.append(f"checkpoint {path} cannot be used ({error}), and the one before it was")
+            notes.append(f"checkpoint {path} is damaged ({error}): used the one before it")
     if notes:
-        reason = notes[0].removesuffix(", and the one before it was")
-        others = f", nor can {len(notes) - 1} older one(s)" if len(notes) > 1 else ""
-        raise InputError(f"{reason}{others}: remove {folder}, and the run starts again")
+        reason = notes[0].removesuffix(": used the one before it")
+        others = f", and so are {len(notes) - 1} older one(s)" if len(notes) > 1 else ""
+        raise InputError(f"{reason}{others}: remove {folder} to start the run again")
     return None, notes
 
 
 def read(path: Path) -> Saved:
-    """The checkpoint at ``path``, compared with its checksums.
+    """Read the checkpoint at ``path`` and verify its checksums.
 
     Raises:
-        Damaged: it is not what was written, or of another version.
+        Damaged: it is damaged, or of another version.
     """
     facts, files = read_facts(path)
     _check_facts(facts)
@@ -189,14 +186,14 @@ def read(path: Path) -> Saved:
 
 def _check_facts(facts: dict[str, Any]) -> None:
     if facts.get("format") != FORMAT:
-        raise Damaged(f"its format is {facts.get('format')}, and this version reads {FORMAT}")
+        raise Damaged(f"format {facts.get('format')}, but this version reads format {FORMAT}")
     for name, kind in SCHEMA.items():
         if not isinstance(facts.get(name), kind) or (kind is int and facts[name] < 0):
             raise Damaged(f"{FACTS} has no {name} of type {kind.__name__}")
     for record in facts["history"]:
         numbers = [record.get(name) for name in RECORDED] if isinstance(record, dict) else [None]
         if not all(isinstance(number, (int, float)) for number in numbers):
-            raise Damaged(f"{FACTS} has a record that is none")
+            raise Damaged(f"{FACTS} has an invalid history record")
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
@@ -204,8 +201,8 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
-def fixed(run: Run) -> dict[str, Any]:
-    """What a step means: where one of these differs, the same step is another point of another run."""
+def identity(run: Run) -> dict[str, Any]:
+    """What identifies a run: if any of these differs, a step number means something else."""
     return {
         "optimizer": type(run.optimizer).__name__,
         "parameters per group": [len(group["params"]) for group in run.optimizer.param_groups],

@@ -1,4 +1,4 @@
-"""Objects of the user's as JSON that is alike in two processes where they do the same: losses, augmentations, tricks."""
+"""Describe user objects (losses, augmentations, tricks) as JSON that is equal if they behave the same."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from heptane.base.lazy import np, torch
 
 IS, CODE = "is", "code"
 ANY = "*"
-"""In place of a value that changes as the run goes, or has no meaning here: it equals any other."""
-DEPTH = 5  # of objects in objects: settings do not lie deeper, and a cycle ends
-SHOWN = 16  # numbers of a tensor that are kept one by one; of a larger one a checksum is
-HASHED = 1 << 20  # numbers of a tensor of which a checksum is taken
-LIBRARIES = ("torch.", "heptane.", "torchvision.", "builtins.")  # their code is known by its name and version
+"""Stands for a value that changes during a run or is unknown; it equals any value."""
+DEPTH = 5  # of nested objects, which also ends cycles
+SHOWN = 16  # a tensor up to this size is stored whole, a larger one as a checksum
+HASHED = 1 << 20  # a tensor above this size is described by its shape only
+LIBRARIES = ("torch.", "heptane.", "torchvision.", "builtins.")  # code identified by name and version
 
 
 def describe(value: Any, depth: int = DEPTH) -> Any:
-    """What ``value`` is and how it is set, without addresses, times or anything else that differs between two processes.
+    """Describe ``value`` and its settings, without anything that differs between processes, such as addresses.
 
     Args:
-        value: a number, a tensor, a function (with its code, defaults, and what it closes over), a ``torch.nn.Module``
-            (its public attributes and buffers; of parameters the shapes) or any other object (its public attributes).
-        depth: how many objects within objects are looked into.
+        value: a number, a tensor, a function (code, defaults, closure), a ``torch.nn.Module`` (public attributes, buffers,
+            shapes of parameters) or any other object (public attributes).
+        depth: maximum depth of nested objects.
 
     Returns:
         JSON: an object is a dict with its name under "is".
@@ -46,7 +46,7 @@ def describe(value: Any, depth: int = DEPTH) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, torch.device):
-        return {IS: "device"}  # which one may change
+        return {IS: "device"}  # which device may change
     if isinstance(value, (torch.dtype, complex, os.PathLike)):
         return str(value)
     if isinstance(value, (torch.Tensor, np.ndarray)):
@@ -84,7 +84,7 @@ def _object(value: Any, depth: int) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    """A tensor or an array: its numbers where they are few, else its shape and a checksum."""
+    """A tensor or array: its numbers if there are few, else its shape and a checksum."""
     tensor = torch.as_tensor(value) if not isinstance(value, np.ndarray) or value.dtype.kind in "biufc" else None
     if tensor is None:
         return {IS: "ndarray", "shape": list(value.shape)}
@@ -103,7 +103,7 @@ def _function(value: Any, depth: int) -> dict[str, Any]:
     found: dict[str, Any] = {IS: _name(value)}
     if isinstance(value, BuiltinFunctionType) or found[IS].startswith(LIBRARIES):
         return found
-    if not isinstance(value, FunctionType):  # of a partial, an object that can be called
+    if not isinstance(value, FunctionType):  # a callable object in a partial
         described = describe(value, depth)
         return described if isinstance(described, dict) else found
     code = value.__code__
@@ -123,7 +123,7 @@ def _function(value: Any, depth: int) -> dict[str, Any]:
 
 
 def _code(code: CodeType, doc: str | None) -> str:
-    """A checksum of what a function does: not of its place in a file, nor of what it says of itself."""
+    """A checksum of a function's code, independent of its line numbers and docstring."""
     digest = hashlib.sha256(code.co_code + repr(code.co_names).encode())
     constants = code.co_consts[1:] if doc is not None and code.co_consts[:1] == (doc,) else code.co_consts
     for constant in constants:
@@ -135,6 +135,6 @@ def _code(code: CodeType, doc: str | None) -> str:
 
 
 def _name(value: Any) -> str:
-    """``module.qualname``; a script that workers import is ``__main__`` there too."""
+    """``module.qualname``; a script imported by workers counts as ``__main__``."""
     module = str(getattr(value, "__module__", None) or "builtins").replace("__mp_main__", "__main__")
     return f"{module}.{getattr(value, '__qualname__', type(value).__name__)}"

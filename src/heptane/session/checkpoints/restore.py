@@ -1,4 +1,4 @@
-"""Put a checkpoint back into a run: what must be the same is compared before anything is touched."""
+"""Restore a checkpoint into a run; settings and shapes are compared before anything is changed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from heptane.data.stream import StreamSource
 from heptane.distributed.workers import Worker, launched_workers
 from heptane.model.names import clean_state, load_clean
 from heptane.model.packing import unpack
-from heptane.session.checkpoints.checkpoint import STATE, Saved, fixed
-from heptane.session.checkpoints.data import INPUTS, TARGETS
+from heptane.session.checkpoints.checkpoint import STATE, Saved, identity
+from heptane.session.checkpoints.data_facts import INPUTS, TARGETS
 from heptane.session.checkpoints.describe import ANY
-from heptane.session.checkpoints.extend import planned_anew
-from heptane.session.checkpoints.parts import as_parts, read_parts
+from heptane.session.checkpoints.new_length import describe_new_length
 from heptane.session.checkpoints.settings import NOTED, SINCE, differences, refusal
+from heptane.session.checkpoints.sharded import read_sharded, shard_states
 from heptane.tricks import Tricks
 from heptane.tricks.lr_scaling import LRScaling
 
-OF_LENGTH = ("training samples", "steps per epoch")  # of data without a length these are shares of the planned steps
+OF_LENGTH = ("training samples", "steps per epoch")  # for data without a length these are shares of the planned steps
 
 
-def as_decided(tricks: Tricks, saved: Saved | None) -> Tricks:
-    """``tricks`` with what was measured when the run began in place of "auto": a second one may differ."""
+def with_recorded_choices(tricks: Tricks, saved: Saved | None) -> Tricks:
+    """``tricks`` with the checkpoint's choices instead of "auto", since measuring again may differ."""
     if saved is None:
         return tricks
     transfer, trick = tricks.transfer, tricks.mixed_precision
@@ -42,9 +42,11 @@ def as_decided(tricks: Tricks, saved: Saved | None) -> Tricks:
     return replace(tricks, mixed_precision=replace(trick, dtype=dtype, channels_last=last))
 
 
-def followed(tricks: Tricks, saved: Saved | None, batch_size: int | None) -> tuple[Tricks, int | None]:
-    """The tricks and the batch with which a run goes on where its workers keep their shares and are not as many as at first:
-    the batch in proportion, the rate by the rule of the optimizer's family."""
+def scale_batch(tricks: Tricks, saved: Saved | None, batch_size: int | None) -> tuple[Tricks, int | None]:
+    """The tricks and batch size after a change in the number of workers, where each worker keeps its batch.
+
+    The global batch scales in proportion, the learning rate by the optimizer's scaling rule.
+    """
     parallel = tricks.data_parallel
     if saved is None or batch_size is None or parallel is None or parallel.keep != "share":
         return tricks, batch_size
@@ -56,36 +58,40 @@ def followed(tricks: Tricks, saved: Saved | None, batch_size: int | None) -> tup
 
 
 def check(run: Run, saved: Saved) -> None:
-    """Compare what a checkpoint was written with, and what ``run`` has; nothing is touched.
+    """Compare a checkpoint's settings with those of ``run``, without changing anything.
 
     Raises:
-        InputError: something differs that must not (``checkpoints/settings.py``): its name, both values, the remedy.
+        InputError: a setting differs that must match (see ``checkpoints/settings.py``).
     """
     facts, follows = saved.facts, _follows(run, saved.facts)
     skipped = ("batch_size", "steps per epoch") if follows else OF_LENGTH if isinstance(run.source, StreamSource) else ()
     found = [
-        (n, facts["fixed"][n], value) for n, value in fixed(run).items() if n not in skipped and facts["fixed"][n] != value
+        (n, facts["fixed"][n], value)
+        for n, value in identity(run).items()
+        if n not in skipped and facts["fixed"][n] != value
     ]
-    found = [d for d in found if d[0] != "steps per epoch"] or found  # samples or batch say it already
+    found = [d for d in found if d[0] != "steps per epoch"] or found  # follows from samples or batch size
     if facts.get("settings") and not {"optimizer", "parameters per group"} & {name for name, *_ in found}:
         unknown = dict.fromkeys(SINCE, ANY)
         found += differences(
             unknown | facts["settings"], unknown | run.settings
         )  # another optimizer's would be others anyway
-    if any(name == "training samples" for name, *_ in found):  # which says it
+    if any(name == "training samples" for name, *_ in found):  # implies other checksums
         found = [d for d in found if d[0] not in (INPUTS, TARGETS)]
     if found:
         raise InputError(f"checkpoint {saved.path} {refusal(found)}")
     step = _step(run, facts)
     if step > run.total_steps:
-        raise InputError(f"checkpoint {saved.path} is at step {step}, past this run's {run.total_steps}: raise epochs")
+        raise InputError(
+            f"checkpoint {saved.path} is at step {step}, but this run has only {run.total_steps} steps: raise epochs"
+        )
 
 
 def check_all(run: Run, saved: Saved) -> None:
-    """:func:`check`, and the shapes and types of the model's tensors: all that can be refused before anything is written.
+    """:func:`check`, and compare the shapes and dtypes of the model's tensors.
 
     Raises:
-        InputError: as :func:`check`; a damaged file is left to :func:`load`.
+        InputError: as :func:`check`; damaged files are left to :func:`load`.
     """
     check(run, saved)
     try:
@@ -96,43 +102,43 @@ def check_all(run: Run, saved: Saved) -> None:
 
 
 def _follows(run: Run, facts: dict[str, Any]) -> bool:
-    """Whether the batch is another because there are other workers, who keep their shares."""
+    """Whether the batch size changed because the number of workers did."""
     kept = facts["workers"] == run.worker.size or run.replicas.keep != "share"
     return not kept and bool(facts["fixed"]["batch_size"] != run.source.batch_size)
 
 
 def _step(run: Run, facts: dict[str, Any]) -> int:
-    """The checkpoint's step in steps of this run."""
+    """The checkpoint's step, in steps of this run."""
     if not _follows(run, facts):
         return int(facts["step"])
     return int(facts["step"] * run.source.steps_per_epoch // facts["fixed"]["steps per epoch"])
 
 
 def _otherwise(run: Run, facts: dict[str, Any], step: int) -> list[str]:
-    """What else is to be said of settings when a run is resumed."""
+    """Notes on changed settings of a resumed run."""
     before = facts.get("settings")
     if not before:
-        return ["the checkpoint is of an earlier version, which kept no settings: they could not be compared"]
+        return ["the checkpoint is from an earlier version without settings: they could not be compared"]
     if before.get(NOTED) == run.plan.on_nan:
         return []
-    return [f"from step {step} on with on_nan={run.plan.on_nan!r}; before with {before.get(NOTED)!r}"]
+    return [f"on_nan={run.plan.on_nan!r} from step {step} on; before, {before.get(NOTED)!r}"]
 
 
 def load(run: Run, saved: Saved, *, again: bool = False) -> tuple[int, list[dict[str, Any]]]:
-    """Put a checkpoint's state into ``run``; return the step it was taken at and the history up to there.
+    """Load a checkpoint's state into ``run``; return its step and history.
 
     Args:
-        again: ``run`` itself was there before, and its clock goes on.
+        again: rewind a run of this process, whose clock continues.
 
     Raises:
-        InputError: the file is not a checkpoint of this run: another model, optimizer, data size, batch or seed.
+        InputError: the checkpoint is of another run, or damaged.
     """
     try:
         return _load(run, saved, again)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
-        raise InputError(f"checkpoint {saved.path} does not hold what it should ({one_line(error)}): remove it") from error
+        raise InputError(f"checkpoint {saved.path} is damaged ({one_line(error)}): remove it") from error
 
 
 def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]]]:
@@ -144,36 +150,40 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
     check(run, saved)
     before, follows, step = facts["workers"], _follows(run, facts), _step(run, facts)
     if run.meta_copy is not None:
-        model, optimizer, average = as_parts(run, model, optimizer, average)
+        model, optimizer, average = shard_states(run, model, optimizer, average)
     load_clean(run.model, model)
     own = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
     run.optimizer.load_state_dict(optimizer)
-    if follows:  # Adam's betas and eps go with the batch
+    if follows:  # Adam's betas and eps scale with the batch
         for group, settings in zip(run.optimizer.param_groups, own, strict=True):
             group.update(settings)
     if run.loss is not None:
         kept = unpack(facts.get("loss"), tensors)
         if kept is None:
-            raise InputError(f"checkpoint {path} was written without the state of a loss, and this run's loss has one")
+            raise InputError(
+                f"checkpoint {path} has no state of the loss, but this run's loss has state: resume with the same loss"
+            )
         run.loss.load_state_dict(kept)
     if run.average:
         if average is None:
-            raise InputError(f"checkpoint {path} was written without average_decay, and this run has {run.average.decay}")
+            raise InputError(
+                f"checkpoint {path} was written without average_decay, but this run has {run.average.decay}: leave it out"
+            )
         run.average.load_state(average)
     run.first = facts["first"]
     if not again:
         rate = float(optimizer["param_groups"][-1]["lr"])
-        run.notes += planned_anew(run, facts, step, rate) if not follows else []
+        run.notes += describe_new_length(run, facts, step, rate) if not follows else []
         run.notes += _otherwise(run, facts, step)
     if facts["precision"]["name"] == run.precision.name:
         run.precision.load_state(facts["precision"]["state"])
-    else:  # dtype="auto" measures again, and may decide otherwise on another machine
-        run.notes.append(f"from step {facts['step']} on in {run.precision.name}; before in {facts['precision']['name']}")
+    else:  # dtype="auto" may choose otherwise on another machine
+        run.notes.append(f"{run.precision.name} from step {facts['step']} on; before, {facts['precision']['name']}")
     if before != run.worker.size:
-        how = f"the global batch of {run.source.batch_size} and the learning rate are kept, each worker's share changes"
+        how = f"the global batch size of {run.source.batch_size} and the learning rate stay"
         if follows:
-            how = f"each keeps its share, so the batch is {run.source.batch_size} and the learning rate follows by the rule"
-        run.notes.append(f"from step {step} on with {run.worker.size} worker(s), before with {before}: {how}")
+            how = f"the global batch size is now {run.source.batch_size}, and the learning rate is scaled with it"
+        run.notes.append(f"{run.worker.size} worker(s) from step {step} on; before, {before}: {how}")
     run.skipped = facts["skipped"]
     run.faults.load_state(facts["faults"])
     run.meter.load_state(_own_meter(facts["meters"], run.worker))
@@ -183,33 +193,33 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
 
 
 def _tensors(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
-    """A checkpoint's tensors; of one in parts, sharded as ``run`` is."""
+    """A checkpoint's tensors, sharded as in ``run``."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if STATE in saved.files:
             return dict(load_file(saved.path / STATE))
-        return read_parts(saved, run)
+        return read_sharded(saved, run)
     except (SafetensorError, OSError, Damaged) as error:
         raise InputError(f"checkpoint {saved.path} cannot be read ({one_line(error)}): remove it") from None
 
 
 def _own_meter(meters: list[Any], worker: Worker) -> Any:
-    """What this worker had summed up; where they were another number, the first has the sum of all."""
+    """This worker's meter; after a change in their number, rank 0 gets the sum of all."""
     if len(meters) == worker.size:
         return meters[worker.rank]
     return TrainMeter.merge_states(meters, worker.size) if worker.rank == 0 else None
 
 
 def _check_model(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> None:
-    """Compare before anything is loaded, so that a refusal leaves the model as it was."""
+    """Compare shapes before loading, so that a refusal leaves the model unchanged."""
     own = clean_state(model)
     for name in [*own, *saved]:
         there, here = _shape(saved, name), _shape(own, name)
         if there != here:
             raise InputError(
-                f"checkpoint {path} is of another model: in the file {name!r} is {there}, in the model {here}: "
+                f"checkpoint {path} is of another model: {name!r} is {there} in the checkpoint, {here} in the model; "
                 "resume with the same model, or start a new run in another folder"
             )
 

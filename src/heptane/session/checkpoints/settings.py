@@ -1,6 +1,6 @@
-"""What a run was begun with, kept in each of its checkpoints: what may change on resume, and what is refused by name.
+"""The settings stored in each checkpoint: which may change on resume, and which must match.
 
-``MAY_CHANGE`` and ``KEPT`` together name every argument of :func:`heptane.fit`.
+``MAY_CHANGE`` and ``MUST_MATCH`` together name every argument of :func:`heptane.fit`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import torch
 from heptane.model.names import clean_name
-from heptane.session.checkpoints.data import INPUTS, ORDER, TARGETS
+from heptane.session.checkpoints.data_facts import INPUTS, ORDER, TARGETS
 from heptane.session.checkpoints.describe import ANY, CODE, IS, describe
 
 if TYPE_CHECKING:
@@ -17,72 +17,87 @@ if TYPE_CHECKING:
     from heptane.tricks import Tricks
 
 MAY_CHANGE = {
-    "epochs": "a longer or shorter run; schedules are laid out over the new length, and the notes say so",
+    "epochs": "a longer or shorter run; schedules follow the new length, and a note says so",
     "steps": "as epochs",
     "valid": "evaluated from now on",
     "test": "evaluated at the end",
     "metrics": "from the next evaluation on",
     "evaluate_every_epochs": "from now on",
-    "target": "looked for in the evaluations so far too",
-    "max_seconds": "what was used before counts",
-    "deadline": "of this part",
-    "patience": "counts the evaluations so far too",
-    "weights": "which weights are delivered",
-    "on_nan": "what happens at a step that is not finite; the notes say so",
+    "target": "also checked against earlier evaluations",
+    "max_seconds": "includes the time used before",
+    "deadline": "of this process",
+    "patience": "counts earlier evaluations too",
+    "weights": "which weights are returned",
+    "on_nan": "what happens at a NaN or infinite loss or gradient; a note says so",
     "nan_limit": "from now on",
     "skip_bad": "from now on",
     "checkpoint_every": "from now on",
     "keep_checkpoints": "from now on",
     "compile": "the same computation",
     "device": "the same computation, with that device's rounding",
-    "progress": "what is shown",
-    "run_dir": "a folder may be moved",
-    "force": "says nothing of a run that is resumed",
+    "progress": "display only",
+    "run_dir": "the folder may be moved",
+    "force": "has no effect on resume",
     "about": "facts for the record",
-    "started": "of this part",
-    "resume": "it is what goes on",
+    "started": "of this process",
+    "resume": "the resume itself",
 }
-"""What may be another when a run is resumed, and what then happens."""
+"""What may differ on resume, and what happens then."""
 
-KEPT = {
-    "model": "its parameters' names, shapes and types; the settings of PyTorch's layers",
-    "train": "how many samples it has, checksums of some of them and of the targets, and the kind of their order",
-    "optimizer": "its class, every setting of its groups as it is built, and which parameters they hold",
+MUST_MATCH = {
+    "model": "names, shapes and dtypes of parameters; settings of PyTorch's layers",
+    "train": "number of samples, checksums of some samples and of the targets, kind of order",
+    "optimizer": "class, initial settings of its parameter groups, and their parameters",
     "lr": "a setting of the optimizer's groups",
-    "batch_size": "unless workers keep their shares, DataParallel(keep='share')",
-    "loss": "its name, or its class or function with its settings",
-    "tricks": "all settings of those that shape training; not how many workers there are, nor caches and timeouts",
+    "batch_size": "except with DataParallel(keep='share')",
+    "loss": "name, or class or function with settings",
+    "tricks": "all settings that affect training; not the number of workers, caches or timeouts",
     "seed": "of order, augmentation, mixup and dropout",
-    "accumulate": "BatchNorm and dropout see micro-batches",
-    "clip_norm": "a part of each step",
-    "augment": "its class or function with its settings",
+    "accumulate": "BatchNorm and dropout depend on micro-batches",
+    "clip_norm": "affects each step",
+    "augment": "class or function with settings",
     "resize": "its settings",
-    "average_decay": "what is averaged",
+    "average_decay": "affects the averaged weights",
 }
-"""What must be as it was, and what of it is compared."""
+"""What must match on resume, and what is compared."""
 
 NOTED = "on_nan"
-SINCE = ("optimizer.attributes", "optimizer.parameters", "model", INPUTS, TARGETS, ORDER)  # which earlier versions lack
+SINCE = (
+    "optimizer.attributes",
+    "optimizer.parameters",
+    "model",
+    INPUTS,
+    TARGETS,
+    ORDER,
+)  # absent in checkpoints of earlier versions
 MOST_SHOWN = 4
-BY_DATA = ("class_dim", "all_count", "column", "name")  # of a criterion: what the data or the loss say already
-HOW = ("foreach", "fused", "capturable", "differentiable", "params", "param_names", "initial_lr")  # not what it computes
+BY_DATA = ("class_dim", "all_count", "column", "name")  # of a criterion: determined by data or loss
+HOW = (
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "params",
+    "param_names",
+    "initial_lr",
+)  # implementation, not computation
 OF_TRANSFER = ("mode", "head_epochs", "freeze", "unfreeze_every_epochs", "groups", "rate_factor", "lora_rank", "lora_alpha")
 OF_SCALE = ("scale", "growth_steps", "floor")
 
 
 def groups_of(optimizer: torch.optim.Optimizer) -> dict[str, list[Any]]:
-    """The settings of an optimizer's groups by name, one value per group: to be read as it is built, before any schedule."""
+    """Settings of an optimizer's parameter groups by name, a value per group; to be read before any schedule."""
     groups = optimizer.param_groups
     names = dict.fromkeys(key for group in groups for key in group if key not in HOW)
     return {name: [describe(group.get(name)) for group in groups] for name in names}
 
 
 def settings_of(run: Run, tricks: Tricks, groups: dict[str, list[Any]]) -> dict[str, Any]:
-    """What ``run`` is begun with, as JSON.
+    """The settings of ``run`` as JSON.
 
     Args:
-        run: as it was assembled.
-        tricks: those asked for, with what "auto" came to.
+        run: as assembled.
+        tricks: the requested tricks, with "auto" resolved.
         groups: from :func:`groups_of`.
     """
     plan, transfer, parallel = run.plan, tricks.transfer, tricks.data_parallel
@@ -113,7 +128,7 @@ def settings_of(run: Run, tricks: Tricks, groups: dict[str, list[Any]]) -> dict[
 
 
 def _own_attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What an optimizer of the user's keeps beside its groups."""
+    """Attributes of a custom optimizer beside its parameter groups."""
     plain = (bool, int, float, str, type(None))
     standard = set(vars(torch.optim.Optimizer([torch.zeros(1, device="cpu")], {})))
     own = {name: value for name, value in vars(optimizer).items() if name not in standard and not name.startswith("_")}
@@ -121,17 +136,17 @@ def _own_attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def _parameters_of(run: Run) -> list[str]:
-    """Of each group the first and the last parameter: what an optimizer knows of a parameter goes by its place."""
+    """First and last parameter of each group, since optimizer state is stored by position."""
     names = {id(p): clean_name(run.model, name) for name, p in run.model.named_parameters()}
     groups = [[names.get(id(p), "of the loss") for p in group["params"]] for group in run.optimizer.param_groups]
     return [f"{group[0]} to {group[-1]}" if group else "" for group in groups]
 
 
 def _modules_of(model: torch.nn.Module, whole: torch.nn.Module) -> dict[str, str]:
-    """The settings of PyTorch's layers, such as the share that a dropout drops; BatchNorm is that of all workers too.
+    """Settings of PyTorch's layers, such as a dropout's rate; SyncBatchNorm counts as BatchNorm.
 
     Args:
-        whole: the model, with layers of the classes that they had before it was sharded.
+        whole: the model with the layer classes from before it was sharded.
     """
     frozen = sum(not parameter.requires_grad for parameter in model.parameters())
     found = {"frozen parameters": str(frozen)}
@@ -144,13 +159,12 @@ def _modules_of(model: torch.nn.Module, whole: torch.nn.Module) -> dict[str, str
 
 
 def as_kept(run: Run) -> dict[str, Any]:
-    """The settings of ``run`` for a checkpoint: what has changed in its loss or augmentation since it began, such as a
-    counter, is no setting."""
+    """The settings of ``run`` for a checkpoint, without attributes of loss or augmentation that change, such as counters."""
     return run.settings | {name: _unchanged(run.settings.get(name), now) for name, now in _of_objects(run).items()}
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Where settings differ: the name, what it was, and what it is now.
+    """Differences in settings: name, old value, new value.
 
     Example:
         >>> differences({"clip_norm": 1.0, "seed": 0}, {"clip_norm": None, "seed": 0})
@@ -165,7 +179,7 @@ def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, A
 
 
 def refusal(found: list[tuple[str, Any, Any]]) -> str:
-    """What was, what is, and what to do, of at least one difference; to follow "checkpoint PATH ".
+    """The error message for differences; follows "checkpoint PATH ".
 
     Example:
         >>> refusal([("seed", 0, 1)])
@@ -176,8 +190,9 @@ def refusal(found: list[tuple[str, Any, Any]]) -> str:
         before, now = (_one(value) if name.startswith("optimizer.") else value for value in (before, now))
         whole = name.removesuffix(f".{CODE}")
         was = f"with {name} {show(before)}" if before is not None else f"without {name}"
-        said = f"{was}, and this run has {show(now)}"
-        parts.append(said if whole == name else f"with another {whole}: it has the same name, and its code differs")
+        parts.append(
+            f"{was}, and this run has {show(now)}" if whole == name else f"with another {whole}: same name, different code"
+        )
         plain = isinstance(before, (bool, int, float, str, list)) and whole == name and " " not in name
         same = f"{name}={show(before)}" if plain else f"the same {whole}"
         remedies.append(f"without {name}" if before is None else f"with {same}")
@@ -187,20 +202,20 @@ def refusal(found: list[tuple[str, Any, Any]]) -> str:
 
 
 def show(value: Any) -> str:
-    """A setting in a message: of an object its name."""
+    """A setting in a message; an object by its name."""
     if value is None:
         return "none"
     return str(value.get(IS, value)) if isinstance(value, dict) else str(value)
 
 
 def _one(values: Any) -> Any:
-    """Of an optimizer's groups that are alike the one value."""
+    """One value if all parameter groups have the same, else the list."""
     alike = isinstance(values, list) and values and all(item == values[0] for item in values)
     return values[0] if alike else values
 
 
 def _of_objects(run: Run) -> dict[str, Any]:
-    """The settings that are objects of the user's: these may hold state too."""
+    """Settings that are user objects, which may hold state too."""
     loss, function = describe(run.criterion), getattr(run.criterion, "function", None)
     name = run.criterion.name
     if name == "own":
@@ -220,5 +235,5 @@ def _unchanged(before: Any, now: Any) -> Any:
 
 
 def _other_python(before: Any, now: Any) -> bool:
-    """Whether two checksums of code are of other versions of Python, whose code differs anyway."""
+    """Whether two code checksums are from different Python versions, whose bytecode differs anyway."""
     return str(before).partition(":")[0] != str(now).partition(":")[0]

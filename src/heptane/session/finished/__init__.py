@@ -1,1 +1,1 @@
-"""A trained model from its folder: loaded, used on raw data, exported."""
+"""Load a trained model from its folder, predict on raw data, export."""

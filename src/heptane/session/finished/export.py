@@ -1,4 +1,4 @@
-"""A trained model for use without heptane: ONNX or ``torch.export``, checked against the model it was made from."""
+"""Export a trained model to ONNX or ``torch.export``, and check the export against the model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from heptane.session.finished.load_run import LoadedRun
 
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
-TOLERANCE = 1e-4  # largest difference of an output, in multiples of the largest output, or of 1 where that is smaller
-SAMPLES = (2, 5)  # batches that it is tried on: one that it was made with, and one of another size
+TOLERANCE = 1e-4  # largest difference of an output, relative to the largest output (at least 1)
+SAMPLES = (2, 5)  # sizes of the checked batches: the one used for export, and another
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far its outputs were from the model's."""
+    """The written files, and the largest difference from the model's outputs."""
 
     path: Path
     about: Path
@@ -41,17 +41,17 @@ class Exported:
 
 
 def export(run: LoadedRun, path: Any, to: str, sample: Any, force: bool) -> Exported:
-    """Write ``run``'s model as ``to``, compare it, and write ``PATH.json``; see :meth:`heptane.LoadedRun.export`."""
+    """Export ``run``'s model, check it, and write ``PATH.json``; see :meth:`heptane.LoadedRun.export`."""
     check_choice("to", to, ENDINGS)
     file = Path(path) if path is not None else run.folder / f"model{ENDINGS[to]}"
     if file.suffix.lower() != ENDINGS[to]:
-        raise InputError(f"{file}: a file for {to} ends in {ENDINGS[to]}")
+        raise InputError(f"{file}: a file for {to} must end in {ENDINGS[to]}")
     about = file.with_name(f"{file.name}.json")
     if not file.parent.is_dir():
         raise InputError(f"cannot write {file}: there is no folder {file.parent}")
     for there in (file, about):
         if there.exists() and not force:
-            raise InputError(f"{there} is there already: choose another file, or replace it with --force (force=True)")
+            raise InputError(f"{there} exists: choose another file, or replace it with --force (force=True)")
     inputs, real = _inputs(run, sample)
     model = unwrapped(run.model)
     model.eval()
@@ -63,10 +63,10 @@ def export(run: LoadedRun, path: Any, to: str, sample: Any, force: bool) -> Expo
                 write(model, select_rows(inputs, slice(0, SAMPLES[0])), aside)
             except InputError:
                 raise
-            except Exception as error:  # whatever the exporters raise for code that they cannot follow
+            except Exception as error:  # exporters raise many types for code they cannot trace
                 raise InputError(f"this {type(model).__name__} cannot be exported for {to}: {one_line(error)}") from error
             difference = max(_difference(run, select_rows(inputs, slice(0, size)), read, aside) for size in SAMPLES)
-        _finish(aside, file)
+        aside.replace(file)
     finally:
         for left in (aside, aside.with_name(f"{aside.name}.data")):
             left.unlink(missing_ok=True)
@@ -77,7 +77,7 @@ def export(run: LoadedRun, path: Any, to: str, sample: Any, force: bool) -> Expo
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters' own libraries warn of each other, and of operators that are not there; what counts is compared."""
+    """Silence the exporters' warnings; the result is checked anyway."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -90,7 +90,7 @@ def _quiet() -> Iterator[None]:
 
 
 def describe(run: LoadedRun, file: Path, to: str, inputs: Any) -> dict[str, Any]:
-    """What others need to use the file: the input's shape and preparation, and what the outputs mean."""
+    """What users of the file need: the input's shape and preprocessing, and the meaning of the outputs."""
     from heptane.base.version import __version__
 
     data = run.record.get("data") or {}
@@ -109,7 +109,7 @@ def describe(run: LoadedRun, file: Path, to: str, inputs: Any) -> dict[str, Any]
 
 
 def _inputs(run: LoadedRun, sample: Any) -> tuple[torch.Tensor, bool]:
-    """Prepared inputs to compare on, and whether they are real ones."""
+    """Inputs for the check, and whether they are real samples."""
     from heptane.session.finished.predictions import batches_of
 
     if sample is not None:
@@ -117,10 +117,10 @@ def _inputs(run: LoadedRun, sample: Any) -> tuple[torch.Tensor, bool]:
     else:
         shape = run.record["model"].get("input_shape") or (run.record.get("data") or {}).get("input_shape")
         if not shape:
-            raise InputError("the run's record has no input shape: pass sample=, some inputs as the model takes them")
+            raise InputError("the run's record has no input shape: pass sample=, some inputs for the model")
         inputs = torch.randn(SAMPLES[-1], *shape, generator=torch.Generator().manual_seed(0))
     if not isinstance(inputs, torch.Tensor):
-        raise InputError("a model whose inputs are a dict is not exported: use run.model with torch.export")
+        raise InputError("a model with dict inputs cannot be exported here: use run.model with torch.export")
     while len(inputs) < SAMPLES[-1]:
         inputs = torch.cat([inputs, inputs])
     dtype = next((p.dtype for p in run.model.parameters() if p.is_floating_point()), torch.float32)
@@ -140,7 +140,7 @@ def _write_onnx(model: torch.nn.Module, inputs: torch.Tensor, file: Path) -> Non
 
 
 def _dynamic(model: torch.nn.Module) -> Any:
-    """The first dimension of the one input may be of any size."""
+    """A dynamic batch dimension."""
     return ({0: torch.export.Dim("batch", min=1)},)
 
 
@@ -167,26 +167,22 @@ def _run_torch(file: Path, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _difference(run: LoadedRun, inputs: torch.Tensor, read: Any, file: Path) -> float:
-    """The largest difference of what was written from the model, on ``inputs``.
+    """The largest difference between the export's and the model's outputs.
 
     Raises:
-        InputError: it is above the tolerance.
+        InputError: it exceeds the tolerance.
     """
     expected = run_model(run, inputs)
     try:
         found = read(file, inputs).float()
     except Exception as error:
-        raise InputError(f"what was exported cannot be run on {len(inputs)} samples: {one_line(error)}") from error
+        raise InputError(f"the exported model fails on {len(inputs)} samples: {one_line(error)}") from error
     if found.shape != expected.shape:
-        raise InputError(f"what was exported gives {tuple(found.shape)} where the model gives {tuple(expected.shape)}")
+        raise InputError(f"the exported model gives {tuple(found.shape)}, the model {tuple(expected.shape)}")
     difference = float((found - expected).abs().max())
     limit = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not math.isfinite(difference) or difference > limit:
         raise InputError(
-            f"what was exported differs from the model by {difference:.3g}, more than {limit:.3g}: nothing kept"
+            f"the exported model differs from the model by {difference:.3g}, more than {limit:.3g}: not written"
         )
     return difference
-
-
-def _finish(aside: Path, file: Path) -> None:
-    aside.replace(file)

@@ -1,4 +1,4 @@
-"""A run's model with everything around it: its classes, its record, and predictions from raw data."""
+"""Load a run: its model, classes and record, and predict on raw data."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from heptane.session.run_folder import BEGUN, RunFolder
 
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
-    """What :func:`load_run` gives.
+    """A loaded run.
 
     Attributes:
-        folder: of the run.
+        folder: the run's folder.
         model: in eval mode, on the CPU, with the run's weights.
-        classes: names of the classes, or of the labels; () for regression.
-        record: ``result.json``, or ``run.json`` of a run that has not ended.
-        preprocess: from raw data to the model's inputs; None for runs whose data heptane did not load.
-        step: of the optimizer, that the weights are of; None where it is not known.
-        notes: what is to be known, such as that the run has not ended.
-        cast: how inputs of other types are converted, where there is no ``preprocess``.
+        classes: names of the classes or labels; () for regression.
+        record: ``result.json``, or ``run.json`` of an unfinished run.
+        preprocess: converts raw data to the model's inputs; None if heptane did not load the run's data.
+        step: the weights' optimizer step; None if unknown.
+        notes: remarks, such as that the run is unfinished.
+        cast: converts inputs of other types if there is no ``preprocess``.
     """
 
     folder: Path
@@ -51,29 +51,29 @@ class LoadedRun:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics of these weights, such as ``valid_accuracy``; of a run that has not ended those of its evaluation."""
+        """The metrics of these weights, such as ``valid_accuracy``."""
         return dict(self.record.get("metrics") or {})
 
     @property
     def outputs(self) -> str:
-        """What the outputs are: classes, labels or values."""
+        """The kind of outputs: classes, labels or values."""
         return str(self.record["model"].get("outputs") or (CLASSES if self.classes else "values"))
 
     def predict(self, source: Any, *, batch_size: int = 64, top: int | None = None) -> list[Prediction]:
-        """What the model says of raw data, which is prepared as the training data were.
+        """Predict on raw data, which is preprocessed as the training data was.
 
         Args:
             source: image files, folders, PIL images or arrays of pixels; a CSV or Parquet file, a data frame or rows as
-                dicts; an ``.npz`` file or an array; or a list of these. Where the run has no ``preprocess``: a tensor, an
+                dicts; an ``.npz`` file or an array; or a list of these. If the run has no ``preprocess``: a tensor, an
                 array or a dict of them, as the model takes them.
             batch_size: samples per forward pass, at least 1.
-            top: so many of the most probable classes are given; None gives all.
+            top: number of most probable classes to return; None: all.
 
         Returns:
             A :class:`heptane.Prediction` per sample, in order.
 
         Raises:
-            InputError: something in ``source`` cannot be read, or is not as the training data were.
+            InputError: something in ``source`` is unreadable or unlike the training data.
         """
         return list(self.stream(source, batch_size=batch_size, top=top))
 
@@ -85,24 +85,24 @@ class LoadedRun:
         top: int | None = None,
         skip_bad: Callable[[str], None] | None = None,
     ) -> Iterator[Prediction]:
-        """As :meth:`predict`, one after another; ``skip_bad`` is told of each image that cannot be read."""
+        """Like :meth:`predict`, as an iterator; ``skip_bad`` is called with a message per unreadable image."""
         yield from predictions(self, source, batch_size, top, skip_bad)
 
     def export(self, path: Any = None, *, to: str = "onnx", sample: Any = None, force: bool = False) -> Path:
-        """Write the model for use without heptane, and check what was written against it.
+        """Export the model for use without heptane, and check the export against the model.
 
         Args:
-            path: of the file; None: ``model.onnx`` or ``model.pt2`` in the run's folder. ``PATH.json`` beside it says how
-                inputs are prepared and what the outputs mean.
+            path: the file; None: ``model.onnx`` or ``model.pt2`` in the run's folder. ``PATH.json`` beside it describes
+                preprocessing and outputs.
             to: "onnx", or "torch" for ``torch.export``.
-            sample: raw data to compare the two on, as :meth:`predict` takes it; None: numbers drawn at random.
-            force: replace the file.
+            sample: raw data for the check, as :meth:`predict` takes it; None: random inputs.
+            force: replace an existing file.
 
         Returns:
             The file.
 
         Raises:
-            InputError: the model cannot be exported, or what was written computes something else.
+            InputError: the model cannot be exported, or the export's outputs differ.
         """
         from heptane.session.finished.export import export
 
@@ -112,23 +112,22 @@ class LoadedRun:
 def load_run(
     folder: Any, *, model: torch.nn.Module | None = None, preprocess: Preprocess | None = None, which: str | None = None
 ) -> LoadedRun:
-    """A trained model from the folder of its run: from ``result.json`` and ``model.safetensors``, nothing is unpickled.
+    """Load a trained model from its run's folder; nothing is unpickled.
 
-    Of a run that was interrupted the checkpoint of the best evaluation is taken, else the newest; ``notes`` says which.
-    A model that was given on the command line as ``package.module:factory`` is imported and called; others of your own are
-    passed.
+    For an interrupted run, the checkpoint of the best evaluation is used, else the newest; ``notes`` says which. A model
+    named on the command line as ``package.module:factory`` is built by calling the factory; pass other custom models.
 
     Args:
-        folder: that ``heptane train --out`` or ``hp.fit(run_dir=...)`` wrote.
-        model: your own, which gets the weights; None: it is built from the record.
-        preprocess: such as ``hp.load_data(...).preprocess``; None: that of the record.
-        which: of a run that has not ended, "best" or "newest" checkpoint; None: best where there is one.
+        folder: the folder that ``heptane train --out`` or ``hp.fit(run_dir=...)`` wrote.
+        model: a custom model that receives the weights; None: build it from the record.
+        preprocess: such as ``hp.load_data(...).preprocess``; None: from the record.
+        which: for an unfinished run, the "best" or "newest" checkpoint; None: best if there is one.
 
     Returns:
         A :class:`LoadedRun`.
 
     Raises:
-        InputError: no run, a race, a model that cannot be built here, or weights that are not of this model.
+        InputError: no run, a race, a model that cannot be built here, or weights of another model.
 
     Example:
         >>> import tempfile
@@ -145,11 +144,11 @@ def load_run(
     record, state, step, notes = _read(path, which)
     facts = record.get("model")
     if not isinstance(facts, dict):
-        raise InputError(f"{path}: its record has no model: was it made by another version?")
+        raise InputError(f"{path}: its record has no model: it may be of another version")
     own = model if model is not None else rebuild(facts, str(path))
     if not isinstance(own, torch.nn.Module):
         raise InputError(f"model of type {type(own).__name__}: expected a torch.nn.Module")
-    fill(own, state, record, path)
+    fill_model(own, state, record, path)
     data = record.get("data") or {}
     if preprocess is None and isinstance(data.get("preprocess"), dict):
         preprocess = load_preprocess(data["preprocess"])
@@ -161,31 +160,31 @@ def load_run(
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], bool]:
-    """The record of a run, and whether the run has ended.
+    """The record of a run, and whether the run is finished.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: it is missing or damaged.
     """
     if (path / "race.json").exists():
-        raise InputError(f"{path} holds a race, whose models are not kept; expected a folder of heptane train")
+        raise InputError(f"{path} holds a race, whose models are not saved: pass a folder of heptane train")
     ended = (path / "result.json").is_file()
     file = path / ("result.json" if ended else BEGUN)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         unfinished = (path / "settings.toml").exists() or (path / "checkpoints").is_dir()
-        hint = "; it was begun: finish it with heptane train --resume" if unfinished else ""
+        hint = ": finish it with heptane train --resume" if unfinished else ""
         what = error.strerror if path.is_dir() else "no such folder"
         raise InputError(f"{path} holds no finished run (result.json: {what}){hint}") from None
     except ValueError:
-        raise InputError(f"{file} is damaged: it is not JSON") from None
+        raise InputError(f"{file} is damaged (not JSON)") from None
     if not isinstance(content, dict):
-        raise InputError(f"{file} is not a result: expected an object")
+        raise InputError(f"{file} is not a result: expected a JSON object")
     return content, ended
 
 
 def _read(path: Path, which: str | None) -> tuple[dict[str, Any], dict[str, Any], int | None, list[str]]:
-    """A run's record and its weights under clean names, their step, and what is to be said of them."""
+    """A run's record, its weights under clean names, their step, and notes."""
     from safetensors import SafetensorError
 
     record, ended = read_record(path)
@@ -195,13 +194,13 @@ def _read(path: Path, which: str | None) -> tuple[dict[str, Any], dict[str, Any]
     try:
         state = read_model(file)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        remedy = "the weights of a run are there; copy the whole folder"
+        remedy = "it holds the run's weights; copy the whole folder"
         raise InputError(f"{file} cannot be read ({one_line(error)}): {remedy}") from None
     return _with_spec(record, path), state, (record.get("weights") or {}).get("step"), []
 
 
 def _with_spec(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A record of an older version with what its settings file says of the model."""
+    """A record, completed from the settings file if an older version wrote it."""
     facts, data = record.get("model"), record.get("data") or {}
     if not isinstance(facts, dict) or "outputs" in facts or not (path / "settings.toml").is_file():
         return record
@@ -215,9 +214,9 @@ def _from_checkpoint(
     path: Path, record: dict[str, Any], which: str | None
 ) -> tuple[dict[str, Any], dict[str, Any], int | None, list[str]]:
     folder = RunFolder.checkpoints_of(path)
-    newest, notes = checkpoint.find(folder)
+    newest, notes = checkpoint.find_newest(folder)
     if newest is None:
-        raise InputError(f"{path} holds a run that has saved nothing yet: wait for its first checkpoint, or train it again")
+        raise InputError(f"{path} holds a run without checkpoints: wait for its first one, or train again")
     target, history = record.get("target") or {}, newest.facts["history"]
     goal = Goal(target["metric"], float(target["value"])) if target else None
     step, saved = best_step(history, goal), newest
@@ -227,35 +226,35 @@ def _from_checkpoint(
     known: dict[str, Any] = next((r for r in history if r["step"] == at), {})
     metric = best_metric(history, goal)
     best = f", the best evaluation so far ({metric} {known[metric]:.4g})" if at == step and metric in known else ""
-    notes = [*notes, f"{path} holds a run that has not ended: these are its weights of step {at}{best}"]
+    notes = [*notes, f"{path} holds an unfinished run: loaded the weights of step {at}{best}"]
     if saved.facts.get("switches"):
-        notes.append("its optimizer keeps other weights for evaluation, which only it can make: these are those it trains")
+        notes.append("its optimizer evaluates with other weights, which only it can compute: loaded the trained ones")
     metrics = {name: value for name, value in known.items() if name.startswith("valid_")}
     return record | {"metrics": metrics, "history": history}, _model_state(saved), at, notes
 
 
 def _model_state(saved: checkpoint.Saved) -> dict[str, Any]:
-    """The model in a checkpoint, with its averaged weights where it has some."""
+    """The model's state in a checkpoint, averaged weights if there are some."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from heptane.session.checkpoints.parts import read_whole
+    from heptane.session.checkpoints.sharded import read_sharded
 
     try:
         whole = checkpoint.STATE in saved.files
-        tensors = dict(load_file(saved.path / checkpoint.STATE)) if whole else read_whole(saved)
+        tensors = dict(load_file(saved.path / checkpoint.STATE)) if whole else read_sharded(saved)
         state = dict(unpack(saved.facts["model"], tensors))
         average: dict[str, Any] = unpack(saved.facts.get("average"), tensors) or {}
     except (SafetensorError, OSError, Damaged, KeyError, TypeError, ValueError) as error:
         raise InputError(f"checkpoint {saved.path} cannot be read ({one_line(error)}): remove it") from None
-    return state | {name: value for name, value in average.items() if name in state}  # a loss has some too
+    return state | {name: value for name, value in average.items() if name in state}  # a loss may have averaged weights too
 
 
-def fill(model: torch.nn.Module, state: dict[str, Any], record: dict[str, Any], path: Path) -> None:
-    """Load a run's whole state into a model of its kind; adapters in it are merged.
+def fill_model(model: torch.nn.Module, state: dict[str, Any], record: dict[str, Any], path: Path) -> None:
+    """Load a run's state into a model; adapters are merged.
 
     Raises:
-        InputError: it is of another model.
+        InputError: the state is of another model.
     """
     from heptane.pretrained import lora
 
@@ -273,15 +272,15 @@ def fill(model: torch.nn.Module, state: dict[str, Any], record: dict[str, Any], 
             wrong.append(f"{name} has shape {tuple(held.shape)}, in the model {tuple(value.shape)}")
     if wrong:
         raise InputError(
-            f"the weights in {path} are not of this {type(inner).__name__}: {abbreviate(wrong, 3)}; pass the model that was "
-            f"trained: hp.load_run({str(path)!r}, model=...)"
+            f"the weights in {path} are not of this {type(inner).__name__}: {abbreviate(wrong, 3)}; pass the trained "
+            f"model: hp.load_run({str(path)!r}, model=...)"
         )
     load_clean(model, state)
     lora.merge(inner)
 
 
 def _adapt(model: torch.nn.Module, state: dict[str, Any], record: dict[str, Any]) -> None:
-    """Put adapters where a checkpoint has them."""
+    """Add the adapters that a checkpoint has."""
     from heptane.pretrained import lora
 
     tricks = record.get("tricks")

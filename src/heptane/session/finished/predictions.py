@@ -1,4 +1,4 @@
-"""Predictions of a loaded run: raw data in batches to names, classes and probabilities."""
+"""Predict with a loaded run: raw data to names, classes and probabilities."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Skip = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one sample.
+    """The prediction for one sample.
 
     Attributes:
         name: the file, or the number of the row.
-        label: the most probable class; None for regression, and where the outputs are not finite.
+        label: the most probable class; None for regression, or if the outputs are not finite.
         probability: of ``label``, 0 to 1.
-        labels: with several labels per sample those above 0.5, the most probable first; else ``label`` alone.
-        probabilities: by class, the most probable first.
-        value: for regression a number, or several, in the units of the training data.
+        labels: with several labels per sample, those above 0.5, most probable first; else ``label`` alone.
+        probabilities: by class, most probable first.
+        value: for regression, one or several numbers in the units of the training data.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Prediction:
     value: float | tuple[float, ...] | None = None
 
     def record(self) -> dict[str, Any]:
-        """As ``heptane predict`` writes it to JSON."""
+        """The prediction as JSON."""
         if self.value is not None:
             return {"name": self.name, "value": list(self.value) if isinstance(self.value, tuple) else self.value}
         found = {
@@ -70,10 +70,10 @@ def predictions(
 
 
 def run_model(run: LoadedRun, inputs: Any) -> torch.Tensor:
-    """The model's outputs for prepared inputs, in 32 bits on the CPU."""
+    """The model's outputs for preprocessed inputs, as float32 on the CPU."""
     device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
     moved = tree_map(lambda tensor: tensor.to(device), inputs)
-    if run.preprocess is None:  # as training converted them
+    if run.preprocess is None:  # convert types as in training
         run.cast.learn(run.model, moved, None)
         moved = run.cast.inputs(moved)
     try:
@@ -82,15 +82,15 @@ def run_model(run: LoadedRun, inputs: Any) -> torch.Tensor:
     except (RuntimeError, TypeError, IndexError) as error:
         shape = tuple(first_tensor(inputs).shape[1:])
         raise InputError(
-            f"the model does not take samples of shape {shape}: {str(error).splitlines()[0] if str(error) else error}; "
-            "give them as they were in training"
+            f"the model does not accept samples of shape {shape}: {str(error).splitlines()[0] if str(error) else error}; "
+            "pass samples as in training"
         ) from error
     if isinstance(output, dict):
         output = output.get("logits", output)
     if isinstance(output, (tuple, list)):
         output = output[0]
     if not isinstance(output, torch.Tensor):
-        raise InputError(f"the model gives a {type(output).__name__}, from which no prediction is read: call run.model")
+        raise InputError(f"the model returns a {type(output).__name__}, not a tensor: call run.model yourself")
     return output.float().cpu()
 
 
@@ -115,7 +115,7 @@ def _ranked(
     finite = raw.flatten(1).isfinite().all(1).tolist()
     found, order = shares.sort(dim=1, descending=True, stable=True)
     for name, sound, values, at in zip(names, finite, found.tolist(), order.tolist(), strict=True):
-        if not sound:  # the first of a row of NaN is no class
+        if not sound:  # NaN outputs have no class
             yield Prediction(name)
             continue
         ranked = {known[index]: value for index, value in zip(at, values, strict=True)}
@@ -126,7 +126,7 @@ def _ranked(
 
 
 def batches_of(run: LoadedRun, source: Any, size: int, skip_bad: Skip | None) -> Iterator[tuple[list[str], Any]]:
-    """Names and prepared inputs; files of images a batch at a time, so that any number of them can be read."""
+    """Names and preprocessed inputs; image files a batch at a time, to bound memory."""
     if run.preprocess is None:
         inputs = _as_taken(run, source)
         yield [str(index) for index in range(len(first_tensor(inputs)))], inputs
@@ -153,7 +153,7 @@ def _images(preprocess: Any, source: Any, size: int, skip_bad: Skip | None) -> I
 
 
 def _prepared(preprocess: Any, group: list[Any], count: int, skip_bad: Skip | None) -> Iterator[tuple[list[str], Any]]:
-    """Inputs of some images, the nameless numbered from ``count``; one by one where some are bad and may be left out."""
+    """Inputs of some images, unnamed ones numbered from ``count``; one by one if unreadable images are skipped."""
     if not group:
         return
     try:
@@ -173,7 +173,7 @@ def _prepared(preprocess: Any, group: list[Any], count: int, skip_bad: Skip | No
 
 
 def _items(source: Any) -> Iterator[Any]:
-    """The images of a source: files of folders, entries of lists, else itself."""
+    """The images of a source: files in folders, entries of lists, else the source itself."""
     from heptane.data.images import image_files
 
     if isinstance(source, (list, tuple)):
@@ -193,19 +193,19 @@ def _is_array(item: Any) -> bool:
 
 
 def _as_taken(run: LoadedRun, source: Any) -> Any:
-    """Tensors as the model takes them, where nothing is known of how its data was prepared."""
+    """Inputs for a model whose preprocessing is unknown."""
 
     def made(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: made(item) for key, item in value.items()}
         if not isinstance(value, (torch.Tensor, np.ndarray)):
             raise InputError(
-                f"a {type(value).__name__}: this run's data was not loaded by heptane, so give a tensor or an array as the "
-                "model takes it, or load_run(..., preprocess=hp.load_data(...).preprocess)"
+                f"source of type {type(value).__name__}: heptane did not load this run's data, so pass a tensor or array as "
+                "the model takes it, or load_run(..., preprocess=hp.load_data(...).preprocess)"
             )
         return to_tensors(value)
 
     inputs = made(source)
     if not len(first_tensor(inputs)):
-        raise InputError("there is nothing to predict: 0 samples")
+        raise InputError("nothing to predict: source has 0 samples")
     return inputs

@@ -19,7 +19,7 @@ import heptane as hp
 from heptane.base import storage
 from heptane.session import recorder
 from heptane.session.checkpoints import checkpoint, keeper
-from heptane.session.checkpoints.keeper import Interval
+from heptane.session.checkpoints.manager import Interval
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -66,7 +66,7 @@ def test_other_intervals_are_refused(text: Any, tmp_path: Path) -> None:
 def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps that are saved from here on."""
     found: list[int] = []
-    real = checkpoint.take
+    real = checkpoint.take_snapshot
     monkeypatch.setattr(
         keeper.checkpoint, "take", lambda run, step, history: (found.append(step), real(run, step, history))[1]
     )
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_no_training(tmp_path: Path, m
     assert said
     assert said[0].endswith("the checkpoint could not be written ([Errno 28] No space left on device)")
     assert 12 in steps(tmp_path / "run")
-    assert checkpoint.find(tmp_path / "run" / "checkpoints")[1] == []
+    assert checkpoint.find_newest(tmp_path / "run" / "checkpoints")[1] == []
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_on_a_disk_that_fills_up_the_result_is_there_and_the_last_good_checkpoin
         )
     assert result.steps["applied"] == 6
     assert any("No space left on device" in note for note in result.notes)
-    checkpoint.find(small_disk / "run" / "checkpoints")
+    checkpoint.find_newest(small_disk / "run" / "checkpoints")
     (small_disk / "ballast").unlink()
 
 

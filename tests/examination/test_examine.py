@@ -18,7 +18,7 @@ import torch
 from tests.conftest import make_images
 
 import heptane as hp
-from heptane.report.examination.look import Look, look
+from heptane.report.examination.examine import Examination, examine
 from heptane.report.examination.pictures import Scale, data_uris
 from heptane.session.interruption import Interruption
 
@@ -62,7 +62,7 @@ def test_the_numbers_agree_with_the_evaluation_and_the_page_has_the_pictures(tmp
 def test_it_changes_no_weight_buffer_mode_or_random_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 
-    def watched(run: Any, model: torch.nn.Module, *rest: Any) -> Look:
+    def watched(run: Any, model: torch.nn.Module, *rest: Any) -> Examination:
         def state() -> Any:
             tensors = [t.clone() for t in (*model.parameters(), *model.buffers())]
             modes = [module.training for module in model.modules()]
@@ -76,7 +76,7 @@ def test_it_changes_no_weight_buffer_mode_or_random_state(tmp_path: Path, monkey
             )
 
         before = state()
-        found = look(run, model, *rest)
+        found = examine(run, model, *rest)
         after = state()
         seen.append(all(torch.equal(a, b) for a, b in zip(before[0], after[0], strict=True)))
         seen.append(before[1] == after[1] and torch.equal(before[2], after[2]) and bool((before[3] == after[3]).all()))
@@ -84,7 +84,7 @@ def test_it_changes_no_weight_buffer_mode_or_random_state(tmp_path: Path, monkey
         assert found.record
         return found
 
-    monkeypatch.setattr(sys.modules["heptane.fit"], "look", watched)
+    monkeypatch.setattr(sys.modules["heptane.fit"], "examine", watched)
     fit(tmp_path / "a", augment=hp.CropFlip())
 
     class Noisy(torch.utils.data.Dataset[Any]):
@@ -108,9 +108,9 @@ def test_the_weights_are_those_of_a_run_without_a_folder(tmp_path: Path) -> None
 
 
 def test_whatever_goes_wrong_becomes_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heptane.report.examination.look.summarise", lambda *_: 1 / 0)
+    monkeypatch.setattr("heptane.report.examination.examine.summarise", lambda *_: 1 / 0)
     result, record = fit(tmp_path)
-    note = "the mistakes could not be examined (ZeroDivisionError: division by zero)"
+    note = "could not examine mistakes (ZeroDivisionError: division by zero)"
     assert note in record["notes"]
     assert note in result.notes
     assert record["examination"] is None
@@ -121,7 +121,7 @@ def test_a_signal_ends_the_look_and_not_the_run(tmp_path: Path) -> None:
     with Interruption(active=True) as interruption:
         interruption.asked = "SIGTERM"
         with interruption.waiting():
-            found = look(None, net(), {}, {}, interruption)  # type: ignore[arg-type]
+            found = examine(None, net(), {}, {}, interruption)  # type: ignore[arg-type]
     assert "interrupted" in found.note
     assert found.record is None
 
@@ -129,11 +129,11 @@ def test_a_signal_ends_the_look_and_not_the_run(tmp_path: Path) -> None:
 def test_the_result_is_on_disk_before_the_look_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[bool] = []
 
-    def watch(*_: Any) -> Look:
+    def watch(*_: Any) -> Examination:
         found.append((tmp_path / "result.json").exists() and (tmp_path / "model.safetensors").exists())
-        return Look()
+        return Examination()
 
-    monkeypatch.setattr(sys.modules["heptane.fit"], "look", watch)
+    monkeypatch.setattr(sys.modules["heptane.fit"], "examine", watch)
     fit(tmp_path)
     assert found == [True]
 
@@ -155,7 +155,7 @@ def test_a_loader_and_a_regression(tmp_path: Path) -> None:
     _, record = fit(tmp_path / "b", data, data, model=torch.nn.Linear(3, 1))
     assert record["examination"]["kind"] == "numbers"
     page = (tmp_path / "b" / "report.html").read_text()
-    assert "Predicted and true values" in page
+    assert "Predicted against true values" in page
     assert page.count('scope="row" class="asis">sample ') == 12
 
 

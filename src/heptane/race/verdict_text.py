@@ -1,27 +1,27 @@
-"""Verdicts in words: one phrase per outcome, the same at the terminal, in the report and in ``race.json``."""
+"""Verdicts in words: one phrase per outcome, for the terminal, the report and ``race.json``."""
 
 from __future__ import annotations
 
 import math
 
 from heptane.race.verdicts import (
+    ARRIVES_LESS,
+    ARRIVES_MORE,
     HELPS,
     HURTS,
     MOST_MORE,
     NO_DIFFERENCE,
     NOT_SETTLED,
-    OFTENER,
-    RARER,
     Judgement,
 )
 
 
-def words_of(made: Judgement, timed: bool) -> str:
-    """The outcome of one question: ``saves 23% (12 to 33%)``.
+def verdict_text(made: Judgement, timed: bool) -> str:
+    """A judgement in words: ``saves 23% (12 to 33%)``.
 
     Args:
         made: the judgement; its differences are logarithms of times, or accuracies.
-        timed: whether they are of times.
+        timed: whether the differences are of times.
     """
     low, high = (-math.inf if made.low is None else made.low), (math.inf if made.high is None else made.high)
     if made.verdict in (HELPS, HURTS):
@@ -30,19 +30,19 @@ def words_of(made: Judgement, timed: bool) -> str:
         return "no difference beyond 10%" if timed else "no difference beyond 1 point"
     if made.verdict == NOT_SETTLED:
         return f"not settled: {range_text(low, high, timed)}; {more_text(made.more_seeds, timed)}"
-    if made.verdict in (RARER, OFTENER):
-        return f"{made.verdict}: {arrivals_text(made)}"
+    if made.verdict in (ARRIVES_LESS, ARRIVES_MORE):
+        return f"{made.verdict}: {arrival_counts(made)}"
     return "no verdict"
 
 
-def arrivals_text(made: Judgement) -> str:
-    """How many runs arrived with it and without: ``3 of 5, against 5 of 5``."""
+def arrival_counts(made: Judgement) -> str:
+    """Runs that reached the target with and without the trick: ``3 of 5, against 5 of 5``."""
     (without, of_without), (with_it, of_with) = zip(made.evidence.arrived, made.evidence.known, strict=True)
     return f"{with_it} of {of_with}, against {without} of {of_without}"
 
 
 def more_text(more_seeds: int | None, timed: bool) -> str:
-    """How many more seeds would settle it."""
+    """How many more seeds would settle the question."""
     effect = "a 10% effect" if timed else "an effect of 1 point"
     if more_seeds is None:
         return f"> {MOST_MORE} more seeds would be needed to show {effect}"
@@ -50,11 +50,11 @@ def more_text(more_seeds: int | None, timed: bool) -> str:
 
 
 def range_text(low: float, high: float, timed: bool) -> str:
-    """An interval of differences: ``12% slower to 20% faster``.
+    """An interval in words: ``12% slower to 20% faster``.
 
     Example:
         >>> import math
-        >>> from heptane.race.words import range_text
+        >>> from heptane.race.verdict_text import range_text
         >>> range_text(-math.log(1.12), -math.log(0.8), True), range_text(0.02, 0.1, True), range_text(-0.003, 0.012, False)
         ('12% slower to 20% faster', '2 to 10% faster', '0.3 points worse to 1.2 points better')
     """
@@ -70,15 +70,15 @@ def range_text(low: float, high: float, timed: bool) -> str:
 
 
 def _change(difference: float, timed: bool) -> str:
-    """One end: ``20% faster``, ``3.2 times slower``, ``1.2 points better``."""
+    """One end of an interval: ``20% faster``, ``3.2x slower``, ``1.2 points better``."""
     if not timed and math.isinf(difference):
         return f"any number of points {_direction(difference, timed)}"
     if not timed:
         return f"{abs(100 * difference):.2g} points {_direction(difference, timed)}"
     if abs(difference) > math.log(10):
-        return f"over {'90% faster' if difference > 0 else '10 times slower'}"
+        return f"over {'90% faster' if difference > 0 else '10x slower'}"
     if difference < -math.log(2):
-        return f"{math.exp(-difference):.2g} times slower"
+        return f"{math.exp(-difference):.2g}x slower"
     return f"{percent_changed(difference)}% {_direction(difference, timed)}"
 
 
@@ -88,7 +88,7 @@ def _direction(difference: float, timed: bool) -> str:
 
 
 def percent_changed(difference: float) -> str:
-    """Of a log ratio of times, what it saves or costs of the time, in percent."""
+    """A log ratio of times as the percentage of time saved or added."""
     return f"{100 * abs(math.expm1(-difference)):.0f}"
 
 

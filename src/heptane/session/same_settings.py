@@ -1,4 +1,4 @@
-"""Whether all workers run one training: under ``torchrun`` each process takes its settings from its own script."""
+"""Check that all workers have the same settings: under ``torchrun``, each process runs its own copy of the script."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from heptane.session.checkpoints.describe import describe
 
 
 def check_same_settings(settings: dict[str, Any], worker: Worker) -> None:
-    """Refuse settings that differ between workers: they would wait for each other, or train on other samples.
+    """Refuse settings that differ between workers, which would deadlock or train on different samples.
 
     Args:
-        settings: by name; numbers, text, dataclasses of these.
+        settings: by name; numbers, text or dataclasses of these.
     """
     if worker.size == 1:
         return
@@ -22,8 +22,8 @@ def check_same_settings(settings: dict[str, Any], worker: Worker) -> None:
         for name, first in found[0].items():
             if theirs.get(name) != first:
                 raise InputError(
-                    f"{name} is {_shown(first)} in worker 0, and {_shown(theirs.get(name))} in worker {rank}: all workers "
-                    "run one training, so give it the same value in each"
+                    f"{name} is {_shown(first)} in worker 0, but {_shown(theirs.get(name))} in worker {rank}: pass the same "
+                    "value in all workers"
                 )
 
 

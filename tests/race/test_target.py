@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from heptane.race.reaching import Reached, expected_errors, standard_error, when_reached
+from heptane.race.target import Reached, expected_errors, standard_error, when_reached
 from heptane.session.history import Goal, reached
 
 GOAL = Goal("valid_accuracy", 0.9, 2)

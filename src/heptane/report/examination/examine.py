@@ -1,4 +1,4 @@
-"""One look at a trained model: a pass over held-out data, and pictures of what it was trained on."""
+"""Examine a trained model on held-out data, and collect example images."""
 
 from __future__ import annotations
 
@@ -20,77 +20,76 @@ from heptane.distributed.workers import SINGLE_WORKER
 from heptane.model.modes import eval_mode
 from heptane.report.examination.collect import Collector
 from heptane.report.examination.pictures import Scale, data_uris, is_picture
-from heptane.report.examination.summarise import called, summarise
+from heptane.report.examination.summarise import fill_names, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from heptane.core.run import Run
 
-SAMPLES = 36  # pictures of training data, at most
-PART_NAMES = {"valid": "validation", "test": "test"}  # as the run's own evaluations call them
+SAMPLES = 36  # training images, at most
+PART_NAMES = {"valid": "validation", "test": "test"}  # as the run's evaluations name them
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Small pictures for the page: ``samples`` of the training data by class, ``mistakes`` in the order of the record's."""
+    """Images for the page: ``samples`` of the training data by class, ``mistakes`` in the record's order."""
 
     samples: list[tuple[str, list[str]]] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
     size: tuple[int, int] | None = None
-    """height and width that the model sees"""
+    """height and width of the model's input"""
     augmented: bool = False
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a look found: a record for ``result.json``, pictures for the page, and what to say where it failed."""
+class Examination:
+    """A record for ``result.json``, images for the page, and a note if the examination failed."""
 
     record: dict[str, Any] | None = None
     pictures: Pictures = field(default_factory=Pictures)
     note: str = ""
 
 
-def look(
+def examine(
     run: Run, model: torch.nn.Module, parts: Mapping[str, Any], about: Mapping[str, Any], interruption: Any = None
-) -> Look:
-    """Examine ``model`` on the test part, or on the validation part where there is no test.
+) -> Examination:
+    """Examine ``model`` on the test data, or on the validation data if there is none.
 
-    It costs no training time and leaves weights, buffers, modes and random states as they were. Whatever goes wrong becomes
-    a note: the result of a run never depends on it.
+    Weights, buffers, modes and random states stay as they were. A failure becomes a note and never ends the run.
 
     Args:
-        run: the run that trained it.
-        model: with the weights that are delivered.
+        run: the run that trained the model.
+        model: with the final weights.
         parts: "valid" and "test", each data or None.
         about: facts: ``data.class_names``, ``data.mean``, ``data.std``, and ``files`` by part.
-        interruption: a signal ends the look at once, and not the run.
+        interruption: a signal ends the examination, not the run.
     """
     part = next((name for name in ("test", "valid") if parts.get(name) is not None), None)
     facts = about.get("data") or {}
     names = list(facts.get("class_names") or facts.get("target_names") or ())
     try:
-        with interruption.at_once() if interruption else nullcontext(), _untouched(model):
+        with interruption.at_once() if interruption else nullcontext(), _state_preserved(model):
             shown, labels, augmented = _training_samples(run)
             scale = Scale.of(shown, facts.get("mean") or (), facts.get("std") or ()) if is_picture(shown) else None
             collector, record = Collector(run.criterion), None
             if part is not None:
-                _walk(run, model, parts[part], part, collector)
+                _predict(run, model, parts[part], part, collector)
                 record = summarise(collector, names or _label(facts), _files(run, about, part), _units(facts))
             if record is not None:
                 record = {"part": part, **record, **_train_counts(run, record)}
             pictures = Pictures()
             if scale is not None:
                 pictures = _pictures(shown, labels, augmented, collector, scale, names)
-        return Look(record, pictures)
+        return Examination(record, pictures)
     except Interrupted:
-        return Look(note="the examination of the mistakes was interrupted, so the report is without it")
-    except Exception as error:  # the user's data set, or a form of output that nobody has thought of
-        return Look(note=f"the mistakes could not be examined ({type(error).__name__}: {one_line(error)})")
+        return Examination(note="interrupted while examining mistakes: the report does not include them")
+    except Exception as error:  # a user's data set may raise anything
+        return Examination(note=f"could not examine mistakes ({type(error).__name__}: {one_line(error)})")
 
 
 @contextmanager
-def _untouched(model: torch.nn.Module) -> Iterator[None]:
+def _state_preserved(model: torch.nn.Module) -> Iterator[None]:
     import random
 
     import numpy as np
@@ -106,7 +105,7 @@ def _untouched(model: torch.nn.Module) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def _walk(run: Run, model: torch.nn.Module, data: Any, name: str, collector: Collector) -> None:
+def _predict(run: Run, model: torch.nn.Module, data: Any, name: str, collector: Collector) -> None:
     with evaluation(run.precision):
         for inputs, targets in as_loader(
             data, run_eval_batch_size(run), SINGLE_WORKER.share, run.faults.bad, PART_NAMES[name]
@@ -119,27 +118,27 @@ def _walk(run: Run, model: torch.nn.Module, data: Any, name: str, collector: Col
 
 
 def _label(facts: Mapping[str, Any]) -> Sequence[str]:
-    """What a table's regression predicts."""
+    """The target column of a regression on a table."""
     label = (facts.get("preprocess") or {}).get("label")
     return () if label is None else (str(label),)
 
 
 def _units(facts: Mapping[str, Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """From what a model predicts to the units of the data."""
-    from heptane.data.load_preprocess import load_preprocess  # it loads what reads tables
+    """Converts predictions to the units of the data; None if they need no conversion."""
+    from heptane.data.load_preprocess import load_preprocess  # imports pandas
 
     known = facts.get("preprocess")
     return load_preprocess(known).outputs if known else None
 
 
 def _files(run: Run, about: Mapping[str, Any], part: str) -> Sequence[str]:
-    """The files of the samples; none where samples were left out, so that the others moved up."""
+    """The samples' files; none if samples were skipped, which shifts the indices."""
     moved = any(name.startswith(PART_NAMES[part]) for name in run.faults.bad.found)
     return () if moved else (about.get("files") or {}).get(part) or ()
 
 
 def _train_counts(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
-    """How many training samples each class has, where they are in memory."""
+    """Training samples per class, if the targets are in memory."""
     targets = run.source.targets if isinstance(run.source, TensorSource) else None
     if record["kind"] != "classes" or not isinstance(targets, torch.Tensor) or targets.numel() != run.source.num_samples:
         return {}
@@ -150,14 +149,14 @@ def _train_counts(run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training_samples(run: Run) -> tuple[Any, Any, bool]:
-    """Some training inputs as the model sees them, and their targets; augmented where training augments."""
+    """Some training inputs as the model sees them, their targets, and whether they are augmented."""
     source, last = run.source, max(run.total_steps - 1, 0)
     if isinstance(source, TensorSource):
         if not is_picture(source.inputs):
             return None, None, False
         chosen = _chosen(source, run.seed)
         batch = Batch((source.inputs, source.targets), chosen.to(source.inputs.device), len(chosen), run.place, last)
-    elif run.worker.size > 1:  # they would have to read it together
+    elif run.worker.size > 1:  # reading needs all workers
         return None, None, False
     else:
         data = source.some(1)[0]
@@ -170,7 +169,7 @@ def _training_samples(run: Run) -> tuple[Any, Any, bool]:
 
 
 def _chosen(source: TensorSource, seed: int) -> torch.Tensor:
-    """Which samples to show: as many of each class, or any where there are no classes."""
+    """Indices of samples to show: equally many per class if there are classes."""
     random, targets = generator(seed, "report", 0), source.targets
     if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or targets.ndim != 1:
         return torch.from_numpy(random.permutation(source.num_samples)[: SAMPLES // 2].copy())
@@ -190,7 +189,7 @@ def _pictures(
 ) -> Pictures:
     by_class: dict[str, list[str]] = {}
     flat = isinstance(labels, torch.Tensor) and labels.ndim == 1 and not labels.is_floating_point()
-    known = called(names, max(int(labels.max()) + 1, len(names))) if flat else []
+    known = fill_names(names, max(int(labels.max()) + 1, len(names))) if flat else []
     for at, uri in enumerate(data_uris(shown, scale)):
         name = known[int(labels[at])] if flat and labels[at] >= 0 else ""
         by_class.setdefault(name, []).append(uri)
@@ -199,5 +198,5 @@ def _pictures(
     worst = [image for _, _, image in collector.worst]
     mistakes = []
     if worst and all(isinstance(image, torch.Tensor) and is_picture(image[None]) for image in worst):
-        mistakes = [data_uris(image[None], scale)[0] for image in worst]  # of a loader they may differ in size
+        mistakes = [data_uris(image[None], scale)[0] for image in worst]  # a loader's images may differ in size
     return Pictures(list(by_class.items()), mistakes, (int(shown.shape[2]), int(shown.shape[3])), augmented)

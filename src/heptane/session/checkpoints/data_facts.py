@@ -1,4 +1,4 @@
-"""What training data a run was begun with: checksums of some samples and of the labels, and the kind of order."""
+"""Fingerprint the training data of a run: checksums of some samples and of the targets, and the kind of order."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 from heptane.base.lazy import np, torch
 from heptane.base.randomness import preserved_rng
 from heptane.base.tree import in_memory, inputs_and_targets, num_bytes
-from heptane.data.batches import dataset_tensors
 from heptane.data.consistency import checksum
 from heptane.data.loader import seed_all
 from heptane.data.spaced_samples import spaced_samples
 from heptane.session.checkpoints.describe import ANY
 
 INPUTS, TARGETS, ORDER = "training inputs", "training targets", "order of the training data"
-SAMPLES = 256  # of what is in memory; of a data set fewer are read
-TARGETS_BYTES = 1 << 26  # up to which all targets are looked at
-READ = 16
+SAMPLES = 256  # checked of data in memory
+READ = 16  # checked of a data set
+TARGETS_BYTES = 1 << 26  # up to this size, all targets are checked
 
 
-def facts_of(data: Any) -> dict[str, Any]:
-    """Checksums of ``data`` and the kind of its order, for the settings of a run; ``ANY`` of what cannot be known: data
-    without an index, and samples that differ each time they are read, though the global random states are the same."""
+def data_facts(data: Any) -> dict[str, Any]:
+    """Checksums of ``data`` and the kind of its order, for the settings of a run.
+
+    ``ANY`` stands for what cannot be compared: data without an index, and samples that differ each time they are read, even
+    with the same random states.
+    """
     data = dataset_tensors(data)
     if in_memory(data):
         targets = inputs_and_targets(data)[1]
@@ -35,7 +37,7 @@ def facts_of(data: Any) -> dict[str, Any]:
 
 
 def _read(data: Any) -> tuple[Any, Any]:
-    """A few samples, with the same random numbers each time."""
+    """Read a few samples, with the same random numbers each time."""
     own = [value for value in vars(getattr(data, "dataset", data)).values() if isinstance(value, torch.Generator)]
     states = [generator.get_state() for generator in own]
     with preserved_rng():
@@ -51,7 +53,7 @@ def _shown(data: Any) -> str:
 
 
 def _order(loader: Any) -> str:
-    """The sampler of a loader, with its flags and what it chooses from."""
+    """The sampler of a loader, with its flags and indices."""
     if loader is None:
         return "shuffled by heptane"
     utils = torch.utils.data

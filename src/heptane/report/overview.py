@@ -1,12 +1,22 @@
-"""The top of a run's page: one large number, what it was measured on, and the few figures beside it."""
+"""The top of a run's page: its main metric, and the key figures beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from heptane.report import duration, epochs_done, figure, is_finite, label, measure, percent, section, target_text
-from heptane.report.results import interval, out_of_balance, part_text
+from heptane.report import (
+    epochs_done,
+    format_duration,
+    format_metric,
+    format_percent,
+    format_value,
+    is_finite,
+    readable_name,
+    section,
+    target_text,
+)
+from heptane.report.examination_view import describe_part, is_imbalanced, wilson_interval
 
 Record = Mapping[str, Any]
 ORDER = ("test_accuracy", "valid_accuracy", "test_loss", "valid_loss")
@@ -14,13 +24,13 @@ _FALLBACK = ("train_accuracy", "train_accuracy_mixed", "train_loss")
 
 
 def subject(result: Record) -> str:
-    """What was trained on what: ``resnet on digits``."""
+    """Model and data: ``resnet on digits``."""
     model = section(result, "model").get("name") or "the model"
     return f"{model} on {section(result, 'data').get('name') or 'the data'}"
 
 
-def hero(result: Record) -> dict[str, Any]:
-    """The large number, what it is, and what it was measured on."""
+def main_result(result: Record) -> dict[str, Any]:
+    """The run's main metric, what it is, and what it was measured on."""
     key, value = _main(result)
     error = _error(result)
     if error:
@@ -28,10 +38,10 @@ def hero(result: Record) -> dict[str, Any]:
     if not key:
         failed = any(isinstance(v, float) or v is None for v in section(result, "metrics").values())
         big = "failed" if failed else "trained"
-        what = "the loss is not a number" if failed else "without an evaluation"
+        what = "the loss is not finite" if failed else "not evaluated"
         return {"big": big, "what": what, "on": "", "tone": "bad" if failed else "", "words": True}
     return {
-        "big": measure(key, value),
+        "big": format_metric(key, value),
         "what": _named(key),
         "on": _measured_on(result, key, value),
         "tone": "",
@@ -40,16 +50,16 @@ def hero(result: Record) -> dict[str, Any]:
 
 
 def _error(result: Record) -> dict[str, Any] | None:
-    """Of a regression with one number per sample: by how much it is off, in the units of the target."""
+    """For regression with one output: the mean absolute error, in units of the target."""
     seen = section(result, "examination")
     columns = seen.get("columns") or []
     if len(columns) != 1 or not is_finite(columns[0]["mean_absolute_error"]):
         return None
-    words = f"on {part_text(seen)}"
+    words = f"on {describe_part(seen)}"
     if is_finite(columns[0]["r2"]):
-        words += f"; R² {columns[0]['r2']:.3f} (1 is perfect, 0 is predicting the mean)"
+        words += f"; R² {columns[0]['r2']:.3f} (1: perfect; 0: no better than the mean)"
     return {
-        "big": figure(columns[0]["mean_absolute_error"]),
+        "big": format_value(columns[0]["mean_absolute_error"]),
         "what": "mean absolute error",
         "on": words,
         "tone": "",
@@ -57,27 +67,31 @@ def _error(result: Record) -> dict[str, Any] | None:
     }
 
 
-def glance(result: Record) -> list[dict[str, str]]:
-    """The other figures that are known: quality, time, target. What is not there is not shown."""
+def key_figures(result: Record) -> list[dict[str, str]]:
+    """The other known figures: metrics, times, target."""
     metrics, seconds, seen = section(result, "metrics"), section(result, "seconds"), section(result, "examination")
     main, _ = _main(result)
     found = []
-    if out_of_balance(result) and is_finite(seen.get("balanced_accuracy")):
-        detail = "each class counts the same"
-        found.append(_item("balanced accuracy", percent(seen["balanced_accuracy"]), detail))
+    if is_imbalanced(result) and is_finite(seen.get("balanced_accuracy")):
+        detail = "mean over classes"
+        found.append(_item("balanced accuracy", format_percent(seen["balanced_accuracy"]), detail))
     for key in ORDER:
         of_main_kind = ("accuracy" in key) == ("accuracy" in main)
         if (key != main or _error(result)) and of_main_kind and is_finite(metrics.get(key)):
             count = section(result, "data").get(f"num_{key.split('_')[0]}")
-            found.append(_item(_named(key), measure(key, metrics[key]), f"on {figure(count)} samples" if count else ""))
+            found.append(
+                _item(_named(key), format_metric(key, metrics[key]), f"on {format_value(count)} samples" if count else "")
+            )
     part = main.split("_")[0]
     others = [key for key in metrics if key not in ORDER and key.startswith(f"{part}_") and "balanced" not in key]
-    found += [_item(label(key), measure(key, metrics[key]), "") for key in others[:2] if is_finite(metrics[key])]
+    found += [
+        _item(readable_name(key), format_metric(key, metrics[key]), "") for key in others[:2] if is_finite(metrics[key])
+    ]
     done = epochs_done(result)
     if is_finite(seconds.get("train")):
-        found.append(_item("training", duration(seconds["train"]), f"{done:g} epoch{'' if done == 1 else 's'}"))
+        found.append(_item("training time", format_duration(seconds["train"]), f"{done:g} epoch{'' if done == 1 else 's'}"))
     if is_finite(seconds.get("wall")):
-        found.append(_item("wall clock", duration(seconds["wall"]), "from start to end"))
+        found.append(_item("wall clock", format_duration(seconds["wall"]), "start to end"))
     verdict, target = target_text(result)
     if target:
         found.append(_item("target", verdict, target, "bad" if verdict == "not reached" else "good"))
@@ -96,7 +110,7 @@ def _main(result: Record) -> tuple[str, Any]:
 
 def _named(key: str) -> str:
     part, _, rest = key.partition("_")
-    return f"{ {'train': 'training'}.get(part, label(part)) } {label(rest)}"
+    return f"{ {'train': 'training'}.get(part, readable_name(part)) } {readable_name(rest)}"
 
 
 def _measured_on(result: Record, key: str, value: float) -> str:
@@ -105,16 +119,16 @@ def _measured_on(result: Record, key: str, value: float) -> str:
     count = data.get(f"num_{part}") or (
         section(result, "examination").get("num_samples") if section(result, "examination").get("part") == part else None
     )
-    words = f"on {figure(count)} {label(part)} samples" if count and part != "train" else ""
+    words = f"on {format_value(count)} {readable_name(part)} samples" if count and part != "train" else ""
     if part == "train":
-        return "on the samples that it was trained on: how it does on new ones is not known"
+        return "on the training samples: there is no validation or test data"
     if (
         count
         and "accuracy" in key
         and section(result, "examination").get("kind", "classes") == "classes"
         and 0 <= value <= 1
     ):
-        low, high = interval(float(value), int(count))
+        low, high = wilson_interval(float(value), int(count))
         words += f"; 95% interval {100 * low:.1f} to {100 * high:.1f}%"
     return words
 
