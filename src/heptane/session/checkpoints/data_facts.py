@@ -8,6 +8,7 @@ from typing import Any
 from heptane.base.lazy import np, torch
 from heptane.base.randomness import preserved_rng
 from heptane.base.tree import in_memory, inputs_and_targets, num_bytes
+from heptane.data.batches import dataset_tensors
 from heptane.data.consistency import checksum
 from heptane.data.loader import seed_all
 from heptane.data.spaced_samples import spaced_samples

@@ -48,7 +48,7 @@ def read_sharded(saved: Saved, run: Run | None = None) -> dict[str, torch.Tensor
     Raises:
         Damaged: the files do not hold what the facts say.
     """
-    from heptane.distributed.sharding import load_parts
+    from heptane.distributed.sharding import allocate, load_parts
 
     own = clean_state(run.model) if run else {}
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]] if run else []
@@ -74,6 +74,7 @@ def shard_states(
     run: Run, model: dict[str, Any], optimizer: dict[str, Any], average: dict[str, Any] | None
 ) -> tuple[Any, ...]:
     """Shard whole states as this worker holds them."""
+    from heptane.distributed.sharding import shard_like
 
     own = clean_state(run.model)
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
