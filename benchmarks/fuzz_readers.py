@@ -17,6 +17,7 @@ import heptane as hp
 from heptane.assemble import assemble
 from heptane.base import storage
 from heptane.core.loop import steps
+from heptane.core.plan import Plan
 from heptane.data.idx import read_idx
 from heptane.session.checkpoints import checkpoint, restore
 
@@ -31,7 +32,7 @@ def network() -> torch.nn.Module:
 
 def run() -> Any:
     data = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
-    return assemble(network(), data, optimizer=sgd, epochs=2, batch_size=4, device="cpu")
+    return assemble(network(), data, Plan.of(optimizer=sgd, epochs=2, batch_size=4, device="cpu"))
 
 
 def make_checkpoint(folder: Path) -> Path:

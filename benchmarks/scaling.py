@@ -19,6 +19,7 @@ import torch.distributed as dist
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.loop import steps
+from heptane.core.plan import Plan
 from heptane.distributed.launch import launch
 from heptane.distributed.workers import this_worker
 from heptane.pretrained.models import resnet
@@ -81,7 +82,7 @@ def timed(hook: Callable[[Any], Any] | None, waits: list[float] | None = None) -
     data = torch.randn(BATCH * 4, 1, 28, 28), torch.randint(0, 10, (BATCH * 4,))
     tricks = hp.Tricks(data_parallel=hp.DataParallel(), mixed_precision=hp.MixedPrecision(dtype="fp32", channels_last="on"))
     sgd = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
-    run = assemble(resnet(), data, tricks=tricks, optimizer=sgd, epochs=(STEPS + WARM_UP) / 4, batch_size=BATCH)
+    run = assemble(resnet(), data, Plan.of(optimizer=sgd, epochs=(STEPS + WARM_UP) / 4, batch_size=BATCH), tricks=tricks)
     enter = run.enter
 
     def hooked(phase: Any) -> torch.nn.Module:

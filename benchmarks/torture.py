@@ -133,7 +133,11 @@ def train(case: dict[str, Any], folder: Path) -> dict[str, str]:
     """Train, or go on; digests of what it ended with."""
     settings = {key: value for key, value in case.items() if key not in ("data", "workers", "model", "scaled")}
     if case.get("scaled"):  # on a CPU heptane refuses fp16, since it is slow; the arithmetic is there
-        assemble._precision = lambda *_: Scaled(torch.float16, "cpu", 2.0**24, 5, 1.0)
+
+        def choose(assembly: Any) -> None:
+            assembly.precision = Scaled(torch.float16, "cpu", 2.0**24, 5, 1.0)
+
+        assemble._Assembly.choose_precision = choose
     data = case.get("data", samples)()
     valid = tuple(part[:21] for part in samples())
     result = hp.fit(

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.core.run import Phase, Plan, Run
+from heptane.core.plan import Plan
+from heptane.core.run import Phase, Run
 from heptane.model.probe import probe_output
 
 N, CLASSES = 20, 3
@@ -32,7 +33,9 @@ def points() -> tuple[torch.Tensor, torch.Tensor]:
 
 def run(model: Any = None, data: Any = None, tricks: Any = None, **more: Any) -> Run:
     settings: dict[str, Any] = {"optimizer": sgd, "epochs": 4, "batch_size": 8, "device": "cpu"} | more
-    return assemble(net() if model is None else model, points() if data is None else data, tricks=tricks, **settings)
+    return assemble(
+        net() if model is None else model, points() if data is None else data, Plan.of(**settings), tricks=tricks
+    )
 
 
 X, Y = points()
@@ -116,10 +119,16 @@ def test_refused_before_anything_is_trained(name: str) -> None:
 
 def test_finite_inputs_whose_sum_overflows_are_taken_and_opposite_infinities_are_not() -> None:
     large = torch.full((16, 3), 3e38)
-    assemble(torch.nn.Linear(3, 2), (large, torch.zeros(16).long()), optimizer=torch.optim.SGD, epochs=1, batch_size=8)
+    assemble(
+        torch.nn.Linear(3, 2), (large, torch.zeros(16).long()), Plan.of(optimizer=torch.optim.SGD, epochs=1, batch_size=8)
+    )
     large[4, 0], large[9, 0] = torch.inf, -torch.inf
     with pytest.raises(hp.InputError, match="inputs hold NaN or infinity, first in sample 4"):
-        assemble(torch.nn.Linear(3, 2), (large, torch.zeros(16).long()), optimizer=torch.optim.SGD, epochs=1, batch_size=8)
+        assemble(
+            torch.nn.Linear(3, 2),
+            (large, torch.zeros(16).long()),
+            Plan.of(optimizer=torch.optim.SGD, epochs=1, batch_size=8),
+        )
 
 
 def test_an_unknown_setting_is_an_error_that_names_it() -> None:

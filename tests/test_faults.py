@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.loop import steps
+from heptane.core.plan import Plan
 from heptane.session.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -119,7 +120,7 @@ def test_what_goes_wrong_on_the_way_back_is_found_too() -> None:
 
 def test_inputs_that_turn_bad_are_named_by_their_samples() -> None:
     data = spoilt()
-    run = assemble(mlp(), (X.clone(), Y), optimizer=sgd, epochs=1, batch_size=48, on_nan="stop", device="cpu")
+    run = assemble(mlp(), (X.clone(), Y), Plan.of(optimizer=sgd, epochs=1, batch_size=48, on_nan="stop", device="cpu"))
     run.source.inputs[BAD_SAMPLE] = data[0][BAD_SAMPLE]
     with pytest.raises(FloatingPointError, match=rf"its inputs are not; sample {BAD_SAMPLE}:"):
         next(steps(run))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.core.run import Plan
+from heptane.core.plan import Plan
 from heptane.fit import train
 from heptane.model.forward import call, compiled
 
@@ -129,13 +129,13 @@ def test_what_a_graph_gives_is_copied_before_the_next_replay_writes_over_it(monk
 
 def test_a_mode_that_torch_compile_does_not_have_is_refused_and_graphs_with_micro_batches():
     def plan(**settings):
-        return Plan(optimizer=sgd, epochs=1, **settings)
+        return Plan.of(optimizer=sgd, epochs=1, **settings)
 
     with pytest.raises(hp.InputError, match=r"compile='reduce-overheads'.*reduce-overhead"):
         plan(compile="reduce-overheads")
     with pytest.raises(hp.InputError, match=r"compile='reduce-overhead' with accumulate=2: .*accumulate=1"):
         plan(compile="reduce-overhead", accumulate=2)
-    assert plan(compile=True, accumulate=2).compile is True
+    assert plan(compile=True, accumulate=2).extras.compile is True
 
 
 def test_keywords_pass_through_a_compiled_model():

@@ -10,6 +10,7 @@ import torch
 
 import heptane as hp
 from heptane.assemble import assemble
+from heptane.core.plan import Plan
 from heptane.data import batches
 from heptane.pretrained.models import resnet
 
@@ -92,7 +93,7 @@ def test_every_trick_together_in_graphs() -> None:
 
 def test_data_that_fits_lies_on_the_gpu_and_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.backends.cudnn.deterministic = True
-    run = assemble(resnet(4), images(), optimizer=partial(torch.optim.SGD, lr=0.1), epochs=1, batch_size=64)
+    run = assemble(resnet(4), images(), Plan.of(optimizer=partial(torch.optim.SGD, lr=0.1), epochs=1, batch_size=64))
     assert run.source.inputs.is_cuda
     assert run.source.targets.is_cuda
     kept = fit(hp.Tricks(mixup=hp.Mixup(per_sample=True)), augment=hp.CropFlip())

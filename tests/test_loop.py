@@ -12,8 +12,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.core.loop import evaluate_with, steps
+from heptane.core.evaluation import Evaluation
+from heptane.core.loop import steps
 from heptane.core.losses import CrossEntropy
+from heptane.core.plan import Plan
+from heptane.data.batches import BatchTransform
 
 SAMPLES, BATCH = 22, 8
 
@@ -97,7 +100,7 @@ def test_nothing_runs_before_the_first_next_and_stopping_is_a_break() -> None:
 
 
 def test_the_training_clock_stands_while_the_caller_has_control() -> None:
-    run = assemble(net(), points(), optimizer=sgd, epochs=1, batch_size=BATCH)
+    run = assemble(net(), points(), Plan.of(optimizer=sgd, epochs=1, batch_size=BATCH))
     assembled = run.clock.train_seconds
     assert assembled > 0
     for _ in steps(run):
@@ -115,9 +118,9 @@ def test_a_run_goes_on_from_any_step_as_if_it_had_never_stopped() -> None:
         cyclical=hp.Cyclical(), mixup=hp.Mixup(alpha=1.0), transfer=hp.Transfer(freeze=1, unfreeze_every_epochs=1)
     )
     settings = {"optimizer": sgd, "epochs": 4, "batch_size": BATCH, "tricks": tricks}
-    for _ in steps(assemble(whole, points(), **settings)):
+    for _ in steps(assemble(whole, points(), Plan.of(**settings))):
         pass
-    run = assemble(parts, points(), **settings)
+    run = assemble(parts, points(), Plan.of(**settings))
     for at in (0, 1, 2, 3, 7):
         stop = {0: 1, 1: 2, 2: 3, 3: 7, 7: 12}[at]
         torch.rand(at + 1)
@@ -214,7 +217,9 @@ def test_an_evaluation_puts_back_each_modules_own_mode_even_when_it_fails() -> N
     hp.evaluate(model, points())
     assert [module.training for module in model.modules()] == modes
     with pytest.raises(RuntimeError):
-        evaluate_with(model, (torch.zeros(4, 7).double(), torch.zeros(4, dtype=torch.long)), CrossEntropy())
+        Evaluation(criterion=CrossEntropy(), place=BatchTransform(torch.device("cpu"))).of(
+            model, (torch.zeros(4, 7).double(), torch.zeros(4, dtype=torch.long))
+        )
     assert [module.training for module in model.modules()] == modes
 
 
@@ -240,7 +245,9 @@ def test_an_evaluation_is_the_mean_over_samples_not_over_batches_with_metrics_be
     x, y = points()
     model = net().eval().requires_grad_(False)
     each = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
-    found = evaluate_with(model, (x, y), CrossEntropy(), metrics={"worst": Worst()}, batch_size=5)
+    place = BatchTransform(torch.device("cpu"))
+    how = Evaluation(criterion=CrossEntropy(), place=place, metrics={"worst": Worst()}, batch_size=5)
+    found = how.of(model, (x, y))
     assert found["loss"] == pytest.approx(float(each.mean()), abs=1e-12)
     assert found["accuracy"] == pytest.approx(float((model(x).argmax(1) == y).double().mean()), abs=1e-12)
     assert found["worst"] == pytest.approx(float(each.max()), abs=1e-6)
@@ -250,7 +257,7 @@ def test_an_evaluation_is_the_mean_over_samples_not_over_batches_with_metrics_be
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of PyTorch's own making
 def test_a_compiled_model_trains_alike_and_compiling_is_on_the_clock() -> None:
     model = net()
-    run = assemble(model, points(), optimizer=sgd, epochs=3, batch_size=BATCH, seed=4, compile=True)
+    run = assemble(model, points(), Plan.of(optimizer=sgd, epochs=3, batch_size=BATCH, seed=4, compile=True))
     first = None
     for _ in steps(run):
         first = first or run.clock.train_seconds

@@ -16,6 +16,7 @@ from tests.workers import launch
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.loop import steps
+from heptane.core.plan import Plan
 from heptane.core.precision.processor import computes_bf16
 from heptane.core.precision.step import Scaled
 from heptane.distributed.replicas import check_replicas
@@ -63,7 +64,10 @@ def assert_close(ours: State, theirs: State, atol: float = 1e-12) -> None:
 def overflowing_run(scale: float, epochs: float = 4) -> Any:
     cyclical = hp.Tricks(cyclical=hp.Cyclical())
     run = assemble(
-        net(dtype=torch.float32), points(torch.float32), optimizer=sgd, epochs=epochs, batch_size=BATCH, tricks=cyclical
+        net(dtype=torch.float32),
+        points(torch.float32),
+        Plan.of(optimizer=sgd, epochs=epochs, batch_size=BATCH),
+        tricks=cyclical,
     )
     run.precision = Scaled(torch.float16, "cpu", scale, 2000, 1.0)
     return run
@@ -130,7 +134,7 @@ def test_trap_07_mixed_targets_are_smoothed_once() -> None:
     x, y = points()
     seen = []
     tricks = hp.Tricks(mixup=hp.Mixup(alpha=1.0), label_smoothing=hp.LabelSmoothing(eps=0.1))
-    run = assemble(net(), (x, y), tricks=tricks, optimizer=sgd, epochs=1, batch_size=BATCH)
+    run = assemble(net(), (x, y), Plan.of(optimizer=sgd, epochs=1, batch_size=BATCH), tricks=tricks)
     output = torch.zeros(BATCH, CLASSES, dtype=torch.float64, requires_grad=True)
     for step, batch in itertools.islice(run.source.batches(0, 2, run.place), 2):
         _, targets = run.mix.take(batch, slice(None), step)
@@ -195,7 +199,9 @@ UNFREEZING = hp.Tricks(transfer=hp.Transfer(freeze=-1, unfreeze_every_epochs=1, 
 
 def test_trap_11_what_is_frozen_is_a_function_of_the_step_also_after_a_resume() -> None:
     def run() -> Any:
-        return assemble(net(torch.nn.Linear(5, 5)), points(), tricks=UNFREEZING, optimizer=sgd, epochs=4, batch_size=BATCH)
+        return assemble(
+            net(torch.nn.Linear(5, 5)), points(), Plan.of(optimizer=sgd, epochs=4, batch_size=BATCH), tricks=UNFREEZING
+        )
 
     trains: dict[int, list[bool]] = {}
     for event in steps(run()):
@@ -303,7 +309,7 @@ def test_trap_16_assembly_with_its_measurements_leaves_no_mark() -> None:
     model = net(torch.nn.BatchNorm1d(5), torch.nn.Dropout(0.5), dtype=torch.float32)
     state, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.random.get_rng_state()
     tricks = hp.Tricks(mixed_precision=hp.MixedPrecision())
-    assemble(model, points(torch.float32), tricks=tricks, optimizer=sgd, epochs=1, batch_size=BATCH)
+    assemble(model, points(torch.float32), Plan.of(optimizer=sgd, epochs=1, batch_size=BATCH), tricks=tricks)
     assert_close(dict(model.state_dict()), state, atol=0)
     assert torch.equal(torch.random.get_rng_state(), random)
 
@@ -382,7 +388,7 @@ def test_trap_26_the_rule_of_scaling_is_by_the_optimizers_family_and_given_with_
 
     def run(kind: Any) -> Any:
         factory = partial(kind, lr=0.01)
-        return assemble(net(), points(), tricks=scaling, optimizer=factory, epochs=1, batch_size=BATCH)
+        return assemble(net(), points(), Plan.of(optimizer=factory, epochs=1, batch_size=BATCH), tricks=scaling)
 
     assert run(SGDInNameOnly).base_rates == pytest.approx([0.02])
     assert "Adam family, sqrt rule" in run(SGDInNameOnly).why["lr_scaling"]
@@ -400,7 +406,9 @@ def test_trap_27_channels_last_comes_before_the_wrap(by_two: dict[str, Any]) -> 
 
 def test_trap_28_sixteen_bits_are_measured_or_refused_with_the_measurement() -> None:
     tricks = hp.Tricks(mixed_precision=hp.MixedPrecision())
-    run = assemble(net(dtype=torch.float32), points(torch.float32), tricks=tricks, optimizer=sgd, epochs=1, batch_size=BATCH)
+    run = assemble(
+        net(dtype=torch.float32), points(torch.float32), Plan.of(optimizer=sgd, epochs=1, batch_size=BATCH), tricks=tricks
+    )
     # A processor without units for 16 bits is not asked: it would emulate them.
     assert (" ms" if computes_bf16() else "no units for 16 bits") in run.why["mixed_precision"]
     fp16 = hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp16"))

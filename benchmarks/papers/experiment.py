@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.loop import steps
+from heptane.core.plan import Plan
 from heptane.core.schedule import Rates, Schedule
 from heptane.pretrained.models import mlp
 from heptane.race.statistics import student_quantile
@@ -131,10 +132,12 @@ def trained(
     run = assemble(
         model,
         train,
-        optimizer=lambda params: sgd(params, lr=lr, momentum=0.9, nesterov=True, weight_decay=decay),
-        epochs=epochs,
-        batch_size=batch,
-        seed=seed,
+        Plan.of(
+            optimizer=lambda params: sgd(params, lr=lr, momentum=0.9, nesterov=True, weight_decay=decay),
+            epochs=epochs,
+            batch_size=batch,
+            seed=seed,
+        ),
         tricks=tricks,
     )
     if schedule:

@@ -7,6 +7,7 @@ from heptane.base.version import __version__ as __version__
 from heptane.core.cross_entropy import smooth_ctc_loss, soft_cross_entropy
 from heptane.core.loop import Step
 from heptane.core.losses import CrossEntropy
+from heptane.core.plan import Extras
 from heptane.core.precision.step import precision
 from heptane.core.schedule import as_scheduler, join_schedules, scale_schedules
 from heptane.data import Data, load_data
@@ -18,7 +19,7 @@ from heptane.fit import evaluate, fit, train
 from heptane.pretrained.anatomy import Anatomy, anatomy
 from heptane.pretrained.freezing import freeze, param_groups, swap_head, train_mode
 from heptane.pretrained.load import load_weights
-from heptane.race import RaceResult, race
+from heptane.race import RaceExtras, RaceResult, race
 from heptane.session.finished.load_run import LoadedRun, load_run
 from heptane.session.finished.predictions import Prediction
 from heptane.session.result import Result
@@ -38,6 +39,7 @@ __all__ = [
     "Cyclical",
     "Data",
     "DataParallel",
+    "Extras",
     "InputError",
     "Interrupted",
     "LRScaling",
@@ -48,6 +50,7 @@ __all__ = [
     "Mixup",
     "Prediction",
     "ProgressiveResize",
+    "RaceExtras",
     "RaceResult",
     "Result",
     "Step",

@@ -18,6 +18,7 @@ import heptane as hp
 from heptane.assemble import assemble
 from heptane.base import storage
 from heptane.core.loop import steps
+from heptane.core.plan import Plan
 from heptane.core.run import Run
 from heptane.model.packing import save_model
 from heptane.session.checkpoints import checkpoint, restore
@@ -35,7 +36,7 @@ def sgd(params: Any) -> torch.optim.Optimizer:
 def make(optimizer: Factory = sgd, model: torch.nn.Module | None = None, **settings: Any) -> Run:
     settings = {"epochs": 2, "batch_size": 16, "device": "cpu", **settings}
     data = settings.pop("data", None) or make_images(48)
-    return assemble(model or mlp(), data, optimizer=optimizer, **settings)
+    return assemble(model or mlp(), data, Plan.of(optimizer=optimizer, **settings))
 
 
 def trained(num_steps: int, **settings: Any) -> Run:

@@ -11,6 +11,7 @@ import torch
 
 import heptane as hp
 from heptane.cli import main
+from heptane.core.plan import Plan
 from heptane.recommend.workers import plan_workers
 
 FAST = ["train", "--data", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "120", "--lr", "0.1"]
@@ -77,8 +78,9 @@ def test_the_model_is_left_as_it_was_and_frozen_layers_send_nothing() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     data = torch.randn(64, 4), torch.randint(0, 2, (64,))
     sgd = partial(torch.optim.SGD, lr=0.1)
-    _, cost, _ = plan_workers(model, data, [2], optimizer=sgd, epochs=1, batch_size=32)
+    how = Plan(optimizer=sgd, epochs=1, batch_size=32)
+    _, cost, _ = plan_workers(model, data, [2], how=how)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert sum(cost.buckets) == 4 * (8 + 8 + 16 + 2)
     with pytest.raises(hp.InputError, match="plan-workers"):
-        plan_workers(model, data, [], optimizer=sgd, epochs=1, batch_size=32)
+        plan_workers(model, data, [], how=how)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import heptane as hp
+from heptane.core.plan import Plan
 from heptane.core.precision.step import Precision
 from heptane.race.arms import Arm
 from heptane.race.attempt import MISSED, REACHED, STOPPED, RaceSpec
@@ -55,11 +56,11 @@ def run(target: float, model=lambda: torch.nn.Linear(6, 2), **settings):
         train=blobs(),
         valid=blobs(),
         test=None,
-        optimizer=SGD,
+        metrics=None,
+        plan=Plan.of(optimizer=SGD, epochs=2, batch_size=32, on_nan="skip", weights="last"),
         metric="valid_loss",
         target=target,
         seconds=None,
-        settings={"batch_size": 32, "on_nan": "skip"},
     )
     return course.run(PLAIN, 0, rate=1.0, epochs=2, **settings)
 

@@ -5,8 +5,10 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from heptane import Cyclical, InputError, LabelSmoothing, MixedPrecision, Tricks
+from heptane.core.plan import Plan
 from heptane.core.precision.choose import NO_UNITS, NOTHING_PAYS
 from heptane.race.arms import make_arms
 from heptane.race.attempt import RaceSpec, Trial
@@ -29,11 +31,11 @@ class MadeUp(RaceSpec):
             train=None,
             valid=([0], [0] * 10_000),
             test=None,
-            optimizer=None,
+            metrics=None,
+            plan=Plan.of(optimizer=torch.optim.SGD, epochs=1, evaluate_every_epochs=0.5),
             metric="valid_accuracy",
             target=target,
             seconds=seconds,
-            settings={"evaluate_every_epochs": 0.5},
         )
         object.__setattr__(self, "log", [])
         object.__setattr__(self, "failing", failing or {})

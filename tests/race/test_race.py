@@ -12,6 +12,7 @@ import torch
 
 import heptane as hp
 from heptane.cli import main
+from heptane.core.plan import Plan
 from heptane.race.arms import Arm
 from heptane.race.attempt import RaceSpec
 
@@ -197,11 +198,11 @@ def test_the_margin_of_a_tuned_length_is_the_standard_error_of_the_target():
         train=blobs(),
         valid=blobs(400),
         test=None,
-        optimizer=SGD,
+        metrics=None,
+        plan=Plan(optimizer=SGD, epochs=1, batch_size=32),
         metric="valid_accuracy",
         target=0.9,
         seconds=None,
-        settings={"batch_size": 32},
     )
     assert course.margin == pytest.approx(0.015)
     before, per_epoch = course.seconds_per_epoch(Arm("plain", hp.Tricks()))

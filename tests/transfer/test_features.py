@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from heptane.pretrained.cutting import find_cut
 
 import heptane as hp
 from heptane.assemble import assemble
+from heptane.core.plan import Plan
 from heptane.pretrained.models import resnet
-from heptane.pretrained.split import find_split
 
 adamw = partial(torch.optim.AdamW, lr=0.05)
 
@@ -75,7 +76,7 @@ def weights(model):
 
 
 def note(result):
-    (found,) = [line for line in result.notes if "features cached" in line]
+    (found,) = [line for line in result.notes if "computed once" in line]
     return found
 
 
@@ -145,7 +146,7 @@ def test_dropout_in_the_frozen_part_that_is_in_eval_mode_does_not_matter():
 
 def test_what_is_random_before_the_frozen_parts_end_is_not_kept():
     _, result = fitted(Net(early_dropout=0.5))
-    assert "not cached" in note(result)
+    assert "not computed once" in note(result)
     assert "random" in note(result)
 
 
@@ -173,7 +174,7 @@ def test_each_phase_has_its_own():
         for c in ("off", "auto")
     )
     torch.testing.assert_close(weights(model), weights(plain), rtol=1e-3, atol=1e-4)
-    assert len([line for line in result.notes if "features cached" in line]) == 2
+    assert len([line for line in result.notes if "computed once" in line]) == 2
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_each_phase_has_its_own():
 def test_where_inputs_change_it_says_so(settings, reason):
     settings = {"batch_size": None} | settings if "train" in settings else settings
     _, result = fitted(**settings) if "resize" not in settings else fitted(Pooled(), **settings)
-    assert "not cached" in note(result)
+    assert "not computed once" in note(result)
     assert reason in note(result)
 
 
@@ -329,7 +330,7 @@ def test_a_head_whose_output_is_changed_on_the_way_out_is_left_alone():
             return 3 * super().forward(x)
 
     _, result = fitted(Scaled())
-    assert "not cached" in note(result)
+    assert "not computed once" in note(result)
 
 
 class Tied(torch.nn.Module):
@@ -382,7 +383,7 @@ def cut_of(model, *trained):
         module.requires_grad_(True)
     hp.train_mode(model)
     before = [weights(model), torch.get_rng_state()]
-    found = find_split(model, data()[0][:4])
+    found = find_cut(model, data()[0][:4])
     assert all(map(torch.equal, before, [weights(model), torch.get_rng_state()]))
     return found
 
@@ -414,7 +415,7 @@ def test_a_tail_that_changes_its_input_in_place_does_not_change_what_is_kept(cac
 def test_the_cut_is_as_late_as_can_be():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     model[1].requires_grad_(False)
-    cut = find_split(model, data()[0])
+    cut = find_cut(model, data()[0])
     assert cut.tail == [model[3]]
 
 
@@ -461,16 +462,13 @@ def test_another_shape_and_settings_between_two_modules_do_not_matter(frozen):
 def test_what_else_is_done_between_two_modules_is_no_shape(shaped):
     model = Convolutions(shaped)
     tricks = hp.Tricks(transfer=hp.Transfer(freeze=2, rate_factor=1.0))
-    assert "not cached" in note(hp.fit(model, data(), optimizer=adamw, epochs=3, batch_size=8, tricks=tricks))
+    assert "not computed once" in note(hp.fit(model, data(), optimizer=adamw, epochs=3, batch_size=8, tricks=tricks))
 
 
 def test_it_is_found_for_the_built_in_network_at_each_depth():
-    run = assemble(
-        resnet(3),
-        (torch.randn(16, 1, 16, 16), torch.arange(16) % 3),
-        optimizer=adamw, epochs=9, batch_size=8,
-        tricks=hp.Tricks(transfer=hp.Transfer(freeze=-1, unfreeze_every_epochs=2.0)),
-    )  # fmt: skip
+    data = torch.randn(16, 1, 16, 16), torch.arange(16) % 3
+    tricks = hp.Tricks(transfer=hp.Transfer(freeze=-1, unfreeze_every_epochs=2.0))
+    run = assemble(resnet(3), data, Plan.of(optimizer=adamw, epochs=9, batch_size=8), tricks)
     for phase in run.phases[:4]:
         _, source = run.enter(phase)
         assert source is not run.source, phase

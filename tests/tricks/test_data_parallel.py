@@ -23,6 +23,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.loop import gradients, micro_batches, steps
+from heptane.core.plan import Plan
 from heptane.core.run import Phase
 from heptane.distributed.replicas import broadcast_buffers, check_replicas
 from heptane.distributed.workers import Worker, all_gather, this_worker
@@ -236,11 +237,11 @@ def with_bad_inputs(row: int) -> tuple[dict[str, torch.Tensor], list[list[str]]]
     """BatchNorm over all workers, and an input of the first batch that is not finite: in the share of the first worker or of
     the last. The parameters, and what each worker has to say."""
     tricks = hp.Tricks(data_parallel=hp.DataParallel(sync_batchnorm=True))
-    one = assemble(normalising(), points(), tricks=tricks, optimizer=sgd, epochs=1, batch_size=8)
+    one = assemble(normalising(), points(), Plan.of(optimizer=sgd, epochs=1, batch_size=8), tricks=tricks)
     one.source.inputs[hp.epoch_order(SAMPLES, 0, 0)[row]] = float("nan")  # after the data was looked at
     for _ in steps(one):
         pass
-    return dict(one.model.state_dict()), all_gather(one.faults.messages, one.worker)
+    return dict(one.model.state_dict()), all_gather(one.events.warnings, one.worker)
 
 
 def replicas_after(change: str | None) -> str:
@@ -267,7 +268,7 @@ def all_reduces(workers: int) -> int:
         return default_hooks.allreduce_hook(state, bucket)
 
     tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=workers))
-    one = assemble(mlp(), points(), tricks=tricks, optimizer=sgd, epochs=1, batch_size=8, accumulate=4)
+    one = assemble(mlp(), points(), Plan.of(optimizer=sgd, epochs=1, batch_size=8, accumulate=4), tricks=tricks)
     enter = one.enter
 
     def enter_and_count(phase: Phase) -> tuple[torch.nn.Module, Any]:
@@ -380,7 +381,7 @@ def test_256_workers_of_32_samples_reduce_to_the_gradient_of_8192() -> None:
     random = torch.Generator().manual_seed(7)
     x = torch.randn(8192, 6, generator=random, dtype=torch.float64)
     y = torch.randint(0, CLASSES, (8192,), generator=random)
-    one = assemble(mlp(), (x, y), optimizer=sgd, epochs=1, batch_size=8192)
+    one = assemble(mlp(), (x, y), Plan.of(optimizer=sgd, epochs=1, batch_size=8192))
 
     def gradient(worker: Worker) -> torch.Tensor:
         one.worker = worker
@@ -571,7 +572,7 @@ def unsharded(path: Path) -> dict[str, torch.Tensor]:
     """The model that a worker alone finds in a checkpoint in parts."""
     x, y = points()
     settings = {"optimizer": adamw, "batch_size": 8, "clip_norm": 0.5, "seed": 3, "epochs": 2}
-    alone = assemble(normalising(), (x, y), **settings)
+    alone = assemble(normalising(), (x, y), Plan.of(**settings))
     assert restore.load(alone, checkpoint.read(path))[0] == 3
     return dict(alone.model.state_dict())
 

@@ -17,6 +17,7 @@ import heptane as hp
 from heptane.assemble import assemble
 from heptane.base.device import find_device
 from heptane.core.loop import steps
+from heptane.core.plan import Plan
 from heptane.core.precision.step import Autocast, Precision, Scaled, check_master_weights, evaluation
 from heptane.core.run import Run
 from heptane.distributed.workers import Worker, this_worker
@@ -159,7 +160,7 @@ def points(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tens
 def scaled_run(scale: float, floor: float = 2.0**-40, **more: Any) -> tuple[Sensitive, Run]:
     model = Sensitive()
     settings = {"optimizer": sgd, "epochs": 4, "batch_size": 8, "seed": 2} | more
-    run = assemble(model, points(), tricks=hp.Tricks(cyclical=hp.Cyclical()), device="cpu", **settings)
+    run = assemble(model, points(), Plan.of(device="cpu", **settings), tricks=hp.Tricks(cyclical=hp.Cyclical()))
     run.precision = fp16(scale=scale, floor=floor)
     return model, run
 
@@ -185,7 +186,7 @@ def test_what_no_scale_can_help_is_an_error_that_names_the_step_and_the_model_is
     x, y = points()
     x[hp.epoch_order(24, 2, 0)[8]] = 1e38  # a sample of the second step: finite, but not when multiplied
     model = Sensitive()
-    run = assemble(model, (x, y), optimizer=sgd, epochs=1, batch_size=8, seed=2, device="cpu", on_nan="stop")
+    run = assemble(model, (x, y), Plan.of(optimizer=sgd, epochs=1, batch_size=8, seed=2, device="cpu", on_nan="stop"))
     run.precision = fp16(scale=16.0, floor=1.0)
     events = steps(run)
     next(events)
@@ -211,7 +212,7 @@ def overflow(rank: int, strategy: str) -> list[Any]:
     torch.manual_seed(0)
     model = Counting(partial(overflows_once, rank), torch.nn.Linear(4, 3))
     tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2, strategy=strategy))
-    run = assemble(model, points(), tricks=tricks, optimizer=sgd, epochs=2, batch_size=8, device="cpu")
+    run = assemble(model, points(), Plan.of(optimizer=sgd, epochs=2, batch_size=8, device="cpu"), tricks=tricks)
     run.precision = fp16(scale=8.0)
     applied = [step.step for step in steps(run)]
     mine = [applied, run.skipped, run.precision.state(), model.passes, run.gathered().layer.weight.tolist()]

@@ -6,6 +6,11 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 
 
+def default_device() -> str:
+    """Where training runs by default: this worker's GPU, or the CPU."""
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
 def find_device(device: str | torch.device) -> torch.device:
     """Return the device of this name.
 

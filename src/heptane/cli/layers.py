@@ -9,7 +9,7 @@ from typing import Any
 
 from heptane.base.lazy import torch
 from heptane.cli.planning import plan_run
-from heptane.cli.train import arguments, num_outputs, read
+from heptane.cli.train import num_outputs, plan_of, read
 from heptane.data import Data
 from heptane.tricks import Tricks
 from heptane.tricks.transfer import Transfer
@@ -44,8 +44,7 @@ def groups_of(settings: Any, data: Data, tricks: Tricks) -> tuple[list[dict[str,
 
     torch.manual_seed(settings.seed)
     model = build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data))
-    plan = {name: value for name, value in arguments(settings).items() if name != "evaluate_every_epochs"}
-    run = assemble(model, data.train, tricks=tricks, epochs=settings.epochs, seed=settings.seed, **plan)
+    run = assemble(model, data.train, plan_of(settings), tricks)
     assert isinstance(run.stages, Stages)
     groups = run.stages.groups
     assert groups is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from heptane.cli.flags import race_settings_from_flags
 from heptane.cli.loading import is_rank_zero
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import plan_run
-from heptane.cli.train import arguments, facts, num_outputs, out_folder, read
+from heptane.cli.train import extras_of, facts, num_outputs, out_folder, plan_of, read
 from heptane.data import Data
 from heptane.race.arms import make_arms
 from heptane.session.settings import RaceSettings, Settings, convert, to_toml
@@ -82,35 +82,37 @@ def _race(
     about: dict[str, Any],
 ) -> int:
     from heptane.pretrained.models import build
-    from heptane.race import race as run
+    from heptane.race.race import RaceExtras, RaceRequest
     from heptane.race.tables import race_summary
 
+    extras: RaceExtras = extras_of(
+        settings,
+        RaceExtras,
+        weights="last",
+        accuracy_in=own.accuracy_seconds,
+        fixed_seeds=own.fixed_seeds,
+        tune=own.tune,
+        peak=own.peak,
+        planned_epochs=own.planned_epochs,
+        force=flags.force,
+        dry_run=flags.dry_run,
+    )
     try:
-        result = run(
+        request = RaceRequest(
             lambda: build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data)),
             data.train,
             data.valid,
-            test=data.test,
-            epochs=settings.epochs or 1.0,
+            replace(plan_of(settings), extras=extras.of_a_run),
+            extras,
             target=settings.target,
-            accuracy_in=own.accuracy_seconds,
             tricks=tricks,
             arms=own.arm_names,
             seeds=own.seeds,
-            fixed_seeds=own.fixed_seeds,
-            seed=settings.seed,
             budget=own.budget_seconds,
-            tune=own.tune,
-            peak=own.peak,
-            planned_epochs=own.planned_epochs,
-            out=out,
-            resume=bool(flags.resume),
-            force=flags.force,
-            dry_run=flags.dry_run,
-            progress=True,
+            test=data.test,
             about=about,
-            **arguments(settings),
         )
+        result = request.race(out, resume=bool(flags.resume), progress=True)
     except KeyboardInterrupt:
         print(f"heptane: interrupted; go on with: heptane race --resume {shlex.quote(str(out))}", file=sys.stderr)
         return 130

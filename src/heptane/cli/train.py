@@ -18,6 +18,7 @@ from heptane.cli.loading import describe_data, is_rank_zero
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import Planned, plan_run
 from heptane.cli.resume import settings_file
+from heptane.core.plan import Extras, Plan
 from heptane.data import Data
 from heptane.session.settings import Choice, Settings, choice, convert, read_file, to_toml
 from heptane.tricks import KINDS, Tricks
@@ -77,9 +78,7 @@ def _predict(settings: Settings, data: Data, tricks: Tricks, flags: argparse.Nam
         latency_microseconds=flags.plan_latency,
         per_host=flags.plan_per_host,
         tricks=tricks.without("data_parallel"),
-        epochs=settings.epochs,
-        seed=settings.seed,
-        **{name: value for name, value in arguments(settings).items() if name != "evaluate_every_epochs"},
+        how=plan_of(settings),
     )
     megabytes = sum(cost.buckets) / 1e6
     print(
@@ -97,9 +96,10 @@ def _predict(settings: Settings, data: Data, tricks: Tricks, flags: argparse.Nam
 
 def _fit(planned: Planned, out: Path, flags: argparse.Namespace, about: dict[str, Any]) -> int:
     from heptane.base.lazy import torch
-    from heptane.fit import fit
     from heptane.pretrained.models import build
     from heptane.report.console import summary
+    from heptane.session.request import Request
+    from heptane.training import train_as_asked
 
     settings, data, tricks = planned.settings, planned.data, planned.tricks
     torch.manual_seed(settings.seed)
@@ -107,28 +107,22 @@ def _fit(planned: Planned, out: Path, flags: argparse.Namespace, about: dict[str
     about |= facts(settings, data) | {"settings_toml": to_toml(settings, tricks), "files": data.files}
     try:
         warnings.filterwarnings("ignore", message="cannot write ")  # it is said below
-        result = fit(
+        request = Request(
             model,
             data.train,
+            plan_of(settings, force=flags.force),
             data.valid,
-            test=data.test,
-            epochs=settings.epochs or 1.0,
+            data.test,
             tricks=tricks,
             target=settings.target,
-            seed=settings.seed,
             run_dir=out,
             resume=bool(flags.resume),
-            **arguments(settings),
             progress=True,
-            force=flags.force,
-            weights=settings.weights,
-            patience=settings.patience,
-            checkpoint_every=settings.checkpoint_every,
-            keep_checkpoints=settings.keep_checkpoints,
             about=about,
             started=process_start(),
             deadline=planned.deadline,
         )
+        result = train_as_asked(request)
     except KeyboardInterrupt as error:
         if is_rank_zero():
             what = str(error) or "interrupted"
@@ -145,38 +139,38 @@ def _fit(planned: Planned, out: Path, flags: argparse.Namespace, about: dict[str
     return 0
 
 
-def arguments(settings: Settings) -> dict[str, Any]:
-    """The settings as :func:`heptane.fit` takes them, but for those in which the runs of a race differ."""
+def plan_of(settings: Settings, **more: Any) -> Plan:
+    """The settings as a plan; ``more`` are extras that are no settings."""
     from heptane.core import optimizers
-    from heptane.data.augment import CropFlip, Warp
-    from heptane.data.resize import ProgressiveResize
 
     assert settings.lr is not None
     assert settings.optimizer is not None
+    factory = optimizers.optimizer_factory(
+        settings.optimizer, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+    return Plan(
+        optimizer=factory,
+        epochs=settings.epochs or 1.0,
+        extras=extras_of(settings, **more),
+        **{name: getattr(settings, name) for name in ("batch_size", "loss", "seed", "accumulate", "clip_norm", "device")},
+    )
+
+
+def extras_of(settings: Settings, kind: type[Extras] = Extras, **more: Any) -> Any:
+    """The settings that are extras, each by its own name."""
+    from heptane.data.augment import CropFlip, Warp
+    from heptane.data.resize import ProgressiveResize
+
+    augments = {"flip": CropFlip(padding=0), "crop-flip": CropFlip(), "warp": Warp(), "warp-flip": Warp(flip=True)}
     small = settings.progressive_size
-    return {
-        "optimizer": optimizers.optimizer_factory(
-            settings.optimizer, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        ),
-        "batch_size": settings.batch_size,
-        "loss": settings.loss,
-        "accumulate": settings.accumulate,
-        "clip_norm": settings.clip_norm,
-        "augment": {
-            "none": None,
-            "flip": CropFlip(padding=0),
-            "crop-flip": CropFlip(),
-            "warp": Warp(),
-            "warp-flip": Warp(flip=True),
-        }[settings.augment or "none"],
+    own = {option.name: getattr(settings, option.name) for option in fields(Extras) if hasattr(settings, option.name)}
+    own |= {
+        "augment": augments.get(settings.augment or "none"),
         "resize": ProgressiveResize(size=small, until=settings.progressive_until) if small is not None else None,
-        "evaluate_every_epochs": settings.evaluate_every_epochs,
-        "compile": settings.compile,
-        "device": settings.device,
-        "average_decay": settings.average_decay,
-        "on_nan": settings.on_nan,
-        "nan_limit": settings.nan_limit,
     }
+    if settings.evaluate_every_epochs is None:
+        del own["evaluate_every_epochs"]
+    return kind(**own | more)
 
 
 def facts(settings: Settings, data: Data) -> dict[str, Any]:

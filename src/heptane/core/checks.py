@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
@@ -14,7 +14,7 @@ from heptane.core.criterion import loss_input
 from heptane.core.cross_entropy import find_class_dim
 from heptane.core.custom_losses import ModelLoss
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise
-from heptane.data.batches import BatchTransform, Source, TensorSource
+from heptane.data.batches import Source, TensorSource
 from heptane.data.loader import preserved_loader
 from heptane.data.resize import ProgressiveResize
 from heptane.data.skipped_samples import DataError, SkippedSamples
@@ -22,6 +22,9 @@ from heptane.data.sources import as_loader
 from heptane.model.forward import main_output
 from heptane.model.names import clean_name
 from heptane.model.probe import probe_output
+
+if TYPE_CHECKING:
+    from heptane.core.run import Run
 
 TRIED = 32  # samples on which an evaluation is tried
 
@@ -58,11 +61,11 @@ def check_trainable(model: torch.nn.Module) -> None:
             )
 
 
-def check_one_output(evaluation: Any, try_training: Callable[[], Any]) -> None:
+def check_one_output(evaluation: Any, probe_training: Callable[[], Any]) -> None:
     """Refuse a model that gives one output in evaluation, and in training several, of which none is the output."""
     training = evaluation
     with suppress(Exception):  # what fails in training is its first step's to report
-        training = try_training()
+        training = probe_training()
     if isinstance(main_output(evaluation)[0], torch.Tensor) and not isinstance(main_output(training)[0], torch.Tensor):
         names = f" with {', '.join(map(repr, training))}" if isinstance(training, dict) else ""
         raise InputError(
@@ -253,46 +256,40 @@ def first_batch(data: Any, batch_size: int, name: str, bad: SkippedSamples | Non
     return first
 
 
-def check_evaluation(
-    model: torch.nn.Module,
-    criterion: Criterion,
-    place: BatchTransform,
-    name: str,
-    data: Any,
-    bad: SkippedSamples,
-    *,
-    tries: bool = True,
-) -> list[str]:
+def check_evaluation(run: Run, name: str, data: Any, *, tries: bool = True) -> list[str]:
     """Refuse evaluation data that would fail after an epoch of training: empty, or with targets that do not fit, all of them
-    where they are in memory, else those of the first batch; what is to be said of their types where these are not the
-    training data's.
+    where they are in memory, else those of the first batch; notes on types that differ from the training data's.
+
+    Nothing is noted of samples that cannot be read: they are found again when the data are evaluated.
 
     Args:
-        bad: what is known of samples that cannot be used; nothing is noted in it.
+        run: what is going to be evaluated.
+        name: ``valid`` or ``test``.
+        data: the evaluation data.
         tries: whether the model can be run here.
     """
-    known, called = in_memory(data), "validation" if name == "valid" else name
+    known, called, place = in_memory(data), "validation" if name == "valid" else name, run.place
     if not known and length(data) == 0:
         raise InputError(f"{name} is empty: 0 samples")
     if hasattr(getattr(data, "dataset", data), "__next__"):
         return []  # it may be read once only
     try:
         with preserved_loader(data) if isinstance(data, torch.utils.data.DataLoader) else nullcontext():
-            first = first_batch(data, TRIED, called, None if known else replace(bad, found={}, said=set(), say=_silent))
-        inputs, targets = (place.move(part) for part in first)
-        labels = isinstance(criterion, ModelLoss)
+            bad = None if known else replace(run.bad, found={}, said=set(), say=_silent)
+            inputs, targets = (place.move(part) for part in first_batch(data, TRIED, called, bad))
+        labels = isinstance(run.criterion, ModelLoss)
         whole = inputs_and_targets(data)[0] if known else None
-        said = place.cast.learn(model, inputs, targets, labels=labels, whole=whole, tries=tries)
+        notes = place.cast.learn(run.model, inputs, targets, labels=labels, whole=whole, tries=tries)
         inputs, targets = place.inputs(inputs), place.targets(targets)
-        output = loss_input(criterion, probe_output(model, inputs, targets if labels else None))
-        check_targets(criterion, output, place.targets(inputs_and_targets(data)[1]) if known else targets)
+        output = loss_input(run.criterion, probe_output(run.model, inputs, targets if labels else None))
+        check_targets(run.criterion, output, place.targets(inputs_and_targets(data)[1]) if known else targets)
         if not labels:
-            _try_loss(criterion, output, targets)
+            _try_loss(run.criterion, output, targets)
     except DataError as error:
         raise error if str(error).startswith(called) else DataError(f"{called} data: {error}") from None
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    return [f"{called}: {text}" for text in said]
+    return [f"{called}: {text}" for text in notes]
 
 
 def _silent(message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from heptane.base.events import Events
 from heptane.base.lazy import torch
 from heptane.base.randomness import seed_torch
 from heptane.base.tree import tree_map
@@ -16,9 +17,7 @@ from heptane.model.names import without_compiled
 if TYPE_CHECKING:
     from heptane.core.run import Run
 
-ON_NAN = ("skip", "stop", "rewind", "ignore")
 SHOWN_SAMPLES = 8
-MOST_MESSAGES = 100
 REMEDY = "lower the learning rate, clip gradients (clip_norm=1.0), or look at the inputs of that step"
 
 
@@ -42,20 +41,20 @@ class Faults:
 
     on_nan: str = "skip"
     limit: int = 10
+    events: Events = field(default_factory=Events)
+    """told of each fault, as a warning"""
     passed_over: set[int] = field(default_factory=set)
     """steps whose gradients were not finite: they are not applied, nor tried again"""
     left_out: set[int] = field(default_factory=set)
     """steps too few of whose samples can be used: they are not applied either"""
-    messages: list[str] = field(default_factory=list)
-    """what happened, in order: for the report"""
     bad: SkippedSamples = field(default_factory=SkippedSamples)
     """samples that cannot be used"""
     _first: tuple[int, str] = (-1, "")
 
     def __post_init__(self) -> None:
         for name, reason in self.bad.found.items():  # in the first batch, which was looked at before the run
-            self.say(skip_message(name, reason))
-        self.bad.say = self.say
+            self.events.warn(skip_message(name, reason))
+        self.bad.say = self.events.warn
 
     def nonfinite(self, run: Run, batch: Batch, step: int) -> None:
         """The gradients of ``step`` are not finite, and no lower loss scale helps.
@@ -77,7 +76,9 @@ class Faults:
             raise FloatingPointError(f"{many}{began}: {REMEDY}{fp16}")
         self.passed_over.add(step)
         how = "passed over" if self.on_nan == "skip" else "went back to the last checkpoint, then past it"
-        self.say(f"{self._first[1]}; {how}" if first == step else f"step {step}: the gradients are not finite, {how}")
+        self.events.warn(
+            f"{self._first[1]}; {how}" if first == step else f"step {step}: the gradients are not finite, {how}"
+        )
         if self.on_nan == "rewind":
             raise Rewind(step)
 
@@ -89,17 +90,12 @@ class Faults:
         """Whether it is known of ``step`` that it is not applied."""
         return step in self.passed_over or step in self.left_out
 
-    def say(self, message: str) -> None:
-        """Remember what happened."""
-        if len(self.messages) < MOST_MESSAGES:
-            self.messages.append(message)
-
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {
             "passed_over": sorted(self.passed_over),
             "left_out": sorted(self.left_out),
-            "messages": list(self.messages),
+            "messages": self.events.warnings,
             "bad": dict(self.bad.found),
             "first": list(self._first),
         }
@@ -107,7 +103,7 @@ class Faults:
     def load_state(self, state: dict[str, Any]) -> None:
         """What :meth:`state` gave."""
         self.passed_over, self.left_out = set(state["passed_over"]), set(state.get("left_out", ()))
-        self.messages = list(state["messages"])
+        self.events.replace_warnings(list(state["messages"]))
         self.bad.found = dict(state["bad"])
         self._first = (int(state["first"][0]), str(state["first"][1]))
 
@@ -115,7 +111,7 @@ class Faults:
         """After the checkpoint was loaded: what is known from the time that was undone."""
         self.passed_over |= {*before["passed_over"], step}
         self.left_out |= set(before["left_out"])
-        self.messages = before["messages"]
+        self.events.replace_warnings(before["messages"])
         self.bad.found = before["bad"]
         self._first = (before["first"][0], before["first"][1])
 

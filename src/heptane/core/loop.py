@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.base.progress import working
 from heptane.base.randomness import seed_torch
-from heptane.base.tree import first_tensor, in_memory, inputs_and_targets, select_rows
+from heptane.base.tree import first_tensor
 from heptane.core.criterion import model_output
-from heptane.core.custom_losses import ModelLoss
-from heptane.core.custom_metrics import MetricSet
-from heptane.core.eval_batch import BatchSplitter, is_out_of_memory
+from heptane.core.eval_batch import is_out_of_memory
 from heptane.core.losses import safe_divisor
-from heptane.core.metrics import EvalMeter
-from heptane.core.precision.step import Precision, evaluation
 from heptane.core.schedule import set_rates
-from heptane.data.batches import Batch, BatchTransform
-from heptane.data.consistency import SameBatches
+from heptane.data.batches import Batch
 from heptane.data.skipped_samples import READER_REMEDY, DataError
-from heptane.data.sources import as_loader
-from heptane.distributed.replicas import NOT_REENTRANT, average_gradient, broadcast_buffers, is_sharded, no_sync
-from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather, all_reduce
+from heptane.distributed.replicas import NOT_REENTRANT, average_gradient, no_sync
 from heptane.model.forward import GRAPH_MODES
-from heptane.model.modes import enable_gradients, eval_mode, restore_modes, save_modes
+from heptane.model.modes import enable_gradients, restore_modes, save_modes
 
 if TYPE_CHECKING:
     from heptane.core.run import Run
-    from heptane.data.skipped_samples import SkippedSamples
 
 UNUSED = "Expected to have finished reduction in the prior iteration"  # DDP's
 TWICE = "Expected to mark a variable ready only once"
@@ -96,7 +87,7 @@ def update(run: Run, forward: torch.nn.Module, batch: Batch, step: int) -> torch
         run.faults.left_out.add(step)
         if batch.size:
             few = f"its batch has {batch.size} sample(s), and BatchNorm needs {run.least_samples}"
-            run.faults.say(f"step {step}: left out, since {few}")
+            run.events.warn(f"step {step}: left out, since {few}")
     if run.faults.skips(step):
         return None
     run.buffers.save()
@@ -161,13 +152,18 @@ def in_smaller_parts(run: Run, batch: Batch, step: int, error: RuntimeError) -> 
             f"take them ({one_line(error)}): make them alike"
         ) from error
     most = batch.size // run.least_samples
-    if not is_out_of_memory(error) or run.worker.size > 1 or run.accumulate >= most or run.plan.compile in GRAPH_MODES:
+    if (
+        not is_out_of_memory(error)
+        or run.worker.size > 1
+        or run.accumulate >= most
+        or run.plan.extras.compile in GRAPH_MODES
+    ):
         raise error
     error.__traceback__ = None  # it holds what the step has allocated
     run.accumulate = min(2 * run.accumulate, most)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    run.faults.say(
+    run.events.warn(
         f"step {step}: not enough memory for a batch of {batch.size}: from here on each is computed in {run.accumulate} "
         "micro-batches; BatchNorm normalises over a micro-batch"
     )
@@ -223,70 +219,3 @@ def micro_batches(share: slice, count: int, exactly: bool = False) -> list[slice
     count = count if exactly else max(1, min(count, size))
     edges = [share.start + index * size // count for index in range(count + 1)]
     return [slice(low, high) for low, high in pairwise(edges)]
-
-
-def evaluate_with(
-    model: torch.nn.Module,
-    data: Any,
-    criterion: Any,
-    *,
-    precision: Precision | None = None,
-    metrics: dict[str, Any] | None = None,
-    batch_size: int = 512,
-    place: BatchTransform | None = None,
-    worker: Worker = SINGLE_WORKER,
-    bad: SkippedSamples | None = None,
-    name: str = "evaluation",
-    say: Callable[[str], None] = lambda said: None,
-) -> dict[str, float]:
-    """Loss, accuracy and metrics of ``model`` on ``data``; the model's modes are put back as they were. Samples that cannot
-    be read are noted in ``bad``, under ``name``, or are an error. Types that only these data have go to ``say``."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    meter, measures = EvalMeter(criterion, worker), MetricSet(metrics, device, worker)
-    precision, place = precision or Precision(), place or BatchTransform(device)
-    if worker.size > 1:
-        broadcast_buffers(model)
-    count = len(first_tensor(inputs_and_targets(data)[1])) if in_memory(data) and worker.size == 1 else None
-    own, sharded = isinstance(criterion, ModelLoss), is_sharded(model)
-    halves = BatchSplitter(
-        lambda x, y: precision.to_fp32(model_output(criterion, model, place.inputs(x), y)), splits=not sharded
-    )
-    doing = working("evaluating" if count is None else f"evaluating {count:,} samples", count)
-    with eval_mode(model), evaluation(precision), doing as advance:
-        same = SameBatches(name, worker)
-        look = same.add if worker.size > 1 else lambda batch: None
-        batches = as_loader(data, batch_size, worker.share, bad, name, look)
-        for inputs, targets in batches if not sharded else together(batches, data, worker, place):
-            advance(len(first_tensor(inputs)))
-            inputs, targets = place.move(inputs), place.move(targets)
-            if targets is not None:
-                for said in place.cast.learn(model, inputs, targets, labels=own, tries=not sharded):
-                    say(f"{name}: {said}")
-            for output, shown in halves.of(inputs, place.targets(targets)):
-                if shown is not None:
-                    measures.add(output, shown)
-                    meter.add(output, shown)  # after it: a loss of the user's may work in place on the output
-        same.check()
-        if bad is not None and bad.limit and worker.size > 1:
-            bad.of_all_workers(all_gather(dict(bad.found), worker))
-        found, nonfinite = measures.read(model, data)
-    if nonfinite and bad is not None:
-        bad.say_once(name, nonfinite)
-    return {**meter.read(), **found}
-
-
-def together(batches: Iterator[Any], data: Any, worker: Worker, place: BatchTransform) -> Iterator[tuple[Any, Any]]:
-    """``batches``, and then one sample's inputs without targets until every worker is done: all must run a sharded model
-    equally often."""
-    spare = None
-    while True:
-        batch = next(batches, None)
-        if not all_reduce(torch.tensor(float(batch is not None), device=place.device), worker):
-            return
-        if batch is not None:
-            spare = select_rows(batch[0], slice(0, 1))
-            yield batch
-        else:
-            if spare is None:
-                spare = select_rows(next(as_loader(data, 1, SINGLE_WORKER.share))[0], slice(0, 1))
-            yield spare, None

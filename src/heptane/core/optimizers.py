@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, check_range, did_you_mean, one_line
 from heptane.base.lazy import torch
+from heptane.core.checks import check_optimizer
 
 if TYPE_CHECKING:
-    from heptane.core.run import OptimizerFactory
+    from heptane.core.plan import OptimizerFactory
 
 REFERENCE_BATCH = 128
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "nadam": 1e-3, "radam": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
@@ -49,7 +50,7 @@ def optimizer_factory(
         weight_decay: at least 0; None: 5e-4 for SGD, the optimizer's own default elsewhere.
 
     Raises:
-        InputError: an unknown name, with the nearest one, or a value out of range.
+        InputError: an unknown name, with the did_you_mean one, or a value out of range.
 
     Example:
         >>> optimizer_factory("sgd", 0.1)([torch.nn.Parameter(torch.zeros(1))]).defaults["nesterov"]
@@ -132,6 +133,35 @@ def build_optimizer(factory: OptimizerFactory, params: list[Any]) -> Any:
                 "pass each parameter to the optimizer once"
             )
     return built
+
+
+def model_optimizer(
+    factory: OptimizerFactory,
+    model: torch.nn.Module,
+    of_loss: list[torch.nn.Parameter],
+    groups: list[dict[str, Any]] | None,
+) -> torch.optim.Optimizer:
+    """The optimizer of the model's parameters and, after them, of the loss's.
+
+    Args:
+        factory: the user's.
+        model: whose parameters train.
+        of_loss: the parameters of the loss.
+        groups: groups of the model's parameters, with factors of the learning rate as ``lr``; None for one group.
+    """
+    if groups is None:
+        built = build_optimizer(factory, list(model.parameters()))
+        check_optimizer(built, None)
+        held = {id(parameter) for group in built.param_groups for parameter in group["params"]}
+        if not all(id(parameter) in held for parameter in of_loss):  # unless the factory has put them in by itself
+            built = build_optimizer(factory, [*model.parameters(), *of_loss])
+        return built  # type: ignore[no-any-return]
+    groups = groups + ([{"params": of_loss, "lr": 1.0, "name": "loss"}] if of_loss else [])
+    built = build_optimizer(factory, [{"params": group["params"], "name": group["name"]} for group in groups])
+    check_optimizer(built, len(groups))
+    for group, factor in zip(built.param_groups, groups, strict=True):
+        group["lr"] = group["lr"] * factor["lr"]
+    return built  # type: ignore[no-any-return]
 
 
 def has_momentum(factory: OptimizerFactory) -> bool:

@@ -2,82 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from heptane.base.clock import Clock
-from heptane.base.errors import InputError, check_choice, check_range
+from heptane.base.events import Events
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor
-from heptane.core.faults import ON_NAN, Faults
-from heptane.core.losses import Criterion, CrossEntropy, Loss
+from heptane.core.faults import Faults
+from heptane.core.losses import Criterion
 from heptane.core.metrics import TrainMeter
+from heptane.core.plan import Plan
 from heptane.core.precision.step import Precision
 from heptane.core.schedule import Rates, base_rates
-from heptane.data.augment import Augment, CallableAugment, as_augment
 from heptane.data.batches import Batch, BatchTransform, Source
-from heptane.data.resize import ProgressiveResize
 from heptane.data.skipped_samples import SkippedSamples
 from heptane.distributed.heartbeat import Heartbeat
 from heptane.distributed.replicas import check_replicas
 from heptane.distributed.workers import Worker
 from heptane.model.averaging import Average
 from heptane.model.buffers import BufferSnapshot
-from heptane.model.forward import GRAPH_MODES, check_compile, compiled
-
-OptimizerFactory = Callable[[Any], Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a run takes beside model, data and tricks; the fields are arguments of :func:`heptane.fit`."""
-
-    optimizer: OptimizerFactory
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    loss: str | Loss | CrossEntropy | None = None
-    accumulate: int = 1
-    clip_norm: float | None = None
-    augment: Augment | CallableAugment | None = None
-    resize: ProgressiveResize | None = None
-    compile: bool | str = False
-    device: str | None = None
-    seed: int = 0
-    on_nan: str = "skip"
-    nan_limit: int = 10
-    skip_bad: int = 0
-    average_decay: float | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.optimizer, torch.optim.Optimizer) or not callable(self.optimizer):
-            raise InputError(
-                f"optimizer={type(self.optimizer).__name__}: expected a factory, "
-                "such as lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9), or a name, such as 'adamw'"
-            )
-        object.__setattr__(self, "augment", as_augment(self.augment))
-        if (self.epochs is None) == (self.steps is None):
-            raise InputError(f"epochs={self.epochs} and steps={self.steps}: expected the one or the other")
-        if self.epochs is not None:
-            check_range("epochs", self.epochs, 0, 1e9, low_open=True)
-        if self.steps is not None:
-            check_range("steps", self.steps, 1, whole=True)
-        check_range("accumulate", self.accumulate, 1, whole=True)
-        check_range("seed", self.seed, 0, 2**31, whole=True)
-        check_choice("on_nan", self.on_nan, ON_NAN)
-        check_compile(self.compile)
-        if self.compile in GRAPH_MODES and self.accumulate > 1:
-            raise InputError(
-                f"compile={self.compile!r} with accumulate={self.accumulate}: a CUDA graph writes the gradients of each "
-                "micro-batch over the last one's; use compile=True or accumulate=1"
-            )
-        check_range("nan_limit", self.nan_limit, 1, whole=True)
-        check_range("skip_bad", self.skip_bad, 0, whole=True)
-        if self.average_decay is not None:
-            check_range("average_decay", self.average_decay, 0, 1, low_open=True, high_open=True)
-        if self.clip_norm is not None:
-            check_range("clip_norm", self.clip_norm, 0, low_open=True)
+from heptane.model.forward import compiled
 
 
 class BatchMixer(Protocol):
@@ -140,8 +86,14 @@ class Stages(Protocol):
     def settle(self, run: Run, phase: Phase) -> Features | None:
         """Freeze what ``phase`` freezes and set the modes; features, where the frozen part can be computed once."""
 
-    def starts(self, total_steps: int, steps_per_epoch: int, num_groups: int) -> list[tuple[int, int]]:
-        """First step and number of frozen groups of each phase; none where all is one phase."""
+    def phases(self, model: torch.nn.Module, total_steps: int, steps_per_epoch: int) -> list[Phase]:
+        """The phases of a run, in order."""
+
+    def as_in_last(self, model: torch.nn.Module, phases: list[Phase]) -> AbstractContextManager[None]:
+        """While it lasts, what is frozen in the last phase is frozen; then again what is in the first."""
+
+    def modes(self, model: torch.nn.Module) -> None:
+        """Train mode, and eval mode for what is frozen."""
 
     def leave(self, model: torch.nn.Module) -> None:
         """Make it an ordinary model again."""
@@ -150,6 +102,10 @@ class Stages(Protocol):
 class Replicas(Protocol):
     """The slot that data parallel fills: how the workers' copies of the model work together."""
 
+    @property
+    def shards(self) -> bool: ...
+    @property
+    def find_unused(self) -> bool: ...
     @property
     def timeout_seconds(self) -> float: ...
     @property
@@ -178,7 +134,7 @@ class Run:
     worker: Worker
     replicas: Replicas
     find_unused: bool
-    notes: list[str]
+    events: Events
     why: dict[str, str]
     bad: SkippedSamples
     stages: Stages
@@ -206,19 +162,24 @@ class Run:
     def __post_init__(self) -> None:
         self.first = {"workers": self.worker.size, "batch_size": self.source.batch_size}  # of the run, before any resume
         self.accumulate = self.plan.accumulate
-        self.faults = Faults(self.plan.on_nan, self.plan.nan_limit, bad=self.bad)
+        self.faults = Faults(self.plan.extras.on_nan, self.plan.extras.nan_limit, self.events, bad=self.bad)
         self.heartbeat = Heartbeat(self.worker, self.replicas.timeout_seconds)
         self.meter = TrainMeter(self.criterion, self.worker)
         self.base_rates = base_rates(self.optimizer)
         mine = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         # In the model's order, whatever the groups: a norm is a sum, and its last bit depends on the order.
-        decay = self.plan.average_decay
+        decay = self.plan.extras.average_decay
         self.average = Average(self.model, decay, self.of_loss) if decay is not None else None
         both = self.model if self.loss is None else torch.nn.ModuleList([self.model, self.loss])
         self.buffers = BufferSnapshot(both, [p for name, p in both.named_parameters() if name in self.written])
         self.trained: torch.nn.Module = self.model
         self.feature_cache: Features | None = None
         self.parameters = [mine.pop(id(p)) for p in self.model.parameters() if id(p) in mine] + list(mine.values())
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of how the run was put together."""
+        return self.events.notes
 
     @property
     def seed(self) -> int:
@@ -263,4 +224,4 @@ class Run:
         if self.worker.size > 1:
             check_replicas(self.model)
             wrapped = self.replicas.wrap(self.trained, find_unused=self.find_unused)
-        return compiled(wrapped, self.plan.compile), source
+        return compiled(wrapped, self.plan.extras.compile), source

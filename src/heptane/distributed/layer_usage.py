@@ -39,6 +39,18 @@ class LayerUsage:
     reentrant: bool = False
     """whether activations are recomputed by ``checkpoint(..., use_reentrant=True)``"""
 
+    @property
+    def leaves_layers_out(self) -> bool:
+        """Whether a step may leave parameters that train without a gradient."""
+        return bool(self.unused) or self.decides
+
+    def notes(self) -> list[str]:
+        """Why the workers look for unused parameters, where they do."""
+        if not self.leaves_layers_out:
+            return []
+        why = f"no gradient reaches {', '.join(self.unused[:3])}" if self.unused else "forward goes by values or by chance"
+        return [f"{why}: the workers look for unused parameters at each step"]
+
 
 class _Watch(TorchFunctionMode):
     """Notes what a forward pass does with parameters, and whether it looks at values."""

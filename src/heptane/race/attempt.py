@@ -11,13 +11,14 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.core.metric_direction import lower_is_better
-from heptane.core.run import OptimizerFactory
+from heptane.core.plan import Plan
 from heptane.data.sources import as_source
-from heptane.fit import fit
 from heptane.race.arms import Arm
 from heptane.race.target import IN_A_ROW, Reached, standard_error, when_reached
 from heptane.session.history import Goal
+from heptane.session.request import Request
 from heptane.session.result import Result
+from heptane.training import train_as_asked
 
 REACHED, MISSED, STOPPED, FAILED, REFUSED, NOT_RUN = "reached", "missed", "stopped", "failed", "refused", "not run"
 DRAWN = 60  # points of a schedule that are kept
@@ -65,18 +66,18 @@ class RaceSpec:
     """What all arms of a race share: model, data, and how a run is made of them.
 
     ``target`` is a metric and a value; None in a race for accuracy, where every run has ``seconds`` of training.
-    ``settings`` are further arguments of :func:`heptane.fit`.
+    ``plan`` is what :func:`heptane.fit` takes beside data and tricks.
     """
 
     model: Callable[[], Any]
     train: Any
     valid: Any
     test: Any
-    optimizer: OptimizerFactory
+    metrics: dict[str, Any] | None
+    plan: Plan
     metric: str
     target: float | None
     seconds: float | None
-    settings: dict[str, Any]
     lower: bool | None = None
     """whether less of the metric is better; None goes by its name"""
 
@@ -120,20 +121,19 @@ class RaceSpec:
             goal = goal._replace(value=min(goal.value + raised, 1.0))
         try:
             torch.manual_seed(seed)
-            result = fit(
+            optimizer, extras = _at_rate(self.plan.optimizer, rate), replace(self.plan.extras, max_seconds=limit)
+            request = Request(
                 self.model(),
                 self.train,
+                replace(self.plan, optimizer=optimizer, epochs=epochs, seed=seed, extras=extras),
                 self.valid,
                 test=self.test if final else None,
-                optimizer=_at_rate(self.optimizer, rate),
-                epochs=epochs,
+                metrics=self.metrics,
                 tricks=arm.tricks,
                 target=goal,
-                max_seconds=limit,
-                seed=seed,
                 progress=progress,
-                **{"weights": "last", **self.settings},  # a race keeps no weights: it pays for no copy of the best ones
             )
+            result = train_as_asked(request)
         except InputError as error:
             return Trial(seed, REFUSED, note=one_line(error))
         except Exception as error:
@@ -226,10 +226,10 @@ class RaceSpec:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the training data."""
-        return as_source(self.train, self.settings.get("batch_size"), 0, self.settings.get("accumulate", 1)).steps_per_epoch
+        return as_source(self.train, self.plan.batch_size, 0, self.plan.accumulate).steps_per_epoch
 
 
-def _at_rate(optimizer: OptimizerFactory, factor: float) -> OptimizerFactory:
+def _at_rate(optimizer: Any, factor: float) -> Any:
     """The user's factory, with every learning rate multiplied."""
 
     def build(params: Any) -> Any:

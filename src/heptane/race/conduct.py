@@ -150,7 +150,7 @@ class RaceRunner:
                     return first
                 return max(first, self._trial(every, "epochs", length, again=1, **run), key=self.course.rank)
 
-            shortest = self.course.settings.get("evaluate_every_epochs", 1.0)
+            shortest = self.course.plan.extras.evaluate_every_epochs
             self.tuning[ALL] = shorten(first, LENGTH_STEP, count, epochs, shortest, of_length)
             return
         length = self._planned_length(every)

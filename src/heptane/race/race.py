@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.core.checks import check_model
 from heptane.core.custom_metrics import flatten_metrics
+from heptane.core.losses import Loss
 from heptane.core.optimizers import PEAK, resolve_optimizer
-from heptane.core.run import OptimizerFactory
+from heptane.core.plan import PLAIN, Extras, OptimizerFactory, Plan, accepts_extras
 from heptane.data.cast import to_tensors
 from heptane.distributed.workers import under_launcher
 from heptane.race.arms import make_arms
@@ -60,6 +61,48 @@ class RaceResult:
         return str(self.record["summary"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class RaceExtras(Extras):
+    """Options of a race beside the everyday ones: those of its runs, as in :class:`heptane.Extras`, and of the race."""
+
+    evaluate_every_epochs: float = 0.5
+    weights: str = "last"  # a race keeps no weights: it pays for no copy of the best ones
+    accumulate: int = 1
+    """As in :func:`heptane.fit`."""
+    clip_norm: float | None = None
+    """As in :func:`heptane.fit`."""
+    device: str | None = None
+    """As in :func:`heptane.fit`."""
+    accuracy_in: float | None = None
+    """Race for the best validation accuracy within this many seconds of training, in place of a target."""
+    fixed_seeds: bool = False
+    """Run all the seeds, also where a verdict is clear sooner, and never more: verdicts are then tested at 5%, in place of
+    1%, which leaves room for looking again and again."""
+    tune: int = TRIALS
+    """Trials per side before the race: learning rates for plain, lengths of the cycle for the arms that have one. 0 takes
+    the optimizer's learning rate and ``planned_epochs`` as they are."""
+    peak: float = PEAK
+    """Peak of a cycle, in multiples of the optimizer's own learning rate, above 0."""
+    planned_epochs: float | None = None
+    """Length of the arms with a cycle; None is tuned, or ``epochs`` where nothing is."""
+    dry_run: bool = False
+    """Measure a few steps of each arm, and give a record with ``expected_seconds`` per arm; nothing is written."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("tune", self.tune, 0, 20, whole=True)
+        check_range("peak", self.peak, 0, low_open=True)
+        for name in ("accuracy_in", "planned_epochs"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0, low_open=True)
+
+    @property
+    def of_a_run(self) -> Extras:
+        """Those of each run."""
+        return Extras(**{option.name: getattr(self, option.name) for option in fields(Extras)})
+
+
+@accepts_extras(RaceExtras, *PLAIN)
 def race(
     model: Callable[[], torch.nn.Module],
     train: Any,
@@ -68,27 +111,20 @@ def race(
     optimizer: OptimizerFactory | str,
     lr: float | None = None,
     epochs: float,
+    batch_size: int | None = None,
+    loss: str | Loss | None = None,
     target: float | tuple[str, float] | None = None,
-    accuracy_in: float | None = None,
     tricks: Tricks | None = None,
     arms: Sequence[str] | None = None,
     seeds: int = 3,
     seed: int = 0,
     budget: float | None = None,
-    fixed_seeds: bool = False,
-    tune: int = TRIALS,
-    peak: float = PEAK,
-    planned_epochs: float | None = None,
     test: Any = None,
+    metrics: Any = None,
     out: Any = None,
     resume: bool = False,
-    force: bool = False,
-    dry_run: bool = False,
     progress: bool = False,
-    evaluate_every_epochs: float = 0.5,
-    metrics: dict[str, Any] | None = None,
-    about: dict[str, Any] | None = None,
-    **settings: Any,
+    extras: RaceExtras | None = None,
 ) -> RaceResult:
     """Race plain training against the tricks, to a target or for a time, and say what each trick is worth.
 
@@ -99,26 +135,17 @@ def race(
             :func:`heptane.fit`.
         lr: learning rate of plain training where the optimizer is named; None is the name's default.
         epochs: the longest a run may be.
+        batch_size, loss, metrics: as in :func:`heptane.fit`.
         target: stop when a validation metric reaches this: an accuracy, or a metric and a value.
-        accuracy_in: race for the best validation accuracy within so many seconds of training instead.
         tricks: the set to race; None for the recommended one.
         arms: such as ``["plain", "all"]``, ``all-mixup`` or ``plain+cyclical``; None for every arm.
         seeds: how many, at least 1; there is no verdict on fewer than 2, and few on 2.
         seed: the first of them.
         budget: seconds for the whole race, tuning included; what does not fit is left out, and said.
-        fixed_seeds: run all of them, also where a verdict is clear sooner, and never more: then verdicts are tested at 5%,
-            in place of 1%, which leaves room for looking again and again.
-        tune: trials per side before the race: rates for plain, lengths of the cycle for the arms that have one. 0 takes the
-            optimizer's rate and ``planned_epochs`` as they are.
-        peak: the peak of a cycle, in multiples of the optimizer's own rate.
-        planned_epochs: length of the arms with a cycle; None is tuned, or ``epochs`` where nothing is.
         out: a folder for ``race.json`` and ``report.html``.
         resume: go on with the race in ``out``: runs that are done are not run again.
-        force: replace the race in ``out``.
-        dry_run: measure a few steps of each arm, and give a record with ``expected_seconds`` per arm; nothing is written.
         progress: show a live table, or a line per run where there is no terminal.
-        evaluate_every_epochs, metrics, settings: as in :func:`heptane.fit`.
-        about: facts for the record: command, data, model, settings, reasons.
+        extras: everything else: :class:`RaceExtras`.
 
     Returns:
         A :class:`RaceResult`.
@@ -131,23 +158,113 @@ def race(
         >>> data = x, (x.sum(1) > 0).long()
         >>> sgd = lambda params: torch.optim.SGD(params, lr=0.1)
         >>> result = hp.race(lambda: torch.nn.Linear(4, 2), data, data, optimizer=sgd, epochs=4, batch_size=32, target=0.8,
-        ...                  tricks=hp.Tricks(cyclical=hp.Cyclical(cycle_momentum=False)), seeds=2, tune=0)
+        ...                  tricks=hp.Tricks(cyclical=hp.Cyclical(cycle_momentum=False)), seeds=2,
+        ...                  extras=hp.RaceExtras(tune=0))
         >>> [arm["name"] for arm in result.record["arms"]]
         ['plain', 'all']
     """
-    check_range("seeds", seeds, 1, 1000, whole=True)
-    check_range("seed", seed, 0, 2**29, whole=True)
-    check_range("tune", tune, 0, 20, whole=True)
-    check_range("peak", peak, 0, low_open=True)
-    for name, value in (("budget", budget), ("accuracy_in", accuracy_in), ("planned_epochs", planned_epochs)):
-        if value is not None:
-            check_range(name, value, 0, low_open=True)
-    if (target is None) == (accuracy_in is None):
-        raise InputError("a race needs a target, such as target=0.9, or a time, such as accuracy_in=60; and not both")
-    if valid is None:
-        raise InputError("valid=None: a race is decided on validation data; pass valid")
-    if under_launcher():
-        raise InputError("a race starts its workers itself: run it without torchrun, with tricks=Tricks(data_parallel=...)")
+    extras = extras or RaceExtras()
+    plan = Plan(
+        optimizer=resolve_optimizer(optimizer, lr)[0],
+        epochs=epochs,
+        batch_size=batch_size,
+        loss=loss,
+        seed=seed,
+        accumulate=extras.accumulate,
+        clip_norm=extras.clip_norm,
+        device=extras.device,
+        extras=extras.of_a_run,
+    )
+    what: dict[str, Any] = {"target": target, "tricks": tricks, "arms": arms, "seeds": seeds, "budget": budget, "test": test}
+    request = RaceRequest(model, train, valid, plan, extras, **what, metrics=metrics)
+    return request.race(out, resume=resume, progress=progress)
+
+
+@dataclass
+class RaceRequest:
+    """What one call of :func:`race` asks for, checked; ``about`` are the command's facts for the record.
+
+    Raises:
+        InputError: a value that is not accepted, or two that contradict each other.
+    """
+
+    model: Callable[[], torch.nn.Module]
+    train: Any
+    valid: Any
+    plan: Plan
+    extras: RaceExtras
+    target: Any = None
+    tricks: Any = None
+    arms: Any = None
+    seeds: int = 3
+    budget: float | None = None
+    test: Any = None
+    metrics: Any = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_range("seeds", self.seeds, 1, 1000, whole=True)
+        check_range("seed", self.plan.seed, 0, 2**29, whole=True)
+        if self.budget is not None:
+            check_range("budget", self.budget, 0, low_open=True)
+        if (self.target is None) == (self.extras.accuracy_in is None):
+            raise InputError("a race needs a target, such as target=0.9, or a time, such as accuracy_in=60; and not both")
+        if self.valid is None:
+            raise InputError("valid=None: a race is decided on validation data; pass valid")
+        if under_launcher():
+            raise InputError(
+                "a race starts its workers itself: run it without torchrun, with tricks=Tricks(data_parallel=...)"
+            )
+        if isinstance(self.arms, str):
+            raise InputError(f"arms={self.arms!r}: expected a list of names, such as {self.arms.split(',')!r}")
+        _check_factory(self.model)
+        self.train, self.valid, self.test = (to_tensors(data) for data in (self.train, self.valid, self.test))
+        self.metrics = flatten_metrics(self.metrics)
+        epochs = self.plan.epochs
+        self.chosen = (
+            Tricks.recommended(data=self.train, epochs=epochs) if self.tricks is None else check_tricks(self.tricks)
+        )
+
+    @property
+    def spec(self) -> RaceSpec:
+        """What all arms share."""
+        goal = check_target(self.target, self.valid, self.metrics)
+        return RaceSpec(
+            model=self.model,
+            train=self.train,
+            valid=self.valid,
+            test=self.test,
+            metrics=self.metrics,
+            plan=self.plan,
+            metric=goal[0] if goal else "valid_accuracy",
+            target=goal[1] if goal else None,
+            seconds=self.extras.accuracy_in,
+            lower=goal.lower if goal else None,
+        )
+
+    def race(self, out: Any = None, *, resume: bool = False, progress: bool = False) -> RaceResult:
+        """Race, or measure what a race would take."""
+        extras, seed = self.extras, self.plan.seed
+        plan = {
+            "epochs": float(self.plan.epochs or 0),
+            "seeds": list(range(seed, seed + self.seeds)),
+            "budget_seconds": self.budget,
+            "fixed_seeds": bool(extras.fixed_seeds),
+            "tune": extras.tune,
+            "peak": float(extras.peak),
+            "planned_epochs": extras.planned_epochs,
+        }
+        spec, arms = self.spec, make_arms(self.chosen, self.arms)
+        if out is not None and not extras.dry_run:
+            check_folder(out, force=extras.force, resume=resume)
+        runner = RaceRunner(spec, arms, self.chosen, plan, self.about)
+        if extras.dry_run:
+            return RaceResult(runner.dry_run())
+        return RaceResult(runner.go(out, force=extras.force, resume=resume, progress=progress))
+
+
+def _check_factory(model: Any) -> None:
+    """Refuse what does not make a new model each time."""
     if isinstance(model, torch.nn.Module) or not callable(model):
         kind = type(model).__name__
         raise InputError(f"model of type {kind}: expected a function that makes a new model, such as lambda: Net()")
@@ -155,36 +272,3 @@ def race(
     check_model(first)
     if first is second:
         raise InputError("model: expected a function that makes a new model each time, and it gave the same one twice")
-    train, valid, test = (to_tensors(data) for data in (train, valid, test))
-    metrics = flatten_metrics(metrics)
-    goal = check_target(target, valid, metrics)
-    chosen = Tricks.recommended(data=train, epochs=epochs) if tricks is None else check_tricks(tricks)
-    if isinstance(arms, str):
-        raise InputError(f"arms={arms!r}: expected a list of names, such as {arms.split(',')!r}")
-    course = RaceSpec(
-        model=model,
-        train=train,
-        valid=valid,
-        test=test,
-        optimizer=resolve_optimizer(optimizer, lr)[0],
-        metric=goal[0] if goal else "valid_accuracy",
-        target=goal[1] if goal else None,
-        seconds=accuracy_in,
-        lower=goal.lower if goal else None,
-        settings={"evaluate_every_epochs": evaluate_every_epochs, "metrics": metrics, **settings},
-    )
-    plan = {
-        "epochs": float(epochs),
-        "seeds": list(range(seed, seed + seeds)),
-        "budget_seconds": budget,
-        "fixed_seeds": bool(fixed_seeds),
-        "tune": tune,
-        "peak": float(peak),
-        "planned_epochs": planned_epochs,
-    }
-    if out is not None and not dry_run:
-        check_folder(out, force=force, resume=resume)
-    conduct = RaceRunner(course, make_arms(chosen, arms), chosen, plan, about or {})
-    if dry_run:
-        return RaceResult(conduct.dry_run())
-    return RaceResult(conduct.go(out, force=force, resume=resume, progress=progress))

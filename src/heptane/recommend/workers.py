@@ -14,6 +14,7 @@ from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.base.tree import select_rows
 from heptane.core.criterion import model_output
+from heptane.core.plan import Plan
 from heptane.core.run import Run
 from heptane.recommend.scaling import Cluster, Link, StepCost, bucket_bytes, efficiency, split_over_hosts, step_seconds
 from heptane.tricks import Tricks
@@ -43,12 +44,13 @@ def plan_workers(
     latency_microseconds: float = 50.0,
     per_host: int = 1,
     tricks: Tricks | None = None,
-    **settings: Any,
+    how: Plan,
 ) -> tuple[list[Row], StepCost, str]:
     """Predict throughput from this run's measured compute; nothing is trained, and ``model`` is left as it is.
 
     Args:
-        model, train, tricks, settings: as in :func:`heptane.fit`.
+        model, train, tricks: as in :func:`heptane.fit`.
+        how: how to train.
         workers: numbers of workers, each at least 1.
         gigabits_per_second, latency_microseconds: of the link between hosts, in each direction. Inside a host the sums are
             taken to cost nothing beside it.
@@ -60,7 +62,8 @@ def plan_workers(
     Example:
         >>> data = torch.randn(64, 4), torch.randint(0, 2, (64,))
         >>> sgd = lambda params: torch.optim.SGD(params, lr=0.1)
-        >>> found, _, rule = plan(torch.nn.Linear(4, 2), data, [1, 4], optimizer=sgd, epochs=1, batch_size=32)
+        >>> how = Plan(optimizer=sgd, epochs=1, batch_size=32)
+        >>> found, _, rule = plan(torch.nn.Linear(4, 2), data, [1, 4], how=how)
         >>> [(row.workers, row.batch_size, row.learning_rate) for row in found], rule
         ([(1, 32, 0.1), (4, 128, 0.4)], 'linear rule, SGD family')
     """
@@ -71,7 +74,7 @@ def plan_workers(
     check_range("plan-bandwidth", gigabits_per_second, 0, low_open=True)
     check_range("plan-latency", latency_microseconds, 0)
     check_range("plan-per-host", per_host, 1, whole=True)
-    run = assemble(copy.deepcopy(model), train, tricks=tricks, **settings)
+    run = assemble(copy.deepcopy(model), train, how, tricks)
     cost, batch = measure(run), run.source.batch_size
     between = Link(bytes_per_second=gigabits_per_second * 1e9 / 8, latency_seconds=latency_microseconds * 1e-6)
     within = Link(bytes_per_second=1e15)

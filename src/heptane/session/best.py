@@ -14,7 +14,6 @@ from heptane.base.lazy import torch
 if TYPE_CHECKING:
     from heptane.core.run import Run
 
-WEIGHTS = ("best", "last")
 LOSS = "a loss"  # prefix of a loss's tensors; the space keeps it apart from the model's
 
 

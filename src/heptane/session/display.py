@@ -1,12 +1,13 @@
-"""What a run says as it goes, at the terminal and in ``events.jsonl``: where it is, each evaluation, and what went wrong."""
+"""The listeners of a run's events: the terminal and ``events.jsonl``."""
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
+from heptane.base.events import Event
 from heptane.core.loop import Step
 from heptane.core.run import Run
 from heptane.report.console import Progress
@@ -16,22 +17,40 @@ SHOW_SECONDS = 0.25
 
 
 class Display:
-    """Of one run; of several workers the first speaks, and only a run with a folder writes."""
+    """Shows one run and writes its events; of several workers the first shows, and only a run with a folder writes."""
 
     def __init__(self, run: Run, progress: bool | Progress, folder: RunFolder | None) -> None:
         self.run, self.folder = run, folder
         self.progress: Progress | None = None
         if progress and run.worker.rank == 0:
             self.progress = Progress(run.total_steps) if progress is True else progress
-        self._shown_at, self._began_at, self._began_seconds, self._told = -math.inf, 0, 0.0, 0
+        self._shown_at, self._began_at, self._began_seconds = -math.inf, 0, 0.0
+        if folder:
+            run.events.subscribe(self._write)
 
-    def shown(self) -> AbstractContextManager[Any]:
-        """While the run trains."""
-        return self.progress or nullcontext()
+    @contextmanager
+    def shown(self, notes: list[str]) -> Iterator[None]:
+        """While it lasts, the run's events are shown; first ``notes``."""
+        with self.progress or nullcontext():
+            if self.progress:
+                for note in notes:
+                    self.progress.note(f"note: {note}")
+                self.run.events.subscribe(self._show, replay=False)
+            try:
+                yield
+            finally:
+                self.run.events.unsubscribe(self._show)
 
-    def skip(self) -> None:
-        """What went wrong until now was told."""
-        self._told = len(self.run.faults.messages)
+    def _show(self, event: Event) -> None:
+        assert self.progress is not None
+        if event.kind == "epoch":
+            self.progress.epoch_line(event.data)
+        elif event.text:
+            self.progress.note(f"{event.level}: {event.text}")
+
+    def _write(self, event: Event) -> None:
+        assert self.folder is not None
+        self.folder.event(event.kind, event.data or {"message": event.text})
 
     def begin(self, step: int) -> None:
         """Training goes on from ``step``."""
@@ -49,25 +68,3 @@ class Display:
         loss = averages["train_loss"] if math.isfinite(averages["train_loss"]) else None
         accuracy = averages.get("train_accuracy", averages.get("train_accuracy_mixed"))
         self.progress.update(event.step, epoch=event.epoch, loss=loss, accuracy=accuracy, images_per_second=rate)
-
-    def record(self, record: dict[str, Any]) -> None:
-        """An evaluation."""
-        if self.progress:
-            self.progress.epoch_line(record)
-        if self.folder:
-            self.folder.event("epoch", record)
-
-    def say(self, notes: list[str]) -> None:
-        """What is to be known before training goes on."""
-        for note in notes if self.progress else []:
-            self.progress.note(f"note: {note}")  # type: ignore[union-attr]
-
-    def tell(self) -> None:
-        """What went wrong since the last time."""
-        messages = self.run.faults.messages
-        while self._told < len(messages):
-            if self.progress:
-                self.progress.note(f"note: {messages[self._told]}")
-            if self.folder:
-                self.folder.event("fault", {"message": messages[self._told]})
-            self._told += 1

@@ -12,24 +12,24 @@ from heptane.base.lazy import torch
 from heptane.base.tree import in_memory
 from heptane.core.custom_metrics import MetricError, ModelMetric, takes_model
 from heptane.core.eval_batch import run_eval_batch_size
+from heptane.core.evaluation import Evaluation
 from heptane.core.faults import REMEDY, Rewind
-from heptane.core.loop import evaluate_with, steps
+from heptane.core.loop import steps
 from heptane.core.run import Run
 from heptane.data.skipped_samples import DataError
 from heptane.distributed.replicas import check_replicas
 from heptane.distributed.workers import all_reduce, any_rank, from_rank_zero
 from heptane.model.modes import eval_mode
-from heptane.report.console import Progress
 from heptane.report.examination.advice import OUT_OF_TIME
 from heptane.session.best import BestWeights
 from heptane.session.checkpoints import checkpoint, restore
 from heptane.session.checkpoints.manager import CheckpointManager
 from heptane.session.display import Display
-from heptane.session.history import Goal, best_metric, best_step, divergence, reached, since_better
+from heptane.session.history import best_metric, best_step, divergence, reached, since_better
 from heptane.session.interruption import Interruption
+from heptane.session.request import Request
 from heptane.session.result import Result, result_of
 from heptane.session.run_folder import RunFolder
-from heptane.tricks import Tricks
 
 
 class Recorder:
@@ -38,28 +38,20 @@ class Recorder:
     def __init__(
         self,
         run: Run,
-        valid: Any,
-        metrics: dict[str, Any] | None,
-        goal: Goal | None,
+        request: Request,
         folder: RunFolder | None,
-        every_epochs: float,
-        progress: bool | Progress,
         keeper: CheckpointManager,
         interruption: Interruption,
-        max_seconds: float | None = None,
-        deadline: float | None = None,
-        weights: str = "last",
-        patience: int | None = None,
     ) -> None:
-        self.run, self.valid, self.metrics, self.goal, self.folder = run, valid, metrics, goal, folder
-        self.keeper, self.interruption, self.max_seconds, self.deadline = keeper, interruption, max_seconds, deadline
-        self.every_steps = max(1, round(every_epochs * run.source.steps_per_epoch))
-        self.best = BestWeights(run, weights == "best" and valid is not None)
-        self.patience = patience
+        self.run, self.request, self.folder, self.keeper, self.interruption = run, request, folder, keeper, interruption
+        self.valid, self.metrics, self.goal = request.valid, request.metrics, request.goal
+        self.every_steps = max(1, round(request.extras.evaluate_every_epochs * run.source.steps_per_epoch))
+        self.best = BestWeights(run, request.extras.weights == "best" and self.valid is not None)
+        self.patience = request.extras.patience
         self.history: list[dict[str, Any]] = []
         self.reached: float | None = None
         self.evaluate_seconds = 0.0
-        self.display = Display(run, progress, folder)
+        self.display = Display(run, request.progress, folder)
         self._at: int | None = None
         self._ended = False
         self._diverged = False
@@ -72,14 +64,12 @@ class Recorder:
             FloatingPointError: numbers stopped being finite.
         """
         run, start = self.run, 0
-        notes = len(run.notes)
+        known = run.events.notes
         if saved is not None:
             start = self._load(saved)
-        self.display.skip()
         if run.faults.on_nan == "rewind" and saved is None:
             self._save(0, wait=True)
-        with self.display.shown():
-            self.display.say(run.notes[notes:])
+        with self.display.shown([text for text in run.events.notes if text not in known]):
             while True:
                 self.display.begin(start)
                 _switch(run.optimizer, "train")
@@ -93,9 +83,7 @@ class Recorder:
                     raise self._after_saving(error) from error
                 finally:
                     run.clock.pause()
-                    self.display.tell()
-        self.keeper.wait()
-        self.display.tell()
+            self.keeper.wait()
         _switch(run.optimizer, "eval")  # the weights that were evaluated are those that are kept
         self._ended = True
         if run.average:
@@ -117,7 +105,6 @@ class Recorder:
         for event in steps(run, start) if self.reached is None else ():
             self._at = event.step
             self.display.step(event)
-            self.display.tell()
             stop, due = self._asked(event.step)
             if stop:
                 self._leave(event.step)
@@ -176,14 +163,13 @@ class Recorder:
         if self.best.wanted and step is not None and step != saved.facts["step"]:
             best = checkpoint.find_step(self.keeper.folder, step, run.worker) if self.keeper.folder else None
             if best is None:
-                run.notes.append(
+                run.events.note(
                     f"the best evaluation so far is of step {step}, whose checkpoint cannot be used: its weights are lost"
                 )
             else:
-                notes = len(run.notes)
-                restore.load(run, best, again=True)
+                with run.events.muted():
+                    restore.load(run, best, again=True)
                 self._keep_best(step)
-                del run.notes[notes:]
         start = self._take_up(*restore.load(run, saved, again=again))
         if self.best.wanted and step is not None and step == saved.facts["step"]:
             self._keep_best(step)
@@ -217,7 +203,7 @@ class Recorder:
         self.keeper.wait()
         saved, _ = checkpoint.find_newest(self.keeper.folder, run.worker) if self.keeper.folder else (None, [])
         if saved is None:
-            raise FloatingPointError(f"{run.faults.messages[-1]}, but there is no checkpoint: {REMEDY}")
+            raise FloatingPointError(f"{run.events.warnings[-1]}, but there is no checkpoint: {REMEDY}")
         before = run.faults.state()
         start = self._load(saved, again=True)
         run.faults.gone_back(step, before)
@@ -232,22 +218,22 @@ class Recorder:
         )
         if self.keeper.failed and kept is not None:
             where += f", step {kept} was"
-        if self.folder:
-            self.folder.event("interrupted", {"step": step, "signal": self.interruption.asked, "saved": kept})
+        self.run.events.info("interrupted", step=step, signal=self.interruption.asked, saved=kept)
         raise Interrupted(f"{self.interruption.asked or 'another worker'}: {where}")
 
-    def result(self, tricks: Tricks, test: Any) -> Result:
+    def result(self) -> Result:
         """The result; the test set is read here, once."""
         run = self.run
         last = self._delivered() or (self.history[-1] if self.history else {})
         metrics = {key: value for key, value in last.items() if key.startswith("valid_")}
-        if test is not None:
+        if self.request.test is not None:
             try:
-                metrics |= {f"test_{key}": value for key, value in self._evaluate(test, "test").items()}
+                metrics |= {f"test_{key}": value for key, value in self._evaluate(self.request.test, "test").items()}
             except Interrupted as error:
                 raise Interrupted(f"{error}: saved at step {run.total_steps if not last else last['step']}") from None
-        run.notes += self._said()
-        return result_of(run, self.history, metrics, self.goal, self.evaluate_seconds, tricks, last.get("step"))
+        run.events.note(*self._said())
+        found = (self.history, metrics, self.goal, self.evaluate_seconds, self.request.tricks)
+        return result_of(run, *found, last.get("step"))
 
     def _said(self) -> list[str]:
         """Why it stopped early, and of which step the weights are where that is not the last."""
@@ -271,11 +257,11 @@ class Recorder:
     def _out_of_time(self, planned: bool) -> bool:
         """Whether the training clock is past its limit, or the wall clock past the deadline; several workers ask rank 0's,
         at the planned evaluations only."""
-        run = self.run
-        if (self.max_seconds is None and self.deadline is None) or (run.worker.size > 1 and not planned):
+        run, most, deadline = self.run, self.request.extras.max_seconds, self.request.deadline
+        if (most is None and deadline is None) or (run.worker.size > 1 and not planned):
             return False
-        late = self.max_seconds is not None and run.clock.train_seconds >= self.max_seconds
-        late = late or (self.deadline is not None and time.time() >= self.deadline)
+        late = most is not None and run.clock.train_seconds >= most
+        late = late or (deadline is not None and time.time() >= deadline)
         if run.worker.size == 1:
             return late
         return bool(all_reduce(torch.tensor(float(late and run.worker.rank == 0), device=run.place.device), run.worker))
@@ -297,11 +283,11 @@ class Recorder:
         diverging = divergence(self.history, record)
         if diverging and not self._diverged:
             self._diverged = True
-            run.faults.say(diverging)
+            run.events.warn(diverging)
         self.history.append(record)
         if best_step(self.history, self.goal) == step:
             self._keep_best(step)
-        self.display.record(record)
+        run.events.info("epoch", **record)
         self.reached = reached(self.history, self.goal)
 
     def _validate(self, step: int) -> dict[str, float]:
@@ -321,9 +307,6 @@ class Recorder:
         finally:
             _switch(self.run.optimizer, "train")
 
-    def _say_once(self, text: str) -> None:
-        self.run.notes += [text] if text not in self.run.notes else []
-
     def _evaluate(self, data: Any, name: str) -> dict[str, float]:
         clock = Clock()
         clock.resume()
@@ -340,19 +323,17 @@ class Recorder:
                 from heptane.distributed import sharding
 
                 metrics = bound(metrics, sharding.gather_model(model, self.run.meta_copy), data)
-            found = evaluate_with(
-                model,
-                shown,
-                self.run.criterion,
+            found = Evaluation(
+                criterion=self.run.criterion,
+                place=self.run.place,
                 precision=self.run.precision,
                 metrics=metrics,
-                place=self.run.place,
+                batch_size=run_eval_batch_size(self.run),
                 worker=self.run.worker,
                 bad=self.run.faults.bad,
-                batch_size=run_eval_batch_size(self.run),
                 name=name,
-                say=self._say_once,
-            )
+                say=self.run.events.note,
+            ).of(model, shown)
         self.evaluate_seconds += clock.train_seconds
         return found
 

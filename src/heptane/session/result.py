@@ -81,7 +81,7 @@ def result_of(
         tricks=tricks,
         why=run.why,
         loss_state=run.loss.state_dict() if run.loss is not None else None,
-        notes=[*run.notes, *run.faults.messages],
+        notes=run.events.texts,
         best_step=best_step(history, goal),
         weights_step=done if weights_step is None else weights_step,
     )

@@ -14,8 +14,7 @@ from typing import Any
 
 from heptane.base.clock import parse_duration
 from heptane.base.errors import InputError, check_choice, check_range, did_you_mean
-from heptane.model.forward import check_compile
-from heptane.session.best import WEIGHTS
+from heptane.core.plan import Extras, check_options
 from heptane.tricks import KINDS, Tricks
 
 PRESETS = ("none", "recommended")
@@ -76,22 +75,15 @@ class Settings:
     """Leave out up to so many images that cannot be read, at least 0, and name them."""
     evaluate_every_epochs: float | None = None
     """How often to evaluate, in epochs, above 0. Default: each epoch; of a long run, about 20 times."""
-    compile: bool | str = False
-    """Compile the model with torch.compile; compiling is on the clock. A mode of it: reduce-overhead replays CUDA graphs."""
-    average_decay: float | None = None
-    """Evaluate and keep a moving average of the weights, with this decay per step, in (0, 1), such as 0.999."""
-    weights: str = "best"
-    """Which weights to keep: those of the best evaluation on the validation data (best), or the last step's (last)."""
-    patience: int | None = None
-    """Stop after so many evaluations without an improvement, at least 1. Default: train to the end."""
+    compile: bool | str = Extras.compile
+    average_decay: float | None = Extras.average_decay
+    weights: str = Extras.weights
+    patience: int | None = Extras.patience
     checkpoint_every: str | None = None
     """How often to save: a number of steps, or a time such as 90s or 5m. Default: at each evaluation."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay, at least 1; the best one stays too."""
-    on_nan: str = "skip"
-    """Where gradients are not finite: skip the step, stop, rewind to the last checkpoint and past the batch, or ignore."""
-    nan_limit: int = 10
-    """After so many of these steps in a row the run stops, at least 1."""
+    keep_checkpoints: int = Extras.keep_checkpoints
+    on_nan: str = Extras.on_nan
+    nan_limit: int = Extras.nan_limit
     device: str | None = None
     """Such as cpu or cuda. Default: the GPU where there is one."""
 
@@ -102,26 +94,14 @@ class Settings:
             )
         if self.task is not None:
             check_choice("task", self.task, ("classification", "regression"))
-        check_range("accumulate", self.accumulate, 1, whole=True)
-        check_range("seed", self.seed, 0, 2**31, whole=True)
+        check_options(self)
         if self.batch_size is not None:
             check_range("batch_size", self.batch_size, 1, whole=True)
         if self.augment is not None:
             check_choice("augment", self.augment, AUGMENTS)
-        check_compile(self.compile)
-        check_choice("weights", self.weights, WEIGHTS)
-        if self.patience is not None:
-            check_range("patience", self.patience, 1, whole=True)
-        check_choice("on_nan", self.on_nan, ("skip", "stop", "rewind", "ignore"))
-        check_range("nan_limit", self.nan_limit, 1, whole=True)
-        check_range("skip_bad", self.skip_bad, 0, whole=True)
-        check_range("keep_checkpoints", self.keep_checkpoints, 1, whole=True)
         _ = self.budget_seconds
         for name, low_open, high in (
-            ("epochs", True, 1e9),
-            ("evaluate_every_epochs", True, 1e9),
             ("lr", True, 1e6),
-            ("clip_norm", True, 1e30),
             ("target", False, 1.0),
         ):
             if getattr(self, name) is not None:
@@ -210,7 +190,7 @@ def choice(base: Any, own: Mapping[str, Mapping[str, Any]], off: tuple[str, ...]
     """A checked :class:`Choice`; ``base`` is a preset, names joined by commas, or a list of names.
 
     Raises:
-        InputError: an unknown trick, with the nearest one, or one that is both set and turned off.
+        InputError: an unknown trick, with the did_you_mean one, or one that is both set and turned off.
     """
     if isinstance(base, str) and base not in PRESETS:
         base = [name.strip().replace("-", "_") for name in base.split(",") if name.strip()]
@@ -275,14 +255,15 @@ def to_toml(settings: Settings, tricks: Tricks, race: RaceSettings | None = None
 
 @cache
 def field_docs(kind: type[Any]) -> dict[str, str]:
-    """The docstring under each field of a dataclass, on one line."""
+    """The docstring under each field of a dataclass, on one line; of an option of the settings that has none,
+    :class:`Extras`'s."""
     body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
     docs: dict[str, str] = {}
     for field, after in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             assert isinstance(field.target, ast.Name)
-            docs[field.target.id] = " ".join(str(after.value.value).split())
-    return docs
+            docs[field.target.id] = " ".join(str(after.value.value).replace("``", "").split())
+    return field_docs(Extras) | docs if kind is Settings else docs
 
 
 def convert(name: str, annotation: str, value: Any) -> Any:

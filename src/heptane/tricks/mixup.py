@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.errors import InputError, check_bool, check_range, did_you_mean
 from heptane.base.lazy import np, torch
 from heptane.base.randomness import generator
-from heptane.base.tree import select_rows
+from heptane.base.tree import first_tensor, select_rows
+from heptane.core.custom_losses import CustomLoss, ModelLoss
+from heptane.core.losses import Criterion
 from heptane.core.targets import MixedTargets, blend
 from heptane.model.names import without_compiled
 
@@ -149,6 +151,23 @@ class Mixup:
         left, right = round(max(0.0, x - side) * width), round(min(1.0, x + side) * width)
         lam = 1 - (bottom - top) * (right - left) / (height * width)
         return Blend(torch.full((batch_size,), lam, dtype=torch.float32, device="cpu"), partner, (top, bottom, left, right))
+
+    def check_criterion(self, criterion: Criterion, targets: Any) -> None:
+        """Refuse losses that cannot take blended targets.
+
+        Raises:
+            InputError: with the reason.
+        """
+        own = isinstance(criterion, CustomLoss)
+        if self.per_sample and own and not first_tensor(targets).is_floating_point():
+            raise InputError(
+                "Mixup.per_sample=True with a loss of your own and integer targets: its mean cannot be weighted"
+            )
+        if isinstance(criterion, ModelLoss):
+            raise InputError(
+                "mixup with loss='model': the model's own loss takes no blended targets; leave loss out, and it is computed "
+                "from the model's logits, or turn mixup off"
+            )
 
     def fill(self, model: torch.nn.Module, seed: int, total_steps: int, steps_per_epoch: int, sample: Any = None) -> Mixer:
         """The :class:`Mixer` of a run.

@@ -22,12 +22,18 @@ Costs, and when it does not help
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, check_bool, check_choice, check_names, check_range
 from heptane.base.lazy import torch
+from heptane.base.progress import working
+from heptane.core.run import Phase
+from heptane.data.batches import BatchTransform, Source
+from heptane.distributed.workers import Worker
 from heptane.model.names import without_compiled
 from heptane.pretrained.anatomy import Anatomy, anatomy
 from heptane.pretrained.features import FeatureCache, cache_features
@@ -36,6 +42,7 @@ from heptane.pretrained.freezing import (
     freeze,
     frozen_modes,
     head_layer,
+    layer_groups,
     param_groups,
     restore_freezing,
     swap_head,
@@ -45,7 +52,7 @@ from heptane.pretrained.load import load_weights
 from heptane.pretrained.lora import adapt
 
 if TYPE_CHECKING:
-    from heptane.core.run import Phase, Run
+    from heptane.core.run import Run
 
 MODES = ("head", "head-first", "gradual", "full", "auto")
 _SLACK = 1e-9  # in periods: absorbs rounding of the period, so that a step on a boundary stays on it
@@ -133,6 +140,22 @@ class Transfer:
     def anatomy(self, model: torch.nn.Module, inputs: Any, labels: Any = None) -> Anatomy:
         """The model's layer groups; see :func:`heptane.anatomy`."""
         return anatomy(model, inputs, labels, groups=self.groups)
+
+    def with_mode(
+        self, model: torch.nn.Module, groups: Anatomy, source: Source, place: BatchTransform, worker: Worker
+    ) -> tuple[Transfer, str, list[str]]:
+        """These settings with what mode "auto" comes to, measured on the weights that training starts from; why; notes."""
+        if self.mode != "auto":
+            return self, "", []
+        from heptane.pretrained.mode import choose_mode
+
+        notes = self.load(model)
+        with working("measuring how much of the model to train"):
+            choice = [choose_mode(model, groups, source, place)]
+        if worker.size > 1:
+            torch.distributed.broadcast_object_list(choice, 0)
+        mode, why = choice[0]
+        return replace(self, mode=mode, weights=None), why, [*notes, f"mode {why}"]
 
     def load(self, model: torch.nn.Module) -> list[str]:
         """Load the weights, if any; return notes for the user."""
@@ -248,14 +271,25 @@ class Stages:
         if self.transfer.cache == "off" or all(parameter.requires_grad for parameter in run.model.parameters()):
             return None
         found = cache_features(run, phase, self.transfer.cache, self.transfer.cache_dtype)
-        note = f"frozen features not cached: {found}" if isinstance(found, str) else found.note
-        run.notes += [note] if note not in run.notes else []  # several phases may have the same reason
+        run.events.note(f"frozen features not cached: {found}" if isinstance(found, str) else found.note)
         return None if isinstance(found, str) else found
 
-    def starts(self, total_steps: int, steps_per_epoch: int, num_groups: int) -> list[tuple[int, int]]:
+    def phases(self, model: torch.nn.Module, total_steps: int, steps_per_epoch: int) -> list[Phase]:
         if self.transfer is None or not self.transfer.first_frozen:
-            return []
-        return self.transfer.phases(total_steps, steps_per_epoch, num_groups)
+            return [Phase(0, total_steps)]
+        starts = self.transfer.phases(total_steps, steps_per_epoch, len(layer_groups(model, self.groups)))
+        stops = [start for start, _ in starts[1:]] + [total_steps]
+        return [Phase(start, stop, frozen) for (start, frozen), stop in zip(starts, stops, strict=True)]
+
+    @contextmanager
+    def as_in_last(self, model: torch.nn.Module, phases: list[Phase]) -> Iterator[None]:
+        if phases[-1].frozen is not None:
+            freeze(model, phases[-1].frozen, self.groups)
+        try:
+            yield
+        finally:
+            if phases[0].frozen is not None:
+                freeze(model, phases[0].frozen, self.groups)
 
     def leave(self, model: torch.nn.Module) -> None:
         restore_freezing(model)

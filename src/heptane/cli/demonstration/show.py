@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.progress import redirect_progress, working
@@ -93,7 +94,8 @@ def _announce(course: DemoRace, seeds: int, speed: Speed, left: float) -> None:
 def _race(course: DemoRace, data: Data, seeds: int, seconds: float, out: Path, speed: Speed) -> str:
     """The race; its tables are printed, its headline is returned."""
     from heptane.cli.loading import describe_data
-    from heptane.race import race
+    from heptane.core.plan import Plan
+    from heptane.race.race import RaceExtras, RaceRequest
     from heptane.race.tables import race_summary
 
     train, valid = course.parts(data)
@@ -103,34 +105,30 @@ def _race(course: DemoRace, data: Data, seeds: int, seconds: float, out: Path, s
         "input_shape": list(train[0].shape[1:]),
     }
     settings = {name: value for name, value in asdict(course).items() if name in ("batch_size", "lr", "width")}
-    result = race(
-        course.model,
-        train,
-        valid,
-        optimizer=course.optimizer,
-        epochs=course.limit_epochs,
-        batch_size=course.batch_size,
-        target=course.target,
-        tricks=TRICKS,
-        seeds=seeds,
+    about = {
+        "command": "heptane demo",
+        "data": describe_data(data) | sizes,
+        "model": {"name": f"resnet, width {course.width}"},
+        "settings": {"optimizer": "sgd", **settings},
+        "notes": [f"A step took {1000 * speed.step_seconds:.0f} ms before the race, from which its size was chosen."],
+    }
+    extras = RaceExtras(
         fixed_seeds=True,
-        budget=seconds,
         tune=0,
         peak=course.peak,
         planned_epochs=course.all_epochs,
         evaluate_every_epochs=EVALUATE_EVERY_EPOCHS,
-        device="cpu",
-        out=out,
         force=True,
-        progress=True,
-        about={
-            "command": "heptane demo",
-            "data": describe_data(data) | sizes,
-            "model": {"name": f"resnet, width {course.width}"},
-            "settings": {"optimizer": "sgd", **settings},
-            "notes": [f"A step took {1000 * speed.step_seconds:.0f} ms before the race, from which its size was chosen."],
-        },
     )
+    plan = Plan(
+        optimizer=course.optimizer,
+        epochs=course.limit_epochs,
+        batch_size=course.batch_size,
+        device="cpu",
+        extras=extras.of_a_run,
+    )
+    what: dict[str, Any] = {"target": course.target, "tricks": TRICKS, "seeds": seeds, "budget": seconds, "about": about}
+    result = RaceRequest(course.model, train, valid, plan, extras, **what).race(out, progress=True)
     race_summary(result.record, {"race": out / "race.json", "report": out / "report.html"})
     return str(result.record["sentence"])
 

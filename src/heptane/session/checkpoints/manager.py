@@ -112,5 +112,5 @@ class CheckpointManager:
             self.saved, self.failed = snapshot.step, ""
         except Exception as error:  # mostly disk errors, for which libraries raise many types
             if not self.failed:
-                self.run.faults.say(f"step {snapshot.step}: the checkpoint could not be written ({one_line(error)})")
+                self.run.events.warn(f"step {snapshot.step}: the checkpoint could not be written ({one_line(error)})")
             self.failed = one_line(error)

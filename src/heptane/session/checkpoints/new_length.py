@@ -45,7 +45,7 @@ def _epochs(run: Run, total_steps: int) -> str:
 
 def _images(run: Run, before: int, step: int) -> list[str]:
     """A note if images had full size already and are small again."""
-    resize = run.plan.resize
+    resize = run.plan.extras.resize
     if resize is None or resize.sizes(before)(max(step - 1, 0)) is not None or resize.sizes(run.total_steps)(step) is None:
         return []
     return [f"images are scaled down to {resize.size} pixels again until step {round(resize.until * run.total_steps)}"]
@@ -65,10 +65,8 @@ def _mixup(run: Run, before: int, step: int) -> list[str]:
 def _frozen(run: Run, before: int, step: int) -> list[str]:
     """A note if layer groups trained already and are frozen again."""
     num_groups = len(run.optimizer.param_groups) - bool(run.of_loss)
-    stages = run.stages.starts(before, run.source.steps_per_epoch, num_groups)
-    if not stages:
-        return []
-    was = [frozen for start, frozen in stages if start <= max(step - 1, 0)][-1]
+    phases = run.stages.phases(run.model, before, run.source.steps_per_epoch)
+    was = [phase.frozen or 0 for phase in phases if phase.start <= max(step - 1, 0)][-1]
     now = next(phase.frozen or 0 for phase in run.phases if phase.stop > step)
     if now <= was:
         return []

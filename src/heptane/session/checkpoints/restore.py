@@ -10,6 +10,7 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.storage import Damaged
 from heptane.core.metrics import TrainMeter
+from heptane.core.plan import Plan
 from heptane.core.run import Run
 from heptane.data.stream import StreamSource
 from heptane.distributed.workers import Worker, launched_workers
@@ -42,19 +43,20 @@ def with_recorded_choices(tricks: Tricks, saved: Saved | None) -> Tricks:
     return replace(tricks, mixed_precision=replace(trick, dtype=dtype, channels_last=last))
 
 
-def scale_batch(tricks: Tricks, saved: Saved | None, batch_size: int | None) -> tuple[Tricks, int | None]:
-    """The tricks and batch size after a change in the number of workers, where each worker keeps its batch.
+def scale_batch(tricks: Tricks, saved: Saved | None, plan: Plan) -> tuple[Tricks, Plan]:
+    """The tricks and the plan after a change in the number of workers, where each worker keeps its batch.
 
     The global batch scales in proportion, the learning rate by the optimizer's scaling rule.
     """
     parallel = tricks.data_parallel
-    if saved is None or batch_size is None or parallel is None or parallel.keep != "share":
-        return tricks, batch_size
+    if saved is None or plan.batch_size is None or parallel is None or parallel.keep != "share":
+        return tricks, plan
     first = saved.facts["first"]
     if first["workers"] == launched_workers():
-        return tricks, batch_size
+        return tricks, plan
     scaling = tricks.lr_scaling or LRScaling(reference_batch=first["batch_size"], warmup_epochs=0)
-    return replace(tricks, lr_scaling=scaling), max(1, round(first["batch_size"] * launched_workers() / first["workers"]))
+    batch_size = max(1, round(first["batch_size"] * launched_workers() / first["workers"]))
+    return replace(tricks, lr_scaling=scaling), replace(plan, batch_size=batch_size)
 
 
 def check(run: Run, saved: Saved) -> None:
@@ -119,9 +121,9 @@ def _otherwise(run: Run, facts: dict[str, Any], step: int) -> list[str]:
     before = facts.get("settings")
     if not before:
         return ["the checkpoint is from an earlier version without settings: they could not be compared"]
-    if before.get(NOTED) == run.plan.on_nan:
+    if before.get(NOTED) == run.plan.extras.on_nan:
         return []
-    return [f"on_nan={run.plan.on_nan!r} from step {step} on; before, {before.get(NOTED)!r}"]
+    return [f"on_nan={run.plan.extras.on_nan!r} from step {step} on; before, {before.get(NOTED)!r}"]
 
 
 def load(run: Run, saved: Saved, *, again: bool = False) -> tuple[int, list[dict[str, Any]]]:
@@ -173,17 +175,16 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
     run.first = facts["first"]
     if not again:
         rate = float(optimizer["param_groups"][-1]["lr"])
-        run.notes += describe_new_length(run, facts, step, rate) if not follows else []
-        run.notes += _otherwise(run, facts, step)
+        run.events.note(*(describe_new_length(run, facts, step, rate) if not follows else []), *_otherwise(run, facts, step))
     if facts["precision"]["name"] == run.precision.name:
         run.precision.load_state(facts["precision"]["state"])
     else:  # dtype="auto" may choose otherwise on another machine
-        run.notes.append(f"{run.precision.name} from step {facts['step']} on; before, {facts['precision']['name']}")
+        run.events.note(f"{run.precision.name} from step {facts['step']} on; before, {facts['precision']['name']}")
     if before != run.worker.size:
         how = f"the global batch size of {run.source.batch_size} and the learning rate stay"
         if follows:
             how = f"the global batch size is now {run.source.batch_size}, and the learning rate is scaled with it"
-        run.notes.append(f"{run.worker.size} worker(s) from step {step} on; before, {before}: {how}")
+        run.events.note(f"{run.worker.size} worker(s) from step {step} on; before, {before}: {how}")
     run.skipped = facts["skipped"]
     run.faults.load_state(facts["faults"])
     run.meter.load_state(_own_meter(facts["meters"], run.worker))

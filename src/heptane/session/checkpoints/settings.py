@@ -111,9 +111,9 @@ def settings_of(run: Run, tricks: Tricks, groups: dict[str, list[Any]]) -> dict[
         "model": _modules_of(run.model, run.meta_copy or run.model),
         "clip_norm": plan.clip_norm,
         "accumulate": plan.accumulate,
-        "average_decay": plan.average_decay,
+        "average_decay": plan.extras.average_decay,
         **_of_objects(run),
-        "resize": describe(plan.resize),
+        "resize": describe(plan.extras.resize),
         "lr_scaling": describe(tricks.lr_scaling),
         "cyclical": describe(tricks.cyclical),
         "mixup": describe(tricks.mixup),
@@ -123,7 +123,7 @@ def settings_of(run: Run, tricks: Tricks, groups: dict[str, list[Any]]) -> dict[
         else {IS: "Transfer"} | {n: describe(getattr(transfer, n)) for n in OF_TRANSFER},
         "precision": precision,
         "sync_batchnorm": parallel.sync_batchnorm if parallel is not None and run.worker.size > 1 else ANY,
-        NOTED: plan.on_nan,
+        NOTED: plan.extras.on_nan,
     }
 
 
@@ -222,7 +222,7 @@ def _of_objects(run: Run) -> dict[str, Any]:
         loss = describe(function)
     else:
         loss = {IS: name} | {key: value for key, value in loss.items() if key not in (IS, *BY_DATA)}
-    augment = getattr(run.plan.augment, "function", run.plan.augment)
+    augment = getattr(run.plan.extras.augment, "function", run.plan.extras.augment)
     return {"loss": loss, "augment": describe(augment)}
 
 
