@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import warnings
 from typing import Any
 
 import pytest
@@ -137,13 +140,27 @@ def test_an_unknown_setting_is_an_error_that_names_it() -> None:
 
 
 def test_the_defaults_are_those_of_fit() -> None:
-    import dataclasses
-    import inspect
-
     fit = inspect.signature(hp.fit).parameters
     for field in dataclasses.fields(Plan):
+        if field.name == "extras":
+            assert fit["extras"].default is None
+            continue
         default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
         assert fit[field.name].default == default, field.name
+
+
+def test_fit_race_and_train_take_their_extras_by_name_too_with_a_warning_but_for_two() -> None:
+    with pytest.warns(FutureWarning, match=r"pass extras=heptane.Extras\(on_nan=..., patience=...\)"):
+        hp.fit(net(), points(), points(), optimizer=sgd, epochs=1, batch_size=8, on_nan="stop", patience=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = hp.fit(net(), points(), optimizer=sgd, steps=3, batch_size=8, augment=lambda x: x)
+    assert result.steps["planned"] == 3
+    assert len(inspect.signature(hp.fit).parameters) == len(inspect.signature(hp.race).parameters) == 20
+    with pytest.raises(hp.InputError, match=r"extras=3: expected heptane.Extras"):
+        hp.fit(net(), points(), optimizer=sgd, epochs=1, batch_size=8, extras=3)
+    with pytest.raises(hp.InputError, match="nan_limit=0"):
+        hp.Extras(nan_limit=0)
 
 
 def test_assembly_leaves_no_mark_on_model_random_state_and_modes() -> None:

@@ -561,6 +561,9 @@ def test_the_result_file_holds_what_the_design_promises(tmp_path: Path) -> None:
 def test_the_events_are_an_epoch_each_and_the_end(tmp_path: Path) -> None:
     result = full_run(tmp_path)
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    notes = [event["message"] for event in events if event["event"] == "note"]
+    assert notes == result.notes
+    events = [event for event in events if event["event"] != "note"]
     assert [event["event"] for event in events] == ["epoch"] * len(result.history) + ["end"]
     for event, record in zip(events, result.history, strict=False):
         assert event.items() >= record.items()
