@@ -7,26 +7,26 @@ STARTED := $(shell date +%s)
 DEMO_SECONDS := 225
 RECIPES := $(addprefix recipe-,images text translation speech tabular)
 
-.PHONY: help demo train peers papers test test-all test-hosts lint wide transfer features recipes $(RECIPES) overhead accuracy imports scaling torture fuzz checkpoint soak clean
+.PHONY: help demo train peers papers test test-all test-hosts lint docs wide transfer features recipes $(RECIPES) overhead accuracy imports scaling torture fuzz checkpoint soak clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.demo ## what heptane is for, on this machine: within 4 minutes, of which the installs take their part
+demo: $(VENV)/.demo ## a race and a training on 200 images, on this machine: at most 4 minutes, with the installation
 	@left=$$(($(DEMO_SECONDS) - $$(date +%s) + $(STARTED))); [ $$left -gt 75 ] || left=75; [ $$left -lt 165 ] || left=165; \
 	$(BIN)/heptane demo --out $(OUT) --budget $${left}s
 
 train: $(VENV)/.demo ## train a small ResNet on Fashion-MNIST with the recommended tricks for 4 epochs: minutes
 	$(BIN)/heptane train --data fashion-mnist --fallback digits --model resnet --epochs 4 --progressive-size 20 --tricks recommended --out runs/train --force
 
-test: lint ## lint, types, and the tests that take seconds
+test: lint ## lint, types and the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not hosts"
 
-test-all: lint ## every test, the slow ones and those for a GPU too, and how much of the source they reach
+test-all: lint ## all tests, also slow ones and those for a GPU, with coverage
 	$(BIN)/python -m pytest -m "not gpu" --cov=heptane --cov-report=term --cov-fail-under=95
 	$(BIN)/python -m pytest -m gpu -rs
 
-test-hosts: $(VENV)/.dev ## two and three hosts, as network namespaces; skipped without root and ip
+test-hosts: $(VENV)/.dev ## two and three hosts, simulated by network namespaces; skipped without root and ip
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hosts -rs
 
 lint: $(VENV)/.dev
@@ -35,53 +35,56 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+docs: $(VENV)/.dev ## generate the pages that come from docstrings and result files
+	$(BIN)/python docs/build.py
+
 wide: $(VENV)/.dev ## Fashion-MNIST with the wide ResNet, 3 seeds: benchmarks/results/wide.json
 	$(BIN)/python benchmarks/accuracy.py wide
 
 accuracy: $(VENV)/.dev ## the training of make train, 3 seeds: benchmarks/results/small.json
 	$(BIN)/python benchmarks/accuracy.py small
 
-scaling: $(VENV)/.dev ## two workers against one, and predictions against throttled links (root): benchmarks/results/scaling*.json
+scaling: $(VENV)/.dev ## two workers compared with one, and predictions with throttled links (root): benchmarks/results/scaling*.json
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/scaling_model.py
 
-torture: $(VENV)/.dev ## 200 runs killed at random moments and resumed, against one never stopped: benchmarks/results/torture.json
+torture: $(VENV)/.dev ## 200 runs killed at random moments and resumed, compared with an uninterrupted run: benchmarks/results/torture.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
 
 fuzz: $(VENV)/.dev ## 10,000 mutated files and 10,000 sets of flags: benchmarks/results/fuzz.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
 
-checkpoint: $(VENV)/.dev ## what a checkpoint costs: benchmarks/results/checkpoint.json
+checkpoint: $(VENV)/.dev ## the cost of a checkpoint: benchmarks/results/checkpoint.json
 	$(BIN)/python benchmarks/checkpoint.py
 
-soak: $(VENV)/.dev ## an hour with two workers, checkpoints and resumes: benchmarks/results/soak.json
+soak: $(VENV)/.dev ## memory over an hour with two workers, checkpoints and resumes: benchmarks/results/soak.json
 	$(BIN)/python benchmarks/soak.py
 
-imports: $(VENV)/.dev ## what importing heptane adds to importing torch: benchmarks/results/imports.json
+imports: $(VENV)/.dev ## the time to import heptane after torch: benchmarks/results/imports.json
 	$(BIN)/python benchmarks/imports.py
 
-features: $(VENV)/.dev ## a head trained on features that are computed once: benchmarks/results/features.json
+features: $(VENV)/.dev ## the speed-up by a feature cache: benchmarks/results/features.json
 	$(BIN)/python benchmarks/features.py
 
-transfer: $(VENV)/.recipes ## ImageNet weights against none on 1,000 images: benchmarks/results/transfer.json, transfer_time.json
+transfer: $(VENV)/.recipes ## ImageNet weights compared with training from scratch on 1,000 images: benchmarks/results/transfer.json, transfer_time.json
 	$(BIN)/python benchmarks/transfer.py
 	$(BIN)/python benchmarks/transfer_time.py
 
-recipes: $(RECIPES) ## a program per task, also one by one as recipe-images, -text, -translation, -speech, -tabular: docs/recipes.md
+recipes: $(RECIPES) ## a training program per task; one by one: recipe-images, -text, -translation, -speech, -tabular: docs/recipes.md
 
 $(RECIPES): recipe-%: $(VENV)/.recipes
 	$(BIN)/python recipes/$*.py
 
-peers: .venv-peers/.done ## time to a target against other libraries: benchmarks/results/peers.json; hours, and goes on where it stopped
+peers: .venv-peers/.done ## time to a target compared with other libraries: benchmarks/results/peers.json; hours, resumable
 	KERAS_BACKEND=torch .venv-peers/bin/python benchmarks/peers/race.py
 
-papers: $(VENV)/.dev ## the sources' claims in miniature: benchmarks/results/papers-*.json and .svg
+papers: $(VENV)/.dev ## the papers' claims in miniature: benchmarks/results/papers-*.json and .svg
 	for name in lr_scaling one_cycle mixup label_smoothing mixed_precision labels; do $(BIN)/python benchmarks/papers/$$name.py || exit 1; done
 
-overhead: .venv-peers/.done ## seconds per step against other loops: benchmarks/results/overhead.json
+overhead: .venv-peers/.done ## step time compared with other loops: benchmarks/results/overhead.json
 	.venv-peers/bin/python benchmarks/overhead.py
 
-clean: ## remove what the other targets made
+clean: ## remove everything that the other targets created
 	rm -rf $(VENV) .venv-peers runs build dist
 
 $(BIN)/python:

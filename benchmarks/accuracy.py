@@ -1,6 +1,6 @@
-"""What accuracy does a built-in reach on Fashion-MNIST, over seeds? ``python benchmarks/accuracy.py small|wide``.
+"""Test accuracy of the built-in models on Fashion-MNIST, over seeds: ``python benchmarks/accuracy.py small|wide``.
 
-Settings were chosen on the validation split; the test set is read once per run, at the end, by ``heptane train`` itself.
+Settings were chosen on the validation split. ``heptane train`` reads the test set once per run, at the end.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def report(name: str, command: list[str], records: list[dict[str, Any]]) -> None:
-    """Write what there is after each seed: a run of an hour and a half may be cut off."""
+    """Write the results so far after each seed, since a run takes an hour and a half."""
     test = spread([record["metrics"]["test_accuracy"] for record in records])
     save(
         name,

@@ -1,7 +1,7 @@
-"""What does a checkpoint cost, and so checkpointing every 30 s? ``make checkpoint``.
+"""Cost of a checkpoint, and of a checkpoint every 30 s: ``make checkpoint``.
 
-The same steps with a checkpoint every so many of them and without, in turn, by the wall clock: the difference over their
-number is what one costs, the thread that writes it included, which takes its time from a core that trains.
+The same steps run with and without checkpoints, in turn. The difference in wall time, divided by the number of
+checkpoints, is the cost of one. It includes the writing thread, which takes time from a core that trains.
 """
 
 from __future__ import annotations

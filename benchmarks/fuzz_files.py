@@ -1,4 +1,4 @@
-"""Files from a stranger: mutated, and read in a process that is held to its time and memory."""
+"""Mutated files, read in a process with limited time and memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUMBERS = [0, 1, 127, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53,
 
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
-    """``content`` with a few things wrong."""
+    """Mutate ``content`` in a few places."""
     made = bytearray(content)
     for _ in range(draw.choice((1, 1, 1, 2, 4, 16))):
         at, what = draw.randrange(len(made) + 1), draw.randrange(8)
@@ -56,7 +56,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 
 
 def number_in_text(content: bytes, draw: random.Random) -> bytes:
-    """One of the numbers that are written in digits, such as a shape in a JSON header, as another."""
+    """Replace a number written in digits, such as a shape in a JSON header."""
     digits = [i for i, byte in enumerate(content[:4000]) if chr(byte).isdigit()]
     if not digits:
         return content
@@ -69,7 +69,7 @@ def number_in_text(content: bytes, draw: random.Random) -> bytes:
 
 
 class Slow(BaseException):
-    """It took too long."""
+    """The reader exceeded its time limit."""
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def limits(seconds: float) -> Iterator[None]:
 
 
 def attempt(read: Callable[[Path], Any], path: Path, seconds: float = MOST_SECONDS) -> str:
-    """What reading ``path`` comes to: empty if it is as it should be."""
+    """Read ``path``; returns what went wrong, or an empty string."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         with limits(seconds), warnings.catch_warnings():
@@ -110,7 +110,7 @@ def prepare(kind: str, folder: Path) -> Path:
 
 
 def spoil(kind: str, path: Path, draw: random.Random) -> Path:
-    """Mutate what was made; for a checkpoint one of its files."""
+    """Mutate the file; for a checkpoint, one of its files."""
     victim = draw.choice(sorted(path.iterdir())) if path.is_dir() else path
     victim.write_bytes(mutated(victim.read_bytes(), draw))
     if path.is_dir() and draw.random() < 0.5:
@@ -119,7 +119,7 @@ def spoil(kind: str, path: Path, draw: random.Random) -> Path:
 
 
 def fuzz_files(count: int, seed: int, kinds: list[str], keep: Path | None = None, batch: int = BATCH) -> dict[str, Any]:
-    """Mutate and read ``count`` files, ``batch`` of a kind at a time in a process that is held to its memory."""
+    """Mutate and read ``count`` files, ``batch`` of one kind at a time, in a process with limited memory."""
     failures: list[dict[str, str]] = []
     done: dict[str, int] = dict.fromkeys(kinds, 0)
     root = Path(tempfile.mkdtemp(prefix="heptane-fuzz-"))
@@ -174,7 +174,7 @@ def _failures(kind: str, folder: Path, count: int, draw: random.Random, keep: Pa
 
 
 def _copied(kind: str, pristine: Path, folder: Path, index: int) -> tuple[Path, Path]:
-    """A copy of what was made, in a folder of its own, and where in it the reader looks."""
+    """Copy the original to its own folder; returns the path that the reader gets."""
     room = folder / f"copy{index}"
     if kind == "checkpoint":
         room = folder / f"step-{index + 10:09d}"

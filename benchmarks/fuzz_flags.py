@@ -1,4 +1,4 @@
-"""Flags from a stranger: each field of the settings and the tricks with fair and foul values, on a tiny data set."""
+"""Random flags: valid and invalid values for each field of the settings and tricks, on a tiny data set."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SLOW = ("compile", "workers")  # a compiler and processes take their seconds: on
 
 @st.composite
 def flag_sets(draw: st.DrawFn) -> list[str]:
-    """A command line for ``heptane train``: mostly fair, sometimes foul."""
+    """Draw a command line for ``heptane train``: mostly valid, sometimes invalid values."""
     given_flags = ["--epochs", draw(FAIR["epochs"])]
     every = [("", field) for field in fields(Settings) if field.name not in ("data", "epochs")]
     every += [(f"{name.replace('_', '-')}.", field) for name, kind in KINDS.items() for field in fields(kind)]
@@ -79,7 +79,7 @@ def flag_sets(draw: st.DrawFn) -> list[str]:
 
 
 def attempt_flags(flags: list[str], folder: Path, seconds: float = MOST_SECONDS) -> str:
-    """What ``heptane train`` comes to on twenty samples: empty if it is as it should be."""
+    """Run ``heptane train`` on twenty samples; returns what went wrong, or an empty string."""
     out, said, errors = folder / "out", io.StringIO(), io.StringIO()
     shutil.rmtree(out, ignore_errors=True)
     arguments = ["train", "--data", str(folder / "d.npz"), "--out", str(out), *flags]
@@ -110,7 +110,7 @@ def attempt_flags(flags: list[str], folder: Path, seconds: float = MOST_SECONDS)
 
 
 def fuzz_flags(count: int, seed: int) -> dict[str, Any]:
-    """``count`` command lines."""
+    """Try ``count`` command lines."""
     failures: dict[str, dict[str, str]] = {}
     codes = 0
     # Drawing the page takes a second, and has tests of its own.

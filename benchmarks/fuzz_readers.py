@@ -1,4 +1,4 @@
-"""What is mutated, by kind: a checkpoint, weights, arrays, an image; and what reads each."""
+"""The kinds of file that are mutated (checkpoint, weights, arrays, image) and the reader of each."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def make_checkpoint(folder: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> None:
-    """As a run does, also where the checksums fit."""
+    """Read a checkpoint as a run does, also with matching checksums."""
     restore.load(run(), checkpoint.read(path))
 
 
 def reseal(path: Path) -> None:
-    """Give a mutated checkpoint checksums that fit, as one who means harm would."""
+    """Give a mutated checkpoint matching checksums, as an attacker would."""
     try:
         found = json.loads((path / "facts.json").read_bytes())
         files = {part.name: storage.checksum(part) for part in path.iterdir() if part.name != "facts.json"}

@@ -1,7 +1,8 @@
-"""On a GPU: what does a step cost, against hand-written loops, and what accuracy does a training reach in what time?
+"""GPU results: step time compared with hand-written loops, and accuracy and time of whole runs.
 
-``python benchmarks/gpu.py OUT``. All arms of the first part stay alive, and take turns in random order, sixty steps at a
-time; the clock waits for the GPU before and after. The second trains in turn, seed by seed.
+``python benchmarks/gpu.py OUT``. In the first part all arms stay in memory and run in random order, sixty steps at a
+time; the GPU is synchronized before and after each measurement. In the second part whole runs are trained in turn,
+seed by seed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def sgd(params: Any) -> torch.optim.Optimizer:
 
 
 def tutorial(make: Callable[[], nn.Module], data: tuple[Tensor, Tensor]) -> Arm:
-    """The usual tutorial's loop: a DataLoader, fp32."""
+    """A tutorial's loop: a DataLoader and fp32."""
     model = make().cuda()
     optimizer, loss_function = sgd(model.parameters()), nn.CrossEntropyLoss()
     loader = DataLoader(TensorDataset(*data), batch_size=BATCH, shuffle=True, drop_last=True)
@@ -44,7 +45,7 @@ def tutorial(make: Callable[[], nn.Module], data: tuple[Tensor, Tensor]) -> Arm:
 
 
 def careful(make: Callable[[], nn.Module], data: tuple[Tensor, Tensor], mode: str | None = None) -> Arm:
-    """A loop by someone who knows: the data on the GPU, bf16, channels last; ``mode``: compiled so."""
+    """An expert's loop: data on the GPU, bf16, channels last; ``mode`` is the compile mode."""
     model = make().cuda().to(memory_format=torch.channels_last)
     forward = model if mode is None else torch.compile(model, mode=mode)
     optimizer, (images, labels) = sgd(model.parameters()), (part.cuda() for part in data)
@@ -83,7 +84,7 @@ def arms(make: Callable[[], nn.Module], data: tuple[Tensor, Tensor]) -> dict[str
 
 
 def milliseconds_per_step(make: Callable[[], nn.Module], data: tuple[Tensor, Tensor]) -> dict[str, Any]:
-    """Every arm's, a value a round."""
+    """Step times of all arms, one value per round."""
     runs = arms(make, data)
     found: dict[str, list[float]] = {name: [] for name in runs}
     for arm in runs.values():
@@ -103,7 +104,7 @@ def milliseconds_per_step(make: Callable[[], nn.Module], data: tuple[Tensor, Ten
 
 
 def trainings(data: Any) -> dict[str, Any]:
-    """Accuracy and seconds of whole trainings: plain, and with all tricks that apply, in each precision."""
+    """Accuracy and seconds of whole runs: plain, and with the applicable tricks in each precision."""
     cycle = {"cyclical": hp.Cyclical(), "label_smoothing": hp.LabelSmoothing()}
     chosen: dict[str, tuple[hp.Tricks, bool | str]] = {"plain, fp32": (hp.Tricks(), False)}
     for dtype in ("bf16", "fp16"):

@@ -1,4 +1,4 @@
-"""What does importing heptane add to importing torch, and how long does ``heptane --help`` take?"""
+"""Time to import heptane after torch, and time of ``heptane --help``."""
 
 from __future__ import annotations
 

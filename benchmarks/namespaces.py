@@ -1,4 +1,4 @@
-"""Several hosts on one machine: network namespaces joined by a bridge that nothing else reaches. Needs root and ``ip``."""
+"""Several hosts simulated on one machine, by network namespaces on a private bridge; needs root and ``ip``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PREFIX, NETWORK = "heptane-h", "10.77.0"
 
 
 def why_not() -> str:
-    """Why there can be none here; empty if there can."""
+    """The reason why namespaces are not available; empty if they are."""
     if os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "network namespaces need root"
     if not shutil.which("ip"):
@@ -25,13 +25,13 @@ def why_not() -> str:
 
 
 def address(host: int) -> str:
-    """Of a host, by its number from 0."""
+    """The address of a host, by its number from 0."""
     return f"{NETWORK}.{host + 1}"
 
 
 @contextlib.contextmanager
 def network(hosts: int, megabits: int | None = None) -> Iterator[None]:
-    """``hosts`` namespaces on one bridge, each sending at most so many megabits per second."""
+    """Create ``hosts`` namespaces on one bridge, each with limited bandwidth."""
     bridge = f"{PREFIX}br"
     _remove(hosts)
     try:
@@ -53,17 +53,17 @@ def network(hosts: int, megabits: int | None = None) -> Iterator[None]:
 
 
 def start(host: int, command: Sequence[str], **settings: Any) -> subprocess.Popen[Any]:
-    """Run ``command`` on a host, as the leader of a process group of its own."""
+    """Start ``command`` on a host, as leader of its own process group."""
     return subprocess.Popen(["ip", "netns", "exec", f"{PREFIX}{host}", *command], start_new_session=True, **settings)
 
 
 def cut(host: int) -> None:
-    """Pull a host's cable: its packets go nowhere, and no one is told."""
+    """Disconnect a host: its packets are dropped silently."""
     call(f"ip link set {PREFIX}{host} down")
 
 
 def kill(host: int) -> None:
-    """Everything that runs on a host, without a word."""
+    """Kill all processes on a host."""
     found = subprocess.run(["ip", "netns", "pids", f"{PREFIX}{host}"], capture_output=True, text=True, check=False)
     for pid in found.stdout.split():
         with contextlib.suppress(ProcessLookupError):
@@ -71,7 +71,7 @@ def kill(host: int) -> None:
 
 
 def call(command: str) -> None:
-    """Run it, or fail."""
+    """Run a command, and raise if it fails."""
     subprocess.run(command.split(), check=True)
 
 

@@ -1,10 +1,10 @@
-"""What does a step cost, against other loops? Arms interleaved in random order, in several processes.
+"""Step time compared with other training loops, with the arms interleaved in random order.
 
-Where tensors come to lie in memory differs from process to process, and changes a small step by a tenth either way: a figure
-is the median over the rounds of all.
+Every arm trains the same network on the same tensors in memory with the same optimizer. The time of a step is the
+time between two training calls of the network's ``forward``.
 
-Every arm trains the same network on the same tensors in memory with the same optimizer. A step's time is taken where all
-arms pass alike: between two training calls of the network's ``forward``.
+Memory placement differs between processes and changes a small step by up to a tenth. So the result is the median over
+the rounds of several processes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MISSING += [f"_{prefix}{kind}_backward" for kind in ("roi_align", "roi_pool") fo
 
 
 class Timed(nn.Module):
-    """A network that notes when its training forward begins."""
+    """A network that records when a training call of ``forward`` begins."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def sgd(params: Any) -> torch.optim.Optimizer:
 
 
 def bare(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
-    """The step itself: indexed tensors, no loader, nothing measured or kept."""
+    """The bare step: indexed tensors, no loader, no metrics."""
     x, y = data
     optimizer, order = sgd(model.parameters()), torch.randperm(len(x))
     for step in range(steps):
@@ -72,7 +72,7 @@ def bare(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
 
 
 def plain(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
-    """The usual tutorial's loop."""
+    """A tutorial's loop."""
     optimizer, loss_function = sgd(model.parameters()), nn.CrossEntropyLoss()
     loader = DataLoader(TensorDataset(*data), batch_size=batch, shuffle=True)
     for step, (x, y) in enumerate(loader):
@@ -103,7 +103,7 @@ def declare_torchvision() -> None:
 
 
 def lightning(model: nn.Module, data: Batches, batch: int, steps: int) -> None:
-    """As its documentation shows; logging, checkpoints and the progress bar are off, to its advantage."""
+    """A LightningModule as in its documentation; logging, checkpoints and progress bar are off, in its favour."""
     import lightning as L
 
     class Task(L.LightningModule):
@@ -191,7 +191,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def seconds_per_step(arm: Arm, case: dict[str, Any], data: Batches) -> float:
-    """One round of one arm: mean seconds per step, without the first steps."""
+    """Mean step time of one arm in one round, without the first steps."""
     torch.manual_seed(0)
     model = Timed(case["model"]())
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), warnings.catch_warnings():
@@ -202,7 +202,7 @@ def seconds_per_step(arm: Arm, case: dict[str, Any], data: Batches) -> float:
 
 
 def measure(name: str, rounds: int, data: Batches) -> dict[str, list[float]]:
-    """Seconds per step of every arm, a value a round, in this process."""
+    """Step times of all arms in this process, one value per round."""
     case = CASES[name]
     seconds: dict[str, list[float]] = {arm.__name__: [] for arm in case["arms"]}
     for number in range(rounds + 1):
@@ -215,7 +215,7 @@ def measure(name: str, rounds: int, data: Batches) -> dict[str, list[float]]:
 
 
 def measure_in_new_processes(name: str, rounds: int, processes: int) -> dict[str, list[float]]:
-    """The same from several processes, one after another: where tensors come to lie in memory differs between them."""
+    """Step times from several processes in sequence, since memory placement differs between them."""
     seconds: dict[str, list[float]] = {arm.__name__: [] for arm in CASES[name]["arms"]}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(processes):
@@ -228,7 +228,7 @@ def measure_in_new_processes(name: str, rounds: int, processes: int) -> dict[str
 
 
 def judge(name: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Ratios of medians, against the goals."""
+    """Compare the ratios of medians with the goals."""
     case = CASES[name]
     ours = statistics.median(seconds[case["ours"]])
     ratios = {arm: ours / statistics.median(values) for arm, values in seconds.items() if arm != case["ours"]}

@@ -1,4 +1,4 @@
-"""Result files: what was measured, with the command, the commit, the machine and the spread."""
+"""Result files: measurements with command, commit, machine and spread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def save(name: str, question: str, content: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Write ``NAME.json`` in ``folder``, ``results/`` unless told otherwise."""
+    """Write ``NAME.json`` to ``folder``, by default ``results/``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     facts = {
@@ -38,7 +38,7 @@ def _script() -> str:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, mean, standard deviation (None of one value, or of an infinite one), extremes, and the values themselves."""
+    """Median, mean, standard deviation (None for one value, or with infinite ones), extremes, and the values."""
     finite = all(map(math.isfinite, values))
     return {
         "median": json_number(statistics.median(values)),

@@ -1,8 +1,8 @@
-"""What do two workers cost on one machine? ``python benchmarks/scaling.py``.
+"""Cost of two workers on one machine: ``python benchmarks/scaling.py``.
 
-The small ResNet of the demo, one global batch, the same threads in all: one worker with two threads against two workers with
-one each, in turns. Of a worker's step: what it computes (DDP with a hook that sends nothing), what summing its gradients
-takes by itself, how long it waits for the other one, and what of both is left in the step beside the computing.
+The small ResNet of the demo with one global batch. One worker with two threads and two workers with one thread each
+run in turn. A worker's step is divided into compute (DDP with a hook that sends nothing), the all-reduce alone, the
+wait for the other worker, and the part of both that does not overlap with compute.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def seconds(threads: int) -> dict[str, Any]:
-    """Of this worker's steps; a worker alone has only whole ones."""
+    """Seconds of the parts of this worker's steps; a single worker has only whole steps."""
     torch.set_num_threads(threads)
     full = timed(None)
     if this_worker().size == 1:
@@ -77,7 +77,7 @@ def seconds(threads: int) -> dict[str, Any]:
 
 
 def timed(hook: Callable[[Any], Any] | None, waits: list[float] | None = None) -> list[float]:
-    """Seconds of each step, all workers beginning together."""
+    """Seconds of each step; all workers start together."""
     torch.manual_seed(0)
     data = torch.randn(BATCH * 4, 1, 28, 28), torch.randint(0, 10, (BATCH * 4,))
     tricks = hp.Tricks(data_parallel=hp.DataParallel(), mixed_precision=hp.MixedPrecision(dtype="fp32", channels_last="on"))
@@ -105,7 +105,7 @@ def timed(hook: Callable[[Any], Any] | None, waits: list[float] | None = None) -
 
 
 def send_nothing(bucket: Any) -> torch.futures.Future[torch.Tensor]:
-    """Each worker keeps its own gradients."""
+    """A communication hook that leaves each worker its own gradients."""
     done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     done.set_result(bucket.buffer())
     return done

@@ -1,10 +1,10 @@
-"""Does the model of a step in ``heptane.recommend.scaling`` predict what is measured? Run as root.
+"""Accuracy of the step times that ``heptane.recommend.scaling`` predicts; needs root.
 
-Two to four hosts, each a network namespace of this machine, joined by a bridge, their links throttled by ``tc``. Each host
-trains a network of one wide layer under DDP. Measured without the throttled sums: the compute (DDP with a hook that sends
-nothing, so that its copies into buckets count; all hosts at once, since they share this machine's cores). Measured on the
-link itself: its speed and latency, by one message each way. Predicted: the step. Beside it, points that others published,
-with what had to be assumed for them.
+Two to four hosts are simulated by network namespaces on a bridge, with links throttled by ``tc``. Each host trains a
+network of one wide layer under DDP. Three things are measured: the compute (DDP with a hook that sends nothing, so
+its copies into buckets count; on all hosts at once, since they share the cores), the bandwidth and latency of the
+link (by one message each way), and the step that is to be predicted. Published results are compared too, with the
+assumptions that they need.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def point(what: str, measured: float, predicted: float) -> dict[str, Any]:
 
 
 def run(hosts: int, megabits: int) -> dict[str, Any]:
-    """One point: what rank 0 measured."""
+    """Measure one point; returns the results of rank 0."""
     with tempfile.TemporaryDirectory() as folder, network(hosts, megabits):
         answer = Path(folder, "answer.json")
         processes = []
@@ -118,7 +118,7 @@ def run(hosts: int, megabits: int) -> dict[str, Any]:
 
 
 def work(answer: Path) -> None:
-    """One rank: measure the link, the compute, and the step."""
+    """Measure link, compute and step on one rank."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     rank = dist.get_rank()
     torch.manual_seed(0)
@@ -160,7 +160,7 @@ def work(answer: Path) -> None:
 
 
 def link(size: int = 8 << 20) -> tuple[float, float]:
-    """Latency, and bytes per second, between the first two ranks, by messages back and forth."""
+    """Latency and bytes per second between the first two ranks, by messages back and forth."""
     small, large = torch.zeros(1), torch.zeros(size // 4)
     times = []
     for message in (small, large):
@@ -180,7 +180,7 @@ def link(size: int = 8 << 20) -> tuple[float, float]:
 
 
 def median(function: Any, skip: int = 1) -> float:
-    """Median seconds, all ranks beginning together."""
+    """Median seconds; all ranks start together."""
     times = []
     for _ in range(STEPS + skip):
         dist.barrier()

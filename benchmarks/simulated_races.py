@@ -1,4 +1,4 @@
-"""Races whose truth is known: the runs are made up, everything else is the race's own code."""
+"""Simulated races with known effects: invented runs, judged by the race's own code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Truth:
 
 
 def runs_of(rng: np.random.Generator, truth: Truth, num_seeds: int) -> dict[str, list[float | None]]:
-    """Seconds to the target per arm and seed, None for a run that misses it; plain and all first."""
+    """Seconds to the target per arm and seed, None for a run that misses it; plain and all come first."""
     whole = math.prod(truth.left[name] for name in NAMES)
     factors = {"plain": 1.0, "all": whole}
     factors |= {f"plain+{name}": truth.left[name] for name in NAMES}
@@ -54,7 +54,7 @@ def runs_of(rng: np.random.Generator, truth: Truth, num_seeds: int) -> dict[str,
 def table_of(
     times: Mapping[str, Sequence[float | None]], grid: float, ended: Mapping[str, int] | None = None
 ) -> dict[str, list[Outcome]]:
-    """What the runs count as, with the caps of the race; arms of a trick that is settled after so many seeds end."""
+    """Outcomes of the runs with the race's own limits; arms of settled tricks end."""
     table: dict[str, list[Outcome]] = {}
     for arm, seconds in times.items():
         outcomes = []
@@ -82,13 +82,13 @@ def _cap(times: Mapping[str, Sequence[float | None]], arm: str, seed: int) -> fl
 def raced(
     rng: np.random.Generator, truth: Truth, num_seeds: int, *, fixed: bool = False
 ) -> tuple[Judgement, dict[str, Judgement]]:
-    """One race: the verdict on the headline and on each trick."""
+    """One race: the verdicts on all tricks together and on each."""
     times = runs_of(rng, truth, num_seeds)
     return verdicts(table_of(times, truth.grid), STRATA, HEADLINE, TIME, fixed=fixed)
 
 
 def looked_at(rng: np.random.Generator, truth: Truth, looks: Sequence[int]) -> tuple[bool, int]:
-    """A race to which seeds are added until a verdict speaks: whether any look named a trick, and how many runs it took."""
+    """Add seeds to a race until there is a verdict: whether a trick got one, and the number of runs."""
     times = runs_of(rng, truth, max(looks))
     ended: dict[str, int] = {}
     spoke = False
@@ -104,5 +104,5 @@ def looked_at(rng: np.random.Generator, truth: Truth, looks: Sequence[int]) -> t
 
 
 def any_false(judged: Mapping[str, Judgement]) -> bool:
-    """Whether some trick of those that do nothing was called helpful or harmful."""
+    """Whether a trick without effect got a verdict."""
     return any(made.verdict in (HELPS, HURTS) for made in judged.values())

@@ -1,8 +1,8 @@
-"""Do memory and open files stay flat in an hour of training with two workers, checkpoints and resumes? ``make soak``.
+"""Memory and open files over an hour of training with two workers, checkpoints and resumes: ``make soak``.
 
-Two workers train under one launcher, save every 50 steps, and are stopped by SIGTERM every twenty minutes and resumed, until
-the time is over. Every few seconds the resident memory and the open files of the workers are read; a slope is fitted within
-each piece between two stops, past its first ten minutes.
+Two workers train under one launcher, save every 50 steps, and are stopped by SIGTERM and resumed every twenty
+minutes. Their resident memory and open files are read every few seconds. A slope is fitted to each stretch between
+two stops, without its first ten minutes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PIECE_SECONDS, EVERY_SECONDS, WARM_UP_SECONDS = 1200.0, 5.0, 600.0  # allocators
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes below ``pid`` that train."""
+    """The training processes below ``pid``."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -51,13 +51,13 @@ def ancestor(pid: int, wanted: int) -> bool:
 
 
 def look(pid: int) -> tuple[float, int]:
-    """Resident MiB, and open files."""
+    """Resident memory in MiB, and number of open files."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def piece(out: Path, resume: bool, seconds: float) -> dict[str, Any]:
-    """One start of the run, until it is stopped."""
+    """Run until the next stop."""
     if resume:
         command = ["train", "--resume", str(out)]
     else:
@@ -96,7 +96,7 @@ def piece(out: Path, resume: bool, seconds: float) -> dict[str, Any]:
 
 
 def slope(seconds: Any, values: Any) -> list[float]:
-    """Per hour, and twice its standard error."""
+    """Slope per hour, and twice its standard error."""
     (rate, _), covariance = np.polyfit(seconds / 3600, values, 1, cov=True)
     return [float(rate), 2 * float(np.sqrt(covariance[0, 0]))]
 
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def over_all(pieces: list[dict[str, Any]]) -> dict[str, Any]:
-    """The pieces together: the median slope within, and how the medians of the first and the last differ."""
+    """Summary of all pieces: the median slope, and the difference between the medians of the first and last."""
     return {
         "mebibytes_per_hour": statistics.median(p["mebibytes_per_hour"][0] for p in pieces),
         "files_per_hour": statistics.median(p["files_per_hour"][0] for p in pieces),

@@ -1,9 +1,9 @@
-"""Is what a machine decides, plans and reports steady: its precision, three equal runs, a budget?
+"""Reproducibility on one machine: choice of precision, training time of equal runs, and kept budgets.
 
-- ``precision``: the choice for the small ResNet at batch 128, 64x64, in 20 new processes with an empty cache each, while
-  another process keeps one core busy: seconds of the measurement, and what was chosen.
-- ``clock``: three equal runs in a row in one process: their training seconds, the first included.
-- ``budget``: ``heptane train --budget`` on a folder of rendered letters: wall time over the budget.
+- ``precision``: the choice for the small ResNet at batch size 128, 64x64, in 20 new processes with an empty cache,
+  while another process keeps one core busy: seconds of the measurement, and the choice.
+- ``clock``: training seconds of three equal runs in one process.
+- ``budget``: ``heptane train --budget`` on a folder of rendered letters: wall time over budget.
 - ``dry_run``: seconds of ``heptane race --dry-run`` and ``heptane train --dry-run`` on that folder.
 
 ``python benchmarks/steady.py [--only precision,clock,budget,dry_run] [--tries N]`` writes ``results/steady.json``.
@@ -56,14 +56,14 @@ print(json.dumps(seconds))
 
 
 def child(code: str, cache: str) -> Any:
-    """What a program prints as JSON in its last line, run in a process of its own with this cache folder."""
+    """The JSON in the last line that a program prints, run in its own process with this cache folder."""
     environment = {**os.environ, "HEPTANE_CACHE": cache}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def precision(tries: int, folder: Path) -> dict[str, Any]:
-    """The choice in new processes, beside a busy one."""
+    """Choices of precision in new processes, next to a busy one."""
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         found = [child(ONE_CHOICE, str(folder / f"cache-{number}")) for number in range(tries)]
@@ -77,7 +77,7 @@ def precision(tries: int, folder: Path) -> dict[str, Any]:
 
 
 def clock(folder: Path) -> dict[str, Any]:
-    """Three equal runs, in processes of their own three times over."""
+    """Training time of three equal runs, in three processes each."""
     repeats = [child(EQUAL_RUNS, str(folder / "cache-clock")) for _ in range(3)]
     train = [[run["train"] for run in runs] for runs in repeats]
     print(f"clock: {train}", flush=True)
@@ -86,7 +86,7 @@ def clock(folder: Path) -> dict[str, Any]:
 
 
 def command(arguments: list[str], folder: Path) -> float:
-    """Wall seconds of a command of heptane."""
+    """Wall seconds of a heptane command."""
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "heptane", *arguments], capture_output=True, text=True, cwd=folder)
     if done.returncode:
@@ -104,7 +104,7 @@ def budget(folder: Path) -> dict[str, Any]:
 
 
 def dry_run(folder: Path) -> dict[str, Any]:
-    """Wall time of what only plans."""
+    """Wall time of commands that only plan."""
     took = {
         name: command([name, "--data", "letters", "--dry-run", "--out", f"dry-{name}"], folder) for name in ("train", "race")
     }

@@ -1,9 +1,8 @@
-"""Does a run that is killed with SIGKILL, wherever, and resumed end bitwise where one that was never stopped does?
+"""Bitwise resume of runs that are killed with SIGKILL at random moments: ``make torture``.
 
-Each run is a forked process (two, for several workers) that trains for a second and saves every few steps. It is killed at
-random moments, while it writes too, and started again with ``resume=True``, until it is left alone and ends. Parameters,
-optimizer state, history and metrics are compared, bit for bit, with those of the case's one uninterrupted run.
-``make torture``.
+Each run is a forked process (two for several workers) that trains for a second and saves every few steps. It is
+killed at random moments, also while it writes, and restarted with ``resume=True`` until it ends. Parameters,
+optimizer state, history and metrics are compared bitwise with those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ adamw = partial(torch.optim.AdamW, lr=0.01)
 
 
 class Noisy(Dataset[Any]):
-    """Draws at random when it is read."""
+    """A data set that draws random numbers when it is read."""
 
     def __len__(self) -> int:
         return SAMPLES
@@ -73,7 +72,7 @@ def network() -> torch.nn.Module:
 
 
 def pooled() -> torch.nn.Module:
-    """For images of any size."""
+    """A network for images of any size."""
     torch.manual_seed(0)
     nn = torch.nn
     return nn.Sequential(
@@ -119,7 +118,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def spoilt() -> DataLoader[Any]:
-    """One batch of each epoch holds a NaN."""
+    """Data with a NaN in one batch of each epoch."""
 
     class Spoilt(Noisy):
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
@@ -130,7 +129,7 @@ def spoilt() -> DataLoader[Any]:
 
 
 def train(case: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Train, or go on; digests of what it ended with."""
+    """Train or resume; returns digests of the final state."""
     settings = {key: value for key, value in case.items() if key not in ("data", "workers", "model", "scaled")}
     if case.get("scaled"):  # on a CPU heptane refuses fp16, since it is slow; the arithmetic is there
 
@@ -167,7 +166,7 @@ def train(case: dict[str, Any], folder: Path) -> dict[str, str]:
 
 
 def parts(saved: Any) -> list[Any]:
-    """The digests of a checkpoint's tensors; of one in parts, the parts'."""
+    """Digests of a checkpoint's tensors, or of its shards."""
     found = []
     for name in sorted(saved.files):
         content = load_file(saved.path / name)
@@ -186,7 +185,7 @@ def digest(tensors: list[torch.Tensor]) -> str:
 
 
 def start(case: dict[str, Any], folder: Path, answer: Path) -> list[int]:
-    """Fork the workers of a run; the first writes ``answer`` when it is done."""
+    """Fork the workers of a run; the first writes ``answer`` when it ends."""
     workers, pids = case.get("workers", 1), []
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -229,7 +228,7 @@ def _child(case: dict[str, Any], folder: Path, answer: Path, rank: int, workers:
 
 
 def kill(pids: list[int]) -> None:
-    """The processes and what they have started, without a word."""
+    """Kill the processes and their children."""
     for pid in pids:
         for end in (lambda pid=pid: os.killpg(pid, signal.SIGKILL), lambda pid=pid: os.kill(pid, signal.SIGKILL)):
             try:
@@ -244,7 +243,7 @@ def kill(pids: list[int]) -> None:
 
 
 def ended(pids: list[int], seconds: float) -> bool:
-    """Whether all end within ``seconds``; those that have ended leave ``pids``."""
+    """Whether all processes end within ``seconds``; those that ended are removed from ``pids``."""
     until = time.monotonic() + seconds
     while pids:
         for pid in list(pids):
@@ -257,7 +256,7 @@ def ended(pids: list[int], seconds: float) -> bool:
 
 
 def undisturbed(case: dict[str, Any], folder: Path) -> tuple[dict[str, str], float]:
-    """What a run that is never stopped ends with, and its seconds."""
+    """Final state and seconds of an uninterrupted run."""
     began = time.monotonic()
     answer = folder / "answer.json"
     folder.mkdir()
@@ -270,7 +269,7 @@ def undisturbed(case: dict[str, Any], folder: Path) -> tuple[dict[str, str], flo
 
 
 def tortured(case: dict[str, Any], folder: Path, seconds: float, draw: random.Random) -> tuple[dict[str, str], int]:
-    """What a run that is killed again and again ends with, and how often it was."""
+    """Final state of a run that is killed repeatedly, and the number of kills."""
     folder.mkdir()
     answer, kills = folder / "answer.json", 0
     for _ in range(draw.randint(1, 4)):

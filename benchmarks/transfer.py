@@ -1,8 +1,8 @@
-"""What is transfer worth on little data? EfficientNet-lite0 on 1,000 images of Fashion-MNIST, with and without ImageNet.
+"""Effect of pretrained weights on little data: EfficientNet-lite0 on 1,000 images of Fashion-MNIST.
 
-``python benchmarks/transfer.py`` writes ``results/transfer.json``; ``--tune`` tries the settings on the validation split
-and writes ``results/transfer_tuning.json``; ``--try`` runs one epoch of each arm and writes nothing.
-The test set is read once per run, at its end. Every arm has the same tricks but for transfer itself.
+``python benchmarks/transfer.py`` writes ``results/transfer.json``. ``--tune`` tries settings on the validation split
+and writes ``results/transfer_tuning.json``. ``--try`` runs one epoch of each arm and writes nothing. The test set is
+read once per run, at its end. All arms use the same other tricks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RATE_FACTOR = 1.1  # 19 groups: the first has 0.18 of the head's rate
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train: where its weights come from, for how long, and at which rate."""
+    """A way to train: source of the weights, epochs, learning rate."""
 
     name: str
     pretrained: bool
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measure(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_seeds: int, *, attempt: bool) -> None:
-    """Every arm on every seed."""
+    """Measure all arms on all seeds."""
     arms = [replace(arm, epochs=1) for arm in ARMS] if attempt else ARMS
     runs: dict[str, list[hp.Result]] = {arm.name: [] for arm in arms}
     for seed in range(1 if attempt else num_seeds):
@@ -74,7 +74,7 @@ def measure(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_seeds
 
 
 def run(arm: Arm, train: tuple[Tensor, Tensor], seed: int, **measured: Any) -> hp.Result:
-    """Train one arm once, through the everyday call."""
+    """Train one arm once with ``hp.fit``."""
     torch.manual_seed(seed)
     tricks = hp.Tricks(cyclical=hp.Cyclical(), label_smoothing=hp.LabelSmoothing(), mixed_precision=hp.MixedPrecision())
     if arm.pretrained:
@@ -95,7 +95,7 @@ def run(arm: Arm, train: tuple[Tensor, Tensor], seed: int, **measured: Any) -> h
 
 
 def tune(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> None:
-    """Both ways of starting get the same number of tries; the test set is not touched."""
+    """Try the same number of settings for both starting points; the test set is not used."""
     tried = []
     for rate in RATES:
         for arm in ARMS[:2]:
@@ -105,7 +105,7 @@ def tune(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> None:
 
 
 def settings() -> dict[str, Any]:
-    """What all arms share."""
+    """Settings that all arms share."""
     return {
         "data": f"Fashion-MNIST, {10 * IMAGES_PER_CLASS} training images, {IMAGES_PER_CLASS} of each class",
         "subset_seed": SUBSET_SEED,
@@ -117,7 +117,7 @@ def settings() -> dict[str, Any]:
 
 
 def summary(arm: Arm, results: list[hp.Result]) -> dict[str, Any]:
-    """One arm over its seeds."""
+    """Results of one arm over its seeds."""
     return {
         "name": arm.name,
         "epochs": arm.epochs,

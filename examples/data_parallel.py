@@ -1,4 +1,4 @@
-"""Two workers on this host, one global batch of 64: the same result as one worker. Under torchrun nothing changes."""
+"""Train with two workers on this host and one global batch of 64: the same result as one worker, also under torchrun."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Train the head alone, then everything: what is frozen stays in eval mode, so its BatchNorm stands still."""
+"""Train the head alone, then all layers. Frozen layers stay in eval mode, so their BatchNorm does not change."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Somebody's weights into a model with another head, with a report of what matched and what did not."""
+"""Load weights into a model with another head, and print what matched."""
 
 import tempfile
 

@@ -1,4 +1,4 @@
-"""1cycle as a PyTorch scheduler, momentum in the opposite direction."""
+"""1cycle as a PyTorch scheduler, with the momentum in the opposite direction."""
 
 import torch
 

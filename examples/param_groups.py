@@ -1,4 +1,4 @@
-"""A rate per depth: each layer group has the next one's divided by 2.6."""
+"""Learning rates by depth: each layer group has that of the next one divided by 2.6."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Mixed precision in a loop of your own: the same four calls for bf16, fp16 (with loss scaling) and fp32."""
+"""Mixed precision in your own loop: the same four calls for bf16, fp16 (with loss scaling) and fp32."""
 
 import torch
 

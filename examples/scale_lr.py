@@ -1,4 +1,4 @@
-"""A batch four times as large: the rate by the optimizer's rule, and a warm-up from the rate of the small batch."""
+"""Use a batch four times as large: scale the learning rate, and warm up from that of the small batch."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Label smoothing for sequences: padded positions weigh nothing, and the unsmoothed loss is reported beside it."""
+"""Label smoothing for sequences: padded positions are ignored, and the loss without smoothing is reported too."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The loop as a generator: logging, stopping and the rest belong to the body of your ``for``."""
+"""The loop as a generator: logging and stopping are code in your own ``for`` loop."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""``model.train()`` would let a frozen BatchNorm move its statistics; ``hp.train_mode`` does not."""
+"""Train with frozen layers: ``hp.train_mode`` keeps a frozen BatchNorm fixed, ``model.train()`` does not."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Triangles that shrink, after a warm-up: schedules join and multiply."""
+"""Join and multiply schedules: shrinking triangles after a warm-up."""
 
 import torch
 

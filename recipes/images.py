@@ -1,11 +1,13 @@
-"""Images: EfficientNet-lite0 from ImageNet to Fashion-MNIST, with 10, 100 and 1,000 labels per class, against scratch.
+"""Images: EfficientNet-lite0 from ImageNet to Fashion-MNIST, with 10, 100 and 1,000 labels per class.
 
-The clothes are enlarged to 64x64 and given three channels, as the network wants them. Four arms at each number of labels:
-the network as it is drawn (scratch); ImageNet's weights, of which all but the head are frozen, or all but the last block
-and what follows it, so that the rest is computed once (head, last block); and all of them trained, with a lower rate the
-deeper a layer lies (all). All have 1cycle, label smoothing, AdamW and weights in channels_last. Scratch is given more
-epochs than "all", up to two and a half times as many; how soon do the others reach the best accuracy that it comes to on
-500 validation images? The accuracy is that on 1,000 test images, read once at the end.
+How much do pretrained weights help, by the number of labels? There are four arms. "scratch" starts from random
+weights. "head" starts from ImageNet weights and trains only the head. "last block" also trains the last block and the
+layers after it. Both cache the features of the frozen layers. "all" trains every layer, with lower learning rates for
+layers nearer the input.
+
+The images are enlarged to 64x64 with three channels. All arms use 1cycle, label smoothing, AdamW and channels last.
+"scratch" has up to two and a half times as many epochs as "all". The result is the time to the best accuracy of
+"scratch" on 500 validation images, and the accuracy on 1,000 test images, which are read once at the end.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train, and for how many epochs with each number of labels per class."""
+    """A way to train, and its epochs for each number of labels per class."""
 
     name: str
     epochs: tuple[float, float, float]
@@ -55,12 +57,12 @@ def data() -> hp.Data:
 
 
 def images(per_class: int) -> Pair:
-    """So many training images of each class."""
+    """A number of training images of each class."""
     return prepared(data(), balanced(*data().train, per_class), IMAGE_SIZE)
 
 
 def first(part: Pair | None, count: int) -> Pair:
-    """The first images of the validation or test part, which are in random order."""
+    """The first images of the validation or test part, whose order is random."""
     assert part is not None
     return prepared(data(), (part[0][:count], part[1][:count]), IMAGE_SIZE)
 
@@ -88,7 +90,7 @@ def train_arm(arm: Arm, epochs: float, train: Pair, valid: Pair, test: Pair, see
 
 
 def measured(result: hp.Result, goal: float) -> dict[str, float]:
-    """Test accuracy, and when the validation accuracy ``goal`` was reached, on the training clock; infinite if never."""
+    """Test accuracy, and training seconds until the validation accuracy ``goal``; infinite if never reached."""
     reached = (record["train_seconds"] for record in result.history if record["valid_accuracy"] >= goal)
     return {
         "test accuracy": result.metrics["test_accuracy"],
@@ -130,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def times_faster(record: Record, count: int, arm: Arm) -> list[float]:
-    """Per seed: scratch's seconds to its own best, over this arm's."""
+    """Speed-up per seed to the best accuracy of scratch."""
     mine, scratch = (record.arms[f"{count} labels, {a.name}"]["seconds to scratch's best"] for a in (arm, SCRATCH))
     return [theirs / own for own, theirs in zip(mine, scratch, strict=True)]
 

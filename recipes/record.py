@@ -1,4 +1,4 @@
-"""What the recipes share: their flags, a table of what was measured over seeds, verdicts, and the result file."""
+"""Shared parts of the recipes: flags, tables over seeds, verdicts and the result file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BETTER, WORSE, UNDECIDED = "better here", "worse here", "no difference detected 
 
 
 def flags(doc: str | None, seeds: int, argv: Sequence[str] | None) -> argparse.Namespace:
-    """``--seeds``, ``--quick`` and ``--out``, from ``argv`` or else the command line."""
+    """Parse ``--seeds``, ``--quick`` and ``--out`` from ``argv``, by default the command line."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=seeds, help=f"runs of each arm, at least 1 (default {seeds})")
     parser.add_argument("--quick", action="store_true", help="one seed, little data, few steps; written only with --out")
@@ -52,14 +52,14 @@ class Record:
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, arm: str, found: Mapping[str, float]) -> None:
-        """The next seed of an arm, said aloud."""
+        """Add a seed of an arm and print it."""
         known = {metric: float(found[metric]) for metric in self.metrics if metric in found}
         for metric, value in known.items():
             self.arms.setdefault(arm, {}).setdefault(metric, []).append(value)
         print(f"{arm}: " + ", ".join(f"{metric} {value:.4g}" for metric, value in known.items()), flush=True)
 
     def compare(self, arm: str, other: str) -> None:
-        """Whether ``arm`` is better than ``other``: the mean of the differences seed by seed, with a 95% interval."""
+        """Compare ``arm`` with ``other``: the mean of the paired differences, with a 95% interval."""
         metric, more_is_better = next(iter(self.metrics.items()))
         gains = [b - a for a, b in zip(self.arms[other][metric], self.arms[arm][metric], strict=True)]
         mean, said = statistics.fmean(gains), "(one seed: no interval)"
@@ -92,7 +92,7 @@ def _plus_minus(values: Mapping[str, Any] | None) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a recipe; data that cannot be had, or other wrong input, is one line."""
+    """Run a recipe; missing data and other wrong input end in one line."""
     try:
         main()
     except InputError as error:

@@ -1,15 +1,15 @@
-"""Speech: spoken syllables to letters, by CTC, with label smoothing and masking, on speakers that were never heard.
+"""Speech: spoken syllables to letters with CTC, with label smoothing and masking, tested on unseen speakers.
 
-Debian's klettres-data holds syllables that children learn to read by, one folder per language. It does not name its
-speakers, so a folder is taken for a speaker. The syllables written in Latin letters are used, spelt without accents. The
-split is by folder, so that no speaker of the training part is tested; American and British English, which may share one,
-stay together. Each seed tests another sixth of the recordings, so with six seeds every speaker is tested once.
+The data are syllables from Debian's klettres-data, with which children learn to read: one folder per language.
+Speakers are not named, so each folder counts as one speaker. Only syllables in Latin letters are used, without
+accents. The split is by folder, so no test speaker is in the training part; American and British English, possibly
+one speaker, stay together. Each of six seeds tests another sixth of the recordings, so every speaker is tested once.
 
-Recordings are resampled to 16 kHz and cut to where they are loud; the features are logarithms of 40 mel bands every 10
-ms, normalised for each speaker. Convolutions give letters or blanks every 20 ms. The arms differ in label smoothing (a
-pull of each frame to the uniform distribution, Kim et al. 2018, arXiv:1711.02212) and in masking of bands and of
-stretches of time (SpecAugment, Park et al. 2019, arXiv:1904.08779). The letter error rate is the edit distance from the
-letters of the best path to those that are said, over the number of these; a model that says nothing has 1.
+Recordings are resampled to 16 kHz and trimmed to the loud part. The inputs are log energies of 40 mel bands every 10
+ms, normalized per speaker. A convolutional network outputs a letter or blank every 20 ms. The arms differ in label
+smoothing (towards the uniform distribution in each frame, Kim et al. 2018, arXiv:1711.02212) and in masking of bands
+and time spans (SpecAugment, Park et al. 2019, arXiv:1904.08779). The letter error rate is the edit distance between
+the best path and the true letters, divided by the number of true letters; an empty output has an error rate of 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Part = tuple[Tensor, tuple[Tensor, Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Spoken:
-    """A recording: features (bands, frames), what is said, and the folder it is from."""
+    """A recording: features (bands, frames), its text and its folder."""
 
     features: Tensor
     letters: str
@@ -54,14 +54,14 @@ class Spoken:
 
 
 def spelt(name: str) -> str:
-    """The letters of a syllable, upper case and without accents; "" where it is not written in Latin ones."""
+    """The letters of a syllable in upper case without accents; "" if it is not in Latin letters."""
     plain = "".join(c for c in unicodedata.normalize("NFD", name.upper()) if not unicodedata.combining(c))
     plain = plain.replace("Ø", "O").replace("Æ", "AE")
     return plain if set(plain) <= set(LETTERS) else ""
 
 
 def load(folder: Path) -> list[Spoken]:
-    """The syllables that ``folder/LANGUAGE/sounds.xml`` name and that are there."""
+    """The syllables in ``folder/LANGUAGE/sounds.xml`` whose files exist."""
     found = []
     for index in sorted(folder.glob("*/sounds.xml")):
         sounds = [sound.attrib for part in ElementTree.parse(index).iter("syllables") for sound in part.iter("sound")]
@@ -77,7 +77,7 @@ def load(folder: Path) -> list[Spoken]:
 
 
 def read(file: Path) -> tuple[Tensor, int]:
-    """A recording's samples, all channels as one, and its rate."""
+    """A recording's samples as one channel, and its sampling rate."""
     try:
         import soundfile
     except ModuleNotFoundError as error:
@@ -110,7 +110,7 @@ def mel_bands() -> Tensor:
 
 
 def folds(speech: Sequence[Spoken]) -> list[set[str]]:
-    """The speakers in :data:`FOLDS` parts of about equally many recordings."""
+    """The speakers in :data:`FOLDS` parts with similar numbers of recordings."""
     counts: Counter[str] = Counter(TOGETHER.get(spoken.speaker, spoken.speaker) for spoken in speech)
     parts: list[set[str]] = [set() for _ in range(FOLDS)]
     for speaker, _ in counts.most_common():
@@ -119,7 +119,7 @@ def folds(speech: Sequence[Spoken]) -> list[set[str]]:
 
 
 def data(speech: Sequence[Spoken], held_out: set[str]) -> tuple[Part, Part]:
-    """Training part, and the part of the speakers ``held_out``."""
+    """The training part, and the part of the speakers ``held_out``."""
     chosen = [[spoken for spoken in speech if (spoken.speaker in held_out) == tested] for tested in (False, True)]
     return tensors(chosen[0]), tensors(chosen[1])
 
@@ -136,7 +136,7 @@ def tensors(speech: Sequence[Spoken]) -> Part:
 
 
 def listener() -> nn.Module:
-    """Features (N, bands, frames) to log-probabilities of the blank and the letters (half the frames, N, 27)."""
+    """The network: features (N, bands, frames) to log-probabilities of blank and letters (half the frames, N, 27)."""
 
     def layer(inputs: int, stride: int) -> list[nn.Module]:
         return [nn.Conv1d(inputs, CHANNELS, 5, stride, 2), nn.BatchNorm1d(CHANNELS), nn.ReLU(), nn.Dropout(DROPOUT)]
@@ -146,7 +146,7 @@ def listener() -> nn.Module:
 
 
 class FramesFirst(nn.Module):
-    """(N, letters, frames) to (frames, N, letters), as CTC wants them."""
+    """Transpose (N, letters, frames) to (frames, N, letters) for CTC."""
 
     def forward(self, scores: Tensor) -> Tensor:
         return scores.permute(2, 0, 1)
@@ -154,14 +154,14 @@ class FramesFirst(nn.Module):
 
 @dataclass(frozen=True)
 class Masking:
-    """SpecAugment without warping: in each recording ``count`` runs of bands and of frames are set to the mean, 0."""
+    """SpecAugment without warping: set ``count`` runs of bands and of frames per recording to the mean, 0."""
 
     bands: int = 8
     frames: int = 12
     count: int = 2
 
     def draw(self, rng: np.random.Generator, batch_size: int) -> Tensor:
-        """(N, 2, count, 2): for bands and frames where each run starts, from 0 to 1, and its length."""
+        """Random runs, (N, 2, count, 2): start, from 0 to 1, and length, for bands and frames."""
         starts = rng.random((batch_size, 2, self.count))
         lengths = rng.integers(0, [[self.bands + 1], [self.frames + 1]], (batch_size, 2, self.count))
         return torch.from_numpy(np.stack([starts, lengths], -1)).float()
@@ -174,7 +174,7 @@ class Masking:
 
     @staticmethod
     def _kept(draws: Tensor, size: int) -> Tensor:
-        """(N, size): 0 within a run."""
+        """Mask (N, size): 0 within a run, else 1."""
         starts, lengths = draws[..., :1] * size, draws[..., 1:]
         at = torch.arange(size)
         return ((at < starts) | (at >= starts + lengths)).all(1)
@@ -190,7 +190,7 @@ ARMS: dict[str, tuple[hp.LabelSmoothing | None, Masking | None]] = {
 
 
 def train_arm(name: str, train: Part, test: Part, *, seed: int, epochs: int = EPOCHS) -> tuple[nn.Module, dict[str, float]]:
-    """Train one model; it, its letter error rate and its loss on the test speakers, and the error rate on its own."""
+    """Train a model; returns it, its letter error rate and loss on test speakers, and its error rate in training."""
     smoothing, masking = ARMS[name]
     torch.manual_seed(seed)
     result = hp.fit(
@@ -216,7 +216,7 @@ def train_arm(name: str, train: Part, test: Part, *, seed: int, epochs: int = EP
 
 
 def error_rate(model: nn.Module, part: Part) -> float:
-    """Edits from what the model hears to what is said, per letter that is said."""
+    """Edit distance from the output to the true letters, per true letter."""
     _, (letters, _, lengths) = part
     said = [row[:length].tolist() for row, length in zip(letters, lengths, strict=True)]
     edits = sum(distance(mine, true) for mine, true in zip(heard(model, part), said, strict=True))
@@ -225,7 +225,7 @@ def error_rate(model: nn.Module, part: Part) -> float:
 
 @torch.no_grad()
 def heard(model: nn.Module, part: Part) -> list[list[int]]:
-    """The letters of the best path: without repeats and blanks."""
+    """The letters of the best path, without repeats and blanks."""
     features, (_, frames, _) = part
     best = model(features).argmax(-1).T
     paths = (torch.unique_consecutive(row[:count]) for row, count in zip(best, frames, strict=True))

@@ -1,12 +1,13 @@
 """Tabular regression: mixup on inputs and real-valued targets, on scikit-learn's diabetes data.
 
-442 patients, 10 measurements, and how far the disease has come a year later (Efron et al. 2004, *Least Angle Regression*,
-section 1; embedded in scikit-learn). Each seed draws its own split: 60% to train, 40% to test. A small network learns with
-1cycle, for 10 epochs and for 100; at each length the arms differ in mixup alone, which blends pairs of patients and, by the
-same share, their targets. Ridge regression, with its strength cross-validated, says what a straight line reaches.
+The data are 10 measurements of 442 patients; the target is the progression of the disease after a year (Efron et al.
+2004, *Least Angle Regression*, section 1). Each seed draws its own split, 60% for training and 40% for testing. A
+small network trains with 1cycle for 10 or 100 epochs. The arms of each length differ only in mixup, which blends
+pairs of patients and their targets. Ridge regression with cross-validated strength is the baseline.
 
-Rate, weight decay and the shorter length are the best of 18 without mixup, by cross-validation on the training part of a
-seed that is not measured; with mixup none of the 18 was better by more than 0.001. 100 epochs are long enough to overfit.
+The learning rate, weight decay and shorter length are the best of 18 settings without mixup, by cross-validation on
+the training part of a seed that is not measured. With mixup, none of the 18 was better by more than 0.001. 100 epochs
+are long enough to overfit.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 def data(seed: int) -> tuple[Pair, Pair]:
-    """Training and test part of the split ``seed``; both in units of the training part's means and deviations."""
+    """Training and test part of the split ``seed``, standardized by the training part."""
     from sklearn.datasets import load_diabetes
 
     inputs, targets = (torch.from_numpy(part).float() for part in load_diabetes(return_X_y=True))
@@ -54,7 +55,7 @@ def model(num_inputs: int, seed: int) -> nn.Module:
 
 
 def train_arm(mixup: hp.Mixup | None, train: Pair, test: Pair, *, seed: int, epochs: int) -> dict[str, float]:
-    """Train one network; its root of the mean squared error, in deviations of the target, on both parts."""
+    """Train a network; returns its RMSE on both parts, in standard deviations of the target."""
     result = hp.fit(
         model(train[0].shape[1], seed),
         train,
@@ -72,7 +73,7 @@ def train_arm(mixup: hp.Mixup | None, train: Pair, test: Pair, *, seed: int, epo
 
 
 def ridge(train: Pair, test: Pair) -> dict[str, float]:
-    """The same of ridge regression."""
+    """RMSE of ridge regression on both parts."""
     from sklearn.linear_model import RidgeCV
 
     fitted = RidgeCV(alphas=[10.0**power for power in range(-2, 4)]).fit(*train)

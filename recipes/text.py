@@ -1,10 +1,10 @@
-"""Text: the MiniLM encoder to the sections of Debian's package descriptions, against a bag of words and against scratch.
+"""Text: the MiniLM encoder classifies Debian's package descriptions into sections.
 
-A package's one-line description is to tell which of about 50 sections (libs, games, mail, ...) it is in. Packages of one
-source stay in one part, and no description is in two. The arms: logistic regression on counts of words; the network as it is
-drawn; and with MiniLM's weights: all but the head frozen, computed once; all of it trained; and that with mixup of the
-embeddings (Guo et al. 2019, arXiv:1905.08941). The networks that train throughout get batches of similar lengths, padded to
-their longest.
+The input is the one-line description of a package, the class one of about 50 sections (libs, games, mail and so on).
+Packages from the same source stay in one part, and no description occurs in two. The arms are: logistic regression on
+word counts; the network from random weights ("scratch"); MiniLM's weights with only the head trained on cached
+features; all of MiniLM trained; and the same with mixup of the embeddings (Guo et al. 2019, arXiv:1905.08941).
+Networks that train all layers use batches of similar lengths, padded to the longest.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ SCRATCH, HEAD, ALL, MIXED, WORDS = "scratch", "MiniLM, head", "MiniLM, all", "Mi
 
 @dataclass(frozen=True)
 class Part:
-    """Descriptions, and the number of each one's section."""
+    """Descriptions, and the number of the section of each."""
 
     texts: list[str]
     labels: list[int]
 
 
 def load(indexes: Path, sizes: tuple[int, int], seed: int) -> tuple[Part, Part, list[str]]:
-    """Training and test part, and the sections' names; each part is a random draw of so many packages."""
+    """Training part, test part and section names; each part is a random draw of packages."""
     known: dict[str, tuple[str, str]] = {}
     for package in stanzas(indexes / "Packages"):
         text, section = package.get("Description", ""), package.get("Section", "").rpartition("/")[2]
@@ -66,7 +66,7 @@ def load(indexes: Path, sizes: tuple[int, int], seed: int) -> tuple[Part, Part, 
 
 
 def tokens(folder: Path, texts: list[str]) -> list[list[int]]:
-    """The tokens of each text, by the tokenizer beside the weights."""
+    """Tokens of each text, by the tokenizer of the weights."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -76,7 +76,7 @@ def tokens(folder: Path, texts: list[str]) -> list[list[int]]:
 
 
 def samples(folder: Path, part: Part) -> list[dict[str, Any]]:
-    """What the network takes, sample by sample."""
+    """Inputs of the network, sample by sample."""
     return [
         {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label}
         for ids, label in zip(tokens(folder, part.texts), part.labels, strict=True)
@@ -84,7 +84,7 @@ def samples(folder: Path, part: Part) -> list[dict[str, Any]]:
 
 
 class Classifier(nn.Module):
-    """The mean of an encoder's outputs under the mask, and a linear head."""
+    """The masked mean of an encoder's outputs, and a linear head."""
 
     def __init__(self, folder: Path, num_classes: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def train_arm(
 
 
 def bag_of_words(train: Part, test: Part) -> float:
-    """The test accuracy of logistic regression on words and pairs of them, weighted by how rare they are."""
+    """Test accuracy of logistic regression on TF-IDF of words and word pairs."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(folder: Path, indexes: Path, seeds: int, out: Path | None, sizes: tuple[int, int], epochs: int) -> None:
-    """Every arm on every seed, each with its own split."""
+    """Measure all arms on all seeds, each with its own split."""
     question = "which section is a Debian package in, by its description?"
     record = Record("text", question, {"test accuracy": True, "training seconds": False})
     for seed in range(seeds):

@@ -1,15 +1,15 @@
-"""Translation: English to German by a small transformer, with label smoothing 0, 0.1 and 0.2, on descriptions of packages.
+"""Translation: English to German with a small transformer and label smoothing 0, 0.1 and 0.2.
 
-apt's indexes hold Debian's package descriptions in English and in German. They are matched by the checksum of the
-English one; titles pair up, and so do paragraphs where both have the same number. Of the pairs of at most 8 words
-those to train, validate and test are drawn by source package, whose binary packages describe themselves alike, and a
-pair whose English or German occurs in a part goes into no later one: nothing that is tested was seen in training. Both
-languages share subwords, learnt from the training part (byte-pair encoding).
+The data are Debian's package descriptions in English and German from apt's indexes, matched by the checksum of the
+English one. Titles form pairs, and so do paragraphs if both descriptions have the same number of them. Pairs of at
+most 8 words are used. They are split by source package, because binary packages from one source have similar
+descriptions. A pair whose English or German text occurs in one part is left out of the later parts, so no test text
+is seen in training. Both languages share subwords, learned from the training part by byte-pair encoding.
 
-Batches are of similar length, with 1cycle and AdamW. Translations are greedy; BLEU is sacrebleu's. The loss is per
-subword and unsmoothed in all arms, and perplexity is its exponential: smoothing buys neither of them, and is to be
-judged by BLEU (Vaswani et al. 2017, arXiv:1706.03762, section 5.4: it "hurts perplexity" but "improves accuracy and
-BLEU score").
+Training uses batches of similar lengths, 1cycle and AdamW. Decoding is greedy; BLEU is from sacrebleu. The loss is
+per subword and without smoothing in all arms, and perplexity is its exponential. Smoothing should be judged by BLEU,
+since it "hurts perplexity" but "improves accuracy and BLEU score" (Vaswani et al. 2017, arXiv:1706.03762, section
+5.4).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Pair = tuple[str, str]
 
 
 def parts(folder: Path) -> dict[str, list[Pair]]:
-    """English and German by part (train, valid, test), from the indexes in ``folder``."""
+    """English and German texts by part (train, valid, test), from the indexes in ``folder``."""
     source_of = {s["Package"]: s.get("Source", s["Package"]).split()[0] for s in stanzas(folder / "Packages")}
     english = {s["Description-md5"]: s["Description-en"] for s in stanzas(folder / "Translation-en")}
     pairs: dict[str, dict[Pair, None]] = {}
@@ -53,18 +53,18 @@ def parts(folder: Path) -> dict[str, list[Pair]]:
 
 
 def paragraphs(description: str) -> list[str]:
-    """The title, and the paragraphs, which lines of one dot part."""
+    """The title and the paragraphs, which are separated by lines with one dot."""
     title, _, text = description.partition("\n")
     return [title, *(" ".join(part.split()) for part in f"\n{text}\n".split("\n.\n") if part.strip())]
 
 
 def fits(pair: Pair) -> bool:
-    """Whether both are short, and one is a translation of the other, not a copy."""
+    """Whether both texts are short and differ."""
     return pair[0] != pair[1] and all(1 <= len(text.split()) <= MAX_WORDS for text in pair)
 
 
 def split(pairs: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
-    """Parts by source package; no text of one part is in another, upper case and lower case being the same."""
+    """Split by source package; no text occurs in two parts, ignoring case."""
     sources = sorted(pairs)
     order = [sources[at] for at in generator(0, "split", 0).permutation(len(sources))]
     held = round(TEST_SHARE * len(order))
@@ -78,7 +78,7 @@ def split(pairs: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
 
 
 class Subwords:
-    """Byte-pair encoding of both languages together; 0 pads, 1 starts and 2 ends."""
+    """Byte-pair encoding of both languages; 0 is padding, 1 the start and 2 the end."""
 
     def __init__(self, texts: Sequence[str], size: int = SUBWORDS) -> None:
         try:
@@ -96,16 +96,16 @@ class Subwords:
         return int(self.tokenizer.get_vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        """A text's subwords."""
+        """The subwords of a text."""
         return list(self.tokenizer.encode(text).ids)
 
     def decode(self, subwords: Sequence[int]) -> str:
-        """The text of subwords."""
+        """The text of a list of subwords."""
         return str(self.tokenizer.decode(list(subwords))).strip()
 
 
 def loader(pairs: Sequence[Pair], subwords: Subwords, seed: int | None = None) -> DataLoader[Any]:
-    """Batches of similar length, in an order of ``seed``; as they come where it is None."""
+    """Batches of similar lengths, shuffled by ``seed``; in order if it is None."""
     samples = [sample(subwords.encode(english), subwords.encode(german)) for english, german in pairs]
     if seed is None:
         return DataLoader(samples, BATCH_SIZE, collate_fn=hp.pad_batch)  # type: ignore[arg-type]
@@ -114,12 +114,12 @@ def loader(pairs: Sequence[Pair], subwords: Subwords, seed: int | None = None) -
 
 
 def sample(english: list[int], german: list[int]) -> tuple[dict[str, list[int]], list[int]]:
-    """What the model is given, and what it is to say: the next subword, at each place."""
+    """Inputs, and as targets the next subword at each position."""
     return {"source": [*english, END], "target": [START, *german]}, [*german, END]
 
 
 class Translator(nn.Module):
-    """An encoder and a decoder; one table of embeddings for both, and for the scores of the next subword."""
+    """An encoder and a decoder with one embedding table, also used for the output scores."""
 
     def __init__(self, num_subwords: int) -> None:
         super().__init__()
@@ -151,14 +151,14 @@ class Translator(nn.Module):
         return nn.functional.linear(decoded, self.embedding.weight)
 
     def embed(self, subwords: Tensor) -> Tensor:
-        """Embeddings plus sines and cosines of the place (Vaswani et al. 2017, section 3.5)."""
+        """Embeddings plus sines and cosines of the position (Vaswani et al. 2017, section 3.5)."""
         places = torch.arange(subwords.shape[1], device=subwords.device)[:, None]
         angles = places * torch.exp(torch.arange(0, WIDTH, 2, device=subwords.device) * (-math.log(10_000) / WIDTH))
         return self.embedding(subwords) * WIDTH**0.5 + torch.cat([angles.sin(), angles.cos()], 1)
 
     @torch.no_grad()
     def greedy(self, source: Tensor) -> list[list[int]]:
-        """The likeliest next subword, again and again, up to the end."""
+        """Append the most likely next subword until the end."""
         encoded, said = self.encode(source), torch.full((len(source), 1), START, device=source.device)
         for _ in range(source.shape[1] + 10):
             best = self.score(self.decode(said, encoded, source)[:, -1]).argmax(-1)
@@ -169,7 +169,7 @@ class Translator(nn.Module):
 
 
 def translations(model: nn.Module, data: DataLoader[Any], subwords: Subwords) -> list[str]:
-    """German, in the order of ``data``, wherever the model is."""
+    """German translations, in the order of ``data``, on the model's device."""
     device = next(model.parameters()).device
     return [subwords.decode(said) for inputs, _ in data for said in model.greedy(inputs["source"].to(device))]
 
@@ -186,7 +186,7 @@ def bleu(model: nn.Module, data: DataLoader[Any], *, subwords: Subwords, referen
 def train_arm(
     eps: float, found: dict[str, list[Pair]], subwords: Subwords, *, seed: int, epochs: float = EPOCHS
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Train one translator; it, and how well it does on the test part."""
+    """Train a translator; returns it and its results on the test part."""
     torch.manual_seed(seed)
     references = [german for _, german in found["test"]]
     result = hp.fit(

@@ -21,12 +21,22 @@ from heptane.tricks import KINDS
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-KERNELS = {"mix", "smooth", "soft_cross_entropy", "one_cycle", "triangular", "warmup", "scale_lr", "precision"}
+KERNELS = {
+    "mixup_batch",
+    "smooth_labels",
+    "soft_cross_entropy",
+    "one_cycle",
+    "triangular",
+    "warmup",
+    "scale_lr",
+    "precision",
+}
 KERNELS |= {"load_weights", "freeze", "param_groups", "train_mode"}
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
 
 
 @pytest.mark.parametrize(("page", "code"), [(p.name, c) for p in PAGES for c in blocks(p, "python")])
@@ -99,6 +109,16 @@ def test_links_lead_somewhere() -> None:
     for page in [*PAGES, *sorted((ROOT / "docs" / "tricks").glob("*.md"))]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_design_names_files_and_rooms_that_are_there() -> None:
+    page = (ROOT / "docs" / "design.md").read_text()
+    package = ROOT / "src" / "heptane"
+    there = {path.name for path in [*package.rglob("*.py"), *(ROOT / "tests").glob("*.py")]}
+    assert set(re.findall(r"\w+\.py\b", page)) <= there
+    rooms = re.findall(r"^\| `([\w.]+)/?` \|", page, re.MULTILINE)
+    found = {path.name for path in package.iterdir() if path.is_dir() or path.name in ("fit.py", "assemble.py")}
+    assert set(rooms) == found - {"__pycache__"}
 
 
 def test_public_names_are_sorted_documented_and_there() -> None:

@@ -1,7 +1,7 @@
-"""What the experiments share: training at a schedule of their own, paired differences, a table, a plot, a verdict.
+"""Shared parts of the experiments: training with any schedule, paired differences, tables, plots and verdicts.
 
-An experiment is a claim of a source, in miniature: Fashion-MNIST, a network of one hidden layer, minutes on two cores. It
-asks whether the claim's direction is found here, not whether its size is.
+An experiment repeats a claim of a paper in miniature: Fashion-MNIST, a network with one hidden layer, minutes on two
+cores. It tests the direction of the claim, not its size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass
 class Outcome:
-    """What an experiment found: rows of (setting, arm, a value per seed), what the value is, and its verdicts in words."""
+    """Results of an experiment: rows of (setting, arm, values per seed), the name of the value, and verdicts."""
 
     name: str
     claim: str
@@ -46,16 +46,16 @@ class Outcome:
     verdicts: list[str] = field(default_factory=list)
 
     def add(self, setting: Any, arm: str, values: list[float]) -> None:
-        """A row of the table, said aloud."""
+        """Add a row to the table and print it."""
         self.rows.append((setting, arm, values))
         print(f"{self.name}: {setting!s:>8}  {arm:32} {fmean(values):8.4f}", flush=True)
 
     def values(self, setting: Any, arm: str) -> list[float]:
-        """A row's values, by seed."""
+        """The values of a row, by seed."""
         return next(values for at, name, values in self.rows if (at, name) == (setting, arm))
 
     def compare(self, setting: Any, better: str, worse: str, *, lower: bool = False) -> None:
-        """Whether the arm ``better`` is so at ``setting``: the mean of the paired differences with its interval."""
+        """Compare two arms at ``setting``: the mean of the paired differences, with its interval."""
         pairs = zip(*(self.values(setting, arm) for arm in (worse, better)), strict=True)
         gains = [high - low for low, high in pairs]
         half = student_quantile(0.05, len(gains) - 1) * stdev(gains) / math.sqrt(len(gains))
@@ -67,7 +67,7 @@ class Outcome:
         print(self.verdicts[-1], flush=True)
 
     def write(self, x: str, **more: Any) -> None:
-        """The result file, and the plot beside it."""
+        """Write the result file and the plot."""
         rows = [{"setting": setting, "arm": arm, "values": values} for setting, arm, values in self.rows]
         content = {
             "claim": self.claim,
@@ -122,7 +122,7 @@ def trained(
     hidden: int = 256,
     batch_norm: bool = False,
 ) -> nn.Module:
-    """A network trained with Nesterov momentum; ``schedule`` makes the rate's multiplier of (steps, steps per epoch)."""
+    """Train with Nesterov momentum; ``schedule(steps, steps_per_epoch)`` returns the factor of the learning rate."""
     torch.manual_seed(seed)
     model = mlp(10, (1, 28, 28), hidden)
     if batch_norm:
@@ -152,10 +152,10 @@ def trained(
 
 
 def accuracy(model: nn.Module, part: Pair) -> float:
-    """Share of right answers."""
+    """Share of correct predictions."""
     return hp.evaluate(model, part)["accuracy"]
 
 
 def best(values: Sequence[float], score: Callable[[float], float]) -> float:
-    """The value with the largest score: how a rate is tuned, on the validation split and a seed that is not measured."""
+    """The value with the highest score, to tune a learning rate on the validation split and an unused seed."""
     return max(values, key=score)

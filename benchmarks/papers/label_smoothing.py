@@ -1,7 +1,7 @@
-"""Does label smoothing calibrate?
+"""Does label smoothing improve calibration?
 
-Mueller, Kornblith and Hinton 2019, arXiv:1906.02629, section 3: with smoothing the expected calibration error falls as far
-as with a tuned temperature.
+Mueller, Kornblith and Hinton 2019, arXiv:1906.02629, section 3: smoothing lowers the expected calibration error as
+much as a tuned temperature does.
 """
 
 from __future__ import annotations

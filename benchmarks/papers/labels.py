@@ -1,7 +1,7 @@
-"""What are pretrained weights worth as the number of labels grows from 10 to 1,000 per class?
+"""How does the gain by pretrained weights depend on the number of labels, from 10 to 1,000 per class?
 
-Howard and Ruder 2018, arXiv:1801.06146, figure 3: the fewer the labels, the larger the gain. EfficientNet-lite0 with
-ImageNet's weights against the same network from scratch; both get 400 steps.
+Howard and Ruder 2018, arXiv:1801.06146, figure 3: the fewer labels, the larger the gain. EfficientNet-lite0 with
+ImageNet weights is compared with the same network from scratch; both train for 400 steps.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Does gradual warm-up save the linear rule as the batch grows 16 and 32 times, and where does it break?
+"""Does the linear rule with gradual warm-up work for batches 16 and 32 times as large, and where does it fail?
 
-Goyal et al. 2017, arXiv:1706.02677, table 1: top-1 error 23.60 at batch 256; at 8192 without warm-up 24.84, with constant
-warm-up 25.88, with gradual 23.74. Their networks have BatchNorm; here one with it, and one without.
+Goyal et al. 2017, arXiv:1706.02677, table 1: top-1 error 23.60 at batch size 256; at 8192 it is 24.84 without
+warm-up, 25.88 with constant and 23.74 with gradual warm-up. Their networks have BatchNorm; here one network has it
+and one does not.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ARMS = ("rate not scaled", "no warm-up", "constant warm-up", "gradual warm-up")
 
 
 def drops(total_steps: int) -> Schedule:
-    """A tenth of the rate from two thirds of the run on, a hundredth for its last ninth."""
+    """Divide the learning rate by ten after two thirds of the run, and again for its last ninth."""
     return lambda step: 0.1 ** ((step >= 2 * total_steps // 3) + (step >= 8 * total_steps // 9))
 
 
@@ -40,7 +41,7 @@ def test_accuracy(arm: str, lr: float, factor: int, seed: int, batch_norm: bool)
 
 
 def experiment(batch_norm: bool) -> None:
-    """One network: its rate tuned at the small batch, then every arm at every factor."""
+    """Tune the learning rate of one network at the small batch size, then run all arms at all factors."""
     train, valid, _ = data()
 
     def at(lr: float) -> float:

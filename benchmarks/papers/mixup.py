@@ -1,6 +1,6 @@
-"""Does mixup close the gap between training and test loss on a long schedule, and what does it cost on a short one?
+"""Does mixup narrow the gap between training and test loss in a long run, and what does it cost in a short one?
 
-Zhang et al. 2018, arXiv:1710.09412, section 3.4 and 4.
+Zhang et al. 2018, arXiv:1710.09412, sections 3.4 and 4.
 """
 
 from __future__ import annotations

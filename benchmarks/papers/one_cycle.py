@@ -1,6 +1,7 @@
 """Does 1cycle need fewer iterations than a tuned step schedule for the same accuracy?
 
-Smith and Topin 2018, arXiv:1708.07120: ResNet-56 on CIFAR-10, 92.4% in 10,000 iterations against 91.2% in 80,000.
+Smith and Topin 2018, arXiv:1708.07120: ResNet-56 on CIFAR-10 reaches 92.4% in 10,000 iterations, compared with 91.2%
+in 80,000.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ RATES = {STEPS: (0.01, 0.03, 0.1), CYCLE: (0.1, 0.2, 0.4)}
 
 
 def drops(total_steps: int, _: int) -> Schedule:
-    """A tenth of the rate from half of the run on, a hundredth for its last quarter."""
+    """Divide the learning rate by ten after half of the run, and again for its last quarter."""
     return lambda step: 0.1 ** ((step >= total_steps // 2) + (step >= 3 * total_steps // 4))
 
 

@@ -1,7 +1,7 @@
-"""The same network on the same tensors, trained as each library's own documentation trains: a function each.
+"""The same network and tensors, trained as the documentation of each library recommends: one function each.
 
-Every one takes the network, the training tensors, the learning rate, the planned epochs, a seed and a :class:`watch.Watch`.
-``PEERS`` says which rate each begins with, and whether its length must be planned.
+Each takes the network, the training tensors, the learning rate, the planned epochs, a seed and a
+:class:`watch.Watch`. ``PEERS`` has the first learning rate of each, and whether its length must be planned.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def loader(data: Data, batch: int = BATCH) -> DataLoader[Any]:
 
 
 def plain(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, watch: Watch) -> None:
-    """The usual tutorial: a DataLoader, Adam at a constant rate, 32 bits."""
+    """A tutorial's loop: a DataLoader, Adam with a constant learning rate, fp32."""
     optimizer, loss_function = torch.optim.Adam(model.parameters(), lr=rate), nn.CrossEntropyLoss()
     batches = loader(data)
     for _ in range(epochs):
@@ -43,7 +43,7 @@ def plain(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, wat
 
 
 def heptane(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, watch: Watch) -> None:
-    """The recommended tricks, as ``heptane train`` uses them, and smaller images at first."""
+    """The recommended tricks as in ``heptane train``, with progressive resizing."""
     sgd = partial(torch.optim.SGD, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
     tricks, small = hp.Tricks.recommended(epochs=epochs), hp.ProgressiveResize(size=20, until=0.6)
     for step in hp.train(model, data, optimizer=sgd, epochs=epochs, batch_size=128, tricks=tricks, seed=seed, resize=small):
@@ -74,7 +74,7 @@ def fastai(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, wa
 
 
 def lightning(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, watch: Watch) -> None:
-    """A LightningModule with Adam; logging, checkpoints and the progress bar are off, to its advantage."""
+    """A LightningModule with Adam; logging, checkpoints and progress bar are off, in its favour."""
     import lightning as L
 
     class Task(L.LightningModule):
@@ -118,7 +118,7 @@ def accelerate(model: nn.Module, data: Data, rate: float, epochs: int, seed: int
 
 
 def composer(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, watch: Watch) -> None:
-    """Its quick start's recipe: label smoothing, CutMix and channels last; Adam."""
+    """The recipe of its quick start: label smoothing, CutMix and channels last, with Adam."""
     from composer import Callback, Trainer
     from composer.algorithms import ChannelsLast, CutMix, LabelSmoothing
     from composer.models import ComposerClassifier

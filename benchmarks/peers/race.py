@@ -1,13 +1,14 @@
-"""heptane against plain PyTorch and the other libraries: time to plain's best validation accuracy. ``make peers``.
+"""Time of heptane, plain PyTorch and other libraries to plain's best validation accuracy: ``make peers``.
 
-1. Tuning, with a seed that does not race, by accuracy and epochs, which do not depend on how busy the machine is. Loops that
-   train alike share it (Lightning and plain; Keras and skorch). A constant rate: three, a factor of 3 apart, two epochs of
-   each. The target: plain with its rate, for ``--epochs``; its best validation accuracy. A schedule that must know its
-   length: 3 and 4 epochs with its documentation's rate; the shorter that reaches the target, or else 6.
-2. The race, on a machine that does nothing else: seed by seed, every peer in turn, to the target or for ``--epochs``.
+1. Tuning, on a seed that is not in the race, by accuracy and epochs, so the load of the machine does not matter.
+   Loops that train alike share it (Lightning and plain; Keras and skorch). A constant learning rate is tuned over
+   three values, a factor of 3 apart, with two epochs each. The target is the best validation accuracy of plain at its
+   learning rate within ``--epochs``. A schedule that must know its length tries 3 and 4 epochs at the documented
+   learning rate, and takes the shorter one that reaches the target, else 6.
+2. The race, on an idle machine: seed by seed, each library in turn, until the target or ``--epochs``.
 
-Every finished run is a line of ``results/peers.jsonl`` and is not run again: an interrupted race goes on, and
-``--tune-only`` stops before it. Ratios are taken within a seed, so the seeds may be run on different days.
+Each finished run is a line of ``results/peers.jsonl`` and is not repeated, so an interrupted race can be resumed.
+``--tune-only`` stops before the race. Ratios compare runs with the same seed, so seeds may run on different days.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ LINES = FOLDER / "peers.jsonl"
 
 
 class Runs:
-    """The runs that are done, on disk, by what they are."""
+    """Finished runs on disk, by their settings."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,7 +53,7 @@ class Runs:
         self.train, self.valid = data.train, data.valid
 
     def get(self, peer: str, rate: float, epochs: int, seed: int, target: float | None) -> dict[str, Any]:
-        """A run, from disk if it is there."""
+        """A run, from disk if it was finished before."""
         wanted = {"peer": peer, "rate": rate, "epochs": epochs, "seed": seed, "target": target}
         key = self._key(wanted)
         if key not in self.done:
@@ -68,7 +69,7 @@ class Runs:
         return self.done[key]
 
     def warm_up(self, name: str) -> None:
-        """Import the library and run a few steps, so that its first run does not pay for it."""
+        """Import the library and run a few steps, so that its first run is not charged for this."""
         few = (self.train[0][:256], self.train[1][:256])
         with contextlib.suppress(Exception):  # what fails will fail again, and be on record
             PEERS[name].loop(resnet(), few, PEERS[name].rate, 1, 0, Watch(few, None))
@@ -91,7 +92,7 @@ class Runs:
 
 
 def tune(runs: Runs, name: str, target: float | None) -> tuple[float, int]:
-    """The rate and the planned epochs of a peer: 0 for as many as it takes."""
+    """Learning rate and planned epochs of a library; 0 epochs means no plan."""
     peer = PEERS[name]
     recipe = peer.trains_as or name
     if not peer.planned:
@@ -134,7 +135,7 @@ def main() -> None:
 
 
 def report(target: float, chosen: dict[str, Any], results: dict[str, list[dict[str, Any]]]) -> None:
-    """Medians, ratios to heptane, and whether the goals are met; a run that missed the target is infinite."""
+    """Medians, ratios to heptane, and whether the goals are met; a run that missed the target counts as infinite."""
     times = {
         name: [r["seconds"] if r["seconds"] is not None else math.inf for r in found] for name, found in results.items()
     }

@@ -1,4 +1,4 @@
-"""The stop-watch that every loop carries: it stands still while the validation set is looked at, alike for all."""
+"""The stopwatch of all loops; it pauses during validation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Watch:
 
     @torch.no_grad()
     def look(self, model: nn.Module) -> bool:
-        """Evaluate in 32 bits, in batches of 512; returns whether to stop."""
+        """Evaluate in fp32, in batches of 512; returns whether to stop."""
         self.seconds += time.perf_counter() - self._since
         training = model.training
         model.eval()
@@ -38,5 +38,5 @@ class Watch:
 
     @property
     def reached(self) -> float | None:
-        """Seconds of training at the first look that found the target; None if none did."""
+        """Training seconds at the first evaluation at the target; None if there is none."""
         return next((s for s, accuracy in self.curve if self.target is not None and accuracy >= self.target), None)

@@ -123,7 +123,7 @@ def test_a_figure_of_the_tricks_names_its_result_file() -> None:
         ([1.06, 0.98, 1.11], "no cost"),
     ):
         assert measured_text({"tricks": {"mixup": {"step": step, "words": "hurts"}}}, "mixup").startswith(f"hurts; {said}")
-    assert measured_text({"tricks": {}}, "mixup") == "not raced"
+    assert measured_text({"tricks": {}}, "mixup") == "not measured"
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,32 +17,32 @@ from heptane.tricks import KINDS
 COSTS = "Costs, and when it does not help"
 TEXTS = {
     "data_parallel": (
-        "Splits each batch over several processes or GPUs, which together compute the step of one.",
+        "Splits each batch over several processes or GPUs; the result is that of one.",
         "You have one CPU: a single process already uses all its cores.",
     ),
     "lr_scaling": (
-        "Carries a learning rate that suits one batch size over to another, after a warm-up.",
-        "The learning rate was chosen for the batch size in use.",
+        "Adapts a learning rate to another batch size, with a warm-up.",
+        "The learning rate was chosen for the batch size that you use.",
     ),
     "cyclical": (
-        "Raises the learning rate to a peak, then lowers it to almost nothing by the end.",
-        "You cannot say beforehand how long the run will be.",
+        "Raises the learning rate to a peak, then lowers it to almost zero at the end.",
+        "You do not know the length of the run in advance.",
     ),
     "mixup": (
-        "Trains on blends of two samples and of their labels, against overfitting.",
-        "The run is short, below about 50 epochs: it slows learning.",
+        "Trains on blends of two samples and of their labels, which reduces overfitting.",
+        "The run is shorter than about 50 epochs: mixup slows learning down.",
     ),
     "label_smoothing": (
-        "Leaves a little doubt in every label: 10% is spread over all classes.",
-        "You predict numbers, need exact probabilities, or will distil the model.",
+        "Spreads a part of each label, by default 10%, over all classes.",
+        "You predict numbers, need calibrated probabilities, or distil the model later.",
     ),
     "transfer": (
-        "Starts from the weights of a model that has seen many more data.",
-        "You have very many data, or data unlike any that such a model has seen.",
+        "Starts from the weights of a model trained on much more data.",
+        "You have a lot of data, or data very unlike those of the pretrained model.",
     ),
     "mixed_precision": (
-        "Computes in 16 bits where this machine measurably gains from it.",
-        "The processor has no 16-bit units, as in most laptops: it then stays off.",
+        "Computes in 16 bits if a measurement on your machine shows a gain.",
+        "The processor has no 16-bit units, like most laptops: it then stays off.",
     ),
 }
 
@@ -67,7 +67,7 @@ def measured_text(found: dict[str, Any], name: str) -> str:
     """What a trick cost and brought, in a few words."""
     row = found["tricks"].get(name)
     if row is None:
-        return "not raced"
+        return "not measured"
     if row["step"] is None:
         return str(row["words"])
     ratio, low, high = row["step"]
@@ -76,15 +76,15 @@ def measured_text(found: dict[str, Any], name: str) -> str:
 
 
 def title(name: str) -> str:
-    """The first line of a trick's module docstring."""
-    return _docstring(name).split("\n", 1)[0]
+    """The first paragraph of a trick's module docstring, on one line."""
+    return _joined(_docstring(name).split("\n\n", 1)[0])
 
 
 def sections(name: str, *, joined: bool = True) -> dict[str, str]:
     """The sections of a trick's module docstring by their headings, each on one line if ``joined``."""
     found: dict[str, list[str]] = {}
     heading = ""
-    for line in _docstring(name).splitlines()[1:]:
+    for line in _docstring(name).partition("\n\n")[2].splitlines():
         if line and not line.startswith(" "):
             heading = line
         elif heading:

@@ -1,5 +1,6 @@
 """Cyclical learning rates: the learning rate rises to a peak and falls again, once or repeatedly; momentum moves the other
 way.
+
 Equation
     Triangular policies with s steps up and s steps down: cycle = floor(1 + t / 2s), x = |t/s - 2 cycle + 1|,
     lr(t) = start + (peak - start) max(0, 1 - x) f,

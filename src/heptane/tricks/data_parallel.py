@@ -1,4 +1,5 @@
 """Data parallel: split the global batch over workers; the result equals that of one worker with the whole batch.
+
 Equation
     g = (1/N) * sum over all workers and samples of the gradient, with N the *global* count that the loss is a mean over.
     DDP averages gradients over workers, so each worker's loss is its sum * workers / N, which is exact for unequal shares.

@@ -1,4 +1,5 @@
 """Label smoothing: train on targets that move a small probability from the true class to all classes.
+
 Equation
     q = (1 - eps) t + eps / K, for K classes and a target distribution t (one-hot for an integer target);
     loss = sum_c w_c q_c (-log p_c) / sum of the weights of the targets, where ignored positions have weight 0.

@@ -1,4 +1,5 @@
 """Learning-rate scaling: when the batch grows k-fold, scale the learning rate by the optimizer's rule, after a warm-up.
+
 Equation
     SGD family: lr -> k lr. Adam family: lr -> sqrt(k) lr, 1 - beta -> k (1 - beta), eps -> eps / sqrt(k).
     RMSprop: as Adam, with alpha for beta. Warm-up: linear, from the learning rate of the reference batch.

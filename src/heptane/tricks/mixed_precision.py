@@ -1,4 +1,5 @@
 """Mixed precision: compute in 16 bits, keep the master weights in 32, and scale the loss where 16 bits would underflow.
+
 Equation
     fp16: backward on S * loss; gradients / S before clipping and the step. A step whose gradients contain inf or NaN is
     skipped and S halves, down to a floor; after 2000 applied steps in a row S doubles. S starts at 2^16.

@@ -1,4 +1,5 @@
 """Mixup: train on convex combinations of pairs of samples and of their targets; CutMix pastes a box instead.
+
 Equation
     x' = lam x_i + (1 - lam) x_j,  y' = lam y_i + (1 - lam) y_j,  lam ~ Beta(alpha, alpha), j a permutation of the batch.
     CutMix: x' is x_i with a box of x_j pasted in, of area 1 - lam; lam is then recomputed from the box in whole pixels.

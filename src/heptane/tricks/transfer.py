@@ -1,4 +1,5 @@
 """Transfer learning: start from pretrained weights, with a new head, a learning rate per depth and gradual unfreezing.
+
 Equation
     lr of group l-1 = lr of group l / factor; the head, the last of g groups, has the full learning rate (factor 2.6).
     Groups that train at a step: min(g, g - frozen + floor(step / (every_epochs * steps_per_epoch))).

@@ -1,4 +1,4 @@
-"""Mixup in a loop of your own: the draw is yours, so it can be repeated."""
+"""Mixup in your own loop, with your own random draw."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Smoothed targets for a loss that takes probabilities; the floor of that loss is their entropy."""
+"""Smoothed targets for a loss that takes probabilities; the minimum of that loss is their entropy."""
 
 import torch
 
