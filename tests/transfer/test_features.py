@@ -182,7 +182,7 @@ def test_each_phase_has_its_own():
     [
         ({"augment": hp.CropFlip()}, "augmentation"),
         ({"resize": hp.ProgressiveResize(size=4)}, "resizing"),
-        ({"epochs": 1}, "no more than an epoch"),
+        ({"epochs": 1}, "frozen for an epoch or less"),
         ({"tricks": {"mixup": hp.Mixup()}}, "mixup"),
         ({"tricks": {"mixup": hp.Mixup(layer="conv")}}, "mixup"),
         ({"train": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), 8)}, "DataLoader"),
@@ -355,7 +355,7 @@ def test_what_trains_before_the_frozen_part_too_is_not_kept(precision):
         tricks = hp.Tricks(transfer=hp.Transfer(freeze=-1, rate_factor=1.0, cache=cache), mixed_precision=precision)
         result = hp.fit(model, (ids, ids[:, 0]), optimizer=adamw, epochs=3, batch_size=8, tricks=tricks)
         found.append(weights(model))
-    assert "is used before" in note(result)
+    assert "is also used before" in note(result)
     torch.testing.assert_close(*found)
 
 
@@ -376,7 +376,7 @@ class Functional(Net):
         return self.last(self.head(self.between(self.fresh(x), self.training)), self.training)
 
 
-def cut_of(model, *trained):
+def split_of(model, *trained):
     """Where ``model`` is cut if no others train; it leaves no mark."""
     model.requires_grad_(False)
     for module in trained:
@@ -395,9 +395,9 @@ def cut_of(model, *trained):
 )
 def test_what_only_training_does_is_not_left_out_where_it_is_in_no_module(done):
     model = Functional(**done)
-    assert "in no module" in cut_of(model, model.fresh, model.head)
+    assert "not in a module" in split_of(model, model.fresh, model.head)
     model = Functional()
-    assert cut_of(model, model.fresh, model.head).tail == [model.fresh, model.head]
+    assert split_of(model, model.fresh, model.head).tail == [model.fresh, model.head]
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk"])

@@ -1,7 +1,6 @@
-"""What a frozen part of a model makes of its inputs, computed once; the rest trains on that.
-
-Where the first layers are frozen and their inputs do not change, neither do their outputs. So a model is cut where the
-frozen part ends (:mod:`heptane.pretrained.split`), what comes to the cut is kept, and the tail after it trains on that.
+"""Feature cache: compute the frozen part of a model once and train the rest on its features.
+If the first layers are frozen and their inputs do not change, neither do their outputs. So the model is split where the
+frozen part ends (:mod:`heptane.pretrained.split`), the features there are cached, and the tail trains on them.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ if TYPE_CHECKING:
     from heptane.pretrained.split import SplitPoint
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-SHARE_OF_MEMORY = 0.25  # of what is available, that features may take before they go to the disk
-CPU_CHUNK = 8  # samples that go through the frozen part at once on a CPU
-TRIED = 4  # samples on which a cut is tried
+SHARE_OF_MEMORY = 0.25  # of the available memory; larger features go to the disk
+CPU_CHUNK = 8  # batch size of the frozen part on a CPU
+TRIED = 4  # samples on which a split is tried
 
 
 @dataclass
 class FeatureCache:
-    """The tail of a model, and what comes to it: features in place of inputs."""
+    """The tail of a model, and the cached features that are its inputs."""
 
     tail: torch.nn.Module
     source: TensorSource
@@ -45,7 +44,7 @@ class FeatureCache:
     _known: list[tuple[Any, tuple[Any, Any]]] = field(default_factory=list)
 
     def of(self, data: Any) -> tuple[Any, Any]:
-        """Features and targets of other data in memory; computed at the first call."""
+        """Features and targets of other data in memory, computed at the first call."""
         for known, found in self._known:
             if known is data:
                 return found
@@ -55,71 +54,70 @@ class FeatureCache:
 
 
 def cache_features(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCache | str:
-    """The shortcut through the frozen part of ``run.model``, in the modes and with the parameters frozen as they are in
-    ``phase``; or why there is none.
-
+    """The feature cache of ``run.model``, with modes and frozen parameters as in ``phase``; or the reason why there is none.
     Args:
-        kind: "auto" (in memory, or on the disk where that is short), "memory" or "disk".
-        dtype: of the features: "auto" is what the frozen part gives, or "fp32", "fp16", "bf16".
+        run, phase: the run, settled in this phase.
+        kind: "auto" (in memory, or on disk if memory is short), "memory" or "disk".
+        dtype: of the features: "auto", as they are computed, or "fp32", "fp16", "bf16".
 
     Raises:
-        InputError: features that ``dtype`` cannot hold.
+        InputError: features that ``dtype`` cannot represent.
     """
     from heptane.model.snapshot import preserved_model
     from heptane.pretrained.split import CastCopy, find_split, frozen_outputs
 
     model, source = run.model, run.source
     if not isinstance(source, TensorSource):
-        return "a Dataset or DataLoader may give other inputs in each epoch: pass tensors"
+        return "a Dataset or DataLoader may return different inputs in each epoch: pass tensors"
     if run.place.augment is not None or run.place.sizes is not None:
         return "augmentation and progressive resizing change the inputs"
     if phase.stop - phase.start <= source.steps_per_epoch:
-        return "it is frozen for no more than an epoch"
+        return "it is frozen for an epoch or less"
     if run.meta_copy is not None:
-        return "the model is in parts"
+        return "the model is sharded"
     if isinstance(run.criterion, ModelLoss):
-        return "the loss is computed in the model"
+        return "the model computes the loss itself"
     sample = run.place.inputs(copy_rows(source.inputs, slice(TRIED)))
     with evaluation(run.precision):
-        cut = find_split(model, sample)
-    if isinstance(cut, str):
-        return cut
-    if run.mix.blends and not _within(model, run.mix.layer, cut):
-        return "mixup blends what goes into it"
+        split = find_split(model, sample)
+    if isinstance(split, str):
+        return split
+    if run.mix.blends and not _blends_in_tail(model, run.mix.layer, split):
+        return "mixup blends its inputs"
     began = time.perf_counter()
-    batch_size = math.ceil(source.batch_size / run.accumulate)  # as many at a time as in training
-    held = FeatureStore(kind, None if dtype == "auto" else getattr(torch, DTYPES[dtype]))
+    batch_size = math.ceil(source.batch_size / run.accumulate)  # as in training
+    store = FeatureStore(kind, None if dtype == "auto" else getattr(torch, DTYPES[dtype]))
 
-    # Few at once on a CPU: large activations are given back to the system, and cleared again by it, in each call.
+    # Small batches on a CPU: large activations are returned to the system and zeroed again by it in each call.
     chunk = min(batch_size, CPU_CHUNK) if run.place.device.type == "cpu" else batch_size
 
     def compute(inputs: Any) -> torch.Tensor:
         worker = run.worker if len(first_tensor(inputs)) >= run.worker.size else SINGLE_WORKER
         with preserved_model(model):
-            return held.fill(inputs, frozen_outputs(model, cut, inputs, chunk, run.place, run.precision, worker), worker)
+            return store.fill(inputs, frozen_outputs(model, split, inputs, chunk, run.place, run.precision, worker), worker)
 
     features = compute(source.inputs)
-    said = (
+    note = (
         f"frozen features cached: {len(features)} samples of {features[0].numel()} features, "
-        f"{str(features.dtype).removeprefix('torch.')} {held.where}, {features.nbytes / 2**20:.3g} MiB, "
+        f"{str(features.dtype).removeprefix('torch.')} {store.where}, {features.nbytes / 2**20:.3g} MiB, "
         f"in {time.perf_counter() - began:.3g} s"
     )
     made = TensorSource(features, source.targets, source.batch_size, source.seed)
-    made.steps_per_epoch = source.steps_per_epoch  # a last batch may be left out
+    made.steps_per_epoch = source.steps_per_epoch  # the last batch may be left out
     made.keep_on(run.place)
-    return FeatureCache(torch.nn.Sequential(CastCopy(cut.dtype), *cut.tail), made, said, compute)
+    return FeatureCache(torch.nn.Sequential(CastCopy(split.dtype), *split.tail), made, note, compute)
 
 
 @dataclass
 class FeatureStore:
-    """Where features are kept, and in which dtype; None: the one that they come in."""
+    """Where and in which dtype features are stored; None: the dtype in which they are computed."""
 
     kind: str
     dtype: torch.dtype | None
     where: str = "in memory"
 
     def fill(self, inputs: Any, parts: Iterator[tuple[slice, torch.Tensor]], worker: Worker) -> torch.Tensor:
-        """The features of all samples, from those of this worker's."""
+        """The features of all samples, gathered from every worker's share."""
         whole: torch.Tensor | None = None
         num_samples = len(first_tensor(inputs))
         with working(f"computing the features of {num_samples:,} samples, once", num_samples) as advance:
@@ -145,10 +143,9 @@ class FeatureStore:
 
 
 def zeros_on_disk(shape: tuple[int, ...], dtype: torch.dtype, size: int) -> torch.Tensor:
-    """A tensor of zeros in a file of the folder for temporary files, which is gone with the process however that ends.
-
+    """A zero tensor backed by a temporary file, which is removed when the process ends, however it ends.
     Raises:
-        InputError: the disk has no room for it.
+        InputError: the disk is too small.
     """
     room = shutil.disk_usage(tempfile.gettempdir()).free
     if size > room:
@@ -161,10 +158,10 @@ def zeros_on_disk(shape: tuple[int, ...], dtype: torch.dtype, size: int) -> torc
             return torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=dtype).view(shape)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"Transfer.cache: no features in {tempfile.gettempdir()} ({one_line(error)}): set TMPDIR"
+            f"Transfer.cache: cannot write to {tempfile.gettempdir()} ({one_line(error)}): set TMPDIR to another disk"
         ) from error
 
 
-def _within(model: torch.nn.Module, layer: str | None, cut: SplitPoint) -> bool:
-    """Whether hidden features are blended after the cut."""
-    return layer is not None and any(module is model.get_submodule(layer) for m in cut.tail for module in m.modules())
+def _blends_in_tail(model: torch.nn.Module, layer: str | None, split: SplitPoint) -> bool:
+    """Whether mixup blends the output of a module in the tail."""
+    return layer is not None and any(module is model.get_submodule(layer) for m in split.tail for module in m.modules())

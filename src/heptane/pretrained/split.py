@@ -1,8 +1,7 @@
-"""Where a model can be cut, so that what comes before is computed once and the *tail* after it trains.
-
-The tail is a chain, from one module to the next up to the output; between two a tensor may get another shape, as by
-``torch.flatten``. Whether the cut is right is not assumed but tried on a few samples, in evaluation and in training: what
-comes to the cut must be the same and depend on nothing that trains, and the tail must make of it what the model makes.
+"""Find where a model can be split, so that its frozen part is computed once and only the *tail* after it trains.
+The tail is a chain of modules up to the output; between two of them a tensor may be reshaped, as by ``torch.flatten``. A
+split is verified on a few samples, in eval and in train mode: the features at the split must be the same in both and must
+not depend on what trains, and the tail must turn them into the model's output.
 """
 
 from __future__ import annotations
@@ -24,36 +23,37 @@ from heptane.model.modes import eval_mode
 from heptane.model.probe import eval_output
 from heptane.model.snapshot import preserved_model
 
-CLOSE = 1e-4  # of the largest output: what the tail may differ by
+TOLERANCE = 1e-4  # of the tail's output, relative to the largest output
 
 
 class Call(NamedTuple):
-    """One call of a module: from when to when, and from which tensor to which."""
+    """One recorded call of a module."""
 
     module: torch.nn.Module
-    number: int
-    """of this module's calls, from 0"""
-    began: int
-    ended: int
-    came: torch.Tensor | None
-    """its one tensor, or None where it has another kind or number of arguments"""
-    settings: dict[str, Any]
-    """its keyword arguments, none a tensor"""
-    went: Any
+    index: int
+    """among the calls of this module, from 0"""
+    start: int
+    end: int
+    input: torch.Tensor | None
+    """the single tensor argument; None for any other arguments"""
+    kwargs: dict[str, Any]
+    """keyword arguments, none of them tensors"""
+    output: Any
 
 
 class SplitPoint(NamedTuple):
-    """Where a model is cut: before this call of this module; ``tail`` is what follows, one after another."""
+    """A split before one call of a module; ``tail`` are the modules from there to the output."""
 
     module: torch.nn.Module
-    number: int
+    index: int
+    """of the call, among those of this module"""
     tail: list[torch.nn.Module]
     dtype: torch.dtype
-    """of what comes there"""
+    """of the features"""
 
 
 class CastCopy(torch.nn.Module):
-    """A copy of what was kept, in the bits that it had: a tail may change it in place."""
+    """Copies cached features in their original dtype; the copy protects the cache from a tail that works in place."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -64,18 +64,18 @@ class CastCopy(torch.nn.Module):
 
 
 class CallWithKwargs(torch.nn.Module):
-    """A module that the model calls with these settings."""
+    """Calls a module with the keyword arguments that the model passes to it."""
 
-    def __init__(self, module: torch.nn.Module, settings: dict[str, Any]) -> None:
+    def __init__(self, module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
         super().__init__()
-        self.module, self.settings = module, settings
+        self.module, self.kwargs = module, kwargs
 
     def forward(self, features: torch.Tensor) -> Any:
-        return self.module(features, **self.settings)
+        return self.module(features, **self.kwargs)
 
 
 class Reshape(torch.nn.Module):
-    """Samples in another shape."""
+    """Reshapes each sample."""
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
@@ -86,55 +86,56 @@ class Reshape(torch.nn.Module):
 
 
 class _Reached(Exception):
-    """The forward pass came to the cut, with these features."""
+    """Ends a forward pass at the split, with the features there."""
 
     def __init__(self, features: torch.Tensor) -> None:
         self.features = features
 
 
 def find_split(model: torch.nn.Module, sample: Any) -> SplitPoint | str:
-    """Where ``model`` may be cut: the shortest tail that holds all that trains and all that is random; or why nowhere.
+    """The split with the shortest tail that contains everything that trains or is random; or the reason why there is none.
 
-    Its modes and the gradients that are stopped are as in training; its buffers and the random state are put back.
+    ``model`` has its modes and frozen parameters as in training; its buffers and the random state are restored.
     """
     trains = {id(p) for p in model.parameters() if p.requires_grad}
-    if all(p.requires_grad for p in model.parameters()):
+    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
+    if not frozen:
         return "nothing is frozen"
     with preserved_model(model), record_calls(model) as calls:
         output = eval_output(model, sample)
     if not isinstance(output, torch.Tensor):
         return "the model's output is not one tensor"
-    chain = call_chain(output, calls, trains, {id(p) for p in model.parameters() if not p.requires_grad})
+    chain = call_chain(output, calls, frozen)
     reason = "what trains does not follow the frozen part in one chain of modules"
     for length in range(1, len(chain) + 1):
         tail = list(_links(chain[-length:], output))
         if not trains <= {id(p) for module in tail for p in module.parameters()}:
             continue
-        came = chain[-length].came
-        assert came is not None
-        cut = SplitPoint(chain[-length].module, chain[-length].number, tail, came.dtype)
-        reason = objection(model, cut, sample)
+        first = chain[-length]
+        assert first.input is not None
+        split = SplitPoint(first.module, first.index, tail, first.input.dtype)
+        reason = objection(model, split, sample)
         if not reason:
-            return cut
+            return split
     return reason
 
 
 @contextmanager
 def record_calls(model: torch.nn.Module) -> Iterator[list[Call]]:
-    """Calls of ``model``'s modules while it lasts, in the order in which they end."""
+    """Record the calls of ``model``'s modules inside the context, in the order in which they end."""
     calls: list[Call] = []
-    begun: list[tuple[int, torch.Tensor | None, dict[str, Any]]] = []
+    started: list[tuple[int, torch.Tensor | None, dict[str, Any]]] = []
     clock = iter(range(1 << 62))
 
     def before(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        settled = all(isinstance(value, bool | int | float | str | None) for value in kwargs.values())
-        alone = len(args) == 1 and _is_regular(args[0]) and settled
-        begun.append((next(clock), args[0] if alone else None, kwargs))
+        plain = all(isinstance(value, bool | int | float | str | None) for value in kwargs.values())
+        single = len(args) == 1 and _is_regular(args[0]) and plain
+        started.append((next(clock), args[0] if single else None, kwargs))
 
     def after(module: torch.nn.Module, args: Any, output: Any) -> None:
-        began, came, settings = begun.pop()
-        number = sum(c.module is module for c in calls)
-        calls.append(Call(module, number, began, next(clock), came, settings, output))
+        start, given, kwargs = started.pop()
+        index = sum(c.module is module for c in calls)
+        calls.append(Call(module, index, start, next(clock), given, kwargs, output))
 
     hooks = []
     for module in model.modules():
@@ -147,138 +148,139 @@ def record_calls(model: torch.nn.Module) -> Iterator[list[Call]]:
             hook.remove()
 
 
-def call_chain(output: torch.Tensor, calls: list[Call], trains: set[int], frozen: set[int]) -> list[Call]:
-    """The calls that lead to ``output``, each from what the one before it gave, none with a frozen parameter; the outermost
-    module, where several give the same."""
+def call_chain(output: torch.Tensor, calls: list[Call], frozen: set[int]) -> list[Call]:
+    """The longest chain of calls up to ``output``, each on the output of the one before, without frozen parameters.
+
+    Where several modules return the same tensor, the outermost is used.
+    """
     chain: list[Call] = []
     tensor, until = output, math.inf
     while True:
         fitting = [
             c
             for c in calls
-            if _is_same(c.went, tensor) and c.ended < until and c.came is not None
+            if _is_same(c.output, tensor) and c.end < until and c.input is not None
             and not frozen & {id(p) for p in c.module.parameters()}
         ]  # fmt: skip
         if not fitting:
             return chain[::-1]
-        last = max(fitting, key=lambda c: c.ended)
+        last = max(fitting, key=lambda c: c.end)
         chain.append(last)
-        tensor, until = last.came, last.began  # type: ignore[assignment]
+        tensor, until = last.input, last.start  # type: ignore[assignment]
 
 
 def _is_regular(value: Any) -> bool:
-    """Whether it is a tensor whose samples have one shape: not a nested one, as inside of PyTorch's encoder in eval mode."""
+    """Whether it is a tensor and not nested; PyTorch's encoder uses nested tensors internally in eval mode."""
     return isinstance(value, torch.Tensor) and not value.is_nested
 
 
-def _is_same(went: Any, came: torch.Tensor) -> bool:
-    """Whether what a module gave is what came to the next, if in another shape."""
-    if went is came or not _is_regular(went):
-        return went is came
-    place = (came.data_ptr(), came.dtype, came.numel(), came.shape[:1])
-    shared = place == (went.data_ptr(), went.dtype, went.numel(), went.shape[:1])
-    return shared and came.numel() > 0 and came.is_contiguous() and went.is_contiguous()
+def _is_same(output: Any, given: torch.Tensor) -> bool:
+    """Whether the input of a call is the output of another, possibly reshaped."""
+    if output is given or not _is_regular(output):
+        return output is given
+    place = (given.data_ptr(), given.dtype, given.numel(), given.shape[:1])
+    shared = place == (output.data_ptr(), output.dtype, output.numel(), output.shape[:1])
+    return shared and given.numel() > 0 and given.is_contiguous() and output.is_contiguous()
 
 
 def _links(chain: list[Call], output: torch.Tensor) -> Iterator[torch.nn.Module]:
-    """The modules of a chain up to ``output``, with what is between them."""
-    for link, follows in zip(chain, [*(c.came for c in chain[1:]), output], strict=True):
-        yield CallWithKwargs(link.module, link.settings) if link.settings else link.module
-        if link.went is not follows and follows is not None:
+    """The modules of a chain up to ``output``, with reshapes between them."""
+    for link, follows in zip(chain, [*(c.input for c in chain[1:]), output], strict=True):
+        yield CallWithKwargs(link.module, link.kwargs) if link.kwargs else link.module
+        if link.output is not follows and follows is not None:
             yield Reshape(follows.shape[1:])
 
 
 def frozen_outputs(
     model: torch.nn.Module,
-    cut: SplitPoint,
+    split: SplitPoint,
     inputs: Any,
     batch_size: int,
     place: BatchTransform,
     precision: Precision,
     worker: Worker,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """This worker's part of the features, batch by batch."""
+    """The features of this worker's share of ``inputs``, batch by batch."""
     share = worker.share(len(first_tensor(inputs)))
     with eval_mode(model), torch.no_grad(), precision.autocast():
         for start in range(share.start, share.stop, batch_size):
             at = slice(start, min(start + batch_size, share.stop))
-            yield at, features_at(model, cut, place.inputs(copy_rows(inputs, at)))
+            yield at, features_at(model, split, place.inputs(copy_rows(inputs, at)))
 
 
-def features_at(model: torch.nn.Module, cut: SplitPoint, inputs: Any) -> torch.Tensor:
-    """What comes to the cut; the forward pass ends there."""
+def features_at(model: torch.nn.Module, split: SplitPoint, inputs: Any) -> torch.Tensor:
+    """The features at the split, where the forward pass is ended."""
 
     def stop(features: torch.Tensor) -> None:
         raise _Reached(features)
 
     try:
-        with hook_at(cut, stop):
+        with hook_at(split, stop):
             call(model, inputs)
     except _Reached as reached:
         return reached.features
-    raise AssertionError("the model did not come to its cut")
+    raise AssertionError("the model did not reach its split")
 
 
 @contextmanager
-def hook_at(cut: SplitPoint, do: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """While it lasts, a forward pass that comes to the cut calls ``do`` with what comes there."""
-    number = count()
+def hook_at(split: SplitPoint, hook: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Inside the context, a forward pass calls ``hook`` with the features at the split."""
+    calls = count()
 
-    def hook(_: Any, args: Any) -> None:
-        if next(number) == cut.number:
-            do(args[0])
+    def before(_: Any, args: Any) -> None:
+        if next(calls) == split.index:
+            hook(args[0])
 
-    handle = cut.module.register_forward_pre_hook(hook)
+    handle = split.module.register_forward_pre_hook(before)
     try:
         yield
     finally:
         handle.remove()
 
 
-def objection(model: torch.nn.Module, cut: SplitPoint, sample: Any) -> str:
-    """Why training may not go on from what comes to the cut; empty: it may."""
+def objection(model: torch.nn.Module, split: SplitPoint, sample: Any) -> str:
+    """Why training must not start from the features at the split; empty if it may."""
     with eval_mode(model), torch.enable_grad():
-        still, follows = _tried(model, cut, sample, seed=0)
-    if still is None or still.requires_grad:
-        return "what trains is used before the frozen part ends too, as weights that an embedding shares with the head"
+        expected, follows = _try_tail(model, split, sample, seed=0)
+    if expected is None or expected.requires_grad:
+        return "what trains is also used before the frozen part ends, as weights that an embedding shares with the head"
     for seed in (0, 1):
-        came, does = _tried(model, cut, sample, seed)
-        if not _is_close(came, still):
-            return "what the frozen part gives is random, or not the same in training as in evaluation"
-        follows = follows and does
-    if not _is_close(_second(model, cut, sample), still):
-        return "the frozen part keeps something from one batch to the next"
-    return "" if follows else "what follows the frozen part does something that is in no module"
+        features, tail_matches = _try_tail(model, split, sample, seed)
+        if not _is_close(features, expected):
+            return "the frozen part is random, or differs between training and evaluation"
+        follows = follows and tail_matches
+    if not _is_close(_second_features(model, split, sample), expected):
+        return "the frozen part keeps state from one batch to the next"
+    return "" if follows else "the model does something after the frozen part that is not in a module"
 
 
-def _tried(model: torch.nn.Module, cut: SplitPoint, sample: Any, seed: int) -> tuple[torch.Tensor | None, bool]:
-    """What comes to the cut, if the model comes there, and whether the tail makes of it what the model makes with the same
-    draws."""
-    came: torch.Tensor | None = None
+def _try_tail(model: torch.nn.Module, split: SplitPoint, sample: Any, seed: int) -> tuple[torch.Tensor | None, bool]:
+    """The features at the split, if it is reached; and whether the tail turns them into the model's output."""
+    found: torch.Tensor | None = None
 
     def keep(features: torch.Tensor) -> None:
-        nonlocal came
-        came = features.clone()
+        nonlocal found
+        found = features.clone()
         torch.manual_seed(seed)
 
-    with preserved_model(model), hook_at(cut, keep):
+    with preserved_model(model), hook_at(split, keep):
         torch.manual_seed(seed)
         output = call(model, tree_copy(sample))
-    if came is None:
+    if found is None:
         return None, False
     with preserved_model(model):
         torch.manual_seed(seed)
-        return came, _is_close(torch.nn.Sequential(*cut.tail)(came.clone()), output)
+        return found, _is_close(torch.nn.Sequential(*split.tail)(found.clone()), output)
 
 
-def _second(model: torch.nn.Module, cut: SplitPoint, sample: Any) -> torch.Tensor | None:
-    """What comes to the cut when the model is called for the second time in a row."""
-    came: list[torch.Tensor] = []
+def _second_features(model: torch.nn.Module, split: SplitPoint, sample: Any) -> torch.Tensor | None:
+    """The features at the split in the second of two forward passes in a row."""
+    found: list[torch.Tensor] = []
     with preserved_model(model), torch.no_grad():
         for _ in range(2):
-            with hook_at(cut, lambda features: came.append(features.clone())):
+            with hook_at(split, lambda features: found.append(features.clone())):
                 call(model, sample)
-    return came[-1] if came else None
+    return found[-1] if found else None
 
 
 @torch.no_grad()
@@ -286,4 +288,4 @@ def _is_close(found: Any, expected: Any) -> bool:
     if not isinstance(found, torch.Tensor) or not isinstance(expected, torch.Tensor):
         return False
     alike = (found.shape, found.dtype) == (expected.shape, expected.dtype)
-    return alike and torch.allclose(found, expected, rtol=CLOSE, atol=CLOSE * float(expected.abs().max()))
+    return alike and torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE * float(expected.abs().max()))
