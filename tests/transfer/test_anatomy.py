@@ -187,9 +187,9 @@ def test_a_heads_weight_that_an_embedding_shares_is_the_heads() -> None:
     ("groups", "message"),
     [
         (("stem", "donw1"), r"groups: 'donw1' matches none of the model's names \(did you mean down1\?\)"),
-        (("stem", "down*"), r"groups: block1\.first\.conv\.weight, .* and 8 more in no group: list the modules"),
-        (("head", "stem", "down*", "block*"), r"groups: 'head' holds the head 'head': list that at the end"),
-        (("*", "stem", "down1", "down2", "block*", "head"), r"groups: all that '\*' matches is in a longer one"),
+        (("stem", "down*"), r"groups: no group contains block1\.first\.conv\.weight, .* and 8 more: list the modules"),
+        (("head", "stem", "down*", "block*"), r"groups: 'head' contains the head 'head': list the head last"),
+        (("*", "stem", "down1", "down2", "block*", "head"), r"groups: '\*' is covered by longer names or by the head"),
     ],
 )
 def test_a_list_that_does_not_fit_the_model_is_refused(groups: tuple[str, ...], message: str) -> None:

@@ -98,7 +98,7 @@ def test_a_head_deep_inside_or_under_two_names_is_replaced_everywhere() -> None:
     [
         (nn.LSTM(3, 2), r"LSTM does not end in a Linear or a 1x1 Conv2d .*; set swap_head=False"),
         (nn.Linear(3, 2), r"the model is one Linear; build it with num_classes=5 instead"),
-        (nn.Sequential(nn.LazyLinear(2)), r"0 is lazy, without a shape yet; run one batch"),
+        (nn.Sequential(nn.LazyLinear(2)), r"0 is lazy and not initialized; run one batch"),
     ],
 )
 def test_a_head_that_cannot_be_swapped_is_refused(model: nn.Module, message: str) -> None:

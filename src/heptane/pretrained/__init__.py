@@ -1,1 +1,1 @@
-"""What transfer needs to know of a model: its layers by depth, its head, where it can be cut; and what it adds to one."""
+"""Pretrained models: layers by depth, head, freezing, feature cache and adapters; weights of any source."""

@@ -1,4 +1,4 @@
-"""A model's groups by name: by the user's list, its library's own grouping, its order of use, or as registered."""
+"""A model's layer groups: from the user's list, its library's grouping, the order of use, or the order of registration."""
 
 from __future__ import annotations
 
@@ -13,32 +13,35 @@ from heptane.base.errors import InputError, did_you_mean
 from heptane.base.lazy import torch
 from heptane.model.names import without_compiled
 from heptane.pretrained.layers import Group, check_not_lazy, depth_groups, find_head
+from heptane.pretrained.weights.names import abbreviate
 
 LISTED, TIMM, TRANSFORMERS = "your list", "timm's own grouping", "the grouping of transformers"
 USED, REGISTERED = "order of use", "order of registration"
 
 
 class Layer(NamedTuple):
-    """What trains, and is frozen, together, by name."""
+    """A layer group, by names: trained or frozen as a whole."""
 
     name: str
     parameters: tuple[str, ...]
     bare_norms: tuple[str, ...] = ()
-    """modules: normalisations without parameters, but with statistics"""
+    """modules: normalizations without parameters, but with running statistics"""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The groups of a model from the input to the output, by name: true of its copies, converted or sharded, as well."""
+    """The layer groups of a model from the input to the output, by name, so that they also apply to its converted or sharded
+    copies."""
 
     layers: tuple[Layer, ...]
     head: str | None
-    """the classifier's name, or None where there is none"""
+    """the classifier's name, or None if there is none"""
     by: str
-    """where the grouping is from"""
+    """where the grouping comes from"""
 
     def groups(self, model: torch.nn.Module) -> list[Group]:
-        """The groups with the parameters of ``model``; what was added to a layer since, such as an adapter, is with it."""
+        """The groups with the parameters of ``model``; parameters added to a layer since, such as adapters, join its
+        group."""
         modules = dict(model.named_modules())
         groups = [Group(layer.name, [], [modules[name] for name in layer.bare_norms]) for layer in self.layers]
         owner = {path: at for at, layer in enumerate(self.layers) for name in layer.parameters for path in _paths(name)}
@@ -48,24 +51,23 @@ class Anatomy:
 
 
 def _paths(name: str) -> list[str]:
-    """``a.b.c`` and what holds it, from the inside: ``a.b.c``, ``a.b``, ``a`` and the model itself."""
+    """The parameter ``a.b.c`` and what contains it: ``a.b.c``, ``a.b``, ``a`` and "" for the model."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
 
 
 def anatomy(model: torch.nn.Module, inputs: Any = None, labels: Any = None, *, groups: Sequence[str] = ()) -> Anatomy:
-    """The groups of a model that train, and are frozen, together, from the input to the output, the head last.
-
-    They are those of your list, if you give one; else the library's own grouping, of a timm or transformers model; else the
-    layers and blocks in the order in which an evaluation of ``inputs`` uses them; else these as registered. What that
-    evaluation does not use, such as an auxiliary head, is in the head's group.
+    """The layer groups of a model, each trained or frozen as a whole, from the input to the output, the head last.
+    They are those of ``groups`` if given; else the library's own, for a timm or transformers model; else layers and blocks
+    in the order in which an evaluation of ``inputs`` uses them, or without inputs as registered. What that evaluation does
+    not use, such as an auxiliary head, joins the head's group.
 
     Args:
-        model: any module; it is left as it is.
+        model: any module; it is left unchanged.
         inputs: a few samples, on the model's device.
-        labels: of a model that computes its loss itself.
-        groups: names of modules or parameters, or patterns with ``*``, from the input to the output; each parameter is in
-            the group of the longest that matches. The head's group is the last, and need not be listed.
+        labels: for a model that computes its loss.
+        groups: names of modules or parameters, or patterns with ``*``, from the input to the output; a parameter joins the
+            group with the longest matching name. The head's group is the last and need not be listed.
 
     Raises:
         InputError: a lazy layer; a name that matches nothing; parameters that no name matches; a head that is not last.
@@ -99,7 +101,7 @@ def anatomy(model: torch.nn.Module, inputs: Any = None, labels: Any = None, *, g
 
 
 def _listed(model: torch.nn.Module, patterns: Sequence[str], head: tuple[str, Any] | None) -> list[Layer] | None:
-    """Groups by the user's list; a parameter that the head shares with another layer is the head's."""
+    """Groups from the user's list; a parameter that the head shares with another layer joins the head."""
     if not patterns:
         return None
     aliases = _aliases(model, head)
@@ -110,23 +112,23 @@ def _listed(model: torch.nn.Module, patterns: Sequence[str], head: tuple[str, An
         (members[max(matching, key=len)] if matching else unlisted).append(name)
     for pattern in (pattern for pattern, inside in members.items() if not inside):
         if any(_matches(pattern, name) for name, _ in model.named_parameters(remove_duplicate=False)):
-            raise InputError(f"groups: all that {pattern!r} matches is in a longer one or the head's: leave it out")
+            raise InputError(f"groups: {pattern!r} is covered by longer names or by the head: leave it out")
         everything = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
         raise InputError(f"groups: {pattern!r} matches none of the model's names{did_you_mean(pattern, everything)}")
     own = _own_names(model, head)
-    homeless = [name for name in unlisted if name not in own]
-    if homeless:
-        raise InputError(f"groups: {_few(homeless)} in no group: list the modules that hold them")
+    missing = [name for name in unlisted if name not in own]
+    if missing:
+        raise InputError(f"groups: no group contains {abbreviate(missing)}: list the modules that hold them")
     layers = [Layer(pattern, tuple(inside)) for pattern, inside in members.items()]
     layers += [Layer(head[0], tuple(unlisted))] if head and unlisted else []
     for layer in layers[:-1]:
         if own & set(layer.parameters):
-            raise InputError(f"groups: {layer.name!r} holds the head {head and head[0]!r}: list that at the end")
+            raise InputError(f"groups: {layer.name!r} contains the head {head and head[0]!r}: list the head last")
     return layers
 
 
 def _aliases(model: torch.nn.Module, head: tuple[str, Any] | None) -> dict[str, list[str]]:
-    """All names of each parameter; of one that the head shares, that in the head alone."""
+    """All names of each parameter; for one that the head shares, only its name in the head."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, list[str]] = {name: [] for name in names.values()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -137,18 +139,18 @@ def _aliases(model: torch.nn.Module, head: tuple[str, Any] | None) -> dict[str, 
 
 
 def _own_names(model: torch.nn.Module, head: tuple[str, Any] | None) -> set[str]:
-    """The names of the head's parameters, as the model first knows them."""
+    """The names of the head's parameters, as ``named_parameters`` lists them."""
     own = {id(parameter) for parameter in head[1].parameters()} if head else set()
     return {name for name, parameter in model.named_parameters() if id(parameter) in own}
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Is ``pattern`` the name of a parameter or of a module that holds it, or a pattern of either?"""
+    """Whether ``pattern`` matches a parameter or a module that contains it."""
     return any(fnmatchcase(path, pattern) for path in (*_paths(name)[:-1], *_paths(without_compiled(name))[:-1]))
 
 
 def _of_timm(model: torch.nn.Module) -> list[Layer] | None:
-    """timm's groups, as its rates by layer use them."""
+    """timm's own groups, which it uses for layer-wise learning rates."""
     matcher: Any = getattr(model, "group_matcher", None)
     if "timm" not in sys.modules or not callable(matcher):
         return None
@@ -161,9 +163,9 @@ def _of_timm(model: torch.nn.Module) -> list[Layer] | None:
 
 
 def _of_transformers(model: torch.nn.Module) -> list[Layer] | None:
-    """Embeddings, each layer of the base model's stacks, what follows the last (a pooler), and the head: all but the base.
-
-    A normalisation after a layer belongs to it.
+    """The groups of a transformers model: embeddings, each layer of the base model's stacks, what follows them (a pooler),
+    and the head.
+    A normalization after a layer belongs to it.
     """
     library = sys.modules.get("transformers")
     if library is None or not isinstance(model, library.PreTrainedModel):
@@ -189,7 +191,7 @@ def _of_transformers(model: torch.nn.Module) -> list[Layer] | None:
 
 
 def _stacks(module: torch.nn.Module, name: str) -> Iterator[tuple[str, torch.nn.Module]]:
-    """(name, layer) of each layer of the outermost stacks: lists of blocks that are made of layers."""
+    """(name, layer) of each layer in the outermost stacks of the module."""
     for key, child in module.named_children():
         path = f"{name}.{key}".lstrip(".")
         if isinstance(child, torch.nn.ModuleList) and all(any(True for _ in block.parameters()) for block in child):
@@ -199,7 +201,7 @@ def _stacks(module: torch.nn.Module, name: str) -> Iterator[tuple[str, torch.nn.
 
 
 def _head_last(model: torch.nn.Module, layers: list[Layer], head: tuple[str, Any] | None) -> list[Layer]:
-    """The library's groups, with the head's parameters in the last."""
+    """The library's groups, with the head's parameters moved to the last."""
     own = _own_names(model, head)
     if not head or own <= set(layers[-1].parameters):
         return layers
@@ -208,7 +210,7 @@ def _head_last(model: torch.nn.Module, layers: list[Layer], head: tuple[str, Any
 
 
 def _with_norms(model: torch.nn.Module, layers: list[Layer]) -> tuple[Layer, ...]:
-    """The layers, each normalisation without parameters with the one that was registered before it."""
+    """The groups, with each normalization without parameters in the group of the layer registered before it."""
     owner = {name: index for index, layer in enumerate(layers) for name in layer.parameters}
     norms: list[list[str]] = [[] for _ in layers]
     current = 0
@@ -221,12 +223,7 @@ def _with_norms(model: torch.nn.Module, layers: list[Layer]) -> tuple[Layer, ...
 
 
 def _name_of(names: Iterable[str], limit: int | None = None) -> str:
-    """The module, at most so deep, that holds all of these parameters; or else the first's."""
+    """The innermost module, up to depth ``limit``, that contains all of these parameters; else that of the first."""
     paths = [name.split(".")[:-1] or [name] for name in names]
     common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
     return ".".join((common or paths[0])[:limit])
-
-
-def _few(names: list[str], limit: int = 4) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

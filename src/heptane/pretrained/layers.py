@@ -1,4 +1,4 @@
-"""Which layer of a model is its head, and which parameters lie at which depth, by its structure."""
+"""Find a model's head and group its parameters by depth, from its structure."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ if TYPE_CHECKING:
 
 
 class Group(NamedTuple):
-    """What trains, and is frozen, together: a layer or a block, and the normalisation after it."""
+    """A layer group, which is trained or frozen as a whole: a layer or block and the normalization after it."""
 
     name: str
     parameters: list[torch.nn.Parameter]
     bare_norms: list[torch.nn.Module]
-    """normalisations without parameters, but with statistics"""
+    """normalizations without parameters, but with running statistics"""
 
 
 def find_head(model: torch.nn.Module, usage: Usage | None = None) -> tuple[str, torch.nn.Linear | torch.nn.Conv2d] | None:
     """The name and module of the classifier, or None.
-
     Args:
         model: any module.
-        usage: from :func:`~heptane.pretrained.usage.trace_usage`. With it the classifier is the ``Linear`` or 1x1 ``Conv2d``
-            used last on the way to the output; without, the last ``Linear`` as registered, else the last ``Conv2d`` if 1x1.
+        usage: from :func:`~heptane.pretrained.usage.trace_usage`. With it the head is the ``Linear`` or 1x1 ``Conv2d`` used
+            last on the way to the output; without it the last registered ``Linear``, else the last ``Conv2d`` if it is 1x1.
 
     Example:
         >>> find_head(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)))
@@ -45,22 +44,21 @@ def find_head(model: torch.nn.Module, usage: Usage | None = None) -> tuple[str, 
 
 
 def _maps(module: torch.nn.Module) -> bool:
-    """A Linear or a Conv2d? Not the output of attention, kept in a subclass of Linear that is never a classifier."""
+    """Whether it is a Linear or a Conv2d, but not the output projection of attention, a subclass of Linear."""
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     return isinstance(module, kinds) and type(module).__name__ != "NonDynamicallyQuantizableLinear"
 
 
 def _per_position(module: torch.nn.Module) -> bool:
-    """Does it map each position's features by itself, as a classifier does?"""
+    """Whether it maps each position separately, as a classifier does."""
     return not isinstance(module, torch.nn.Conv2d) or (module.kernel_size == (1, 1) and module.groups == 1)
 
 
 def depth_groups(model: torch.nn.Module, usage: Usage | None = None) -> list[Group]:
-    """The model's groups from the input to the output, the head last; each parameter is in one of them.
-
-    Containers (``Sequential``, ``ModuleList``, ``ModuleDict``), wrappers and bodies that hold a stack of like blocks
-    are opened; other modules with weights are one group each. They are in the order of ``usage``, or as registered; what an
-    evaluation does not use, such as an auxiliary head, is in the head's group.
+    """The layer groups from the input to the output, the head last; each parameter is in one of them.
+    Containers (``Sequential``, ``ModuleList``, ``ModuleDict``), wrappers and modules with a stack of similar blocks are
+    opened; any other module with weights is one group. Groups are in the order of ``usage``, or as registered. What an
+    evaluation does not use, such as an auxiliary head, joins the head's group.
 
     Raises:
         InputError: a lazy layer, whose parameters do not exist yet.
@@ -70,7 +68,7 @@ def depth_groups(model: torch.nn.Module, usage: Usage | None = None) -> list[Gro
     last = Group(head_name, list(head.parameters()) if head else [], [])
     seen = {id(parameter) for parameter in last.parameters}
     groups: list[Group] = []
-    current = waiting = Group("", [], [])  # what comes before the first layer waits for it
+    current = waiting = Group("", [], [])  # parameters before the first layer wait for it
     walk = list(_walk(model, "", head, spine=True))
     if usage:
         walk.sort(key=lambda item: usage.first_of(item[1]))
@@ -99,44 +97,43 @@ def depth_groups(model: torch.nn.Module, usage: Usage | None = None) -> list[Gro
 
 
 def check_not_lazy(model: torch.nn.Module) -> None:
-    """Refuse a model some of whose parameters do not exist yet."""
+    """Refuse a model with lazy layers, whose parameters do not exist yet."""
     if any(torch.nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
-        raise InputError(f"{type(model).__name__} has lazy layers without a shape yet; run one batch through it first")
+        raise InputError(f"{type(model).__name__} has lazy layers that are not initialized; run one batch through it first")
 
 
 def _walk(
     module: torch.nn.Module, name: str, head: torch.nn.Module | None, *, spine: bool
 ) -> Iterator[tuple[str, torch.nn.Module, list[torch.nn.Parameter], bool]]:
-    """(name, module, parameters, opened) of each layer or block, and before its children of what is opened.
-
-    ``spine``: the module holds all of the model but its head, so it is opened whatever its class.
+    """(name, module, parameters, opened) of each layer or block; modules that are opened come before their children.
+    ``spine``: the module contains everything but the head, so it is opened whatever its class.
     """
     children = list(module.named_children())
     if module is head or not children or not (spine or _holds_blocks(module)):
         yield name, module, list(module.parameters()), False
         return
     yield name, module, list(module.parameters(recurse=False)), True
-    weighty = sum(child is not head and _weighty(child) for _, child in children)
+    weighty = sum(child is not head and _has_weights(child) for _, child in children)
     for key, child in children:
         yield from _walk(child, f"{name}.{key}".lstrip("."), head, spine=spine and weighty == 1)
 
 
 def _holds_blocks(module: torch.nn.Module) -> bool:
-    """Is it a container, or a body: something with a stack of like blocks, as an encoder or a stage is?"""
+    """Whether it is a container, or contains a stack of similar blocks, as an encoder or a stage does."""
     containers = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
     for stack in module.modules():
         if isinstance(stack, containers):
             plain = [child for child in stack.children() if not isinstance(child, containers)]
-            blocks = [type(child) for child in plain if any(_weighty(part) for part in child.children())]
+            blocks = [type(child) for child in plain if any(_has_weights(part) for part in child.children())]
             if len(blocks) > len(set(blocks)):
                 return True
     return isinstance(module, containers)
 
 
 def _is_layer(module: torch.nn.Module, parameters: list[torch.nn.Parameter]) -> bool:
-    """Does it begin a group? Not a normalisation or an activation, which belong to the layer before them."""
+    """Whether it starts a group; normalizations and activations belong to the layer before them."""
     return any(p.ndim > 1 for p in parameters) and not isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm))
 
 
-def _weighty(module: torch.nn.Module) -> bool:
+def _has_weights(module: torch.nn.Module) -> bool:
     return next(module.parameters(), None) is not None

@@ -1,4 +1,4 @@
-"""Weights into a model: matched by name and shape, adapted by rule where sizes may differ, and reported."""
+"""Load weights into a model: matched by name and shape, adapted where a rule allows other sizes, and reported."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class LoadReport:
     """What :func:`load_weights` did with each tensor; names are the model's, except in ``unexpected``."""
 
     source: str = ""
-    """Where the weights are from."""
+    """Where the weights come from."""
     taken: str = ""
-    """Under which key of a training checkpoint they were, and which others there were; empty where there is nothing else."""
+    """The key of a training checkpoint that was used, and which others there were; empty if the file holds nothing else."""
     matched: tuple[str, ...] = ()
-    """Taken over as they are (cast to the model's dtype)."""
+    """Loaded unchanged (cast to the model's dtype)."""
     resized: Mapping[str, str] = field(default_factory=dict)
-    """Taken over with another number of input channels or positions, and by which rule."""
+    """Loaded with another number of input channels or positions, and the rule."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """In both, and not taken: the reason."""
+    """In both but not loaded, and the reason."""
     missing: tuple[str, ...] = ()
-    """In the model only: these keep the values that they had."""
+    """Only in the model: these keep their values."""
     unexpected: tuple[str, ...] = ()
-    """In the source only."""
+    """Only in the source."""
     prefix: str = ""
-    """How names were translated, as ``source's prefix -> model's prefix``; empty when they agree."""
+    """How names were translated, as ``source's prefix -> model's prefix``; empty if they agree."""
     share: float = 0.0
-    """The part of the model's parameters outside the head that was taken over, by element count, 0 to 1."""
+    """Fraction of the model's parameters outside the head that was loaded, by element count, in [0, 1]."""
 
     def __str__(self) -> str:
         taken = len(self.matched) + len(self.resized)
@@ -56,25 +56,24 @@ class LoadReport:
 def load_weights(
     model: torch.nn.Module, source: str | Path, *, min_match: float = 0.5, exclude: Iterable[str] = ()
 ) -> LoadReport:
-    """Copy weights into the model wherever name and shape agree, and say what was done with the rest.
-
-    Names may differ by a prefix. A first convolution with another number of input channels is adapted so that a grey image
-    gets the same response; position embeddings are resampled. The model is untouched when this raises.
+    """Copy weights into the model wherever name and shape agree, and report on the rest.
+    Names may differ by a prefix. A first convolution with another number of input channels is adapted to give the same
+    response to a grey image; position embeddings are resampled. The model is unchanged if this raises.
 
     Args:
         model: the model to fill; its dtypes and devices stay.
-        source: a ``.safetensors`` file, or a ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` that holds tensors and no code; the
-            folder of a heptane run or a Hugging Face model; ``efficientnet-lite0`` (ImageNet's, of the extra
+        source: a ``.safetensors`` file, or a ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` with tensors and no code; the folder
+            of a heptane run or a Hugging Face model; ``efficientnet-lite0`` (ImageNet weights from the extra
             ``pretrained``); ``timm:NAME``; ``hf:NAME[@REVISION]`` or ``hf:FOLDER``.
-        min_match: the least share of the parameters outside the head, by element count, 0 to 1, that must be found.
-        exclude: names, beginnings of names (``fc``) or patterns (``*.bias``) of the model that are not to be loaded;
-            they do not count in the share.
+        min_match: smallest fraction of the parameters outside the head, by element count, that must be found, in [0, 1].
+        exclude: names, prefixes of names (``fc``) or patterns (``*.bias``) of the model that are not loaded; they do not
+            count in the fraction.
 
     Returns:
         The report; ``print`` it.
 
     Raises:
-        InputError: no such source; torn; it would run code; it holds NaN or infinity; too little of it matches.
+        InputError: the source is missing, damaged, would run code or holds NaN or infinity; or too little of it matches.
 
     Example:
         >>> import tempfile
@@ -129,11 +128,10 @@ def load_weights(
 
 
 def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], str, str]:
-    """The named tensors of a source, where they are from, and under which key of a file, in words.
-
+    """The named tensors of a source, where they come from, and the key of the file that holds them, in words.
     Args:
         source: as for :func:`load_weights`.
-        model: what they are for: a model of transformers has names that its library must translate.
+        model: the model to fill; names for a transformers model are translated by its library.
     """
     spec, said = str(source), f"weights={str(source)!r}"
     if spec.startswith("timm:"):
@@ -143,7 +141,7 @@ def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, t
     if spec == "efficientnet-lite0":
         from heptane.pretrained.hubs import efficientnet_hub
 
-        return read_weights(Path(efficientnet_hub.weight_file()), said), "ImageNet's weights of efficientnet-lite0", ""
+        return read_weights(Path(efficientnet_hub.weight_file()), said), "ImageNet weights of efficientnet-lite0", ""
     path = Path(os.path.expanduser(source))
     if spec.startswith("hf:"):
         from heptane.pretrained.hubs import hf_hub
@@ -159,7 +157,7 @@ def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, t
 
 
 def _pair(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> tuple[dict[str, str], str]:
-    """Each of the model's names with the source's, and how names were translated, in words."""
+    """The model's names with the source's, and how names were translated, in words."""
     shapes = {name: shape_of(tensor) for name, tensor in source.items()}
     wanted = {name: (shape_of(tensor), tensor) for name, tensor in target.items()}
 
@@ -172,28 +170,30 @@ def _pair(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
 
 
 def _unfit(tensor: torch.Tensor, goal: torch.Tensor, kind: str) -> str:
-    """Why a tensor cannot be taken over, or an empty string; ``kind``: by which rule it may be adapted."""
+    """Why a tensor cannot be loaded, or ""; ``kind`` is the rule by which it may be resized."""
     wanted, held = shape_of(goal), shape_of(tensor)
     if wanted is None or goal.is_meta:
-        return "the model's tensor has no values yet; run one batch through the model first, or move it off meta"
+        return "the model's tensor is not initialized; run one batch through the model first, or move it off meta"
     if held is None or tensor.is_meta:
         return "not an ordinary dense tensor in the file"
     if (tensor.is_floating_point(), tensor.is_complex()) != (goal.is_floating_point(), goal.is_complex()):
         return f"{tensor.dtype} in the file, {goal.dtype} in the model"
     if held == wanted:
         return ""
-    stored = tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()  # a repeated value fills no file
+    stored = (
+        tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    )  # a file cannot hold an expanded tensor
     return "" if stored and can_adapt(held, wanted, kind) else f"shape {held} in the file, {wanted} in the model"
 
 
 def _cast(tensor: torch.Tensor, goal: torch.Tensor, said: str) -> torch.Tensor:
     cast = tensor.detach().to(goal.dtype)
     if cast.is_floating_point() or cast.is_complex():
-        # A mask of attention is meant to hold -inf: what the model itself holds in the same place is no damage.
-        sound = cast.isfinite() | (cast == goal.detach().to(cast.device))
-        if not bool(sound.all()):
+        # Attention masks contain -inf by design: a non-finite value is valid where the model has the same one.
+        valid = cast.isfinite() | (cast == goal.detach().to(cast.device))
+        if not bool(valid.all()):
             as_what = "" if tensor.dtype == goal.dtype else f" as {goal.dtype}"
-            raise InputError(f"{said} holds NaN or infinity{as_what}; get a sound copy of the weights, or exclude it")
+            raise InputError(f"{said} holds NaN or infinity{as_what}; get an intact copy of the weights, or exclude it")
     return cast
 
 
@@ -224,5 +224,5 @@ def _too_little(source: str | Path, report: LoadReport, min_match: float) -> str
     return (
         f"weights={str(source)!r} match {report.share:.1%} of the model's parameters outside the head, below "
         f"min_match={min_match:g}; {'; '.join(filter(None, sides))}; "
-        "build the model that the file was saved from, or lower min_match"
+        "build the model that was saved, or lower min_match"
     )

