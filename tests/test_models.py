@@ -292,7 +292,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             "raise RuntimeError('operator torchvision::nms does not exist')",
             "install the torchvision that was built for this",
         ),
-        ("import a_part_that_is_missing", "mend it"),
+        ("import a_part_that_is_missing", "fix its installation"),
     ],
 )
 def test_timm_that_does_not_import_gives_the_cause_and_the_remedy_each_time(
@@ -302,7 +302,7 @@ def test_timm_that_does_not_import_gives_the_cause_and_the_remedy_each_time(
     for _ in range(2):
         with pytest.raises(InputError, match=remedy) as caught:
             build("timm:resnet18", input_shape=(3, 32, 32), num_classes=2)
-        assert str(caught.value).startswith("model='timm:resnet18': timm is installed but does not import (")
+        assert str(caught.value).startswith("model='timm:resnet18': timm is installed but fails to import (")
 
 
 def test_timm_is_asked_for_no_weights_and_for_the_images_channels(stand_in: Path) -> None:

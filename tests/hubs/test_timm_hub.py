@@ -55,7 +55,7 @@ def test_a_model_for_smaller_grey_images_is_adapted_as_timm_does(trained: nn.Mod
 
 
 @pytest.mark.parametrize(("spec", "said"), [
-    ("timm:test_vit2", "timm could not load its weights .*; load it once with a network"),
+    ("timm:test_vit2", "timm could not load its weights .*; load it once online"),
     ("timm:test_vit.no_tag", r"no pretrained weights under this name; it has test_vit\.r160_in1k"),
     ("timm:test_vitt", r"timm has no such model \(did you mean test_vit"),
     ("timm:", "timm has no such model"),

@@ -11,7 +11,7 @@ from heptane.pretrained.hubs.available import Pretrained
 from heptane.recommend import Choices, DataFacts, Machine, after_loading, before_loading, expected_seconds
 
 LAPTOP = Machine(cores=2, gflops=110.0)
-LITE = Pretrained("efficientnet-lite0", "efficientnet-lite0", "has ImageNet's weights")
+LITE = Pretrained("efficientnet-lite0", "efficientnet-lite0", "has ImageNet weights")
 
 
 def look(num: int = 240, side: int = 80, **facts: Any) -> Survey:
@@ -70,7 +70,7 @@ def test_the_last_block_trains_with_the_head_where_there_are_pictures_and_time_f
         assert choose(seen, pretrained=LITE, **given)["frozen_groups"] == 0
     slow = Machine(gflops=110.0, seconds=2.0)
     assert choose(look(600), pretrained=LITE, machine=slow)["frozen_groups"] == 0
-    other = Pretrained("timm:resnet18", "timm:resnet18", "has ImageNet's weights")
+    other = Pretrained("timm:resnet18", "timm:resnet18", "has ImageNet weights")
     assert choose(look(600), pretrained=other)["frozen_groups"] == 0
 
 

@@ -204,5 +204,5 @@ def test_a_state_dict_is_taken_as_it_is_and_one_of_single_numbers_too(tmp_path: 
 
 def test_a_pickle_of_another_protocol_is_still_refused(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(pickle.dumps({"net": {"a": 1}}, protocol=5))
-    with pytest.raises(InputError, match="is torn, or holds more than tensors"):
+    with pytest.raises(InputError, match="is damaged, or holds more than tensors"):
         read_weights(tmp_path / "w.pt")

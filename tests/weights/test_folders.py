@@ -64,7 +64,7 @@ def test_several_files_under_other_names_are_not_guessed_at(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("holds", "said"), [("race.json", "a race, which keeps no models"), ("checkpoints", "has not finished")]
+    ("holds", "said"), [("race.json", "a race, which stores no models"), ("checkpoints", "an unfinished run")]
 )
 def test_a_folder_of_heptane_without_a_model_says_why(tmp_path: Path, holds: str, said: str) -> None:
     (tmp_path / holds).mkdir() if holds == "checkpoints" else (tmp_path / holds).write_text("{}")
@@ -83,15 +83,15 @@ def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path: Path, part: 
 
 
 @pytest.mark.parametrize(("listed", "said"), [
-    ({"0.weight": "part-9.safetensors"}, r"names 'part-9\.safetensors', which is not there; fetch it again"),
+    ({"0.weight": "part-9.safetensors"}, r"names 'part-9\.safetensors', which is not there; download it again"),
     ({"0.weight": "x" * 5000 + ".safetensors"}, "which is not there"),
     ({"0.weight": "a\0b.safetensors"}, "which is not there"),
     ({"0.weight": "a\nb.safetensors"}, "which is not there"),
     ({"0.weight": "model.safetensors.index.json"}, r"expected files that end in \.safetensors"),
     ({"0.weight": "part-1.bin"}, r"expected files that end in \.safetensors"),
     ({"0.weight": ""}, "expected files that end in"),
-    ({"0.bias": "part-1.safetensors"}, r"says that part-1\.safetensors holds 0\.bias, and it does not; fetch both again"),
-    ({"evil\nname": "part-1.safetensors"}, r"holds 'evil\\nname', and it does not"),
+    ({"0.bias": "part-1.safetensors"}, r"lists 0\.bias in part-1\.safetensors, which does not hold it; download both again"),
+    ({"evil\nname": "part-1.safetensors"}, r"lists 'evil\\nname' in part-1\.safetensors, which does not"),
     ({"0.weight": 5}, "has no weight_map from names to files"),
     ({}, "has no weight_map"),
     ([], "has no weight_map"),
@@ -106,7 +106,7 @@ def test_an_index_that_lies_is_one_line(tmp_path: Path, listed: object, said: st
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000, b"5", b"", b'{"weight_map": ' + b"9" * 5000 + b"}"])
 def test_an_index_that_is_damaged_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / INDEX).write_bytes(content)
-    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json .*; fetch it again") as caught:
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json .*; download it again") as caught:
         read_weights(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -124,7 +124,7 @@ def test_a_shard_that_is_torn_or_runs_code_is_named(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "ran"),)
 
     (in_parts(tmp_path) / "part-2.safetensors").write_bytes(b"\xff" * 20)
-    with pytest.raises(InputError, match=r"part-2\.safetensors is torn or not a safetensors file"):
+    with pytest.raises(InputError, match=r"part-2\.safetensors is damaged or not a safetensors file"):
         read_weights(tmp_path)
     torch.save({"0.bias": Bomb()}, in_parts(tmp_path / "pickles", ending=".bin") / "part-2.bin")
     with pytest.raises(InputError, match=r"part-2\.bin refused: reading it could run code"):
@@ -135,7 +135,7 @@ def test_a_shard_that_is_torn_or_runs_code_is_named(tmp_path: Path) -> None:
 def test_a_header_that_claims_a_huge_tensor_is_refused(tmp_path: Path) -> None:
     header = json.dumps({"0.weight": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 16)
-    with pytest.raises(InputError, match="is torn or not a safetensors file"):
+    with pytest.raises(InputError, match="is damaged or not a safetensors file"):
         read_weights(tmp_path)
 
 

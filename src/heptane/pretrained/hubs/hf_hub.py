@@ -1,4 +1,4 @@
-"""Hugging Face models: fetched into their library's cache, or read from a folder; no code of theirs is run."""
+"""Download Hugging Face models into the library's cache, or read them from a folder; no code of theirs is run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ PICKLES = ["*.bin", "*.bin.index.json"]
 
 
 def find(spec: str, said: str, *patterns: list[str]) -> Path:
-    """The folder (or file) that ``hf:NAME[@REVISION]`` or ``hf:PATH`` stands for.
-
-    What exists on this machine is a path. Otherwise ``huggingface_hub`` looks in its cache and fetches what is missing, so
-    ``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` hold.
+    """The folder or file that ``hf:NAME[@REVISION]`` or ``hf:PATH`` refers to.
+    An existing path takes precedence. Otherwise ``huggingface_hub`` looks in its cache and downloads what is missing, so
+    ``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` apply.
 
     Args:
-        spec: with ``hf:`` before it.
-        said: what to call it in a message.
-        patterns: lists of file names to fetch; the second only if nothing that matches the start of the first was there.
+        spec: with the prefix ``hf:``.
+        said: name of the source in messages.
+        patterns: lists of file patterns to download; the next is used only if no file matched the first pattern of the one
+            before.
 
     Raises:
-        InputError: no such folder, model or revision, no network and not in the cache, or the library is missing.
+        InputError: no such folder, model or revision; no network and not cached; or the library is missing.
     """
     name = spec.removeprefix(SCHEME)
     path = Path(os.path.expanduser(name))
@@ -51,10 +51,10 @@ def _fetch(repository: str, revision: str | None, wanted: list[str], said: str) 
     except errors.HFValidationError:
         raise InputError(f"{said}: no such folder, and not a name like ORGANISATION/NAME[@REVISION]") from None
     except errors.LocalEntryNotFoundError as error:
-        remedy = "load it once with a network and without HF_HUB_OFFLINE, or give its folder as hf:FOLDER"
-        raise InputError(f"{said} is not in the cache, and the hub was not reached; {remedy}") from error
+        remedy = "load it once online without HF_HUB_OFFLINE, or give its folder as hf:FOLDER"
+        raise InputError(f"{said} is not in the cache, and the hub cannot be reached; {remedy}") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError) as error:
         what = "revision" if isinstance(error, errors.RevisionNotFoundError) else "model, or it is not public"
         raise InputError(f"{said}: the hub has no such {what}; check the name, or set HF_TOKEN") from error
     except Exception as error:
-        raise InputError(f"{said} could not be fetched ({one_line(error)}); try again, or give its folder") from error
+        raise InputError(f"{said} could not be downloaded ({one_line(error)}); try again, or give its folder") from error

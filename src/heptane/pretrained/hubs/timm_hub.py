@@ -1,4 +1,4 @@
-"""Models of timm: ``timm:NAME``, built for this data, or as they were trained, with timm's own cache and network."""
+"""Models of timm: ``timm:NAME``, built for this data or with pretrained weights, by timm's own cache and downloads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ SCHEME = "timm:"
 
 
 def build(spec: str, input_shape: Sequence[int], num_classes: int) -> object:
-    """A model with random weights for these images; one that is made for one image size is made for theirs.
-
+    """A model with random weights for images of this shape; models with a fixed image size are built for it.
     Raises:
-        InputError: timm is missing or does not import, has no such model, or cannot build it.
+        InputError: timm is missing or fails to import, has no such model, or cannot build it.
     """
     said, name = f"model={spec!r}", spec.removeprefix(SCHEME)
     timm = _import(said, name)
@@ -30,12 +29,11 @@ def build(spec: str, input_shape: Sequence[int], num_classes: int) -> object:
 
 
 def read(spec: str) -> tuple[dict[str, torch.Tensor], str]:
-    """The pretrained weights of a model, with its own head, and where they are from.
-
-    timm loads them, so its cache (``HF_HOME``, ``TORCH_HOME``) and ``HF_HUB_OFFLINE`` hold. PyTorch's generator stays.
+    """The pretrained weights of a model, including its own head, and where they come from.
+    timm loads them, so its cache (``HF_HOME``, ``TORCH_HOME``) and ``HF_HUB_OFFLINE`` apply. The random state is restored.
 
     Raises:
-        InputError: timm is missing or does not import, has no such model or no weights of it, or cannot fetch them.
+        InputError: timm is missing or fails to import, has no such model or weights, or cannot download them.
     """
     said, name = f"weights={spec!r}", spec.removeprefix(SCHEME)
     timm = _import(said, name)
@@ -47,7 +45,7 @@ def read(spec: str) -> tuple[dict[str, torch.Tensor], str]:
         with torch.random.fork_rng(devices=[]):
             model = timm.create_model(name, pretrained=True)
     except Exception as error:
-        remedy = "load it once with a network (HF_HOME says where it is kept), or give the path of its file"
+        remedy = "load it once online (cached under HF_HOME), or give the path of its file"
         raise InputError(f"{said}: timm could not load its weights ({one_line(error)}); {remedy}") from error
     tag = (getattr(model, "pretrained_cfg", None) or {}).get("tag")
     full = f"{name}.{tag}" if tag and "." not in name else name
@@ -61,8 +59,12 @@ def _import(said: str, name: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name == "timm":
             raise InputError(f'{said} needs timm: pip install "heptane[timm]"') from error
         # torchvision built for another PyTorch fails with a RuntimeError on one of its operators
-        remedy = "install the torchvision that was built for this PyTorch" if "torchvision" in str(error) else "mend it"
-        what = f"{said}: timm is installed but does not import ({one_line(error)}); {remedy}"
+        remedy = (
+            "install the torchvision that was built for this PyTorch"
+            if "torchvision" in str(error)
+            else "fix its installation"
+        )
+        what = f"{said}: timm is installed but fails to import ({one_line(error)}); {remedy}"
         raise InputError(what) from error
     if not timm.is_model(name):
         raise InputError(f"{said}: timm has no such model{did_you_mean(name, timm.list_models())}")

@@ -1,4 +1,4 @@
-"""Models of transformers from a ``config.json`` alone, and weights under the names that its present version uses."""
+"""Build transformers models from a ``config.json`` alone, and translate weight names to those of the installed version."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from heptane.pretrained.hubs import hf_hub
 from heptane.pretrained.weights.files import read_json
 from heptane.pretrained.weights.names import printable
 
-# What a config.json may not decide: where code comes from, and how weights are packed.
+# What a config.json must not decide: where code comes from, and how weights are packed.
 LEFT_OUT = re.compile(r"auto_map|quantization_config|.*_implementation(_internal)?|custom_pipelines")
 LIMITS = {re.compile(r"num_labels|.*vocab_size"): 10_000_000, re.compile(r".*(layers|depths?|blocks|stages)"): 1_000}
 
 
 def build(spec: str, input_shape: Sequence[int], num_classes: int) -> object:
     """A classifier with random weights, of the architecture in a ``config.json``, for this data.
-
     Args:
-        spec: ``hf:NAME[@REVISION]`` or ``hf:FOLDER``. A config of an image model takes this data's channels and size.
-        input_shape: (channels, height, width), or another one for models of text.
-        num_classes: outputs wanted.
+        spec: ``hf:NAME[@REVISION]`` or ``hf:FOLDER``. The config of an image model is adapted to this data's channels and
+            size.
+        input_shape: (channels, height, width), or another shape for text models.
+        num_classes: number of outputs.
 
     Raises:
-        InputError: no such model; a config that is damaged, of an unknown kind, without a classifier, or too large.
+        InputError: no such model; a config that is damaged, of an unknown type, without a classifier, or too large.
     """
     said = f"model={spec!r}"
     transformers = _import(said)
@@ -46,17 +46,16 @@ def build(spec: str, input_shape: Sequence[int], num_classes: int) -> object:
         raise InputError(f"{said} takes {wanted}, got samples of shape {tuple(input_shape)}")
     if pictures:
         _fit_images(config, input_shape, said)
-    with _trouble(said):
+    with _one_line_errors(said):
         config.num_labels = num_classes
         check_size(lambda: family.from_config(config, trust_remote_code=False), said)
         return family.from_config(config, trust_remote_code=False)
 
 
 def read_config(folder: Path, said: str) -> Any:
-    """The configuration in a folder; what could name code is left out of it.
-
+    """The configuration in a folder, without entries that could name code.
     Raises:
-        InputError: none, damaged, of a kind that transformers does not know, or of absurd numbers.
+        InputError: missing, damaged, unknown to transformers, or with absurd numbers.
     """
     transformers = _import(said)
     file = folder / "config.json" if os.path.isdir(folder) else folder
@@ -72,12 +71,12 @@ def read_config(folder: Path, said: str) -> Any:
         what = f"model_type {printable(repr(kind))} in config.json is not known to transformers {transformers.__version__}"
         raise InputError(f"{said}: {what}{offer}")
     _check_numbers(content, said)
-    with _trouble(said):
+    with _one_line_errors(said):
         return known[kind].from_dict(content)
 
 
 def check_size(make: Callable[[], torch.nn.Module], said: str) -> None:
-    """Refuse a model that this machine's memory cannot hold, from an outline of it without values."""
+    """Refuse a model that exceeds this machine's memory, from a copy on the meta device."""
     with torch.device("meta"):
         meta_copy = make()
     needed = sum(tensor.numel() * tensor.element_size() for tensor in meta_copy.state_dict().values())
@@ -87,13 +86,12 @@ def check_size(make: Callable[[], torch.nn.Module], said: str) -> None:
 
 
 def translate(model: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: Path, said: str) -> dict[str, torch.Tensor]:
-    """A checkpoint's tensors under the names of the model's class, which change with the version of transformers.
-
-    transformers itself loads them into a model of the checkpoint's own sizes. A model that is no transformers one, or is of
-    another architecture than the checkpoint's config.json says, and names that agree already, leave all as it is.
+    """A checkpoint's tensors under the names of the model's class, which change between versions of transformers.
+    transformers itself loads them into a model of the checkpoint's own sizes. Names stay unchanged if they already agree, if
+    the model is not a transformers model, or if config.json names another architecture.
 
     Raises:
-        InputError: a damaged config.json, or one that does not fit the tensors.
+        InputError: a damaged config.json, or one that does not match the tensors.
     """
     base = getattr(sys.modules.get("transformers"), "PreTrainedModel", None)
     inner = next((m for m in model.modules() if base and isinstance(m, base)), None)
@@ -101,12 +99,12 @@ def translate(model: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: 
         return tensors
     known, prefix = inner.state_dict().keys(), f"{inner.base_model_prefix}."
     if any({change(name) for name in tensors} <= known for change in (str, f"{prefix}{{}}".format)):
-        return tensors  # a base model's names lack the prefix, which the rule for prefixes puts on, and says so
+        return tensors  # names of a base model only lack the prefix, which pair_names adds and reports
     config = read_config(folder, said)
     if config.model_type != inner.config.model_type:
         return tensors
     kind: Any = type(inner)
-    with _trouble(said), torch.random.fork_rng(devices=[]):
+    with _one_line_errors(said), torch.random.fork_rng(devices=[]):
         check_size(lambda: kind(config), said)
         donor, done = kind.from_pretrained(None, config=config, state_dict=dict(tensors), output_loading_info=True)
     named = {name: tensor for name, tensor in donor.state_dict().items() if name not in done["missing_keys"]}
@@ -114,7 +112,7 @@ def translate(model: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: 
 
 
 def _fit_images(config: Any, input_shape: Sequence[int], said: str) -> None:
-    """Make an image model's configuration one for these images."""
+    """Adapt the configuration of an image model to these images."""
     channels, height, width = input_shape
     part = getattr(config, "vision_config", config)
     if hasattr(part, "num_channels"):
@@ -134,13 +132,15 @@ def _import(said: str) -> Any:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
             raise InputError(f'{said} needs transformers: pip install "heptane[hf]"') from error
-        raise InputError(f"{said}: transformers is installed but does not import ({one_line(error)}); mend it") from error
+        raise InputError(
+            f"{said}: transformers is installed but fails to import ({one_line(error)}); fix its installation"
+        ) from error
     return transformers
 
 
 @contextmanager
-def _trouble(said: str) -> Iterator[None]:
-    """transformers, silent but for one line of what it could not do."""
+def _one_line_errors(said: str) -> Iterator[None]:
+    """Silence transformers, and turn its errors into an :class:`InputError` of one line."""
     logging: Any = importlib.import_module("transformers.utils.logging")
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -169,7 +169,7 @@ def _without_code(content: Any) -> Any:
 
 
 def _check_numbers(content: Any, said: str, name: str = "") -> None:
-    """Refuse numbers that would fill the memory or the day before a model can be looked at."""
+    """Refuse numbers that would exhaust memory or time before the model can be checked."""
     if isinstance(content, dict):
         for key, value in content.items():
             _check_numbers(value, said, key)
@@ -180,5 +180,5 @@ def _check_numbers(content: Any, said: str, name: str = "") -> None:
         for pattern, limit in LIMITS.items():
             if pattern.fullmatch(name) and content > limit:
                 raise InputError(
-                    f"{said}: config.json has {name}={printable(str(content))}, more than {limit:,}; check config.json"
+                    f"{said}: config.json has {name}={printable(str(content))}, above {limit:,}; check config.json"
                 )

@@ -1,4 +1,4 @@
-"""Weights out of a file or a folder: read without running code, matched by name and shape."""
+"""Weights from files and folders: read without running code, matched by name and shape."""
 
 from heptane.pretrained.weights.files import read_weights
 from heptane.pretrained.weights.shapes import adapt_channels, adapt_positions

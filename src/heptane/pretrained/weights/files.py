@@ -1,4 +1,4 @@
-"""Weight files and folders of them, read without running code and without leaving the folder."""
+"""Read weight files, and folders of them, without running code and without leaving the folder."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from heptane.pretrained.weights.pickles import REMEDY, could_run, read_pickle
 SAFE = ".safetensors"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-LARGEST_JSON = 64 << 20  # bytes: an index of a model with a million tensors is half of that
+LARGEST_JSON = 64 << 20  # bytes; the index of a model with a million tensors takes half of that
 
 
 def read_weights(path: str | Path, said: str = "") -> dict[str, torch.Tensor]:
-    """The named tensors in a weight file or a folder with one, on the CPU; nothing in it is run.
+    """The named tensors in a weight file or a folder, on the CPU; no code in it is run.
 
     Args:
-        path: ``.safetensors``, or a pickle (``.pth``, ``.pt``, ``.bin``, ``.ckpt``) of tensors, where a state dict inside a
+        path: ``.safetensors``, or a pickle of tensors (``.pth``, ``.pt``, ``.bin``, ``.ckpt``), where a state dict inside a
             training checkpoint is found (:mod:`heptane.pretrained.weights.find`); or a folder, see :func:`find_file`.
-        said: what to call it in a message; empty: ``weights=`` and the path.
+        said: name of the source in messages; empty: ``weights=`` and the path.
 
     Raises:
-        InputError: no such file, an unknown ending, a torn file, a pickle that would run code, no tensors, an index whose
-            files are missing, outside the folder or without the tensors that it says.
+        InputError: no such file, an unknown ending, a damaged file, a pickle that would run code, no tensors, or an index
+            with files that are missing, outside the folder or without the listed tensors.
 
     Example:
         >>> read_weights("nowhere.pth")
@@ -43,7 +43,7 @@ or of a folder with one
 
 
 def read_named(path: str | Path, said: str = "") -> tuple[dict[str, torch.Tensor], str]:
-    """The same, and under which key of the file they were, in words; empty where it holds nothing else."""
+    """As :func:`read_weights`, and the key of the file that held the tensors, in words; empty if it holds nothing else."""
     file, said = Path(os.path.expanduser(path)), said or f"weights={str(path)!r}"
     file = find_file(file, said) if os.path.isdir(file) else file
     if not os.path.isfile(file):
@@ -55,23 +55,22 @@ def read_named(path: str | Path, said: str = "") -> tuple[dict[str, torch.Tensor
 
 
 def find_file(folder: Path, said: str) -> Path:
-    """The file in a folder that holds its weights, or the index of its files.
-
+    """The file in a folder that holds its weights, or the index of a sharded checkpoint.
     Args:
-        folder: of a heptane run or a Hugging Face model: ``model.safetensors`` or ``pytorch_model.bin``, or the index of
-            one in parts; or a folder with one file of weights, whatever its name.
-        said: what to call it in a message.
+        folder: of a heptane run or a Hugging Face model, with ``model.safetensors``, ``pytorch_model.bin`` or the index of
+            one; or a folder with a single weight file of any name.
+        said: name of the source in messages.
 
     Raises:
-        InputError: there is none, or there are several under other names.
+        InputError: there is none, or several under other names.
     """
     for name in IN_FOLDER:
         if (folder / name).is_file():
             return folder / name
     if (folder / "race.json").is_file():
-        raise InputError(f"{said} is the folder of a race, which keeps no models; give the folder of heptane train")
+        raise InputError(f"{said} is the folder of a race, which stores no models; give the folder of heptane train")
     if (folder / "checkpoints").is_dir():
-        raise InputError(f"{said} is the folder of a run that has not finished; finish it: heptane train --resume FOLDER")
+        raise InputError(f"{said} is the folder of an unfinished run; finish it with heptane train --resume FOLDER")
     for endings in ((SAFE,), PICKLES):
         found = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings and file.is_file())
         if len(found) == 1:
@@ -84,21 +83,20 @@ def find_file(folder: Path, said: str) -> Path:
 
 
 def read_json(file: Path, said: str) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
+    """Read a JSON file that holds an object.
     Raises:
-        InputError: too large, damaged, or something else.
+        InputError: it is too large, damaged, or holds something else.
     """
     try:
         if file.stat().st_size > LARGEST_JSON:
-            raise InputError(f"{said}: {file.name} is larger than {LARGEST_JSON >> 20} MB; fetch it again")
+            raise InputError(f"{said}: {file.name} is larger than {LARGEST_JSON >> 20} MB; download it again")
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{said}: {file.name} is damaged: it is not JSON ({one_line(error)}); fetch it again") from None
+        raise InputError(f"{said}: {file.name} is damaged: it is not JSON ({one_line(error)}); download it again") from None
     if not isinstance(content, dict):
-        raise InputError(f"{said}: {file.name} holds a {type(content).__name__}, not an object; fetch it again")
+        raise InputError(f"{said}: {file.name} holds a {type(content).__name__}, not an object; download it again")
     return content
 
 
@@ -116,23 +114,23 @@ def _read_file(file: Path, said: str) -> tuple[dict[str, torch.Tensor], str]:
 
 
 def _read_shards(index: Path, said: str) -> dict[str, torch.Tensor]:
-    """The tensors that an index names, each from the file that it names: all files are looked at before any is read."""
+    """The tensors that an index lists, each from its file; all files are checked before any is read."""
     names_in = _shards(index, said)
     tensors: dict[str, torch.Tensor] = {}
     for part, names in names_in.items():
         found, _ = _read_file(index.parent / part, f"{said}, {printable(part)}")
         if lost := [name for name in names if name not in found]:
-            held = f"{index.name} says that {printable(part)} holds {abbreviate(lost)}"
-            raise InputError(f"{said}: {held}, and it does not; fetch both again")
+            held = f"{index.name} lists {abbreviate(lost)} in {printable(part)}"
+            raise InputError(f"{said}: {held}, which does not hold it; download both again")
         tensors |= {name: found[name] for name in names}
     return tensors
 
 
 def _shards(index: Path, said: str) -> dict[str, list[str]]:
-    """An index's files, each with the names of its tensors."""
+    """The files of an index, each with the names of its tensors."""
     listed = read_json(index, said).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(part, str) for part in listed.values()):
-        raise InputError(f"{said}: {index.name} has no weight_map from names to files; fetch it again")
+        raise InputError(f"{said}: {index.name} has no weight_map from names to files; download it again")
     ending = SAFE if index.name.startswith(IN_FOLDER[0]) else ".bin"
     names_in: dict[str, list[str]] = {}
     for name, part in listed.items():
@@ -144,7 +142,7 @@ def _shards(index: Path, said: str) -> dict[str, list[str]]:
         if path.suffix != ending:
             raise InputError(f"{said}: {index.name} names {printable(part)!r}: expected files that end in {ending}")
         if not os.path.isfile(index.parent / part):
-            raise InputError(f"{said}: {index.name} names {printable(part)!r}, which is not there; fetch it again")
+            raise InputError(f"{said}: {index.name} names {printable(part)!r}, which is not there; download it again")
     return names_in
 
 
@@ -156,4 +154,4 @@ def _read_safetensors(file: Path, said: str) -> dict[str, Any]:
     try:
         return read_model(file)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{said} is torn or not a safetensors file ({one_line(error)}); fetch it again") from error
+        raise InputError(f"{said} is damaged or not a safetensors file ({one_line(error)}); download it again") from error

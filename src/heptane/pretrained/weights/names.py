@@ -1,4 +1,4 @@
-"""The names of two sets of weights, matched: exactly, or after one prefix is taken off or put on."""
+"""Match the names of two sets of weights: exactly, or after replacing one prefix."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ DEPTH = 3  # of a prefix, in dotted parts
 def pair_names(
     source: Iterable[str], target: Iterable[str], fitting: Callable[[str, str], int]
 ) -> tuple[dict[str, str], tuple[str, str]]:
-    """Each name of the model with the file's, by the pair of prefixes under which most elements fit.
-
-    A prefix is up to three leading parts that at least half of the names of one side share, or that wrappers put there
-    (``module.``, ``_orig_mod.``, ``backbone.``, ``model.``), on however many names. One of the file's is replaced by one
-    of the model's; each may be empty. Of pairs that fit equally well the shortest is taken.
+    """Pair the model's names with the file's, using the pair of prefixes under which most elements fit.
+    A prefix is up to three leading parts that at least half of the names on one side share, or that wrappers add
+    (``module.``, ``_orig_mod.``, ``backbone.``, ``model.``) to any number of names. One of the file's is replaced by one of
+    the model's; each may be empty. If several pairs fit equally well, the shortest is used.
 
     Args:
         source: names in the file.
         target: names in the model.
-        fitting: elements that fit if the tensor of the first name, the model's, is taken from the second, the file's.
+        fitting: number of elements that fit if the first name, the model's, is loaded from the second, the file's.
 
     Returns:
         A dict from the model's names to the file's, and the two prefixes, the file's first.
@@ -47,8 +46,7 @@ def pair_names(
 
 
 def prefixes(names: Iterable[str]) -> list[str]:
-    """``""``, and the leading parts that at least half of the names share or that wrappers put there, up to three deep.
-
+    """``""`` and the leading parts, up to three deep, that at least half of the names share or that wrappers add.
     Example:
         >>> prefixes(["vit.layer.0.weight", "vit.layer.1.weight", "module.head"])
         ['', 'module.', 'vit.', 'vit.layer.']
@@ -67,16 +65,15 @@ def prefixes(names: Iterable[str]) -> list[str]:
 
 
 def printable(name: str, limit: int = 120) -> str:
-    """A name for a message: on one line, whatever it holds, and not too long."""
+    """A name for a message: on one line, and not too long."""
     plain = name if name.isprintable() else ascii(name)
     return plain if len(plain) <= limit else plain[: limit - 3] + "..."
 
 
 def abbreviate(names: Iterable[str], limit: int = 4) -> str:
-    """The first names, and how many more there are.
-
+    """The first names, and the number of others.
     Example:
-        >>> few("abcdef")
+        >>> abbreviate("abcdef")
         'a, b, c, d and 2 more'
     """
     names = list(names)

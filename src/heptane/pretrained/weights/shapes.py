@@ -1,4 +1,4 @@
-"""Tensors that differ in size, made to fit by a named rule: first convolutions, and position embeddings."""
+"""Resize tensors by a named rule: first convolutions to other input channels, position embeddings to other lengths."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from heptane.base.lazy import torch
 
 POSITION = re.compile(r"(?:^|_)(?:pos|positions?|positional|posemb|wpe)(?:_|$)")
 RELATIVE = re.compile(r"rel|bias|index|ids")
-PREFIX_TOKENS = (0, 1, 2)  # before an image's grid: none, a class token, and one more for distillation
+PREFIX_TOKENS = (0, 1, 2)  # tokens before an image's grid: none, a class token, and a distillation token
 
 
 def shape_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
-    """The shape of an ordinary tensor; None for a nested or sparse one, or one without data."""
+    """The shape of an ordinary dense tensor; None for a nested, sparse, quantized or lazy one."""
     if tensor.is_nested or tensor.is_sparse or tensor.layout != torch.strided or tensor.is_quantized:
         return None
     return None if torch.nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
 
 
 def adaptable(model: torch.nn.Module) -> dict[str, str]:
-    """Which of a model's tensors may be made to fit: the names, and by what, ``"channels"`` or ``"positions"``.
-
-    Channels: of the first convolution. Positions: of each parameter, but of linear layers and convolutions, that is named
-    for absolute positions, or whose module is.
+    """The tensors of a model that may be resized, by name, and the rule: ``"channels"`` or ``"positions"``.
+    Channels: the first convolution. Positions: parameters whose own or module's name says absolute positions, except in
+    linear layers and convolutions.
     """
     convolutions = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     found: dict[str, str] = {}
@@ -42,7 +41,7 @@ def adaptable(model: torch.nn.Module) -> dict[str, str]:
 
 
 def can_adapt(held: tuple[int, ...], wanted: tuple[int, ...], kind: str) -> bool:
-    """Whether a shape becomes the other one by a rule of :func:`adaptable`: they differ in one size only."""
+    """Whether a rule of :func:`adaptable` turns one shape into the other: they differ in one size only."""
     if len(held) != len(wanted) or min(*held, *wanted, 1) < 1:
         return False
     differs = [axis for axis, (one, other) in enumerate(zip(held, wanted, strict=True)) if one != other]
@@ -52,7 +51,7 @@ def can_adapt(held: tuple[int, ...], wanted: tuple[int, ...], kind: str) -> bool
 
 
 def adapt(weight: torch.Tensor, wanted: tuple[int, ...], kind: str) -> tuple[torch.Tensor, str]:
-    """A tensor in another shape, computed in at least 32 bits, and the rule in words."""
+    """A tensor resized to another shape, computed in at least 32 bits, and the rule in words."""
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if kind == "positions":
         return adapt_positions(wide, wanted[-2])
@@ -60,17 +59,16 @@ def adapt(weight: torch.Tensor, wanted: tuple[int, ...], kind: str) -> tuple[tor
 
 
 def adapt_channels(weight: torch.Tensor, in_channels: int) -> torch.Tensor:
-    """A convolution's weight for another number of input channels, its response to a grey image unchanged.
-
-    Channels are dealt out in turn, as cards are: to fewer channels, those dealt to the same place are summed (3 -> 1:
-    the sum); to more, each is repeated and divided by its number of copies (1 -> 3: repeated, divided by 3).
+    """A convolution's weight for another number of input channels, with the same response to a grey image.
+    Channels are assigned in turn. For fewer channels, those assigned to the same one are summed (3 -> 1: the sum). For more,
+    each is repeated and divided by its number of copies (1 -> 3: repeated, divided by 3).
 
     Args:
         weight: (out, in, ...).
-        in_channels: the number wanted, 1 or more.
+        in_channels: wanted number, 1 or more.
 
     Returns:
-        (out, in_channels, ...), with the same sum over the input channels.
+        (out, in_channels, ...), with the same sum over input channels.
 
     Example:
         >>> adapt_channels(torch.tensor([[1.0, 2.0, 4.0]]), 1)
@@ -80,24 +78,24 @@ def adapt_channels(weight: torch.Tensor, in_channels: int) -> torch.Tensor:
     """
     check_range("in_channels", in_channels, 1, whole=True)
     held = weight.shape[1]
-    dealt = torch.arange(max(held, in_channels))
+    assigned = torch.arange(max(held, in_channels))
     if in_channels < held:
         shape = (weight.shape[0], in_channels, *weight.shape[2:])
-        return weight.new_zeros(shape).index_add(1, dealt % in_channels, weight)
-    copies = torch.bincount(dealt % held)[dealt % held].to(weight.dtype)
-    return weight[:, dealt % held] / copies.view(1, -1, *[1] * (weight.ndim - 2))
+        return weight.new_zeros(shape).index_add(1, assigned % in_channels, weight)
+    copies = torch.bincount(assigned % held)[assigned % held].to(weight.dtype)
+    return weight[:, assigned % held] / copies.view(1, -1, *[1] * (weight.ndim - 2))
 
 
 def adapt_positions(weight: torch.Tensor, num_positions: int) -> tuple[torch.Tensor, str]:
     """Position embeddings for another number of positions.
-
-    (1, positions, size) whose positions are a square grid, before and after, behind the same 0, 1 or 2 prefix tokens: the
-    grid is resampled as an image, bicubic and with antialiasing, and the prefix tokens stay. Anything else is a sequence:
-    for a shorter one the first positions are taken, for a longer one they are interpolated linearly, both ends kept.
+    If the shape is (1, positions, size) and the positions are a square grid before and after, behind the same 0, 1 or 2
+    prefix tokens, the grid is resampled like an image (bicubic, antialiased) and the prefix tokens are kept. Otherwise
+    positions are a sequence: a shorter one takes the first positions, a longer one is interpolated linearly with both ends
+    kept.
 
     Args:
         weight: (positions, size) or (1, positions, size), of 32 or 64 bits.
-        num_positions: the number wanted, 1 or more.
+        num_positions: wanted number, 1 or more.
 
     Returns:
         The embeddings, and the rule in words.
@@ -112,20 +110,20 @@ def adapt_positions(weight: torch.Tensor, num_positions: int) -> tuple[torch.Ten
     """
     check_range("num_positions", num_positions, 1, whole=True)
     held = weight.shape[-2]
-    said = f"{held} -> {num_positions} positions"
+    change = f"{held} -> {num_positions} positions"
     square = [n for n in PREFIX_TOKENS if _side(held - n) and _side(num_positions - n)]
     if weight.ndim == 3 and square:
         prefix, side, wanted = square[0], _side(held - square[0]), _side(num_positions - square[0])
         kept = f"; {prefix} prefix token{'s' * (prefix > 1)} kept" if prefix else ""
-        rule = f"{said}: grid {side}x{side} -> {wanted}x{wanted}, bicubic{kept}"
+        rule = f"{change}: grid {side}x{side} -> {wanted}x{wanted}, bicubic{kept}"
         grid = weight[:, prefix:].reshape(1, side, side, -1).movedim(-1, 1)
         grid = torch.nn.functional.interpolate(grid, size=(wanted, wanted), mode="bicubic", antialias=True)
         return torch.cat([weight[:, :prefix], grid.movedim(1, -1).flatten(1, 2)], dim=1), rule
     if num_positions < held:
-        return weight[..., :num_positions, :], f"{said}: the first {num_positions} taken"
+        return weight[..., :num_positions, :], f"{change}: the first {num_positions} taken"
     line = weight.reshape(1, held, -1).movedim(1, 2)
     line = torch.nn.functional.interpolate(line, size=num_positions, mode="linear", align_corners=True)
-    return line.movedim(1, 2).reshape(*weight.shape[:-2], num_positions, -1), f"{said}: linear along the sequence"
+    return line.movedim(1, 2).reshape(*weight.shape[:-2], num_positions, -1), f"{change}: linear along the sequence"
 
 
 def _says_position(part: str) -> bool:
@@ -133,7 +131,7 @@ def _says_position(part: str) -> bool:
 
 
 def _side(positions: int) -> int:
-    """Of the square grid with so many positions; 0 where there is none."""
+    """The side of a square grid with this many positions; 0 if there is none."""
     side = isqrt(max(positions, 0))
     return side if side * side == positions else 0
 
@@ -141,5 +139,5 @@ def _side(positions: int) -> int:
 def _channel_rule(held: int, wanted: int) -> str:
     how = "repeated in turn and divided by the number of copies"
     if wanted < held:
-        how = "summed" if wanted == 1 else "dealt out in turn and summed"
+        how = "summed" if wanted == 1 else "summed in turn"
     return f"{held} -> {wanted} input channels, {how}"
