@@ -581,7 +581,7 @@ def test_a_loss_that_takes_neither_is_refused():
 
 @pytest.mark.parametrize(("output", "targets"), [((6, 2, 3), (6, 3, 2)), ((6, 3), (6,)), ((6, 1), (6, 3))], ids=str)
 def test_other_shapes_are_refused(output, targets):
-    with pytest.raises(hp.InputError, match="compares element by element, so give the model as many outputs"):
+    with pytest.raises(hp.InputError, match="compares elements, so the model needs as many outputs"):
         chosen("mse", torch.zeros(6, 1), torch.zeros(6)).total(torch.zeros(output), torch.zeros(targets))
 
 
@@ -609,7 +609,7 @@ def test_a_loss_of_ones_own_under_mixup_is_the_blend_of_two_losses():
     own = CustomLoss(lambda output, targets: functional.multi_margin_loss(output, targets))
     first, second = (functional.multi_margin_loss(output, targets) for targets in (pair.first, pair.second))
     torch.testing.assert_close(own.mean(output, pair), 0.3 * first + 0.7 * second, rtol=1e-6, atol=1e-9)
-    with pytest.raises(hp.InputError, match=r"Mixup.per_sample=True with a loss of your own .*set it to False"):
+    with pytest.raises(hp.InputError, match=r"Mixup.per_sample=True does not support a custom loss .*set it to False"):
         own.mean(output, mixed(pair.first))
 
 

@@ -76,7 +76,7 @@ def weights(model):
 
 
 def note(result):
-    (found,) = [line for line in result.notes if "computed once" in line]
+    (found,) = [line for line in result.notes if "frozen features" in line]
     return found
 
 
@@ -174,7 +174,7 @@ def test_each_phase_has_its_own():
         for c in ("off", "auto")
     )
     torch.testing.assert_close(weights(model), weights(plain), rtol=1e-3, atol=1e-4)
-    assert len([line for line in result.notes if "computed once" in line]) == 2
+    assert len([line for line in result.notes if "frozen features" in line]) == 2
 
 
 @pytest.mark.parametrize(

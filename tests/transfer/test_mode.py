@@ -33,7 +33,7 @@ def test_phases_of_forty_steps_of_ten_an_epoch_and_five_groups(trick: Transfer, 
 
 @pytest.mark.parametrize("other", [{"freeze": 1}, {"freeze": -1, "unfreeze_every_epochs": 1}, {"lora_rank": 2}])
 def test_a_mode_and_what_else_says_what_is_frozen_exclude_each_other(other: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=rf"Transfer\.mode='full' and {next(iter(other))}=.* leave one out"):
+    with pytest.raises(InputError, match=rf"Transfer\.mode='full' and {next(iter(other))}=.* set one"):
         Transfer(mode="full", **other)
 
 

@@ -97,7 +97,7 @@ def test_a_head_deep_inside_or_under_two_names_is_replaced_everywhere() -> None:
     ("model", "message"),
     [
         (nn.LSTM(3, 2), r"LSTM does not end in a Linear or a 1x1 Conv2d .*; set swap_head=False"),
-        (nn.Linear(3, 2), r"the model is one Linear; build it with num_classes=5 instead"),
+        (nn.Linear(3, 2), r"the model is a single Linear, which cannot be replaced; build it with 5 outputs"),
         (nn.Sequential(nn.LazyLinear(2)), r"0 is lazy and not initialized; run one batch"),
     ],
 )

@@ -1,7 +1,6 @@
-"""Small built-in models for images, and everybody else's by name: ``timm:NAME``, ``hf:NAME``, ``package.module:factory``.
-
-*Source*: He et al. 2016, arXiv:1512.03385 (residual blocks); Page 2018, "How to train your ResNet" (a shallow one that pools
-after a convolution, and so keeps what a stride would skip).
+"""Models by name: small built-in ones, and those of others as ``timm:NAME``, ``hf:NAME`` or ``package.module:factory``.
+*Source*: He et al. 2016, arXiv:1512.03385 (residual blocks); Page 2018, "How to train your ResNet" (a shallow network that
+pools after a convolution instead of using a stride).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ PRETRAINED = "efficientnet-lite0"
 
 
 class Residual(nn.Module):
-    """Two convolutions and a way around them: ``x + f(f(x))``, with f of :func:`convolve`."""
+    """A residual block: ``x + f(f(x))``, with f of :func:`convolve`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -39,7 +38,7 @@ class Residual(nn.Module):
 
 
 def convolve(num_in: int, num_out: int, *, halve: bool = False) -> nn.Sequential:
-    """A 3x3 convolution, the largest of each 2x2 pixels where it is to ``halve`` the image, BatchNorm and ReLU."""
+    """A 3x3 convolution, 2x2 max pooling if ``halve``, BatchNorm and ReLU."""
     layers = OrderedDict[str, nn.Module](conv=nn.Conv2d(num_in, num_out, 3, 1, 1, bias=False))
     if halve:
         layers["pool"] = nn.MaxPool2d(2)
@@ -48,13 +47,13 @@ def convolve(num_in: int, num_out: int, *, halve: bool = False) -> nn.Sequential
 
 
 def resnet(num_classes: int = 10, in_channels: int = 1, width: int = 16) -> nn.Sequential:
-    """A small, fast residual network: a stem; twice, half the size and a residual block; the mean of the image; a head.
-
-    With ``width`` 16 and one input channel: 97 thousand parameters, 13.3 million multiply-adds for a 28x28 image.
-    The channels go w, 2w, 3.5w at full, half and quarter size.
+    """A small, fast residual network: a stem; twice, a halving of the image and a residual block; global average pooling; a
+    head.
+    With ``width`` 16 and one input channel it has 97 thousand parameters and needs 13.3 million multiply-adds for a 28x28
+    image. It has w, 2w and 3.5w channels at full, half and quarter size.
 
     Args:
-        num_classes: outputs, 1 or more.
+        num_classes: number of outputs, 1 or more.
         in_channels: channels of the images, 1 or more; any size from 8x8.
         width: channels of the stem, 2 or more; multiples of 16 suit 16-bit arithmetic.
 
@@ -97,11 +96,10 @@ def resnet_wide(num_classes: int = 10, in_channels: int = 1) -> nn.Sequential:
 
 
 def mlp(num_classes: int, input_shape: Sequence[int], hidden: int = 64) -> nn.Sequential:
-    """Flatten, a hidden layer with ReLU, and a linear head.
-
+    """A network with one hidden layer and ReLU, on flattened inputs.
     Args:
-        num_classes: outputs, 1 or more.
-        input_shape: the shape of one sample, such as (1, 28, 28).
+        num_classes: number of outputs, 1 or more.
+        input_shape: shape of one sample, such as (1, 28, 28).
         hidden: units of the hidden layer.
 
     Returns:
@@ -118,7 +116,7 @@ def mlp(num_classes: int, input_shape: Sequence[int], hidden: int = 64) -> nn.Se
     check_range("num_classes", num_classes, 1, whole=True)
     check_range("hidden", hidden, 1, whole=True)
     if not input_shape:
-        raise InputError("input_shape=(): a sample is one number; expected a shape such as (1,) or (1, 28, 28)")
+        raise InputError("input_shape=(): expected the shape of a sample, such as (1,) or (1, 28, 28)")
     for size in input_shape:
         check_range("input_shape", size, 1, whole=True)
     inner = nn.Linear(prod(input_shape), hidden)
@@ -126,13 +124,12 @@ def mlp(num_classes: int, input_shape: Sequence[int], hidden: int = 64) -> nn.Se
 
 
 def tabular(num_classes: int, input_shape: Sequence[int], hidden: int = 128, dropout: float = 0.1) -> nn.Sequential:
-    """Two hidden layers with ReLU and dropout, and a linear head: for tables, whose columns are standardized.
-
+    """A network for tables with standardized columns: two hidden layers with ReLU and dropout.
     Args:
-        num_classes: outputs, 1 or more.
-        input_shape: the shape of one sample, such as (30,).
+        num_classes: number of outputs, 1 or more.
+        input_shape: shape of one sample, such as (30,).
         hidden: units of each hidden layer.
-        dropout: share of units dropped, in [0, 1).
+        dropout: dropout probability, in [0, 1).
 
     Returns:
         (batch, *input_shape) -> (batch, num_classes).
@@ -161,23 +158,22 @@ def tabular(num_classes: int, input_shape: Sequence[int], hidden: int = 128, dro
 
 @working("building the model", after=EVERY_SECONDS)
 def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Module:
-    """The model that a name stands for.
+    """Build a model by name.
 
     Args:
         spec: ``resnet``, ``resnet-wide``, ``mlp``, ``tabular``, ``efficientnet-lite0``, ``timm:NAME``,
             ``hf:NAME[@REVISION]`` or ``hf:FOLDER`` (a classifier of transformers, from its config.json), or
-            ``package.module:factory``, looked for in the current directory too. A factory is called with ``num_classes``
-            and ``input_shape`` if it takes them.
-        input_shape: the shape of one sample: (channels, height, width) for images.
-        num_classes: outputs wanted.
+            ``package.module:factory``, also from the current directory. A factory is called with ``num_classes`` and
+            ``input_shape`` if it takes them.
+        input_shape: shape of one sample: (channels, height, width) for images.
+        num_classes: number of outputs.
 
     Returns:
-        A new model, with random weights from PyTorch's generator.
+        A new model with random weights from PyTorch's global generator.
 
     Raises:
-        InputError: an unknown name (the nearest is offered); timm or transformers missing; a config.json that cannot
-            be built; a factory that is missing, that raises, or
-            that gives something else than a module.
+        InputError: an unknown name (the nearest is suggested); timm or transformers is missing; a config.json that cannot be
+            built; a factory that is missing, raises, or returns something else than a module.
 
     Example:
         >>> type(build("resnet", input_shape=(1, 28, 28), num_classes=10)).__name__
@@ -209,7 +205,7 @@ resnet-wide, mlp, tabular, efficientnet-lite0, timm:NAME, hf:NAME, package.modul
 
 
 def check_known(spec: str) -> None:
-    """Refuse a name that :func:`build` does not know; what follows a colon is not looked for."""
+    """Refuse a name that :func:`build` does not know; names with a colon are not looked up."""
     kinds = (*BUILT_IN, PRETRAINED, "timm:NAME", "hf:NAME", "package.module:factory")
     if ":" not in spec and spec not in kinds:
         raise InputError(f"model={spec!r} is not known{did_you_mean(spec, kinds)}: expected one of {', '.join(kinds)}")
@@ -222,7 +218,7 @@ def _sequence(**layers: nn.Module) -> nn.Sequential:
 def _image_channels(spec: str, input_shape: Sequence[int]) -> int:
     if len(input_shape) != 3 or min(input_shape[1:]) < 8:
         shape = tuple(input_shape)
-        raise InputError(f"model={spec!r} takes images of (channels, height, width) from 8x8, got {shape}; use mlp")
+        raise InputError(f"model={spec!r} takes images of (channels, height, width), at least 8x8, got {shape}; use mlp")
     return input_shape[0]
 
 
@@ -242,7 +238,7 @@ def _find_factory(spec: str, where: str, attribute: str) -> Callable[..., object
     if not where or not attribute:
         raise InputError(f"model={spec!r}: expected package.module:factory, such as my_models:build")
     if not any(os.path.abspath(folder) == os.getcwd() for folder in sys.path):
-        sys.path.insert(0, os.getcwd())  # for good: the factory may import its neighbours later
+        sys.path.insert(0, os.getcwd())  # permanently: the factory may import its neighbours later
     importlib.invalidate_caches()
     try:
         found: Any = importlib.import_module(where)
@@ -271,7 +267,7 @@ def _call(factory: Callable[..., object], offered: dict[str, Any]) -> object:
     while True:
         try:
             return factory(**taken)
-        except TypeError as error:  # what takes **kwargs may hand them on to something that does not take them all
+        except TypeError as error:  # **kwargs may be passed on to something that does not take all of them
             refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             if not refused or refused[1] in by_name or taken.pop(refused[1], None) is None:
                 raise
@@ -279,5 +275,5 @@ def _call(factory: Callable[..., object], offered: dict[str, Any]) -> object:
 
 def _checked(spec: str, made: object) -> nn.Module:
     if not isinstance(made, nn.Module):
-        raise InputError(f"model={spec!r} gave a {type(made).__name__}; expected a torch.nn.Module")
+        raise InputError(f"model={spec!r} returned a {type(made).__name__}; expected a torch.nn.Module")
     return made

@@ -1,4 +1,4 @@
-"""The one place of all defaults that depend on the data and the machine, each with its reason."""
+"""All defaults that depend on the data and the machine, each with its reason."""
 
 from heptane.recommend.choose import after_loading, before_loading
 from heptane.recommend.facts import Choices, DataFacts, Default, Machine

@@ -1,4 +1,4 @@
-"""What the defaults go by, facts of the data and the machine; and what comes of them, choices with their reasons."""
+"""The facts that defaults depend on, data and machine; and the resulting choices with their reasons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Default:
-    """What was chosen, and why in a few words."""
+    """A chosen value and the reason."""
 
     value: Any
     why: str
@@ -21,18 +21,18 @@ class Default:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Facts of a machine that do not change with its load; and, with a budget, its measured speed and the time there is."""
+    """Facts of a machine that do not depend on its load; with a time budget, also its measured speed and the time left."""
 
     cores: int = 2
     gflops: float = 110.0
-    """thousand million operations per second in the convolutions of a training step, all cores together, roughly"""
+    """10^9 operations per second in the convolutions of a training step, all cores together, roughly"""
     gpu: str | None = None
     seconds: float | None = None
-    """for training and what it needs, where there is a budget"""
+    """for training and its preparation, if there is a budget"""
 
     @classmethod
     def here(cls, device: str | None = None) -> Machine:
-        """This one, as training on ``device`` will find it."""
+        """This machine, for training on ``device``."""
         from heptane.base.lazy import torch
 
         cores = torch.get_num_threads()
@@ -47,14 +47,13 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What the defaults go by, of any kind of data.
-
+    """The facts of a data set of any kind.
     Attributes:
         kind: "images", "table" or "arrays".
         num_train: training samples, 1 or more.
-        num_classes: None for numbers as targets.
-        survey: of a folder whose images can have any size; None for data that come as they are.
-        shape: of one sample, where it is known.
+        num_classes: None for real-valued targets.
+        survey: of a folder whose images are resized; None for data of a fixed shape.
+        shape: of one sample, if known.
     """
 
     kind: str
@@ -65,7 +64,7 @@ class DataFacts:
 
     @classmethod
     def of(cls, data: Data, survey: Survey | None = None) -> DataFacts:
-        """Of data that are loaded."""
+        """The facts of loaded data."""
         shape = data.input_shape
         kind = "images" if len(shape) == 3 and min(shape[1:]) >= 8 else getattr(data, "kind", "arrays")
         return cls(
@@ -79,13 +78,13 @@ class DataFacts:
 
 @dataclass
 class Choices:
-    """The defaults, one by one; what the user gave stands."""
+    """Defaults, chosen one by one; values given by the user take precedence."""
 
     given: Mapping[str, Any]
     made: dict[str, Default] = field(default_factory=dict)
 
     def put(self, name: str, value: Any, why: str) -> Any:
-        """Choose, unless the user did; returns what holds."""
+        """Choose a default unless the user gave a value; return the value that applies."""
         own = self.given.get(name)
         self.made[name] = Default(value, why) if own is None else Default(own, "given")
         return self.made[name].value
@@ -94,5 +93,5 @@ class Choices:
         return self.made[name].value
 
     def values(self) -> dict[str, Any]:
-        """Every choice, by name."""
+        """All choices by name."""
         return {name: default.value for name, default in self.made.items()}

@@ -1,10 +1,9 @@
-"""How fast would more workers be? A model of a training step: what is computed, and the sums of gradients beside it.
-
+"""Predict the speed of more workers: a model of a training step with its computation and gradient reduction.
 Equation
-    A ring of n sums B bytes in 2 (n - 1) (B / (n bandwidth) + latency): each worker passes on 2 (n - 1) pieces of B / n.
-    Over hosts of g workers each: the pieces are first summed within a host, then over the hosts, then shared within.
-    Gradients are summed in buckets, each as soon as backward has filled it and the one before is done:
-    end(i) = max(filled(i), end(i - 1)) + sum(i). A step takes max(forward + backward, end(last)) + update.
+    A ring of n workers reduces B bytes in 2 (n - 1) (B / (n bandwidth) + latency): each passes on 2 (n - 1) pieces of B / n.
+    With g workers per host, the pieces are first reduced within each host, then between hosts, then distributed within.
+    Gradients are reduced in buckets, each once backward has filled it and the previous one is done:
+    end(i) = max(filled(i), end(i - 1)) + reduce(i). A step takes max(forward + backward, end(last)) + update.
 
 Source
     Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms", J. Parallel Distrib. Comput. 69(2) (the ring).
@@ -20,12 +19,12 @@ from itertools import accumulate
 
 from heptane.base.errors import check_range
 
-FIRST_BUCKET_MIB = 1.0  # DDP's first bucket is small, so that the sums begin early
+FIRST_BUCKET_MIB = 1.0  # DDP's first bucket is small, so that reduction starts early
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A connection: ``bytes_per_second`` in each direction, and seconds for a message however small."""
+    """A network link: bandwidth in each direction, and the latency of a message."""
 
     bytes_per_second: float
     latency_seconds: float = 0.0
@@ -37,10 +36,9 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """One worker's step on its share, in seconds.
-
-    ``buckets`` are bytes of gradients in the order in which they fill, and ``filled`` the share of backward, in [0, 1],
-    after which each is full; None: it goes with the bytes.
+    """The times of one worker's step on its share, in seconds.
+    ``buckets`` are bytes of gradients in the order in which they fill, ``filled`` the fraction of backward, in [0, 1], after
+    which each is full; None: proportional to the bytes.
     """
 
     forward_seconds: float
@@ -51,13 +49,14 @@ class StepCost:
 
     @property
     def compute_seconds(self) -> float:
-        """The step of a worker alone."""
+        """The step without communication."""
         return self.forward_seconds + self.backward_seconds + self.update_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """``hosts`` of ``per_host`` workers each, joined by ``between``; inside a host by ``within`` (None: the same link)."""
+    """``hosts`` with ``per_host`` workers each, connected by ``between``, and inside a host by ``within`` (None: the same
+    link)."""
 
     hosts: int
     per_host: int
@@ -70,30 +69,28 @@ class Cluster:
 
     @property
     def workers(self) -> int:
-        """All of them."""
+        """Total number of workers."""
         return self.hosts * self.per_host
 
     def all_reduce_seconds(self, num_bytes: float) -> float:
-        """Seconds to sum so many bytes over all workers.
-
+        """Time of an all-reduce over all workers.
         Example:
             >>> link = Link(bytes_per_second=1e9)
             >>> Cluster(hosts=4, per_host=1, between=link).all_reduce_seconds(1e9)
             1.5
         """
-        # Between the hosts, the workers of a host sum their pieces side by side, on the one link that it has.
+        # The workers of a host reduce their pieces between hosts in parallel, sharing its one link.
         inside = ring_seconds(num_bytes, self.per_host, self.within or self.between)
         return inside + ring_seconds(num_bytes, self.hosts, self.between)
 
 
 def ring_seconds(num_bytes: float, workers: int, link: Link) -> float:
-    """Seconds of a ring all-reduce: 2 (n - 1) (B / (n bandwidth) + latency); none for one worker."""
+    """Time of a ring all-reduce: 2 (n - 1) (B / (n bandwidth) + latency); 0 for one worker."""
     return 2 * (workers - 1) * (num_bytes / (workers * link.bytes_per_second) + link.latency_seconds)
 
 
 def step_seconds(cost: StepCost, cluster: Cluster) -> float:
-    """Seconds of a step, the sums hidden behind the backward pass as far as they go.
-
+    """Time of a step, with gradient reduction overlapping backward.
     Example:
         >>> cost = StepCost(forward_seconds=1.0, backward_seconds=2.0, update_seconds=0.0, buckets=[500, 500])
         >>> step_seconds(cost, Cluster(hosts=2, per_host=1, between=Link(bytes_per_second=250)))
@@ -109,13 +106,12 @@ def step_seconds(cost: StepCost, cluster: Cluster) -> float:
 
 
 def efficiency(cost: StepCost, cluster: Cluster) -> float:
-    """Throughput of the workers, over that of as many that need not meet: in (0, 1]."""
+    """Throughput relative to as many workers without communication, in (0, 1]."""
     return cost.compute_seconds / step_seconds(cost, cluster)
 
 
 def split_buckets(sizes: Sequence[int], bucket_mib: float = 25.0, first_mib: float = FIRST_BUCKET_MIB) -> list[list[int]]:
-    """Which gradients share a bucket: positions in ``sizes``, in bytes, in the order in which backward makes them.
-
+    """Positions of the gradients in each bucket; ``sizes`` are bytes, in the order in which backward computes them.
     Example:
         >>> split_buckets([600_000, 600_000, 30_000_000, 100])
         [[0, 1], [2], [3]]
@@ -132,14 +128,14 @@ def split_buckets(sizes: Sequence[int], bucket_mib: float = 25.0, first_mib: flo
 def bucket_bytes(
     sizes: Sequence[int], filled: Sequence[float] | None = None, bucket_mib: float = 25.0
 ) -> tuple[list[int], list[float] | None]:
-    """Bytes per bucket, and when each is full where it is known of every gradient: the last two fields of a StepCost."""
+    """Bytes per bucket, and when each is full if that is known per gradient: ``buckets`` and ``filled`` of a StepCost."""
     buckets = split_buckets(sizes, bucket_mib)
     when = None if filled is None else [max(filled[at] for at in bucket) for bucket in buckets]
     return [sum(sizes[at] for at in bucket) for bucket in buckets], when
 
 
 def split_over_hosts(workers: int, per_host: int) -> tuple[int, int]:
-    """Hosts, and workers on each, for so many workers: as few hosts as hold them, all alike."""
+    """Hosts and workers per host for a number of workers: as few hosts as possible, with equally many each."""
     hosts = math.ceil(workers / per_host)
     while workers % hosts:
         hosts += 1

@@ -1,4 +1,4 @@
-"""``heptane train --plan-workers 2,8,64``: what more workers would bring, from a few measured steps of this run."""
+"""``heptane train --plan-workers 2,8,64``: predict the speed of more workers from a few measured steps of this run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Row:
-    """What a number of workers is predicted to do, each with the batch that one worker has now."""
+    """The prediction for a number of workers, with the batch per worker unchanged."""
 
     workers: int
     hosts: int
@@ -46,29 +46,28 @@ def plan_workers(
     tricks: Tricks | None = None,
     how: Plan,
 ) -> tuple[list[Row], StepCost, str]:
-    """Predict throughput from this run's measured compute; nothing is trained, and ``model`` is left as it is.
-
+    """Predict throughput from the measured computation of this run; nothing is trained and ``model`` is left unchanged.
     Args:
         model, train, tricks: as in :func:`heptane.fit`.
         how: how to train.
         workers: numbers of workers, each at least 1.
-        gigabits_per_second, latency_microseconds: of the link between hosts, in each direction. Inside a host the sums are
-            taken to cost nothing beside it.
-        per_host: workers on a host, at least 1.
+        gigabits_per_second, latency_microseconds: of the link between hosts, in each direction. Communication inside a host
+            is taken to be free.
+        per_host: workers per host, at least 1.
 
     Returns:
-        A row per number, the measured step of one worker, and the rule by which the rate was scaled.
+        A row per number, the measured step of one worker, and the rule that scales the learning rate.
 
     Example:
         >>> data = torch.randn(64, 4), torch.randint(0, 2, (64,))
         >>> sgd = lambda params: torch.optim.SGD(params, lr=0.1)
         >>> how = Plan(optimizer=sgd, epochs=1, batch_size=32)
-        >>> found, _, rule = plan(torch.nn.Linear(4, 2), data, [1, 4], how=how)
+        >>> found, _, rule = plan_workers(torch.nn.Linear(4, 2), data, [1, 4], how=how)
         >>> [(row.workers, row.batch_size, row.learning_rate) for row in found], rule
         ([(1, 32, 0.1), (4, 128, 0.4)], 'linear rule, SGD family')
     """
     if not workers:
-        raise InputError("plan-workers: expected one number or more, such as 2,8,64")
+        raise InputError("plan-workers: expected at least one number, such as 2,8,64")
     for count in workers:
         check_range("plan-workers", count, 1, whole=True)
     check_range("plan-bandwidth", gigabits_per_second, 0, low_open=True)
@@ -79,18 +78,18 @@ def plan_workers(
     between = Link(bytes_per_second=gigabits_per_second * 1e9 / 8, latency_seconds=latency_microseconds * 1e-6)
     within = Link(bytes_per_second=1e15)
     rule, reason = LRScaling(reference_batch=batch).resolve_rule(run.optimizer)
-    rate = run.base_rates[-1]
+    lr = run.base_rates[-1]
     found = []
     for count in workers:
         hosts, each = split_over_hosts(count, per_host)
         cluster = Cluster(hosts=hosts, per_host=each, between=between, within=within)
-        scaled, per_second = scale_lr(rate, batch * count, batch, rule), count * batch / step_seconds(cost, cluster)
+        scaled, per_second = scale_lr(lr, batch * count, batch, rule), count * batch / step_seconds(cost, cluster)
         found.append(Row(count, hosts, batch * count, scaled, per_second, efficiency(cost, cluster)))
     return found, cost, f"{rule} rule, {reason}"
 
 
 def measure(run: Run) -> StepCost:
-    """Seconds of forward, backward and update on one batch, and the buckets of gradients; trains ``run`` a little."""
+    """Time forward, backward and update on one batch and find the gradient buckets; trains ``run`` a little."""
     model, source = run.enter(run.phases[-1])
     sample = select_rows(source.sample(run.source.batch_size), slice(None))
     inputs, targets = run.place.inputs(sample[0]), run.place.targets(sample[1])
@@ -112,8 +111,10 @@ def measure(run: Run) -> StepCost:
 
 
 def gradient_times(run: Run, both: Callable[[], None]) -> tuple[list[torch.nn.Parameter], list[float] | None]:
-    """Parameters in the order in which backward makes their gradients, and after which share of it; on a GPU, whose clock
-    runs ahead of this one, only the order."""
+    """Parameters in the order in which backward computes their gradients, and the fraction of backward after which each is
+    done.
+    On a GPU only the order, since backward runs asynchronously.
+    """
     order: list[torch.nn.Parameter] = []
     times: list[float] = []
 
@@ -130,6 +131,6 @@ def gradient_times(run: Run, both: Callable[[], None]) -> tuple[list[torch.nn.Pa
             hook.remove()
     if run.place.device.type != "cpu" or len(times) < 2:
         return order, None
-    # The forward pass comes before the first gradient; backward's own time until then is taken to be one gradient's.
+    # When backward started is unknown: assume that the first gradient took as long as the average one.
     whole = (times[-1] - times[0]) * len(times) / (len(times) - 1)
     return order, [1 - (times[-1] - at) / max(whole, 1e-12) for at in times]
