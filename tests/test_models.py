@@ -125,7 +125,7 @@ def test_an_mlp_that_cannot_be_is_refused(arguments: tuple[Any, ...], named: str
 
 @pytest.mark.parametrize("shape", [(64,), (28, 28), (1, 7, 28), (1, 1, 8, 8)])
 def test_a_residual_network_refuses_what_is_no_image(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"model='resnet-wide' takes images .* from 8x8, got .*; use mlp"):
+    with pytest.raises(InputError, match=r"model='resnet-wide' takes images .*, at least 8x8, got .*; use mlp"):
         build("resnet-wide", input_shape=shape, num_classes=2)
 
 
@@ -218,7 +218,7 @@ def test_a_factory_gets_what_it_takes_by_name(own: str, factory: str, shape: tup
         ("Outer.build", r"has no 'Outer\.build'"),
         ("number", r"'number' is a int; expected a function or a class"),
         ("model", r"'model' is a Linear; expected a function or a class"),
-        ("wrong", r"gave a str; expected a torch\.nn\.Module"),
+        ("wrong", r"returned a str; expected a torch\.nn\.Module"),
         ("raises", r"the factory failed with KeyError: 'depth'"),
         ("needs", r"the factory failed with TypeError: .*missing 1 required positional argument: 'depth'"),
         ("inner_type_error", r"the factory failed with TypeError: .*unexpected keyword argument 'num_classes'"),
@@ -254,7 +254,7 @@ def test_a_module_that_does_not_import_is_refused(own: str) -> None:
 
 
 def test_a_builtin_without_a_signature_is_called_with_nothing() -> None:
-    with pytest.raises(InputError, match=r"model='builtins:dict' gave a dict; expected a torch\.nn\.Module"):
+    with pytest.raises(InputError, match=r"model='builtins:dict' returned a dict; expected a torch\.nn\.Module"):
         build("builtins:dict", input_shape=(6,), num_classes=5)
 
 
@@ -323,7 +323,7 @@ def test_timm_is_asked_for_no_weights_and_for_the_images_channels(stand_in: Path
         build("timm:net", input_shape=(64,), num_classes=5)
     with pytest.raises(InputError, match="timm could not build it: no three"):
         build("timm:net", input_shape=(2, 8, 8), num_classes=3)
-    with pytest.raises(InputError, match="model='timm:net' gave a str"):
+    with pytest.raises(InputError, match="model='timm:net' returned a str"):
         build("timm:net", input_shape=(2, 8, 8), num_classes=4)
 
 

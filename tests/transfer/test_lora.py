@@ -270,7 +270,7 @@ def test_wrong_settings_are_named(settings, message):
 
 
 def test_a_model_without_linear_layers_is_refused():
-    with pytest.raises(hp.InputError, match="no linear layer but its head"):
+    with pytest.raises(hp.InputError, match="no linear layer besides its head"):
         fitted(torch.nn.Sequential(torch.nn.Linear(6, 3)))
 
 

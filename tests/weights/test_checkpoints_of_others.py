@@ -183,7 +183,7 @@ def test_the_weights_are_found_and_it_is_said_where(name: str, tmp_path: Path) -
 
 def test_of_two_that_nobody_knows_none_is_taken(tmp_path: Path) -> None:
     torch.save({"generator": state(), "discriminator": state()}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="under 'generator', 'discriminator', which to load is ambiguous"):
+    with pytest.raises(InputError, match="under 'generator', 'discriminator', and which to load is ambiguous"):
         read_weights(tmp_path / "w.pt")
 
 

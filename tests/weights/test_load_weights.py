@@ -314,7 +314,7 @@ def test_values_that_are_not_finite_are_refused_and_named(tmp_path: Path, bad: f
     save_file(source, tmp_path / "w.safetensors")
     model = net()
     before = copied(model)
-    with pytest.raises(InputError, match=rf"w\.safetensors': {name} holds NaN or infinity; get a sound copy"):
+    with pytest.raises(InputError, match=rf"w\.safetensors': {name} holds NaN or infinity; get an intact copy"):
         load_weights(model, tmp_path / "w.safetensors")
     assert same(copied(model), before)
     assert load_weights(model, tmp_path / "w.safetensors", exclude=[name], min_match=0).left_out == {name: "excluded"}
