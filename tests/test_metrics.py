@@ -169,7 +169,7 @@ def test_after_the_limit_training_is_stopped_and_the_first_bad_step_named() -> N
     meter.flush()
     meter.add_step(99, torch.tensor(math.nan), 2)
     with pytest.raises(
-        FloatingPointError, match=rf"not finite in {NONFINITE_LIMIT + 1} consecutive steps, first at step 5: look"
+        FloatingPointError, match=rf"not finite in {NONFINITE_LIMIT + 1} consecutive steps, first at step 5: check"
     ):
         meter.flush()
 

@@ -38,6 +38,7 @@ def choose_criterion(
     loss: str | Loss | CrossEntropy | None, output: Any, targets: Any, smoothing: float | None
 ) -> tuple[Criterion, str]:
     """Choose the criterion for a loss, a model output and targets.
+
     Args:
         loss: a name, a ``torch.nn`` loss, a function, or None to choose by the targets.
         output, targets: of a few samples.
@@ -105,6 +106,7 @@ def _by_targets(output: Any, targets: Any) -> tuple[str, str]:
 
 def loss_module(loss: Any) -> torch.nn.Module | None:
     """The module behind a loss (itself, or behind a method or partial), which is trained, saved and resumed with the run.
+
     None if it has no parameters or buffers.
     """
     if isinstance(loss, partial):

@@ -38,6 +38,7 @@ def soft_cross_entropy(
     reduction: str = "mean",
 ) -> torch.Tensor:
     """Cross-entropy with integer or soft targets and label smoothing ``eps``; the mean is over targets that are not ignored.
+
     If nothing counts (all ignored, or of weight 0) the mean is 0 with gradients of 0, where PyTorch returns NaN.
 
     Args:
@@ -137,6 +138,7 @@ def smooth_ctc_loss(
     reduction: str = "mean",
 ) -> torch.Tensor:
     """CTC with each valid frame pulled towards the uniform distribution: (1 - eps) CTC + eps KL(uniform || p).
+
     Args:
         log_probs: (T, N, C), log-softmax over C.
         targets: (N, S) padded labels, or all of them concatenated, as for ``torch.nn.CTCLoss``.

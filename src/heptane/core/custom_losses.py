@@ -78,6 +78,7 @@ class CustomLoss:
 class ModelLoss:
     """The loss that a model returns when it receives labels, as transformers models do: a mean over labels that are not
     ignored.
+
     It is the output itself, or its entry ``loss``.
     """
 
@@ -125,6 +126,7 @@ class ModelLoss:
 
 def infer_loss_count(criterion: Criterion, output: Any, labels: Any) -> Criterion:
     """Infer what the model's own loss is a mean over; other criteria are returned unchanged.
+
     The loss of a few samples is compared with the cross-entropy of their logits, with and without a shift by one position.
     """
     if not isinstance(criterion, ModelLoss) or not isinstance(labels, torch.Tensor) or labels.ndim < 2:
@@ -147,6 +149,7 @@ def infer_loss_count(criterion: Criterion, output: Any, labels: Any) -> Criterio
 
 def choose_loss_input(criterion: CustomLoss, training: Any, evaluation: Any, targets: Any) -> CustomLoss:
     """Let ``criterion`` receive the model's whole output if it takes it, else only the main output if it takes that.
+
     Args:
         training, evaluation: the model's output for a few samples in train and in eval mode.
         targets: theirs, or those of more samples.
@@ -186,6 +189,7 @@ def choose_loss_input(criterion: CustomLoss, training: Any, evaluation: Any, tar
 def align_outputs(criterion: CustomLoss, output: torch.Tensor, targets: torch.Tensor) -> tuple[CustomLoss, str]:
     """Reshape outputs to the targets' shape if they differ by dimensions of 1 and the loss depends on it, as (N, 1) and
     (N,).
+
     A function that subtracts such shapes would broadcast to (N, N). It is tried on random numbers of both shapes.
 
     Raises:
@@ -228,6 +232,7 @@ def _per_sample(tensor: torch.Tensor) -> str:
 
 def align_targets(criterion: CustomLoss, output: Any, targets: torch.Tensor) -> tuple[CustomLoss, str]:
     """Reshape targets between (N,) and (N, 1) if the loss would otherwise compare each sample with all targets.
+
     Part of the output may be (N, 1), so that subtracting targets of shape (N,) broadcasts to (N, N).
     """
     if criterion.aligned or not targets.is_floating_point() or targets.shape[1:].numel() != 1:

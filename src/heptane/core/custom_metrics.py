@@ -41,6 +41,7 @@ class ModelMetric:
 
 def flatten_metrics(metrics: Any) -> dict[str, Any] | None:
     """Metrics by name, with each torchmetrics collection replaced by its members, inside a dict as ``NAME_KEY``.
+
     Raises:
         InputError: neither a dict nor a collection.
     """
@@ -97,6 +98,7 @@ def call_on_predictions(metric: Any, predictions: Any, targets: Any) -> Any:
 
 def as_number(name: str, value: Any) -> float:
     """The value of a metric as a float.
+
     Raises:
         InputError: it is not a single number.
     """
@@ -121,6 +123,7 @@ def match_target_shape(output: Any, targets: Any) -> Any:
 def nonfinite_mask(output: Any) -> torch.Tensor | None:
     """Rows of an output whose maximum is NaN or infinite; None if there are none. Single -inf entries are valid: they rule
     out a class.
+
     For an output of several tensors, rows that are invalid in any of them.
     """
     if not isinstance(output, torch.Tensor):
@@ -136,6 +139,7 @@ def nonfinite_mask(output: Any) -> torch.Tensor | None:
 
 def replace_with_wrong(output: Any, targets: Any, bad: torch.Tensor) -> torch.Tensor | None:
     """The output with non-finite rows replaced by a confident wrong prediction, so that any metric counts them as wrong.
+
     None where that is undefined, as in regression.
     """
     if not isinstance(targets, torch.Tensor) or not isinstance(output, torch.Tensor):
@@ -189,6 +193,7 @@ def _joined(parts: list[Any]) -> Any:
 
 def reduces_itself(metric: Any) -> bool:
     """Whether a metric reduces its state over workers itself: torchmetrics' own do unless the state is a list.
+
     Subclasses of them may hold more state.
     """
     if not type(metric).__module__.startswith("torchmetrics."):
@@ -274,6 +279,7 @@ class MetricSet:
 
     def read(self, model: torch.nn.Module, data: Any) -> tuple[dict[str, float], str]:
         """The values by name, in the order of the metrics, and a note on non-finite outputs ("" if there are none).
+
         A value is NaN if outputs are not finite and cannot be counted as wrong, as for functions of the model.
         """
         counts = [self.samples, self.nonfinite, int(self._unknown)]

@@ -28,6 +28,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def eval_batch_size(model: torch.nn.Module, inputs: Any, least: int, *, tries: bool = True) -> int:
     """The evaluation batch size: 512, or fewer if the largest tensor of a forward pass would exceed 128 MiB; at least
     ``least``.
+
     Args:
         model: tried on two samples and restored.
         inputs: a few samples, on its device.
@@ -67,6 +68,7 @@ def run_eval_batch_size(run: Run) -> int:
 
 class BatchSplitter:
     """Compute batches, halving them while memory is exhausted; later batches are no larger than what succeeded.
+
     Args:
         compute: from inputs and targets to an output.
         splits: False if all workers must call it equally often.

@@ -1,4 +1,5 @@
 """Guess the loss from outputs and targets if none is given; targets with two readings are refused.
+
 A guess is noted with its reason. An error names both readings, and how to request each.
 """
 
@@ -13,6 +14,7 @@ SHOWN = 3  # values of the targets in a message
 
 def guess_loss(output: torch.Tensor, targets: torch.Tensor) -> tuple[str, str]:
     """The name of the loss for ``targets``, all of them or a batch, and the reason.
+
     Args:
         output: of the model for a few samples; only its shape matters.
         targets: of any dtype.

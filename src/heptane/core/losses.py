@@ -1,4 +1,5 @@
 """Losses that heptane computes itself, each in several forms.
+
 ``mean`` is what a hand-written loop calls on a whole batch. ``total`` is the sum over part of the batch (a worker's share, a
 micro-batch), to be divided by ``count`` of the *global* batch, so that unequal parts are weighted correctly. ``plain`` is
 the total without label smoothing, for reports.
@@ -72,6 +73,7 @@ def safe_divisor(count: float | torch.Tensor) -> float | torch.Tensor:
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy with integer (N,), (N, T) or soft targets, class weights, ignored positions and label smoothing.
+
     Ignored positions have weight 0, also under mixup (:func:`heptane.soft_cross_entropy`); the mean over nothing is 0, not
     NaN.
     """

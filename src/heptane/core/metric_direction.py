@@ -30,6 +30,7 @@ WAYS = ("min", "max")
 
 def known_direction(name: str) -> str | None:
     """``"min"`` or ``"max"`` for a metric of a known name, else None. Only whole words count, so ``gloss`` is not a loss.
+
     Example:
         >>> known_direction("valid_word_error_rate"), known_direction("valid_top5_accuracy"), known_direction("valid_gloss")
         ('min', 'max', None)
@@ -45,6 +46,7 @@ def known_direction(name: str) -> str | None:
 
 def direction(name: str, metric: Any = None) -> str:
     """``"min"`` if lower values of the metric are better, else ``"max"``.
+
     Args:
         name: of the metric.
         metric: the metric itself; its ``higher_is_better``, as in torchmetrics, takes precedence.

@@ -18,6 +18,7 @@ NONFINITE_LIMIT = 20  # consecutive steps with a non-finite loss before training
 class TrainMeter:
     """Training loss and accuracy since the last :meth:`reset`. ``add`` only stores references, so steps are not
     synchronized.
+
     Sums are accumulated step by step in float64, so their bits do not depend on when they are reduced, such as at a
     checkpoint.
     """
@@ -59,6 +60,7 @@ class TrainMeter:
 
     def flush(self) -> None:
         """Reduce what is pending.
+
         Raises:
             FloatingPointError: too many consecutive steps had a non-finite loss; the message names the first.
         """
@@ -89,6 +91,7 @@ class TrainMeter:
 
     def read(self) -> dict[str, float]:
         """The averages over all workers.
+
         ``train_loss``; where defined ``train_accuracy`` (under mixup ``train_accuracy_mixed``, weighted by the
         coefficients); with label smoothing ``train_loss_unsmoothed``.
         """
@@ -118,6 +121,7 @@ class TrainMeter:
     @staticmethod
     def merge_states(states: list[dict[str, Any]], workers: int = 1) -> dict[str, Any]:
         """Merge the states of several workers into one, for the first of ``workers``; the others start empty.
+
         Every worker adds the mean loss over workers with the size of the whole batch. So if the number of workers changes,
         these sums are rescaled as if the new number had added them.
         """
@@ -156,6 +160,7 @@ class EvalMeter:
 
     def read(self) -> dict[str, float]:
         """``loss`` (unsmoothed); where defined ``accuracy``; and ``balanced_accuracy`` if the classes are unbalanced.
+
         Balanced accuracy is the mean over occurring classes of the accuracy in each. Classes are unbalanced if the largest
         has more than ``BALANCED`` times the samples of the smallest that occurs.
         """

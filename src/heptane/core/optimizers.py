@@ -27,6 +27,7 @@ def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
 
 def default_lr(name: str, *, peak: bool) -> float:
     """The default learning rate for a batch of 128; as the peak of a cycle it is 3 times as high.
+
     Raises:
         InputError: the optimizer has no default.
 
@@ -43,6 +44,7 @@ def optimizer_factory(
     name: str, lr: float, *, momentum: float | None = None, weight_decay: float | None = None
 ) -> OptimizerFactory:
     """A factory for :func:`heptane.fit`.
+
     Args:
         name: a class of ``torch.optim``, in any case, such as "sgd" or "adamw".
         lr: learning rate, above 0.
@@ -84,6 +86,7 @@ def optimizer_factory(
 
 def resolve_optimizer(optimizer: Any, lr: float | None = None, *, peak: bool = False) -> tuple[Any, str]:
     """Turn the arguments ``optimizer`` and ``lr`` into a factory and a note for the user.
+
     Args:
         optimizer: a name, or a factory, which sets its own learning rate.
         lr: None: the default of that name for a batch of 128.
@@ -111,6 +114,7 @@ def resolve_optimizer(optimizer: Any, lr: float | None = None, *, peak: bool = F
 
 def build_optimizer(factory: OptimizerFactory, params: list[Any]) -> Any:
     """Build an optimizer from a factory; ``params`` is a list, since a generator could be read only once.
+
     Raises:
         InputError: PyTorch refuses the factory's settings, or a parameter is listed twice.
     """

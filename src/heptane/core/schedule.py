@@ -30,6 +30,7 @@ class Rates:
 
 def constant(value: float = 1.0) -> Schedule:
     """A constant schedule; the default multiplier 1 leaves the learning rate unchanged.
+
     Example:
         >>> constant()(1000)
         1.0
@@ -39,6 +40,7 @@ def constant(value: float = 1.0) -> Schedule:
 
 def scale_schedules(*schedules: Schedule) -> Schedule:
     """The product of any number of schedules: ``(a x b)(t) = a(t) b(t)``; without any, the constant 1.
+
     Example:
         >>> scale_schedules(constant(0.5), lambda step: step)(6)
         3.0
@@ -57,6 +59,7 @@ def scale_schedules(*schedules: Schedule) -> Schedule:
 
 def join_schedules(*parts: tuple[Schedule, int], then: Schedule) -> Schedule:
     """One schedule after another, each counting steps from its own start.
+
     Args:
         parts: pairs of a schedule and its number of steps (a whole number, at least 0).
         then: the schedule after the last of them.
@@ -84,6 +87,7 @@ def join_schedules(*parts: tuple[Schedule, int], then: Schedule) -> Schedule:
 
 def hold_last(schedule: Schedule, num_steps: int) -> Schedule:
     """The first ``num_steps`` values of a schedule, and the last of them from then on.
+
     Raises:
         InputError: ``num_steps`` is not a whole number of at least 1.
 
@@ -98,6 +102,7 @@ def hold_last(schedule: Schedule, num_steps: int) -> Schedule:
 
 def piecewise(corners: Sequence[tuple[float, float]], anneal: str = "linear") -> Schedule:
     """Interpolate between corners a and b: ``a (1 - p) + b p``, or with a cosine ``b + (a - b) (1 + cos(pi p)) / 2``.
+
     p in [0, 1] is the position of the step between the two. If two corners share a step, the later one counts; the last
     holds.
 
@@ -137,6 +142,7 @@ def base_rates(optimizer: Optimizer) -> list[float]:
 
 def set_rates(optimizer: Optimizer, base_rates: Sequence[float], multiplier: float, momentum: float | None = None) -> None:
     """Set the learning rates of one step, ``lr = base x multiplier`` in each group, and the momentum if one is given.
+
     A learning rate or beta held in a tensor is filled in place, so that a captured graph sees it.
 
     Args:
@@ -165,6 +171,7 @@ def set_rates(optimizer: Optimizer, base_rates: Sequence[float], multiplier: flo
 
 def check_momentum(optimizer: Optimizer) -> None:
     """Refuse an optimizer with a parameter group that has no momentum to cycle.
+
     Raises:
         InputError: a group has neither ``betas`` nor ``momentum``, or has momentum 0, which a cycle would turn on.
 
@@ -187,6 +194,7 @@ def check_momentum(optimizer: Optimizer) -> None:
 
 def as_scheduler(optimizer: Optimizer, learning_rate: Schedule, momentum: Schedule | None = None) -> LRScheduler:
     """A PyTorch scheduler that follows pure schedules, for a loop of your own.
+
     Its ``state_dict`` holds the step; loading it applies the learning rates of that step, so a run resumes anywhere.
 
     Args:

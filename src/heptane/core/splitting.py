@@ -24,6 +24,7 @@ def check_splittable(
 ) -> list[str]:
     """Refuse to split a batch whose model-computed loss has an unknown divisor; note a custom loss that is not a mean over
     samples.
+
     Args:
         sample: inputs and targets on which this is tried.
         targets: all known targets.
@@ -77,6 +78,7 @@ def _adds_up(criterion: Criterion, model: torch.nn.Module, inputs: Any, labels: 
 
 def is_mean_over_samples(criterion: Criterion, output: Any, targets: Any) -> tuple[float, float] | None:
     """The custom loss of some samples, and the weighted mean over parts of them, if the two differ.
+
     None if they are equal, so that parts of a batch can be weighted by their number of samples.
     """
     size = len(first_tensor(output))

@@ -31,6 +31,7 @@ def try_metrics(
     data: Any,
 ) -> None:
     """Compute each metric once on a few samples of ``data``; the model and the random states are restored.
+
     Data that can only be read in order are not touched.
 
     Raises:

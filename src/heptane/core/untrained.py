@@ -18,6 +18,7 @@ DEPTH = 4  # of nested objects that are searched
 def check_buffers(loss: torch.nn.Module) -> None:
     """Refuse a loss with a buffer that requires a gradient, as ``CrossEntropyLoss(weight=Parameter)`` has: no optimizer
     trains it.
+
     Raises:
         InputError: it names the buffer.
     """
@@ -31,6 +32,7 @@ def check_buffers(loss: torch.nn.Module) -> None:
 
 def check_untrained(criterion: Any, output: Any, targets: Any, known: Iterable[torch.nn.Parameter]) -> None:
     """Refuse a custom loss whose gradient reaches parameters that nothing trains.
+
     Args:
         criterion: checked only if it is a custom loss.
         output, targets: of a few samples.

@@ -58,6 +58,7 @@ def _paths(name: str) -> list[str]:
 
 def anatomy(model: torch.nn.Module, inputs: Any = None, labels: Any = None, *, groups: Sequence[str] = ()) -> Anatomy:
     """The layer groups of a model, each trained or frozen as a whole, from the input to the output, the head last.
+
     They are those of ``groups`` if given; else the library's own, for a timm or transformers model; else layers and blocks
     in the order in which an evaluation of ``inputs`` uses them, or without inputs as registered. What that evaluation does
     not use, such as an auxiliary head, joins the head's group.
@@ -165,6 +166,7 @@ def _of_timm(model: torch.nn.Module) -> list[Layer] | None:
 def _of_transformers(model: torch.nn.Module) -> list[Layer] | None:
     """The groups of a transformers model: embeddings, each layer of the base model's stacks, what follows them (a pooler),
     and the head.
+
     A normalization after a layer belongs to it.
     """
     library = sys.modules.get("transformers")

@@ -1,4 +1,5 @@
 """Feature cache: compute the frozen part of a model once and train the rest on its features.
+
 If the first layers are frozen and their inputs do not change, neither do their outputs. So the model is split where the
 frozen part ends (:mod:`heptane.pretrained.split`), the features there are cached, and the tail trains on them.
 """
@@ -55,6 +56,7 @@ class FeatureCache:
 
 def cache_features(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCache | str:
     """The feature cache of ``run.model``, with modes and frozen parameters as in ``phase``; or the reason why there is none.
+
     Args:
         run, phase: the run, settled in this phase.
         kind: "auto" (in memory, or on disk if memory is short), "memory" or "disk".
@@ -144,6 +146,7 @@ class FeatureStore:
 
 def zeros_on_disk(shape: tuple[int, ...], dtype: torch.dtype, size: int) -> torch.Tensor:
     """A zero tensor backed by a temporary file, which is removed when the process ends, however it ends.
+
     Raises:
         InputError: the disk is too small.
     """

@@ -18,6 +18,7 @@ _SAVED = "_heptane_saved"  # attribute of a model during a run: what trained bef
 
 def swap_head(model: torch.nn.Module, num_classes: int, name: str | None = None) -> str:
     """Replace the classifier by a new one with ``num_classes`` outputs, unless it has that many already.
+
     The new layer has PyTorch's default initialization, the old layer's device and dtype, and trains. ``num_labels`` of a
     transformers model is updated.
 
@@ -63,6 +64,7 @@ def swap_head(model: torch.nn.Module, num_classes: int, name: str | None = None)
 
 def layer_groups(model: torch.nn.Module, groups: Anatomy | None = None) -> list[tuple[str, list[torch.nn.Parameter]]]:
     """The parameters in groups from the input to the output; the head is in the last.
+
     Args:
         model: any module.
         groups: its :func:`heptane.anatomy`; None: the library's own grouping, else groups as registered. For the latter,
@@ -85,6 +87,7 @@ def layer_groups(model: torch.nn.Module, groups: Anatomy | None = None) -> list[
 
 def freeze(model: torch.nn.Module, num_groups: int, groups: Anatomy | None = None) -> list[str]:
     """Freeze the first layer groups, and unfreeze the others if an earlier call froze them.
+
     What you froze yourself stays frozen. Call it before the model goes to the optimizer and the data-parallel wrapper, and
     use :func:`train_mode` instead of ``model.train()`` afterwards.
 
@@ -146,6 +149,7 @@ def restore_freezing(model: torch.nn.Module) -> None:
 
 def train_mode(model: torch.nn.Module, groups: Anatomy | None = None) -> torch.nn.Module:
     """Call ``model.train()`` and put frozen layers back in eval mode, so that their BatchNorm statistics do not change.
+
     Args:
         model: changed in place.
         groups: the model's :func:`heptane.anatomy`; None: the library's own grouping, else groups as registered.
@@ -196,6 +200,7 @@ def param_groups(
     model: torch.nn.Module, lr: float, factor: float = 2.6, groups: Anatomy | None = None
 ) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer, one per layer group, each with its learning rate; frozen groups are included.
+
     Args:
         model: with its final head.
         lr: learning rate of the last group, the head; above 0.

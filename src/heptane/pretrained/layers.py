@@ -24,6 +24,7 @@ class Group(NamedTuple):
 
 def find_head(model: torch.nn.Module, usage: Usage | None = None) -> tuple[str, torch.nn.Linear | torch.nn.Conv2d] | None:
     """The name and module of the classifier, or None.
+
     Args:
         model: any module.
         usage: from :func:`~heptane.pretrained.usage.trace_usage`. With it the head is the ``Linear`` or 1x1 ``Conv2d`` used
@@ -56,6 +57,7 @@ def _per_position(module: torch.nn.Module) -> bool:
 
 def depth_groups(model: torch.nn.Module, usage: Usage | None = None) -> list[Group]:
     """The layer groups from the input to the output, the head last; each parameter is in one of them.
+
     Containers (``Sequential``, ``ModuleList``, ``ModuleDict``), wrappers and modules with a stack of similar blocks are
     opened; any other module with weights is one group. Groups are in the order of ``usage``, or as registered. What an
     evaluation does not use, such as an auxiliary head, joins the head's group.
@@ -106,6 +108,7 @@ def _walk(
     module: torch.nn.Module, name: str, head: torch.nn.Module | None, *, spine: bool
 ) -> Iterator[tuple[str, torch.nn.Module, list[torch.nn.Parameter], bool]]:
     """(name, module, parameters, opened) of each layer or block; modules that are opened come before their children.
+
     ``spine``: the module contains everything but the head, so it is opened whatever its class.
     """
     children = list(module.named_children())

@@ -57,6 +57,7 @@ def load_weights(
     model: torch.nn.Module, source: str | Path, *, min_match: float = 0.5, exclude: Iterable[str] = ()
 ) -> LoadReport:
     """Copy weights into the model wherever name and shape agree, and report on the rest.
+
     Names may differ by a prefix. A first convolution with another number of input channels is adapted to give the same
     response to a grey image; position embeddings are resampled. The model is unchanged if this raises.
 
@@ -129,6 +130,7 @@ def load_weights(
 
 def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], str, str]:
     """The named tensors of a source, where they come from, and the key of the file that holds them, in words.
+
     Args:
         source: as for :func:`load_weights`.
         model: the model to fill; names for a transformers model are translated by its library.

@@ -1,4 +1,5 @@
 """LoRA adapters, by peft: a trainable product of two thin matrices beside each frozen linear layer.
+
 Equation
     W x + (alpha / r) B A x, with A (r, inputs) random and B (outputs, r) zero, so that at first the output is unchanged.
 
@@ -20,6 +21,7 @@ ADAPTER = "heptane"
 
 def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn.Module | None, seed: int | None) -> str:
     """Add an adapter to each linear layer but the head, and freeze everything else but the head; return a note for the user.
+
     Args:
         model: changed in place; its outputs stay the same.
         rank: r, 1 or more.

@@ -1,4 +1,5 @@
 """Choose how much of a pretrained model to train, by the labels per class and by how well its features separate the classes.
+
 The features are the head's inputs for some 512 training samples. A ridge classifier is fitted to one half of them and
 evaluated on the other; its gain is (accuracy - chance) / (1 - chance), with chance the share of the most frequent class.
 """
@@ -21,6 +22,7 @@ FEW, MANY = 10, 1000  # labels per class below which only the head trains, and f
 
 def choose_mode(model: torch.nn.Module, groups: Anatomy, source: Source, place: BatchTransform) -> tuple[str, str]:
     """The mode ("head", "gradual" or "full") and the reason, with the measurements.
+
     Args:
         model: with its pretrained weights, on the device; it is left unchanged.
         groups: its layer groups.
@@ -84,6 +86,7 @@ def _features(model: torch.nn.Module, head: str | None, inputs: Any, place: Batc
 
 def ridge_accuracy(features: torch.Tensor, targets: torch.Tensor, half: int) -> float:
     """Accuracy of a ridge classifier that is fitted to the first ``half`` samples, on the others.
+
     Equation
         scores = k(x, X) (K + r I)^-1 Y, with k(x, y) = x.y / d of standardized features, Y one-hot minus its mean, r = 0.1.
     """

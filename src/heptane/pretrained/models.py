@@ -1,4 +1,5 @@
 """Models by name: small built-in ones, and those of others as ``timm:NAME``, ``hf:NAME`` or ``package.module:factory``.
+
 *Source*: He et al. 2016, arXiv:1512.03385 (residual blocks); Page 2018, "How to train your ResNet" (a shallow network that
 pools after a convolution instead of using a stride).
 """
@@ -49,6 +50,7 @@ def convolve(num_in: int, num_out: int, *, halve: bool = False) -> nn.Sequential
 def resnet(num_classes: int = 10, in_channels: int = 1, width: int = 16) -> nn.Sequential:
     """A small, fast residual network: a stem; twice, a halving of the image and a residual block; global average pooling; a
     head.
+
     With ``width`` 16 and one input channel it has 97 thousand parameters and needs 13.3 million multiply-adds for a 28x28
     image. It has w, 2w and 3.5w channels at full, half and quarter size.
 
@@ -97,6 +99,7 @@ def resnet_wide(num_classes: int = 10, in_channels: int = 1) -> nn.Sequential:
 
 def mlp(num_classes: int, input_shape: Sequence[int], hidden: int = 64) -> nn.Sequential:
     """A network with one hidden layer and ReLU, on flattened inputs.
+
     Args:
         num_classes: number of outputs, 1 or more.
         input_shape: shape of one sample, such as (1, 28, 28).
@@ -125,6 +128,7 @@ def mlp(num_classes: int, input_shape: Sequence[int], hidden: int = 64) -> nn.Se
 
 def tabular(num_classes: int, input_shape: Sequence[int], hidden: int = 128, dropout: float = 0.1) -> nn.Sequential:
     """A network for tables with standardized columns: two hidden layers with ReLU and dropout.
+
     Args:
         num_classes: number of outputs, 1 or more.
         input_shape: shape of one sample, such as (30,).

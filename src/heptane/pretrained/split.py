@@ -1,4 +1,5 @@
 """Find where a model can be split, so that its frozen part is computed once and only the *tail* after it trains.
+
 The tail is a chain of modules up to the output; between two of them a tensor may be reshaped, as by ``torch.flatten``. A
 split is verified on a few samples, in eval and in train mode: the features at the split must be the same in both and must
 not depend on what trains, and the tail must turn them into the model's output.

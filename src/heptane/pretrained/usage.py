@@ -30,6 +30,7 @@ class Usage(NamedTuple):
 
 def trace_usage(model: torch.nn.Module, inputs: Any, labels: Any = None) -> Usage | None:
     """Run ``model`` once in eval mode and record its use of tensors; None if nothing can be recorded (TorchScript).
+
     Args:
         model: its modes, buffers and the random state are restored; no hook is added.
         inputs: a few samples, on the model's device.

@@ -1,4 +1,5 @@
 """The defaults of a run: model, image size, batch size, epochs, learning rate and augmentation, each with its reason.
+
 They are a function of the data, of fixed facts of the machine (cores, instruction sets, GPU) and of what the user gave,
 never of the load: the same command with the same seed trains the same model. Only a time budget measures the machine first.
 """
@@ -30,6 +31,7 @@ def before_loading(
     facts: DataFacts, machine: Machine, given: Mapping[str, Any], pretrained: Pretrained | str | None = None
 ) -> Choices:
     """Choose the model, its weights, and the image size of a folder.
+
     Args:
         facts: the data.
         machine: where it trains.
@@ -53,6 +55,7 @@ def after_loading(
     facts: DataFacts, machine: Machine, given: Mapping[str, Any], chosen: Choices, *, cycle: bool = True
 ) -> Choices:
     """Choose how to train.
+
     ``batch_size``, ``frozen_groups`` (0: as the transfer trick decides), ``epochs``, ``optimizer``, ``lr``, ``augment`` and
     ``evaluate_every_epochs``.
 

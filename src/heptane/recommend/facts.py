@@ -48,6 +48,7 @@ class Machine:
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
     """The facts of a data set of any kind.
+
     Attributes:
         kind: "images", "table" or "arrays".
         num_train: training samples, 1 or more.

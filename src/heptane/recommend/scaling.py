@@ -1,4 +1,5 @@
 """Predict the speed of more workers: a model of a training step with its computation and gradient reduction.
+
 Equation
     A ring of n workers reduces B bytes in 2 (n - 1) (B / (n bandwidth) + latency): each passes on 2 (n - 1) pieces of B / n.
     With g workers per host, the pieces are first reduced within each host, then between hosts, then distributed within.
@@ -37,6 +38,7 @@ class Link:
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
     """The times of one worker's step on its share, in seconds.
+
     ``buckets`` are bytes of gradients in the order in which they fill, ``filled`` the fraction of backward, in [0, 1], after
     which each is full; None: proportional to the bytes.
     """
@@ -74,6 +76,7 @@ class Cluster:
 
     def all_reduce_seconds(self, num_bytes: float) -> float:
         """Time of an all-reduce over all workers.
+
         Example:
             >>> link = Link(bytes_per_second=1e9)
             >>> Cluster(hosts=4, per_host=1, between=link).all_reduce_seconds(1e9)
@@ -91,6 +94,7 @@ def ring_seconds(num_bytes: float, workers: int, link: Link) -> float:
 
 def step_seconds(cost: StepCost, cluster: Cluster) -> float:
     """Time of a step, with gradient reduction overlapping backward.
+
     Example:
         >>> cost = StepCost(forward_seconds=1.0, backward_seconds=2.0, update_seconds=0.0, buckets=[500, 500])
         >>> step_seconds(cost, Cluster(hosts=2, per_host=1, between=Link(bytes_per_second=250)))
@@ -112,6 +116,7 @@ def efficiency(cost: StepCost, cluster: Cluster) -> float:
 
 def split_buckets(sizes: Sequence[int], bucket_mib: float = 25.0, first_mib: float = FIRST_BUCKET_MIB) -> list[list[int]]:
     """Positions of the gradients in each bucket; ``sizes`` are bytes, in the order in which backward computes them.
+
     Example:
         >>> split_buckets([600_000, 600_000, 30_000_000, 100])
         [[0, 1], [2], [3]]

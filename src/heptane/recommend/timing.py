@@ -22,6 +22,7 @@ def forward_seconds(model: str, size: int, machine: Machine) -> float | None:
 
 def time_limit_seconds(num_train: int, machine: Machine) -> float:
     """How long training may take: the budget, or else half a minute for hundreds of samples and minutes for thousands.
+
     Example:
         >>> [round(time_limit_seconds(n, Machine())) for n in (40, 300, 3000, 50000)]
         [21, 37, 97, 360]

@@ -47,6 +47,7 @@ def plan_workers(
     how: Plan,
 ) -> tuple[list[Row], StepCost, str]:
     """Predict throughput from the measured computation of this run; nothing is trained and ``model`` is left unchanged.
+
     Args:
         model, train, tricks: as in :func:`heptane.fit`.
         how: how to train.
@@ -113,6 +114,7 @@ def measure(run: Run) -> StepCost:
 def gradient_times(run: Run, both: Callable[[], None]) -> tuple[list[torch.nn.Parameter], list[float] | None]:
     """Parameters in the order in which backward computes their gradients, and the fraction of backward after which each is
     done.
+
     On a GPU only the order, since backward runs asynchronously.
     """
     order: list[torch.nn.Parameter] = []

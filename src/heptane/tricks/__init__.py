@@ -64,6 +64,7 @@ class Tricks:
     @classmethod
     def recommended(cls, model: Any = None, data: Any = None, **facts: Any) -> Tricks:
         """The default tricks for a model and data.
+
         Args:
             model: not used yet; pass pretrained weights as ``weights=``.
             data: the training data, as :func:`heptane.fit` takes them, or a :class:`heptane.Data`. Label smoothing is left
@@ -79,6 +80,7 @@ class Tricks:
 
 def recommend(**facts: Any) -> tuple[Tricks, dict[str, str]]:
     """The default tricks, and the reason why each of the seven is on or off.
+
     Args:
         facts: fields of :class:`heptane.tricks.recommended.TaskFacts`.
 

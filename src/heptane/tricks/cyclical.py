@@ -43,6 +43,7 @@ def one_cycle(
     anneal: str = "cosine",
 ) -> Schedule:
     """1cycle: start -> peak at step w = warm_fraction n - 1 -> (three phases: start at 2w ->) final at step n - 1.
+
     Args:
         total_steps: n, at least 1. A run too short to rise (w <= 0) begins at the peak; a single step stays there.
         start, peak, final: fractions of the optimizer's own learning rate. For momentum, start and final lie above the peak.
@@ -75,6 +76,7 @@ def triangular(
     cycle_steps: int, *, start: float = 0.04, peak: float = 1.0, shape: str = "triangular", gamma: float = 0.99994
 ) -> Schedule:
     """Endless triangles from start to peak and back: the equation of this module with 2s = cycle_steps.
+
     Args:
         cycle_steps: length of a whole cycle, up and down, at least 2.
         start, peak: lowest and highest value, as fractions of the optimizer's own learning rate.
@@ -106,6 +108,7 @@ def triangular(
 
 def cosine_restarts(period_steps: int, *, peak: float = 1.0, final: float = 0.0, factor: float = 2.0) -> Schedule:
     """SGDR: final + (peak - final) (1 + cos(pi t/T)) / 2, with t counted from the last restart and T growing by ``factor``.
+
     Args:
         period_steps: the first T, at least 1.
         peak, final: value at a restart and towards the end of a period, as fractions of the optimizer's own learning rate.
@@ -181,6 +184,7 @@ class Cyclical:
     def rates(self, total_steps: int, steps_per_epoch: int) -> Rates:
         """The schedules of a run of ``total_steps`` applied optimizer steps, at least 1; after it they keep their last
         values.
+
         Example:
             >>> rates = Cyclical().rates(total_steps=100, steps_per_epoch=10)
             >>> rates.learning_rate(29), rates.momentum(29)

@@ -79,6 +79,7 @@ class DataParallel:
 
     def join(self, device: str) -> Worker:
         """Join the process group and return this process's place in it.
+
         Raises:
             InputError: the number of running workers differs from ``workers``.
         """
@@ -124,6 +125,7 @@ class DataParallel:
 
     def shard(self, model: torch.nn.Module, use: LayerUsage | None = None) -> torch.nn.Module | None:
         """Shard ``model`` in place if the strategy is fsdp.
+
         Args:
             model: on its device, before the optimizer is built.
             use: how its forward pass uses its layers.

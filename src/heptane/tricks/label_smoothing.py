@@ -31,6 +31,7 @@ from heptane.core.cross_entropy import IGNORE_INDEX, smooth_distribution
 
 def smooth_labels(targets: torch.Tensor, eps: float, num_classes: int | None = None) -> torch.Tensor:
     """Spread ``eps`` of each target evenly over the classes: q = (1 - eps) t + eps / K.
+
     Args:
         targets: integer classes of shape (...), where -100 is ignored, or distributions of shape (..., K).
         eps: probability to spread, in [0, 1].

@@ -40,6 +40,7 @@ _WARMUP_EPOCHS, _WARMUP_SHARE = 5, 5  # default: 5 epochs, but at most a fifth o
 
 def scale_lr(lr: float, batch_size: int, reference_batch: int, rule: str) -> float:
     """The learning rate for a batch k = batch_size / reference_batch times as large: k lr (linear) or sqrt(k) lr (sqrt).
+
     Args:
         lr: learning rate at the reference batch.
         batch_size, reference_batch: global batches, in samples per optimizer step, at least 1.
@@ -63,6 +64,7 @@ def scale_lr(lr: float, batch_size: int, reference_batch: int, rule: str) -> flo
 
 def scale_adam(betas: tuple[float, ...], eps: float, k: float) -> tuple[tuple[float, ...], float]:
     """Adam's betas and eps for a batch k times as large: 1 - beta -> k (1 - beta), eps -> eps / sqrt(k).
+
     Args:
         betas: decay rates in [0, 1). A beta of 0 has no memory and stays 0.
         eps: term added to the denominator.
@@ -91,6 +93,7 @@ def scale_adam(betas: tuple[float, ...], eps: float, k: float) -> tuple[tuple[fl
 
 def warmup(warmup_steps: int, start: float = 0.0) -> Schedule:
     """A linear warm-up: the multiplier start + (1 - start) t / warmup_steps, and 1 from step ``warmup_steps`` on.
+
     Args:
         warmup_steps: the first step at which the multiplier is 1; 0 is no warm-up.
         start: multiplier of step 0, in [0, 1]; 0 makes the first step a no-op.
@@ -142,6 +145,7 @@ class LRScaling:
 
     def resolve_rule(self, optimizer: Optimizer) -> tuple[str, str]:
         """The rule (linear, sqrt or none) and the reason: the optimizer's family, or the field ``rule``.
+
         Raises:
             InputError: ``rule`` is auto and the optimizer belongs to no known family.
 
@@ -161,6 +165,7 @@ class LRScaling:
 
     def apply(self, optimizer: Optimizer, batch_size: int) -> str:
         """Scale every parameter group in place, once, before any schedule reads the learning rates.
+
         Args:
             optimizer: newly built, with the learning rates of the reference batch.
             batch_size: the global batch in samples per optimizer step: all workers and micro-batches together.
@@ -196,6 +201,7 @@ class LRScaling:
         self, optimizer: Optimizer, batch_size: int, *, total_steps: int, steps_per_epoch: int, cycle_warms_up: bool
     ) -> Schedule:
         """The warm-up multiplier, from ``start`` to 1; constant 1 where the batch is not larger than the reference.
+
         Args:
             optimizer, batch_size: as for :meth:`apply`; they determine the learning rate of the reference batch.
             total_steps, steps_per_epoch: applied optimizer steps, at least 1.

@@ -57,6 +57,7 @@ def mixup_batch(
     inputs: torch.Tensor, targets: torch.Tensor, lam: float | torch.Tensor, permutation: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Blend each sample and its target with a partner: lam * x + (1 - lam) * x[permutation].
+
     Args:
         inputs: (N, ...), floating point.
         targets: (N, ...), floating point: soft, multi-label or regression targets. Convert integer classes to one-hot first,
@@ -131,6 +132,7 @@ class Mixup:
 
     def draw(self, seed: int, step: int, batch_size: int, image_size: tuple[int, int] | None = None) -> Blend:
         """The pairs and weights of one step, a pure function of the arguments.
+
         Args:
             seed, step: determine the draw.
             batch_size: N, of the global batch.
@@ -172,6 +174,7 @@ class Mixup:
 
     def fill(self, model: torch.nn.Module, seed: int, total_steps: int, steps_per_epoch: int, sample: Any = None) -> Mixer:
         """The :class:`Mixer` of a run.
+
         Args:
             model: receives a hook where ``layer`` is set.
             seed, total_steps, steps_per_epoch: of the run.
@@ -260,6 +263,7 @@ class Mixer:
 
 def pair_inputs(inputs: Any, partners: Any, whole: bool, masks_wait: bool) -> Any:
     """Inputs for a model whose hidden features are blended: samples, followed by their partners.
+
     Args:
         inputs, partners: tensors, or mappings of tensors, of the same shapes.
         whole: ``inputs`` are the whole global batch; it contains the partners, so nothing is appended.
@@ -284,6 +288,7 @@ def is_mask(key: Any, value: Any) -> bool:
 
 class HiddenBlend:
     """A forward hook that blends the output of one module while a draw is pending. Evaluation is unaffected.
+
     If the whole global batch is in one pass, the partners are among its rows. Otherwise the partners form the second half of
     the
     rows, which is dropped after blending; so pairs may cross micro-batches and workers.

@@ -62,6 +62,7 @@ _SLACK = 1e-9  # in periods: absorbs rounding of the period, so that a step on a
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
     """Settings of transfer learning.
+
     Example:
         >>> Transfer(freeze=-1, unfreeze_every_epochs=1).phases(total_steps=40, steps_per_epoch=10, num_groups=3)
         [(0, 2), (10, 1), (20, 0)]
@@ -169,6 +170,7 @@ class Transfer:
         self, model: torch.nn.Module, num_classes: int | None, seed: int | None = None, groups: Anatomy | None = None
     ) -> list[str]:
         """Load the weights, replace the head and freeze, in that order; return a note on each step.
+
         ``seed`` initializes the new head without touching PyTorch's global generator; None uses that generator.
         """
         notes = self.load(model) + self.fit_head(model, num_classes, seed, groups or anatomy(model, groups=self.groups))
@@ -176,6 +178,7 @@ class Transfer:
 
     def fit_head(self, model: torch.nn.Module, num_classes: int | None, seed: int | None, groups: Anatomy) -> list[str]:
         """Replace the head if its number of outputs differs from the number of classes; return notes for the user.
+
         A head that shared its weight with another layer no longer does, so the layer groups must be computed again.
         """
         if not self.swap_head:
@@ -237,6 +240,7 @@ class Transfer:
 
 class Stages:
     """Fills the slot ``stages``: what trains in each phase of a run. Without transfer, what the user froze stays frozen.
+
     Args:
         transfer: None if it is off.
         groups: the model's layer groups.

@@ -36,6 +36,7 @@ def choose_precision(
     notes: list[str] | None = None,
 ) -> tuple[str, bool, str]:
     """Choose dtype and memory format, by timing those that are "auto"; the result is cached per machine, model and shapes.
+
     The model itself is run, without a copy, and restored exactly. On a CPU, 16-bit types are considered only where the
     processor computes them natively.
 

@@ -1,4 +1,5 @@
 """Time variants of one computation against each other: in turn, on few samples, dropping each once it cannot win.
+
 On a CPU the measure is the processor time of one thread. It hardly depends on the load of the machine, and it ranks the
 variants as the time of a step does.
 """
@@ -56,6 +57,7 @@ class Comparison:
     def ratio(self, variant: Any, baseline: Any) -> float:
         """The time of a variant divided by the baseline's: of the fastest rounds or of the second fastest, whichever is
         larger.
+
         Interference only ever makes a step slower, so the fastest rounds are the undisturbed ones.
         """
         own, other = sorted(self.seconds.get(variant, [])), sorted(self.seconds.get(baseline, []))
@@ -77,6 +79,7 @@ def compare(
     steps: TimedSteps, variants: list[Any], *, batch: int, planned_samples: float, device: torch.device
 ) -> Comparison:
     """Time the variants against the first of them, the baseline.
+
     Args:
         steps: runs a step of a variant.
         variants: two or more.

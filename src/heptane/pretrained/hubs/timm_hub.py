@@ -13,6 +13,7 @@ SCHEME = "timm:"
 
 def build(spec: str, input_shape: Sequence[int], num_classes: int) -> object:
     """A model with random weights for images of this shape; models with a fixed image size are built for it.
+
     Raises:
         InputError: timm is missing or fails to import, has no such model, or cannot build it.
     """
@@ -30,6 +31,7 @@ def build(spec: str, input_shape: Sequence[int], num_classes: int) -> object:
 
 def read(spec: str) -> tuple[dict[str, torch.Tensor], str]:
     """The pretrained weights of a model, including its own head, and where they come from.
+
     timm loads them, so its cache (``HF_HOME``, ``TORCH_HOME``) and ``HF_HUB_OFFLINE`` apply. The random state is restored.
 
     Raises:

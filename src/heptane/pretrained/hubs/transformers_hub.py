@@ -24,6 +24,7 @@ LIMITS = {re.compile(r"num_labels|.*vocab_size"): 10_000_000, re.compile(r".*(la
 
 def build(spec: str, input_shape: Sequence[int], num_classes: int) -> object:
     """A classifier with random weights, of the architecture in a ``config.json``, for this data.
+
     Args:
         spec: ``hf:NAME[@REVISION]`` or ``hf:FOLDER``. The config of an image model is adapted to this data's channels and
             size.
@@ -54,6 +55,7 @@ def build(spec: str, input_shape: Sequence[int], num_classes: int) -> object:
 
 def read_config(folder: Path, said: str) -> Any:
     """The configuration in a folder, without entries that could name code.
+
     Raises:
         InputError: missing, damaged, unknown to transformers, or with absurd numbers.
     """
@@ -87,6 +89,7 @@ def check_size(make: Callable[[], torch.nn.Module], said: str) -> None:
 
 def translate(model: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: Path, said: str) -> dict[str, torch.Tensor]:
     """A checkpoint's tensors under the names of the model's class, which change between versions of transformers.
+
     transformers itself loads them into a model of the checkpoint's own sizes. Names stay unchanged if they already agree, if
     the model is not a transformers model, or if config.json names another architecture.
 

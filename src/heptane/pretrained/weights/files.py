@@ -56,6 +56,7 @@ def read_named(path: str | Path, said: str = "") -> tuple[dict[str, torch.Tensor
 
 def find_file(folder: Path, said: str) -> Path:
     """The file in a folder that holds its weights, or the index of a sharded checkpoint.
+
     Args:
         folder: of a heptane run or a Hugging Face model, with ``model.safetensors``, ``pytorch_model.bin`` or the index of
             one; or a folder with a single weight file of any name.
@@ -84,6 +85,7 @@ def find_file(folder: Path, said: str) -> Path:
 
 def read_json(file: Path, said: str) -> dict[str, Any]:
     """Read a JSON file that holds an object.
+
     Raises:
         InputError: it is too large, damaged, or holds something else.
     """

@@ -15,6 +15,7 @@ def pair_names(
     source: Iterable[str], target: Iterable[str], fitting: Callable[[str, str], int]
 ) -> tuple[dict[str, str], tuple[str, str]]:
     """Pair the model's names with the file's, using the pair of prefixes under which most elements fit.
+
     A prefix is up to three leading parts that at least half of the names on one side share, or that wrappers add
     (``module.``, ``_orig_mod.``, ``backbone.``, ``model.``) to any number of names. One of the file's is replaced by one of
     the model's; each may be empty. If several pairs fit equally well, the shortest is used.
@@ -47,6 +48,7 @@ def pair_names(
 
 def prefixes(names: Iterable[str]) -> list[str]:
     """``""`` and the leading parts, up to three deep, that at least half of the names share or that wrappers add.
+
     Example:
         >>> prefixes(["vit.layer.0.weight", "vit.layer.1.weight", "module.head"])
         ['', 'module.', 'vit.', 'vit.layer.']
@@ -72,6 +74,7 @@ def printable(name: str, limit: int = 120) -> str:
 
 def abbreviate(names: Iterable[str], limit: int = 4) -> str:
     """The first names, and the number of others.
+
     Example:
         >>> abbreviate("abcdef")
         'a, b, c, d and 2 more'

@@ -1,4 +1,5 @@
 """Read pickled weights without running code: objects other than tensors become inert placeholders.
+
 PyTorch's restricted unpickler (``torch.load(weights_only=True)``) builds tensors and plain containers and refuses any other
 class. Training checkpoints often hold a few such objects beside the weights: a NumPy number, an ``argparse.Namespace``, a
 configuration. The unpickler is given a :class:`Placeholder` class for each of these names, so neither the class nor its
@@ -59,6 +60,7 @@ class ListPlaceholder:
 
 def read_pickle(file: Path, said: str) -> tuple[object, str]:
     """The content of a pickle of tensors, on the CPU; and the first class in it that was replaced by a placeholder, or "".
+
     Raises:
         InputError: it is damaged, of an unsupported pickle format, or names something that runs code.
     """

@@ -22,6 +22,7 @@ def shape_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
 
 def adaptable(model: torch.nn.Module) -> dict[str, str]:
     """The tensors of a model that may be resized, by name, and the rule: ``"channels"`` or ``"positions"``.
+
     Channels: the first convolution. Positions: parameters whose own or module's name says absolute positions, except in
     linear layers and convolutions.
     """
@@ -60,6 +61,7 @@ def adapt(weight: torch.Tensor, wanted: tuple[int, ...], kind: str) -> tuple[tor
 
 def adapt_channels(weight: torch.Tensor, in_channels: int) -> torch.Tensor:
     """A convolution's weight for another number of input channels, with the same response to a grey image.
+
     Channels are assigned in turn. For fewer channels, those assigned to the same one are summed (3 -> 1: the sum). For more,
     each is repeated and divided by its number of copies (1 -> 3: repeated, divided by 3).
 
@@ -88,6 +90,7 @@ def adapt_channels(weight: torch.Tensor, in_channels: int) -> torch.Tensor:
 
 def adapt_positions(weight: torch.Tensor, num_positions: int) -> tuple[torch.Tensor, str]:
     """Position embeddings for another number of positions.
+
     If the shape is (1, positions, size) and the positions are a square grid before and after, behind the same 0, 1 or 2
     prefix tokens, the grid is resampled like an image (bicubic, antialiased) and the prefix tokens are kept. Otherwise
     positions are a sequence: a shorter one takes the first positions, a longer one is interpolated linearly with both ends
