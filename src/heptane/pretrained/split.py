@@ -31,7 +31,7 @@ class Call(NamedTuple):
     """One recorded call of a module."""
 
     module: torch.nn.Module
-    index: int
+    call_index: int
     """among the calls of this module, from 0"""
     start: int
     end: int
@@ -46,7 +46,7 @@ class SplitPoint(NamedTuple):
     """A split before one call of a module; ``tail`` are the modules from there to the output."""
 
     module: torch.nn.Module
-    index: int
+    call_index: int
     """of the call, among those of this module"""
     tail: list[torch.nn.Module]
     dtype: torch.dtype
@@ -114,7 +114,7 @@ def find_split(model: torch.nn.Module, sample: Any) -> SplitPoint | str:
             continue
         first = chain[-length]
         assert first.input is not None
-        split = SplitPoint(first.module, first.index, tail, first.input.dtype)
+        split = SplitPoint(first.module, first.call_index, tail, first.input.dtype)
         reason = objection(model, split, sample)
         if not reason:
             return split
@@ -229,7 +229,7 @@ def hook_at(split: SplitPoint, hook: Callable[[torch.Tensor], None]) -> Iterator
     calls = count()
 
     def before(_: Any, args: Any) -> None:
-        if next(calls) == split.index:
+        if next(calls) == split.call_index:
             hook(args[0])
 
     handle = split.module.register_forward_pre_hook(before)
