@@ -398,5 +398,5 @@ def test_a_bad_sample_of_a_dict_is_left_out_and_named():
             return super().__getitem__(index)
 
     result = hp.fit(Encoder(), Torn({**inputs, "labels": targets}), optimizer=sgd, epochs=1, batch_size=8, skip_bad=2)
-    assert any("sample 5 was left out" in note and "torn" in note for note in result.notes)
-    assert any("sample 11 was left out" in note and "label 7" in note for note in result.notes)
+    assert any("sample 5 was skipped" in note and "torn" in note for note in result.notes)
+    assert any("sample 11 was skipped" in note and "label 7" in note for note in result.notes)

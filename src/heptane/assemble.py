@@ -114,7 +114,7 @@ class _Assembly:
         self.source = as_source(train, plan.batch_size, plan.seed, plan.accumulate, plan.steps)
         self.skipped = SkippedSamples(self.extras.skip_bad)
         if isinstance(self.source, LoaderSource):
-            self.source.bad, self.source.worker = self.skipped, self.worker
+            self.source.skipped, self.source.worker = self.skipped, self.worker
         check_same_settings(plan.facts() | dict(vars(self.tricks)), self.worker)
         check_same_data(self.source, [("evaluation", data) for data in others], self.worker)
         self.parallel.check_shares(self.source.num_samples, self.source.batch_size, plan.accumulate, self.worker)

@@ -259,9 +259,9 @@ def test_a_step_more_than_asked_for_is_not_read():
     [
         (
             lambda: DataLoader(Endless(), batch_size=2),
-            "DataLoader without a length cannot be planned.*give its dataset a __len__",
+            "training DataLoader has no length.*give its dataset a __len__",
         ),
-        (lambda: DataLoader(Numbers(3), batch_size=4, drop_last=True), "DataLoader is empty: it has no batch"),
+        (lambda: DataLoader(Numbers(3), batch_size=4, drop_last=True), "training DataLoader is empty: is drop_last set"),
         (lambda: DataLoader(Numbers(0), batch_size=4), "DataLoader is empty"),
         (
             lambda: DataLoader(Numbers(), batch_size=2, sampler=DistributedSampler(Numbers(), num_replicas=2, rank=0)),
@@ -282,7 +282,7 @@ def test_a_distributed_sampler_of_one_is_harmless_and_of_two_is_refused_in_evalu
 
 
 def test_more_accumulation_than_batches_is_refused():
-    with pytest.raises(hp.InputError, match="accumulate=4 is more than the 3 batches"):
+    with pytest.raises(hp.InputError, match="accumulate=4 exceeds the 3 batches"):
         source_of("shuffled", window=4)
 
 

@@ -260,9 +260,11 @@ class Stream(IterableDataset[Any]):
 
 
 def test_readers_that_each_give_all_samples_are_noticed_in_training_and_in_evaluation() -> None:
-    with pytest.raises(hp.InputError, match=r"training IterableDataset gives the same samples: each of its 2 readers"):
+    with pytest.raises(
+        hp.InputError, match=r"training IterableDataset yields the same samples: each of its 2 DataLoader workers"
+    ):
         fit(DataLoader(Stream(64), 16, num_workers=2))
-    with pytest.raises(hp.InputError, match="validation IterableDataset gives the same samples"):
+    with pytest.raises(hp.InputError, match="validation IterableDataset yields the same samples"):
         fit(DataLoader(TensorDataset(X, Y), 16), DataLoader(Stream(50), 16, num_workers=2))
     with pytest.raises(hp.InputError, match="more samples than the 50 of its length"):
         hp.evaluate(nn.Linear(4, 3), DataLoader(Stream(50, noise=True), 16, num_workers=2))

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import heptane as hp
 from heptane.base import storage
-from heptane.data.skipped_samples import DataError, SkippedSamples, labels_beyond, safe_loader
+from heptane.data.safe_loader import safe_loader
+from heptane.data.skipped_samples import DataError, SkippedSamples, labels_beyond
 from heptane.distributed.workers import this_worker
 from heptane.session.checkpoints import checkpoint
 
@@ -62,15 +63,15 @@ ODD: dict[str, tuple[Any, str]] = {
     "raises": (fails, r"'photos/007\.png': OSError: cannot identify image file"),
     "another shape": (
         lambda: (X[7][:, :5], 0),
-        r"it is \(float32 \(1, 5, 8\), int\), and others are \(float32 \(1, 8, 8\), int\)",
+        r"it is \(float32 \(1, 5, 8\), int\), other samples are \(float32 \(1, 8, 8\), int\)",
     ),
     "another type": (
         lambda: (X[7].double(), 0),
-        r"it is \(float64 \(1, 8, 8\), int\), and others are \(float32 \(1, 8, 8\), int\)",
+        r"it is \(float64 \(1, 8, 8\), int\), other samples are \(float32 \(1, 8, 8\), int\)",
     ),
     "a label too high": (lambda: (X[7], 4), r"label 4 is out of range: labels are 0 to 3"),
     "a label below 0": (lambda: (X[7], -1), r"label -1 is out of range: labels are 0 to 3"),
-    "nothing": (lambda: None, rf"it is NoneType, and others are {USUAL}"),
+    "nothing": (lambda: None, rf"it is NoneType, other samples are {USUAL}"),
 }
 HOW: dict[str, Any] = {
     "dataset": lambda data: data,
@@ -94,8 +95,8 @@ def test_a_bad_sample_is_named_and_may_be_left_out(how: str, kind: str) -> None:
         fit(HOW[how](Files({7: odd})))
     assert "\n" not in str(e.value)
     result = fit(HOW[how](Files({7: odd})), skip_bad=1)
-    (note,) = [note for note in result.notes if "was left out" in note]
-    assert note.startswith("training sample 7 was left out: ")
+    (note,) = [note for note in result.notes if "was skipped" in note]
+    assert note.startswith("training sample 7 was skipped: ")
     assert result.steps["applied"] == 9
     assert all(record["train_loss"] == record["train_loss"] for record in result.history)
 
@@ -125,10 +126,10 @@ def test_a_batch_of_which_nothing_is_left_is_passed_over() -> None:
     chosen = hp.epoch_order(48, 0, 0)[16:32].tolist()
     result = fit(Files(dict.fromkeys(chosen, fails)), skip_bad=16, epochs=1)
     assert result.steps["applied"] == 2
-    assert len([note for note in result.notes if "was left out" in note]) == 16
+    assert len([note for note in result.notes if "was skipped" in note]) == 16
     first = dict.fromkeys(hp.epoch_order(48, 0, 0)[:16].tolist(), fails)
     assert fit(Files(first), skip_bad=16, epochs=1).steps["applied"] == 2
-    with pytest.raises(hp.InputError, match="the training data have no sample that can be used"):
+    with pytest.raises(hp.InputError, match="the training data has no usable sample"):
         fit(Files(dict.fromkeys(range(48), fails)), skip_bad=48)
 
 
@@ -136,9 +137,9 @@ def test_bad_samples_of_the_validation_data_are_named_as_such_and_count_too() ->
     with pytest.raises(DataError, match=r"^validation sample 7 cannot be used \('photos/007\.png': OSError"):
         fit((X, Y), valid=Files({7: fails}))
     result = fit((X, Y), valid=DataLoader(Files({7: fails}), 16), test=Files({3: fails}), skip_bad=2)
-    assert sorted(note.split(":")[0] for note in result.notes if "was left out" in note) == [
-        "test sample 3 was left out",
-        "validation sample 7 was left out",
+    assert sorted(note.split(":")[0] for note in result.notes if "was skipped" in note) == [
+        "test sample 3 was skipped",
+        "validation sample 7 was skipped",
     ]
 
 
@@ -158,14 +159,14 @@ def test_data_that_goes_bad_in_hour_nine_costs_nothing_that_was_trained(tmp_path
 def test_what_was_left_out_before_a_stop_is_listed_after_it(tmp_path: Path) -> None:
     fit(Files({7: fails}), run_dir=tmp_path / "run", skip_bad=1, valid=(X, Y), target=("valid_loss", 1e9))
     again = fit(Files({}), run_dir=tmp_path / "run", skip_bad=1, valid=(X, Y), resume=True)
-    assert [note for note in again.notes if note.startswith("training sample 7 was left out")]
+    assert [note for note in again.notes if note.startswith("training sample 7 was skipped")]
 
 
 def test_a_reading_process_that_is_killed_is_said_in_one_line() -> None:
     data = DataLoader(
         Files({7: lambda: os.kill(os.getpid(), signal.SIGKILL)}), 16, num_workers=1, multiprocessing_context="fork"
     )
-    with pytest.raises(DataError, match=r"^a process that reads the data was killed \(.*\): for want of memory\? lower"):
+    with pytest.raises(DataError, match=r"^a DataLoader worker was killed \(.*\): out of memory\? lower"):
         fit(data)
 
 
@@ -232,7 +233,7 @@ def over_workers() -> Any:
 
 def test_every_worker_leaves_out_what_one_cannot_read() -> None:
     notes, state = launch(over_workers, {}, 2)
-    assert [note for note in notes if note.startswith("training sample 7 was left out: ")]
+    assert [note for note in notes if note.startswith("training sample 7 was skipped: ")]
     alone = hp.fit(mlp(), Files({7: fails}), optimizer=sgd, epochs=2, batch_size=16, device="cpu", skip_bad=1)
     for key, value in alone.model.state_dict().items():
         torch.testing.assert_close(state[key], value, rtol=0, atol=1e-5)
@@ -290,7 +291,7 @@ def test_labels_out_of_range_are_named_in_evaluation_data_too(part: str, how: st
     data = HOW[how](Files({40: lambda: (X[40], 7)}))
     with pytest.raises(DataError, match=rf"^{name} sample 40 cannot be used \(label 7 is out of range: labels are 0 to 3\)"):
         fit((X, Y), **{part: data})
-    assert any(f"{name} sample 40 was left out" in note for note in fit((X, Y), skip_bad=1, **{part: data}).notes)
+    assert any(f"{name} sample 40 was skipped" in note for note in fit((X, Y), skip_bad=1, **{part: data}).notes)
 
 
 def test_a_whole_batch_of_another_shape_is_named() -> None:

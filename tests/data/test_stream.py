@@ -84,7 +84,7 @@ def test_a_stream_needs_steps_and_one_that_is_used_up_is_an_error() -> None:
             yield from () if self.done else super().__iter__()
             self.done = True
 
-    with pytest.raises(hp.InputError, match="gave no batch"):
+    with pytest.raises(hp.InputError, match="yielded no batch"):
         fit(Once())
 
 

@@ -31,15 +31,20 @@ def seed_torch(seed: int, step: int, rank: int = 0) -> None:
         torch.cuda.manual_seed_all(value)
 
 
+def seed_all(value: int) -> None:
+    """Seed the global generators of PyTorch, Python and NumPy."""
+    torch.manual_seed(value)
+    random.seed(value)
+    np.random.seed(value % (1 << 32))
+
+
 @contextmanager
 def seeded(value: int) -> Iterator[None]:
     """Seed the global generators of PyTorch, Python and NumPy inside; restore their states at the end."""
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(value)
-        random.seed(value)
-        np.random.seed(value % (1 << 32))
+        seed_all(value)
         try:
             yield
         finally:

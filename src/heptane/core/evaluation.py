@@ -63,7 +63,7 @@ class Evaluation:
                         meter.add(output, shown)  # after it: a loss of the user's may work in place on the output
             same.check()
             if bad is not None and bad.limit and worker.size > 1:
-                bad.of_all_workers(all_gather(dict(bad.found), worker))
+                bad.merge(all_gather(dict(bad.found), worker))
             found, nonfinite = measures.read(model, data)
         if nonfinite and bad is not None:
             bad.say_once(name, nonfinite)

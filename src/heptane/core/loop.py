@@ -16,7 +16,7 @@ from heptane.core.eval_batch import is_out_of_memory
 from heptane.core.losses import safe_divisor
 from heptane.core.schedule import set_rates
 from heptane.data.batches import Batch
-from heptane.data.skipped_samples import READER_REMEDY, DataError
+from heptane.data.skipped_samples import WORKER_REMEDY, DataError
 from heptane.distributed.replicas import NOT_REENTRANT, average_gradient, no_sync
 from heptane.model.forward import GRAPH_MODES
 from heptane.model.modes import enable_gradients, restore_modes, save_modes
@@ -143,7 +143,7 @@ def in_smaller_parts(run: Run, batch: Batch, step: int, error: RuntimeError) -> 
         RuntimeError: it is another error; several workers, who would have to agree; or there is one sample to a part.
     """
     if "DataLoader worker" in str(error):  # PyTorch raises it wherever the main thread is when a reader dies
-        raise DataError(f"a process that reads the data was killed ({one_line(error)}): {READER_REMEDY}") from error
+        raise DataError(f"a DataLoader worker was killed ({one_line(error)}): {WORKER_REMEDY}") from error
     shape = tuple(first_tensor(batch.take(slice(0, 1))[0]).shape[1:])
     if shape != run.sample_shape and batch.indices:
         named = ", ".join(map(str, batch.indices[:4]))

@@ -186,7 +186,7 @@ class Source(Protocol):
     def sample(self, size: int) -> tuple[Any, Any]:
         """The first ``size`` samples, for probes."""
 
-    def some(self, count: int) -> list[tuple[Any, Any]]:
+    def sample_batches(self, count: int) -> list[tuple[Any, Any]]:
         """In parts, ``count`` samples that are like the others, or all there are: random ones, or a loader's first."""
 
 
@@ -233,7 +233,7 @@ class TensorSource:
     def sample(self, size: int) -> tuple[Any, Any]:
         return copy_rows((self.inputs, self.targets), slice(size))  # type: ignore[no-any-return]
 
-    def some(self, count: int) -> list[tuple[Any, Any]]:
+    def sample_batches(self, count: int) -> list[tuple[Any, Any]]:
         parts = torch.split(epoch_order(self.num_samples, self.seed, 0)[:count], min(PART, self.batch_size))
         return [select_rows((self.inputs, self.targets), part) for part in parts]
 

@@ -1,16 +1,17 @@
-"""What kind of loader it is: how many batches it has, whether these are the user's own memory, what its readers read."""
+"""Properties of a ``DataLoader``: its number of batches, whether they share memory, whether its workers repeat samples."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, inputs_and_targets, length, tree_copy, tree_map
 from heptane.data.skipped_samples import DataError
 
 
 class DuplicateDetector:
-    """Sees whether several readers of an ``IterableDataset`` give the same samples, each all of them."""
+    """Detects DataLoader workers that each yield all samples of an ``IterableDataset``."""
 
     def __init__(self, loader: Any, name: str) -> None:
         iterable = isinstance(loader.dataset, torch.utils.data.IterableDataset)
@@ -19,10 +20,10 @@ class DuplicateDetector:
         self.first: Any = None
 
     def look(self, batch: Any) -> None:
-        """At one more batch of a pass.
+        """Check one more batch of a pass.
 
         Raises:
-            DataError: the readers' first batches are the same, or they gave more samples than the data set has.
+            DataError: the workers' first batches are equal, or they yielded more samples than the dataset's length.
         """
         if not self.count:
             return
@@ -34,8 +35,8 @@ class DuplicateDetector:
         if same or (self.most is not None and self.given > self.most):
             what = "the same samples" if same else f"more samples than the {self.most} of its length"
             raise DataError(
-                f"the {self.name} IterableDataset gives {what}: each of its {self.count} readers goes through all of it. "
-                "Split it in __iter__ by torch.utils.data.get_worker_info(), or set num_workers to 0 or 1"
+                f"the {self.name} IterableDataset yields {what}: each of its {self.count} DataLoader workers reads it all. "
+                "Split it in __iter__ with torch.utils.data.get_worker_info(), or set num_workers to 0 or 1"
             )
         if self.seen >= self.count:
             self.first = None
@@ -49,27 +50,36 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def count_batches(loader: Any) -> int | None:
-    """How many batches a pass has, or None where nobody knows. Several readers of an ``IterableDataset`` that share its
-    samples have a last batch each, which PyTorch's own length leaves out."""
-    size, readers = loader.batch_size, loader.num_workers
+    """Number of batches in a pass, or None if unknown. Each DataLoader worker of an ``IterableDataset`` has a last batch of
+    its own, which PyTorch's length ignores."""
+    size, workers = loader.batch_size, loader.num_workers
     iterable = isinstance(loader.dataset, torch.utils.data.IterableDataset)
     own_length = type(loader).__len__ is not torch.utils.data.DataLoader.__len__
-    samples = length(loader.dataset) if iterable and readers > 1 and size and not own_length else None
+    samples = length(loader.dataset) if iterable and workers > 1 and size and not own_length else None
     if samples is None:
         return length(loader)
-    shares = [(samples + at) // readers for at in range(readers)]
-    held: list[int] = [share // size if loader.drop_last else -(-share // size) for share in shares]
-    return sum(held)
+    shares = [(samples + at) // workers for at in range(workers)]
+    batches: list[int] = [share // size if loader.drop_last else -(-share // size) for share in shares]
+    return sum(batches)
 
 
 def has_fixed_sizes(loader: Any) -> bool:
-    """Whether a batch has as many samples as indices are dealt out for it: PyTorch makes it, of single samples."""
+    """Whether each batch has one sample per index of its sampler: PyTorch itself collates single samples."""
     own_iter = type(loader).__iter__ is not torch.utils.data.DataLoader.__iter__
     batches = loader.batch_size is not None or loader.batch_sampler is not None
     return batches and not own_iter and loader.collate_fn is torch.utils.data.default_collate
 
 
 def may_share_memory(loader: Any) -> bool:
-    """Whether a batch may be the user's own memory: a data set's tensor as it is, or a buffer that is filled again."""
+    """Whether a batch may share memory with the dataset, or with a buffer that is reused."""
     own_iter = type(loader).__iter__ is not torch.utils.data.DataLoader.__iter__
     return own_iter or (loader.num_workers == 0 and not has_fixed_sizes(loader))
+
+
+def check_sampler(loader: Any) -> None:
+    """Reject a ``DistributedSampler``: heptane already splits each batch over the workers, so samples would be missed."""
+    if getattr(loader.sampler, "num_replicas", 1) > 1:
+        raise InputError(
+            f"the DataLoader has a {type(loader.sampler).__name__} for {loader.sampler.num_replicas} replicas, but heptane "
+            "itself splits each batch over the workers: pass the DataLoader without it"
+        )

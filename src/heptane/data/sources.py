@@ -18,7 +18,8 @@ from heptane.base.tree import (
 )
 from heptane.data.batches import Source, TensorSource, check_batch, count_samples, dataset_tensors, epoch_order
 from heptane.data.cast import check_real
-from heptane.data.loader import LoaderSource, eval_batches, readable_batches
+from heptane.data.loader import LoaderSource
+from heptane.data.read_batches import eval_batches, readable_batches
 from heptane.data.stream import StreamSource
 
 if TYPE_CHECKING:

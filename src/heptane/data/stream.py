@@ -1,4 +1,4 @@
-"""Data without a length, such as an ``IterableDataset``: as many steps as were asked for, pass after pass."""
+"""Training data without a length, such as an ``IterableDataset``, for a given number of steps."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from itertools import count
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.base.randomness import generator
+from heptane.base.randomness import generator, seed_all
 from heptane.base.tree import first_tensor
 from heptane.data.batches import Batch, BatchTransform
 from heptane.data.consistency import check_same_batch
-from heptane.data.loader import LoaderSource, check_sampler, loader_generators, seed_all
-from heptane.data.loader_info import may_share_memory
-from heptane.data.skipped_samples import safe_loader
+from heptane.data.loader import LoaderSource
 
-EPOCHS = 10  # a run over a stream is taken to have: where evaluations and schedules count in epochs
+EPOCHS = 10  # nominal number of epochs in a run, for evaluations and schedules that count in epochs
 
 
 class StreamSource(LoaderSource):
-    """A ``DataLoader`` of the user's that does not know its length: ``steps`` of it, a tenth of which is called an epoch.
+    """A user's ``DataLoader`` without a length, run for ``steps`` steps; a tenth of them counts as an epoch.
 
-    A pass that ends is followed by the next. What the data draw from the global generators is a function of (seed, step),
-    as in :class:`LoaderSource`. A resumed run reads again what came before its step.
+    When a pass over the data ends, the next begins. What the dataset draws from the global generators is a function of
+    (seed, step), as in :class:`LoaderSource`. A resumed run re-reads the data before its step.
     """
 
     def __init__(self, loader: torch.utils.data.DataLoader, window: int, seed: int, steps: int) -> None:  # type: ignore[type-arg]
@@ -30,18 +28,13 @@ class StreamSource(LoaderSource):
         super().__init__(loader, window, seed)
 
     def __post_init__(self) -> None:
-        self._own, self.loader = self.loader, safe_loader(self.loader)
-        check_sampler(self.loader)
-        self._leaves_rest = False
-        self._shares = may_share_memory(self._own)
-        self._generators = loader_generators(self.loader)
-        self._states = [own.get_state() for own in self._generators]
+        self._prepare()
         self.steps_per_epoch = max(1, -(-self.steps // EPOCHS))
         self.batch_size = max(1, round((self._measured() or self.loader.batch_size) * self.window))
         self.num_samples = self.steps_per_epoch * self.batch_size
 
-    def batches(self, start: int, stop: int, place: BatchTransform) -> Iterator[tuple[int, Batch]]:
-        """The batches of steps ``start`` to ``stop``, each with its step; all that came before are read too."""
+    def batches(self, start: int, stop: int, transform: BatchTransform) -> Iterator[tuple[int, Batch]]:
+        """Yield the steps from ``start`` to ``stop`` with their batches; all earlier batches are read and dropped."""
         if start >= stop:
             return
         self._rewind(0)
@@ -57,13 +50,11 @@ class StreamSource(LoaderSource):
                 if step >= start:
                     data, indices = window
                     if self.worker.size > 1 and step in (start, stop - 1):
-                        check_same_batch(data, indices, step, self.worker, self.bad.say)
+                        check_same_batch(data, indices, step, self.worker, self.skipped.say)
                     size = len(first_tensor(data)) if data is not None else 0
-                    yield step, Batch(data, None, size, place, step, indices)
+                    yield step, Batch(data, None, size, transform, step, indices)
                 step += 1
                 if step >= stop:
                     return
             if step == first:
-                raise InputError(
-                    "the training data gave no batch in a pass over them: is the stream used up after one pass?"
-                )
+                raise InputError("the training data yielded no batch in a pass: can the stream be iterated only once?")

@@ -29,7 +29,7 @@ def choose_mode(model: torch.nn.Module, groups: Anatomy, source: Source, place: 
         source: the training data.
         place: moves samples to the device.
     """
-    drawn = source.some(SAMPLES)
+    drawn = source.sample_batches(SAMPLES)
     if not all(isinstance(y, torch.Tensor) and y.dtype == torch.long and y.ndim == 1 for _, y in drawn):
         return "full", "full: nothing was measured, since the training samples do not have one class each"
     targets = torch.cat([y.cpu() for _, y in drawn])

@@ -159,7 +159,7 @@ def _training_samples(run: Run) -> tuple[Any, Any, bool]:
     elif run.worker.size > 1:  # reading needs all workers
         return None, None, False
     else:
-        data = source.some(1)[0]
+        data = source.sample_batches(1)[0]
         if not is_picture(data[0]):
             return None, None, False
         batch = Batch(data, None, len(first_tensor(data[0])), run.place, last)

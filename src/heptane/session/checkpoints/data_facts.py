@@ -6,11 +6,10 @@ import zlib
 from typing import Any
 
 from heptane.base.lazy import np, torch
-from heptane.base.randomness import preserved_rng
+from heptane.base.randomness import preserved_rng, seed_all
 from heptane.base.tree import in_memory, inputs_and_targets, num_bytes
 from heptane.data.batches import dataset_tensors
 from heptane.data.consistency import checksum
-from heptane.data.loader import seed_all
 from heptane.data.spaced_samples import spaced_samples
 from heptane.session.checkpoints.describe import ANY
 
