@@ -151,8 +151,8 @@ def test_rows_that_are_not_contiguous_are_gathered():
     [
         (torch.zeros(5, 2), torch.zeros(4), "5 inputs and 4 targets"),
         (torch.zeros(0, 2), torch.zeros(0), "empty: 0 samples"),
-        (torch.tensor(1.0), torch.zeros(4), "inputs of one number"),
-        (torch.zeros(4), torch.tensor(1), "targets of one number"),
+        (torch.tensor(1.0), torch.zeros(4), "inputs are a single number"),
+        (torch.zeros(4), torch.tensor(1), "targets are a single number"),
         ({"a": torch.zeros(4), "b": torch.zeros(3, 2)}, torch.zeros(4), r"shape \(3, 2\) beside 4 samples"),
         ({"a": torch.zeros(4), "b": torch.tensor(1)}, torch.zeros(4), r"shape \(\) beside 4 samples"),
         (torch.zeros(4), (torch.zeros(4), torch.zeros(5)), r"shape \(5,\) beside 4 samples"),
@@ -194,7 +194,7 @@ def test_a_dataset_gives_the_same_batches_as_its_tensors():
 @pytest.mark.parametrize("kind", [Squares, lambda n: (torch.zeros(n, 1), torch.zeros(n))])
 def test_a_batch_larger_than_the_data_is_refused_with_both_numbers(kind):
     as_source(kind(10), 10, seed=0, accumulate=1)
-    with pytest.raises(hp.InputError, match="batch_size=11 is larger than the data: expected at most 10"):
+    with pytest.raises(hp.InputError, match="batch_size=11 is larger than the data: expected at most its 10"):
         as_source(kind(10), 11, seed=0, accumulate=1)
 
 
@@ -205,7 +205,7 @@ def test_a_bad_batch_size_is_refused(batch_size):
 
 
 def test_a_batch_size_is_needed_unless_a_loader_brings_its_own():
-    with pytest.raises(hp.InputError, match="batch_size=None: only a DataLoader brings its own"):
+    with pytest.raises(hp.InputError, match="batch_size=None: only a DataLoader has its own"):
         as_source((torch.zeros(10, 1), torch.zeros(10)), None, seed=0, accumulate=1)
 
 

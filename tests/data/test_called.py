@@ -67,5 +67,5 @@ def test_micro_batches_do_not_change_the_draws() -> None:
 
 def test_what_is_no_batch_of_as_many_is_refused() -> None:
     for function in (lambda images: images[:3], lambda images: None):
-        with pytest.raises(hp.InputError, match=r"augment gave .*: expected a function from a batch of inputs"):
+        with pytest.raises(hp.InputError, match=r"augment returned .*: expected a function from a batch of inputs"):
             fit(augment=function)

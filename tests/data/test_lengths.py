@@ -88,9 +88,9 @@ def test_nested_dicts_and_tuples_are_padded():
 
 
 def test_samples_that_do_not_go_together_are_named():
-    with pytest.raises(hp.InputError, match=r"inputs of .*\(2, 3\) and .*\(2, 4\)"):
+    with pytest.raises(hp.InputError, match=r"inputs are .*\(2, 3\) and .*\(2, 4\)"):
         hp.pad_batch([(torch.ones(2, 3), 0), (torch.ones(2, 4), 0)])
-    with pytest.raises(hp.InputError, match="entries"):
+    with pytest.raises(hp.InputError, match="the same keys"):
         hp.pad_batch([{"a": [1]}, {"b": [1]}])
     with pytest.raises(hp.InputError, match="type int"):
         hp.pad_batch([1, 2])

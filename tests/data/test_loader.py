@@ -292,7 +292,7 @@ def test_the_loaders_own_batch_size_may_be_repeated(batch_size):
 
 
 def test_another_batch_size_than_the_loaders_is_refused_with_both():
-    with pytest.raises(hp.InputError, match="batch_size=8 and a DataLoader with batch_size=4"):
+    with pytest.raises(hp.InputError, match="batch_size=8, but the DataLoader has batch_size=4"):
         as_source(LOADERS["shuffled"](), 8, 0, 1)
 
 

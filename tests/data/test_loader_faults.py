@@ -401,10 +401,10 @@ def test_a_sampler_that_differs_between_workers_is_refused() -> None:
 
 @pytest.mark.usefixtures("forked")
 def test_a_data_set_in_another_order_in_each_worker_is_refused_and_other_inputs_are_said() -> None:
-    with pytest.raises(hp.InputError, match="other targets in worker 1 than in worker 0"):
+    with pytest.raises(hp.InputError, match="different targets in workers 1 and 0"):
         hp.fit(nn.Linear(4, 3), ByRankData("all"), optimizer=SGD, epochs=1, batch_size=16, tricks=TWO)
     result = hp.fit(nn.Linear(4, 3), ByRankData("inputs"), optimizer=SGD, epochs=1, batch_size=16, tricks=TWO)
-    assert any("other inputs in each worker" in note for note in result.notes)
+    assert any("different inputs in each worker" in note for note in result.notes)
 
 
 class Rotten(Dataset[Any]):
@@ -461,4 +461,4 @@ def evaluated_on(kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["labels", "split", "sampler"])
 def test_evaluation_data_that_differ_between_workers_are_refused(kind: str) -> None:
-    assert "data of worker 1 are not those of worker 0: make them alike" in launch(evaluated_on, {"kind": kind}, 2)
+    assert "data of workers 1 and 0 differs: make them equal" in launch(evaluated_on, {"kind": kind}, 2)

@@ -74,7 +74,7 @@ def test_a_stream_that_was_stopped_goes_on_bitwise(tmp_path: Path) -> None:
 
 
 def test_a_stream_needs_steps_and_one_that_is_used_up_is_an_error() -> None:
-    with pytest.raises(hp.InputError, match="pass steps in place of epochs"):
+    with pytest.raises(hp.InputError, match="pass steps instead of epochs"):
         fit(steps=None, epochs=2)
 
     class Once(Endless):

@@ -1,4 +1,4 @@
-"""Data sets as tensors in memory: two built-in ones, folders of images, and arrays."""
+"""Datasets as tensors in memory, and batches of any user data."""
 
 from heptane.data.dataset import Data
 from heptane.data.load import load_data

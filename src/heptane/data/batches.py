@@ -1,11 +1,11 @@
-"""Global batches in an order that is a function of (seed, epoch); a worker or a micro-batch takes its positions."""
+"""Global batches in an order that is a function of (seed, epoch); a worker or a micro-batch takes a slice."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
@@ -25,30 +25,27 @@ from heptane.data.augment import Augment, CallableAugment
 from heptane.data.cast import Cast, check_real
 from heptane.data.resize import resized
 
-if TYPE_CHECKING:
-    pass
-
-PART = 64  # samples that are probed at once
-SHARE_OF_GPU = 0.25  # of its free memory, which data may take
+PART = 64  # samples per batch of ``TensorSource.sample_batches``
+SHARE_OF_GPU = 0.25  # of the free GPU memory that training data may take
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
-    """The shuffle of epoch ``epoch``: (num_samples,) indices, the same wherever it is computed.
+    """Return the shuffled order of an epoch: int64 indices (num_samples,), the same on every machine.
 
     Example:
-        >>> sorted(order(5, seed=0, epoch=3).tolist())
+        >>> sorted(epoch_order(5, seed=0, epoch=3).tolist())
         [0, 1, 2, 3, 4]
     """
     return torch.from_numpy(generator(seed, "order", epoch).permutation(num_samples))
 
 
 def count_samples(data: tuple[Any, Any]) -> int:
-    """The number of samples in a pair of inputs and targets, which must be the same for every tensor in it."""
+    """Number of samples in a pair (inputs, targets); every tensor in it must have as many rows."""
     num_inputs, num_targets = (length(first_tensor(part)) for part in data)
     if num_inputs is None or num_targets is None:
-        raise InputError(f"{'inputs' if num_inputs is None else 'targets'} of one number: expected a row per sample")
+        raise InputError(f"{'inputs' if num_inputs is None else 'targets'} are a single number: expected one row per sample")
     if num_inputs != num_targets:
-        raise InputError(f"{num_inputs} inputs and {num_targets} targets: expected as many of one as of the other")
+        raise InputError(f"{num_inputs} inputs and {num_targets} targets: expected equal numbers")
 
     def check(tensor: torch.Tensor) -> torch.Tensor:
         if length(tensor) != num_inputs:
@@ -61,68 +58,76 @@ def count_samples(data: tuple[Any, Any]) -> int:
 
 
 class Batch:
-    """One global batch, not yet gathered: ``take`` gathers, augments and moves the positions asked for."""
+    """One global batch, gathered lazily: ``take`` gathers, augments and moves the requested positions."""
 
     def __init__(
         self,
         data: tuple[Any, Any],
         indices: torch.Tensor | None,
         size: int,
-        place: BatchTransform,
+        transform: BatchTransform,
         step: int,
         samples: list[int] | None = None,
     ) -> None:
         self._data, self._indices, self.size, self._samples = data, indices, size, samples
-        self._place, self._step = place, step
+        self._transform, self._step = transform, step
         self._draws: torch.Tensor | None = None
         self._augmented: Any = None
 
     @property
     def indices(self) -> list[int] | None:
-        """Which samples of the training data these are; None where only a loader knows."""
+        """Indices of these samples in the training data; None if only a DataLoader knows."""
         return self._samples if self._indices is None else self._indices.tolist()
 
     def take(self, positions: Positions) -> tuple[Any, Any]:
         """Inputs and targets at ``positions`` of the global batch, on the device."""
-        targets = self._place.targets(self._gather(self._data[1], positions))
-        if isinstance(
-            self._place.augment, CallableAugment
-        ):  # which is given what the data hold, as it would be in any other loop
-            called = self._place.cast.inputs(self._called(self._place.augment, positions))
-            return self._place.formed(called, self._step), targets
+        targets = self._transform.targets(self._gather(self._data[1], positions))
+        if isinstance(self._transform.augment, CallableAugment):  # a user's function gets the raw inputs
+            augmented = self._transform.cast.inputs(self._augment_all(self._transform.augment, positions))
+            return self._transform.format(augmented, self._step), targets
         inputs = self._gather(self._data[0], positions)
-        return self._place.inputs(inputs, self._draw(positions), self._step), targets
+        return self._transform.inputs(inputs, self._draw(positions), self._step), targets
 
-    def _called(self, augment: CallableAugment, positions: Positions) -> Any:
-        """A function of the user's is given the whole global batch, so that no worker or micro-batch changes its draws."""
+    def _augment_all(self, augment: CallableAugment, positions: Positions) -> Any:
+        """Augment the whole global batch, so that the draws do not depend on workers or micro-batches."""
         if self._augmented is None:
-            whole = self._place.move(self._gather(self._data[0], slice(None)))
-            self._augmented = augment(whole, self._place.seed, self._step)
+            whole = self._transform.move(self._gather(self._data[0], slice(None)))
+            self._augmented = augment(whole, self._transform.seed, self._step)
         return select_rows(self._augmented, positions)
 
     def targets(self) -> Any:
         """The targets of the whole global batch, on the device."""
-        return self._place.targets(self._gather(self._data[1], slice(None)))
+        return self._transform.targets(self._gather(self._data[1], slice(None)))
 
     def _gather(self, data: Any, positions: Positions) -> Any:
         whole = isinstance(positions, slice) and positions == slice(None)
-        if self._indices is None:  # copies: the step may be tried again after a model that works in place
-            return (tree_copy(data) if self._place.device.type == "cpu" else data) if whole else copy_rows(data, positions)
+        if self._indices is None:  # copies: the step may be retried after an in-place model has changed its inputs
+            on_cpu = self._transform.device.type == "cpu"
+            return (tree_copy(data) if on_cpu else data) if whole else copy_rows(data, positions)
         chosen = self._indices if whole else self._indices[positions]
         return tree_map(lambda t: t.index_select(0, chosen.to(t.device)), data)
 
     def _draw(self, positions: Positions) -> torch.Tensor | None:
-        augment = self._place.augment
+        augment = self._transform.augment
         if augment is None or isinstance(augment, CallableAugment):
             return None
         if self._draws is None:
-            self._draws = augment.draw(generator(self._place.seed, "augment", self._step), self.size)
+            self._draws = augment.draw(generator(self._transform.seed, "augment", self._step), self.size)
         return self._draws[positions]
 
 
 @dataclass
 class BatchTransform:
-    """Where batches go, and in what form: device, type, memory format, augmentation, and the size of a step's images."""
+    """Moves batches to the device and puts them into their final form.
+
+    Attributes:
+        device: of the model.
+        seed: of the augmentation.
+        augment: the augmentation, or None.
+        channels_last: whether to store images channels last.
+        sizes: from a step to the size of its square images, None for full size; None: always full size.
+        cast: dtype conversions.
+    """
 
     device: torch.device
     seed: int = 0
@@ -135,8 +140,7 @@ class BatchTransform:
         self._stays = self.device.type == "cpu"
 
     def inputs(self, inputs: Any, draws: torch.Tensor | None = None, step: int | None = None) -> Any:
-        """The inputs on the device, of the model's type, augmented, in the memory format, and as large as they are to be at
-        ``step``."""
+        """Move, cast, augment, resize and format inputs for ``step``."""
         inputs = self.cast.inputs(self.move(inputs))
         if draws is not None:
             assert self.augment is not None
@@ -145,12 +149,12 @@ class BatchTransform:
                 kind = type(inputs).__name__
                 raise InputError(f"augment with inputs of type {kind}: expected one tensor; augment in the Dataset instead")
             inputs = self.augment.apply(inputs, draws)
-            if not self.channels_last:  # models may call view(), and with one channel contiguous() leaves the strides
+            if not self.channels_last:  # models may call view(), and contiguous() keeps the strides of one channel
                 inputs = inputs.flatten(1).view(inputs.shape)
-        return self.formed(inputs, step)
+        return self.format(inputs, step)
 
-    def formed(self, inputs: Any, step: int | None = None) -> Any:
-        """Inputs on the device in the memory format, and as large as they are to be at ``step``."""
+    def format(self, inputs: Any, step: int | None = None) -> Any:
+        """Resize inputs for ``step`` and apply the memory format."""
         size = self.sizes(step) if self.sizes is not None and step is not None else None
         if size is not None:
             inputs = resized(inputs, size)
@@ -159,40 +163,40 @@ class BatchTransform:
         return inputs
 
     def targets(self, targets: Any) -> Any:
-        """The targets on the device, in 32 bits where the model is."""
+        """Move and cast targets."""
         return self.cast.targets(self.move(targets))
 
     def move(self, data: Any) -> Any:
-        """``data`` on the device."""
+        """Move data to the device."""
         if self._stays:
             return data
         return tree_map(lambda t: t.to(self.device, non_blocking=True), data)
 
 
 class Source(Protocol):
-    """Training data as global batches, by step."""
+    """Training data as global batches by step."""
 
     steps_per_epoch: int
     batch_size: int
     num_samples: int
     seed: int
 
-    def batches(self, start: int, stop: int, place: BatchTransform) -> Iterator[tuple[int, Batch]]:
-        """The batches of steps ``start`` to ``stop``, each with its step."""
+    def batches(self, start: int, stop: int, transform: BatchTransform) -> Iterator[tuple[int, Batch]]:
+        """Yield the steps from ``start`` to ``stop`` with their batches."""
 
     def drop_short_batch(self, least: int) -> str:
-        """Leave out an epoch's last batch where it has less than ``least`` samples; says so, or nothing."""
+        """Drop each epoch's last batch if it has fewer than ``least`` samples; return a message or ''."""
 
     def sample(self, size: int) -> tuple[Any, Any]:
         """The first ``size`` samples, for probes."""
 
     def sample_batches(self, count: int) -> list[tuple[Any, Any]]:
-        """In parts, ``count`` samples that are like the others, or all there are: random ones, or a loader's first."""
+        """Batches with ``count`` samples in all, or all samples: random ones, or a loader's first."""
 
 
 @dataclass
 class TensorSource:
-    """A pair of tensors (or structures of them) in memory, shuffled by (seed, epoch); the last batch may be short."""
+    """Inputs and targets in memory (tensors or trees of them), shuffled by (seed, epoch); the last batch may be short."""
 
     inputs: Any
     targets: Any
@@ -203,25 +207,25 @@ class TensorSource:
         check_real("training inputs", self.inputs)
         check_real("training targets", self.targets)
         self.num_samples = count_samples((self.inputs, self.targets))
-        # A graph that ends in the user's data would be run through again and again; it is not this run's to train.
+        # Backward passes must not run through a graph behind the user's data.
         self.inputs, self.targets = (tree_map(detached, part) for part in (self.inputs, self.targets))
         check_batch(self.batch_size, self.num_samples)
         self.steps_per_epoch = math.ceil(self.num_samples / self.batch_size)
 
-    def keep_on(self, place: BatchTransform) -> None:
-        """Keep the tensors on a GPU where they take little of its free memory: then no step has to bring them there."""
-        data = self.inputs, self.targets
-        if place.device.type == "cuda" and num_bytes(data) <= SHARE_OF_GPU * torch.cuda.mem_get_info(place.device)[0]:
-            self.inputs, self.targets = place.move(data)
+    def keep_on(self, transform: BatchTransform) -> None:
+        """Move the tensors to the GPU once, if they take little of its free memory."""
+        data, device = (self.inputs, self.targets), transform.device
+        if device.type == "cuda" and num_bytes(data) <= SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]:
+            self.inputs, self.targets = transform.move(data)
 
-    def batches(self, start: int, stop: int, place: BatchTransform) -> Iterator[tuple[int, Batch]]:
+    def batches(self, start: int, stop: int, transform: BatchTransform) -> Iterator[tuple[int, Batch]]:
         data = self.inputs, self.targets
         device = first_tensor(self.inputs).device
         for step in range(start, stop):
             epoch, at = divmod(step, self.steps_per_epoch)
             if at == 0 or step == start:
                 chosen = torch.split(epoch_order(self.num_samples, self.seed, epoch).to(device), self.batch_size)
-            yield step, Batch(data, chosen[at], len(chosen[at]), place, step)
+            yield step, Batch(data, chosen[at], len(chosen[at]), transform, step)
 
     def drop_short_batch(self, least: int) -> str:
         rest = self.num_samples % self.batch_size or self.batch_size
@@ -239,22 +243,22 @@ class TensorSource:
 
 
 def check_batch(batch_size: int, num_samples: int) -> None:
-    """Refuse a batch larger than the data."""
+    """Raise :class:`InputError` if the data is empty or smaller than a batch."""
     if num_samples == 0:
         raise InputError("the training data is empty: 0 samples")
     if batch_size > num_samples:
-        raise InputError(f"batch_size={batch_size} is larger than the data: expected at most {num_samples}, its samples")
+        raise InputError(f"batch_size={batch_size} is larger than the data: expected at most its {num_samples} samples")
 
 
 def short_batch_message(rest: int, least: int) -> str:
-    """What is said of an epoch's last batch that is left out."""
+    """The message about a dropped last batch."""
     return (
-        f"the last batch of an epoch has {rest} sample(s), and BatchNorm needs {least}: it is left out "
-        "(of shuffled data other samples in each epoch); choose another batch_size to train on all"
+        f"the last batch of each epoch has {rest} sample(s), but BatchNorm needs {least}: it is dropped "
+        "(with shuffling, other samples in each epoch); choose another batch_size to train on all"
     )
 
 
 def dataset_tensors(data: Any) -> Any:
-    """The pair that a ``TensorDataset`` of two holds; anything else as it is."""
+    """The two tensors of a ``TensorDataset`` as a pair; anything else unchanged."""
     pairs = isinstance(data, torch.utils.data.TensorDataset) and len(data.tensors) == 2
     return data.tensors if pairs else data

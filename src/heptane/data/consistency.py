@@ -1,8 +1,7 @@
-"""Whether all workers read the same data: each takes its share of one global batch, so all must see the same one.
+"""Check that all workers read the same data, since each takes its share of the same global batch.
 
-Under ``torchrun`` every process builds its own data set and loader. A sampler with a generator of its own, or a list of
-files made from a ``set``, comes out differently in each; then samples are trained on twice, or never, with the labels of
-others.
+Under ``torchrun`` every process builds its own dataset and loader. A sampler with its own generator, or a list of files made
+from a ``set``, can differ between processes; then samples are used twice, never, or with wrong labels.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from heptane.data.batches import Source, TensorSource, dataset_tensors
 from heptane.data.spaced_samples import READ, spaced_samples
 from heptane.distributed.workers import Worker, all_gather
 
-ENDS = 64  # samples from each end of what is in memory that are compared whole; of the targets all are
+ENDS = 64  # inputs compared at each end of data in memory; all targets are compared
 REMEDY = (
-    "make them alike: call torch.manual_seed before data are drawn, sort a list of files, and give a sampler a generator "
-    "with one seed for all"
+    "make them equal: call torch.manual_seed before drawing random data, sort lists of files, and give a sampler a "
+    "generator with the same seed in all workers"
 )
 
 
 def checksum(data: Any) -> int:
-    """A number of the bits of all tensors in ``data``, and of their shapes."""
+    """CRC-32 of the bits, shapes and dtypes of all tensors in ``data``."""
     found = 0
 
     def add(tensor: torch.Tensor) -> torch.Tensor:
@@ -41,11 +40,12 @@ def checksum(data: Any) -> int:
 
 
 def check_same_data(source: Source, others: list[tuple[str, Any]], worker: Worker) -> None:
-    """Refuse data that differ between workers: their length, and, where they are in memory, their targets and both ends.
+    """Raise :class:`InputError` if data differs between workers: its length and, if in memory, its targets and both ends.
 
     Args:
         source: the training data.
-        others: (name, data) of what is evaluated.
+        others: (name, data) of each evaluation dataset.
+        worker: this worker.
     """
     if worker.size == 1:
         return
@@ -56,35 +56,35 @@ def check_same_data(source: Source, others: list[tuple[str, Any]], worker: Worke
         data = dataset_tensors(data)
         if in_memory(data):
             mine.append((name, _ends(inputs_and_targets(data))))
-        else:  # of a loader each batch is compared as it is read: its sampler may draw
+        else:  # a loader's batches are compared as they are read, since its sampler may be random
             few = spaced_samples(data, READ) if not isinstance(data, torch.utils.data.DataLoader) else None
             mine.append((name, (length(data), None if few is None else checksum(few[1]))))
     for rank, theirs in enumerate(all_gather(mine, worker)):
         for (name, here), (_, there) in zip(mine, theirs, strict=False):
             if here != there:
-                raise InputError(f"the {name} data of worker {rank} are not those of worker {worker.rank}: {REMEDY}")
+                raise InputError(f"the {name} data of workers {rank} and {worker.rank} differs: {REMEDY}")
 
 
 class SameBatches:
-    """Whether all workers read the same batches of evaluation data, by their targets; each uses its share of them."""
+    """Checks, by their targets, that all workers read the same evaluation batches; each uses its share of them."""
 
     def __init__(self, name: str, worker: Worker) -> None:
         self.name, self.worker, self._found = name, worker, 0
 
     def add(self, batch: tuple[Any, Any]) -> None:
-        """Add one."""
+        """Add a batch."""
         self._found = zlib.crc32(str(checksum(batch[1])).encode(), self._found)
 
     def check(self) -> None:
-        """Refuse the data where they were not; all workers must ask."""
+        """Raise :class:`InputError` if batches differed; all workers must call this."""
         found = all_gather(self._found, self.worker)
         for rank, theirs in enumerate(found):
             if theirs != found[0]:
-                raise InputError(f"the {self.name} data of worker {rank} are not those of worker 0: {REMEDY}")
+                raise InputError(f"the {self.name} data of workers {rank} and 0 differs: {REMEDY}")
 
 
 def check_same_batch(data: Any, indices: list[Any] | None, step: int, worker: Worker, say: Callable[[str], None]) -> None:
-    """Refuse a global batch that differs between workers in its samples or its targets; say where only inputs differ."""
+    """Raise :class:`InputError` if a global batch differs between workers in samples or targets; if in inputs, warn."""
     inputs, targets = (None, None) if data is None else data
     found = all_gather((indices, checksum(targets), checksum(inputs)), worker)
     for rank, (theirs, target_sum, _) in enumerate(found):
@@ -93,11 +93,11 @@ def check_same_batch(data: Any, indices: list[Any] | None, step: int, worker: Wo
             shown = " and ".join(f"{_few(samples)} in worker {at}" for at, samples in ((0, first[0]), (rank, theirs)))
             raise InputError(f"step {step}: the workers read different samples, {shown}: {REMEDY}")
         if target_sum != first[1]:
-            raise InputError(f"step {step}: the same samples have other targets in worker {rank} than in worker 0: {REMEDY}")
+            raise InputError(f"step {step}: the same samples have different targets in workers {rank} and 0: {REMEDY}")
     if len({input_sum for *_, input_sum in found}) > 1:
         say(
-            f"step {step}: the same samples have other inputs in each worker: random augmentation with a generator of its "
-            "own, or files in another order; the result then depends on the number of workers"
+            f"step {step}: the same samples have different inputs in each worker, so the result depends on the number of "
+            "workers; causes are augmentation with its own random generator, or files in a different order"
         )
 
 

@@ -1,4 +1,4 @@
-"""Samples of different lengths: batches of similar ones, and padding to the longest."""
+"""Samples of different lengths: batches of similar lengths, and padding."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from heptane.base.randomness import generator
 from heptane.base.tree import LABELS, rebuild
 from heptane.data.batches import check_batch, epoch_order
 
-WINDOW = 50  # batches among which samples are sorted: enough to pad little, and few enough to keep the order random
+WINDOW = 50  # sort samples within so many batches: enough to reduce padding, few enough to keep the order random
 
 
 class LengthBatches:
-    """A ``batch_sampler`` for a ``DataLoader``: samples of similar length together, in an order that is a function of
-    (seed, epoch); each sample once per epoch, the last batch may be short.
+    """A ``batch_sampler`` for a ``DataLoader`` that groups samples of similar length.
 
-    The samples are shuffled, sorted by length within each window of 50 batches, cut, and the batches shuffled.
+    The order is a function of (seed, epoch): the samples are shuffled, sorted by length within each window of 50 batches and
+    cut into batches, which are shuffled. Each sample occurs once per epoch; one batch may be short.
 
     Args:
         lengths: of each sample, such as its number of tokens.
-        batch_size: samples per batch, 1 to as many as there are.
+        batch_size: samples per batch, from 1 to the number of samples.
         seed: of the order, 0 or more.
 
     Example:
@@ -42,7 +42,7 @@ class LengthBatches:
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch whose order :func:`iter` gives."""
+        """Set the epoch whose order iteration follows."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -58,33 +58,33 @@ class LengthBatches:
 
 
 def pad_batch(samples: Sequence[Any], *, value: float = 0, target_value: float = -100, multiple: int = 1) -> Any:
-    """A ``collate_fn`` for a ``DataLoader``: samples as one batch, those of different lengths padded at their end.
+    """Collate samples into one batch, padded at the end to equal length; a ``collate_fn`` for a ``DataLoader``.
 
     Args:
-        samples: pairs (inputs, targets), or dicts, maybe with ``labels``. Their entries are tensors or lists of numbers,
-            whose first dimension may differ from sample to sample; numbers; or dicts of these.
-        value: pads the inputs, but for masks (entries whose names end in ``mask``), which are padded with 0, and with 1
-            where the name ends in ``key_padding_mask``, as PyTorch has it.
-        target_value: pads the targets; cross-entropy leaves out -100.
-        multiple: pad to a multiple of so many, 1 or more; 8 suits 16-bit arithmetic.
+        samples: pairs (inputs, targets), or dicts, optionally with ``labels``. Their entries are numbers, tensors or lists
+            of numbers whose first dimension may differ between samples, or dicts of these.
+        value: pads the inputs. Masks (keys that end in ``mask``) are padded with 0, or with 1 if the key ends in
+            ``key_padding_mask``, as in PyTorch.
+        target_value: pads the targets; cross-entropy ignores -100.
+        multiple: pad to a multiple of this length, 1 or more; 8 suits 16-bit arithmetic.
 
     Returns:
-        The same structure, of tensors with a row per sample.
+        The same structure, with tensors of one row per sample.
 
     Raises:
-        InputError: samples whose dimensions beyond the first, or whose entries, differ.
+        InputError: samples differ in their keys, or in dimensions beyond the first.
 
     Example:
-        >>> pad([([5, 6, 7], 0), ([8], 1)])
+        >>> pad_batch([([5, 6, 7], 0), ([8], 1)])
         (tensor([[5, 6, 7],
                 [8, 0, 0]]), tensor([0, 1]))
-        >>> pad([{"input_ids": [5, 6], "labels": [1, 2]}, {"input_ids": [7], "labels": [3]}])["labels"]
+        >>> pad_batch([{"input_ids": [5, 6], "labels": [1, 2]}, {"input_ids": [7], "labels": [3]}])["labels"]
         tensor([[   1,    2],
                 [   3, -100]])
     """
     check_range("multiple", multiple, 1, whole=True)
     if not samples:
-        raise InputError("pad of no samples: a batch holds 1 or more")
+        raise InputError("pad_batch got no samples: expected 1 or more")
     if isinstance(samples[0], tuple) and len(samples[0]) == 2:
         inputs, targets = ([sample[at] for sample in samples] for at in (0, 1))
         return _padded(inputs, value, multiple, "inputs"), _padded(targets, target_value, multiple, "targets")
@@ -93,7 +93,7 @@ def pad_batch(samples: Sequence[Any], *, value: float = 0, target_value: float =
             key: _padded([s[key] for s in samples], target_value if key == LABELS else _of(key, value), multiple, str(key))
             for key in _keys(samples, "samples")
         }
-    raise InputError(f"pad of samples of type {type(samples[0]).__name__}: expected pairs (inputs, targets), or dicts")
+    raise InputError(f"pad_batch got samples of type {type(samples[0]).__name__}: expected pairs (inputs, targets) or dicts")
 
 
 def _padded(items: list[Any], value: float, multiple: int, name: str) -> Any:
@@ -104,14 +104,14 @@ def _padded(items: list[Any], value: float, multiple: int, name: str) -> Any:
     if isinstance(head, tuple):
         columns = [list(column) for column in zip(*items, strict=True)]
         return rebuild(head, [_padded(column, value, multiple, f"{name}[{at}]") for at, column in enumerate(columns)])
-    if isinstance(head, str):  # no padding makes a tensor of it; training leaves it out, or names it
+    if isinstance(head, str):  # cannot be padded; training removes or rejects it
         return items
     tensors = [torch.as_tensor(item) for item in items]
     first = tensors[0]
     for other in tensors:
         if (other.ndim, other.shape[1:], other.dtype) != (first.ndim, first.shape[1:], first.dtype):
             two = " and ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (first, other))
-            raise InputError(f"{name} of {two} in one batch: only the first dimension may differ")
+            raise InputError(f"{name} are {two} in one batch: only the first dimension may differ")
     if first.ndim == 0:
         return torch.stack(tensors)
     longest = -(-max(map(len, tensors)) // multiple) * multiple
@@ -122,7 +122,7 @@ def _padded(items: list[Any], value: float, multiple: int, name: str) -> Any:
 
 
 def _of(key: Any, value: float) -> float:
-    if str(key).endswith("key_padding_mask"):  # PyTorch's, which is true of padding
+    if str(key).endswith("key_padding_mask"):  # PyTorch's convention: true for padding
         return 1
     return 0 if str(key).endswith("mask") else value
 
@@ -131,5 +131,5 @@ def _keys(samples: Sequence[Any], name: str) -> list[Any]:
     for sample in samples:
         if set(sample) != set(samples[0]):
             one, other = (", ".join(sorted(map(str, each))) for each in (samples[0], sample))
-            raise InputError(f"{name} with the entries {one} and with {other} in one batch: they must be the same")
+            raise InputError(f"{name} have the keys {one} and {other} in one batch: expected the same keys in each sample")
     return list(samples[0])

@@ -1,4 +1,4 @@
-"""Preprocessing as it was learned, made again from its record."""
+"""Rebuild learned preprocessing from its JSON record."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ KINDS: dict[str, type[Any]] = {"images": ImagePreprocess, "arrays": ArrayPreproc
 
 
 def load_preprocess(record: Mapping[str, Any]) -> Preprocess:
-    """What :meth:`Preprocess.record` described.
+    """Rebuild the preprocessing that :meth:`Preprocess.record` described.
 
     Raises:
-        InputError: it is damaged, or of a kind that this version does not know.
+        InputError: the record is damaged, or of an unknown kind.
 
     Example:
         >>> from heptane.data import load_data
@@ -30,7 +30,7 @@ def load_preprocess(record: Mapping[str, Any]) -> Preprocess:
     kind = record.get("kind") if isinstance(record, Mapping) else None
     if kind not in KINDS:
         raise InputError(
-            f"preprocess has kind {kind!r}: expected one of {', '.join(KINDS)}; was the run made by another version?"
+            f"preprocess has kind {kind!r}: expected one of {', '.join(KINDS)}; was the run made by a newer version?"
         )
     try:
         made: Preprocess = KINDS[kind].parse(record)

@@ -1,4 +1,4 @@
-"""Progressive resizing: smaller images for the first part of training, since a convolution's cost goes with the pixels.
+"""Progressive resizing: smaller images early in training, since a convolution's cost is proportional to the pixels.
 
 Source: Howard 2018, "Training Imagenet in 3 hours for $25", fast.ai; Tan and Le 2021, arXiv:2104.00298, section 4.
 """
@@ -14,15 +14,15 @@ from heptane.base.lazy import torch
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveResize:
-    """Train on images of ``size`` by ``size`` pixels for the first part of the steps, then on whole ones.
+    """Train on images of ``size`` by ``size`` pixels for the first part of the steps, then on full-size images.
 
-    It suits networks that take images of any size, such as those that end in a mean over the image. Evaluation is always on
-    whole images, so an accuracy from before ``until`` is lower than the network's own.
+    It suits networks that accept any image size, such as those with global average pooling. Evaluation always uses
+    full-size images, so accuracy before ``until`` is lower than on small images.
 
     Args:
-        size: height and width of the small images, in pixels, at least 1 and less than the whole ones'.
-        until: share of the steps on small images, in (0, 1). With less than about a third of them left, BatchNorm's
-            statistics do not catch up.
+        size: height and width of the small images, in pixels, at least 1 and below the full size.
+        until: fraction of the steps on small images, in (0, 1). If less than about a third of the steps remain, BatchNorm's
+            statistics do not adapt to the full size.
 
     Example:
         >>> sizes = ProgressiveResize(size=20, until=0.6).sizes(total_steps=10)
@@ -38,25 +38,25 @@ class ProgressiveResize:
         check_range("ProgressiveResize.until", self.until, 0, 1, low_open=True, high_open=True)
 
     def sizes(self, total_steps: int) -> Callable[[int], int | None]:
-        """From a step to the size of its images; None for whole ones."""
+        """Return a function from a step to its image size, None for full size."""
         stop = round(self.until * total_steps)
         return lambda step: self.size if step < stop else None
 
     def check(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Two samples at the small size, to try the model on.
+        """Return two samples at the small size, to probe the model with.
 
         Raises:
-            InputError: the inputs are not images, or not larger.
+            InputError: the inputs are not images, or not larger than ``size``.
         """
         if not isinstance(inputs, torch.Tensor) or inputs.ndim != 4:
             found = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
-            raise InputError(f"ProgressiveResize needs images (N, C, H, W), and these inputs are {found}: leave it out")
+            raise InputError(f"ProgressiveResize needs images (N, C, H, W), but the inputs are {found}: remove it")
         if self.size >= min(inputs.shape[-2:]):
             whole = "x".join(str(n) for n in inputs.shape[-2:])
-            raise InputError(f"ProgressiveResize.size={self.size}: expected less than the images' own {whole}")
+            raise InputError(f"ProgressiveResize.size={self.size}: expected less than the image size, {whole}")
         return resized(inputs[:2], self.size)
 
 
 def resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Images of shape (N, C, H, W) as (N, C, size, size), bilinear, with the filter that avoids aliasing."""
+    """Resize images (N, C, H, W) to (N, C, size, size), bilinear with antialiasing."""
     return torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)

@@ -1,4 +1,4 @@
-"""Data of any accepted kind, as batches to train on and to evaluate on."""
+"""Convert user data of any accepted kind to batches for training and evaluation."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
 
 
 def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int, steps: int | None = None) -> Source:
-    """Training data of any accepted kind as a :class:`Source`.
+    """Convert training data to a :class:`Source`.
 
     Args:
         data: a pair of tensors, a ``Dataset`` of pairs, or a ``DataLoader``.
-        batch_size: samples per optimizer step; a ``DataLoader`` brings its own.
+        batch_size: samples per optimizer step; None for a ``DataLoader``, which has its own.
         seed: of the order.
         accumulate: micro-batches per step; this many batches of a ``DataLoader`` make one step.
-        steps: how many steps the run has, where that was said in place of epochs: data without a length need it.
+        steps: number of steps of the run, if given instead of epochs; required for data without a length.
     """
     utils = torch.utils.data
     if isinstance(data, utils.DataLoader):
         if batch_size not in (None, data.batch_size):
             raise InputError(
-                f"batch_size={batch_size} and a DataLoader with batch_size={data.batch_size}: "
-                "leave batch_size out, or give them the same value"
+                f"batch_size={batch_size}, but the DataLoader has batch_size={data.batch_size}: "
+                "omit batch_size, or make them equal"
             )
         if length(data) is None and steps is not None:
             return StreamSource(data, accumulate, seed, steps)
         return LoaderSource(data, accumulate, seed)
     if batch_size is None:
-        raise InputError("batch_size=None: only a DataLoader brings its own; pass batch_size")
+        raise InputError("batch_size=None: only a DataLoader has its own; pass batch_size")
     check_range("batch_size", batch_size, 1, whole=True)
     if isinstance(data, utils.IterableDataset):
         return as_source(utils.DataLoader(data, batch_size), None, seed, accumulate, steps)
@@ -65,29 +65,29 @@ def as_loader(
     data: Any,
     batch_size: int,
     part: Callable[[int], slice],
-    bad: SkippedSamples | None = None,
+    skipped: SkippedSamples | None = None,
     name: str = "evaluation",
     look: Callable[[Any], None] = lambda batch: None,
 ) -> Iterator[tuple[Any, Any]]:
-    """Evaluation data as batches, in order, this worker's part of it: each sample once over all workers.
+    """Yield evaluation data in batches, in order: this worker's part, so that each sample is used by one worker.
 
     Args:
-        data: as for :func:`as_source`, and a ``DataLoader`` need not have a length.
-        batch_size: samples per batch; a ``DataLoader`` brings its own.
+        data: as for :func:`as_source`; a ``DataLoader`` need not have a length.
+        batch_size: samples per batch; ignored for a ``DataLoader``.
         part: from a number of samples to this worker's slice of them.
-        bad: where samples that cannot be read are noted; None: they are an error.
-        name: what to call the data in a message.
-        look: given each whole batch of a ``DataLoader``.
+        skipped: records unreadable samples; None: they are an error.
+        name: of the data, for messages.
+        look: called with each whole batch of a ``DataLoader``.
 
     Raises:
-        InputError: ``data`` is of no accepted kind, or its inputs and targets do not fit together.
+        InputError: ``data`` has an unsupported type, or its inputs and targets do not match.
     """
     check_range("batch_size", batch_size, 1, whole=True)
     utils = torch.utils.data
     if isinstance(data, utils.IterableDataset):
         data = utils.DataLoader(data, batch_size)
     if isinstance(data, utils.DataLoader):
-        for batch in eval_batches(data, bad, name):
+        for batch in eval_batches(data, skipped, name):
             size = len(first_tensor(batch))
             mine = part(size)
             look(batch)
@@ -105,20 +105,20 @@ def as_loader(
             yield copy_rows(data, slice(start, min(start + batch_size, mine.stop)))
         return
     mine = part(check_dataset(data))
-    own = torch.Generator()  # so that reading leaves PyTorch's global one alone
+    own = torch.Generator()  # so that reading does not draw from PyTorch's global generator
     yield from readable_batches(
-        utils.DataLoader(data, batch_size, sampler=range(mine.start, mine.stop), generator=own), bad, name
+        utils.DataLoader(data, batch_size, sampler=range(mine.start, mine.stop), generator=own), skipped, name
     )
 
 
 def check_dataset(data: Any) -> int:
-    """The number of samples of a ``Dataset`` that can be indexed; an error that says what is expected for other things."""
+    """Return the length of a map-style ``Dataset``; raise :class:`InputError` for anything else."""
     kinds = (str, bytes, MutableMapping, torch.Tensor, torch.utils.data.IterableDataset)
     num_samples = length(data)
     if num_samples is None or isinstance(data, kinds) or not hasattr(data, "__getitem__"):
         raise InputError(
             f"data of type {type(data).__name__}: expected a pair of tensors (inputs, targets), "
-            f"a dict of tensors with {LABELS!r} in it, a Dataset with a length and an index, or a DataLoader"
+            f"a dict of tensors with the key {LABELS!r}, a map-style Dataset, or a DataLoader"
         )
     return num_samples
 

@@ -1,4 +1,4 @@
-"""Samples from all over the data, which may be sorted."""
+"""Evenly spaced samples of a dataset, which may be sorted."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from heptane.base.lazy import torch
 from heptane.base.tree import copy_rows, first_tensor, in_memory, inputs_and_targets, length
 from heptane.data.batches import dataset_tensors
 
-READ = 32  # samples of a data set, which may be slow to read
+READ = 32  # samples at most from a Dataset, which may be slow to read
 
 
 def spaced_samples(data: Any, count: int) -> tuple[Any, Any] | None:
-    """``count`` samples, as far from each other as can be, in memory of their own; None of data without an index."""
+    """Return copies of ``count`` evenly spaced samples; None if the data has no index or cannot be read."""
     data, loader = dataset_tensors(data), torch.utils.data.DataLoader
     if not in_memory(data):
         dataset = data.dataset if isinstance(data, loader) else data
@@ -21,7 +21,7 @@ def spaced_samples(data: Any, count: int) -> tuple[Any, Any] | None:
         size = length(dataset)
         if not size or isinstance(dataset, torch.utils.data.IterableDataset):
             return None
-        with suppress(Exception):  # what cannot be read is somebody else's to report
+        with suppress(Exception):  # training reports unreadable samples
             chosen = torch.linspace(0, size - 1, min(count, size, READ)).long().tolist()
             read: tuple[Any, Any] = inputs_and_targets(collate([dataset[index] for index in chosen]))
             return read
