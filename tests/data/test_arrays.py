@@ -46,7 +46,7 @@ def zip_of(path, **members: bytes):
 # --- what is read
 
 
-SCALED = "x was standardized per feature, to mean 0 and standard deviation 1 of the training part"
+SCALED = "x was standardized per feature, to mean 0 and standard deviation 1 on the training part"
 
 
 def scaled(x: np.ndarray, by: np.ndarray = X) -> torch.Tensor:
@@ -67,7 +67,7 @@ def test_a_missing_validation_part_is_split_off_by_the_seed_and_said(load):
     row = {"x": np.arange(40.0)[:, None], "y": Y}
     data, same, other = (load({"seed": seed}, **row) for seed in (1, 1, 2))
     assert (len(data.train[1]), len(data.valid[1]), data.test) == (36, 4, None)
-    assert data.notes == ("4 of 40 samples were set aside for validation by the split seed 1", SCALED)
+    assert data.notes == ("4 of 40 samples were set aside for validation, with split seed 1", SCALED)
     assert sorted(data.valid[1].tolist()) == [0, 1, 2, 3]  # each class has one there
     moments = data.preprocess
     rows = torch.cat([data.train[0], data.valid[0]]) * moments.std[0] + moments.mean[0]
@@ -186,7 +186,7 @@ def test_real_targets_that_are_all_the_same_are_only_shifted(load):
 def test_compressed_files_and_other_arrays_are_fine_and_said(tmp_path):
     np.savez_compressed(tmp_path / "b.npz", x=X, y=Y, x_valid=X, y_valid=Y, names=np.array(["a"], dtype=object))
     data = hp.load_data(tmp_path / "b.npz")
-    assert data.notes == ("arrays left out: 'names'", SCALED)
+    assert data.notes == ("arrays ignored: 'names'", SCALED)
     assert len(data.train[0]) == 40
 
 
@@ -231,28 +231,28 @@ FAR[4999, 1] = np.nan
         ({"x": X, "y": Y.astype("U8"), "x_test": X[:1], "y_test": np.array(["9"])}, "y_test has the class '9'"),
         (
             {"x": X, "y": Y.astype("f8")},
-            r"label y holds 4 different floats that are whole \(0, 1, 2, 3\), .* 4 classes or amounts",
+            r"label y holds 4 different floats that are whole \(0, 1, 2, 3\), .* 4 classes or regression targets",
         ),
-        ({"x": X, "y": 2 * (Y > 1) - 1.0}, r"floats that are whole \(-1, 1\), which can be 2 classes or amounts"),
-        ({"x": X, "y": 2 * np.eye(4, dtype="i8")[Y] - 1}, r"y of shape \(40, 4\) holds -1, 0 or 1, .*or amounts"),
-        ({"x": X, "y": 2.0 * (Y[:, None] > 1) - 1}, r"y of shape \(40, 1\) holds -1, 0 or 1, .*or amounts"),
-        ({"x": X, "y": 2 * (Y > 1) - 1}, r"y has the label -1: number the classes .* for amounts say task='regression'"),
-        ({"x": X, "y": 2 * np.eye(4)[Y] - 1}, r"y of shape \(40, 4\) holds -1, 0 or 1, which can be labels .*or amounts"),
+        ({"x": X, "y": 2 * (Y > 1) - 1.0}, r"floats that are whole \(-1, 1\), which can be 2 classes or regression targets"),
+        ({"x": X, "y": 2 * np.eye(4, dtype="i8")[Y] - 1}, r"y of shape \(40, 4\) holds -1, 0 or 1, .*or a number"),
+        ({"x": X, "y": 2.0 * (Y[:, None] > 1) - 1}, r"y of shape \(40, 1\) holds -1, 0 or 1, .*or a number"),
+        ({"x": X, "y": 2 * (Y > 1) - 1}, r"y has the label -1: number the classes .* or pass task='regression'"),
+        ({"x": X, "y": 2 * np.eye(4)[Y] - 1}, r"y of shape \(40, 4\) holds -1, 0 or 1, where -1 can .*or a number"),
         ({"x": X, "y": Y[:, None]}, r"y has dtype int64 and shape \(40, 1\)"),
         ({"x": X, "y": np.zeros((40, 0))}, r"y has dtype float64 and shape \(40, 0\)"),
         ({"x": X, "y": np.zeros((40, 2, 2))}, r"y has dtype float64 and shape \(40, 2, 2\)"),
         ({"x": X, "y": np.int64(3)}, r"y has dtype int64 and shape \(\)"),
-        ({"x": X, "y": Y, "x_valid": X[:, :2], "y_valid": Y}, r"x_valid has samples of \(2,\) float32, x of \(3,\) float32"),
-        ({"x": X, "y": Y, "x_valid": X, "y_valid": X[:, 0]}, r"y_valid has samples of \(\) float32, y of \(\) int64"),
+        ({"x": X, "y": Y, "x_valid": X[:, :2], "y_valid": Y}, r"x_valid has.* float32, but x has \(3,\) float32"),
+        ({"x": X, "y": Y, "x_valid": X, "y_valid": X[:, 0]}, r"y_valid has samples of \(\) float32, but y has \(\) int64"),
         (
             {"x": X[:, :, None], "y": Y, "x_valid": X[:, :, None].astype("u1"), "y_valid": Y},
-            r"x_valid has samples of \(1, 3, 1\) uint8, x of \(3, 1\) float32: make them the same",
+            r"x_valid has samples of \(1, 3, 1\) uint8, but x has \(3, 1\) float32: make them equal",
         ),
-        ({"x": X}, "a.npz' has no y; it holds x"),
-        ({"x_train": X, "y_train": Y}, "has no x, y; it holds x_train, y_train"),
-        ({"x": X, "y": Y, "x_valid": X}, "has no y_valid; it holds x, y, x_valid"),
-        ({"x": X, "y": Y, "y_test": Y}, "has no x_test"),
-        ({}, "has no x, y; it holds nothing"),
+        ({"x": X}, "a.npz' has no array y; it has x"),
+        ({"x_train": X, "y_train": Y}, "has no array x, y; it has x_train, y_train"),
+        ({"x": X, "y": Y, "x_valid": X}, "has no array y_valid; it has x, y, x_valid"),
+        ({"x": X, "y": Y, "y_test": Y}, "has no array x_test"),
+        ({}, "has no array x, y; it has none"),
         ({"x": X[:4], "y": Y[:4]}, "setting aside 0.1 of 4 samples leaves a part"),
     ],
 )
@@ -263,7 +263,7 @@ def test_bad_arrays_are_refused_with_what_is_wrong(load, named, message):
 
 
 def test_a_validation_part_and_a_share_for_it_are_refused(load):
-    with pytest.raises(hp.InputError, match=r"valid_fraction=0.2: 'a.npz' has an x_valid already, so leave it out"):
+    with pytest.raises(hp.InputError, match=r"valid_fraction=0.2: 'a.npz' already has x_valid, so omit valid_fraction"):
         load({"valid_fraction": 0.2}, x=X, y=Y, x_valid=X, y_valid=Y)
 
 
@@ -283,7 +283,7 @@ def test_python_objects_are_refused_and_never_unpickled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for named in ({"x": np.array([Trap()] * 4), "y": Y[:4]}, {"x": X, "y": np.array([Trap()] * 40)}):
         np.savez(tmp_path / "a.npz", **named)
-        with pytest.raises(hp.InputError, match=r"holds Python objects, which are refused: save numbers"):
+        with pytest.raises(hp.InputError, match=r"holds Python objects, which are not loaded: save numbers"):
             hp.load_data(tmp_path / "a.npz")
     sneaky = bytearray(npy(np.array([Trap()] * 4)))
     at = sneaky.index(b"'|O'")
@@ -294,7 +294,7 @@ def test_python_objects_are_refused_and_never_unpickled(tmp_path, monkeypatch):
         archive.writestr("x", npy(np.array([Trap()] * 40)))
         archive.writestr("x.npy", npy(X))
         archive.writestr("y.npy", npy(Y))
-    with pytest.raises(hp.InputError, match="holds two arrays of one name"):
+    with pytest.raises(hp.InputError, match="holds two arrays with the same name"):
         hp.load_data(tmp_path / "a.npz")
     assert not (tmp_path / "unpickled").exists()
 
@@ -324,7 +324,7 @@ def test_a_header_that_lies_about_the_size_is_refused_before_the_memory_is_taken
     honest = npy(X)
     lying = honest.replace(b"(40, 3), }" + b" " * 10, b"(40000000000, 3), }" + b" ")
     assert lying != honest
-    with pytest.raises(hp.InputError, match=r"x\.npy claims shape \(40000000000, 3\), which its size does not bear out"):
+    with pytest.raises(hp.InputError, match=r"x\.npy claims shape \(40000000000, 3\), which does not match its size"):
         hp.load_data(zip_of(tmp_path / "a.npz", x=lying, y=npy(Y)))
 
 

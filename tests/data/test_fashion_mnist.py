@@ -215,7 +215,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_not_stop(cache, tmp_pat
     data = load()
     assert (
         data.notes[0]
-        == f"the cache {cache} cannot be written (Not a directory), so the data will be fetched again next time"
+        == f"the cache {cache} is not writable (Not a directory), so the data will be downloaded again next time"
     )
     assert len(data.notes) == 2
 
@@ -361,7 +361,7 @@ def test_wrong_content_is_never_kept_and_the_next_address_is_tried(cache, server
 def test_a_checksum_that_is_wrong_everywhere_is_said_and_leaves_no_part(cache, server, monkeypatch):
     from_server(monkeypatch, server)
     server.content[FIRST] = idx_gz(PIXELS[0] + 1)
-    with pytest.raises(DataUnavailable, match="has the wrong checksum: fetch it again"):
+    with pytest.raises(DataUnavailable, match="has the wrong checksum: download it again"):
         load()
     assert names(cache) == set()
 
@@ -379,7 +379,7 @@ def test_a_download_without_a_cache_still_gives_the_data(tmp_path, server, monke
     (tmp_path / "cache").write_text("a file")
     data = load()
     assert data.source == "public download"
-    assert "cannot be written" in data.notes[0]
+    assert "is not writable" in data.notes[0]
 
 
 # --- nothing works
@@ -405,7 +405,8 @@ def test_the_fallback_is_digits_with_a_note():
     plain = hp.load_data("digits", seed=2)
     assert (data.name, data.num_classes) == ("digits", 10)
     assert torch.equal(data.train[0], plain.train[0])
-    assert data.notes[0].startswith("fashion-mnist could not be had, so this is digits instead: Fashion-MNIST could not")
+    start = "fashion-mnist is not available, so digits was loaded instead: Fashion-MNIST is not available"
+    assert data.notes[0].startswith(start)
     assert data.notes[1:] == plain.notes
 
 

@@ -130,8 +130,8 @@ def test_other_files_and_folders_are_left_out_and_said(tmp_path):
     data = hp.load_data(tmp_path)
     assert len(data.train[1]) == 8
     assert data.notes == (
-        "2 file(s) were left out: not images, or not in a class folder",
-        "folders beside train/ that are no part were left out: extra",
+        "2 file(s) were ignored: not images, or not in a class folder",
+        "folders beside train/ that are not a part were ignored: extra",
     )
 
 
@@ -143,7 +143,7 @@ def test_images_in_folders_of_a_class_folder_are_of_that_class_and_links_in_a_ci
     (tmp_path / "cat" / "up").symlink_to(tmp_path)  # would make cats of the dogs
     data = hp.load_data(tmp_path)
     assert torch.bincount(torch.cat([part[1] for part in (data.train, data.valid, data.test)])).tolist() == [10, 16]
-    assert "6 image(s) lie in folders inside a class folder, and are of that class" in data.notes
+    assert "6 image(s) in subfolders of a class folder belong to that class" in data.notes
 
 
 def test_rare_classes_are_trained_and_validated_on_and_said(tmp_path):
@@ -153,8 +153,8 @@ def test_rare_classes_are_trained_and_validated_on_and_said(tmp_path):
     assert all(data.class_counts)
     assert torch.bincount(data.valid[1], minlength=4)[:3].min() >= 1
     assert 2 not in data.test[1].tolist()
-    assert "classes are out of balance: 'A' has 40 samples, 'D' 1; balanced accuracy is shown beside accuracy" in data.notes
-    assert any(note.startswith("'D': one sample only, used for training") for note in data.notes)
+    assert "classes are imbalanced: 'A' has 40 samples, 'D' 1; balanced accuracy is shown beside accuracy" in data.notes
+    assert any(note.startswith("'D': only one sample, used for training") for note in data.notes)
 
 
 def test_symlinks_to_files_and_folders_are_followed(tmp_path):
@@ -179,7 +179,7 @@ def test_links_that_lead_to_no_file_are_named(tmp_path, target):
         link.symlink_to(target)
     with pytest.raises(hp.InputError, match=r"image '.*cat/000\.png' cannot be read .*--skip-bad"):
         hp.load_data(tmp_path)
-    assert "1 bad file(s) were left out: 'cat/000.png'" in hp.load_data(tmp_path, skip_bad=7).notes
+    assert "1 unreadable file(s) were skipped: 'cat/000.png'" in hp.load_data(tmp_path, skip_bad=7).notes
 
 
 # --- pixels
@@ -363,7 +363,7 @@ def test_skip_bad_leaves_them_out_and_says_how_many(tmp_path):
     data = hp.load_data(damaged(tmp_path, 7), skip_bad=7)
     assert sum(len(part[1]) for part in (data.train, data.valid, data.test)) == 33
     names = ", ".join(f"'dog/{i:03}.png'" for i in range(7))
-    assert data.notes[0] == f"7 bad file(s) were left out: {names}"
+    assert data.notes[0] == f"7 unreadable file(s) were skipped: {names}"
     with pytest.raises(
         hp.InputError, match=r"dog/006\.png' cannot be read .*: it is one more than --skip-bad 6 allows, after 'd"
     ):
@@ -405,7 +405,7 @@ def test_bad_content_is_named_or_skipped(tmp_path, content):
     with pytest.raises(hp.InputError, match=r"image '.*cat/003\.png' cannot be read") as caught:
         hp.load_data(tmp_path)
     assert "\n" not in str(caught.value)
-    assert "1 bad file(s) were left out: 'cat/003.png'" in hp.load_data(tmp_path, skip_bad=7).notes
+    assert "1 unreadable file(s) were skipped: 'cat/003.png'" in hp.load_data(tmp_path, skip_bad=7).notes
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -479,7 +479,7 @@ def test_a_file_that_lies_costs_little_and_is_named_or_skipped(tmp_path: Path, k
         with pytest.raises(hp.InputError, match=rf"^image '.*cat/bad\.{suffix}' cannot be read \((?!MemoryError)") as caught:
             hp.load_data(tmp_path)
         assert "\n" not in str(caught.value)
-        assert f"1 bad file(s) were left out: 'cat/bad.{suffix}'" in hp.load_data(tmp_path, skip_bad=1).notes
+        assert f"1 unreadable file(s) were skipped: 'cat/bad.{suffix}'" in hp.load_data(tmp_path, skip_bad=1).notes
 
 
 def test_a_folder_with_the_name_of_an_image_is_a_folder(tmp_path: Path) -> None:
@@ -507,15 +507,15 @@ def test_a_class_of_only_bad_images_is_refused_even_when_they_may_be_skipped(tmp
 def test_missing_and_empty_folders_are_named(tmp_path):
     with pytest.raises(hp.InputError, match=r"data='.*none' is not a known name or an existing path"):
         hp.load_data(tmp_path / "none")
-    with pytest.raises(hp.InputError, match="has no folders in it: expected ROOT/CLASS/IMAGE"):
+    with pytest.raises(hp.InputError, match="has no subfolders: expected ROOT/CLASS/IMAGE"):
         hp.load_data(tmp_path)
     picture().save(tmp_path / "0.png")
-    with pytest.raises(hp.InputError, match="has no folders in it"):
+    with pytest.raises(hp.InputError, match="has no subfolders"):
         hp.load_data(tmp_path)
 
 
 def test_one_class_is_refused(tmp_path):
-    with pytest.raises(hp.InputError, match="has one class, 'cat', and needs two; expected ROOT/CLASS/IMAGE"):
+    with pytest.raises(hp.InputError, match="has only the class 'cat': expected ROOT/CLASS/IMAGE"):
         hp.load_data(fill(tmp_path, classes=("cat",)))
 
 
@@ -531,7 +531,7 @@ def test_a_class_without_an_image_is_refused(tmp_path):
 def test_parts_with_different_classes_are_refused(tmp_path, part, other):
     parts(tmp_path, train=2, valid=2)
     fill(tmp_path / part, classes=("eel",))
-    with pytest.raises(hp.InputError, match=f"class 'eel' is in {part}/ and not in {other}/: each part must have the same"):
+    with pytest.raises(hp.InputError, match=f"class 'eel' is in {part}/ but not in {other}/: each part must have the same"):
         hp.load_data(tmp_path)
 
 

@@ -49,7 +49,7 @@ def test_sizes_of_one_and_none(tmp_path, shape):
 )
 def test_what_is_not_idx_is_refused_with_its_first_bytes(tmp_path, content):
     path = write(tmp_path / "labels.idx", content)
-    with pytest.raises(InputError, match=r"labels\.idx' does not hold IDX: it begins with .*expected 00 00"):
+    with pytest.raises(InputError, match=r"labels\.idx' is not IDX: it begins with .*expected 00 00"):
         read_idx(path)
 
 
@@ -63,13 +63,13 @@ def test_every_cut_is_refused_plain_and_compressed(tmp_path):
 
 def test_a_header_that_claims_more_is_named_with_both_counts(tmp_path):
     content = b"\0\0\x08\x01" + struct.pack(">I", 10) + bytes(7)
-    with pytest.raises(InputError, match="only 7 bytes of values where its header says 10: fetch it again"):
+    with pytest.raises(InputError, match="only 7 bytes of values, but its header says 10: download it again"):
         read_idx(write(tmp_path / "a.idx", content))
 
 
 def test_a_header_that_claims_less_is_refused(tmp_path):
     content = b"\0\0\x08\x01" + struct.pack(">I", 10) + bytes(11)
-    with pytest.raises(InputError, match="has more bytes of values where its header says 10"):
+    with pytest.raises(InputError, match="has more bytes of values, but its header says 10"):
         read_idx(write(tmp_path / "a.idx", content))
 
 
@@ -91,7 +91,7 @@ def test_a_header_that_claims_petabytes_is_refused_before_reading(tmp_path):
 def test_the_most_accepted_is_a_limit_that_includes_itself(tmp_path):
     path = write(tmp_path / "a.idx", idx_bytes(np.zeros(100, "i4")))
     assert read_idx(path, max_bytes=400).shape == (100,)
-    with pytest.raises(InputError, match="399 is the most accepted"):
+    with pytest.raises(InputError, match="at most 399 are accepted"):
         read_idx(path, max_bytes=399)
 
 
@@ -106,7 +106,7 @@ def test_checksum_is_of_the_uncompressed_content(tmp_path):
     sha256 = hashlib.sha256(plain).hexdigest()
     for level in (1, 9):
         read_idx(write(tmp_path / "a.gz", gzip.compress(plain, level, mtime=level)), sha256=sha256)
-    with pytest.raises(InputError, match=r"a\.gz' has the wrong checksum: fetch it again"):
+    with pytest.raises(InputError, match=r"a\.gz' has the wrong checksum: download it again"):
         read_idx(tmp_path / "a.gz", sha256="0" * 64)
 
 

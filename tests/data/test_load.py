@@ -31,7 +31,7 @@ def test_a_name_that_is_nearly_right_is_offered():
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "data.doc").write_text("1,2")
-    with pytest.raises(hp.InputError, match=r"data\.doc' is neither a directory nor an \.npz file nor a table: expected"):
+    with pytest.raises(hp.InputError, match=r"data\.doc' is not a directory, table or \.npz file: expected"):
         hp.load_data(tmp_path / "data.doc")
 
 
@@ -54,7 +54,7 @@ def test_paths_that_cannot_be_opened_are_refused_in_one_line(name):
         ({"image_size": (8, 8, 3)}, r"image_size=\(8, 8, 3\): expected one whole number, or a pair, \(height, width\)"),
         ({"image_size": ()}, r"image_size=\(\): expected one whole number"),
         ({"image_size": "32"}, "image_size='32': expected a whole number"),
-        ({"image_size": 32}, "image_size=32: only a folder of images can be resized; leave it out for 'digits'"),
+        ({"image_size": 32}, "image_size=32: only a folder of images can be resized; omit it for 'digits'"),
         ({"valid_fraction": 0}, "valid_fraction=0 is out of range"),
         ({"valid_fraction": 1}, "valid_fraction=1 is out of range"),
         ({"valid_fraction": float("nan")}, "valid_fraction=nan"),

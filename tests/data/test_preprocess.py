@@ -123,8 +123,8 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("nowhere.png", "'nowhere.png' does not exist"),
-        ([], "there is no image to predict"),
-        (3.5, "a float is no image"),
+        ([], "no images to predict"),
+        (3.5, "a float is not an image"),
         (np.zeros((2, 2, 8, 8, 1), "u1"), r"an array of shape \(2, 2, 8, 8, 1\) holds no images"),
         (
             np.linspace(-2, 2, 64).reshape(8, 8),

@@ -87,8 +87,8 @@ def test_the_same_seed_splits_alike_and_classes_evenly() -> None:
     by_name = dict(zip(data.class_names, zip(train, valid, strict=True), strict=True))
     assert by_name["single"] == (1, 0)
     assert all(number > 0 for name in ("common", "some", "pair") if name != "pair" for number in by_name[name])
-    assert said(data, "classes are out of balance: 'common' has 50 samples")
-    assert said(data, "'pair', 'single': one sample only, used for training")
+    assert said(data, "classes are imbalanced: 'common' has 50 samples")
+    assert said(data, "'pair', 'single': only one sample, used for training")
     assert torch.equal(hp.load_data(frame(label=rare), seed=3).train[0], data.train[0])
 
 
@@ -154,7 +154,7 @@ def test_missing_numbers_are_the_median_and_marked() -> None:
     absent = data.train[0][:, 1] == 1
     filled = (column.numbers[0].median - column.numbers[0].mean) / column.numbers[0].std
     assert torch.allclose(data.train[0][absent, 0], torch.tensor(filled, dtype=torch.float32))
-    assert said(data, "missing numbers filled with the median, and marked: 'size'")
+    assert said(data, "missing numbers replaced by the median, with an indicator: 'size'")
     assert torch.isfinite(again(data).inputs({"size": None, "colour": "red"})[1]).all()
 
 
@@ -189,7 +189,7 @@ def test_what_is_left_out_is_said_by_name() -> None:
         "empty: 'empty'",
         "holds objects: 'things'",
     ):
-        assert said(data, f"left out, {why}"), data.notes
+        assert said(data, f"ignored, {why}"), data.notes
 
 
 def test_skewed_numbers_are_tamed() -> None:
@@ -238,7 +238,7 @@ def test_the_other_columns_tell_what_a_comma_is(tmp_path: Path) -> None:
     rows = "\n".join(f'"1,{500 + index}";"{index},25";{"ab"[index % 2]}' for index in range(N))
     data = hp.load_data(csv(tmp_path / "a.csv", f"x;price;label\n{rows}"))
     assert again(data).columns[0].numbers[0].mean == pytest.approx(1.53, abs=0.01)
-    assert said(data, "commas read as decimal points: 'x', 'price'")
+    assert said(data, "commas are decimal points: 'x', 'price'")
     assert again(data).inputs({"x": "1,530", "price": "29,25"})[1].abs().max() < 0.5
     with pytest.raises(hp.InputError, match=r"column 'x' holds '1,500', which can be 1500 or 1\.5: write numbers"):
         hp.load_data(csv(tmp_path / "b.csv", "x;label\n" + "\n".join(row[:8] + row[-1] for row in rows.split("\n"))))
@@ -263,7 +263,7 @@ def test_rows_that_repeat_the_header_and_names_of_rows_are_left_out(tmp_path: Pa
     rows = [f"{index / 2},{'ab'[index % 2]}" for index in range(N)]
     data = hp.load_data(csv(tmp_path / "a.csv", "\n".join(["x,label", *rows[:30], "x,label", *rows[30:]])))
     assert len(every(data)) == N
-    assert said(data, "1 row(s) that repeat the header were left out")
+    assert said(data, "1 row(s) that repeat the header were ignored")
     named = csv(tmp_path / "b.csv", "\n".join(["x,label", *(f"r{index},{row}" for index, row in enumerate(rows))]))
     assert torch.equal(hp.load_data(named).train[0], data.train[0])
     assert said(hp.load_data(named), "the first cell of each row has no column name")
@@ -299,7 +299,7 @@ def test_a_number_as_label_is_standardized_and_turned_back() -> None:
     assert float(data.train[1].std(correction=0)) == pytest.approx(1, abs=1e-5)
     back = torch.cat([again(data).outputs(part[1]) for part in (data.train, data.valid, data.test)])
     assert np.allclose(np.sort(back.numpy()), np.sort(price), rtol=1e-5)
-    assert said(data, "is standardized for training: losses are in these units, predictions in its own")
+    assert said(data, "is standardized for training: losses are in standardized units")
 
 
 WHOLE = np.arange(N) % 3 * 1.0
@@ -317,26 +317,30 @@ def test_the_task_settles_what_has_two_readings() -> None:
         (
             frame(label=WHOLE),
             {},
-            r"'label' holds 3 different floats that are whole \(0, 1, 2\), which can be 3 classes or amounts",
+            r"'label' holds 3 different floats that are whole \(0, 1, 2\), which can be 3 classes or regression targets",
         ),
         (frame(label=WHOLE - 1), {}, "3 different floats that are whole .*--task classification or --task regression"),
         (frame(label=[None, *KINDS[1:]]), {}, "the label 'label' is missing in 1 of 60 rows, first in row 0"),
-        (frame(label=["a"] * N), {}, "the label 'label' is a in every row: expected two classes"),
+        (frame(label=["a"] * N), {}, "the label 'label' is a in every row: expected two or more classes"),
         (frame(label=[f"a{index}" for index in range(N)]), {}, "has 60 different values in 60 rows: classes need several"),
         (frame(label=[np.inf, *range(N - 1)]), {}, "the label 'label' is inf in row 0"),
         (frame(label=pd.date_range("2024", periods=N)), {}, "the label 'label' holds dates"),
-        (frame(), {"task": "regression"}, "task='regression', but the label 'label' holds texts such as 'no'"),
+        (frame(), {"task": "regression"}, "task='regression', but the label 'label' holds text such as 'no'"),
         (frame(), {"task": "ranking"}, "task='ranking' is not known"),
-        (frame(), {"label": "labels"}, r"label='labels' is no column .did you mean label\?"),
+        (frame(), {"label": "labels"}, r"label='labels' is not a column .did you mean label\?"),
         (
             frame().rename(columns={"label": "a"}),
             {},
             "no column is called label, target, class or y: pass --label COLUMN .*'size', 'colour', 'a'",
         ),
-        (frame(y=1), {}, "'label', 'y' may each be the label: pass --label"),
-        (frame(size=[*["1"] * 58, "n.d.", "2"]), {}, "column 'size' holds numbers but for 1 cell.s. such as 'n.d.': write"),
+        (frame(y=1), {}, "'label', 'y' could all be the label: pass --label"),
+        (
+            frame(size=[*["1"] * 58, "n.d.", "2"]),
+            {},
+            "column 'size' holds numbers except in 1 cell.s. such as 'n.d.': write",
+        ),
         (frame(size=[np.inf, *range(N - 1)]), {}, "column 'size' is infinite in row 0"),
-        (frame()[["label"]], {}, "no column is left to learn 'label' from"),
+        (frame()[["label"]], {}, "the table has no usable column to predict 'label' from"),
         (frame()[:0], {}, "has 0 rows and 3 columns"),
         (frame()[:4], {}, "setting aside 0.1 .* of 4 samples"),
         (pd.concat([frame(), frame()], axis=1), {}, "has two columns called 'colour'"),
@@ -392,7 +396,7 @@ def test_a_pair_of_arrays_is_standardized_and_a_frame_with_labels_is_a_table() -
     data = hp.load_data((table[["size", "colour"]], table["label"]))
     assert torch.equal(data.train[0], hp.load_data(table).train[0])
     assert hp.load_data((pl.DataFrame(table[["size"]].to_dict("list")), list(KINDS))).kind == "table"
-    with pytest.raises(hp.InputError, match=r"x has 60 rows and y is of shape \(3,\)"):
+    with pytest.raises(hp.InputError, match=r"x has 60 rows but y has shape \(3,\)"):
         hp.load_data((table[["size"]], [1, 2, 3]))
 
 

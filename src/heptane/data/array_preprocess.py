@@ -1,4 +1,4 @@
-"""Arrays of numbers as a model takes them: float32, standardized with what the training part taught."""
+"""Preprocess arrays of numbers for a model: float32, standardized with statistics of the training part."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from heptane.data.preprocess import Preprocess, TargetScale, as_array, is_path, 
 
 @dataclass(frozen=True)
 class ArrayPreprocess(Preprocess):
-    """Numbers of shape (N, \\*shape) as float32, less ``mean`` and over ``std``.
+    """Numbers of shape (N, \\*shape) as standardized float32.
 
     Args:
         shape: of one sample.
-        mean, std: one number per entry of the first dimension of a sample, one for all, or () for values left as they are.
-        clip: the largest absolute value after that; None: no limit.
-        target: how the targets were standardized, for regression; None for classes.
+        mean, std: one number per entry of a sample's first dimension, or one for all; (): unchanged values.
+        clip: largest absolute value after standardization; None: no limit.
+        target: scale of the targets, for regression; None for classes.
     """
 
     kind: ClassVar[str] = "arrays"
@@ -42,14 +42,14 @@ class ArrayPreprocess(Preprocess):
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> ArrayPreprocess:
-        """What :meth:`record` described."""
+        """Rebuild from :meth:`record`."""
         mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
         clip = record["clip"]
         shape = tuple(int(size) for size in record["shape"])
         return cls(shape, mean, std, None if clip is None else float(clip), TargetScale.parse(record.get("target")))
 
     def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
-        """Names and inputs of arrays.
+        """Return names and inputs of arrays.
 
         Args:
             source: an ``.npz`` file with ``x``, an ``.npy`` file, or an array, tensor or list of numbers of shape (N, ...),
@@ -65,11 +65,11 @@ class ArrayPreprocess(Preprocess):
             try:
                 array = np.asarray(source)
             except Exception as error:
-                raise InputError(f"a {type(source).__name__} is no array of numbers ({one_line(error)})") from error
+                raise InputError(f"a {type(source).__name__} is not an array of numbers ({one_line(error)})") from error
         if array.shape == self.shape:
             array = array[None]
         if array.dtype.kind not in "biuf" or array.shape[1:] != self.shape or not len(array):
-            wanted = f"numbers of shape (N, {', '.join(map(str, self.shape))}), as the training data were"
+            wanted = f"numbers of shape (N, {', '.join(map(str, self.shape))}), as in training"
             raise InputError(f"x has dtype {array.dtype} and shape {array.shape}: expected {wanted}")
         return numbered(len(array)), self.apply(to_float("x", array))
 
@@ -84,7 +84,7 @@ class ArrayPreprocess(Preprocess):
 
 
 def read_npy(path: Path) -> Any:
-    """The array in an ``.npy`` file."""
+    """Read the array in an ``.npy`` file."""
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

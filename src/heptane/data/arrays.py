@@ -1,14 +1,14 @@
 """Load an ``.npz`` with ``x``, ``y`` and optionally ``x_valid``, ``y_valid``, ``x_test``, ``y_test``, or a pair (x, y).
 
-Inputs: uint8 of three dimensions are grey images (N, H, W); uint8 of four are images (N, C, H, W), or (N, H, W, C) if
-the last dimension is 1, 3 or 4 and the second is not. Images are scaled to [0, 1] and normalised per channel, also floats
-(N, C, H, W) in [0, 1] or [0, 255]. Other numbers become float32 and are standardized: (N, F) per feature, (N, C, H, W) per
-channel, others as a whole.
+Inputs:
+    3-d uint8: grey images (N, H, W). 4-d uint8: images (N, C, H, W), or (N, H, W, C) if the last dimension is 1, 3 or 4 and
+    the second is not. Images, also floats (N, C, H, W) in [0, 1] or [0, 255], are normalised per channel. Other numbers
+    become float32 and are standardized: (N, F) per feature, (N, C, H, W) per channel, others as a whole.
 
-Targets: whole numbers (or 1-D booleans) are classes 0 to K-1, texts are the names of classes; booleans, or floats that all
-lie in [0, 1], of shape (N, K) are soft targets or several labels per sample, and one-hot rows of whole numbers are classes;
-other floats, of shape (N,) or (N, K), are for regression and are standardized, but 0.0 and 1.0 of shape (N,) are two
-classes, and a few whole floats, or -1 beside 0 and 1, are refused, since they can be both.
+Targets:
+    Whole numbers (or 1-d booleans): classes 0 to K-1. Text: class names. One-hot rows of whole numbers: classes. Booleans or
+    floats in [0, 1], of shape (N, K): soft or multi-label targets. Other floats, (N,) or (N, K): regression, standardized;
+    but only 0.0 and 1.0 of shape (N,) are two classes. A few whole floats, or -1 beside 0 and 1, are ambiguous: an error.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 
 def load_arrays(source: Path | tuple[Any, Any], *, task: str | None, seed: int, valid_fraction: float | None) -> Data:
-    """Load the ``.npz`` file or the pair (x, y); a missing validation part is split off by ``seed``, classes evenly.
+    """Load an ``.npz`` file or a pair (x, y); a missing validation part is split off by ``seed``, stratified by class.
 
     Raises:
-        InputError: the file is damaged or too large, holds Python objects, or its arrays do not fit together.
+        InputError: the file is damaged or too large, holds Python objects, or its arrays do not match.
     """
     arrays, notes = read_npz(source) if isinstance(source, Path) else of_pair(*source)
     named, seen = class_names(arrays)
@@ -54,10 +54,10 @@ def load_arrays(source: Path | tuple[Any, Any], *, task: str | None, seed: int, 
         inputs, targets = parts[""]
         rest, valid = set_aside(targets, 0.1 if valid_fraction is None else valid_fraction, seed, notes)
         parts[""], parts["_valid"] = (inputs[rest], targets[rest]), (inputs[valid], targets[valid])
-        notes.append(f"{len(valid)} of {len(targets)} samples were set aside for validation by the split seed {seed}")
+        notes.append(f"{len(valid)} of {len(targets)} samples were set aside for validation, with split seed {seed}")
     elif valid_fraction is not None:
         where = repr(source.name) if isinstance(source, Path) else "the data"
-        raise InputError(f"valid_fraction={valid_fraction}: {where} has an x_valid already, so leave it out")
+        raise InputError(f"valid_fraction={valid_fraction}: {where} already has x_valid, so omit valid_fraction")
     if num_classes is not None and not parts[""][1].is_floating_point():
         every = torch.cat([parts[suffix][1] for suffix in ("", "_valid")])
         notes += out_of_balance(torch.bincount(every, minlength=num_classes).tolist(), named)
@@ -72,21 +72,21 @@ def load_arrays(source: Path | tuple[Any, Any], *, task: str | None, seed: int, 
 
 
 def of_pair(x: Any, y: Any) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
-    """A pair of arrays, tensors or lists, as :func:`read_npz` gives those of a file."""
+    """Convert a pair of arrays, tensors or lists to the form that :func:`read_npz` returns."""
     arrays = {}
     for name, value in (("x", x), ("y", y)):
         array = as_array(value)
         try:
             arrays[name] = np.asarray(value) if array is None else array
         except Exception as error:
-            raise InputError(f"{name} is a {type(value).__name__} that is no array ({one_line(error)})") from error
+            raise InputError(f"{name} is a {type(value).__name__}, not an array ({one_line(error)})") from error
         if arrays[name].dtype.kind == "O" and all(isinstance(one, str) for one in arrays[name].flat):
             arrays[name] = arrays[name].astype(str)
     return arrays, []
 
 
 def class_names(arrays: dict[str, npt.NDArray[Any]]) -> tuple[tuple[str, ...], bool]:
-    """The sorted names of classes where ``y`` is texts, of which ``arrays`` then has the numbers; and whether it is."""
+    """If ``y`` is text, replace it in ``arrays`` by class numbers; return the sorted class names, and whether it was."""
     y = arrays["y"]
     if y.dtype.kind not in "UT" or y.ndim != 1 or not len(y):
         return (), False
@@ -96,26 +96,26 @@ def class_names(arrays: dict[str, npt.NDArray[Any]]) -> tuple[tuple[str, ...], b
             texts = arrays[key].astype(str)
             unknown = np.setdiff1d(texts, names)
             if len(unknown):
-                raise InputError(f"{key} has the class {str(unknown[0])!r}, which y has not: a model cannot learn it")
+                raise InputError(f"{key} has the class {str(unknown[0])!r}, which y does not have: a model cannot learn it")
             arrays[key] = np.searchsorted(names, texts)
     return tuple(names.tolist()), True
 
 
 def set_aside(targets: torch.Tensor, share: float, seed: int, notes: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices to train on, and for validation: each class evenly, or, where nearly all have one sample, at random."""
+    """Return indices for training and validation: stratified by class, or at random if most classes have one sample."""
     try:
         rest, valid = split_by_class(targets, [share], seed)
     except InputError:
         rest, valid = split([len(targets)], [share], seed)
         if not targets.is_floating_point():
             notes.append(
-                "most classes have one sample, so the split is at random, and validation has classes not trained on"
+                "most classes have one sample, so the split is random, and validation has classes that training does not"
             )
     return rest, valid
 
 
 def standardize(parts: list[torch.Tensor], notes: list[str]) -> tuple[Preprocess, list[torch.Tensor]]:
-    """What standardizes inputs, learned on the first part, and all the parts after it."""
+    """Learn the standardization on the first part; return it and all standardized parts."""
     first = parts[0]
     shape = tuple(first.shape[1:])
     if first.dtype == torch.uint8:
@@ -130,12 +130,12 @@ def standardize(parts: list[torch.Tensor], notes: list[str]) -> tuple[Preprocess
     if len(shape) == 3 and shape[0] in CHANNELS and low >= 0 and high <= 255 and high > 0:
         white = 1.0 if high <= 1 else 255.0
         mean, std = tuple((means / white).tolist()), tuple((stds / white).tolist())
-        notes.append(f"x is taken for images with values from 0 to {white:g}, and normalised per channel")
+        notes.append(f"x is treated as images with values from 0 to {white:g}, and normalised per channel")
         return ImagePreprocess((shape[1], shape[2]), shape[0], mean, std, white), [
             standardise(part, mean, std, white) for part in parts
         ]
     each = "per feature" if len(shape) == 1 else "per channel" if per_entry else "as a whole"
-    notes.append(f"x was standardized {each}, to mean 0 and standard deviation 1 of the training part")
+    notes.append(f"x was standardized {each}, to mean 0 and standard deviation 1 on the training part")
     made = ArrayPreprocess(shape, tuple(means.tolist()), tuple(stds.tolist()), CLIP)
     return made, [made.apply(part) for part in parts]
 
@@ -143,7 +143,7 @@ def standardize(parts: list[torch.Tensor], notes: list[str]) -> tuple[Preprocess
 def standardize_targets(
     preprocess: Preprocess, parts: dict[str, tuple[torch.Tensor, torch.Tensor]], notes: list[str]
 ) -> tuple[Preprocess, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """``preprocess`` with the scale of real-valued targets, and the parts with such targets."""
+    """Standardize regression targets; return ``preprocess`` with their scale, and the parts."""
     assert isinstance(preprocess, ArrayPreprocess | ImagePreprocess)
     scale = TargetScale.learn(parts[""][1])
     notes.append(scale.note("y"))
@@ -151,7 +151,7 @@ def standardize_targets(
 
 
 def to_inputs(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
-    """Inputs as uint8 images (N, C, H, W), or as finite float32 of shape (N, ...)."""
+    """Convert inputs to uint8 images (N, C, H, W) or finite float32 (N, ...)."""
     shape = array.shape
     if array.dtype.kind not in "biuf" or array.ndim < 2 or 0 in shape:
         wanted = "real numbers of shape (N, ...), with no empty dimension"
@@ -166,15 +166,15 @@ def to_inputs(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
 
 
 def to_targets(name: str, array: npt.NDArray[Any], task: str | None, notes: list[str]) -> torch.Tensor:
-    """Targets as int64 classes (N,), or as finite float32 of shape (N,) or (N, K)."""
+    """Convert targets to int64 classes (N,) or finite float32 (N,) or (N, K)."""
     kind, ndim = array.dtype.kind, array.ndim
     if task is None and kind in "if" and ndim == 2:
         refuse_signs(name, array)
     if kind in "iu" and ndim == 2 and array.shape[1] > 1 and len(array) and ((array == 0) | (array == 1)).all():
         if (array.sum(1) == 1).all():
-            notes.append(f"{name} is one-hot of shape {array.shape}: taken for {array.shape[1]} classes")
+            notes.append(f"{name} is one-hot of shape {array.shape}: treated as {array.shape[1]} classes")
             return torch.from_numpy(array.argmax(1))
-        array, kind = array.astype(np.float32), "f"  # several labels per sample
+        array, kind = array.astype(np.float32), "f"  # multi-label
     if 0 not in array.shape and ((kind in "biu" and ndim == 1) or (kind in "bf" and ndim in (1, 2))):
         if task == "regression" or ndim == 2:
             return to_float(name, array)
@@ -184,8 +184,8 @@ def to_targets(name: str, array: npt.NDArray[Any], task: str | None, notes: list
         if low < 0 or high >= 2**31:
             value = low if low < 0 else high
             raise InputError(
-                f"{name} has the label {value}: number the classes 0 to K-1, as np.unique(return_inverse=True) does, or for "
-                "amounts say task='regression' (--task regression)"
+                f"{name} has the label {value}: number the classes 0 to K-1, as np.unique(return_inverse=True) does, or "
+                "pass task='regression' (--task regression)"
             )
         return torch.from_numpy(array.astype(np.int64))
     wanted = "whole numbers or texts of shape (N,), floats of shape (N,) or (N, K), or booleans of shape (N, K)"
@@ -194,39 +194,39 @@ def to_targets(name: str, array: npt.NDArray[Any], task: str | None, notes: list
 
 
 def real_or_classes(name: str, array: npt.NDArray[Any], task: str | None, notes: list[str]) -> torch.Tensor:
-    """Floats of shape (N,): classes where they are 0.0 and 1.0 or ``task`` says so, else real numbers."""
+    """Convert floats (N,): to classes if they are 0.0 and 1.0 or ``task`` says so, else to float32."""
     values = to_float(name, array)
     if task is None:
-        task, said = guess_task(name, Cells("number", np.asarray(array, dtype=np.float64)))
-        notes += [said] if task == "classification" else []
+        task, note = guess_task(name, Cells("number", np.asarray(array, dtype=np.float64)))
+        notes += [note] if task == "classification" else []
     if task == "regression":
         return values
     if bool((values < 0).any() or (values != values.round()).any()) or float(values.max()) > 2**24:
         raise InputError(
-            f"task='classification', but {name} has labels other than 0, 1, 2, ...: number the classes 0 to K-1"
+            f"task='classification', but {name} has labels that are not 0, 1, 2, ...: number the classes 0 to K-1"
         )
     return values.long()
 
 
 def refuse_signs(name: str, values: npt.NDArray[Any]) -> None:
-    """Raise for targets (N, K) of -1, 0 and 1, of which a -1 can mean several things."""
+    """Raise :class:`InputError` for targets (N, K) of -1, 0 and 1, in which -1 is ambiguous."""
     if (values == -1).any() and np.isin(values, (-1, 0, 1)).all():
         raise InputError(
-            f"{name} of shape {values.shape} holds -1, 0 or 1, which can be labels that do not apply (or are not known), or "
-            "amounts: write 0 for a label that does not apply, or say task='regression' (--task regression)"
+            f"{name} of shape {values.shape} holds -1, 0 or 1, where -1 can be a label that does not apply (or is unknown), "
+            "or a number: write 0 for a label that does not apply, or pass task='regression' (--task regression)"
         )
 
 
 def check_parts(parts: dict[str, tuple[torch.Tensor, torch.Tensor]], notes: list[str], named: bool = False) -> int | None:
-    """Refuse parts that do not fit together; return the number of classes, or None for regression."""
+    """Check that the parts match; return the number of classes, or None for regression."""
     x, y = parts[""]
     for suffix, part in parts.items():
         for letter, mine, first in zip("xy", part, (x, y), strict=True):
             have, want = (f"{tuple(t.shape[1:])} {str(t.dtype)[6:]}" for t in (mine, first))
             if have != want:
-                raise InputError(f"{letter}{suffix} has samples of {have}, {letter} of {want}: make them the same")
+                raise InputError(f"{letter}{suffix} has samples of {have}, but {letter} has {want}: make them equal")
     if y.is_floating_point():
-        labels = y.ndim == 2 and bool(((y >= 0) & (y <= 1)).all())  # several labels, or a distribution
+        labels = y.ndim == 2 and bool(((y >= 0) & (y <= 1)).all())  # multi-label, or a distribution
         return y.shape[1] if labels else None
     present = set(y.tolist())
     num_classes = int(y.max()) + 1
@@ -236,7 +236,7 @@ def check_parts(parts: dict[str, tuple[torch.Tensor, torch.Tensor]], notes: list
     for suffix, (_, targets) in parts.items():
         if int(targets.max()) >= num_classes:
             raise InputError(
-                f"y{suffix} has the label {int(targets.max())}: the largest in y is {num_classes - 1}, unknown to a model"
+                f"y{suffix} has the label {int(targets.max())}, but the largest in y is {num_classes - 1}: correct it"
             )
     if len(present) < num_classes:
         notes.append(f"only {len(present)} of the {num_classes} classes have training samples")

@@ -1,8 +1,8 @@
-"""Inputs of other types than the model takes, such as NumPy's float64 or uint8 images: converted batch by batch, and said.
+"""Convert inputs of dtypes that the model does not accept, such as NumPy's float64 or uint8 images, batch by batch.
 
-The model is tried on a few samples as they are first, and only what it does not take is converted: integers that an
-embedding looks up stay integers, and a model that scales its images itself is given them as they are. Nothing is kept twice:
-uint8 stays uint8 in memory, and uint16 of images uint16.
+The model first runs on a few unconverted samples, and only what it rejects is converted: indices of an embedding stay
+integers, and a model that scales its own images gets them unscaled. The data itself keeps its dtype in memory. The user is
+told of each conversion.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
 from heptane.base.tree import TEXT_REMEDY, Path, is_text, tree_leaves
 
-UNSIGNED = ("torch.uint16", "torch.uint32", "torch.uint64")  # PyTorch computes little with them
-MAX_TRIES = 32  # combinations of conversions, of inputs that hold several tensors of integers
+UNSIGNED = ("torch.uint16", "torch.uint32", "torch.uint64")  # PyTorch supports few operations on these
+MAX_TRIES = 32  # combinations of conversions to try, if the inputs hold several integer tensors
 
 
 class CastRule(NamedTuple):
-    """What a tensor becomes."""
+    """The conversion of one tensor."""
 
     dtype: torch.dtype
     scaled: bool = False
-    """0 to 255, or 65,535, becomes 0 to 1"""
+    """whether 0 to 255 (or to 65,535) is scaled to [0, 1]"""
 
 
 @dataclass
 class Cast:
-    """The conversions of a run: by place in the inputs and type, learned from the first batch of each kind."""
+    """The conversions of a run, by path in the inputs and dtype, learned from the first batch of each structure."""
 
     rules: dict[tuple[Path, torch.dtype], CastRule] = field(default_factory=dict)
     left_out: set[Path] = field(default_factory=set)
-    """columns of text"""
+    """text entries that are removed"""
     of_targets: torch.dtype | None = None
-    """what float64 targets become"""
+    """the dtype for float64 targets"""
     _seen: set[Any] = field(default_factory=set)
 
     def inputs(self, data: Any) -> Any:
-        """The inputs as the model takes them; the very same object where nothing is to be converted."""
+        """Convert inputs for the model; without conversions, return the same object."""
         return self._changed(data, ()) if self.rules or self.left_out else data
 
     def targets(self, data: Any) -> Any:
-        """The targets likewise."""
+        """Convert targets; without conversions, return the same object."""
         return _in_32_bits(data, self.of_targets) if self.of_targets is not None else data
 
     def learn(
@@ -58,17 +58,17 @@ class Cast:
         whole: Any = None,
         tries: bool = True,
     ) -> list[str]:
-        """Find what is to be converted in batches like this one; what is to be said of it.
+        """Learn the conversions for batches like this one; return messages about them.
 
         Args:
-            model: it is tried on two samples, and left as it is.
+            model: probed on two samples, and left unchanged.
             inputs, targets: a batch, on the model's device.
-            labels: whether the model is given the targets too.
-            whole: all inputs, where they are in memory.
-            tries: False where the model cannot be run: then numbers of another precision are converted, and no integers.
+            labels: whether the model also takes the targets.
+            whole: all inputs, if they are in memory.
+            tries: False if the model cannot be run: then only floats of another precision are converted.
 
         Raises:
-            InputError: tensors without values, text that cannot be left out, numbers that the model's type cannot hold.
+            InputError: tensors without values, text that cannot be removed, or numbers that overflow the model's dtype.
         """
         found = list(tree_leaves(inputs))
         key = tuple((path, getattr(leaf, "dtype", type(leaf))) for path, leaf in found), _wide(targets)
@@ -78,11 +78,11 @@ class Cast:
         check_real("inputs", inputs)
         check_real("targets", targets)
         own = model_dtype(model)
-        said = self._learn_targets(targets, own)
+        messages = self._learn_targets(targets, own)
         text = [path for path, leaf in found if is_text(leaf) and path not in self.left_out]
         check_text(model, inputs, text)
         self.left_out |= set(text)
-        said += [f"inputs{_named(path)} are text, which {type(model).__name__} does not take: left out" for path in text]
+        messages += [f"inputs{_named(path)} are text, which {type(model).__name__} does not take: removed" for path in text]
         odd = {path: leaf for path, leaf in found if _is_odd(leaf, own) and (path, leaf.dtype) not in self.rules}
         all_of = dict(tree_leaves(whole)) if whole is not None else {}
         chosen = self._chosen(model, inputs, targets if labels else None, odd, all_of, own, tries, text)
@@ -91,8 +91,8 @@ class Cast:
             self.rules[path, leaf.dtype] = rule
             if rule.dtype.is_floating_point and leaf.is_floating_point():
                 check_fits(f"inputs{_named(path)}", all_of.get(path, leaf), rule.dtype)
-            said.append(_said(path, leaf, rule))
-        return said
+            messages.append(_message(path, leaf, rule))
+        return messages
 
     def _learn_targets(self, targets: Any, own: torch.dtype) -> list[str]:
         if not _wide(targets) or own is torch.float64 or self.of_targets is not None:
@@ -114,8 +114,8 @@ class Cast:
         tries: bool,
         text: list[Path],
     ) -> dict[Path, CastRule]:
-        """The first set of conversions with which the model runs; where there is none, the usual one: then what the model
-        raises is about something else."""
+        """The first set of conversions with which the model runs; if there is none, the default one, since the model's error
+        must have another cause."""
         if not odd and not text:
             return {}
         options = {path: _options(leaf, whole.get(path, leaf), own) for path, leaf in odd.items()}
@@ -144,12 +144,12 @@ class Cast:
         from heptane.base.tree import copy_rows
         from heptane.model.probe import probe_output
 
-        few = copy_rows(inputs, slice(2))
-        few_labels = None if labels is None else copy_rows(labels, slice(2))
+        sample = copy_rows(inputs, slice(2))
+        sample_labels = None if labels is None else copy_rows(labels, slice(2))
         try:
             with torch.inference_mode(False):
-                probe_output(model, Cast({**self.rules, **rules}, self.left_out).inputs(few), self.targets(few_labels))
-        except Exception as error:  # whatever a model raises for a type that it does not take
+                probe_output(model, Cast({**self.rules, **rules}, self.left_out).inputs(sample), self.targets(sample_labels))
+        except Exception as error:  # a model may raise anything for a dtype that it does not accept
             return error
         return None
 
@@ -174,7 +174,7 @@ class Cast:
 
 
 def model_dtype(model: torch.nn.Module) -> torch.dtype:
-    """The type of most of a model's real numbers; PyTorch's default where it has none."""
+    """The dtype of most of a model's floating-point numbers; PyTorch's default dtype if it has none."""
     counts: dict[torch.dtype, int] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point() and tensor.dtype.itemsize > 1:
@@ -184,26 +184,22 @@ def model_dtype(model: torch.nn.Module) -> torch.dtype:
 
 
 def check_real(what: str, data: Any) -> None:
-    """Refuse tensors that hold no values, or that cannot be cut into batches by rows."""
+    """Raise :class:`InputError` for tensors without values, or that cannot be split into batches by rows."""
     for path, leaf in tree_leaves(data):
         if not isinstance(leaf, torch.Tensor):
             continue
         if leaf.is_meta:
-            raise InputError(f"{what}{_named(path)} are on the meta device, where tensors hold no values: give real ones")
+            raise InputError(f"{what}{_named(path)} are on the meta device, so they have no values: give real tensors")
         if leaf.is_quantized:
-            raise InputError(f"{what}{_named(path)} are quantized, and training computes with numbers: pass x.dequantize()")
+            raise InputError(f"{what}{_named(path)} are quantized, but training needs plain numbers: pass x.dequantize()")
         kind = "nested" if leaf.is_nested else str(leaf.layout).removeprefix("torch.").removesuffix("_coo")
         if leaf.is_nested or leaf.layout is not torch.strided:
             remedy = "pad it: tensor.to_padded_tensor(0)" if leaf.is_nested else "pass tensor.to_dense()"
-            raise InputError(f"{what}{_named(path)} are a {kind} tensor, which is not cut into batches by rows: {remedy}")
+            raise InputError(f"{what}{_named(path)} are a {kind} tensor, which cannot be split into batches: {remedy}")
 
 
 def check_text(model: torch.nn.Module, inputs: Any, text: list[Path]) -> None:
-    """Refuse text that the model's ``forward`` takes by name, or that is no entry of a dict: it cannot be left out.
-
-    Raises:
-        InputError: it names the column.
-    """
+    """Raise :class:`InputError` for text that cannot be removed: ``forward`` takes it by name, or it is not in a dict."""
     import inspect
 
     from heptane.model.forward import unwrapped
@@ -217,28 +213,29 @@ def check_text(model: torch.nn.Module, inputs: Any, text: list[Path]) -> None:
     for path in text:
         if not path or not isinstance(path[-1], str) or path[-1] in names:
             takes = f", and {type(model).__name__} takes it" if path and path[-1] in names else ""
-            raise InputError(f"inputs{_named(path)} are text{takes}; training takes tensors: {TEXT_REMEDY}")
+            raise InputError(f"inputs{_named(path)} are text{takes}; training needs tensors: {TEXT_REMEDY}")
 
 
 def check_fits(what: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    """Refuse finite numbers that would be infinite in ``dtype``."""
+    """Raise :class:`InputError` if finite numbers would overflow ``dtype``."""
     if tensor.dtype.itemsize <= dtype.itemsize or not tensor.numel():
         return
     low, high = (float(value) for value in torch.aminmax(tensor.detach()))
     most, largest = torch.finfo(dtype).max, max(abs(low), abs(high))
     if most < largest < float("inf"):
         raise InputError(
-            f"{what} hold {largest:.3g}, which {_short(dtype)} cannot hold (at most {most:.3g}): scale them, or call "
+            f"{what} contain {largest:.3g}, which overflows {_short(dtype)} (at most {most:.3g}): scale them, or call "
             "model.double()"
         )
 
 
 def to_tensors(data: Any) -> Any:
-    """``data`` with NumPy arrays, in dicts, tuples and lists too, as tensors in the same memory; the same object if there is
-    none.
+    """Convert NumPy arrays, also in dicts, tuples and lists, to tensors that share their memory.
+
+    Returns the same object if there are none; arrays of text become lists.
 
     Raises:
-        InputError: arrays of objects, dates or texts, or masked ones.
+        InputError: arrays of objects or dates, or masked arrays.
     """
     if type(data) is torch.Tensor:
         return data.to(torch.int64) if str(data.dtype) in UNSIGNED and data.ndim < 3 else data
@@ -263,28 +260,26 @@ def _tensor(array: Any) -> Any:
     import warnings
 
     if isinstance(array, np.ma.MaskedArray):
-        raise InputError(
-            "a masked array: the masked values would be trained on as numbers; fill them with array.filled(...)"
-        )
+        raise InputError("a masked array: training would use the masked values as numbers; fill them with array.filled(...)")
     if array.dtype.kind in "US":
-        return array.tolist()  # text: named, or left out, as other text is
+        return array.tolist()  # treated like other text
     if array.dtype.kind not in "biufc" or array.dtype.itemsize > 16 or array.dtype == np.longdouble:
         raise InputError(
-            f"a NumPy array of dtype {array.dtype}: expected numbers; convert it, such as array.astype('float32')"
+            f"a NumPy array of dtype {array.dtype}: expected numbers; convert it, for example with array.astype('float32')"
         )
-    if array.dtype.kind == "u" and array.dtype.itemsize > (2 if array.ndim > 2 else 1):  # PyTorch computes little with them
+    if array.dtype.kind == "u" and array.dtype.itemsize > (2 if array.ndim > 2 else 1):  # PyTorch supports few operations
         array = array.astype(np.int64)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if any(stride < 0 for stride in array.strides):
         array = array.copy()
-    with warnings.catch_warnings():  # an array that may only be read, such as a file's: nothing writes to it
+    with warnings.catch_warnings():  # PyTorch warns of read-only arrays, but nothing writes to them
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)
 
 
 def _options(leaf: torch.Tensor, whole: Any, own: torch.dtype) -> list[CastRule | None]:
-    """What a tensor can be given to a model as, the most usual first; None is as it is."""
+    """Possible conversions of a tensor, the most likely first; None is no conversion."""
     if leaf.is_floating_point():
         return [CastRule(own)]
     if leaf.is_complex():
@@ -300,7 +295,7 @@ def _product(options: dict[Path, list[CastRule | None]]) -> Iterator[tuple[CastR
 
 
 def _is_odd(leaf: Any, own: torch.dtype) -> bool:
-    """Whether a model whose numbers are ``own`` may not take it as it is."""
+    """Whether a model of dtype ``own`` may reject it."""
     return isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.dtype is not own
 
 
@@ -312,13 +307,13 @@ def _beyond_one(whole: torch.Tensor) -> bool:
 
 
 def _check_complex(model: torch.nn.Module, odd: dict[Path, torch.Tensor], error: Exception) -> None:
-    """Say that inputs are complex, where the model runs with none of the conversions."""
+    """Raise :class:`InputError` for complex inputs that the model rejects in every conversion."""
     for path, leaf in odd.items():
         if leaf.is_complex():
             raise InputError(
-                f"inputs{_named(path)} are {_short(leaf.dtype)}, and {type(model).__name__} does not take them "
-                f"({one_line(error)}): pass torch.view_as_real(x), two real numbers for each, or x.abs(); or build the "
-                "model's layers with dtype=torch.complex64"
+                f"inputs{_named(path)} are {_short(leaf.dtype)}, which {type(model).__name__} does not accept "
+                f"({one_line(error)}): pass torch.view_as_real(x) or x.abs(), or build the model's layers with "
+                "dtype=torch.complex64"
             ) from None
 
 
@@ -340,7 +335,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _said(path: Path, leaf: torch.Tensor, rule: CastRule) -> str:
+def _message(path: Path, leaf: torch.Tensor, rule: CastRule) -> str:
     where = f" (inputs{_named(path)})" if path else ""
     if rule.scaled:
         return f"{_short(leaf.dtype)} images were scaled to [0, 1]{where}"

@@ -1,9 +1,9 @@
-"""What the cells of a table's column hold: numbers, dates, categories, or nothing that can be used.
+"""Infer what a table's column holds: numbers, dates, categories, or nothing usable.
 
-Text is a number where every cell reads as one: plain (``-1.5e3``), with a currency sign or percent (``$5``, ``12%``), with
-separators of thousands (``1,234.5``) or a decimal comma (``1.234,5``). ``1,234`` alone can be both: the other cells of the
-table decide, else it is refused. Codes with leading zeros (``02139``) are categories. Dates are ISO (``2024-03-31``), or
-days and months in the order that the column itself proves.
+Text is numeric if every cell is: plain (``-1.5e3``), with a currency or percent sign (``$5``, ``12%``), with thousands
+separators (``1,234.5``) or a decimal comma (``1.234,5``). ``1,234`` is ambiguous: other cells of the table decide, else it
+is an error. Codes with leading zeros (``02139``) are categories. Dates are ISO (``2024-03-31``), or have a day and month
+whose order the column proves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MISSING = frozenset(
     ("", "#n/a", "#n/a n/a", "#na", "-1.#ind", "-1.#qnan", "1.#ind", "1.#qnan", "-nan", "<na>", "n/a", "n.a.", "na", "nan")
 ).union(("null", "none", "?", "-", "--", "."))
-MISSING_LABEL = MISSING - {"none", "-", "--", "."}  # these are names that a class may have
+MISSING_LABEL = MISSING - {"none", "-", "--", "."}  # a class may have these names
 AFFIXES = re.compile(r"^([+-]?)\s*[$€£¥]\s*|\s*[%$€£¥]$|(?<=\d)['’\s](?=\d{3})")
 PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 WHOLE = re.compile(r"[+-]?\d+")
@@ -36,43 +36,42 @@ DOT_THOUSANDS = re.compile(r"[+-]?\d{1,3}(\.\d{3})*")
 LEADING_ZERO = re.compile(r"0\d+")
 ISO = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?\s?(Z|[+-]\d{2}:?\d{2})?)?")
 DAY_MONTH = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d{2})( \d{1,2}:\d{2}(:\d{2})?)?")
-NEARLY, MAX_ODD = 0.9, 3  # a column of which so many cells are numbers has slips of the pen in so few different others
+NEARLY, MAX_ODD = 0.9, 3  # if this fraction of cells is numeric, up to so many other distinct values are typing errors
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a column, each None or NaN where it is missing.
+    """The cells of a column.
 
     Args:
-        kind: ``number`` or ``date`` (values are float64; of dates, days since 1970), ``category`` (values are text), or
-            ``other``, which cannot be used.
-        values: one per row.
-        whole: of numbers, whether they are integers by their type or their writing.
-        said: how the text was read, where that was not plain.
+        kind: ``number`` or ``date`` (float64; dates as days since 1970), ``category`` (text), or ``other``: unusable.
+        values: one per row, None or NaN if missing.
+        whole: whether numbers are integers by dtype or notation.
+        note: how text was parsed, unless it was plain.
     """
 
     kind: str
     values: npt.NDArray[Any]
     whole: bool = False
-    said: str = ""
+    note: str = ""
 
     @property
     def missing(self) -> npt.NDArray[np.bool_]:
-        """Which rows have no value."""
+        """Mask of the rows without a value."""
         found = np.isnan(self.values) if self.kind in ("number", "date") else [value is None for value in self.values]
         return np.asarray(found, dtype=bool)
 
 
 def read_cells(series: pd.Series, comma: str | None = None, *, label: bool = False) -> Cells:
-    """What a column holds.
+    """Parse a column.
 
     Args:
-        series: with its name.
-        comma: what a comma in a number is where the column alone does not tell: ``decimal``, ``thousands``, or None.
-        label: only what is surely missing is taken for it.
+        series: the column, with its name.
+        comma: meaning of a comma in numbers, if the column is ambiguous: ``decimal``, ``thousands``, or None.
+        label: whether it is the label column, where fewer texts mean a missing value.
 
     Raises:
-        InputError: numbers or dates can be read in two ways; all cells but a few are numbers.
+        InputError: numbers or dates are ambiguous, or nearly all cells are numbers.
     """
     types = pandas().api.types
     if isinstance(series.dtype, pandas().CategoricalDtype):
@@ -80,12 +79,12 @@ def read_cells(series: pd.Series, comma: str | None = None, *, label: bool = Fal
         return Cells("category", np.array([*texts, None], dtype=object)[:-1])
     if types.is_bool_dtype(series.dtype):
         return Cells(
-            "number", series.astype("float64").to_numpy(dtype=np.float64, na_value=np.nan), whole=True, said="booleans"
+            "number", series.astype("float64").to_numpy(dtype=np.float64, na_value=np.nan), whole=True, note="booleans"
         )
     if types.is_datetime64_any_dtype(series.dtype):
         return Cells("date", days(series))
     if types.is_timedelta64_dtype(series.dtype):
-        return Cells("number", series.dt.total_seconds().to_numpy(dtype=np.float64), said="seconds")
+        return Cells("number", series.dt.total_seconds().to_numpy(dtype=np.float64), note="seconds")
     if types.is_complex_dtype(series.dtype):
         return Cells("other", np.full(len(series), None))
     if types.is_numeric_dtype(series.dtype):
@@ -95,14 +94,14 @@ def read_cells(series: pd.Series, comma: str | None = None, *, label: bool = Fal
 
 
 def _read_objects(series: pd.Series, comma: str | None, label: bool) -> Cells:
-    """Of a column of Python objects, most often texts."""
+    """Parse a column of Python objects, usually text."""
     objects = series.astype(object).to_numpy(dtype=object)
     objects = np.array([None if _is_missing(value) else value for value in objects] + [None], dtype=object)[:-1]
     present = [value for value in objects if value is not None]
     if all(isinstance(value, str) for value in present):
         return read_texts(str(series.name), objects, comma, label)
     if all(isinstance(value, (bool, np.bool_)) for value in present):
-        return Cells("number", _floats(objects), whole=True, said="booleans")
+        return Cells("number", _floats(objects), whole=True, note="booleans")
     if all(isinstance(value, (numbers.Real, decimal.Decimal)) for value in present):
         return Cells("number", _floats(objects), whole=all(isinstance(value, numbers.Integral) for value in present))
     if all(isinstance(value, datetime.date) for value in present):
@@ -116,7 +115,7 @@ def _read_objects(series: pd.Series, comma: str | None, label: bool) -> Cells:
 
 
 def read_texts(name: str, texts: npt.NDArray[Any], comma: str | None, label: bool = False) -> Cells:
-    """What a column of texts holds; see :func:`read_cells`."""
+    """Parse a column of text; see :func:`read_cells`."""
     pd = pandas()
     codes, found = pd.factorize(pd.Series(texts, dtype=object))
     missing = MISSING_LABEL if label else MISSING
@@ -125,37 +124,37 @@ def read_texts(name: str, texts: npt.NDArray[Any], comma: str | None, label: boo
 
     def spread(values: list[Any], dtype: Any) -> npt.NDArray[Any]:
         table = np.array([*values, None if dtype is object else np.nan], dtype=dtype)
-        return np.asarray(table[codes])  # the code of what is missing is -1, the last
+        return np.asarray(table[codes])  # missing cells have the code -1, which selects the last entry
 
     present = [text for text in kept if text is not None]
     if {text.lower() for text in present} in ({"true", "false"}, {"true"}, {"false"}):
         values = [np.nan if text is None else float(text.lower() == "true") for text in kept]
-        return Cells("number", spread(values, np.float64), whole=True, said="booleans")
+        return Cells("number", spread(values, np.float64), whole=True, note="booleans")
     if present and (read := read_numbers(name, present, comma)):
-        made, said = read
+        made, note = read
         by_text = dict(zip(present, made, strict=True))
         whole = all(WHOLE.fullmatch(text) for text in present)
-        return Cells("number", spread([by_text.get(str(text), np.nan) for text in kept], np.float64), whole, said)
+        return Cells("number", spread([by_text.get(str(text), np.nan) for text in kept], np.float64), whole, note)
     counts = np.bincount(codes[codes >= 0], minlength=len(kept)) if len(kept) else np.zeros(0)
     if not label:
         _refuse_nearly(name, kept, counts)
     if present and (dates := read_dates(name, present)):
         by_text = dict(zip(present, dates[0], strict=True))
-        return Cells("date", spread([by_text.get(str(text), np.nan) for text in kept], np.float64), said=dates[1])
+        return Cells("date", spread([by_text.get(str(text), np.nan) for text in kept], np.float64), note=dates[1])
     return Cells("category", spread(kept, object))
 
 
 def read_numbers(name: str, texts: list[str], comma: str | None) -> tuple[list[float], str] | None:
-    """Numbers of texts, none of them missing, and how they were read; None where they are no numbers."""
-    if any(LEADING_ZERO.fullmatch(text) for text in texts):  # codes, such as of the post
+    """Parse texts without missing values as numbers; return them and a note, or None if they are not numbers."""
+    if any(LEADING_ZERO.fullmatch(text) for text in texts):  # codes, such as postcodes
         return None
     bare = [AFFIXES.sub(r"\1", text) for text in texts]
-    said = "signs such as $ and % left out" if any(re.search("[$€£¥%]", text) for text in texts) else ""
+    note = "signs such as $ and % removed" if any(re.search("[$€£¥%]", text) for text in texts) else ""
     if not any("," in text for text in bare):
         dotted = any("." in text for text in bare) and all(DOT_THOUSANDS.fullmatch(text) for text in bare)
         if dotted and (comma == "decimal" or any(text.count(".") > 1 for text in bare)):
-            return [float(text.replace(".", "")) for text in bare], "dots are separators of thousands"
-        return ([float(text) for text in bare], said) if all(PLAIN.fullmatch(text) for text in bare) else None
+            return [float(text.replace(".", "")) for text in bare], "dots are thousands separators"
+        return ([float(text) for text in bare], note) if all(PLAIN.fullmatch(text) for text in bare) else None
     thousands = all(THOUSANDS.fullmatch(text) for text in bare)
     decimals = all(DECIMAL_COMMA.fullmatch(text) for text in bare)
     if thousands and decimals:
@@ -167,14 +166,14 @@ def read_numbers(name: str, texts: list[str], comma: str | None) -> tuple[list[f
             )
         thousands, decimals = comma == "thousands", comma == "decimal"
     if thousands:
-        return [float(text.replace(",", "")) for text in bare], "commas are separators of thousands"
+        return [float(text.replace(",", "")) for text in bare], "commas are thousands separators"
     if decimals:
-        return [float(text.replace(".", "").replace(",", ".")) for text in bare], "commas read as decimal points"
+        return [float(text.replace(".", "").replace(",", ".")) for text in bare], "commas are decimal points"
     return None
 
 
 def comma_of(frame: pd.DataFrame) -> str | None:
-    """What a comma in a number of this table is, where some column proves it: ``decimal`` or ``thousands``."""
+    """Return the meaning of a comma in this table's numbers, ``decimal`` or ``thousands``, if a column proves it."""
     proven = set()
     for column in frame.columns:
         if frame[column].dtype.kind not in "OUTS" and str(frame[column].dtype) not in ("str", "string"):
@@ -188,7 +187,7 @@ def comma_of(frame: pd.DataFrame) -> str | None:
 
 
 def read_dates(name: str, texts: list[str]) -> tuple[list[float], str] | None:
-    """Dates of texts as days since 1970, and how they were read; None where they are no dates."""
+    """Parse texts as dates; return days since 1970 and a note, or None if they are not dates."""
     pd = pandas()
     if all(ISO.fullmatch(text) for text in texts):
         form = "ISO8601" if all("-" in text for text in texts) else "mixed"
@@ -200,7 +199,7 @@ def read_dates(name: str, texts: list[str]) -> tuple[list[float], str] | None:
     dotted = all(part and part[2] == "." for part in parts)
     if first <= 12 and second <= 12 and not dotted:
         raise InputError(
-            f"column {name!r} holds dates such as {texts[0]!r}, whose day and month cannot be told apart: write them as "
+            f"column {name!r} holds dates such as {texts[0]!r}, whose order of day and month is ambiguous: write them as "
             "YYYY-MM-DD, or remove the column"
         )
     day_first = dotted or first > 12
@@ -224,14 +223,15 @@ def _converted(pd: Any, name: str, texts: list[str], form: str) -> list[float]:
 
 
 def days(series: pd.Series) -> npt.NDArray[Any]:
-    """Days since 1970-01-01 in UTC, with fractions; NaN where there is no date."""
+    """Convert dates to fractional days since 1970-01-01 UTC; NaN if missing."""
     pd = pandas()
     stamps = pd.to_datetime(series, utc=True)
     return np.asarray((stamps - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1), dtype=np.float64)
 
 
 def _refuse_nearly(name: str, texts: list[str | None], counts: npt.NDArray[Any]) -> None:
-    """Raise where nearly all cells are numbers and a few are not, of a few kinds: many would be codes, such as of parts."""
+    """Raise :class:`InputError` if nearly all cells are numbers and the others have few distinct values: many distinct
+    ones would be codes, such as part numbers."""
     present = [(text, int(count)) for text, count in zip(texts, counts, strict=True) if text is not None]
     odd = [(text, count) for text, count in present if not PLAIN.fullmatch(AFFIXES.sub(r"\1", text))]
     total, wrong = sum(count for _, count in present), sum(count for _, count in odd)
@@ -239,7 +239,7 @@ def _refuse_nearly(name: str, texts: list[str | None], counts: npt.NDArray[Any])
     if 0 < len(odd) <= MAX_ODD and not zeros and total and wrong <= (1 - NEARLY) * total:
         named = ", ".join(repr(text) for text, _ in odd[:3])
         raise InputError(
-            f"column {name!r} holds numbers but for {wrong} cell(s) such as {named}: write a number there, or leave the "
+            f"column {name!r} holds numbers except in {wrong} cell(s) such as {named}: write a number there, or leave the "
             "cell empty if its value is missing"
         )
 

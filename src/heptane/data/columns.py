@@ -1,8 +1,8 @@
-"""A table's columns as numbers for a model: what is learned of each on the training rows, and how it is applied.
+"""Encode a table's columns as features, with parameters learned on the training rows.
 
-A number is imputed by the median (with a column more that says where, if any was missing in training), made less skewed
-where it is, standardized and clipped. A date is the days since 1970, and where it varies the time of year, week and day as
-sines and cosines. A category is one column per value that occurs often enough; the others share one.
+Numbers: missing values become the median (with an indicator feature, if any was missing in training), skewed ones are
+transformed, then all are standardized and clipped. Dates: days since 1970, and, if they vary, the time of year, week and day
+as sines and cosines. Categories: one-hot over the frequent values; the others share one feature.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 CLIP = 10.0  # standard deviations
-SKEWED = 2.0  # skewness from which a power transform is learned
-MIN_ROWS, MAX_VALUES = 3, 40  # of a value that has a column of its own; of such columns
-DISTINCT = 0.9  # texts of which so many are distinct are names or identifiers
+SKEWED = 2.0  # skewness above which a power transform is learned
+MIN_ROWS, MAX_VALUES = 3, 40  # rows of a category with its own feature, and number of such features
+DISTINCT = 0.9  # a text column with a larger fraction of distinct values holds names or identifiers
 PARTS = ("days", "year_sin", "year_cos", "week_sin", "week_cos", "day_sin", "day_cos")
 PERIODS = {"year": 365.2425, "week": 7.0, "day": 1.0}  # days
 IDENTIFIER = re.compile(r"(id|index|row|rowid|row_?num(ber)?|unnamed: 0|)|.*[_ .-]id|.*[a-z](Id|ID)", re.ASCII)
@@ -31,19 +31,19 @@ IDENTIFIER = re.compile(r"(id|index|row|rowid|row_?num(ber)?|unnamed: 0|)|.*[_ .
 
 @dataclass(frozen=True)
 class Number:
-    """How one series of numbers becomes a feature, and another one for where it was missing."""
+    """The encoding of one numeric series, with an optional indicator of missing values."""
 
     part: str
-    """of a date: one of ``PARTS``; "" for the number itself"""
+    """for a date, one of ``PARTS``; "" for a number"""
     median: float
     mean: float
     std: float
     power: float | None = None
-    """lambda of the Yeo-Johnson transform, before mean and std"""
+    """lambda of the Yeo-Johnson transform, applied before mean and std"""
     missing: bool = False
 
     def encode(self, values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-        """Features (N,) of numbers (N,) with NaN where one is missing."""
+        """Encode numbers (N,), NaN if missing, as one or two features (N,)."""
         absent = np.isnan(values)
         filled = np.where(absent, self.median, values)
         made = (filled if self.power is None else yeo_johnson(filled, self.power)) - self.mean
@@ -53,18 +53,18 @@ class Number:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table and the features that are made of it."""
+    """A column of the table and its encoding as features."""
 
     name: str
     kind: str
     """number, date or category"""
     numbers: tuple[Number, ...] = ()
     values: tuple[str, ...] = ()
-    """categories that have a feature each"""
+    """categories with a feature each"""
     other: bool = False
-    """whether rare and unknown categories share a feature; else they have zeros"""
+    """whether rare and unknown categories share a feature; else all their features are 0"""
     missing: bool = False
-    """whether a missing category has a feature"""
+    """whether missing categories have a feature"""
 
     @property
     def features(self) -> list[str]:
@@ -82,26 +82,28 @@ class Column:
         """The features, each (N,)."""
         if self.kind != "category":
             return [made for number in self.numbers for made in number.encode(part_of(cells.values, number.part))]
-        place = {value: index for index, value in enumerate(self.values)}
+        codes_of = {value: index for index, value in enumerate(self.values)}
         width = len(self.values) + self.other + self.missing
         unknown = len(self.values) if self.other else width
         absent = width - 1 if self.missing else unknown
-        codes = np.array([absent if value is None else place.get(value, unknown) for value in cells.values], dtype=np.int64)
+        codes = np.array(
+            [absent if value is None else codes_of.get(value, unknown) for value in cells.values], dtype=np.int64
+        )
         return list((codes[:, None] == np.arange(width)).astype(np.float64).T)
 
     def record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The encoding as JSON values."""
         return asdict(self)
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> Column:
-        """What :meth:`record` described."""
+        """Rebuild from :meth:`record`."""
         kept = {**record, "values": tuple(map(str, record["values"]))}
         return cls(**{**kept, "numbers": tuple(Number(**number) for number in record["numbers"])})
 
 
 def yeo_johnson(values: npt.NDArray[Any], power: float) -> npt.NDArray[Any]:
-    """Yeo and Johnson's transform, which makes skewed numbers less so.
+    """Yeo-Johnson power transform, which reduces skewness.
 
     Source: Yeo and Johnson 2000, "A new family of power transformations", Biometrika 87(4).
     """
@@ -113,7 +115,7 @@ def yeo_johnson(values: npt.NDArray[Any], power: float) -> npt.NDArray[Any]:
 
 
 def part_of(values: npt.NDArray[Any], part: str) -> npt.NDArray[Any]:
-    """A number itself, or one of ``PARTS`` of a date."""
+    """Return numbers unchanged, or one of ``PARTS`` of dates."""
     if part in ("", "days"):
         return values
     period, _, kind = part.partition("_")
@@ -146,7 +148,7 @@ def left_out(name: str, cells: Cells, rows: npt.NDArray[Any]) -> str | None:
 
 
 def frequent(values: npt.NDArray[Any]) -> tuple[list[str], bool]:
-    """The values that occur often enough, and whether there are others."""
+    """Return the frequent values, and whether there are others."""
     unique, counts = np.unique(values.astype(str), return_counts=True)
     order = np.lexsort((unique, -counts))[:MAX_VALUES]
     kept = sorted(str(unique[index]) for index in order if counts[index] >= MIN_ROWS)
@@ -154,7 +156,7 @@ def frequent(values: npt.NDArray[Any]) -> tuple[list[str], bool]:
 
 
 def learn(cells: Mapping[str, Cells], rows: npt.NDArray[Any]) -> list[Column]:
-    """What becomes of each column, by the training ``rows`` alone."""
+    """Learn the encoding of each column from the training ``rows``."""
     parts = {
         name: [part for part in (PARTS if one.kind == "date" else ("",)) if varies(part_of(one.values[rows], part))]
         for name, one in cells.items()
@@ -175,13 +177,13 @@ def learn(cells: Mapping[str, Cells], rows: npt.NDArray[Any]) -> list[Column]:
 
 
 def varies(values: npt.NDArray[Any]) -> bool:
-    """Whether numbers differ, or are missing in some rows and not in others."""
+    """Whether numbers vary, or are missing in some rows only."""
     present = values[~np.isnan(values)]
     return len(present) > 0 and (len(present) < len(values) or float(np.ptp(present)) > 1e-9 * float(np.abs(present).max()))
 
 
 def learn_numbers(names: list[tuple[str, str]], series: list[npt.NDArray[Any]]) -> list[Number]:
-    """Median, power, mean and std of each series, with scikit-learn."""
+    """Learn median, power, mean and std of each series with scikit-learn."""
     if not names:
         return []
     try:
@@ -193,7 +195,7 @@ def learn_numbers(names: list[tuple[str, str]], series: list[npt.NDArray[Any]]) 
     filled = imputer.fit_transform(np.stack(series, 1))
     powers: list[float | None] = [None] * len(names)
     for index, (_, part) in enumerate(names):
-        two = len(np.unique(filled[:, index])) < 3  # a rare flag is skewed, and no power mends it
+        two = len(np.unique(filled[:, index])) < 3  # a power transform does not help a skewed flag
         if not part and not two and skewness(filled[:, index]) > SKEWED:
             power = float(PowerTransformer(standardize=False).fit(filled[:, [index]]).lambdas_[0])
             made = yeo_johnson(filled[:, index], power)

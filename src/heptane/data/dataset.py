@@ -1,4 +1,4 @@
-"""A data set in memory, and the normalisation of its pixels."""
+"""A dataset in memory, and the normalisation of its pixels."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from heptane.data.preprocess import Preprocess
 
 
 class DataUnavailable(InputError):
-    """A built-in data set could not be had on this machine; ``fallback=`` of :func:`load_data` answers this one."""
+    """A built-in dataset is not available on this machine; :func:`load_data` then uses its ``fallback``, if given."""
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set in memory.
+    """A dataset in memory.
 
     Attributes:
-        name: what it is called: a built-in name, or the name of the folder or file.
+        name: a built-in name, or the name of the folder or file.
         train, valid, test: inputs and targets, or None. Inputs are float32, (N, C, H, W) for images and (N, ...) for
             arrays; targets are int64 class numbers (N,), or float32 (N,) or (N, K).
         num_classes: K, or None for regression.
-        class_names: K names, or () where there are none.
-        notes: sentences that the user must be told, such as how many files were left out.
+        class_names: K names, or () if there are none.
+        notes: messages for the user, such as the number of skipped files.
         source: where the data came from, in words.
-        mean, std: per channel, of pixels scaled to [0, 1], measured on ``train`` and applied to all three parts;
-            () where the values were left as they are.
+        mean, std: per channel, of pixels scaled to [0, 1], measured on ``train`` and applied to all three parts; () if the
+            values are unchanged.
         kind: ``images``, ``table`` or ``arrays``.
-        preprocess: what made the inputs; it makes those of new data too. None where the data was made by hand.
-        files: of each part the name of every sample's file (or row), in order; absent where samples have no names.
+        preprocess: converts raw data to inputs, also new data; None if the data was built by hand.
+        files: for each part, the file (or row) name of every sample; absent if samples have no names.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Data:
 
     @property
     def class_counts(self) -> tuple[int, ...] | None:
-        """How many training samples each class has; None for regression and for several labels per sample."""
+        """Number of training samples per class; None for regression and multi-label targets."""
         targets = self.train[1]
         if self.num_classes is None or targets.is_floating_point() or targets.ndim != 1:
             return None
@@ -65,10 +65,10 @@ class Data:
 def normalise(
     parts: Sequence[torch.Tensor], white: int = 255, scale: str = "data"
 ) -> tuple[list[torch.Tensor], tuple[float, ...], tuple[float, ...]]:
-    """uint8 images (N, C, H, W) as float32, less the first part's mean and over its std, per channel; or ImageNet's.
+    """Normalise uint8 images (N, C, H, W) per channel with the first part's mean and std, or with ImageNet's.
 
     Returns:
-        The parts, and the mean and std of pixels scaled so that ``white`` is 1. A constant channel has std 1.
+        The parts as float32, and the mean and std of pixels scaled so that ``white`` is 1. A constant channel has std 1.
     """
     if scale == "imagenet":
         return [standardise(part, IMAGENET_MEAN, IMAGENET_STD, white) for part in parts], IMAGENET_MEAN, IMAGENET_STD

@@ -1,8 +1,8 @@
-"""Decode image files: which formats are read, how one is opened safely, and how its pixels are made.
+"""Open and decode image files safely.
 
-Pixels are upright (EXIF rotation applied), grey or RGB, scaled until they cover the size wanted and cropped to the centre.
-A picture with transparent pixels is cut to what can be seen, fitted whole, and put on white, or on black if it is nearly
-white itself.
+Pixels are upright (EXIF rotation applied), grey (16-bit keeps its upper 8 bits) or RGB, scaled to cover the requested size,
+and cropped to the centre. An image with transparent pixels is cropped to its visible part, fitted whole, and put on white,
+or on black if it is nearly white itself. Of an animation, the first frame is used.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: an .eps called .png would run Ghostscript
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # a file with the name .png but EPS would run Ghostscript
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-LARGE = 20_000_000  # pixels: of pictures from here on, one is decoded at a time, for the sake of memory
-DEFLATE = 1032  # times smaller: the most that the compression of PNG can do
-FAINT = 16  # of 255: an opacity up to here is nothing to be seen
-BRIGHT = 215.0  # of 255: what is brighter than this on average would vanish on white
+LARGE = 20_000_000  # pixels: images of this size are decoded one at a time, to limit memory
+DEFLATE = 1032  # the largest compression factor of PNG
+FAINT = 16  # of 255: an opacity up to this is invisible
+BRIGHT = 215.0  # of 255: an image with a brighter mean would vanish on white
 T = TypeVar("T")
 _ONE_LARGE = threading.Lock()
 
 
 @contextmanager
 def ignore_warnings() -> Iterator[None]:
-    """No warnings of Pillow's, of odd metadata or of a large picture. Not to be entered by several threads at once."""
+    """Suppress Pillow's warnings about metadata and large images; not thread-safe."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def read_image(path: Path, read: Callable[[Image.Image], T]) -> T:
-    """What ``read`` makes of the image in a file; raises what Pillow raises, of many kinds, for a bad one."""
+    """Return ``read(image)`` for the image in a file; an unreadable one raises Pillow's exceptions, of many types."""
     with ignore_warnings():
         return read_image_unguarded(path, read)
 
 
 def read_image_unguarded(path: Path, read: Callable[[Image.Image], T]) -> T:
-    """As :func:`read_image`, inside of :func:`ignore_warnings`, for several threads."""
+    """Thread-safe :func:`read_image`, for use inside :func:`ignore_warnings`."""
     from PIL import Image
 
     if not path.resolve(strict=True).is_file():
-        raise OSError("it is not a regular file")
+        raise OSError("not a regular file")
     with Image.open(path, formats=FORMATS) as image:
         _check_size(image, path.stat().st_size)
         if image.width * image.height < LARGE:
@@ -59,25 +59,25 @@ def read_image_unguarded(path: Path, read: Callable[[Image.Image], T]) -> T:
 
 
 def _check_size(image: Image.Image, num_bytes: int) -> None:
-    """Refuse a file that claims more pixels than it can hold, before memory is taken for them."""
+    """Reject a file that claims more pixels than it can hold, before memory is allocated."""
     from PIL import Image
 
     pixels = image.width * image.height
     if pixels > (Image.MAX_IMAGE_PIXELS or pixels) and (
         image.format != "PNG" or num_bytes * DEFLATE < pixels * len(image.getbands()) / 8
     ):
-        raise ValueError(f"it claims {image.width:,}x{image.height:,} pixels, which is a trap or needs to be made smaller")
+        raise ValueError(f"it claims {image.width:,}x{image.height:,} pixels, too many for its size: shrink or remove it")
 
 
 def probe(image: Image.Image) -> tuple[tuple[int, int], bool]:
-    """The upright (width, height), from the header where that tells, and whether the image is grey."""
+    """Return the upright (width, height), from the header if possible, and whether the image is grey."""
     if image.mode == "F":
         raise ValueError("its pixels are floats: convert them to 8 or 16 bits")
     size, is_grey = image.size, image.mode in ("1", "L", "LA", "La") or image.mode[0] == "I"
-    if image.format != "PNG" or "exif" in image.info:  # asked for what it has not met yet, a PNG would read all its pixels
+    if image.format != "PNG" or "exif" in image.info:  # getexif() of a PNG without it would read all pixels
         turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
         if turned and image.format == "TIFF":
-            image.load()  # turns it, and some versions of Pillow have turned the size already
+            image.load()  # rotates it; some versions of Pillow have swapped the size already
             size = image.size
         elif turned:
             size = size[::-1]
@@ -85,17 +85,13 @@ def probe(image: Image.Image) -> tuple[tuple[int, int], bool]:
 
 
 def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDArray[Any]:
-    """The pixels, upright, scaled and cropped to ``size`` (width, height), transparent pictures whole, on a ground.
-
-    Returns:
-        uint8 (1 or 3, H, W).
-    """
+    """Return the upright pixels of ``size`` (width, height), fitted as the module says: uint8 (1 or 3, H, W)."""
     from PIL import Image, ImageOps
 
     if image.format == "JPEG":
         image.draft(None, (2 * size[0], 2 * size[1]))  # decodes a large photo at 1/2, 1/4 or 1/8, which is much faster
     upright = ImageOps.exif_transpose(_thinned(image, size))
-    if upright.mode[0] == "I":  # Pillow would clip 16 bits where their upper half is wanted
+    if upright.mode[0] == "I":  # keep the upper 8 bits of 16; Pillow would clip
         upright = Image.fromarray((np.clip(np.asarray(upright), 0, 65535) >> 8).astype(np.uint8))
     if upright.has_transparency_data:
         clear = upright.convert("LA" if is_grey else "RGBA")
@@ -107,7 +103,7 @@ def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDAr
 
 
 def _thinned(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A huge picture with every so many-th pixel only; eight times ``size`` are left, to be averaged."""
+    """Subsample a huge image to about eight times ``size``, to be averaged later."""
     from PIL import Image
 
     step = min(image.size) // (8 * max(size))
@@ -119,12 +115,12 @@ def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
     factor = min(image.width // (2 * size[0]), image.height // (2 * size[1]))
     if factor > 1:
-        image = image.reduce(factor)  # a plain mean: as good as the filter below at such a scale, and much faster
+        image = image.reduce(factor)  # a plain mean: at this scale as good as the filter below, and much faster
     return ImageOps.fit(image, size, method=Image.Resampling.BILINEAR)
 
 
 def _contained(image: Image.Image, opacity: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """What can be seen of a transparent picture, as large as fits into ``size``, with nothing around it."""
+    """The visible part of a transparent image, as large as fits into ``size``."""
     from PIL import Image, ImageOps
 
     seen = opacity.point(lambda value: 255 * (value > FAINT)).getbbox()
@@ -140,8 +136,10 @@ def _contained(image: Image.Image, opacity: Image.Image, size: tuple[int, int]) 
 
 
 def filled(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Pixels (2 or 4, H, W) whose last channel is opacity, on a white ground, or on a black one where what can be seen is
-    nearly white itself: uint8 (1 or 3, H, W).
+    """Put pixels (2 or 4, H, W), whose last channel is opacity, on white, or on black if the visible part is nearly white.
+
+    Returns:
+        uint8 (1 or 3, H, W).
 
     Example:
         >>> filled(np.array([[[0, 0]], [[255, 0]]], dtype="uint8")).tolist()

@@ -1,7 +1,7 @@
 """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017, arXiv:1708.07747; MIT licence): 70,000 grey images, 10 classes.
 
-Looked for in this order: the cache, an installed Debian package, ``apt-get download`` of it, a public download.
-A file counts only if its uncompressed content has the SHA-256 below: Debian's gzip headers differ from the publisher's.
+Sources, in this order: the cache, an installed Debian package, ``apt-get download`` of it, a public download. Checksums are
+of the uncompressed content, since Debian's gzip headers differ from the publisher's.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ ATTEMPTS, PAUSE_SECONDS = 3, 1.0
 
 
 def load_fashion_mnist(*, seed: int, valid_fraction: float | None, cache_dir: str | os.PathLike[str] | None) -> Data:
-    """Fashion-MNIST: of the 60,000, 5,000 (or ``valid_fraction``) for validation and the rest to train; 10,000 to test.
+    """Load Fashion-MNIST: 5,000 of the 60,000 training images (or ``valid_fraction``) for validation; 10,000 test images.
 
     Raises:
-        DataUnavailable: no source worked; the message says what was tried.
+        DataUnavailable: no source worked; the message lists what was tried.
     """
     cache = (Path(cache_dir).expanduser() if cache_dir else default_cache()) / "fashion-mnist"
     (pixels, labels, test_pixels, test_labels), source, notes = find(cache)
@@ -66,7 +66,7 @@ def load_fashion_mnist(*, seed: int, valid_fraction: float | None, cache_dir: st
 
 
 def find(cache: Path) -> tuple[list[torch.Tensor], str, list[str]]:
-    """The content of ``FILES`` in order, where it came from, and notes; new files are kept in ``cache``."""
+    """Return the content of ``FILES`` in order, its source, and notes; downloaded files are added to ``cache``."""
     sources: list[tuple[str, Callable[[Path, Path], Path]]] = [
         (f"the cache {cache}", lambda cache, _: cache),
         (f"the Debian package in {DEBIAN_FOLDER}", lambda *_: DEBIAN_FOLDER),
@@ -83,13 +83,13 @@ def find(cache: Path) -> tuple[list[torch.Tensor], str, list[str]]:
             except (InputError, OSError, subprocess.SubprocessError) as error:
                 tried.append(f"{name}: {' '.join(str(error).split())}")
                 continue
-            return contents, name, [] if folder in (cache, DEBIAN_FOLDER) else keep(folder, cache)
+            return contents, name, [] if folder in (cache, DEBIAN_FOLDER) else copy_to_cache(folder, cache)
     remedy = f"use --data digits, which needs no network, or put the four .gz files in {cache}"
-    raise DataUnavailable(f"Fashion-MNIST could not be had ({'; '.join(tried)}): {remedy}")
+    raise DataUnavailable(f"Fashion-MNIST is not available ({'; '.join(tried)}): {remedy}")
 
 
-def keep(folder: Path, cache: Path) -> list[str]:
-    """Copy the four files into the cache, each whole or not at all; a note where that cannot be done."""
+def copy_to_cache(folder: Path, cache: Path) -> list[str]:
+    """Copy the four files into the cache atomically; return a note if that fails."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for name in FILES:
@@ -100,17 +100,17 @@ def keep(folder: Path, cache: Path) -> list[str]:
             finally:
                 copy.unlink(missing_ok=True)
     except OSError as error:
-        return [f"the cache {cache} cannot be written ({error.strerror}), so the data will be fetched again next time"]
+        return [f"the cache {cache} is not writable ({error.strerror}), so the data will be downloaded again next time"]
     return []
 
 
 def fetch_by_apt(_cache: Path, scratch: Path) -> Path:
-    """Debian's package, downloaded and unpacked."""
+    """Download and unpack Debian's package."""
     return unpack_package("dataset-fashion-mnist", scratch) / DEBIAN_FOLDER.relative_to("/")
 
 
 def unpack_package(name: str, scratch: Path) -> Path:
-    """Download a Debian package and unpack it in ``scratch``: needs no root, and leaves the system as it is."""
+    """Download a Debian package and unpack it in ``scratch``, without root and without installing it."""
     if not shutil.which("apt-get") or not shutil.which("dpkg"):
         raise OSError("this system has no apt-get and dpkg")
     options = ["-o", f"Acquire::http::Timeout={STALL_SECONDS:.0f}", "-o", "Acquire::Retries=1"]
@@ -121,7 +121,7 @@ def unpack_package(name: str, scratch: Path) -> Path:
 
 
 def run(command: list[str], folder: Path, timeout_seconds: float) -> None:
-    """Run a command in ``folder``; ``OSError`` with its last line of errors unless it succeeds."""
+    """Run a command in ``folder``; raise ``OSError`` with its last line of stderr if it fails."""
     env = {**os.environ, "LC_ALL": "C"}
     null = subprocess.DEVNULL
     done = subprocess.run(command, cwd=folder, env=env, stdin=null, capture_output=True, timeout=timeout_seconds)
@@ -131,7 +131,7 @@ def run(command: list[str], folder: Path, timeout_seconds: float) -> None:
 
 
 def fetch_by_http(cache: Path, scratch: Path) -> Path:
-    """Download the four files, into the cache where it can be written so that a later call can go on from a part."""
+    """Download the four files, into the cache if it is writable, so that a later call can resume a partial download."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         folder = cache if os.access(cache, os.W_OK) else scratch
@@ -146,9 +146,9 @@ def fetch_by_http(cache: Path, scratch: Path) -> Path:
 
 
 def fetch_file(name: str, folder: Path) -> None:
-    """Download one of ``FILES`` from the first address that has it right; raise ``OSError`` if none has."""
+    """Download one of ``FILES`` from the first address with the right content; raise ``OSError`` if there is none."""
     part = folder / f"{name}.part"
-    addresses = ADDRESSES[:1] + ADDRESSES if part.exists() else ADDRESSES  # should an old part prove to be wrong
+    addresses = ADDRESSES[:1] + ADDRESSES if part.exists() else ADDRESSES  # retry in case an old partial file is damaged
     failures = []
     for address in addresses:
         try:
@@ -166,14 +166,14 @@ def fetch_file(name: str, folder: Path) -> None:
 
 
 def download(url: str, part: Path) -> None:
-    """Fetch ``url`` into ``part``, going on after what it holds; raise the last error after ``ATTEMPTS`` failures."""
+    """Download ``url`` into ``part``, resuming after its content; raise the last error after ``ATTEMPTS`` failures."""
     for attempt in range(ATTEMPTS):
         time.sleep(attempt * PAUSE_SECONDS)
         try:
             return download_rest(url, part)
         except (OSError, http.client.HTTPException) as error:
             code = error.code if isinstance(error, urllib.error.HTTPError) else 0
-            if code == 416:  # nothing after what the part holds: it may be whole, and the checksum tells
+            if code == 416:  # no bytes after those of ``part``: it may be complete, which the checksum will tell
                 return None
             if 400 <= code < 500 or attempt == ATTEMPTS - 1:
                 raise
@@ -181,7 +181,7 @@ def download(url: str, part: Path) -> None:
 
 
 def download_rest(url: str, part: Path) -> None:
-    """One request for what is missing in ``part``; ``OSError`` where the connection ends early."""
+    """Request what is missing in ``part`` once; raise ``OSError`` if the connection ends early."""
     size = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={size}-"} if size else {})
     with urllib.request.urlopen(request, timeout=STALL_SECONDS) as response:

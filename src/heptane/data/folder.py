@@ -1,12 +1,8 @@
 """Load a folder of images: ``ROOT/CLASS/*``, split by a seed, or ``ROOT/train/CLASS/*`` with ``valid`` and ``test``.
 
-Images in folders inside a class folder, however deep, are of that class.
-
-Pixels become RGB, or one channel if every image is grey; 16-bit grey keeps its upper 8 bits. EXIF rotation is applied,
-and of an animation only the first picture used. Each image is scaled until it covers ``image_size`` and cropped to the
-centre; one with transparent pixels is cut to what can be seen, fitted whole, and put on white, or on black if it is nearly
-white itself. Without ``image_size``, images that all share
-one size of at most 256 by 256 keep it, and others become 64 by 64.
+Images in subfolders of a class folder, at any depth, belong to that class. They become RGB, or one channel if all are grey;
+``decode.py`` says how they are fitted to ``image_size``. Without ``image_size``, images that share one size of at most 256
+by 256 keep it, and others become 64 by 64.
 """
 
 from __future__ import annotations
@@ -33,14 +29,14 @@ if TYPE_CHECKING:
 
 VALID_NAMES = ("valid", "val", "validation")
 MAX_KEPT_SIZE, DEFAULT_SIZE = 256, 64  # pixels
-MAX_NAMED = 50  # bad files that a note names
-MAX_THREADS, AT_ONCE = 8, 64  # that decode, and images handed to them together
+MAX_NAMED = 50  # unreadable files listed in a note
+MAX_THREADS, AT_ONCE = 8, 64  # decoding threads, and images in each round
 LAYOUT = "expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with valid/ and test/ beside train/"
 T = TypeVar("T")
 
 
 class Sample(NamedTuple):
-    """An image file, the part it belongs to (``train``, ``valid``, ``test``, or ``all`` before a split), its class."""
+    """An image file with its part (``train``, ``valid``, ``test``, or ``all`` before the split) and class."""
 
     part: str
     label: int
@@ -56,11 +52,16 @@ def load_folder(
     skip_bad: int,
     scale: str = "data",
 ) -> Data:
-    """Load the images under ``root``, of ``image_size`` (height, width); what is not split is split by ``seed``, 80/10/10.
-    With ``scale="imagenet"`` they get three channels and ImageNet's mean and standard deviation.
+    """Load the images under ``root``; a folder without parts is split by ``seed``, 80/10/10.
+
+    Args:
+        root: the folder.
+        seed: of the split.
+        image_size: (height, width) in pixels, or None.
+        valid_fraction, skip_bad, scale: as for :func:`heptane.load_data`.
 
     Raises:
-        InputError: the layout is wrong, a class has no image, an image is bad, or memory is short.
+        InputError: the layout is wrong, a class has no image, an image is unreadable, or memory is short.
     """
     root = root.resolve()
     folders = find_parts(root)
@@ -70,19 +71,19 @@ def load_folder(
     samples, notes = list_samples(folders, classes)
     unused = [entry.name for entry in list_entries(root) if entry.is_dir() and entry not in folders.values()]
     if "train" in folders and unused:
-        notes.append(f"folders beside train/ that are no part were left out: {', '.join(unused)}")
+        notes.append(f"folders beside train/ that are not a part were ignored: {', '.join(unused)}")
     bad: list[str] = []
     samples, pixels = read_pixels(samples, root, image_size, bad, skip_bad, in_colour=scale == "imagenet")
     if bad:
         named = ", ".join([*bad[:MAX_NAMED], *(["..."] if len(bad) > MAX_NAMED else [])])
-        notes.append(f"{len(bad)} bad file(s) were left out: {named}")
+        notes.append(f"{len(bad)} unreadable file(s) were skipped: {named}")
     check_classes(samples, folders, classes)
     parts = {part: torch.tensor([i for i, s in enumerate(samples) if s.part == part]) for part in folders}
     if "valid" not in parts:
         names = ("train", "test", "valid") if "all" in parts else ("train", "valid")
         counts = Counter(sample.label for sample in samples if sample.part in ("all", "train"))
         shares = [*([0.1] if "all" in parts else []), 0.1 if valid_fraction is None else valid_fraction]
-        made = split([counts[label] for label in range(len(classes))], shares, seed)  # these samples are the first
+        made = split([counts[label] for label in range(len(classes))], shares, seed)  # these samples come first
         parts |= dict(zip(names, made, strict=True))
         sizes = ", ".join(f"{len(index)} {name}" for name, index in zip(names, made, strict=True))
         notes += out_of_balance([counts[label] for label in range(len(classes))], classes)
@@ -100,10 +101,10 @@ def load_folder(
 
 
 def find_parts(root: Path) -> dict[str, Path]:
-    """The folder of each part: ``train`` and perhaps ``valid`` and ``test``, or else ``all`` for what is not split."""
+    """Return the folder of each part: ``train`` and, if present, ``valid`` and ``test``; or ``all`` if it is unsplit."""
     folders = {entry.name: entry for entry in list_entries(root) if entry.is_dir()}
     if not folders:
-        raise InputError(f"{str(root)!r} has no folders in it: {LAYOUT}")
+        raise InputError(f"{str(root)!r} has no subfolders: {LAYOUT}")
     valid_names = [name for name in VALID_NAMES if name in folders]
     if "train" in folders and any(entry.is_dir() for entry in list_entries(folders["train"])):
         if len(valid_names) > 1:
@@ -116,7 +117,7 @@ def find_parts(root: Path) -> dict[str, Path]:
 
 
 def list_entries(folder: Path) -> list[Path]:
-    """What is in a folder, sorted by name, without hidden entries."""
+    """The entries of a folder, sorted by name, without hidden ones."""
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
@@ -124,20 +125,20 @@ def list_entries(folder: Path) -> list[Path]:
 
 
 def find_classes(folders: dict[str, Path]) -> list[str]:
-    """The sorted names of the class folders, which must be the same in each part."""
+    """Return the sorted names of the class folders, which must be the same in each part."""
     found = {part: {e.name for e in list_entries(folder) if e.is_dir()} for part, folder in folders.items()}
     classes = next(iter(found.values()))
     for part, names in found.items():
         if odd := sorted(classes ^ names):
             has, lacks = ("train", part) if odd[0] in classes else (part, "train")
-            raise InputError(f"class {odd[0]!r} is in {has}/ and not in {lacks}/: each part must have the same classes")
+            raise InputError(f"class {odd[0]!r} is in {has}/ but not in {lacks}/: each part must have the same classes")
     if len(classes) < 2:
-        raise InputError(f"{str(next(iter(folders.values())))!r} has one class, {min(classes)!r}, and needs two; {LAYOUT}")
+        raise InputError(f"{str(next(iter(folders.values())))!r} has only the class {min(classes)!r}: {LAYOUT}")
     return sorted(classes)
 
 
 def list_samples(folders: dict[str, Path], classes: list[str]) -> tuple[list[Sample], list[str]]:
-    """The images of each part, class by class in order of name, and notes on what is left out."""
+    """List the images of each part, class by class in order of name; return them and notes on ignored files."""
     samples, num_files, num_nested = [], 0, 0
     for part, folder in folders.items():
         num_files += sum(not entry.is_dir() for entry in list_entries(folder))
@@ -148,14 +149,14 @@ def list_samples(folders: dict[str, Path], classes: list[str]) -> tuple[list[Sam
             num_nested += sum(entry.parent != folder / name for entry in files if entry.suffix.lower() in SUFFIXES)
     check_classes(samples, folders, classes)
     others = num_files - len(samples)
-    notes = [f"{others} file(s) were left out: not images, or not in a class folder"] if others else []
+    notes = [f"{others} file(s) were ignored: not images, or not in a class folder"] if others else []
     if num_nested:
-        notes.append(f"{num_nested} image(s) lie in folders inside a class folder, and are of that class")
+        notes.append(f"{num_nested} image(s) in subfolders of a class folder belong to that class")
     return samples, notes
 
 
 def check_classes(samples: list[Sample], folders: dict[str, Path], classes: list[str]) -> None:
-    """Raise :class:`InputError` where a class of a part is without an image that can be read."""
+    """Raise :class:`InputError` if a class of a part has no readable image."""
     present = {(sample.part, sample.label) for sample in samples}
     for part, folder in folders.items():
         for label, name in enumerate(classes):
@@ -172,8 +173,8 @@ def read_pixels(
     *,
     in_colour: bool = False,
 ) -> tuple[list[Sample], torch.Tensor]:
-    """The samples that can be read, and their pixels: uint8 (N, 1 or 3, H, W), 3 if they are to be ``in_colour``."""
-    with working(f"looking at {len(samples):,} images", len(samples)) as advance:
+    """Return the readable samples and their pixels: uint8 (N, C, H, W), with C = 3 if ``in_colour`` or any has colour."""
+    with working(f"checking {len(samples):,} images", len(samples)) as advance:
         probed = list(read_each(samples, probe, root, bad, limit, advance))
     sizes = {size for _, (size, _) in probed}
     width, height = sizes.pop() if len(sizes) == 1 else (math.inf, math.inf)
@@ -200,18 +201,16 @@ def read_each(
     limit: int,
     advance: Callable[[], None],
 ) -> Iterator[tuple[Sample, T]]:
-    """Each sample with what ``read`` makes of its image; bad ones go into ``bad``, and are an error past ``limit``."""
+    """Yield each sample with ``read`` of its image; unreadable ones are added to ``bad``, and an error beyond ``limit``."""
 
     def attempt(sample: Sample) -> T | Exception:
         try:
             return read_image_unguarded(sample.path, read)
-        except Exception as error:  # Pillow's readers raise many kinds for damaged files
+        except Exception as error:  # Pillow's readers raise many types for damaged files
             return error
 
-    with (
-        ignore_warnings(),
-        ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
-    ):  # Pillow decodes without Python's lock
+    # Threads help, since Pillow releases the GIL while it decodes.
+    with ignore_warnings(), ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(samples), AT_ONCE):
             some = samples[start : start + AT_ONCE]
             for sample, result in zip(some, pool.map(attempt, some), strict=True):
@@ -220,7 +219,7 @@ def read_each(
                     yield sample, result
                     continue
                 if len(bad) >= limit:
-                    remedy = "repair or remove it, or leave out bad files with --skip-bad N"
+                    remedy = "repair or remove it, or skip unreadable files with --skip-bad N"
                     if limit:
                         remedy = f"it is one more than --skip-bad {limit} allows, after {', '.join(bad[:5])}"
                     raise InputError(f"image {str(sample.path)!r} cannot be read ({one_line(result)}): {remedy}") from result

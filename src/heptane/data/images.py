@@ -1,4 +1,4 @@
-"""Images as a model takes them: decoded, fitted to one size, grey or RGB, normalised per channel."""
+"""Preprocess images for a model: decode, fit to one size, normalise per channel."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ CHANNELS = (1, 3, 4)
 FIT = (
     "scaled to cover, cropped to the centre, bilinear; transparent pixels on white, or on black if the rest is nearly white"
 )
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # which pretrained weights were trained with
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # used to train most pretrained weights
 
 
 @dataclass(frozen=True)
 class ImagePreprocess(Preprocess):
-    """Images as float32 (N, C, H, W), less ``mean`` and over ``std`` per channel.
+    """Images as float32 (N, C, H, W), standardised per channel.
 
     Args:
-        size: height and width in pixels. Files, PIL images and arrays of another size are scaled to cover it and cropped.
-        channels: 1 (grey), 3 (RGB), or what the arrays had.
+        size: height and width in pixels; images of another size are scaled to cover it, and cropped.
+        channels: 1 (grey), 3 (RGB), or as in the training arrays.
         mean, std: per channel, of pixels scaled so that white is 1.
-        white: the pixel value of white in arrays: 255, but 16 for ``digits`` and 1 for float images in [0, 1]. In a file
-            or a PIL image white is always 255, so its pixels are multiplied by ``white`` / 255.
-        target: how the targets were standardized, for regression; None for classes.
+        white: the value of white in arrays: 255, but 16 for ``digits`` and 1 for float images in [0, 1]. Pixels of files and
+            PIL images, where white is 255, are multiplied by ``white`` / 255.
+        target: scale of the targets, for regression; None for classes.
     """
 
     kind: ClassVar[str] = "images"
@@ -50,17 +50,17 @@ class ImagePreprocess(Preprocess):
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> ImagePreprocess:
-        """What :meth:`record` described."""
+        """Rebuild from :meth:`record`."""
         height, width = (int(side) for side in record["size"])
         mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
         target = TargetScale.parse(record.get("target"))
         return cls((height, width), int(record["channels"]), mean, std, float(record["white"]), target)
 
     def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
-        """Names and inputs of images.
+        """Return names and inputs of images.
 
         Args:
-            source: a file, a folder (searched with its subfolders), a PIL image, an array or tensor of shape (H, W),
+            source: a file, a folder (with subfolders), a PIL image, an array or tensor of shape (H, W),
                 (H, W, C), (C, H, W), (N, H, W), (N, C, H, W) or (N, H, W, C), an ``.npz`` file with ``x``, or a list
                 of these.
         """
@@ -69,12 +69,12 @@ class ImagePreprocess(Preprocess):
             names.append(name)
             found.append(pixels)
         if not found:
-            raise InputError("there is no image to predict: pass image files, folders, PIL images or uint8 arrays")
+            raise InputError("no images to predict: pass image files, folders, PIL images or uint8 arrays")
         scaled = standardise(torch.from_numpy(np.stack(found)), self.mean, self.std, self.white)
         return [name or str(index) for index, name in enumerate(names)], scaled
 
     def _each(self, source: Any) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """Each image's name ("" where it has none) and its pixels (C, H, W), as training had them before normalisation."""
+        """Yield each image's name, or "", and its pixels (C, H, W) before normalisation."""
         if is_path(source):
             path = Path(source).expanduser()
             if path.suffix.lower() == ".npz" and path.is_file():
@@ -100,24 +100,24 @@ class ImagePreprocess(Preprocess):
             return read_image(file, self._from_picture)
         except InputError:
             raise
-        except Exception as error:  # Pillow's readers raise many kinds for damaged files
-            raise InputError(f"image {str(file)!r} cannot be read ({one_line(error)}): repair it or leave it out") from error
+        except Exception as error:  # Pillow's readers raise many types for damaged files
+            raise InputError(f"image {str(file)!r} cannot be read ({one_line(error)}): repair or remove it") from error
 
     def _from_picture(self, picture: Any) -> npt.NDArray[Any]:
         from PIL import Image
 
         if not isinstance(picture, Image.Image):
             kinds = "a file, a folder, a PIL image, an array or tensor, or a list of these"
-            raise InputError(f"a {type(picture).__name__} is no image: expected {kinds}")
+            raise InputError(f"a {type(picture).__name__} is not an image: expected {kinds}")
         if self.channels not in (1, 3):
-            raise InputError(f"the model takes images of {self.channels} channels, which files do not give: pass arrays")
+            raise InputError(f"the model takes images of {self.channels} channels, which files do not have: pass arrays")
         if picture.mode == "F":
             raise InputError("the pixels of this image are floats: convert it to 8 or 16 bits")
         pixels = decode(picture, self.size[::-1], self.channels == 1)
         return pixels if self.white == 255 else (pixels * np.float32(self.white / 255)).astype(np.float32)
 
     def _from_array(self, array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-        """Images of an array, channels first; those of 8 bits and another size are fitted as files are."""
+        """Yield the images of an array, channels first; uint8 images of another size are fitted like files."""
         for image in batch(array, self.channels):
             if image.shape == (self.channels, *self.size):
                 yield self._checked(image)
@@ -130,9 +130,9 @@ class ImagePreprocess(Preprocess):
                 raise InputError(f"an image of shape {image.shape} and dtype {image.dtype}: {wanted}")
 
     def _checked(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """An array's pixels in the scale of training, or an error where they are in another."""
+        """Check that an array's pixels have the range of the training data, and return them as float32."""
         if image.dtype.kind not in "biuf" or not np.isfinite(image).all():
-            raise InputError(f"an image of dtype {image.dtype} holds something else than finite numbers: give pixels")
+            raise InputError(f"an image of dtype {image.dtype} has values that are not finite numbers: give pixels")
         low, high = float(image.min()), float(image.max())
         white = 255.0 if image.dtype == np.uint8 and self.white == 1 else self.white
         unclear = (image.dtype.kind == "f" or white != self.white) and self.white != 16 and white != 1 and 0 < high <= 1
@@ -144,7 +144,7 @@ class ImagePreprocess(Preprocess):
 
 
 def standardise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], white: float = 255.0) -> torch.Tensor:
-    """Pixels (N, C, H, W) as float32, less ``mean`` and over ``std`` per channel, both in multiples of ``white``."""
+    """Standardise pixels (N, C, H, W) per channel to float32; ``mean`` and ``std`` are in multiples of ``white``."""
     values = (torch.tensor([x * white for x in each], dtype=torch.float64) for each in (mean, std))
     offset, scale = (value.float().view(1, -1, 1, 1) for value in values)
     copied = pixels.to(torch.float32, copy=True)
@@ -152,7 +152,7 @@ def standardise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float
 
 
 def image_files(path: Path) -> list[Path]:
-    """The image file at ``path``, or those in the folder there and its subfolders, in order of name.
+    """Return the image file at ``path``, or all in that folder and its subfolders, sorted by name.
 
     Raises:
         InputError: there is none.
@@ -163,13 +163,13 @@ def image_files(path: Path) -> list[Path]:
         return [path]
     found = [file for file in walk(path) if file.suffix.lower() in SUFFIXES]
     if not found:
-        raise InputError(f"folder {str(path)!r} has no image in it or its subfolders: expected {', '.join(SUFFIXES)}")
+        raise InputError(f"folder {str(path)!r} and its subfolders have no image: expected {', '.join(SUFFIXES)}")
     return found
 
 
 def walk(folder: Path) -> list[Path]:
-    """All files under a folder but hidden ones, in order of name; a folder that links lead back to is entered once."""
-    seen = {_identity(parent) for parent in folder.resolve().parents}  # a link to these would bring in what is beside it
+    """Return all files under a folder except hidden ones, sorted; each folder is visited once, even if links repeat it."""
+    seen = {_identity(parent) for parent in folder.resolve().parents}  # links to a parent folder are not followed
     files, waiting = list[Path](), [folder]
     while waiting:
         where = waiting.pop()
@@ -191,10 +191,10 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def batch(array: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
-    """An array of one or several images as (N, C, H, W), for a model of so many channels.
+    """Reshape an array of one or several images to (N, C, H, W), for a model with this number of channels.
 
     Raises:
-        InputError: it has another number of dimensions.
+        InputError: the array does not have 2 to 4 dimensions.
     """
     shape = array.shape
     if array.ndim == 2:
@@ -207,10 +207,10 @@ def batch(array: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:
         return array[:, None]
     if array.ndim == 4:
         return channels_first(array)
-    raise InputError(f"an array of shape {shape} holds no images: expected (H, W), (H, W, C), (N, H, W) or (N, C, H, W)")
+    raise InputError(f"an array of shape {shape} is not images: expected (H, W), (H, W, C), (N, H, W) or (N, C, H, W)")
 
 
 def channels_first(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Images (N, H, W, C) as (N, C, H, W), where the last dimension is 1, 3 or 4 and the second is not."""
+    """Permute images (N, H, W, C) to (N, C, H, W), if the last dimension is 1, 3 or 4 and the second is not."""
     shape = array.shape
     return array.transpose(0, 3, 1, 2) if shape[3] in CHANNELS and shape[1] not in CHANNELS else array

@@ -1,4 +1,4 @@
-"""What labels mean: classes or real numbers. What is guessed is said; what has two readings is refused, with both named."""
+"""Interpret labels as classes or numbers: guesses are noted, and ambiguous labels are an error that names both readings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from heptane.data.cells import Cells
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-FEW, MANY = 20, 100  # distinct whole numbers: up to FEW are classes, above MANY are amounts
-ROWS_PER_CLASS = 5  # on average; whole numbers with fewer are amounts
+FEW, MANY = 20, 100  # distinct whole numbers: up to FEW are classes, above MANY are for regression
+ROWS_PER_CLASS = 5  # on average; whole numbers with fewer are for regression
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,18 @@ class Labels:
 
 
 def read_labels(name: str, cells: Cells, task: str | None) -> Labels:
-    """The targets of a column.
+    """Convert a label column to targets.
 
     Args:
-        name: what messages call it.
+        name: of the column, for messages.
         cells: the column.
-        task: ``classification``, ``regression``, or None to go by the values.
+        task: ``classification``, ``regression``, or None to infer it from the values.
 
     Raises:
-        InputError: a label is missing or infinite, the values have two readings, or do not fit ``task``.
+        InputError: a label is missing or infinite, or the values are ambiguous or do not match ``task``.
     """
     if cells.kind not in ("number", "category"):
-        held = "dates" if cells.kind == "date" else "objects that are no numbers or texts"
+        held = "dates" if cells.kind == "date" else "objects that are neither numbers nor text"
         raise InputError(f"the label {name} holds {held}: expected classes or numbers")
     if cells.missing.any():
         rows = np.flatnonzero(cells.missing)
@@ -48,47 +48,46 @@ def read_labels(name: str, cells: Cells, task: str | None) -> Labels:
     if cells.kind == "category":
         if task == "regression":
             raise InputError(
-                f"task='regression', but the label {name} holds texts such as {cells.values[0]!r}: expected numbers"
+                f"task='regression', but the label {name} holds text such as {cells.values[0]!r}: expected numbers"
             )
         return classes_of(name, cells.values)
     if not np.isfinite(cells.values).all():
         row = int(np.flatnonzero(~np.isfinite(cells.values))[0])
         raise InputError(f"the label {name} is {cells.values[row]} in row {row} (the first is 0): expected finite numbers")
-    task, said = (task, "") if task else guess_task(name, cells)
+    task, note = (task, "") if task else guess_task(name, cells)
     if task == "classification":
-        found = classes_of(name, cells.values if cells.said != "booleans" else cells.values.astype(bool))
-        return Labels(found.targets, found.names, (said,) if said else ())
+        found = classes_of(name, cells.values if cells.note != "booleans" else cells.values.astype(bool))
+        return Labels(found.targets, found.names, (note,) if note else ())
     if np.ptp(cells.values) == 0:
         raise InputError(f"the label {name} is {cells.values[0]:g} in every row: there is nothing to learn")
-    return Labels(torch.from_numpy(cells.values.copy()), (), (said,) if said else ())
+    return Labels(torch.from_numpy(cells.values.copy()), (), (note,) if note else ())
 
 
 def guess_task(name: str, cells: Cells) -> tuple[str, str]:
-    """Classes or amounts, by the numbers; and what is to be said of the guess."""
+    """Infer classification or regression from numeric labels; return it with a note, or an empty one."""
     unique = np.unique(cells.values)
     count, rows = len(unique), len(cells.values)
     shown = ", ".join(f"{value:g}" for value in unique[:4]) + (", ..." if count > 4 else "")
-    if cells.said == "booleans":
+    if cells.note == "booleans":
         return "classification", ""
     if np.isin(unique, (0, 1)).all():
-        return "classification", "" if cells.whole else f"the label {name} is 0.0 or 1.0: taken for two classes"
-    amounts = f"the label {name} is numbers, {count} of them distinct: regression"
+        return "classification", "" if cells.whole else f"the label {name} is 0.0 or 1.0: treated as two classes"
     if not (unique == np.round(unique)).all() or count > MANY or count * ROWS_PER_CLASS > rows > FEW:
-        return "regression", amounts
+        return "regression", f"the label {name} is numeric with {count} distinct values: regression"
     if cells.whole and count <= FEW:
-        return "classification", f"the label {name} is {count} whole numbers ({shown}): taken for classes"
+        return "classification", f"the label {name} is {count} whole numbers ({shown}): treated as classes"
     kind = "whole numbers" if cells.whole else "floats that are whole"
     raise InputError(
-        f"the label {name} holds {count} different {kind} ({shown}), which can be {count} classes or amounts: say which "
-        "with --task classification or --task regression (task= in load_data)"
+        f"the label {name} holds {count} different {kind} ({shown}), which can be {count} classes or regression targets: "
+        "choose with --task classification or --task regression (task= in load_data)"
     )
 
 
 def classes_of(name: str, values: npt.NDArray[Any]) -> Labels:
-    """Class numbers of values, in the order of the sorted values, and the names of the classes."""
+    """Number the distinct values in sorted order; return targets and class names."""
     unique, targets = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True)
     if len(unique) < 2:
-        raise InputError(f"the label {name} is {unique[0]!s} in every row: expected two classes or more")
+        raise InputError(f"the label {name} is {unique[0]!s} in every row: expected two or more classes")
     if len(unique) > max(FEW, len(values) // 2):
         raise InputError(
             f"the label {name} has {len(unique)} different values in {len(values)} rows: classes need several rows each; to "

@@ -1,4 +1,4 @@
-"""Load a data set by its name, path or content, and what the loaders share: the normalisation."""
+"""``load_data``: load a dataset by name, by path, or from memory."""
 
 from __future__ import annotations
 
@@ -37,23 +37,24 @@ def load_data(
     Args:
         source: ``fashion-mnist``, ``digits``, a directory; a ``.csv``, ``.tsv`` or ``.parquet`` file, a pandas or polars
             frame, a list of dicts; an ``.npz`` file, or a pair (x, y) of arrays, tensors, or a frame and its labels.
-        label: of a table, the column to predict; None: the one called label, target, class or y.
-        task: of a table or arrays, ``classification`` or ``regression``, where the labels can be read as both; None: by
-            the labels, and an error where that is unclear.
-        seed: of the split into parts, in [0, 2**32). It is *not* the seed of a run: leave it alone between runs,
-            so that runs with different seeds are judged on the same samples and can be compared.
-        image_size: pixels in [1, 4096], of height and width or a pair of both, for a folder; None picks (see ``folder.py``).
-        valid_fraction: in (0, 1), the share to set aside for validation, of all the samples that are split: the
-            60,000 of Fashion-MNIST, all of ``digits``, a flat folder or a table, else the training part. None: 1/12,
-            0.2, 0.1.
-        skip_bad: leave out up to so many images that cannot be read, and name them in ``notes``; 0: they are an error.
-        cache_dir: where downloads are kept; None: ``$HEPTANE_CACHE``, else ``heptane`` in the user's cache folder.
-        fallback: the built-in set to load, with a note, where the one asked for cannot be had on this machine.
-        scale: of a folder's pixels: "data", by the mean and standard deviation of its training images, or "imagenet", in
-            three channels and by those of ImageNet, as pretrained networks expect.
+        label: for a table, the column to predict; None: the column called label, target, class or y.
+        task: for a table or arrays, ``classification`` or ``regression``; None: inferred from the labels, and an error if
+            they are ambiguous.
+        seed: of the split into parts, in [0, 2**32). This is *not* the seed of a run: keep it fixed, so that runs with
+            different seeds are evaluated on the same samples.
+        image_size: for a folder, pixels in [1, 4096]: one side of a square, or (height, width); None: the images' own size
+            if they share one of at most 256, else 64.
+        valid_fraction: in (0, 1), the fraction set aside for validation, of all samples that are split: the 60,000 of
+            Fashion-MNIST, all of ``digits``, a flat folder or a table, else the training part. None: 1/12 for
+            Fashion-MNIST, 0.2 for ``digits``, else 0.1.
+        skip_bad: for a folder, skip up to this many unreadable images and list them in ``notes``; 0: they are an error.
+        cache_dir: of downloads; None: ``$HEPTANE_CACHE``, else ``heptane`` in the user's cache folder.
+        fallback: built-in dataset to load, with a note, if the requested one is not available on this machine.
+        scale: of a folder's pixels: "data" standardises with the training images' mean and standard deviation; "imagenet"
+            gives three channels with ImageNet's, as pretrained networks expect.
 
     Raises:
-        InputError: for anything wrong with the data or an argument; the message is one line with the remedy.
+        InputError: the data or an argument is invalid; the message is one line with the remedy.
 
     Example:
         >>> rows = [{"size": n, "colour": "red" if n % 3 else "blue", "label": n > 50} for n in range(100)]
@@ -73,12 +74,12 @@ def load_data(
     kind, found = identify(source)
     if image_size is not None and kind != "folder":
         raise InputError(
-            f"image_size={image_size}: only a folder of images can be resized; leave it out for {describe_source(source)}"
+            f"image_size={image_size}: only a folder of images can be resized; omit it for {describe_source(source)}"
         )
     if label is not None and kind != "table":
-        raise InputError(f"label={label!r}: only a table has columns; leave it out for {describe_source(source)}")
+        raise InputError(f"label={label!r}: only a table has columns; omit it for {describe_source(source)}")
     if task is not None and kind not in ("table", "arrays"):
-        raise InputError(f"task={task!r}: only tables and arrays need it; leave it out for {describe_source(source)}")
+        raise InputError(f"task={task!r}: only tables and arrays need it; omit it for {describe_source(source)}")
     if kind == "folder":
         from heptane.data.folder import load_folder
 
@@ -101,7 +102,7 @@ def load_built_in(
     cache_dir: str | os.PathLike[str] | None,
     fallback: str | None,
 ) -> Data:
-    """One of ``BUILT_IN``; ``fallback``, with a note, where it cannot be had."""
+    """Load one of ``BUILT_IN``, or ``fallback``, with a note, if it is not available."""
     try:
         if name == "digits":
             return load_digits(seed=seed, valid_fraction=valid_fraction)
@@ -112,11 +113,11 @@ def load_built_in(
         if fallback is None or fallback == name:
             raise
         data = load_data(fallback, seed=seed, valid_fraction=valid_fraction, cache_dir=cache_dir)
-        return replace(data, notes=(f"{name} could not be had, so this is {fallback} instead: {error}", *data.notes))
+        return replace(data, notes=(f"{name} is not available, so {fallback} was loaded instead: {error}", *data.notes))
 
 
 def identify(source: Any) -> tuple[str, Any]:
-    """What kind of data a source is: ``built-in``, ``folder``, ``table`` or ``arrays``; and its name, path or content."""
+    """Return the kind of a source (``built-in``, ``folder``, ``table`` or ``arrays``), and its name, path or content."""
     from heptane.data.read_table import is_table, join_labels
 
     if isinstance(source, (str, os.PathLike)) and os.fspath(source):
@@ -139,7 +140,7 @@ def identify(source: Any) -> tuple[str, Any]:
 
 
 def describe_source(source: Any) -> str:
-    """A source in a message: its name or path, else its type."""
+    """A source's name or path, else its type, for messages."""
     return repr(os.fspath(source)) if is_path(source) else repr(source) if len(repr(source)) < 40 else type(source).__name__
 
 
@@ -147,14 +148,14 @@ def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) from one side or both."""
     sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     if len(sides) != 2:
-        raise InputError(f"image_size={image_size!r}: expected one whole number, or a pair, (height, width)")
+        raise InputError(f"image_size={image_size!r}: expected a whole number or a pair (height, width)")
     for side in sides:
         check_range("image_size", side, 1, 4096, whole=True)
     return sides[0], sides[1]
 
 
 def existing_path(name: str) -> Path:
-    """The directory, table or ``.npz`` file called ``name``, or an :class:`InputError` that says what was expected."""
+    """Return the path of a directory, table or ``.npz`` file, or raise :class:`InputError`."""
     from heptane.data.read_table import is_table
 
     try:
@@ -166,12 +167,12 @@ def existing_path(name: str) -> Path:
         raise InputError(f"data={name!r} cannot be opened ({error!r}): give the path of a directory or file") from error
     known = f"expected {', '.join(BUILT_IN)}, a directory of class folders, a .csv, .tsv, .parquet or .npz file"
     if exists:
-        raise InputError(f"data={name!r} is neither a directory nor an .npz file nor a table: {known}")
+        raise InputError(f"data={name!r} is not a directory, table or .npz file: {known}")
     raise InputError(f"data={name!r} is not a known name or an existing path{did_you_mean(name.lower(), BUILT_IN)}: {known}")
 
 
 def load_digits(*, seed: int, valid_fraction: float | None) -> Data:
-    """scikit-learn's 1,797 handwritten digits, 8 by 8 pixels, split 60/20/20.
+    """Load scikit-learn's 1,797 handwritten digits, 8 by 8 pixels, split 60/20/20.
 
     Raises:
         DataUnavailable: scikit-learn is not installed.

@@ -103,7 +103,7 @@ def _table(path: Path, classes: Sequence[str], preprocess: Any) -> tuple[Any, to
         return frame, preprocess.target.apply(labels.targets), "all"
     if cells.missing.any():
         raise InputError(f"{path}: the label {preprocess.label!r} is missing in row {int(np.flatnonzero(cells.missing)[0])}")
-    texts = [_name(value, cells.said == "booleans") for value in cells.values.tolist()]
+    texts = [_name(value, cells.note == "booleans") for value in cells.values.tolist()]
     numbers = known(sorted(set(texts)), classes, path)
     return frame, torch.tensor([numbers[text] for text in texts]), "all"
 

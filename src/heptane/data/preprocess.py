@@ -1,4 +1,4 @@
-"""From raw data to a model's inputs: learned on the training part, kept with the run as JSON, applied to new data."""
+"""Preprocessing from raw data to a model's inputs: learned on the training part, stored as JSON, applied to new data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TargetScale:
-    """Mean and standard deviation of real-valued targets in training: a number each, or for targets (N, K) one per column.
+    """Mean and standard deviation of regression targets in training: numbers, or lists per column for targets (N, K).
 
     Example:
         >>> scale = TargetScale.learn(torch.tensor([100.0, 300.0]))
@@ -29,7 +29,7 @@ class TargetScale:
 
     @classmethod
     def learn(cls, targets: torch.Tensor) -> TargetScale:
-        """Of the training part's; targets that are all the same are only shifted."""
+        """Learn from training targets; constant targets are only shifted."""
         known = targets.double()
         mean, std = known.mean(0), known.std(0, correction=0)
         std = torch.where(std.isfinite() & (std > 0), std, torch.ones_like(std))
@@ -37,55 +37,55 @@ class TargetScale:
 
     @classmethod
     def parse(cls, record: Mapping[str, Any] | None) -> TargetScale | None:
-        """What :meth:`record` described."""
+        """Rebuild from :meth:`record`."""
         return None if record is None else cls(record["mean"], record["std"])
 
     def record(self) -> dict[str, Any]:
         return {"mean": self.mean, "std": self.std}
 
     def apply(self, targets: torch.Tensor) -> torch.Tensor:
-        """Targets as a model is trained on them, float32."""
+        """Standardize targets, to float32."""
         values = targets.double()
         return ((values - values.new_tensor(self.mean)) / values.new_tensor(self.std)).float()
 
     def undo(self, predictions: torch.Tensor) -> torch.Tensor:
-        """Predictions in the units of the data."""
+        """Convert predictions to the units of the data."""
         return predictions * predictions.new_tensor(self.std) + predictions.new_tensor(self.mean)
 
     def note(self, name: str) -> str:
-        """What is to be said of it."""
+        """The note for the user."""
         several = isinstance(self.mean, list)
         about = "each column" if several else f"mean {self.mean:.6g}, standard deviation {self.std:.6g}"
-        return f"{name} ({about}) is standardized for training: losses are in these units, predictions in its own"
+        return f"{name} ({about}) is standardized for training: losses are in standardized units, predictions in its own"
 
 
 class Preprocess(ABC):
-    """The step from raw data to the inputs of a model, the same in training and in prediction."""
+    """Converts raw data to a model's inputs, the same way in training and prediction."""
 
     kind: ClassVar[str]
-    """images, arrays or table: as :attr:`heptane.Data.kind`"""
+    """images, arrays or table, as :attr:`heptane.Data.kind`"""
     target: TargetScale | None = None
-    """what was taken out of real-valued targets; None for classes and labels"""
+    """scale of regression targets; None for classes"""
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
-        """Everything that was learned, as JSON holds it."""
+        """Everything learned, as JSON values."""
 
     @abstractmethod
     def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
-        """A name for each sample of ``source``, and the samples as a model takes them: float32 (N, ...).
+        """Return the names and the inputs, float32 (N, ...), of the samples in ``source``.
 
         Raises:
-            InputError: ``source`` cannot be read, or holds something else than the training data did.
+            InputError: ``source`` cannot be read, or does not match the training data.
         """
 
     def outputs(self, predictions: torch.Tensor) -> torch.Tensor:
-        """A model's predictions in the units of the training data; other than they are only for regression."""
+        """Convert predictions to the units of the training data; only regression predictions change."""
         return predictions if self.target is None else self.target.undo(predictions)
 
 
 def as_array(source: Any) -> npt.NDArray[Any] | None:
-    """A NumPy array or a tensor as an array; None for anything else."""
+    """Convert an array or tensor to a NumPy array; None for anything else."""
     if isinstance(source, torch.Tensor):
         known = source.detach().cpu()
         return (known.float() if known.dtype == torch.bfloat16 else known).numpy()  # NumPy has no bfloat16
@@ -97,5 +97,5 @@ def is_path(source: Any) -> bool:
 
 
 def numbered(count: int) -> list[str]:
-    """Names for samples that have none."""
+    """Default sample names: ``0``, ``1``, ..."""
     return [str(index) for index in range(count)]

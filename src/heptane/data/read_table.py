@@ -1,7 +1,7 @@
-"""Read a table: CSV, TSV or Parquet files, pandas and polars frames, rows as dicts; all as one pandas DataFrame.
+"""Read a table as a pandas DataFrame: CSV, TSV or Parquet files, pandas and polars frames, lists of dicts.
 
-A text file is read as text: what a column holds is decided in ``columns.py``, so that nothing is lost on the way. The
-separator is found in the first lines; compression by the file's name (``.csv.gz``), encoding by its first bytes.
+Cells of a text file stay text; ``cells.py`` infers what a column holds, so that nothing is lost. The separator is inferred
+from the first lines, the compression from the file name (``.csv.gz``), the encoding from the content.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INSTALL = 'pip install "heptane[tables]"'
 
 
 def is_table(source: Any) -> bool:
-    """Whether ``source`` is a table: by a file's name, as a frame, or as rows or columns of dicts."""
+    """Whether ``source`` is a table: a file name with a table's suffix, a frame, a dict, or a list of dicts."""
     if is_path(source):
         return table_suffix(Path(source)) in SUFFIXES
     if isinstance(source, Mapping) or any(hasattr(source, name) for name in ("to_pandas", "iloc", "collect_schema")):
@@ -39,13 +39,13 @@ def is_table(source: Any) -> bool:
 
 
 def table_suffix(path: Path) -> str:
-    """The suffix that tells the kind of a table, in lower case, without that of a compression."""
+    """The suffix of a table's format, in lower case, without that of a compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in COMPRESSIONS else suffixes[-1] if suffixes else ""
 
 
 def pandas() -> Any:
-    """pandas, or an error that says how to get it."""
+    """Import pandas, or raise :class:`InputError` with the command that installs it."""
     try:
         import pandas
     except ImportError as error:
@@ -54,14 +54,14 @@ def pandas() -> Any:
 
 
 def read_table(source: Any) -> tuple[pd.DataFrame, list[str]]:
-    """A table as a frame with unique column names, and notes on what was left out or renamed.
+    """Read a table; return a frame with unique column names, and notes on ignored or renamed parts.
 
     Args:
         source: a path, a pandas or polars frame (or anything with ``to_pandas``), a list of dicts (rows), or a dict (of
             columns, or one row).
 
     Raises:
-        InputError: it cannot be read, has no rows or columns; pandas or pyarrow is missing.
+        InputError: the table cannot be read or is empty, or pandas or pyarrow is missing.
     """
     pd, notes = pandas(), list[str]()
     if is_path(source):
@@ -71,18 +71,18 @@ def read_table(source: Any) -> tuple[pd.DataFrame, list[str]]:
     else:
         frame, name = from_memory(pd, source), f"the {type(source).__name__}"
     if isinstance(frame.columns, pd.MultiIndex):
-        raise InputError(f"{name} has column names of several levels: give each column one name")
+        raise InputError(f"{name} has multi-level column names: give each column one name")
     frame = frame.rename(columns=str)
     twice = sorted({column for column, many in zip(frame.columns, frame.columns.duplicated(), strict=True) if many})
     if twice:
         raise InputError(f"{name} has two columns called {twice[0]!r}: give each column a name of its own")
     if not len(frame.columns) or not len(frame):
-        raise InputError(f"{name} has {len(frame)} rows and {len(frame.columns)} columns: expected some of each")
+        raise InputError(f"{name} has {len(frame)} rows and {len(frame.columns)} columns: expected at least one of each")
     return frame, notes
 
 
 def join_labels(frame: Any, labels: Any) -> pd.DataFrame:
-    """A frame and its labels as one frame with a column ``label``."""
+    """Join a frame and its labels into one frame with a column ``label``."""
     pd = pandas()
     frame, _ = read_table(frame)
     if hasattr(labels, "columns") and len(labels.columns) == 1:
@@ -91,20 +91,20 @@ def join_labels(frame: Any, labels: Any) -> pd.DataFrame:
         labels = labels.to_pandas()
     values = labels.to_numpy() if isinstance(labels, pd.Series) else np.asarray(labels)
     if values.shape != (len(frame),):
-        raise InputError(f"x has {len(frame)} rows and y is of shape {values.shape}: give one label per row")
+        raise InputError(f"x has {len(frame)} rows but y has shape {values.shape}: give one label per row")
     if "label" in frame.columns:
-        raise InputError("x has a column 'label' and y is given: leave one of them out")
+        raise InputError("x has a column 'label', and y is given too: remove one of them")
     return frame.assign(label=values)
 
 
 def from_memory(pd: Any, source: Any) -> pd.DataFrame:
-    """A frame of what is in memory."""
+    """Convert a table in memory to a frame."""
     if isinstance(source, pd.DataFrame):
         return source
     if isinstance(source, pd.Series):  # one row of a frame
         return source.to_frame().T.infer_objects()
     try:
-        if hasattr(source, "collect") and hasattr(source, "lazy"):  # polars, not read yet
+        if hasattr(source, "collect") and hasattr(source, "lazy"):  # a lazy polars frame
             source = source.collect()
         if hasattr(source, "to_pandas"):
             return source.to_pandas()
@@ -118,18 +118,18 @@ def from_memory(pd: Any, source: Any) -> pd.DataFrame:
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """A Parquet file."""
+    """Read a Parquet file."""
     pd = pandas()
     try:
         return pd.read_parquet(path)
     except ImportError as error:
         raise InputError(f"Parquet files need pyarrow, which is missing: {INSTALL}") from error
-    except Exception as error:  # pyarrow's readers raise many kinds for damaged files
+    except Exception as error:  # pyarrow raises many types for damaged files
         raise InputError(f"{str(path)!r} cannot be read as Parquet ({one_line(error)}): write it again") from error
 
 
 def read_text(path: Path, notes: list[str]) -> pd.DataFrame:
-    """A text file, every cell as text: "" where it is empty."""
+    """Read a text file; every cell is text, "" if empty."""
     pd = pandas()
     head, encoding = first_text(path, notes)
     separator = "\t" if table_suffix(path) in (".tsv", ".tab") and "\t" in head else find_separator(head)
@@ -148,53 +148,52 @@ def read_text(path: Path, notes: list[str]) -> pd.DataFrame:
     try:
         settings = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": encoding}
         frame = pd.read_csv(path, **settings)
-        if not isinstance(
-            frame.index, pd.RangeIndex
-        ):  # more cells than names: a separator ends each line, or rows have names
+        # More cells than column names: each line ends with a separator, or rows have names.
+        if not isinstance(frame.index, pd.RangeIndex):
             if not frame.iloc[:, -1].fillna("").any():
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # that the last cell, an empty one, has no name
+                    warnings.simplefilter("ignore")  # the last cell, an empty one, has no name
                     frame = pd.read_csv(path, index_col=False, **settings)
             else:
-                notes.append("the first cell of each row has no column name: taken for names of rows, and left out")
+                notes.append("the first cell of each row has no column name: treated as a row name, and ignored")
                 frame = frame.reset_index(drop=True)
-    except Exception as error:  # pandas raises many kinds
+    except Exception as error:  # pandas raises many types
         remedy = "correct that line, or quote cells that hold the separator"
         raise InputError(f"{str(path)!r} cannot be read as a table ({one_line(error)}): {remedy}") from error
     frame.columns = [str(name).strip() for name in frame.columns]
     repeats = (frame.astype(object).to_numpy() == np.array(names, dtype=object)).all(1) if len(names) > 1 else None
     if repeats is not None and frame.shape[1] == len(names) and repeats.any():
-        notes.append(f"{int(repeats.sum())} row(s) that repeat the header were left out")
+        notes.append(f"{int(repeats.sum())} row(s) that repeat the header were ignored")
         frame = frame[~repeats].reset_index(drop=True)
     return frame
 
 
 def first_text(path: Path, notes: list[str]) -> tuple[str, str]:
-    """The first lines of a text file, uncompressed, and its encoding."""
+    """Return the uncompressed first lines of a text file, and its encoding."""
     from pandas.io.common import get_handle  # type: ignore[import-untyped,unused-ignore]
 
     try:
         with get_handle(path, "rb", compression="infer", is_text=False) as handles:
             head: bytes = handles.handle.read(SNIFFED_BYTES)
             rest: bytes = handles.handle.read() if head[:2] not in (b"\xff\xfe", b"\xfe\xff") else b""
-    except Exception as error:  # of a compression, too
+    except Exception as error:  # decompression raises many types
         raise InputError(f"{str(path)!r} cannot be opened ({one_line(error)}): give a readable file") from error
     if not head.strip():
         raise InputError(f"{str(path)!r} is empty: expected a line of column names, then rows")
     if b"\0" in head and head[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"{str(path)!r} holds bytes that are no text: is it a spreadsheet? save it as CSV")
+        raise InputError(f"{str(path)!r} is not a text file: is it a spreadsheet? save it as CSV")
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     if encoding == "utf-8-sig":
         try:
             (head + rest).decode(encoding)
         except UnicodeDecodeError:
             encoding = "cp1252"
-            notes.append(f"{path.name} is not UTF-8, and was read as Windows-1252 (Western European)")
+            notes.append(f"{path.name} is not UTF-8: read as Windows-1252 (Western European)")
     return head.decode(encoding, errors="replace"), encoding
 
 
 def find_separator(head: str) -> str:
-    """Comma, semicolon, tab or bar: the one that cuts the first lines into the same number of cells, and most of them."""
+    """Infer the separator (comma, semicolon, tab or bar): it gives the first lines equally many cells, and the most."""
     lines = head.splitlines()[: 50 if len(head) < SNIFFED_BYTES else 49] or [""]
     best, most = ",", (0.0, 0)
     for separator in SEPARATORS:

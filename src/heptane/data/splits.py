@@ -1,4 +1,4 @@
-"""Cut samples into parts by a seed, classes evenly; and notice classes that are rare or out of balance."""
+"""Split samples by a seed, stratified by class; report rare and imbalanced classes."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from collections.abc import Sequence
 from heptane.base.errors import InputError
 from heptane.base.lazy import np, torch
 
-BALANCED = 3.0  # times as many samples as the smallest class: from here on a plain accuracy says little of that one
+BALANCED = 3.0  # largest ratio of class sizes at which plain accuracy still reflects the smallest class
 
 
 def split(groups: Sequence[int], shares: Sequence[float], seed: int) -> list[torch.Tensor]:
-    """Cut samples at random into a rest and one part per share, the same way for the same seed, everywhere.
+    """Split samples at random into a rest and one part per share; a seed gives the same split on every machine.
 
-    Every group of two or more has a sample in the rest and in the last part, which is for validation: so that each class is
-    trained and validated on. Only then do the other parts have some. Many small groups make the last part larger than its
-    share.
+    Every group of two or more has a sample in the rest and in the last part, which is for validation, before the other parts
+    get any. With many small groups the last part is larger than its share.
 
     Args:
-        groups: sizes of the runs of consecutive samples, such as the classes, over which each part is spread evenly.
-        shares: each part's share of all the samples, in (0, 1).
+        groups: sizes of the groups of consecutive samples, such as classes, by which the split is stratified.
+        shares: each part's fraction of all samples, in (0, 1).
+        seed: of the split.
 
     Returns:
-        Sorted int64 indices: of the rest, then of each part. Every group keeps at least one sample in the rest.
+        Sorted int64 indices of the rest, then of each part. Every group has at least one sample in the rest.
 
     Raises:
         InputError: a part, or a group's rest, would be empty.
     """
-    random = np.random.RandomState(seed)  # NumPy keeps this old generator's stream unchanged for ever (its NEP 19)
+    random = np.random.RandomState(seed)  # NumPy guarantees this legacy generator's stream (NEP 19)
     parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
     starts = np.cumsum([0, *groups]).tolist()
     start = 0
-    for index in sorted(range(len(groups)), key=lambda index: groups[index]):  # large ones last: they can make up a count
+    for index in sorted(range(len(groups)), key=lambda index: groups[index]):  # large groups last, to reach the counts
         size = groups[index]
         order = (random.permutation(size) + starts[index]).tolist()
         start += size
-        for place, (part, share) in enumerate(zip(parts[1:], shares, strict=True), 1):
-            is_last = place == len(shares)
+        for number, (part, share) in enumerate(zip(parts[1:], shares, strict=True), 1):
+            is_last = number == len(shares)
             kept = 1 if is_last else 2  # one to train on, one to validate on
             count = max(0, min(round(start * share) - len(part), len(order) - kept))
             count = 1 if is_last and count == 0 and len(order) > 1 and len(groups) > 1 else count
@@ -46,13 +46,15 @@ def split(groups: Sequence[int], shares: Sequence[float], seed: int) -> list[tor
     wanted = [round(start * share) for share in shares]
     if min(wanted) < 1 or any(len(part) < least for part, least in zip(parts[1:], wanted, strict=True)):
         cut = " + ".join(f"{share:.4g}" for share in shares)
-        left = "leaves a part, or a class of the training part, empty"
-        raise InputError(f"setting aside {cut} of {start} samples {left}: change valid_fraction or give more data")
+        raise InputError(
+            f"setting aside {cut} of {start} samples leaves a part, or a class of the training part, empty: change "
+            "valid_fraction or give more data"
+        )
     return [torch.tensor(sorted(part), dtype=torch.int64) for part in parts]
 
 
 def split_by_class(targets: torch.Tensor, shares: Sequence[float], seed: int) -> list[torch.Tensor]:
-    """:func:`split` with the samples of each class spread evenly, in any order; real numbers are split as one group.
+    """:func:`split` stratified by class, for samples in any order; regression targets are one group.
 
     Example:
         >>> rest, valid = split_by_class(torch.tensor([0, 1, 0, 0, 1, 0]), [0.4], seed=0)
@@ -67,15 +69,15 @@ def split_by_class(targets: torch.Tensor, shares: Sequence[float], seed: int) ->
 
 
 def out_of_balance(counts: Sequence[int], names: Sequence[str] = ()) -> list[str]:
-    """What is to be said of the sizes of the classes: nothing where they are alike.
+    """Return notes on imbalanced classes and on classes with one sample.
 
     Args:
-        counts: samples per class, of all parts that were split.
+        counts: samples per class, in all parts that were split.
         names: of the classes.
 
     Example:
         >>> out_of_balance([150, 60, 2], ["A", "B", "Z"])
-        ["classes are out of balance: 'A' has 150 samples, 'Z' 2; balanced accuracy is shown beside accuracy"]
+        ["classes are imbalanced: 'A' has 150 samples, 'Z' 2; balanced accuracy is shown beside accuracy"]
     """
     called = [repr(name) for name in names] if names else [f"class {index}" for index in range(len(counts))]
     there = [(count, name) for count, name in zip(counts, called, strict=True) if count]
@@ -84,8 +86,8 @@ def out_of_balance(counts: Sequence[int], names: Sequence[str] = ()) -> list[str
         (most, large), (least, small) = max(there, key=lambda one: one[0]), min(there, key=lambda one: one[0])
         if most > BALANCED * least:
             both = f"{large} has {most} samples, {small} {least}"
-            notes.append(f"classes are out of balance: {both}; balanced accuracy is shown beside accuracy")
+            notes.append(f"classes are imbalanced: {both}; balanced accuracy is shown beside accuracy")
     if single := [name for count, name in there if count == 1]:
         named = ", ".join(single[:8]) + (f" and {len(single) - 8} more" if len(single) > 8 else "")
-        notes.append(f"{named}: one sample only, used for training, so the validation and test parts have none of it")
+        notes.append(f"{named}: only one sample, used for training, so the validation and test parts have none")
     return notes

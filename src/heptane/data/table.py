@@ -1,7 +1,7 @@
-"""A table as a data set: one column is the label, the others become numbers by what the training rows teach.
+"""Load a table as a dataset: one column is the label, the others become features learned on the training rows.
 
-The rows are split by a seed, 80/10/10, classes evenly. Where the label is a number, it is standardized for training, and
-predictions are turned back to its own units.
+The rows are split by a seed, 80/10/10, stratified by class. A numeric label is standardized for training, and predictions
+are converted back to its units.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class TablePreprocess(Preprocess):
     """A table's rows as float32 (N, F).
 
     Args:
-        label: the name of the label's column, which new data need not have.
-        columns: what becomes of each column that is used.
-        comma: what a comma in a number is where the column alone does not tell.
-        target: how the label was standardized, for regression; None for classes.
+        label: name of the label column, which new data need not have.
+        columns: the encoding of each column in use.
+        comma: meaning of a comma in numbers, if a column is ambiguous.
+        target: scale of the label, for regression; None for classes.
     """
 
     kind: ClassVar[str] = "table"
@@ -58,15 +58,15 @@ class TablePreprocess(Preprocess):
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> TablePreprocess:
-        """What :meth:`record` described."""
+        """Rebuild from :meth:`record`."""
         columns = tuple(Column.parse(column) for column in record["columns"])
         return cls(str(record["label"]), columns, record["comma"], TargetScale.parse(record["target"]))
 
     def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
-        """Names (those of the frame's index) and inputs of rows.
+        """Return names (of the frame's index) and inputs of rows.
 
         Args:
-            source: a CSV, TSV or Parquet file, a pandas or polars frame, a list of dicts or a dict. Its columns are found by
+            source: a CSV, TSV or Parquet file, a pandas or polars frame, a list of dicts or a dict. Columns are matched by
                 name; those that training did not use may be missing.
         """
         frame, _ = read_table(source)
@@ -75,7 +75,7 @@ class TablePreprocess(Preprocess):
         return [str(index) for index in frame.index], self.apply(cells)
 
     def apply(self, cells: Mapping[str, Cells]) -> torch.Tensor:
-        """The inputs, float32 (N, F), of columns that were read."""
+        """Encode parsed columns as inputs, float32 (N, F)."""
         made = [feature for column in self.columns for feature in column.encode(cells[column.name])]
         return torch.from_numpy(np.stack(made, 1).astype(np.float32))
 
@@ -86,7 +86,7 @@ class TablePreprocess(Preprocess):
             raise InputError(f"the table has no column {names(lacking)}{near}: it has {names(list(frame.columns))}")
 
     def _read(self, column: Column, series: pd.Series) -> Cells:
-        """A column as training read it; an error where it holds something else."""
+        """Parse a column as in training, or raise :class:`InputError` if it holds something else."""
         if column.kind == "category":
             texts = [None if value is None else str(value) for value in as_texts(series)]
             return Cells("category", np.array([*texts, None], dtype=object)[:-1])
@@ -100,16 +100,16 @@ class TablePreprocess(Preprocess):
 
 
 def as_texts(series: pd.Series) -> list[Any]:
-    """Categories of a column, as training had them: text, or None where one is missing."""
+    """Categories of a column as in training: text, or None if missing."""
     cells = read_cells(series.astype(object).map(lambda value: value if value is None or value != value else str(value)))
     if cells.kind == "category":
         return list(cells.values)
-    plain = series.astype(object)  # numbers or dates by their looks, and categories in training
+    plain = series.astype(object)  # these look like numbers or dates, but were categories in training
     return [None if absent else str(value).strip() for value, absent in zip(plain, cells.missing, strict=True)]
 
 
 def check_finite(name: str, values: Any) -> None:
-    """Raise where a number is infinite."""
+    """Raise :class:`InputError` if a number is infinite."""
     if np.isinf(values).any():
         row = int(np.flatnonzero(np.isinf(values))[0])
         raise InputError(f"column {name!r} is infinite in row {row} (the first is 0): write a number, or leave it empty")
@@ -121,7 +121,7 @@ def load_table(
     """Load a table, split by ``seed``; see :func:`heptane.load_data`.
 
     Raises:
-        InputError: it cannot be read, the label is not there or cannot be understood, or a column is damaged.
+        InputError: the table cannot be read, the label is missing or ambiguous, or a column is damaged.
     """
     frame, notes = read_table(source)
     label = find_label(frame, label, notes)
@@ -142,7 +142,7 @@ def load_table(
     columns = [column for column in columns if column.features]
     notes += describe(columns, out, cells, train.numpy())
     if not columns:
-        raise InputError(f"no column is left to learn {label!r} from: {'; '.join(notes)}")
+        raise InputError(f"the table has no usable column to predict {label!r} from: {'; '.join(notes)}")
     width = sum(len(column.features) for column in columns)
     check_memory(f"the table as float32 ({len(frame)}, {width})", 12 * len(frame) * width, "give fewer rows or columns")
     targets, target = labels.targets, None
@@ -162,25 +162,25 @@ def load_table(
 
 
 def find_label(frame: pd.DataFrame, label: str | None, notes: list[str]) -> str:
-    """The name of the label's column."""
+    """Return the name of the label column."""
     columns = [str(column) for column in frame.columns]
     if label is not None:
-        label = str(label)  # a frame's column may be called by a number
+        label = str(label)  # a column name may be a number
         if label not in columns:
             raise InputError(
-                f"label={label!r} is no column{did_you_mean(label, columns)}: the table has {names(columns, 40)}"
+                f"label={label!r} is not a column{did_you_mean(label, columns)}: the table has {names(columns, 40)}"
             )
         return label
     found = [column for column in columns if column.lower() in LABELS]
     if len(found) != 1:
-        several = f"{names(found)} may each be the label" if found else "no column is called label, target, class or y"
+        several = f"{names(found)} could all be the label" if found else "no column is called label, target, class or y"
         raise InputError(f"{several}: pass --label COLUMN (label= in load_data), one of {names(columns, 40)}")
     notes.append(f"column {found[0]!r} is the label, by its name")
     return found[0]
 
 
 def describe(columns: list[Column], out: Mapping[str, str], cells: Mapping[str, Cells], train: Any) -> list[str]:
-    """What was done to the columns: one sentence per kind."""
+    """Return notes on how the columns were encoded."""
     by_kind = {kind: [column for column in columns if column.kind == kind] for kind in ("number", "date", "category")}
     num_features = sum(len(column.features) for column in columns)
     done = [
@@ -194,10 +194,10 @@ def describe(columns: list[Column], out: Mapping[str, str], cells: Mapping[str, 
     ]
     notes = [f"columns: {', '.join(filter(None, done))}; {num_features} inputs"]
     for why in sorted(set(out.values())):
-        notes.append(f"left out, {why}: {names([column for column, reason in out.items() if reason == why])}")
+        notes.append(f"ignored, {why}: {names([column for column, reason in out.items() if reason == why])}")
     imputed = [c.name for c in by_kind["number"] + by_kind["date"] if cells[c.name].missing.any()]
     if imputed:
-        notes.append(f"missing numbers filled with the median, and marked: {names(imputed)}")
+        notes.append(f"missing numbers replaced by the median, with an indicator: {names(imputed)}")
     absent = [column.name for column in by_kind["category"] if cells[column.name].missing.any()]
     if absent:
         notes.append(f"missing categories are a category: {names(absent)}")
@@ -207,11 +207,11 @@ def describe(columns: list[Column], out: Mapping[str, str], cells: Mapping[str, 
     skewed = [column.name for column in by_kind["number"] if column.numbers[0].power is not None]
     if skewed:
         notes.append(f"skewed numbers transformed (Yeo-Johnson): {names(skewed)}")
-    said = sorted({one.said for name, one in cells.items() if name not in out} - {"", "booleans", "seconds"})
-    return notes + [f"{how}: {names([name for name, one in cells.items() if one.said == how])}" for how in said]
+    parsed = sorted({one.note for name, one in cells.items() if name not in out} - {"", "booleans", "seconds"})
+    return notes + [f"{how}: {names([name for name, one in cells.items() if one.note == how])}" for how in parsed]
 
 
 def names(columns: list[str], most: int = MAX_NAMED) -> str:
-    """Names of columns, not too many."""
+    """The first ``most`` column names, for messages."""
     shown = ", ".join(repr(str(column)) for column in columns[:most])
     return shown + (f" and {len(columns) - most} more" if len(columns) > most else "")
