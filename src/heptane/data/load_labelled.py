@@ -1,4 +1,4 @@
-"""Labelled data for a trained model: its classes are found by name, in any order, and need not all be there."""
+"""Load labelled data to evaluate a trained model; classes are matched by name, and some may be absent."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ MAX_NAMED = 5
 
 
 def load_labelled(path: Path, part: str, classes: Sequence[str], preprocess: Preprocess) -> tuple[Any, torch.Tensor, str]:
-    """What ``preprocess.inputs`` takes, the targets, and which part of the data it is, in words.
+    """Load data; return the source for ``preprocess.inputs``, the targets, and the name of the part.
 
     Args:
-        path: a folder of class folders (or of ``train/``, ``valid/``, ``test/``), a table or an ``.npz`` file. Where it is
-            not in parts, all of it is taken.
+        path: a folder of class folders (or of ``train/``, ``valid/``, ``test/``), a table or an ``.npz`` file. Data without
+            parts is used whole.
         part: ``train``, ``valid``, ``test`` or ``all``.
-        classes: the model's, by their outputs; () for regression.
+        classes: the model's classes, in the order of its outputs; () for regression.
         preprocess: of the run.
 
     Raises:
-        InputError: a class that the model does not know, no labels, or another kind of data.
+        InputError: the data has an unknown class, no labels, or another kind than the training data.
     """
     kind = "images" if path.is_dir() else "arrays" if path.suffix.lower() == ".npz" else "table"
     if kind != preprocess.kind and not (kind == "arrays" and preprocess.kind == "images"):
-        raise InputError(f"{path} is {_named(kind)}, and the run was trained on {_named(preprocess.kind)}: give such data")
+        raise InputError(f"{path} is {_named(kind)}, but the run was trained on {_named(preprocess.kind)}: give such data")
     if kind == "images":
         return _folder(path, part, classes)
     return _arrays(path, part, classes, preprocess.target) if kind == "arrays" else _table(path, classes, preprocess)
 
 
 def known(names: Sequence[str], classes: Sequence[str], where: Path) -> dict[str, int]:
-    """The model's number of each class; refuses those that it does not know."""
+    """Map the model's class names to numbers; raise :class:`InputError` if ``names`` has others."""
     numbers = {name: index for index, name in enumerate(classes)}
-    strange = sorted(name for name in names if name not in numbers)
-    if strange:
-        raise InputError(f"{where} has classes that the run does not know: {_few(strange)}; it knows {_few(classes)}")
+    unknown = sorted(name for name in names if name not in numbers)
+    if unknown:
+        raise InputError(f"{where} has classes that the run does not know: {_shorten(unknown)}; known: {_shorten(classes)}")
     return numbers
 
 
 def _folder(root: Path, part: str, classes: Sequence[str]) -> tuple[list[Path], torch.Tensor, str]:
     folders = find_parts(root)
-    said = "all" if "all" in folders or part == "all" else part
+    used = "all" if "all" in folders or part == "all" else part
     if "all" not in folders and part != "all" and part not in folders:
         raise InputError(f"{root} has no {part} part, but {', '.join(folders)}: choose one with --part")
-    chosen = list(folders.values()) if said == "all" else [folders[part]]
+    chosen = list(folders.values()) if used == "all" else [folders[part]]
     inside = [entry for folder in chosen for entry in list_entries(folder) if entry.is_dir()]
     numbers = known([entry.name for entry in inside], classes, root)
     files, labels = [], []
@@ -62,7 +62,7 @@ def _folder(root: Path, part: str, classes: Sequence[str]) -> tuple[list[Path], 
         labels += [numbers[entry.name]] * len(found)
     if not files:
         raise InputError(f"{root} has no image in its class folders: expected ROOT/CLASS/IMAGE")
-    return files, torch.tensor(labels), said
+    return files, torch.tensor(labels), used
 
 
 def _arrays(path: Path, part: str, classes: Sequence[str], target: TargetScale | None) -> tuple[Any, torch.Tensor, str]:
@@ -71,22 +71,22 @@ def _arrays(path: Path, part: str, classes: Sequence[str], target: TargetScale |
     arrays, _ = read_npz(path)
     there = {name: f"_{name}" for name in ("valid", "test") if f"x_{name}" in arrays}
     if part in there or (part == "train" and there):
-        suffixes, said = [there.get(part, "")], part
+        suffixes, used = [there.get(part, "")], part
     else:
-        suffixes, said = ["", *there.values()], "all"
+        suffixes, used = ["", *there.values()], "all"
     x = np.concatenate([arrays[f"x{suffix}"] for suffix in suffixes])
     y = np.concatenate([arrays[f"y{suffix}"] for suffix in suffixes])
     if len(x) != len(y):
         raise InputError(f"{path}: x has {len(x)} samples and y {len(y)}: give one target per sample")
     if not classes or (y.dtype.kind == "f" and y.ndim > 1):
-        return x, torch.from_numpy(y.astype(np.float32)) if target is None else target.apply(torch.from_numpy(y)), said
+        return x, torch.from_numpy(y.astype(np.float32)) if target is None else target.apply(torch.from_numpy(y)), used
     if y.dtype.kind == "U":
         numbers = known(sorted(set(y.tolist())), classes, path)
-        return x, torch.tensor([numbers[name] for name in y.tolist()]), said
+        return x, torch.tensor([numbers[name] for name in y.tolist()]), used
     whole = torch.from_numpy(y.astype(np.int64))
     if whole.ndim != 1 or bool((whole < 0).any()) or int(whole.max()) >= len(classes):
-        raise InputError(f"{path}: y holds other labels than 0 to {len(classes) - 1}: {_few(classes)}")
-    return x, whole, said
+        raise InputError(f"{path}: y has labels outside 0 to {len(classes) - 1} ({_shorten(classes)}): correct them")
+    return x, whole, used
 
 
 def _table(path: Path, classes: Sequence[str], preprocess: Any) -> tuple[Any, torch.Tensor, str]:
@@ -96,7 +96,7 @@ def _table(path: Path, classes: Sequence[str], preprocess: Any) -> tuple[Any, to
 
     frame, _ = read_table(path)
     if preprocess.label not in frame.columns:
-        raise InputError(f"{path} has no column {preprocess.label!r}, the label: predict it instead (heptane predict)")
+        raise InputError(f"{path} has no label column {preprocess.label!r}: for unlabelled data use heptane predict")
     cells = read_cells(frame[preprocess.label], preprocess.comma or comma_of(frame), label=True)
     if not classes:
         labels = read_labels(repr(preprocess.label), cells, "regression")
@@ -109,7 +109,7 @@ def _table(path: Path, classes: Sequence[str], preprocess: Any) -> tuple[Any, to
 
 
 def _name(value: Any, boolean: bool) -> str:
-    """A label as the classes of a table are called."""
+    """The class name of a table's label."""
     if boolean:
         return str(bool(value))
     return str(int(value)) if isinstance(value, float) and value == round(value) else str(value)
@@ -119,5 +119,5 @@ def _named(kind: str) -> str:
     return {"images": "a folder of images", "arrays": "arrays (.npz)", "table": "a table"}[kind]
 
 
-def _few(names: Sequence[str]) -> str:
+def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")

@@ -1,6 +1,6 @@
-"""A cheap look at a folder of images before they are loaded: how many, how large, and of which kind.
+"""Survey a folder of images before loading it: how many, how large, and of which kind.
 
-Headers are read of at most some hundred images, and the pixels of some dozens, so that it takes a second or so.
+It reads the headers of at most 400 images and the pixels of at most 48, which takes about a second.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from heptane.base.lazy import np
 if TYPE_CHECKING:
     from PIL import Image
 
-HEADERS, PIXELS = 400, 48  # images of which the header, and the pixels, are looked at
+HEADERS, PIXELS = 400, 48  # numbers of images whose headers, and whose pixels, are read
 THUMBNAIL = 64  # pixels
 T = TypeVar("T")
-FLAT = 0.88  # share of an image that its two main colours have, from which on it is writing: 0.92 in letters, 0.83 in signs
+FLAT = 0.88  # fraction of pixels in the two main colours, above which images are writing: letters 0.92, road signs 0.83
 _SIDED = re.compile(r"(^|[^a-z])(left|right|clockwise|counterclockwise)([^a-z]|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What is known of a folder of images before it is loaded.
+    """Facts about a folder of images.
 
     Attributes:
         counts: images per class, in the order of ``classes``, over all parts.
         classes: names of the classes.
-        num_train: images that training will have, after what is split off.
-        height, width: medians, in pixels, as the images are stored.
-        elongation: median of the longer side over the shorter one, 1 or more.
+        num_train: number of training images after the split.
+        height, width: median size of the stored images, in pixels.
+        elongation: median ratio of the longer to the shorter side, 1 or more.
         is_writing: whether the images look like letters, digits or other writing, which must not be mirrored.
-        sided: names of classes that speak of left or right.
+        sided: names of classes that mention left or right.
     """
 
     counts: tuple[int, ...]
@@ -55,7 +55,7 @@ class Survey:
 
 
 def survey(root: Path, valid_fraction: float | None = None) -> Survey | None:
-    """Look at a folder of class folders; None where nothing in it can be read, which loading it will explain.
+    """Survey a folder of class folders; None if no image is readable, which loading will report.
 
     Args:
         root: the folder.
@@ -92,7 +92,7 @@ def survey(root: Path, valid_fraction: float | None = None) -> Survey | None:
 
 
 def are_characters(classes: Sequence[str]) -> bool:
-    """Whether most classes are named like a character or a number: ``A``, ``7``, ``class_b`` is not.
+    """Whether most class names are a character or a number, such as ``A`` or ``7``.
 
     Example:
         >>> are_characters(["A", "B", "10"]), are_characters(["cat", "dog", "x"])
@@ -102,10 +102,10 @@ def are_characters(classes: Sequence[str]) -> bool:
 
 
 def evenly_spaced(values: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` of the values, evenly spread.
+    """Return at most ``count`` of the values, evenly spaced.
 
     Example:
-        >>> spread(list(range(10)), 3)
+        >>> evenly_spaced(list(range(10)), 3)
         [1, 5, 8]
     """
     if len(values) <= count:
@@ -118,12 +118,12 @@ def _size(path: Path) -> tuple[int, int] | None:
 
     try:
         return read_image(path, probe)[0]
-    except Exception:  # loading names it
+    except Exception:  # loading will report it
         return None
 
 
 def _flatness(path: Path) -> float | None:
-    """The share that an image's two commonest colours have of its pixels."""
+    """The fraction of an image's pixels in its two most common colours."""
     from heptane.data.decode import read_image
 
     try:

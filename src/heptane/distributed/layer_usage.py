@@ -1,5 +1,5 @@
-"""How a model uses its layers in a training step, seen before it is split over workers: which it may leave out, and which
-parameters it uses outside the layer that holds them."""
+"""Observe how a model uses its layers before it is distributed: which it may skip, and which parameters it uses outside
+their own layer."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ from heptane.base.tree import copy_rows, first_tensor
 from heptane.model.modes import enable_gradients
 from heptane.model.snapshot import preserved_model
 
-LOOKS = frozenset(("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy"))
-ONLY_FACTS = frozenset(("size", "dim", "numel", "element_size", "is_floating_point", "is_complex", "get_device", "type"))
-SHOWS_VALUES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # attributes; the others, such as shape, do not
-TRIALS = 8  # single samples on which it is seen whether layers are left out
+# Functions that read a tensor's values, on which control flow can depend; functions that read metadata only; and attributes
+# that give values (others, such as shape, are metadata).
+READS_VALUES = frozenset(("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy"))
+METADATA = frozenset(("size", "dim", "numel", "element_size", "is_floating_point", "is_complex", "get_device", "type"))
+VALUE_ATTRIBUTES = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))
+TRIALS = 8  # forward passes to see whether layers are skipped
 
 
 @dataclass
 class LayerUsage:
-    """What was seen of a model in training."""
+    """How a model used its layers in a training step."""
 
     unused: list[str] = field(default_factory=list)
-    """parameters that train, and were given no gradient"""
+    """trainable parameters that got no gradient"""
     decides: bool = False
-    """whether ``forward`` goes by values or by chance: another step may use other layers"""
+    """whether control flow depends on values or random numbers, so that other steps may use other layers"""
     outside: set[nn.Module] = field(default_factory=set)
-    """units whose parameters are used while the unit does not run"""
+    """units whose parameters are used outside the unit's forward pass"""
     varies: bool = False
-    """whether the units do not always run alike, or may not"""
+    """whether the order of units differs between samples, or may differ"""
     reentrant: bool = False
-    """whether activations are recomputed by ``checkpoint(..., use_reentrant=True)``"""
+    """whether activation checkpointing has ``use_reentrant=True``"""
 
     @property
     def leaves_layers_out(self) -> bool:
@@ -53,7 +55,7 @@ class LayerUsage:
 
 
 class _Watch(TorchFunctionMode):
-    """Notes what a forward pass does with parameters, and whether it looks at values."""
+    """Records which parameters a forward pass uses, and whether it reads values."""
 
     def __init__(self, units: list[nn.Module]) -> None:
         super().__init__()
@@ -65,9 +67,10 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        self.looks |= name in LOOKS
-        fact = getattr(getattr(func, "__self__", None), "__name__", "") not in SHOWS_VALUES if name == "__get__" else False
-        if not fact and name not in ONLY_FACTS:
+        self.looks |= name in READS_VALUES
+        attribute = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else None
+        is_metadata = name in METADATA or (attribute is not None and attribute not in VALUE_ATTRIBUTES)
+        if not is_metadata:
             self._note(args)
             self._note((kwargs or {}).values())
         return func(*args, **(kwargs or {}))
@@ -82,7 +85,7 @@ class _Watch(TorchFunctionMode):
 
 @contextmanager
 def _watched(units: list[nn.Module]) -> Iterator[_Watch]:
-    """While it lasts, what forward passes do is noted. By chance: Python's and NumPy's generators are looked at too."""
+    """Record what forward passes inside do, including draws from Python's and NumPy's generators."""
     watch = _Watch(units)
     python, numpy = random.getstate(), _of_numpy()
 
@@ -113,16 +116,15 @@ def observe_usage(
     units: list[nn.Module],
     seed: int,
 ) -> LayerUsage:
-    """Run ``model`` on a few samples; it, and the random states, are afterwards exactly as they were.
+    """Run ``model`` on a few samples and observe its layers; the model and the random states are left unchanged.
 
     Args:
-        model: on its device, in one piece.
+        model: on its device, not yet distributed.
         forward: from inputs and targets to the model's output.
         mean: from an output and targets to the loss.
-        sample: inputs and targets, of which two samples are used, and up to eight, one by one, where there are ``units``
-            and ``forward`` goes by values or by chance.
-        units: the layers that may be split over workers each by itself.
-        seed: of the random states meanwhile, so that all workers see the same.
+        sample: inputs and targets. Two samples are used; more if there are ``units`` and the control flow may vary.
+        units: layers that could be sharded separately.
+        seed: of the random states inside, so that all workers observe the same.
     """
     use = LayerUsage()
     with preserved_model(model), enable_gradients():
@@ -136,7 +138,7 @@ def observe_usage(
         if units:
             use.reentrant = any(type(node).__name__ == "CheckpointFunctionBackward" for node in _graph(loss))
             orders = [watch.calls, *(_orders(forward, sample, units) if use.decides else ())]
-            alone = {at for at, unit in enumerate(units) if unit not in use.outside}  # split by themselves
+            alone = {at for at, unit in enumerate(units) if unit not in use.outside}  # sharded separately
             orders = [[at for at in order if at in alone] for order in orders]
             use.varies = any(order != orders[0] for order in orders) or (use.decides and {*orders[0]} != alone)
         else:
@@ -146,7 +148,7 @@ def observe_usage(
 
 
 def _train_mode(model: nn.Module, samples: int) -> None:
-    """As a step has it; but BatchNorm cannot train on one sample, and cuDNN has no backward for an RNN in eval mode."""
+    """Use train mode as in a step, except: BatchNorm cannot train on one sample; cuDNN RNNs need train mode for backward."""
     model.train(samples > 1)
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
@@ -154,7 +156,7 @@ def _train_mode(model: nn.Module, samples: int) -> None:
 
 
 def _orders(forward: Callable[[Any, Any], Any], sample: tuple[Any, Any], units: list[nn.Module]) -> Iterator[list[int]]:
-    """In which order the units run, for two samples at a time."""
+    """Yield the order in which the units run, for two samples at a time."""
     size = len(first_tensor(sample[0]))
     for at in range(TRIALS):
         start = max(0, min(at, size - 2))
@@ -164,7 +166,7 @@ def _orders(forward: Callable[[Any, Any], Any], sample: tuple[Any, Any], units: 
 
 
 def _graph(loss: Tensor) -> Iterator[Any]:
-    """The nodes through which a gradient flows."""
+    """Yield the nodes of the autograd graph."""
     left, seen = [loss.grad_fn], set()
     while left:
         node = left.pop()

@@ -1,4 +1,4 @@
-"""FSDP2: each worker keeps its part of every parameter, gradient and optimizer state; layers are whole only while they run.
+"""FSDP2: each worker keeps a shard of every parameter, gradient and optimizer state; a layer is gathered while it runs.
 
 Source: Rajbhandari et al. 2020, "ZeRO", arXiv:1910.02054, section 5; Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277.
 """
@@ -27,11 +27,14 @@ from heptane.model.outputs import map_tensors
 
 
 def shard(model: nn.Module, device: str, workers: int, use: LayerUsage | None = None) -> None:
-    """Shard ``model`` in place over the workers, a unit per layer: what is gathered, used and let go together.
+    """Shard ``model`` in place over the workers, one FSDP unit per layer.
 
     Args:
-        use: as it was seen. A layer whose parameters are used elsewhere too is gathered with the whole model; where layers
-            may be left out, all are, since every worker must gather the same.
+        model: the model.
+        device: its device type.
+        workers: number of workers.
+        use: the observed layer usage. A layer whose parameters are also used outside it is gathered with the whole model. If
+            layers may be skipped, all are gathered with the whole model, since every worker must gather the same.
     """
     use, mesh, ignored = use or LayerUsage(), init_device_mesh(device, (workers,)), set(unsharded_parameters(model))
     if use.varies:
@@ -43,7 +46,7 @@ def shard(model: nn.Module, device: str, workers: int, use: LayerUsage | None = 
 
 
 def unsharded_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that every worker holds whole, since FSDP does not take them: single numbers, and tables with sparse
+    """Parameters that FSDP does not support, so that every worker holds them whole: scalars, and embeddings with sparse
     gradients."""
     tables = [p for module in model.modules() if getattr(module, "sparse", None) is True for p in module.parameters(False)]
     known = {id(p) for p in tables}
@@ -51,7 +54,7 @@ def unsharded_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 class _Touched(torch.autograd.Function):
-    """An output as it is, through which every parameter is given a gradient, of zeros where there is no other."""
+    """Identity on an output; its backward pass gives every parameter a gradient, zero unless it has another."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, *parameters: Tensor) -> Tensor:
@@ -65,7 +68,7 @@ class _Touched(torch.autograd.Function):
 
 
 def _touch(model: nn.Module, inputs: Any, output: Any) -> Any:
-    """A forward hook: of a model that leaves layers out, the workers would sum the gradients of different parameters."""
+    """Forward hook for a model that skips layers, whose workers would otherwise sum gradients of different parameters."""
     apart = {id(p) for p in unsharded_parameters(model)}
     parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     touched = False
@@ -81,8 +84,9 @@ def _touch(model: nn.Module, inputs: Any, output: Any) -> Any:
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """The layers below containers and below what holds a ModuleList, as a transformer holds its blocks, in order; none where
-    layers share a parameter, which only a whole can hold.
+    """The layers to shard, in order: children of containers and of modules with a ModuleList, such as transformer blocks.
+
+    Empty if layers share a parameter, which only the whole model can hold.
 
     Example:
         >>> [type(unit).__name__ for unit in units(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))]
@@ -101,13 +105,13 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether :func:`shard` was there."""
+    """Whether :func:`shard` was applied."""
     return isinstance(model, FSDPModule)
 
 
 @contextmanager
 def no_sync(model: nn.Module) -> Iterator[None]:
-    """Backward passes whose gradients are kept on their worker, to be summed by the next one outside."""
+    """Keep the gradients of backward passes on their worker; the next backward pass outside sums them."""
     assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(False)
     try:
@@ -117,12 +121,12 @@ def no_sync(model: nn.Module) -> Iterator[None]:
 
 
 def full_tensor(value: Any) -> Any:
-    """A sharded tensor as a whole one; all workers must ask. Other things as they are."""
+    """Gather a sharded tensor; all workers must call this. Anything else is returned unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def shard_like(value: Any, sharded: Any) -> Any:
-    """The whole tensor ``value`` sharded as ``sharded`` is; as it is where that is not sharded, or of another shape."""
+    """Shard the full tensor ``value`` like ``sharded``; unchanged if that is not sharded or has another shape."""
     whole_one = isinstance(value, Tensor) and not isinstance(value, DTensor)
     if not isinstance(sharded, DTensor) or not whole_one or value.shape != sharded.shape:
         return value
@@ -130,15 +134,15 @@ def shard_like(value: Any, sharded: Any) -> Any:
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model that is not sharded yet, its parameters without memory: what :func:`gather_model` fills."""
+    """Copy an unsharded model with parameters on the meta device, for :func:`gather_model` to fill."""
     empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
     made: nn.Module = copy.deepcopy(model, dict(empty))
     return made
 
 
 def gather_model(model: nn.Module, meta_copy: nn.Module) -> nn.Module:
-    """The sharded ``model`` as an ordinary one, on every worker; all must ask."""
-    found: dict[int, nn.Parameter] = {}  # a parameter that two layers share stays one
+    """Gather the sharded ``model`` into an unsharded one on every worker; all must call this."""
+    found: dict[int, nn.Parameter] = {}  # keeps shared parameters shared
     for mine, theirs in zip(meta_copy.modules(), model.modules(), strict=True):
         for name, part in theirs._parameters.items():
             if part is not None and id(part) not in found:
@@ -151,7 +155,7 @@ def gather_model(model: nn.Module, meta_copy: nn.Module) -> nn.Module:
 
 
 def save_parts(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Every worker writes its own parts, as safetensors, by PyTorch's distributed checkpoint; all must call."""
+    """Write each worker's shards as safetensors, with PyTorch's distributed checkpoint; all workers must call this."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -159,7 +163,7 @@ def save_parts(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def load_parts(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Fill ``tensors``, sharded or whole, from what any number of workers wrote; all must call."""
+    """Fill ``tensors``, sharded or full, from shards that any number of workers wrote; all workers must call this."""
     alone = not torch.distributed.is_initialized()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -167,7 +171,7 @@ def load_parts(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, sharded: Any = None) -> Tensor:
-    """Memory for a tensor that is stored: sharded as ``sharded`` where it has that one's shape, else whole."""
+    """Allocate a tensor to load into: sharded like ``sharded`` if the shapes are equal, else full."""
     if isinstance(sharded, DTensor) and tuple(sharded.shape) == tuple(shape):
         return torch.zeros_like(sharded, dtype=dtype)
     return torch.zeros(tuple(shape), dtype=dtype)

@@ -1,4 +1,4 @@
-"""What a model holds beside its weights, brought back from a worker: buffers that no file has, and plain attributes."""
+"""Copy a model's state from a worker's copy: weights, buffers that the state dict lacks, and plain attributes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from heptane.model.buffers import module_attributes
 from heptane.model.saved_values import FOREIGN
 
 PLAIN = (bool, int, float, complex, str, bytes, np.ndarray, np.generic, torch.Tensor, torch.dtype, torch.device, type(None))
-OWN = frozenset(vars(torch.nn.Module()))  # attributes that every module has
 
 
 def copy_state(theirs: torch.nn.Module, mine: torch.nn.Module) -> None:
-    """Give ``mine`` all that ``theirs``, a copy of it that was trained elsewhere, holds: weights, buffers, extra state, and
-    attributes of plain kinds (numbers, text, tensors, and lists or dicts of them), also within objects of the user's."""
+    """Copy all state of ``theirs``, a trained copy of the model, to ``mine``: weights, buffers, extra state, and attributes
+    of plain types (numbers, text, tensors, and lists or dicts of them), also inside the user's own objects."""
     mine.load_state_dict(theirs.state_dict())
     copy_extra_state(theirs, mine)
 
 
 def copy_extra_state(theirs: torch.nn.Module, mine: torch.nn.Module) -> None:
-    """The same without what ``state_dict`` has."""
+    """Copy the state that ``state_dict`` does not contain."""
     for name, other in theirs.named_modules():
         try:
             module = mine.get_submodule(name)
@@ -34,12 +34,12 @@ def copy_extra_state(theirs: torch.nn.Module, mine: torch.nn.Module) -> None:
                 own.detach().copy_(value.detach())
             else:
                 module._buffers[key] = value
-        found = {k: v for k, v in vars(other).items() if k not in OWN and (k in vars(module) or is_plain(v))}
+        found = {k: v for k, v in vars(other).items() if k not in module_attributes() and (k in vars(module) or is_plain(v))}
         _take_attributes(found, module.__dict__, set())
 
 
 def is_plain(value: Any) -> bool:
-    """Whether ``value`` is a number, a text, a tensor, an array, or a list, tuple, set, deque or dict of such."""
+    """Whether ``value`` is a number, text, tensor or array, or a list, tuple, set, deque or dict of these."""
     if isinstance(value, dict):
         return all(is_plain(key) and is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple, set, frozenset, deque)):
@@ -48,13 +48,13 @@ def is_plain(value: Any) -> bool:
 
 
 def _take_attributes(theirs: dict[str, Any], mine: dict[str, Any], seen: set[int]) -> None:
-    """Give the attributes ``mine`` what is plain of ``theirs``, and so on in the user's own objects."""
+    """Copy plain values from the attributes ``theirs`` to ``mine``, recursively in the user's own objects."""
     for key, value in theirs.items():
         mine[key] = _taken(mine.get(key), value, seen)
 
 
 def _taken(own: Any, value: Any, seen: set[int]) -> Any:
-    """What takes the place of ``own``: ``value`` where it is plain; else itself, after what it holds was taken."""
+    """The new value for ``own``: ``value`` if that is plain, else ``own`` with the plain values inside it copied."""
     if is_plain(value):
         return _kept_in(own, value)
     if id(value) in seen:
@@ -70,13 +70,13 @@ def _taken(own: Any, value: Any, seen: set[int]) -> Any:
 
 
 def _is_object(value: Any) -> bool:
-    """Whether it is an object of a class of the user's own, with attributes."""
+    """Whether it is an object with attributes, of the user's own class."""
     foreign = type(value).__module__.partition(".")[0] in (*FOREIGN, "builtins", "functools")
     return hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module)) and not foreign
 
 
 def _kept_in(own: Any, value: Any) -> Any:
-    """``value``, in the very list, dict, set or array ``own`` where it is one of that kind: others may look at it."""
+    """``value``, copied into the container or array ``own`` if types match, since other objects may refer to ``own``."""
     if own is value or type(own) is not type(value):
         return value
     if isinstance(own, (dict, set)):
