@@ -59,7 +59,7 @@ def test_a_first_batch_that_looked_like_labels_is_found_out() -> None:
     loader = DataLoader(TensorDataset(X, targets), 20)
     with pytest.raises(hp.InputError, match=r"a target is 2.5, but in the first batch all were labels in \[0, 1\]"):
         fit(net(), loader)
-    with pytest.raises(hp.InputError, match=r"a target of 2.5"):
+    with pytest.raises(hp.InputError, match=r"a target is 2.5"):
         fit(net(), (X, LABELS), DataLoader(TensorDataset(X, targets), 120))
 
 
@@ -83,7 +83,7 @@ def test_targets_that_are_distributions_in_the_first_batch_only_are_refused() ->
     several = torch.cat([one_hot[:16], torch.ones(48, 3)])
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(64, 4), several), 16)
     sgd = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
-    with pytest.raises(hp.InputError, match=r"a row of targets that sums to 3, .*loss='binary_cross_entropy'"):
+    with pytest.raises(hp.InputError, match=r"a row of targets sums to 3, .*loss='binary_cross_entropy'"):
         hp.fit(torch.nn.Linear(4, 3), data, optimizer=sgd, epochs=1)
     hp.fit(torch.nn.Linear(4, 3), data, optimizer=sgd, epochs=1, loss="binary_cross_entropy")
     hp.fit(torch.nn.Linear(4, 3), data, optimizer=sgd, epochs=1, loss="cross_entropy")

@@ -148,7 +148,7 @@ def test_what_a_file_without_code_can_hold_comes_back_as_it_was() -> None:
     assert np.array_equal(back.pop("array"), value.pop("array"))  # type: ignore[call-overload]
     assert back == value
     assert back["deque"].maxlen == 3
-    with pytest.raises(ValueError, match="no dtype"):
+    with pytest.raises(ValueError, match="not a dtype"):
         unpack({"dtype": "load"}, {})
 
 

@@ -300,7 +300,7 @@ def test_another_batch_size_than_the_loaders_is_refused_with_both():
 @pytest.mark.parametrize(("real", "word"), [(5, "fewer"), (0, "fewer"), (13, "more")])
 def test_a_length_that_is_not_true_ends_the_run_with_a_clear_error(real, word):
     source = as_source(DataLoader(Count(10, real), batch_size=2), None, 0, 1)
-    with pytest.raises(hp.InputError, match=f"gave {word} than the 5 batches.*correct the __len__"):
+    with pytest.raises(hp.InputError, match=f"yielded {word} than the 5 batches.*correct the __len__"):
         taken(source, 0, 10)
 
 

@@ -18,7 +18,6 @@ def look(num: int = 240, side: int = 80, **facts: Any) -> Survey:
     given = {
         "classes": ("cat", "dog", "cow", "hen", "pig"),
         "is_writing": False,
-        "elongation": 1.0,
         **facts,
     }
     counts = tuple([num // 4] * 5)

@@ -34,7 +34,6 @@ class Survey:
         classes: names of the classes.
         num_train: number of training images after the split.
         height, width: median size of the stored images, in pixels.
-        elongation: median ratio of the longer to the shorter side, 1 or more.
         is_writing: whether the images look like letters, digits or other writing, which must not be mirrored.
         sided: names of classes that mention left or right.
     """
@@ -44,7 +43,6 @@ class Survey:
     num_train: int
     height: int
     width: int
-    elongation: float
     is_writing: bool
     sided: tuple[str, ...] = ()
 
@@ -85,7 +83,6 @@ def survey(root: Path, valid_fraction: float | None = None) -> Survey | None:
         num_train=max(1, round(len(training) * (1 - away))),
         height=round(statistics.median(height for _, height in sizes)),
         width=round(statistics.median(width for width, _ in sizes)),
-        elongation=statistics.median(max(size) / min(size) for size in sizes),
         is_writing=flat >= FLAT or are_characters(classes),
         sided=tuple(name for name in classes if _SIDED.search(name.lower())),
     )
