@@ -114,7 +114,7 @@ def test_a_run_of_ones_own_model_takes_it_back(tmp_path: Path) -> None:
     assert run.classes == ("0", "1", "2", "3")
     labels = [int(str(p.label)) for p in run.predict(VALID[0])]
     assert (torch.tensor(labels) == VALID[1]).float().mean() == pytest.approx(result.metrics["valid_accuracy"])
-    with pytest.raises(hp.InputError, match=r"from Python on a torch.nn.modules.container.Sequential.*model=\.\.\."):
+    with pytest.raises(hp.InputError, match=r"from Python with a torch.nn.modules.container.Sequential.*model=\.\.\."):
         hp.load_run(tmp_path)
     with pytest.raises(hp.InputError, match=r"are not of this Sequential: .*1.weight has shape"):
         hp.load_run(tmp_path, model=mlp(num_in=32))

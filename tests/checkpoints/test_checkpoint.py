@@ -208,7 +208,7 @@ def test_the_scale_of_fp16_goes_on_and_a_change_of_precision_is_noted(tmp_path: 
     third = make()
     third.precision = Autocast(torch.bfloat16, "cpu")
     load(third, path)
-    assert third.notes[-1] == "from step 1 on in bf16; before in fp16"
+    assert third.notes[-1] == "bf16 from step 1 on; before, fp16"
 
 
 def names(folder: Path) -> set[str]:
@@ -367,7 +367,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_with_a_note(tmp_path: Pa
     saved, (note,) = checkpoint.find_newest(tmp_path)
     assert saved is not None
     assert saved.path == first
-    assert note.startswith(f"checkpoint {second} cannot be used (")
+    assert note.startswith(f"checkpoint {second} is damaged (")
     assert note.endswith("): used the one before it")
     assert restore.load(make(), saved)[0] == 1
     DAMAGE[damage](first)
@@ -436,13 +436,16 @@ def test_a_strangers_checkpoint_with_nonsense_in_it_is_refused_in_one_line(tmp_p
     [
         (
             {"model": mlp(num_classes=5)},
-            r"of another model: in the file '3.weight' is of shape \(4, 16\), torch.float32, in the model of sh",
+            r"of another model: '3.weight' is of shape \(4, 16\), torch.float32 in the checkpoint, of shape",
         ),
         (
             {"model": torch.nn.Sequential(*mlp()[:3], torch.nn.Linear(16, 4, bias=False))},
             r"'3.bias' is of shape \(4,\), .*absent",
         ),
-        ({"model": torch.nn.Sequential(*mlp(), torch.nn.BatchNorm1d(4))}, r"'4.weight' is absent, in the model of shape"),
+        (
+            {"model": torch.nn.Sequential(*mlp(), torch.nn.BatchNorm1d(4))},
+            r"'4.weight' is absent in the checkpoint, of shape",
+        ),
         ({"optimizer": OPTIMIZERS["adamw"]}, r"written with optimizer SGD, and this run has AdamW"),
         ({"optimizer": OPTIMIZERS["two groups"]}, r"with parameters per group \[4\], and this run has \[1, 1, 1, 1\]"),
         ({"batch_size": 8}, r"with batch_size 16, and this run has 8"),

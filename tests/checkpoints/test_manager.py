@@ -18,7 +18,7 @@ from tests.conftest import make_images, mlp
 import heptane as hp
 from heptane.base import storage
 from heptane.session import recorder
-from heptane.session.checkpoints import checkpoint, keeper
+from heptane.session.checkpoints import checkpoint, manager
 from heptane.session.checkpoints.manager import Interval
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -68,7 +68,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     real = checkpoint.take_snapshot
     monkeypatch.setattr(
-        keeper.checkpoint, "take", lambda run, step, history: (found.append(step), real(run, step, history))[1]
+        manager.checkpoint, "take_snapshot", lambda run, step, history: (found.append(step), real(run, step, history))[1]
     )
     return found
 
@@ -86,7 +86,7 @@ def test_at_each_evaluation_unless_it_is_said_how_often(tmp_path: Path, monkeypa
 
 def test_by_time_it_is_saved_when_so_much_has_gone_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(keeper.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(manager.time, "monotonic", lambda: now[0])
     real = recorder.steps
 
     def ticking(run: Any, start: int = 0) -> Iterator[Any]:
@@ -119,8 +119,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_note_and_the_end_is_the_same
     newest = tmp_path / "run" / "checkpoints" / f"step-{steps(tmp_path / 'run')[0]:09d}"
     (newest / "state.safetensors").write_bytes(b"torn")
     again = fit(tmp_path / "run", resume=True)
-    assert again.notes[-2].startswith(f"checkpoint {newest} cannot be used (state.safetensors has 4 of ") or any(
-        note.startswith(f"checkpoint {newest} cannot be used (state.safetensors has 4 of ") for note in again.notes
+    assert again.notes[-2].startswith(f"checkpoint {newest} is damaged (state.safetensors has 4 of ") or any(
+        note.startswith(f"checkpoint {newest} is damaged (state.safetensors has 4 of ") for note in again.notes
     )
     for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a loss's code": (
         {"loss": lambda o, t: torch.nn.functional.cross_entropy(o, t)},
         {"loss": lambda o, t: torch.nn.functional.nll_loss(o, t)},
-        "with another loss: it has the same name, and its code differs",
+        "with another loss: same name, different code",
     ),
     "another loss": (
         {},
@@ -189,7 +189,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"model": dropping(0.1, frozen=True)},
         "model.frozen parameters 0, and this run has 1",
     ),
-    "its type": ({"model": dropping(0.1)}, {"model": dropping(0.1).double()}, "torch.float32, in the model .*torch.float64"),
+    "its type": (
+        {"model": dropping(0.1)},
+        {"model": dropping(0.1).double()},
+        "torch.float32 in the checkpoint, .*torch.float64",
+    ),
     "data": (
         {},
         {"train": make_images(32)},
@@ -329,7 +333,7 @@ def test_what_may_change_does(tmp_path: Path) -> None:
     changed |= {"weights": "last", "device": "cpu"}
     again = fit(tmp_path, resume=True, loss=Focal(), **changed)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
-    assert "from step 3 on with on_nan='stop'; before with 'skip'" in again.notes
+    assert "on_nan='stop' from step 3 on; before, 'skip'" in again.notes
     assert again.metrics["valid_one"] == 1.0
 
 
@@ -356,7 +360,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed_and_it_is_said(tmp_path: 
 
 
 def planned(notes: list[str]) -> str:
-    return next(note for note in notes if note.startswith("planned:"))
+    return next(note for note in notes if note.startswith("new length:"))
 
 
 def test_a_finished_run_without_a_schedule_goes_on_and_is_the_longer_one(tmp_path: Path) -> None:
@@ -365,7 +369,9 @@ def test_a_finished_run_without_a_schedule_goes_on_and_is_the_longer_one(tmp_pat
     again = fit(tmp_path, epochs=4, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
     assert [record["epoch"] for record in again.history] == [1, 2, 3, 4]
-    assert planned(again.notes) == "planned: 4 epochs (12 steps) in place of 2 epochs (6 steps); the learning rate stays 0.1"
+    assert (
+        planned(again.notes) == "new length: 4 epochs (12 steps) instead of 2 epochs (6 steps); the learning rate stays 0.1"
+    )
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -378,14 +384,14 @@ def test_a_cycle_is_laid_out_over_the_new_length_and_it_is_said(finished: bool, 
     assert f"goes from {before:.3g} at step {step} to {after:.3g} at step {step + 1}" in planned(again.notes)
     rates = [0.1 * hp.Cyclical().rates(12, 3).learning_rate(at) for at in (8, 11)]
     assert [r["learning_rate"] for r in again.history if r["step"] > 6] == pytest.approx(rates)
-    assert not [n for n in fit(tmp_path, tricks=CYCLE, epochs=4, resume=True).notes if n.startswith("planned:")]
+    assert not [n for n in fit(tmp_path, tricks=CYCLE, epochs=4, resume=True).notes if n.startswith("new length:")]
 
 
 def test_it_is_said_before_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, tricks=CYCLE)
     fit(tmp_path, tricks=CYCLE, epochs=3, resume=True, progress=True)
     said = capsys.readouterr().err
-    assert said.index("note: planned: 3 epochs (9 steps) in place of 2") < said.index("epoch 3")
+    assert said.index("note: new length: 3 epochs (9 steps) instead of 2") < said.index("epoch 3")
 
 
 def test_small_images_mixup_and_freezing_over_the_new_length_are_said(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_figure_of_the_tricks_names_its_result_file() -> None:
     assert all((results / row["file"]).exists() for row in found["tricks"].values())
     assert all(any(row["file"] in line for line in found["about"]) for row in found["tricks"].values())
     for step, said in (
-        ([1.06, 1.02, 1.11], "a step takes 1.06 times as long (1.02 to 1.11)"),
+        ([1.06, 1.02, 1.11], "a step takes 1.06x as long (1.02x to 1.11x)"),
         ([1.06, 0.98, 1.11], "no cost"),
     ):
         assert measured_text({"tricks": {"mixup": {"step": step, "words": "hurts"}}}, "mixup").startswith(f"hurts; {said}")
@@ -374,7 +374,7 @@ def test_the_data_folder_is_no_place_for_a_run(tmp_path: Path, capsys: pytest.Ca
 
 def test_resume_takes_no_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", str(tmp_path), "--force"]) == 2
-    assert "leave out the other flags" in capsys.readouterr().err
+    assert "leave out other flags" in capsys.readouterr().err
 
 
 def test_a_fifo_is_no_settings_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -398,4 +398,6 @@ def test_a_full_disk_is_one_line(
 
     monkeypatch.setattr("heptane.cli.loading.load", full)
     assert main(["train", "--data", "digits", "--out", str(tmp_path / "run")]) == 1
-    assert capsys.readouterr().err == "heptane: somewhere: No space left on device: make room, or choose another folder\n"
+    assert (
+        capsys.readouterr().err == "heptane: somewhere: No space left on device: free disk space, or choose another folder\n"
+    )

@@ -39,7 +39,7 @@ def test_without_data_a_model_sees_blank_images_and_a_list_is_a_flag(capsys: pyt
     ]
     assert main(["layers", *flags]) == 0
     printed = capsys.readouterr().out
-    assert "resnet: 4 groups from the input to the output, by your list" in printed
+    assert "resnet: 4 layer groups from input to output, grouped by your list" in printed
     assert "never trains" in printed
 
 

@@ -78,7 +78,7 @@ def test_the_plan_of_a_resumed_run_does_not_say_that_its_settings_were_given(
     assert any(line.endswith("24x24 pixels: given") for line in plan_of(capsys.readouterr().err))
     assert main(["train", "--resume", out, "--epochs", "2"]) == 0
     text = "\n".join(plan_of(capsys.readouterr().err))
-    assert "24x24 pixels: as the run began" in text
+    assert "24x24 pixels: as in the resumed run" in text
     assert "given" not in text
     assert "not asked for" not in text
     assert "--budget" not in text

@@ -59,7 +59,7 @@ def test_pictures_to_csv_and_json(root: Path, tmp_path: Path, capsys: pytest.Cap
     assert out.read_text() == "mine"
     assert main(["predict", "--run", str(root / "run"), *files, "--out", str(out), "--force"]) == 0
     printed = capsys.readouterr().err
-    assert printed.count("is there already") == 1
+    assert printed.count("exists: choose another file") == 1
     assert printed.count(f"{out}: 11 predictions\n") == 2
 
 
@@ -76,7 +76,7 @@ def test_a_bad_picture_ends_it_and_leaves_no_half_file(
     assert main([*ask, "--skip-bad"]) == 0
     (row,) = rows((tmp_path / "p.csv").read_text())
     assert (row["class"], set(row)) == ("blue", {"name", "class", "probability", "class_2", "probability_2"})
-    assert "1 bad file(s) were left out" in capsys.readouterr().err
+    assert "skipped 1 unreadable file(s)" in capsys.readouterr().err
 
 
 def test_rows_of_a_table_with_columns_in_another_order_and_without_the_label(
@@ -97,10 +97,10 @@ def test_rows_of_a_table_with_columns_in_another_order_and_without_the_label(
 BAD = {
     "no file": (["nowhere.png"], "nowhere.png: no such file"),
     "ending": (["{data}", "--out", "p.txt"], "--out p.txt"),
-    "folder": (["{data}", "--out", "no/p.csv"], "there is no folder no"),
+    "folder": (["{data}", "--out", "no/p.csv"], "the folder no does not exist"),
     "top": (["{data}", "--top", "0"], "top=0"),
     "batch": (["{data}", "--batch-size", "0"], "batch_size=0"),
-    "a table for images": (["{table}"], "trees.csv: {run} was trained on images data: give images, or folders of them"),
+    "a table for images": (["{table}"], "trees.csv: {run} was trained on images data: pass images, or folders of them"),
 }
 
 
@@ -124,7 +124,7 @@ def test_a_run_on_a_table_is_given_tables(
     name = given.format(data=root / "data", array=tmp_path / "x.npz")
     assert main(["predict", "--run", str(table / "run"), name]) == 2
     printed = capsys.readouterr().err
-    assert f"{name}: {table / 'run'} was trained on table data: give a .csv, .tsv or .parquet file" in printed
+    assert f"{name}: {table / 'run'} was trained on table data: pass a .csv, .tsv or .parquet file" in printed
 
 
 def test_evaluate_on_fewer_classes_in_a_folder_of_their_own(
@@ -176,7 +176,7 @@ def test_a_run_on_data_without_a_test_part_is_evaluated_on_its_validation_part(
     assert main(["evaluate", "--run", out]) == 0
     printed = capsys.readouterr()
     assert "8 samples (valid)" in printed.out
-    assert "has no test part: these samples chose the run's weights" in printed.err
+    assert "has no test data: evaluated on validation data" in printed.err
     assert main(["evaluate", "--run", out, "--part", "train"]) == 0
     assert "72 samples (train)" in capsys.readouterr().out
     assert main(["evaluate", "--run", out, "--part", "test"]) == 2

@@ -23,13 +23,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--lr", "0.02"], "--lr 0.02 with --resume, and the run has "),
-        (["--clip-norm", "1"], "--clip-norm 1.0 with --resume, and the run has none: leave it out (what may change: --"),
-        (["--mixup.alpha", "0.1"], "--mixup.alpha 0.1 with --resume, and the run has mixup off"),
-        (["--cyclical.shape", "triangular"], "--cyclical.shape triangular with --resume, and the run has one_cycle"),
-        (["--epochs", "2", "--batch-size", "60"], "--batch-size 60 with --resume, and the run has 120"),
-        (["--no-cyclical"], "leave out the other flags"),
-        (["--out", "elsewhere"], "leave out the other flags"),
+        (["--lr", "0.02"], "--lr 0.02 with --resume, but the run has "),
+        (["--clip-norm", "1"], "--clip-norm 1.0 with --resume, but the run has none: leave it out (these may change: --"),
+        (["--mixup.alpha", "0.1"], "--mixup.alpha 0.1 with --resume, but the run has mixup off"),
+        (["--cyclical.shape", "triangular"], "--cyclical.shape triangular with --resume, but the run has one_cycle"),
+        (["--epochs", "2", "--batch-size", "60"], "--batch-size 60 with --resume, but the run has 120"),
+        (["--no-cyclical"], "leave out other flags"),
+        (["--out", "elsewhere"], "leave out other flags"),
     ],
 )
 def test_a_flag_that_would_make_another_run_of_it_is_refused_by_name(
@@ -47,13 +47,13 @@ def test_a_finished_run_is_made_longer_and_the_new_length_is_kept(
     first = json.loads((finished / "result.json").read_text())
     again = ["--epochs", "2", "--patience", "9", "--batch-size", "120"]  # the last is what it has
     assert main(["train", "--resume", str(finished), *again]) == 0
-    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("note: planned:"))
+    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("note: new length:"))
     assert "2 epochs" in said
-    assert "in place of 1 epochs" in said
-    assert "the cycle is laid out over the new length" in said
+    assert "instead of 1 epochs" in said
+    assert "the cycle now follows the new length" in said
     record = json.loads((finished / "result.json").read_text())
     assert record["history"][0] == first["history"][0]
     assert [entry["epoch"] for entry in record["history"]] == [1, 2]
-    assert any(note.startswith("planned: 2 epochs") for note in record["notes"])
+    assert any(note.startswith("new length: 2 epochs") for note in record["notes"])
     kept = tomllib.loads((finished / "settings.toml").read_text())
     assert (kept["epochs"], kept["patience"]) == (2, 9)

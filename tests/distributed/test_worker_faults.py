@@ -143,14 +143,14 @@ def differs(name: str) -> str:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("seed", "seed is 0 in worker 0, and 1 in worker 1"),
+        ("seed", "seed is 0 in worker 0, but 1 in worker 1"),
         ("epochs", "epochs is 1"),
         ("accumulate", "accumulate is 1"),
         ("clip_norm", "clip_norm is None"),
         ("evaluate_every_epochs", "in worker 0"),
         ("target", "goal is"),
         ("metrics", "metrics"),
-        ("optimizer", r"lr is [0.1] in worker 0, and [0.2] in worker 1"),
+        ("optimizer", r"lr is [0.1] in worker 0, but [0.2] in worker 1"),
         ("tricks", "label_smoothing"),
     ],
 )

@@ -1,6 +1,6 @@
-"""``heptane train | race | evaluate | predict | export | layers | tricks``.
+"""The command ``heptane train | race | evaluate | predict | export | layers | tricks | demo``.
 
-Exit codes: 0 done; 2 wrong input; 3 target not reached; 130 interrupted.
+Exit codes: 0 done; 1 failed; 2 wrong input; 3 target not reached; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = make_parser()
     try:
-        with Interruption(active=True), progress_shown():  # SIGTERM and SIGUSR1 end as Ctrl-C does, whatever is going on
+        with Interruption(active=True), progress_shown():  # SIGTERM and SIGUSR1 act like Ctrl-C
             return _run(parser, list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         print(f"heptane: {' '.join(str(error).split())}", file=sys.stderr)
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in DISK:
             raise
         print(
-            f"heptane: {error.filename or 'a file'}: {error.strerror}: make room, or choose another folder", file=sys.stderr
+            f"heptane: {error.filename or 'a file'}: {error.strerror}: free disk space, or choose another folder",
+            file=sys.stderr,
         )
         return FAILED
 

@@ -1,4 +1,4 @@
-"""``heptane --print-completion SHELL``: a script after which the shell completes commands, flags, files and choices."""
+"""``heptane --print-completion SHELL``: a shell script that completes commands, flags, files and choices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHOICES = {
 
 
 class PrintCompletion(argparse.Action):
-    """Print the script, and stop."""
+    """Print the script and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, _flags: Any, shell: Any, *_: Any) -> None:
         print(completion_script(parser, str(shell)))
@@ -27,15 +27,17 @@ class PrintCompletion(argparse.Action):
 
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script for ``shell``.
+    """The completion script for ``shell``.
 
     Raises:
-        InputError: the shell is not known, or shtab is not installed.
+        InputError: the shell is unknown, or shtab is not installed.
     """
     try:
         import shtab
     except ImportError:
-        raise InputError('--print-completion needs shtab, which is missing: pip install "heptane[completion]"') from None
+        raise InputError(
+            '--print-completion needs shtab, which is not installed: pip install "heptane[completion]"'
+        ) from None
     check_choice("--print-completion", shell, shtab.SUPPORTED_SHELLS)
     for action in _all_actions(parser):
         if action.dest in FILES:
@@ -46,7 +48,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """Those of the parser and of its commands."""
+    """The actions of the parser and of its commands."""
     found = []
     for action in parser._actions:
         found.append(action)

@@ -1,4 +1,4 @@
-"""``heptane demo``: what heptane is for, shown on this machine within a few minutes."""
+"""``heptane demo``: show what heptane does, on this machine, within a few minutes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from heptane.base.errors import check_range
 
 
 def demo(flags: argparse.Namespace) -> int:
-    """Run the demonstration as the flags say; the exit code is 0 also where something could not be shown."""
+    """Run the demonstration; the exit code is 0 even if a part could not be shown."""
     from heptane.cli.demonstration import demo as run
 
     seconds = parse_duration("--budget", flags.budget)

@@ -1,4 +1,4 @@
-"""``heptane evaluate``: a run's weights on data, prepared as in training."""
+"""``heptane evaluate``: evaluate a run's model on data, preprocessed as in training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from heptane.session.finished.load_run import LoadedRun, load_run
 from heptane.session.finished.predictions import batches_of, run_model
 from heptane.session.model_record import CLASSES
 
-SHOWN = 40  # classes of which each is shown
+SHOWN = 40  # classes; of more, the worst are shown
 
 
 def evaluate(flags: argparse.Namespace) -> int:
-    """Evaluate as the flags say, print the metrics; returns the exit code."""
+    """Evaluate and print the metrics; returns the exit code."""
     from heptane.report import format_metric, readable_name
 
     check_range("batch_size", flags.batch_size, 1, whole=True)
@@ -42,7 +42,7 @@ def evaluate(flags: argparse.Namespace) -> int:
 
 
 def _settings(run: LoadedRun) -> dict[str, Any]:
-    """What the run was asked for: its settings file, or what its record says."""
+    """The run's settings, from its settings file or its record."""
     from heptane.session.settings import read_file
 
     file = run.folder / "settings.toml"
@@ -52,12 +52,12 @@ def _settings(run: LoadedRun) -> dict[str, Any]:
 def _outputs(
     run: LoadedRun, settings: dict[str, Any], flags: argparse.Namespace
 ) -> tuple[torch.Tensor, torch.Tensor, str, str]:
-    """The model's outputs, the targets, and what they are of."""
+    """The model's outputs, the targets, the name of the data, and its part."""
     from heptane.data.load_labelled import load_labelled
 
     source = flags.data or settings.get("data")
     if not source:
-        raise InputError(f"{run.folder} does not say which data it was trained on: pass --data")
+        raise InputError(f"{run.folder} does not record its training data: pass --data")
     path = Path(source).expanduser()
     own = flags.data is None or (settings.get("data") and _same(path, Path(settings["data"]).expanduser()))
     if own or source in BUILT_IN or not path.exists():
@@ -65,7 +65,8 @@ def _outputs(
         part = flags.part or ("valid" if data.test is None and data.valid is not None else "test")
         if part != (flags.part or "test"):
             print(
-                f"note: {data.name} has no test part: these samples chose the run's weights, and flatter it", file=sys.stderr
+                f"note: {data.name} has no test data: evaluated on validation data, which selected the weights",
+                file=sys.stderr,
             )
         inputs, targets = _part(data, part, run)
         with working(f"evaluating {len(targets):,} samples"):
@@ -76,9 +77,7 @@ def _outputs(
                 part,
             )
     if run.preprocess is None:
-        raise InputError(
-            f"{run.folder} does not say how its data was prepared: use hp.evaluate(hp.load_run(...).model, data)"
-        )
+        raise InputError(f"{run.folder} does not record its preprocessing: use hp.evaluate(hp.load_run(...).model, data)")
     raw, targets, part = load_labelled(path, flags.part or "test", run.classes, run.preprocess)
     bad: list[str] = []
     outputs = []
@@ -88,9 +87,9 @@ def _outputs(
             outputs += [run_model(run, part) for part in inputs.split(flags.batch_size)]
             kept += names
     if len(bad) > flags.skip_bad:
-        raise InputError(f"{len(bad)} images cannot be read, more than --skip-bad {flags.skip_bad}: {bad[0]}")
+        raise InputError(f"{len(bad)} images are unreadable, more than --skip-bad {flags.skip_bad} allows: {bad[0]}")
     if bad:
-        print(f"note: {len(bad)} bad file(s) were left out", file=sys.stderr)
+        print(f"note: skipped {len(bad)} unreadable file(s)", file=sys.stderr)
         readable = set(kept)
         targets = targets[torch.tensor([str(file) in readable for file in raw])]
     return torch.cat(outputs), targets, path.name, part
@@ -101,7 +100,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse.Namespace, own: bool) -> Data:
-    """The run's own data, in the same parts as it had them, or a built-in set."""
+    """The run's own data with the same split, or a built-in data set."""
     from heptane.cli.loading import load
     from heptane.session.settings import Settings, convert
 
@@ -116,25 +115,27 @@ def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse
         data = load(asked, argparse.Namespace(fallback=None), _scale(run.record))
     known = (run.record.get("data") or {}).get("input_shape")
     if known is not None and list(data.input_shape) != list(known):
-        raise InputError(f"data {data.name!r} has samples of shape {data.input_shape}; the run's model takes {tuple(known)}")
+        raise InputError(
+            f"data {data.name!r} has samples of shape {data.input_shape}, but the run's model takes {tuple(known)}"
+        )
     if run.classes and data.class_names and data.class_names != run.classes:
         raise InputError(f"data {data.name!r} has other classes than the run: {', '.join(data.class_names[:5])}")
     return data
 
 
 def _scale(record: dict[str, Any]) -> str:
-    """Whether a run's images were scaled as ImageNet's."""
+    """How a run's images were normalised: "imagenet" or "data"."""
     from heptane.data.images import IMAGENET_MEAN
 
     return "imagenet" if tuple((record.get("data") or {}).get("mean") or ()) == IMAGENET_MEAN else "data"
 
 
 def _part(data: Data, name: str, run: LoadedRun) -> tuple[torch.Tensor, torch.Tensor]:
-    """The part asked for, in the scale that the run was trained in."""
+    """The requested part, normalised as in training."""
     parts = [getattr(data, part) for part in (("train", "valid", "test") if name == "all" else (name,))]
     there = [part for part in parts if part is not None]
     if not there:
-        raise InputError(f"data {data.name!r} has no {name} part; choose another with --part")
+        raise InputError(f"data {data.name!r} has no {name} part: choose another with --part")
     inputs, targets = torch.cat([part[0] for part in there]), torch.cat([part[1] for part in there])
     known = run.record.get("data") or {}
     mean, std = known.get("mean") or [], known.get("std") or []
@@ -147,10 +148,10 @@ def _part(data: Data, name: str, run: LoadedRun) -> tuple[torch.Tensor, torch.Te
 
 
 def metrics_of(run: LoadedRun, outputs: torch.Tensor, targets: torch.Tensor, loss: str | None) -> dict[str, float]:
-    """Loss and accuracy, and where there are classes the mean of their accuracies."""
+    """Loss and accuracy; with classes, the balanced accuracy too."""
     from heptane.fit import evaluate as evaluate_model
 
-    if loss == "model":  # its own, of the logits
+    if loss == "model":  # the model's own loss takes more than logits
         loss = None
     found = evaluate_model(torch.nn.Identity(), (outputs, targets), loss=loss)
     if run.outputs == CLASSES and outputs.ndim == 2 and not targets.is_floating_point():
@@ -161,18 +162,18 @@ def metrics_of(run: LoadedRun, outputs: torch.Tensor, targets: torch.Tensor, los
 
 
 def by_class(classes: tuple[str, ...], outputs: torch.Tensor, targets: torch.Tensor) -> list[str]:
-    """A line per class that occurs: its name, how many of its samples are right, out of how many; the worst first."""
+    """A line per class that occurs: name, accuracy, counts; of many classes, the worst ones."""
     right, held = _counts(outputs, targets)
     names = classes if len(classes) == outputs.shape[1] else tuple(map(str, range(outputs.shape[1])))
     rows = [(float(r / h), name, int(r), int(h)) for name, r, h in zip(names, right, held, strict=True) if h]
     width = max(len(name) for _, name, _, _ in rows)
     shown = sorted(rows)[:SHOWN] if len(rows) > SHOWN else rows
     lines = [f"  {name:{width}}  {share:6.1%}  {r:,} of {h:,}" for share, name, r, h in shown]
-    return [*lines, f"  and {len(rows) - SHOWN} classes above these"] if len(rows) > SHOWN else lines
+    return [*lines, f"  ... and {len(rows) - SHOWN} classes with higher accuracy"] if len(rows) > SHOWN else lines
 
 
 def _counts(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each class how many of its samples are right, and how many it has."""
+    """Correct and total samples per class."""
     right = (outputs.argmax(1) == targets) & outputs.isfinite().all(1)
     counts = (torch.bincount(targets[rows], minlength=outputs.shape[1]).double() for rows in (right, slice(None)))
     first, second = counts

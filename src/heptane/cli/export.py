@@ -1,4 +1,4 @@
-"""``heptane export``: a run's model as ONNX or for ``torch.export``, checked against the model."""
+"""``heptane export``: export a run's model to ONNX or ``torch.export``, and check it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def export(flags: argparse.Namespace) -> int:
-    """Export as the flags say; returns the exit code."""
+    """Export; returns the exit code."""
     from heptane.session.finished.export import export as write
     from heptane.session.finished.load_run import load_run
 
@@ -16,6 +16,6 @@ def export(flags: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     done = write(run, flags.out, flags.to, flags.sample or None, flags.force)
     on = "real samples" if done.real else "random inputs"
-    print(f"{done.path}: outputs differ by at most {done.difference:.2g} from the model's, on {done.samples} {on}")
-    print(f"{done.about}: how inputs are prepared, and what the outputs mean")
+    print(f"{done.path}: largest difference from the model's outputs {done.difference:.2g}, on {done.samples} {on}")
+    print(f"{done.about}: describes preprocessing and outputs")
     return 0

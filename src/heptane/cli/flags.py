@@ -1,4 +1,4 @@
-"""The flags: one per field of the settings and of each trick, made from the dataclasses themselves."""
+"""Build the command's flags from the fields of the settings and of each trick."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def make_parser() -> Parser:
 
     parser = Parser(
         prog="heptane",
-        description="Train PyTorch models in a fraction of the time, with seven tricks; measure what each of them brings.",
-        epilog="heptane COMMAND --help explains a command. A start: heptane train --data FOLDER_OF_CLASS_FOLDERS",
+        description="Train PyTorch models in less time with seven tricks, and measure the effect of each.",
+        epilog="heptane COMMAND --help explains a command. To start: heptane train --data FOLDER_OF_CLASS_FOLDERS",
     )
-    parser.add_argument("--version", action="version", version=f"heptane {__version__}", help="Show the version, and stop.")
+    parser.add_argument("--version", action="version", version=f"heptane {__version__}", help="Show the version and exit.")
     parser.add_argument(
         "--print-completion",
         action=PrintCompletion,
         metavar="SHELL",
-        help="Print a script that completes commands and flags in bash, zsh, fish, tcsh or powershell, and stop.",
+        help="Print a completion script for bash, zsh, fish, tcsh or powershell, and exit.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (add_train, add_race, add_evaluate, add_predict, add_export, add_layers, add_tricks, add_demo):
@@ -44,8 +44,8 @@ def add_train(commands: Any) -> None:
         "train",
         everyday=TRAIN,
         usage="heptane train --data DATA [FLAG ...]",
-        help="train a model with the tricks, and write a report",
-        description="Train a model with the tricks; writes result.json, report.html, the weights and a settings file.",
+        help="train a model with the tricks and write a report",
+        description="Train a model with the tricks. Writes result.json, report.html, the weights and a settings file.",
     )
     _add_settings(parser, "run")
     _add_files(parser, "run")
@@ -59,9 +59,9 @@ def add_race(commands: Any) -> None:
         "race",
         everyday=RACE,
         usage="heptane race --data DATA --target ACCURACY [FLAG ...]",
-        help="race plain training against the tricks: how much faster, and what each trick is worth",
-        description="Race plain training against the tricks to a target, on this model, data and machine; "
-        "writes race.json, report.html and a settings file.",
+        help="measure the speed-up of the tricks over plain training, and the effect of each",
+        description="Race plain training against the tricks to a target, on your model, data and machine. "
+        "Writes race.json, report.html and a settings file.",
     )
     race = parser.add_argument_group("race")
     for field in fields(RaceSettings):
@@ -81,21 +81,21 @@ def _add_settings(parser: Parser, title: str, **defaults: Any) -> None:
 
 def _add_files(parser: Parser, what: str) -> None:
     files = parser.add_argument_group("files")
-    files.add_argument("--out", metavar="DIR", help=f"Where the {what}'s files go. Default: runs/DATA-MODEL-TIME.")
-    files.add_argument("--config", metavar="FILE", help="Settings from a TOML file; flags given beside it win.")
-    files.add_argument("--resume", metavar="DIR", help=f"Go on with the {what} in DIR; needs no other flag.")
-    files.add_argument("--force", action="store_true", help="Replace the run that --out holds.")
-    files.add_argument("--fallback", metavar="DATA", help="Built-in data to use where --data cannot be had.")
-    files.add_argument("--dry-run", action="store_true", help="Print what would be done, and stop.")
+    files.add_argument("--out", metavar="DIR", help=f"The folder for the {what}'s files. Default: runs/DATA-MODEL-TIME.")
+    files.add_argument("--config", metavar="FILE", help="Settings from a TOML file; flags override it.")
+    files.add_argument("--resume", metavar="DIR", help=f"Resume the {what} in DIR; needs no other flag.")
+    files.add_argument("--force", action="store_true", help="Overwrite the run in --out.")
+    files.add_argument("--fallback", metavar="DATA", help="Built-in data to use if --data is not available.")
+    files.add_argument("--dry-run", action="store_true", help="Print the plan and exit.")
 
 
 def _add_plan(parser: Parser) -> None:
-    more = parser.add_argument_group("more workers, predicted")
-    more.add_argument("--plan-workers", metavar="N,N", help="Predict what so many would bring, and stop: such as 2,8,64.")
+    more = parser.add_argument_group("predicted speed with more workers")
+    more.add_argument("--plan-workers", metavar="N,N", help="Predict the speed with N workers, such as 2,8,64, and exit.")
     for name, default, doc in (
-        ("bandwidth", 10.0, "Between the hosts, in gigabits per second"),
-        ("latency", 50.0, "Of a message between the hosts, in microseconds"),
-        ("per-host", 1, "Workers on a host"),
+        ("bandwidth", 10.0, "Bandwidth between hosts, in Gbit/s"),
+        ("latency", 50.0, "Latency between hosts, in microseconds"),
+        ("per-host", 1, "Workers per host"),
     ):
         kind = type(default)
         more.add_argument(f"--plan-{name}", type=kind, default=default, metavar="NUM", help=f"{doc}. Default: {default:g}.")
@@ -104,13 +104,15 @@ def _add_plan(parser: Parser) -> None:
 def _add_tricks(parser: Parser) -> None:
     tricks = parser.add_argument_group("tricks")
     tricks.add_argument(
-        "--tricks", metavar="SET", help="none, recommended, or NAME,NAME,... Default: recommended. Flags below add to it."
+        "--tricks", metavar="SET", help="none, recommended, or NAME,NAME,... Flags below add to it. Default: recommended."
     )
     tricks.add_argument("--workers", metavar="N", help="Short for --data-parallel.workers.")
     for name, kind in KINDS.items():
         flag = name.replace("_", "-")
         section = parser.add_argument_group(name.replace("_", " "))
-        section.add_argument(f"--no-{flag}", dest="off", action="append_const", const=name, help="Turn it off.")
+        section.add_argument(
+            f"--no-{flag}", dest="off", action="append_const", const=name, help=f"Turn {name.replace('_', ' ')} off."
+        )
         docs = field_docs(kind)  # type: ignore[arg-type]
         for field in fields(kind):
             _add_field(section, field, f"{flag}.", docs.get(field.name, ""))
@@ -118,46 +120,48 @@ def _add_tricks(parser: Parser) -> None:
 
 def add_evaluate(commands: Any) -> None:
     """``heptane evaluate``."""
-    parser: Parser = commands.add_parser("evaluate", help="evaluate a run's weights on data")
+    parser: Parser = commands.add_parser("evaluate", help="evaluate a trained model on data")
     parser.add_argument("--run", metavar="DIR", required=True, help="A folder that heptane train wrote.")
-    parser.add_argument("--data", metavar="DATA", help="As for train. Default: the data of the run.")
+    parser.add_argument("--data", metavar="DATA", help="The data, as for train. Default: the run's data.")
     parser.add_argument(
-        "--part", choices=("test", "valid", "train", "all"), help="Default: test, or valid of data without a test part."
+        "--part",
+        choices=("test", "valid", "train", "all"),
+        help="The part to evaluate. Default: test, or valid if there is no test data.",
     )
     parser.add_argument("--batch-size", type=int, default=512, metavar="INT", help="Samples per forward pass. Default: 512.")
-    parser.add_argument("--skip-bad", type=int, default=0, metavar="INT", help="Leave out up to so many bad images.")
+    parser.add_argument("--skip-bad", type=int, default=0, metavar="INT", help="Skip up to this many unreadable images.")
 
 
 def add_predict(commands: Any) -> None:
     """``heptane predict``."""
     parser: Parser = commands.add_parser(
         "predict",
-        help="what a trained model says of new files: class and probability, or value",
-        description="Predict images, rows of a table or arrays with a trained model; the inputs are prepared as its "
-        "training data were. Without --out the predictions go to the standard output, as CSV.",
+        help="predict classes and probabilities, or values, for new files",
+        description="Predict images, rows of a table or arrays with a trained model. Inputs are preprocessed as in "
+        "training. Without --out, predictions are printed as CSV.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="Images or folders of them, .csv, .parquet or .npz files.")
     parser.add_argument("--run", metavar="DIR", required=True, help="A folder that heptane train wrote.")
-    parser.add_argument("--out", metavar="FILE", help="Where to write: a .csv or a .json file.")
-    parser.add_argument("--top", type=int, metavar="INT", help="Give the most probable so many classes. Default: one.")
+    parser.add_argument("--out", metavar="FILE", help="The file to write, .csv or .json.")
+    parser.add_argument("--top", type=int, metavar="INT", help="Number of most probable classes to write. Default: 1.")
     parser.add_argument("--batch-size", type=int, default=64, metavar="INT", help="Samples per forward pass. Default: 64.")
-    parser.add_argument("--skip-bad", action="store_true", help="Leave out images that cannot be read, and name them.")
-    parser.add_argument("--force", action="store_true", help="Replace the file that --out names.")
+    parser.add_argument("--skip-bad", action="store_true", help="Skip unreadable images, with a note for each.")
+    parser.add_argument("--force", action="store_true", help="Overwrite the file --out.")
 
 
 def add_export(commands: Any) -> None:
     """``heptane export``."""
     parser: Parser = commands.add_parser(
         "export",
-        help="a trained model as ONNX or for torch.export, checked against the model",
-        description="Write a trained model for use without heptane, compare its outputs with the model's, and describe "
+        help="export a trained model to ONNX or torch.export, and check it",
+        description="Export a trained model for use without heptane, compare its outputs with the model's, and describe "
         "inputs and outputs in FILE.json beside it.",
     )
     parser.add_argument("--run", metavar="DIR", required=True, help="A folder that heptane train wrote.")
     parser.add_argument("--to", choices=("onnx", "torch"), default="onnx", help="The format. Default: onnx.")
-    parser.add_argument("--out", metavar="FILE", help="Default: model.onnx or model.pt2 in the run's folder.")
-    parser.add_argument("--sample", nargs="+", metavar="FILE", help="Files to compare on. Default: random inputs.")
-    parser.add_argument("--force", action="store_true", help="Replace the file that is there.")
+    parser.add_argument("--out", metavar="FILE", help="The file. Default: model.onnx or model.pt2 in the run's folder.")
+    parser.add_argument("--sample", nargs="+", metavar="FILE", help="Files for the comparison. Default: random inputs.")
+    parser.add_argument("--force", action="store_true", help="Overwrite the file.")
 
 
 def add_layers(commands: Any) -> None:
@@ -166,13 +170,13 @@ def add_layers(commands: Any) -> None:
         "layers",
         everyday=LAYERS,
         usage="heptane layers [--data DATA] [--model MODEL] [FLAG ...]",
-        help="show a model's groups of layers: the learning rate of each, and until when it is frozen",
-        description="Show the groups that transfer freezes, and gives a learning rate, together, from input to output, as "
-        "heptane train with the same flags has them before warm-up and cycle.",
+        help="show a model's layer groups with their learning rates and freezing",
+        description="Show the layer groups, from input to output, that transfer freezes together, with their learning "
+        "rates before warm-up and cycle, as heptane train with the same flags has them.",
     )
     parser.add_argument("--json", action="store_true", help="Print JSON.")
-    parser.add_argument("--config", metavar="FILE", help="Settings from a TOML file; flags given beside it win.")
-    parser.add_argument("--fallback", metavar="DATA", help="Built-in data to use where --data cannot be had.")
+    parser.add_argument("--config", metavar="FILE", help="Settings from a TOML file; flags override it.")
+    parser.add_argument("--fallback", metavar="DATA", help="Built-in data to use if --data is not available.")
     parser.set_defaults(resume=None, out=None, force=False)
     _add_settings(parser, "run")
     _add_tricks(parser)
@@ -180,19 +184,18 @@ def add_layers(commands: Any) -> None:
 
 def add_tricks(commands: Any) -> None:
     """``heptane tricks``."""
-    commands.add_parser("tricks", help="list the seven: what each costs, and when it does not help")
+    commands.add_parser("tricks", help="list the seven tricks with their measured effects")
 
 
 def add_demo(commands: Any) -> None:
     """``heptane demo``."""
     parser: Parser = commands.add_parser(
         "demo",
-        help="see what heptane does, on this machine, in a few minutes",
-        description="Fetch a data set; race the tricks against plain training; train on 200 pictures with weights from "
-        "ImageNet and without. The work is sized to the machine. Ends with exit code 0 also where something could not "
-        "be shown.",
+        help="see what heptane does on this machine, in a few minutes",
+        description="Download a data set, race the tricks against plain training, and train on 200 images with and without "
+        "ImageNet weights. Sized to the machine. Exits with 0 even if a part could not be shown.",
     )
-    parser.add_argument("--budget", metavar="TIME", default="150s", help="How long it may take, such as 3m. Default: 150s.")
+    parser.add_argument("--budget", metavar="TIME", default="150s", help="Time limit, such as 3m. Default: 150s.")
     parser.add_argument(
         "--data",
         metavar="DATA",
@@ -204,11 +207,11 @@ def add_demo(commands: Any) -> None:
 
 
 def settings_from_flags(flags: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The settings and the tricks' settings that were given as flags, in their types."""
+    """The settings and the tricks' settings given as flags, typed."""
     values = vars(flags)
     if values["workers"] is not None:
         if values.get("data-parallel.workers") is not None:
-            raise InputError("--workers and --data-parallel.workers are the same flag: give one of them")
+            raise InputError("--workers and --data-parallel.workers are the same flag: pass only one")
         values["data-parallel.workers"] = values["workers"]
     own = _typed(Settings, values, "")
     if values.get("command") == "race":
@@ -218,7 +221,7 @@ def settings_from_flags(flags: argparse.Namespace) -> tuple[dict[str, Any], dict
 
 
 def race_settings_from_flags(flags: argparse.Namespace) -> dict[str, Any]:
-    """The race's own settings that were given as flags, in their types."""
+    """The race's settings given as flags, typed."""
     return _typed(RaceSettings, vars(flags), "")
 
 

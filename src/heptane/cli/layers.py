@@ -1,4 +1,4 @@
-"""``heptane layers``: a model's groups from the input to the output: learning rates, and until when each is frozen."""
+"""``heptane layers``: show a model's layer groups with their learning rates and freezing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from heptane.data import Data
 from heptane.tricks import Tricks
 from heptane.tricks.transfer import Transfer
 
-BLANK = "blank images"  # what a model is shown where there are no data
+BLANK = "blank images"  # stands in for data
 IMAGES, CLASSES, SAMPLES = (3, 224, 224), 10, 1000
 
 
 def layers(flags: argparse.Namespace) -> int:
-    """Print the groups as the flags say; returns the exit code."""
+    """Print the groups; returns the exit code."""
     settings, wanted, _ = read(flags, data=BLANK)
     blank = _blank(settings.image_size) if settings.data == BLANK else None
     planned = plan_run(settings, wanted, flags, data=blank)
@@ -34,9 +34,9 @@ def layers(flags: argparse.Namespace) -> int:
 
 
 def groups_of(settings: Any, data: Data, tricks: Tricks) -> tuple[list[dict[str, Any]], str]:
-    """A row per group, as a run with these settings has them before its first step, and whose grouping it is.
+    """A row per layer group before the first step of such a run, and the source of the grouping.
 
-    ``frozen_until_epoch`` is 0 where a group trains from the start, and None where it never does.
+    ``frozen_until_epoch`` is 0 if a group trains from the start, None if it never trains.
     """
     from heptane.assemble import assemble
     from heptane.pretrained.models import build
@@ -63,7 +63,7 @@ def groups_of(settings: Any, data: Data, tricks: Tricks) -> tuple[list[dict[str,
 
 
 def _blank(size: int | None) -> Data:
-    """Images without content: enough to see in which order a model uses its layers."""
+    """Blank images, enough to find the order of a model's layers."""
     shape = IMAGES if size is None else (IMAGES[0], size, size)
     train = torch.zeros(1).expand(SAMPLES, *shape), torch.arange(SAMPLES) % CLASSES
     return Data(BLANK, train, None, None, CLASSES, (), (), source="made here")
@@ -73,8 +73,8 @@ def _print(model: str, rows: list[dict[str, Any]], by: str, blank: bool) -> None
     from heptane.report.console import make_console, make_table, printable
 
     console = make_console(sys.stdout)
-    shown = f"; seen on images of {IMAGES[0]} channels, {CLASSES} classes: pass --data for yours" if blank else ""
-    console.print(printable(f"{model}: {len(rows)} groups from the input to the output, by {by}{shown}\n", sys.stdout))
+    shown = f" (on blank images, {IMAGES[0]} channels, {CLASSES} classes: pass --data for your own)" if blank else ""
+    console.print(printable(f"{model}: {len(rows)} layer groups from input to output, grouped by {by}{shown}\n", sys.stdout))
     table = make_table(("group", None), ("parameters", None), ("learning rate", None), ("frozen until", None), heading=True)
     for row in rows:
         until = row["frozen_until_epoch"]

@@ -1,4 +1,4 @@
-"""The data that a command works on, and how the records describe them."""
+"""Load a command's data, and describe it for the records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from heptane.session.settings import Settings
 
 
 def load(settings: Settings, flags: argparse.Namespace, scale: str = "data") -> Data:
-    """The data; what is to be known of it goes to stderr."""
+    """Load the data; notes on it go to stderr."""
     data = load_data(
         settings.data,
         label=settings.label,
@@ -31,11 +31,12 @@ def load(settings: Settings, flags: argparse.Namespace, scale: str = "data") -> 
 
 
 def is_rank_zero() -> bool:
-    """Whether this process speaks: of several that torchrun started, rank 0 does."""
+    """Whether this is rank 0, the only worker under torchrun that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def describe_data(data: Data) -> dict[str, Any]:
+    """The facts about ``data`` in a record."""
     sizes = {f"num_{part}": len(getattr(data, part)[1]) for part in ("train", "valid", "test") if getattr(data, part)}
     return {
         "name": data.name,

@@ -1,4 +1,4 @@
-"""From what the user gave to a run that is planned in every detail: data, model, length, learning rate and tricks."""
+"""Plan a run: load the data, and choose the model, length, learning rate and tricks that the user did not set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from heptane.base.clock import process_start
 from heptane.base.errors import InputError
 from heptane.base.progress import EVERY_SECONDS, working
+from heptane.cli import loading
 from heptane.data import Data
 from heptane.data.survey import Survey, survey
 from heptane.pretrained.hubs import available, efficientnet_hub
@@ -22,29 +23,29 @@ from heptane.session.settings import Choice, Settings
 from heptane.tricks import Tricks, recommend
 
 CHOSEN = ("model", "image_size", "batch_size", "epochs", "optimizer", "lr", "augment", "evaluate_every_epochs")
-SHARE, LEAST_RESERVE = 0.06, 4.0  # of a budget, and seconds, kept back for the last evaluation and the report
-RACE = "a race starts every arm from scratch: its tricks are on trial, not weights"
+SHARE, LEAST_RESERVE = 0.06, 4.0  # share of a budget, and seconds, reserved for the last evaluation and the report
+RACE = "a race trains every arm from scratch: it measures tricks, not weights"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A run as it will be made."""
+    """The plan of a run."""
 
     settings: Settings
-    """all of them: what was given, and what was chosen"""
+    """all settings, given or chosen"""
     data: Data
     tricks: Tricks
     reasons: dict[str, str]
-    """for each of the seven why it is on or off"""
+    """per trick, why it is on or off"""
     choices: Choices
-    look: DataFacts
+    data_facts: DataFacts
     machine: Machine
     race: bool = False
-    """whether the plan is of each run of a race"""
+    """whether it is the plan of each run of a race"""
     resumed: bool = False
-    """whether the run was begun before, with these settings"""
+    """whether the run is resumed with these settings"""
     deadline: float | None = None
-    """``time.time()`` at which training ends, where there is a budget"""
+    """``time.time()`` at which training ends, if there is a budget"""
 
 
 @working("planning the run", after=EVERY_SECONDS)
@@ -54,14 +55,14 @@ def plan_run(
     """Load the data, and choose everything that was not given.
 
     Args:
-        settings: as they were given.
-        wanted: the tricks that were asked for.
-        flags: for what is no setting, such as ``fallback``.
-        race: plain training runs too, with a constant learning rate and from scratch.
-        data: what is loaded already; None: as the settings say.
+        settings: the given settings.
+        wanted: the requested tricks.
+        flags: for flags that are not settings, such as ``fallback``.
+        race: plan for a race, whose plain arm trains from scratch at a constant learning rate.
+        data: data already loaded; None: load it.
     """
     if settings.model is not None:
-        check_known(settings.model)  # before anything is loaded or said
+        check_known(settings.model)  # before anything is loaded or printed
     began, machine = process_start(), Machine.here(settings.device)
     budget = None if race else settings.budget_seconds
     if budget is not None:
@@ -70,23 +71,24 @@ def plan_run(
         machine = replace(machine, seconds=max(left, 1.0))
     seen = _survey(settings) if data is None else None
     given: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(Settings)}
-    given |= {"start": _weights(wanted), "computed_once": _computed_once(settings, wanted)}
-    given["frozen_given"] = _says_what_is_frozen(wanted) or "mode" in (wanted.own or {}).get("transfer", {})
-    look = DataFacts(kind="arrays", num_train=1, num_classes=None)
+    given |= {"start": _weights(wanted), "computed_once": _can_cache_features(settings, wanted)}
+    given["frozen_given"] = _names_frozen_layers(wanted) or "mode" in (wanted.own or {}).get("transfer", {})
+    facts = DataFacts(kind="arrays", num_train=1, num_classes=None)
     if seen is not None:
-        look = DataFacts(kind="images", num_train=seen.num_train, num_classes=len(seen.counts), survey=seen)
-    choices = before_loading(look, machine, given, _start(settings, wanted, race=race) if seen is not None else None)
+        facts = DataFacts(kind="images", num_train=seen.num_train, num_classes=len(seen.counts), survey=seen)
+    choices = before_loading(facts, machine, given, _start(settings, wanted, race=race) if seen is not None else None)
     size = choices["image_size"] if seen is not None else settings.image_size
     if data is None:
-        data = read_data(settings, size, pixel_scale(choices["model"] if seen else settings.model, choices["start"]), flags)
-    look = DataFacts.of(data, seen)
+        scale = pixel_scale(choices["model"] if seen else settings.model, choices["start"])
+        data = loading.load(replace(settings, image_size=size), flags, scale)
+    facts = DataFacts.of(data, seen)
     if seen is None:
-        choices = before_loading(look, machine, given)
+        choices = before_loading(facts, machine, given)
     if budget is not None:
         left = budget - (time.time() - began) - max(LEAST_RESERVE, SHARE * budget)
         machine = replace(machine, seconds=max(left, 0.5))
     cycle = not race and wanted.resolve(recommend())[0].cyclical is not None
-    choices = after_loading(look, machine, given, choices, cycle=cycle)
+    choices = after_loading(facts, machine, given, choices, cycle=cycle)
     chosen = {name: choices[name] for name in CHOSEN if name in choices.made}
     settings = replace(settings, **chosen, budget=None)
     settings, tricks, reasons = decide(settings, wanted, data, choices)
@@ -97,7 +99,7 @@ def plan_run(
         tricks=tricks,
         reasons=reasons,
         choices=choices,
-        look=look,
+        data_facts=facts,
         machine=machine,
         race=race,
         resumed=bool(flags.resume),
@@ -106,7 +108,7 @@ def plan_run(
 
 
 def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> tuple[Settings, Tricks, dict[str, str]]:
-    """The tricks of this run, and why; and the settings, with a learning rate."""
+    """The settings with a learning rate, the tricks, and the reason for each."""
     from heptane.base.lazy import torch
     from heptane.core import optimizers
     from heptane.distributed.workers import launched_workers
@@ -122,7 +124,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
         classes=data.num_classes is not None,
         momentum=optimizers.has_momentum(trial),
         weights=choices["start"],
-        mode="head" if choices["start"] and not choices["frozen_groups"] and not _says_what_is_frozen(wanted) else None,
+        mode="head" if choices["start"] and not choices["frozen_groups"] and not _names_frozen_layers(wanted) else None,
         freeze=choices["frozen_groups"],
         num_gpus=torch.cuda.device_count() if settings.device is None else 0,
         launched=launched_workers(),
@@ -134,34 +136,29 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
     tricks, reasons = wanted.resolve(advice)
     if launched_workers() > 1 and tricks.data_parallel is None:
         raise InputError(
-            f"torchrun started {launched_workers()} workers, and data parallel is off, so each would train alone and write "
-            "the same folder: turn it on, such as with --workers auto, or start one process"
+            f"torchrun started {launched_workers()} workers but data parallel is off, so all would train into the same "
+            "folder: turn it on with --workers auto, or start one process"
         )
     chosen = choices.made.get("lr")
-    if tricks.lr_scaling is not None and chosen is not None and chosen.why != "given":  # it scales from its own reference
+    if (
+        tricks.lr_scaling is not None and chosen is not None and chosen.why != "given"
+    ):  # lr scaling scales from its reference batch
         rule = "linear" if name == "sgd" else "sqrt"
         rate = scale_lr(float(chosen.value), tricks.lr_scaling.reference_batch, settings.batch_size or 1, rule)
         settings = replace(settings, lr=float(f"{rate:.3g}"))
     if settings.lr is None:
-        settings = replace(settings, lr=optimizers.default_lr(name, peak=True))  # an optimizer that has none is refused
+        settings = replace(settings, lr=optimizers.default_lr(name, peak=True))  # refuses an optimizer without a default
     return settings, tricks, reasons
 
 
-def read_data(settings: Settings, size: Any, scale: str, flags: argparse.Namespace) -> Data:
-    """The data; what is to be known of them goes to stderr."""
-    from heptane.cli.loading import load
-
-    return load(replace(settings, image_size=size), flags, scale)
-
-
 def pixel_scale(model: str | None, weights: str | None) -> str:
-    """How pixels are scaled for a model: as ImageNet's where it was trained on them."""
+    """How images are normalised: "imagenet" for models trained on ImageNet, else "data"."""
     known = model == efficientnet_hub.NAME or (weights or "").startswith(("timm:", "hf:"))
     return "imagenet" if known else "data"
 
 
 def measure_speed(machine: Machine, device: str | None) -> Machine:
-    """The machine, with the speed at which it trains at this moment; in about half a second."""
+    """The machine with its current training speed, measured in about half a second."""
     from heptane.base.lazy import torch
     from heptane.pretrained.models import resnet
 
@@ -180,28 +177,28 @@ def measure_speed(machine: Machine, device: str | None) -> Machine:
 
 
 def _survey(settings: Settings) -> Survey | None:
-    """A look at the data where they are a folder of images."""
+    """A survey of the data if it is a folder of images."""
     try:
         root = Path(settings.data).expanduser()
         return survey(root, settings.valid_fraction) if root.is_dir() else None
     except (OSError, RuntimeError, ValueError):
-        return None  # loading says what is wrong
+        return None  # loading will report the error
 
 
 def _weights(wanted: Choice) -> str | None:
-    """The pretrained weights that the user named."""
+    """The pretrained weights named by the user."""
     found = (wanted.own or {}).get("transfer", {}).get("weights")
     return None if found is None else str(found)
 
 
-def _says_what_is_frozen(wanted: Choice) -> bool:
-    """Whether the user said it without a mode, which a mode of ours would contradict."""
+def _names_frozen_layers(wanted: Choice) -> bool:
+    """Whether the user says what is frozen without giving a mode, which a chosen mode could contradict."""
     own = (wanted.own or {}).get("transfer", {})
     return any(own.get(name) for name in ("freeze", "unfreeze_every_epochs", "lora_rank"))
 
 
-def _computed_once(settings: Settings, wanted: Choice) -> bool:
-    """Whether the frozen part of a pretrained model can be computed once: its inputs never change, and it stays frozen."""
+def _can_cache_features(settings: Settings, wanted: Choice) -> bool:
+    """Whether frozen features can be cached: inputs never change, and the layers stay frozen."""
     own = (wanted.own or {}).get("transfer", {})
     frozen = "weights" not in own or own.get("mode") == "head" or bool(own.get("freeze"))
     moves = own.get("mode") not in (None, "head") or own.get("lora_rank") or own.get("cache") == "off"
@@ -211,11 +208,11 @@ def _computed_once(settings: Settings, wanted: Choice) -> bool:
 
 
 def _start(settings: Settings, wanted: Choice, *, race: bool) -> Any:
-    """The pretrained weights to start from where nobody says, or why there are none."""
+    """The pretrained weights to start from by default, or why there are none."""
     if "transfer" in wanted.off or settings.loss not in (None, "cross_entropy", "binary_cross_entropy"):
         return "transfer is turned off"
     if wanted.base != "recommended" and "transfer" not in (*wanted.base, *(wanted.own or {})):
-        return "transfer is not among the tricks asked for"
+        return "transfer is not among the requested tricks"
     if race:
         return RACE
-    return available.find_pretrained() or f"no pretrained weights here; {available.HOW}"
+    return available.find_pretrained() or f"no pretrained weights installed; {available.HOW}"

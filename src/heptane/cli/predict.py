@@ -1,4 +1,4 @@
-"""``heptane predict``: what a trained model says of new files, as CSV or JSON."""
+"""``heptane predict``: predict new files with a trained model, as CSV or JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from heptane.session.finished.predictions import Prediction
 from heptane.session.run_folder import clean
 
 ENDINGS = (".csv", ".json")
-KINDS = {  # of a run's data: what may be given, and in words
+KINDS = {  # per kind of a run's data: accepted inputs, and their description
     "images": (("image", "folder", "arrays"), "images, or folders of them"),
     "table": (("table",), "a .csv, .tsv or .parquet file"),
     "arrays": (("arrays",), "an .npz file"),
@@ -27,14 +27,14 @@ KINDS = {  # of a run's data: what may be given, and in words
 
 
 def predict(flags: argparse.Namespace) -> int:
-    """Predict as the flags say; returns the exit code."""
+    """Predict; returns the exit code."""
     out = None if flags.out is None else _checked(Path(flags.out), flags.force)
     run = load_run(flags.run)
     for note in run.notes:
         print(f"note: {note}", file=sys.stderr)
     if run.preprocess is None:
         raise InputError(
-            f"{run.folder} does not say how its data was prepared, since heptane did not load it: predict from Python, with "
+            f"{run.folder} does not record its preprocessing, since heptane did not load its data: predict from Python with "
             "hp.load_run(...).predict(inputs)"
         )
     bad: list[str] = []
@@ -52,24 +52,24 @@ def predict(flags: argparse.Namespace) -> int:
         finally:
             aside.unlink(missing_ok=True)
     if bad:
-        print(f"note: {len(bad)} bad file(s) were left out", file=sys.stderr)
+        print(f"note: skipped {len(bad)} unreadable file(s)", file=sys.stderr)
     return 0
 
 
 def _checked(out: Path, force: bool) -> Path:
     if out.suffix.lower() not in ENDINGS:
-        raise InputError(f"--out {out}: expected a file that ends in {' or '.join(ENDINGS)}")
+        raise InputError(f"--out {out}: the file must end in {' or '.join(ENDINGS)}")
     if not out.parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {out.parent}")
+        raise InputError(f"--out {out}: the folder {out.parent} does not exist")
     if out.exists() and not force:
-        raise InputError(f"--out {out} is there already: choose another file, or replace it with --force")
+        raise InputError(f"--out {out} exists: choose another file, or overwrite it with --force")
     return out
 
 
 def _each(run: LoadedRun, flags: argparse.Namespace, bad: list[str]) -> Iterator[Prediction]:
     def skip(what: str) -> None:
         bad.append(what)
-        print(f"note: left out: {' '.join(what.split())}", file=sys.stderr)
+        print(f"note: skipped: {' '.join(what.split())}", file=sys.stderr)
 
     for name in flags.files:
         if not Path(name).expanduser().exists():
@@ -85,18 +85,18 @@ def _each(run: LoadedRun, flags: argparse.Namespace, bad: list[str]) -> Iterator
 
 
 def _check_kind(run: LoadedRun, path: Path) -> None:
-    """Refuse a file of another kind than the run was trained on."""
+    """Refuse a file of another kind than the training data."""
     assert run.preprocess is not None
     given = (
         "folder" if path.is_dir() else "arrays" if path.suffix.lower() == ".npz" else "table" if is_table(path) else "image"
     )
     allowed, wanted = KINDS[run.preprocess.kind]
     if given not in allowed:
-        raise InputError(f"{path}: {run.folder} was trained on {run.preprocess.kind} data: give {wanted}")
+        raise InputError(f"{path}: {run.folder} was trained on {run.preprocess.kind} data: pass {wanted}")
 
 
 def _counted(found: Iterator[Prediction], count: list[int]) -> Iterator[Prediction]:
-    """The same, counted, with a sign of life."""
+    """Count predictions, with a progress display."""
     with working("predicting") as advance:
         for prediction in found:
             advance()
@@ -121,7 +121,7 @@ def _write(found: Iterable[Prediction], file: IO[str], kind: str, run: LoadedRun
 
 
 def _row(prediction: Prediction, run: LoadedRun, top: int | None) -> dict[str, Any]:
-    """The columns of a line of CSV."""
+    """A row of the CSV, by column."""
     row: dict[str, Any] = {"name": prediction.name}
     if prediction.value is not None:
         values = prediction.value if isinstance(prediction.value, tuple) else (prediction.value,)

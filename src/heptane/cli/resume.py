@@ -1,4 +1,4 @@
-"""``heptane train --resume DIR``: the settings of the run in DIR, and which flags may change them."""
+"""``--resume DIR``: read the settings of the run in DIR, and check which flags may change them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ WITH_RACE = ("seeds", "budget")
 
 
 def settings_file(flags: argparse.Namespace, own: dict[str, Any], tricks: dict[str, dict[str, Any]]) -> str:
-    """The settings file of the run or race to go on with.
+    """The settings file of the run or race to resume.
 
     Args:
-        flags: as they were parsed.
-        own, tricks: the settings that were given as flags.
+        flags: the parsed flags.
+        own, tricks: the settings given as flags.
 
     Raises:
-        InputError: the folder holds no run, or a flag would make another run of it; the message names it.
+        InputError: the folder holds no run, or a flag differs that must not.
     """
     file = Path(flags.resume) / "settings.toml"
     race = flags.command == "race"
     if flags.config or flags.tricks or flags.out or flags.off or flags.force or (race and _of_race(flags, own, tricks)):
-        raise InputError("--resume goes on with the settings of that run: leave out the other flags")
+        raise InputError("--resume uses the settings of the resumed run: leave out other flags")
     if not file.exists():
-        raise InputError(f"--resume {flags.resume}: it holds no run (settings.toml is missing)")
+        raise InputError(f"--resume {flags.resume}: the folder holds no run (settings.toml is missing)")
     if own or tricks:
         _check(flags.resume, read_file(file), own, tricks)
     return str(file)
@@ -46,7 +46,7 @@ def _of_race(flags: argparse.Namespace, own: dict[str, Any], tricks: dict[str, A
 
 
 def _check(folder: str, content: dict[str, Any], own: dict[str, Any], tricks: dict[str, dict[str, Any]]) -> None:
-    """Refuse a flag whose value is another than the run's, and must not be."""
+    """Refuse a flag whose value differs from the run's, unless it may."""
     for kind, name, table, given in [
         (Settings, "", content, own),
         *((KINDS[n], n, content.get(n), tricks[n]) for n in tricks),
@@ -64,7 +64,7 @@ def _check(folder: str, content: dict[str, Any], own: dict[str, Any], tricks: di
             also = ", ".join(f"--{other.replace('_', '-')}" for other in OF_RUN)
             file = shlex.quote(str(Path(folder) / "settings.toml"))
             raise InputError(
-                f"{flag} {value} with --resume, and the run has {was}: leave it out (what may change: {also}, --workers), "
+                f"{flag} {value} with --resume, but the run has {was}: leave it out (these may change: {also}, --workers), "
                 f"or start a new run: heptane train --config {file} {flag} {value}"
             )
 

@@ -1,4 +1,4 @@
-"""``heptane tricks``: the seven as a table: what each does, what it cost and brought in a measured race, when not to use it.
+"""``heptane tricks``: a table of the seven tricks with their measured effects.
 
 The figures are in ``measured.json``, which ``docs/build.py`` makes from the files in ``benchmarks/results``.
 """
@@ -48,7 +48,7 @@ TEXTS = {
 
 
 def tricks() -> int:
-    """Print the seven."""
+    """Print the table."""
     from heptane.report.console import tricks_table
 
     found = measured()
@@ -58,20 +58,20 @@ def tricks() -> int:
 
 
 def measured() -> dict[str, Any]:
-    """What races came to: ``about``, how they were measured, and per trick its ``step`` and ``words``."""
+    """Measured effects: ``about``, how they were measured, and per trick ``step`` and ``words``."""
     content: dict[str, Any] = json.loads((Path(__file__).parent / "measured.json").read_text())
     return content
 
 
 def measured_text(found: dict[str, Any], name: str) -> str:
-    """What a trick cost and brought, in a few words."""
+    """The measured effect and cost of a trick."""
     row = found["tricks"].get(name)
     if row is None:
         return "not measured"
     if row["step"] is None:
         return str(row["words"])
     ratio, low, high = row["step"]
-    cost = f"a step takes {ratio:.2f} times as long ({low:.2f} to {high:.2f})" if low > 1 else "no cost per step detected"
+    cost = f"a step takes {ratio:.2f}x as long ({low:.2f}x to {high:.2f}x)" if low > 1 else "no cost per step detected"
     return f"{row['words']}; {cost}"
 
 
@@ -81,7 +81,7 @@ def title(name: str) -> str:
 
 
 def sections(name: str, *, joined: bool = True) -> dict[str, str]:
-    """The sections of a trick's module docstring by their headings, each on one line if ``joined``."""
+    """The sections of a trick's module docstring by heading, each on one line if ``joined``."""
     found: dict[str, list[str]] = {}
     heading = ""
     for line in _docstring(name).partition("\n\n")[2].splitlines():
@@ -94,7 +94,7 @@ def sections(name: str, *, joined: bool = True) -> dict[str, str]:
 
 
 def _joined(text: str) -> str:
-    """On one line, without markup."""
+    """``text`` on one line, without markup."""
     return " ".join(re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "").split())
 
 
