@@ -34,8 +34,7 @@ def seconds(make: Callable[[], torch.nn.Module], batch: int, folder: Path, every
         epochs=STEPS / 4,
         batch_size=batch,
         run_dir=folder,
-        evaluate_every_epochs=STEPS / 4,
-        checkpoint_every=every,
+        extras=hp.Extras(evaluate_every_epochs=STEPS / 4, checkpoint_every=every),
     )
     return time.perf_counter() - began
 

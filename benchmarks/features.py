@@ -44,8 +44,8 @@ def main() -> None:
                 epochs=EPOCHS,
                 batch_size=BATCH_SIZE,
                 seed=seed,
-                evaluate_every_epochs=EPOCHS,
                 tricks=hp.Tricks(transfer=transfer, cyclical=hp.Cyclical()),
+                extras=hp.Extras(evaluate_every_epochs=EPOCHS),
             )
             seconds[name].append(result.seconds["train"])
             losses[name].append(result.history[-1]["train_loss"])

@@ -66,8 +66,8 @@ def heptane(make: Callable[[], nn.Module], data: tuple[Tensor, Tensor], dtype: s
     """heptane's loop."""
     precision = hp.MixedPrecision(dtype=dtype, channels_last="off" if dtype == "fp32" else "on")
     whole = tuple(part[: len(part) // BATCH * BATCH] for part in data)
-    tricks = hp.Tricks(mixed_precision=precision)
-    for _ in hp.train(make(), whole, optimizer=sgd, epochs=1000, batch_size=BATCH, tricks=tricks, compile=compile):
+    tricks, extras = hp.Tricks(mixed_precision=precision), hp.Extras(compile=compile)
+    for _ in hp.train(make(), whole, optimizer=sgd, epochs=1000, batch_size=BATCH, tricks=tricks, extras=extras):
         yield
 
 
@@ -115,7 +115,8 @@ def trainings(data: Any) -> dict[str, Any]:
         for name, (tricks, mode) in chosen.items():
             torch.manual_seed(seed)
             settings: dict[str, Any] = {"optimizer": sgd if name == "plain, fp32" else fast, "epochs": EPOCHS, "seed": seed}
-            settings |= {"batch_size": BATCH, "augment": hp.CropFlip(padding=0), "tricks": tricks, "compile": mode}
+            extras = hp.Extras(augment=hp.CropFlip(padding=0), compile=mode)
+            settings |= {"batch_size": BATCH, "tricks": tricks, "extras": extras}
             result = hp.fit(resnet_wide(), data.train, data.valid, test=data.test, **settings)
             found[name].append(result)
             accuracy, seconds = result.metrics["test_accuracy"], result.seconds["train"]

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import heptane as hp
 from heptane import assemble
+from heptane.core.plan import with_extras
 from heptane.core.precision.step import Scaled
 from heptane.distributed import sharding  # noqa: F401 - imported at first use too
 from heptane.report import html
@@ -148,10 +149,8 @@ def train(case: dict[str, Any], folder: Path) -> dict[str, str]:
         batch_size=None if isinstance(data, DataLoader) else 8,
         run_dir=folder,
         resume=True,
-        checkpoint_every=3,
-        evaluate_every_epochs=0.75,
         device="cpu",
-        **{"optimizer": sgd, **settings},
+        **with_extras({"optimizer": sgd, "checkpoint_every": 3, "evaluate_every_epochs": 0.75, **settings}),
     )
     saved, _ = find_newest(RunFolder.checkpoints_of(folder))
     assert saved is not None

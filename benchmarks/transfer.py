@@ -99,7 +99,9 @@ def tune(train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]) -> None:
     tried = []
     for rate in RATES:
         for arm in ARMS[:2]:
-            result = run(replace(arm, rate=rate), train, TUNING_SEED, valid=valid, evaluate_every_epochs=EPOCHS)
+            result = run(
+                replace(arm, rate=rate), train, TUNING_SEED, valid=valid, extras=hp.Extras(evaluate_every_epochs=EPOCHS)
+            )
             tried.append({"arm": arm.name, "rate": rate, "valid_accuracy": result.metrics["valid_accuracy"]})
     save("transfer_tuning", "which learning rate for each arm, on the validation split", {**settings(), "tried": tried})
 

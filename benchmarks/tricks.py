@@ -16,6 +16,8 @@ from pathlib import Path
 import heptane as hp
 from heptane.cli.demonstration.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS
 from heptane.cli.loading import describe_data
+from heptane.core.plan import Plan
+from heptane.race.race import RaceRequest
 
 RESULT = Path(__file__).parent / "results" / "tricks.json"
 
@@ -34,30 +36,28 @@ def main() -> None:
         lr_scaling=hp.LRScaling(reference_batch=course.batch_size // 2),
         mixed_precision=hp.MixedPrecision(),
     )
-    result = hp.race(
-        course.model,
-        train,
-        valid,
-        optimizer=lambda params: course.optimizer(params),
-        epochs=course.limit_epochs,
-        batch_size=course.batch_size,
-        target=course.target,
-        tricks=tricks,
-        seeds=flags.seeds,
+    extras = hp.RaceExtras(
         fixed_seeds=True,
         tune=0,
         peak=course.peak,
         planned_epochs=course.all_epochs,
         evaluate_every_epochs=EVALUATE_EVERY_EPOCHS,
-        device="cpu",
-        progress=True,
-        about={
-            "command": "python benchmarks/tricks.py",
-            "data": describe_data(data) | {"num_train": len(train[1]), "num_valid": len(valid[1])},
-            "model": {"name": f"small ResNet (width {course.width})"},
-            "settings": {"optimizer": "sgd", "lr": course.lr, "batch_size": course.batch_size},
-        },
     )
+    plan = Plan(
+        optimizer=course.optimizer,
+        epochs=course.limit_epochs,
+        batch_size=course.batch_size,
+        device="cpu",
+        extras=extras.of_a_run,
+    )
+    about = {
+        "command": "python benchmarks/tricks.py",
+        "data": describe_data(data) | {"num_train": len(train[1]), "num_valid": len(valid[1])},
+        "model": {"name": f"small ResNet (width {course.width})"},
+        "settings": {"optimizer": "sgd", "lr": course.lr, "batch_size": course.batch_size},
+    }
+    what = {"target": course.target, "tricks": tricks, "seeds": flags.seeds, "about": about}
+    result = RaceRequest(course.model, train, valid, plan, extras, **what).race(progress=True)
     RESULT.write_text(json.dumps(result.record, indent=1) + "\n")
     print(result.summary)
 

@@ -456,7 +456,7 @@ def gpu() -> str:
         f"Milliseconds per step at batch size {found['batch_size']}: the median, and the range over the rounds. *Tutorial*"
     ]
     lines += ["is a loop with a DataLoader in fp32. *Careful* keeps the data on the GPU and uses bf16 and channels last."]
-    lines += ['*Graphs* adds CUDA graphs (`compile="reduce-overhead"`).', ""]
+    lines += ['*Graphs* adds CUDA graphs (`hp.Extras(compile="reduce-overhead")`).', ""]
     models = found["milliseconds_per_step"]
     rows = [(arm, *(_median_range(models[model][arm]) for model in models)) for arm in next(iter(models.values()))]
     lines += table(("loop", *models), rows)

@@ -84,8 +84,8 @@ def train_arm(arm: Arm, epochs: float, train: Pair, valid: Pair, test: Pair, see
             transfer=arm.transfer,
             mixed_precision=hp.MixedPrecision(dtype="fp32", channels_last="on"),
         ),
-        evaluate_every_epochs=epochs / EVALUATIONS,
         seed=seed,
+        extras=hp.Extras(evaluate_every_epochs=epochs / EVALUATIONS),
     )
 
 

@@ -45,8 +45,8 @@ def plain(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, wat
 def heptane(model: nn.Module, data: Data, rate: float, epochs: int, seed: int, watch: Watch) -> None:
     """The recommended tricks as in ``heptane train``, with progressive resizing."""
     sgd = partial(torch.optim.SGD, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    tricks, small = hp.Tricks.recommended(epochs=epochs), hp.ProgressiveResize(size=20, until=0.6)
-    for step in hp.train(model, data, optimizer=sgd, epochs=epochs, batch_size=128, tricks=tricks, seed=seed, resize=small):
+    tricks, small = hp.Tricks.recommended(epochs=epochs), hp.Extras(resize=hp.ProgressiveResize(size=20, until=0.6))
+    for step in hp.train(model, data, optimizer=sgd, epochs=epochs, batch_size=128, tricks=tricks, seed=seed, extras=small):
         if step.ends_epoch and watch.look(model):
             break
 
