@@ -9,6 +9,7 @@ import io
 import re
 import runpy
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -117,8 +118,10 @@ def test_the_design_names_files_and_rooms_that_are_there() -> None:
     there = {path.name for path in [*package.rglob("*.py"), *(ROOT / "tests").glob("*.py")]}
     assert set(re.findall(r"\w+\.py\b", page)) <= there
     rooms = re.findall(r"^\| `([\w.]+)/?` \|", page, re.MULTILINE)
-    found = {path.name for path in package.iterdir() if path.is_dir() or path.name in ("fit.py", "assemble.py")}
-    assert set(rooms) == found - {"__pycache__"}
+    found = {path.name for path in package.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert set(rooms) == found - {"__pycache__", "__init__.py", "__main__.py"}
+    order = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert [room.removesuffix(".py") for room in rooms] == [layer.removeprefix("heptane.") for layer in order]
 
 
 def test_public_names_are_sorted_documented_and_there() -> None:
