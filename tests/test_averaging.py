@@ -1,4 +1,4 @@
-"""The moving average of the weights: by the equation, evaluated, returned, saved, and no trace of it in the training."""
+"""The moving average of the weights: its equation, evaluation, saving, and no effect on training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run delivers the weights of its best evaluation, or the last on request, and stops early where it is asked to."""
+"""A run returns the weights of its best evaluation, or the last ones on request; early stopping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three clocks: what is on them, and what is not."""
+"""The three clocks: what each counts."""
 
 from __future__ import annotations
 

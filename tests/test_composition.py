@@ -1,4 +1,4 @@
-"""Every pair of tricks, and all seven, against one loop written by hand; and what is refused, with the reason."""
+"""Every pair of tricks and all seven together against one loop from the equations; refused pairs with their reasons."""
 
 from __future__ import annotations
 

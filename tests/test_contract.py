@@ -1,4 +1,4 @@
-"""One contract for all seven tricks; a newcomer joins by adding a row."""
+"""One contract for all seven tricks; a new trick joins by adding a row."""
 
 from __future__ import annotations
 

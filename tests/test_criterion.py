@@ -1,4 +1,4 @@
-"""The one owner of targets: mean, total and count agree, mixup and smoothing compose once, and guesses are explained."""
+"""Losses and targets: mean, total and count agree, mixup and smoothing compose, choices are explained."""
 
 from __future__ import annotations
 
@@ -635,7 +635,7 @@ def test_a_criterion_is_a_value():
     assert CrossEntropy() == hp.CrossEntropy()
 
 
-# Issue 21, row 5: each sample is compared with its own target
+# Each sample is compared with its own target
 
 
 class Parts(nn.Module):

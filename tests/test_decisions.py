@@ -1,4 +1,4 @@
-"""What a machine has decided once holds: for several processes, a damaged file, a folder that cannot be written."""
+"""Decisions that are measured once per machine and kept: several processes, a damaged file, a read-only folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The docs are true: their code runs, their commands parse, their generated parts are up to date."""
+"""The docs: their code runs, their commands parse, their generated parts are up to date."""
 
 from __future__ import annotations
 

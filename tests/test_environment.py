@@ -1,4 +1,4 @@
-"""What a result says about where it was measured."""
+"""What a result records about the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input: one kind of error, whose message names the thing, the value and the remedy."""
+"""Errors about bad input name the thing, the value and the remedy."""
 
 from __future__ import annotations
 

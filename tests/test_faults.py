@@ -1,4 +1,4 @@
-"""Numbers that are not finite: the step is not applied, where it began is named, and the run skips, stops or rewinds."""
+"""Non-finite gradients: the step is skipped, the origin is named, and the run skips, stops or rewinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The everyday call, as its users know it: ``hp.fit``, ``hp.train``, ``hp.evaluate`` and what they give back."""
+"""``hp.fit``, ``hp.train`` and ``hp.evaluate``: the everyday calls."""
 
 from __future__ import annotations
 

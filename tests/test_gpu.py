@@ -1,4 +1,4 @@
-"""What needs a CUDA device: NCCL, fp16 with loss scaling, bf16, compilation, CUDA graphs, data that lies there."""
+"""What needs a CUDA device: NCCL, fp16 with loss scaling, bf16, compilation, CUDA graphs, data on the device."""
 
 from __future__ import annotations
 

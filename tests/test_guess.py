@@ -1,4 +1,4 @@
-"""The loss that is chosen by the targets, in a whole run: it learns, it says so, and everything agrees on it."""
+"""The loss chosen from the targets, in whole runs: it learns, says what was chosen, and evaluation agrees."""
 
 from __future__ import annotations
 

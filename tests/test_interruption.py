@@ -1,4 +1,4 @@
-"""A signal saves the step at hand and the run can be gone on with; a second Ctrl-C stops at once; handlers are put back."""
+"""A signal saves the current step for a resume; a second Ctrl-C stops at once; handlers are restored."""
 
 from __future__ import annotations
 

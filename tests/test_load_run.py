@@ -1,4 +1,4 @@
-"""A run's model is its product: loaded, it predicts from raw data what it did in training, without pickle."""
+"""A trained model, loaded from its run: it predicts from raw data, without pickle."""
 
 from __future__ import annotations
 

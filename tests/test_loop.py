@@ -1,4 +1,4 @@
-"""The generator: its events, its clock, what the caller may do between steps, and micro-batches that are one batch."""
+"""The training generator: its events, its clock, and micro-batches that equal one batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loss with parameters of its own is trained, saved and resumed; an optimizer of something else is an error."""
+"""A loss with parameters is trained, saved and resumed; an optimizer of other parameters is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running averages: what they are the averages of, and what is done about losses that are not finite."""
+"""Running averages of losses and metrics, also where losses are not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models by name: the built-in ones with their sizes, timm's, and a user's own factory with its errors."""
+"""Models by name: the built-in ones with their sizes, timm's, and user-defined factories with their errors."""
 
 from __future__ import annotations
 

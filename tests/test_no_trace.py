@@ -1,4 +1,4 @@
-"""A run changes nothing of the caller's but the model's weights: no tensor, no generator, no mode, no gradient setting."""
+"""A run changes nothing of the caller's but the model's weights: no tensor, generator, mode or setting."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fit(model: nn.Module, data: Any = None, valid: Any = None, **more: Any) -> h
     return hp.fit(model, pair() if data is None else data, valid, **settings)
 
 
-# Row 1: the caller's tensors
+# The caller's tensors
 
 
 class InPlace(nn.Module):
@@ -139,7 +139,7 @@ def test_inputs_in_another_memory_order_can_be_viewed_in_training_and_evaluation
     assert "valid_accuracy" in result.metrics
 
 
-# Row 2: the caller's generators
+# The caller's generators
 
 
 def net() -> nn.Sequential:
@@ -216,7 +216,7 @@ def test_the_body_of_a_loop_draws_from_its_own_generators() -> None:
         assert drawn(hp.train(net(), data, optimizer=SGD, epochs=1, batch_size=size)) == expected
 
 
-# Row 6: modes
+# Modes
 
 
 class Noise(nn.Module):
@@ -254,7 +254,7 @@ def test_what_heptane_freezes_is_in_eval_mode() -> None:
     freeze(model, 0)
 
 
-# Row 22: one sample and BatchNorm
+# One sample and BatchNorm
 
 
 def normed() -> nn.Sequential:
@@ -356,7 +356,7 @@ def test_batches_of_one_sample_are_refused_with_batchnorm() -> None:
         fit(normed(), batch_size=1)
 
 
-# Row 23: the surroundings of the call
+# The surroundings of the call
 
 
 @pytest.fixture
@@ -407,7 +407,7 @@ def test_inference_tensors_and_inputs_with_a_graph() -> None:
     assert leaf.grad is None
 
 
-# Row 26: methods of the user's that return nothing
+# Methods of the user's that return nothing
 
 
 class Silent(nn.Sequential):

@@ -1,4 +1,4 @@
-"""Test number one: with every trick off, heptane is bit for bit a loop written by hand."""
+"""With every trick off, heptane is bit for bit a plain PyTorch loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All tricks off, for models, data and settings drawn at random: the hand-written loop bit for bit, and no trace left."""
+"""With every trick off, random models, data and settings train bit for bit as in a plain loop."""
 
 from __future__ import annotations
 

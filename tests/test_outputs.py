@@ -1,4 +1,4 @@
-"""What of a model's answer is its output: decided in one place, the same in training, evaluation, metrics and 16 bits."""
+"""Which part of a model's answer is its output: the same in training, evaluation, metrics and 16 bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of the user's: of predictions and targets, collections, tried before training, and which way is better."""
+"""User-defined metrics: functions, objects and collections, tried before training, and their direction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package as it is installed: a wheel that works where nothing of the checkout is in reach."""
+"""The installed wheel works without the checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probes measure the model itself, decide by the measurement, and leave no mark."""
+"""The contest of precisions measures the model itself and leaves it unchanged."""
 
 from __future__ import annotations
 

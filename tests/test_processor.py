@@ -1,4 +1,4 @@
-"""Which processors compute bf16, by what PyTorch says of each."""
+"""Which processors compute bf16, from what PyTorch reports."""
 
 from __future__ import annotations
 

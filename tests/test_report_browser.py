@@ -1,4 +1,4 @@
-"""A real run's report in a real browser: no console error, the text is there, nothing is wider than a phone."""
+"""Reports in a real browser: no console errors, complete text, contrast, and a width that fits a phone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder: what is refused, what force removes and what it never does, and strict JSON."""
+"""A run's folder: what is refused, what ``force`` removes, and strict JSON."""
 
 from __future__ import annotations
 

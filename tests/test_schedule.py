@@ -1,4 +1,4 @@
-"""Schedules: how they combine, what they do to an optimizer, and that a PyTorch scheduler can follow them."""
+"""Schedules: how they combine, how they set an optimizer, and PyTorch schedulers that follow them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies beside the package (benchmarks, recipes, examples) asks it for names that it has."""
+"""Benchmarks, recipes and examples import names that the package has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that was tried is exactly as it was: whatever it keeps, wherever it keeps it."""
+"""A model that was tried is restored exactly, whatever state it keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A passing test for each trap in which training tricks break each other, by its number in docs/traps.md."""
+"""One test for each way in which training tricks break each other, by its number in docs/traps.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variants are timed in turn, on few samples; each dropped once it cannot win, within the budget whatever a step takes."""
+"""The contest of variants: interleaved, on few samples, with early elimination, within its budget."""
 
 from __future__ import annotations
 

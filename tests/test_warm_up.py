@@ -1,4 +1,4 @@
-"""What a process pays once comes before the training clock, once, and leaves no mark."""
+"""One-time costs are paid before the training clock starts, once, without side effects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many samples are evaluated at once: no more memory than training takes, and in halves where even that is too much."""
+"""Evaluation batches: no more memory than training takes, and halved where that is too much."""
 
 from __future__ import annotations
 

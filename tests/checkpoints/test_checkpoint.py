@@ -1,4 +1,4 @@
-"""A checkpoint holds all that a run needs to go on, is never half a file, and refuses another run's state."""
+"""Checkpoints: complete, written atomically, and refused for another run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files hold a model's state under clean names and of any kind, or the run is refused before it trains."""
+"""Model and optimizer state of any kind is saved under clean names, or refused before training."""
 
 from __future__ import annotations
 

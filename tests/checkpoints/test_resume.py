@@ -1,4 +1,4 @@
-"""An interrupted run that goes on ends where the uninterrupted one does, bit for bit."""
+"""A resumed run ends bit for bit where an uninterrupted one does."""
 
 from __future__ import annotations
 

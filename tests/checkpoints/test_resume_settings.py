@@ -1,4 +1,4 @@
-"""A run that is resumed is the one that was begun: what may change does, the rest is refused by name."""
+"""Which settings may change on resume; the others are refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as its user meets it: what it writes, its exit codes, and one clear line for each mistake."""
+"""The commands: what they write, their exit codes, and one clear line for each mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``heptane export``: files that others run, checked against the model."""
+"""``heptane export``: exported files compute what the model computes."""
 
 from __future__ import annotations
 

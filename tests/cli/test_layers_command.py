@@ -1,4 +1,4 @@
-"""``heptane layers``: the table against what a run has."""
+"""``heptane layers``: its table matches what a run uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``heptane train --plan-workers``: what more workers would bring, predicted from this model's own step."""
+"""``heptane train --plan-workers``: the predicted speed-up of more workers."""
 
 from __future__ import annotations
 

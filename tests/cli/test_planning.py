@@ -1,4 +1,4 @@
-"""What the command plans for a newcomer: at most ten lines, a batch within the data, a budget that is kept, weights."""
+"""The plan that ``heptane train`` prints: short, a batch size that fits the data, a budget that is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``heptane predict`` and ``heptane evaluate`` as their users meet them: new files, fewer classes, other orders."""
+"""``heptane predict`` and ``heptane evaluate`` on new files, fewer classes and other orders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``heptane train --resume``: a run is made longer, and a flag that would make another run of it is refused by name."""
+"""``heptane train --resume``: which flags may change, and which are refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line says of itself: version, help for every day and for all, completion."""
+"""The command line itself: version, short and full help, completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An .npz: what is read and how, and each way in which it can be wrong, by name."""
+""".npz files: what is read, and one clear error for each way to be wrong."""
 
 from __future__ import annotations
 

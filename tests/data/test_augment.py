@@ -1,4 +1,4 @@
-"""CropFlip against a slow reference, one image at a time; its draws belong to the global batch."""
+"""CropFlip against a slow reference, one image at a time."""
 
 from __future__ import annotations
 

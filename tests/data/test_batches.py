@@ -1,4 +1,4 @@
-"""Tensors in memory as global batches, evaluation data as a worker's share, and what is refused."""
+"""Tensors in memory: global batches, shares of evaluation data, errors."""
 
 from __future__ import annotations
 

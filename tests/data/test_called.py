@@ -1,4 +1,4 @@
-"""A function as augmentation: its draws belong to the global batch, and to (seed, step)."""
+"""A function as augmentation: its random draws depend on (seed, step) alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs of other types than the model takes: converted where it does not take them, everywhere alike, and said."""
+"""Inputs of types that the model does not take are converted, everywhere alike, with a note."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST's four sources, on a small set in its form: no network is needed, and none is used."""
+"""Fashion-MNIST's four sources, with a small data set in its format and no network."""
 
 from __future__ import annotations
 

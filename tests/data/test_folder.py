@@ -1,4 +1,4 @@
-"""A folder of images: its layouts, the pixels that come out, and what is refused or left out, by name."""
+"""Folders of images: layouts, pixels, and files that are refused or skipped by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IDX files: right ones are read as written, and anything else is refused by name, without taking the memory it claims."""
+"""IDX files: read as written; damaged ones are refused without allocating what their header claims."""
 
 from __future__ import annotations
 

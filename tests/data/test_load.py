@@ -1,4 +1,4 @@
-"""load_data's arguments, the digits, and what the loaders share: the split and the normalisation."""
+"""``load_data``'s arguments, the digits, the split and the normalization."""
 
 from __future__ import annotations
 

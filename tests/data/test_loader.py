@@ -1,4 +1,4 @@
-"""A user's DataLoader: the plain loop's batches, entered anywhere, with no trace left, or refused."""
+"""A user's DataLoader gives the batches of a plain loop, from any step, and is left unchanged."""
 
 from __future__ import annotations
 

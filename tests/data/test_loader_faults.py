@@ -1,4 +1,4 @@
-"""Loaders of all kinds: the user's objects stay themselves, sizes are what is seen, readers that repeat are noticed."""
+"""Unusual loaders: the user's objects are used as they are, batch sizes are observed, duplicate samples noticed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fit(loader: Any, valid: Any = None, **more: Any) -> tuple[list[float], hp.Re
     return model.seen, result
 
 
-# Row 7: the user's objects stay themselves
+# The user's objects stay themselves
 
 
 class Shifted(Dataset[Any]):
@@ -137,7 +137,7 @@ def test_what_a_data_set_reads_at_once_goes_to_its_collate_function_as_it_is() -
     assert "valid_accuracy" in result.metrics
 
 
-# Row 8: how large a batch is
+# How large a batch is
 
 
 class Whole(Dataset[Any]):
@@ -242,7 +242,7 @@ def test_a_bad_sample_may_be_skipped_where_the_size_of_a_batch_is_measured() -> 
     assert result.steps["applied"] == 4
 
 
-# Row 12: readers that do not share the work
+# Readers that do not share the work
 
 
 class Stream(IterableDataset[Any]):
@@ -301,7 +301,7 @@ def test_a_validation_loader_without_a_length_is_evaluated() -> None:
     assert result.metrics["valid_accuracy"] == expected["accuracy"]
 
 
-# Row 13: one buffer that is filled again and again
+# One buffer that is filled again and again
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
@@ -339,7 +339,7 @@ def test_a_loader_that_fills_one_buffer_again_and_again(workers: int) -> None:
     assert result.metrics["valid_same"] == pytest.approx(result.metrics["valid_accuracy"])
 
 
-# Row 16: the draws of one seed are no other's
+# The draws of one seed are no other's
 
 
 def test_no_two_seeds_and_epochs_shuffle_alike() -> None:
@@ -350,7 +350,7 @@ def test_no_two_seeds_and_epochs_shuffle_alike() -> None:
     assert len(orders) == 9
 
 
-# Row 43: readers that were started before
+# Readers that were started before
 
 
 def test_persistent_readers_that_were_used_before() -> None:
@@ -360,7 +360,7 @@ def test_persistent_readers_that_were_used_before() -> None:
     assert sorted(seen) == X[:, 0].tolist()
 
 
-# Rows 34 and 38: several workers
+# Several workers
 
 
 class ByRank(Sampler[int]):

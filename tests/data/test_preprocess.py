@@ -1,4 +1,4 @@
-"""What training does to raw data is done to new data alike, from the record of the run: images and arrays."""
+"""New data is preprocessed as the training data was, from the run's record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progressive resizing: which images the model sees at which step, and what is refused."""
+"""Progressive resizing: image sizes by step, and errors."""
 
 from __future__ import annotations
 

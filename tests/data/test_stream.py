@@ -1,4 +1,4 @@
-"""Data without a length, for as many steps as were asked for: pass after pass, resumed from any step."""
+"""Data without a length: trained for a number of steps, and resumed from any step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a folder of images is taken to be, from headers and some pixels."""
+"""What a folder of images is taken to be, from headers and a few pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables: what is read and how, what the training rows teach, what is left out or refused by name."""
+"""Tables: column types, values learned on the training rows, and what is refused by name."""
 
 from __future__ import annotations
 

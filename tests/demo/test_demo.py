@@ -1,4 +1,4 @@
-"""The demonstration: it is sized to the machine, shows what it promises, and never ends with an error."""
+"""``heptane demo``: sized to the machine, and never ends with an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker that dies or falls silent: the others say which, and a run that may start again goes on where it was."""
+"""A worker that dies or hangs is named, and a run that may restart continues from its checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of a step with many workers: sums by hand, what is hidden, what is not, and its limits."""
+"""The performance model of a step on many workers: sums by hand, overlap, limits."""
 
 from dataclasses import replace
 

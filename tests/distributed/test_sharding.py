@@ -1,4 +1,4 @@
-"""What is a unit of a sharded model, and what is whole; the sharding itself is in tests/tricks/test_data_parallel.py."""
+"""Which modules of a model are sharded; the sharding itself is tested in tests/tricks/test_data_parallel.py."""
 
 from __future__ import annotations
 

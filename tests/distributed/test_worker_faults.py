@@ -1,4 +1,4 @@
-"""What goes wrong with several workers and nobody notices: each is right, or one clear error."""
+"""Mistakes that go unnoticed with several workers: handled, or one clear error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def seeded(seed: int) -> nn.Module:
     return nn.Linear(4, 3)
 
 
-# Row 36: the parent is killed
+# The parent is killed
 
 
 KILLED = """
@@ -83,7 +83,7 @@ def _within(seconds: float, condition: Any) -> bool:
     return False
 
 
-# Row 37: decisions from files are rank 0's
+# Decisions from files are rank 0's
 
 
 def two_fits_one_late(folder: str) -> list[int]:
@@ -118,7 +118,7 @@ def test_a_folder_that_is_refused_is_refused_on_all_workers(tmp_path: Path) -> N
     assert "already holds a run" in launch(refused_folder, {"folder": str(tmp_path)}, 2)
 
 
-# Row 34, 37: settings are those of one run
+# Settings are those of one run
 
 
 def differs(name: str) -> str:
@@ -160,7 +160,7 @@ def test_settings_that_differ_between_workers_are_refused(name: str, said: str) 
     assert "pass the same value in all workers" in found
 
 
-# Row 39: who failed, by type and origin
+# Who failed, by type and origin
 
 
 class Timed(nn.Linear):
@@ -192,7 +192,7 @@ def test_errors_are_told_apart_by_where_they_were_raised() -> None:
     assert is_connection_error(raised(lambda: (_ for _ in ()).throw(torch.distributed.DistNetworkError("broken pipe"))))
 
 
-# Row 40: models that were built without a seed
+# Models that were built without a seed
 
 
 def unseeded() -> dict[str, torch.Tensor]:
@@ -240,7 +240,7 @@ def test_models_of_two_kinds_are_refused() -> None:
     assert "build the same in each" in launch(different, {}, 2)
 
 
-# Row 43: what a launcher left behind; layers of all kinds are in test_worker_layers.py
+# What a launcher left behind; layers of all kinds are in test_worker_layers.py
 
 
 @pytest.mark.usefixtures("forked")

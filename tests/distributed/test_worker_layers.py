@@ -1,4 +1,4 @@
-"""Layers of all kinds on two workers, each with the whole model or with a part of it: the result is one worker's."""
+"""Layers of all kinds under DDP and FSDP: the result is that of one worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loss of a batch that is split over workers and micro-batches: it is the whole batch's, refused, or noticed."""
+"""The loss of a batch that is split over workers and micro-batches is that of the whole batch, or is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fit(model: Any, data: Any = None, valid: Any = None, **more: Any) -> hp.Resu
     return hp.fit(model, data or pair(), valid, **{"optimizer": SGD, "epochs": 1, "batch_size": 16, "tricks": TWO} | more)
 
 
-# Row 31: what the model's own loss is a mean over
+# What the model's own loss is a mean over
 
 
 class Language(nn.Module):
@@ -125,7 +125,7 @@ def test_the_models_own_padding_is_refused_in_parts_and_a_mean_over_samples_is_n
     torch.testing.assert_close(models[1].state_dict(), models[0].state_dict(), atol=1e-5, rtol=0)
 
 
-# Row 35: a loss of the user's that is no mean over samples
+# A loss of the user's that is no mean over samples
 
 
 def masked(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

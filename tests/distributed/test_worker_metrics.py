@@ -1,4 +1,4 @@
-"""Metrics of the user's own over several workers: they see the whole evaluation, and the whole model."""
+"""User-defined metrics on several workers see the whole evaluation and the whole model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def seeded(seed: int) -> nn.Module:
     return nn.Linear(4, 3)
 
 
-# Rows 32, 33, 41: metrics of the user's own
+# Metrics of the user's own
 
 
 class Own:

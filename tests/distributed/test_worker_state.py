@@ -1,4 +1,4 @@
-"""What workers that ``fit`` starts bring back, and what they take from the process that starts them."""
+"""What workers return to the process that started them, and what they inherit from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fit(model: Any, data: Any = None, valid: Any = None, **more: Any) -> hp.Resu
     return hp.fit(model, data or pair(), valid, **{"optimizer": SGD, "epochs": 1, "batch_size": 16, "tricks": TWO} | more)
 
 
-# Row 42: what a model holds beside its weights
+# What a model holds beside its weights
 
 
 class Counting(nn.Module):
@@ -95,7 +95,7 @@ def test_arrays_and_objects_of_the_users_come_back_into_the_very_same_ones(strat
     assert model.own is own
 
 
-# Row 23: what a process has set for all of PyTorch
+# What a process has set for all of PyTorch
 
 
 class Typed(nn.Linear):

@@ -1,4 +1,4 @@
-"""Each suggestion follows from the numbers that it names, and its command is one that can be typed."""
+"""Each suggestion follows from the numbers that it names, and its command parses."""
 
 from __future__ import annotations
 

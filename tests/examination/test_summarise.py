@@ -1,4 +1,4 @@
-"""The record of an examination is right, counted by hand, and holds JSON only."""
+"""The record of an examination, counted by hand, in JSON."""
 
 from __future__ import annotations
 

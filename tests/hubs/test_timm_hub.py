@@ -1,4 +1,4 @@
-"""timm's models: made for these images, and filled from the cache that timm itself uses."""
+"""timm's models: built for the images at hand, and filled from timm's own cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hugging Face models: built from a config.json, filled from a folder or the library's cache, without network or code."""
+"""Hugging Face models: built from config.json, filled from a folder or the cache, without network or remote code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What came of a run goes by what happened, also where steps were passed over or tried again."""
+"""The status of a run, also where steps were skipped or retried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a race is conducted: order, caps, budget, failures, interruption and resume; on runs whose times are made up."""
+"""How a race is run: order, caps, budget, failures, interruption and resume, with made-up run times."""
 
 import json
 import math

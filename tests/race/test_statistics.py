@@ -1,4 +1,4 @@
-"""Student's t, signs, Holm and the noise that arms share: against tables, and against direct computation."""
+"""Student's t, sign tests, Holm, and shared noise: against tables and direct computation."""
 
 import math
 

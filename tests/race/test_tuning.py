@@ -1,4 +1,4 @@
-"""The search for plain's rate and for the length of a cycle."""
+"""Tuning: the learning rate of plain training and the length of a cycle."""
 
 import math
 

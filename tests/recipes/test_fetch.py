@@ -1,4 +1,4 @@
-"""Fetching, from an apt, a dpkg and a pip that are made up: no network is needed, and none is used."""
+"""Downloads for the recipes, with made-up apt, dpkg and pip and no network."""
 
 from __future__ import annotations
 

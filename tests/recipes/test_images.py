@@ -1,4 +1,4 @@
-"""The images recipe, on made-up clothes, with a small network in the place of EfficientNet."""
+"""The images recipe on made-up images, with a small network in place of EfficientNet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The speech recipe, on tones in the place of syllables, in the files and folders that klettres-data has."""
+"""The speech recipe on tones in place of syllables, with the file layout of klettres-data."""
 
 from __future__ import annotations
 

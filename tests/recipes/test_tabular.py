@@ -1,4 +1,4 @@
-"""The tabular recipe: its split, what ridge regression gives, and its short version."""
+"""The tabular recipe: its split, ridge regression, and its short version."""
 
 from __future__ import annotations
 

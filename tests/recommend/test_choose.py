@@ -1,4 +1,4 @@
-"""The defaults: tables of facts and choices, what must grow with what, and that what was given stands."""
+"""Defaults from facts about data and machine; what the user sets is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees, and what a file or a pipe gets."""
+"""What is printed to a terminal, to a file and to a pipe."""
 
 from __future__ import annotations
 

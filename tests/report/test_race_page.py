@@ -1,4 +1,4 @@
-"""The page of a race: one number or "not proven", only what was measured, and pictures that say what the text says."""
+"""A race's page: one headline, only what was measured, and figures that agree with the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups by a list, a library's own grouping or the order of use, on many a model: against lists written by hand."""
+"""Layers grouped by a list, a library's own grouping or order of use, against lists written by hand."""
 
 from __future__ import annotations
 

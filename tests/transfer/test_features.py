@@ -1,4 +1,4 @@
-"""A frozen part that is computed once: the same training, fewer passes."""
+"""Frozen features that are computed once: the same training with fewer passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model's head is, and which of its parameters lie at which depth: against lists written by hand."""
+"""A model's head and the depth of its parameters, against lists written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters beside the linear layers: what trains, what comes out, and that an ordinary model is left."""
+"""LoRA adapters: what trains, the equation, and an ordinary model at the end."""
 
 from __future__ import annotations
 

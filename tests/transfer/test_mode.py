@@ -1,4 +1,4 @@
-"""How much of a model trains: each mode's phases, and what "auto" comes to on data made for each answer."""
+"""How much of a model trains: the phases of each mode, and what "auto" chooses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cyclical rates: equal to PyTorch's own schedulers step by step, momentum mirrored, and a last value that holds."""
+"""Cyclical learning rates: equal to PyTorch's schedulers step by step, with inverse momentum."""
 
 from __future__ import annotations
 

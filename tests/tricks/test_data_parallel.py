@@ -1,4 +1,4 @@
-"""Several workers are one: the same parameters within rounding, whatever the shares; and failures come back as one error."""
+"""Several workers compute what one does, up to rounding; failures come back as one error."""
 
 from __future__ import annotations
 

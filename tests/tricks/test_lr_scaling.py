@@ -1,4 +1,4 @@
-"""Learning-rate scaling: the rule of each optimizer family, the sentence that says so, and the warm-up."""
+"""Learning-rate scaling: each optimizer family's rule and its explanation, and the warm-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixed precision: the loss scale's arithmetic, that a skipped step leaves no trace, and fp32 master weights."""
+"""Mixed precision: loss scaling, skipped steps without side effects, fp32 master weights."""
 
 from __future__ import annotations
 

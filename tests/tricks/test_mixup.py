@@ -1,4 +1,4 @@
-"""Mixup and CutMix: the kernel, the draw as a function of (seed, step), and the same pairs whatever the micro-batches."""
+"""Mixup and CutMix: the kernel, draws that depend on (seed, step), pairs that do not depend on micro-batches."""
 
 from __future__ import annotations
 

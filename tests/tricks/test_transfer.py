@@ -1,4 +1,4 @@
-"""Transfer: heads swapped, rates that fall 2.6 times per group, freezing by depth, unfreezing as a function of the step."""
+"""Transfer: new heads, learning rates by depth, freezing, and unfreezing as a function of the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights inside training checkpoints of all kinds: found by a written rule, with nothing beside them looked up or run."""
+"""Weights inside other projects' checkpoints: found by a fixed rule, without running code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of weights: of a run, and of Hugging Face in one file or in parts; indexes that lie."""
+"""Folders of weights: a run's, and Hugging Face's in one or several files; indexes that are wrong."""
 
 from __future__ import annotations
 

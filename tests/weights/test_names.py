@@ -1,4 +1,4 @@
-"""Names that differ by a prefix: which prefixes are looked at, and which pair of them wins."""
+"""Parameter names that differ by a prefix: which prefixes are tried, and which pair wins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Position embeddings of another size: against timm's resampling, against rules worked out by hand, and only where meant."""
+"""Position embeddings of another size: against timm's resampling and results worked out by hand."""
 
 from __future__ import annotations
 
