@@ -36,9 +36,9 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """``hp.fit`` forks its workers, which is quicker than starting them."""
     from tests.workers import launch
 
-    import heptane.fit  # noqa: F401 - the module, which is hidden by the function of that name
+    import heptane.training  # noqa: F401
 
-    monkeypatch.setattr(sys.modules["heptane.fit"], "launch", launch)
+    monkeypatch.setattr(sys.modules["heptane.training"], "launch", launch)
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_a_look_at_validation_data_changes_nothing(kind: str) -> None:
         model, valid = Counts(), made(kind, INPUTS, CLASSES)
         with pytest.MonkeyPatch.context() as patch:
             if not look:
-                patch.setattr(sys.modules["heptane.fit"], "check_evaluation", lambda *args, **more: [])
+                patch.setattr(sys.modules["heptane.training"], "check_evaluation", lambda *args, **more: [])
             result = hp.fit(model, (INPUTS, CLASSES), valid, optimizer="sgd", epochs=2, batch_size=16)
         found.append((result.history[-1]["valid_loss"], model.linear.weight.tolist(), torch.rand(1).item()))
     assert found[0] == found[1]

@@ -84,7 +84,7 @@ def test_it_changes_no_weight_buffer_mode_or_random_state(tmp_path: Path, monkey
         assert found.record
         return found
 
-    monkeypatch.setattr(sys.modules["heptane.fit"], "examine", watched)
+    monkeypatch.setattr(sys.modules["heptane.training"], "examine", watched)
     fit(tmp_path / "a", augment=hp.CropFlip())
 
     class Noisy(torch.utils.data.Dataset[Any]):
@@ -133,7 +133,7 @@ def test_the_result_is_on_disk_before_the_look_begins(tmp_path: Path, monkeypatc
         found.append((tmp_path / "result.json").exists() and (tmp_path / "model.safetensors").exists())
         return Examination()
 
-    monkeypatch.setattr(sys.modules["heptane.fit"], "examine", watch)
+    monkeypatch.setattr(sys.modules["heptane.training"], "examine", watch)
     fit(tmp_path)
     assert found == [True]
 
