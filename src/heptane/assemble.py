@@ -265,7 +265,7 @@ class _Assembly:
         if not self.find_unused:
             with self.stages.as_in_last(self.model, self.phases):
                 use = seen_use(self.model, self.criterion, self.sample, self.plan.seed, self.parallel, self.worker)
-            self.find_unused = use.leaves_layers_out
+            self.find_unused = use.may_skip_layers
             self.events.note(*use.notes())
 
     def rates(self) -> Rates:

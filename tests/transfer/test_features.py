@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from heptane.pretrained.cutting import find_cut
 
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.plan import Plan
 from heptane.pretrained.models import resnet
+from heptane.pretrained.split import find_split
 
 adamw = partial(torch.optim.AdamW, lr=0.05)
 
@@ -383,7 +383,7 @@ def split_of(model, *trained):
         module.requires_grad_(True)
     hp.train_mode(model)
     before = [weights(model), torch.get_rng_state()]
-    found = find_cut(model, data()[0][:4])
+    found = find_split(model, data()[0][:4])
     assert all(map(torch.equal, before, [weights(model), torch.get_rng_state()]))
     return found
 
@@ -415,7 +415,7 @@ def test_a_tail_that_changes_its_input_in_place_does_not_change_what_is_kept(cac
 def test_the_cut_is_as_late_as_can_be():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     model[1].requires_grad_(False)
-    cut = find_cut(model, data()[0])
+    cut = find_split(model, data()[0])
     assert cut.tail == [model[3]]
 
 

@@ -29,6 +29,6 @@ def seen_use(
         units(model) if replicas.shards else [],
         seed,
     )
-    flags = [use.decides, use.varies or (replicas.shards and replicas.find_unused), use.reentrant]
-    use.decides, use.varies, use.reentrant = any_rank(flags, worker)
+    flags = [use.is_dynamic, use.varies or (replicas.shards and replicas.find_unused), use.reentrant]
+    use.is_dynamic, use.varies, use.reentrant = any_rank(flags, worker)
     return use

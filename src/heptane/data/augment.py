@@ -35,8 +35,8 @@ class CallableAugment:
         """Augment the inputs of one step."""
         with seeded(int(generator(seed, "augment", step).integers(1 << 63))):
             found = self.function(inputs.clone() if isinstance(inputs, torch.Tensor) else inputs)
-        before, after = (len(x) if isinstance(x, torch.Tensor) and x.ndim else None for x in (inputs, found))
-        if isinstance(inputs, torch.Tensor) and before != after:
+        size_before, size_after = (len(x) if isinstance(x, torch.Tensor) and x.ndim else None for x in (inputs, found))
+        if isinstance(inputs, torch.Tensor) and size_before != size_after:
             kind = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"type {type(found).__name__}"
             raise InputError(
                 f"augment returned {kind} for inputs of shape {tuple(inputs.shape)}: expected a function from a batch of "

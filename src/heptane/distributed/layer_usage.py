@@ -32,7 +32,7 @@ class LayerUsage:
 
     unused: list[str] = field(default_factory=list)
     """trainable parameters that got no gradient"""
-    decides: bool = False
+    is_dynamic: bool = False
     """whether control flow depends on values or random numbers, so that other steps may use other layers"""
     outside: set[nn.Module] = field(default_factory=set)
     """units whose parameters are used outside the unit's forward pass"""
@@ -42,16 +42,18 @@ class LayerUsage:
     """whether activation checkpointing has ``use_reentrant=True``"""
 
     @property
-    def leaves_layers_out(self) -> bool:
-        """Whether a step may leave parameters that train without a gradient."""
-        return bool(self.unused) or self.decides
+    def may_skip_layers(self) -> bool:
+        """Whether a step may leave trainable parameters without a gradient."""
+        return bool(self.unused) or self.is_dynamic
 
     def notes(self) -> list[str]:
-        """Why the workers look for unused parameters, where they do."""
-        if not self.leaves_layers_out:
+        """Return a note on why DDP looks for unused parameters, if it does."""
+        if not self.may_skip_layers:
             return []
-        why = f"no gradient reaches {', '.join(self.unused[:3])}" if self.unused else "forward goes by values or by chance"
-        return [f"{why}: the workers look for unused parameters at each step"]
+        why = (
+            f"no gradient reaches {', '.join(self.unused[:3])}" if self.unused else "forward depends on values or on chance"
+        )
+        return [f"{why}: the workers look for unused parameters in each step"]
 
 
 class _Watch(TorchFunctionMode):
@@ -134,13 +136,13 @@ def observe_usage(
         with _watched(units) as watch:
             output = forward(inputs, targets)
         loss = mean(output, targets)
-        use.decides, use.outside = watch.looks, watch.outside
+        use.is_dynamic, use.outside = watch.looks, watch.outside
         if units:
             use.reentrant = any(type(node).__name__ == "CheckpointFunctionBackward" for node in _graph(loss))
-            orders = [watch.calls, *(_orders(forward, sample, units) if use.decides else ())]
+            orders = [watch.calls, *(_orders(forward, sample, units) if use.is_dynamic else ())]
             alone = {at for at, unit in enumerate(units) if unit not in use.outside}  # sharded separately
             orders = [[at for at in order if at in alone] for order in orders]
-            use.varies = any(order != orders[0] for order in orders) or (use.decides and {*orders[0]} != alone)
+            use.varies = any(order != orders[0] for order in orders) or (use.is_dynamic and {*orders[0]} != alone)
         else:
             loss.backward()  # type: ignore[no-untyped-call]
             use.unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
