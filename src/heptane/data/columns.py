@@ -123,8 +123,8 @@ def part_of(values: npt.NDArray[Any], part: str) -> npt.NDArray[Any]:
     return np.sin(angle) if kind == "sin" else np.cos(angle)
 
 
-def left_out(name: str, cells: Cells, rows: npt.NDArray[Any]) -> str | None:
-    """Why a column is not used, or None; ``rows`` are those of the training part."""
+def reason_unused(name: str, cells: Cells, rows: npt.NDArray[Any]) -> str | None:
+    """Return why a column is ignored, or None if it is used; ``rows`` are the training rows."""
     if cells.kind == "other":
         return "holds objects"
     present = cells.values[rows][~cells.missing[rows]]

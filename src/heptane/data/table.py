@@ -15,7 +15,7 @@ from heptane.base.errors import InputError, did_you_mean
 from heptane.base.lazy import np, torch
 from heptane.base.memory import check_memory
 from heptane.data.cells import Cells, comma_of, read_cells
-from heptane.data.columns import Column, learn, left_out
+from heptane.data.columns import Column, learn, reason_unused
 from heptane.data.dataset import Data
 from heptane.data.labels import read_labels
 from heptane.data.preprocess import Preprocess, TargetScale, is_path
@@ -135,7 +135,7 @@ def load_table(
     shares = [0.1, 0.1 if valid_fraction is None else valid_fraction]
     train, test, valid = split_by_class(labels.targets, shares, seed)
     notes.append(f"the rows were split by seed {seed}: {len(train)} train, {len(test)} test, {len(valid)} valid")
-    out = {column: why for column, one in cells.items() if (why := left_out(column, one, train.numpy()))}
+    out = {column: why for column, one in cells.items() if (why := reason_unused(column, one, train.numpy()))}
     if labels.names:
         notes += out_of_balance(torch.bincount(labels.targets).tolist(), labels.names)
     columns = learn({column: one for column, one in cells.items() if column not in out}, train.numpy())
