@@ -616,7 +616,7 @@ def test_piped_progress_is_a_plain_line_per_epoch(capsys: pytest.CaptureFixture[
     assert out == ""
     lines = err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["epoch 1", "epoch 2"]
-    assert all(word in lines[0] for word in ("train loss", "validation accuracy", "learning rate 0.05"))
+    assert all(word in lines[0] for word in ("training loss", "validation accuracy", "learning rate 0.05"))
     assert "\x1b" not in err
 
 
@@ -638,7 +638,7 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[" in shown
     assert "images/s" in shown
     assert "100%" in shown
-    assert "epoch 2: train loss" in shown
+    assert "epoch 2: training loss" in shown
 
 
 def test_without_progress_nothing_is_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

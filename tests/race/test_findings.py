@@ -55,7 +55,7 @@ FIVE = [30.0, 33.0, 27.0, 31.0, 30.0]
         (FIVE, [10.0, 10.8, 9.1, 10.4, 9.9], "3.01x faster to 91.0% (2.96x to 3.05x, 5 seeds)"),
         ([10.0, 10.8, 9.1, 10.4, 9.9], FIVE, "3.01x slower to 91.0% (2.96x to 3.05x, 5 seeds)"),
         (FIVE, [30.2, 32.8, 27.1, 31.1, 30.1], "No difference beyond 10% to 91.0% (5 seeds)"),
-        (FIVE, [20.0, 45.0, 17.0, 41.0, 30.0], "Not settled: 49% slower to 40% faster to 91.0%, 5 seeds"),
+        (FIVE, [20.0, 45.0, 17.0, 41.0, 30.0], "Not settled: 49% slower to 40% faster (to 91.0%, 5 seeds)"),
         ([30.0], [10.0], "No verdict: only one seed (3x faster)"),
         ([None, None, 20.0], [10.0, 12.0, 11.0], "No verdict: reached by tricks 3 of 3, plain 1 of 3"),
         ([None] * 9 + [20.0], [10.0] * 10, "With tricks 10 of 10 runs reach 91.0%, plain 1 of 10"),
@@ -69,7 +69,7 @@ def test_the_headline(plain, every, headline):
 
 def test_two_seeds_of_plain_and_all_bound_next_to_nothing_and_it_says_so():
     found = two([30.0, 33.0], [10.0, 12.0])
-    assert found["headline"] == "Not settled: over 10x slower to over 90% faster, 2 seeds"
+    assert found["headline"] == "Not settled: over 10x slower to over 90% faster (2 seeds)"
     assert found["speedup"]["verdict"] == "not settled"
 
 

@@ -45,7 +45,7 @@ RECORD = {
     "learning_rate": 0.05,
     "train_seconds": 41.2,
 }
-LINE = "epoch 3: train loss 0.5123, train accuracy 87.65%, validation loss 0.25, learning rate 0.05, 41 s"
+LINE = "epoch 3: training loss 0.5123, training accuracy 87.65%, validation loss 0.25, learning rate 0.05, 41 s"
 
 
 def test_on_a_terminal_the_bar_shows_step_epoch_and_figures(monkeypatch: pytest.MonkeyPatch) -> None:

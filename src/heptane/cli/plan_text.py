@@ -65,17 +65,17 @@ def _tricks(planned: Planned) -> str:
 
 def _time(planned: Planned) -> str:
     seconds = expected_seconds(planned.data_facts, planned.machine, planned.choices)
-    about = "unknown for this model" if seconds is None else f"about {format_duration(seconds)}"
-    if planned.race:
-        end = " for a run of all epochs"
-    elif planned.deadline is not None:
+    if planned.deadline is not None:
         end = ", within the budget"
+    elif planned.race:
+        end = " for a run of all epochs" if seconds is not None else ""
     elif planned.resumed:
-        end = " for the whole run"
+        end = " for the whole run" if seconds is not None else ""
     else:
         end = (
-            "; --budget 5m sets a limit"
-            if seconds is None
-            else ", including start and report; --budget 5m plans for 5 minutes"
+            ", including start and report; --budget 5m plans for 5 minutes"
+            if seconds is not None
+            else "; --budget sets a limit"
         )
-    return f"{about} on {planned.machine}{end}"
+    expected = "unknown for this model" if seconds is None else f"about {format_duration(seconds)}"
+    return f"{expected} on {planned.machine}{end}"

@@ -70,7 +70,12 @@ def _candidates(race: Record, speedup: Record) -> list[str]:
         return [f"No difference beyond {size} {to} ({seeds})", f"No difference beyond {size} ({seeds})"]
     if verdict == NOT_SETTLED:
         ends = range_text(*_differences(speedup), timed)
-        return [f"Not settled: {ends} {to}, {seeds}", f"Not settled: {ends}, {seeds}", f"Not settled: {ends}", "Not settled"]
+        return [
+            f"Not settled: {ends} ({to}, {seeds})",
+            f"Not settled: {ends} ({seeds})",
+            f"Not settled: {ends}",
+            "Not settled",
+        ]
     without, with_it = speedup["arrived"]["without"], speedup["arrived"]["with"]
     counts = f"{with_it[0]} of {with_it[1]}", f"{without[0]} of {without[1]}"
     if verdict in (ARRIVES_LESS, ARRIVES_MORE):

@@ -147,7 +147,7 @@ class LiveTable:
 
 def knob_text(knob: str, value: float) -> str:
     """A tuned value: ``3x the learning rate``, ``1.5 epochs``."""
-    return f"{value:.3g} epochs" if knob == "epochs" else f"{value:.3g}x the learning rate"
+    return f"{value:.3g} epoch{'' if value == 1 else 's'}" if knob == "epochs" else f"{value:.3g}x the learning rate"
 
 
 def outcome_text(run: Mapping[str, Any], metric: str) -> str:

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 MISSING = "–"
-_WORDS = {"valid": "validation", "num": "number of", "cpu": "CPU", "gpus": "GPUs", "gib": "GiB", "lr": "LR"}
+_WORDS = {
+    "train": "training",
+    "valid": "validation",
+    "num": "number of",
+    "cpu": "CPU",
+    "gpus": "GPUs",
+    "gib": "GiB",
+    "lr": "LR",
+}
 
 
 def headline(result: Mapping[str, Any]) -> str:

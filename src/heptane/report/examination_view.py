@@ -70,9 +70,11 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 def _samples(pictures: Pictures) -> dict[str, Any]:
     size = pictures.size
+    narrow = all(len(images) == 1 for _, images in pictures.samples)
     seen = f"{size[0]} × {size[1]} pixels" if size else ""
     how = "As the model saw them, augmented" if pictures.augmented else "As the model saw them"
-    return {"groups": pictures.samples, "caption": f"{how}: {seen}", "sharp": bool(size and max(size) <= 48)}
+    sharp = bool(size and max(size) <= 48)
+    return {"groups": pictures.samples, "caption": f"{how}: {seen}", "sharp": sharp, "narrow": narrow}
 
 
 def _classes(seen: Record) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def main_result(result: Record) -> dict[str, Any]:
         return {"big": big, "what": what, "on": "", "tone": "bad" if failed else "", "words": True}
     return {
         "big": format_metric(key, value),
-        "what": _named(key),
+        "what": readable_name(key),
         "on": _measured_on(result, key, value),
         "tone": "",
         "words": False,
@@ -80,7 +80,11 @@ def key_figures(result: Record) -> list[dict[str, str]]:
         if (key != main or _error(result)) and of_main_kind and is_finite(metrics.get(key)):
             count = section(result, "data").get(f"num_{key.split('_')[0]}")
             found.append(
-                _item(_named(key), format_metric(key, metrics[key]), f"on {format_value(count)} samples" if count else "")
+                _item(
+                    readable_name(key),
+                    format_metric(key, metrics[key]),
+                    f"on {format_value(count)} samples" if count else "",
+                )
             )
     part = main.split("_")[0]
     others = [key for key in metrics if key not in ORDER and key.startswith(f"{part}_") and "balanced" not in key]
@@ -106,11 +110,6 @@ def _main(result: Record) -> tuple[str, Any]:
     if any(key in metrics for key in ORDER) or not history:
         return "", None
     return next(((key, history[-1][key]) for key in _FALLBACK if is_finite(history[-1].get(key))), ("", None))
-
-
-def _named(key: str) -> str:
-    part, _, rest = key.partition("_")
-    return f"{ {'train': 'training'}.get(part, readable_name(part)) } {readable_name(rest)}"
 
 
 def _measured_on(result: Record, key: str, value: float) -> str:
