@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             known = list(commands.choices[flags.command]._option_string_actions)
             word = unknown[0].split("=")[0]
-            raise InputError(f"{word!r} is not known{did_you_mean(word, known)}; see heptane {flags.command} --help")
+            raise InputError(f"unknown flag {word!r}{did_you_mean(word, known)}; see heptane {flags.command} --help")
         return flags
 
     def format_help(self) -> str:
