@@ -146,7 +146,7 @@ def test_dropout_in_the_frozen_part_that_is_in_eval_mode_does_not_matter():
 
 def test_what_is_random_before_the_frozen_parts_end_is_not_kept():
     _, result = fitted(Net(early_dropout=0.5))
-    assert "not computed once" in note(result)
+    assert "not cached" in note(result)
     assert "random" in note(result)
 
 
@@ -191,7 +191,7 @@ def test_each_phase_has_its_own():
 def test_where_inputs_change_it_says_so(settings, reason):
     settings = {"batch_size": None} | settings if "train" in settings else settings
     _, result = fitted(**settings) if "resize" not in settings else fitted(Pooled(), **settings)
-    assert "not computed once" in note(result)
+    assert "not cached" in note(result)
     assert reason in note(result)
 
 
@@ -330,7 +330,7 @@ def test_a_head_whose_output_is_changed_on_the_way_out_is_left_alone():
             return 3 * super().forward(x)
 
     _, result = fitted(Scaled())
-    assert "not computed once" in note(result)
+    assert "not cached" in note(result)
 
 
 class Tied(torch.nn.Module):
@@ -462,7 +462,7 @@ def test_another_shape_and_settings_between_two_modules_do_not_matter(frozen):
 def test_what_else_is_done_between_two_modules_is_no_shape(shaped):
     model = Convolutions(shaped)
     tricks = hp.Tricks(transfer=hp.Transfer(freeze=2, rate_factor=1.0))
-    assert "not computed once" in note(hp.fit(model, data(), optimizer=adamw, epochs=3, batch_size=8, tricks=tricks))
+    assert "not cached" in note(hp.fit(model, data(), optimizer=adamw, epochs=3, batch_size=8, tricks=tricks))
 
 
 def test_it_is_found_for_the_built_in_network_at_each_depth():
