@@ -225,7 +225,7 @@ def mean_absolute(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             torch.nn.CrossEntropyLoss(label_smoothing=0.2),
             "would smooth twice|smooth",
         ),
-        (hp.Tricks(mixup=hp.Mixup(per_sample=True)), mean_absolute, "Mixup.per_sample=True with a loss of your own"),
+        (hp.Tricks(mixup=hp.Mixup(per_sample=True)), mean_absolute, "Mixup.per_sample=True does not support a custom loss"),
         (hp.Tricks(data_parallel=hp.DataParallel(workers=2)), None, "DataParallel.workers=2, but 1 run"),
         (hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp16")), None, "'fp16' is refused on a CPU"),
     ],
