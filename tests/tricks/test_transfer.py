@@ -33,6 +33,13 @@ class Encoder(nn.Module):
         self.classifier = nn.Linear(8, 4)
 
 
+def prepare(transfer: Transfer, model: nn.Module, num_classes: int | None, seed: int | None = None) -> list[str]:
+    """Load the weights, replace the head and freeze, as assemble does."""
+    groups = partial(hp.anatomy, model, groups=transfer.groups)
+    notes = transfer.load(model) + transfer.fit_head(model, num_classes, seed, groups())
+    return notes + transfer.apply_freezing(model, groups(), seed)
+
+
 def convnet(num_classes: int = 4, affine: bool = True) -> nn.Sequential:
     """Three groups: convolution 0 with BatchNorm 1, convolution 3 with BatchNorm 4, head 8."""
     torch.manual_seed(1)
@@ -464,7 +471,7 @@ def test_prepare_loads_swaps_and_freezes_in_that_order_and_says_so(tmp_path: Pat
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     model = convnet(num_classes=1000)
     torch.nn.init.zeros_(model[0].weight)
-    said = Transfer(weights=str(tmp_path / "w.safetensors"), freeze=-1, rate_factor=2).prepare(model, 3)
+    said = prepare(Transfer(weights=str(tmp_path / "w.safetensors"), freeze=-1, rate_factor=2), model, 3)
     assert torch.equal(model[0].weight, source[0].weight)
     assert model[8].out_features == 3
     assert trainable(model) == ["8.weight", "8.bias"]
@@ -483,7 +490,7 @@ def test_a_head_that_fits_is_loaded_and_kept(tmp_path: Path) -> None:
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     model = nn.Sequential(*convnet())
     nn.init.zeros_(model[8].weight)
-    assert "head 8 has 4 outputs already" in Transfer(weights=str(tmp_path / "w.safetensors")).prepare(model, 4)
+    assert "head 8 has 4 outputs already" in prepare(Transfer(weights=str(tmp_path / "w.safetensors")), model, 4)
     assert torch.equal(model[8].weight, source[8].weight)
 
 
@@ -493,7 +500,7 @@ def test_the_new_head_is_a_function_of_the_seed_and_leaves_the_generator_alone()
         model = convnet(num_classes=9)
         torch.manual_seed(noise)
         state = torch.get_rng_state()
-        Transfer().prepare(model, 4, seed)
+        prepare(Transfer(), model, 4, seed)
         assert torch.equal(torch.get_rng_state(), state)
         heads.append(model[8].weight.detach())
     assert torch.equal(heads[0], heads[1])
@@ -502,23 +509,23 @@ def test_the_new_head_is_a_function_of_the_seed_and_leaves_the_generator_alone()
 
 def test_without_a_number_of_classes_the_head_is_kept_and_it_says_so() -> None:
     model = convnet(num_classes=9)
-    assert "head kept: the number of classes is unknown from the loss and targets" in Transfer().prepare(model, None)
+    assert "head kept: the number of classes is unknown from the loss and targets" in prepare(Transfer(), model, None)
     assert model[8].out_features == 9
-    assert not any("head" in line for line in Transfer(swap_head=False, rate_factor=1).prepare(model, 4))
+    assert not any("head" in line for line in prepare(Transfer(swap_head=False, rate_factor=1), model, 4))
     assert model[8].out_features == 9
 
 
 def test_a_model_without_a_head_is_refused_unless_swapping_is_off() -> None:
     with pytest.raises(InputError, match="set swap_head=False"):
-        Transfer().prepare(nn.LSTM(2, 2), 3)
-    Transfer(swap_head=False).prepare(nn.LSTM(2, 2), 3)
+        prepare(Transfer(), nn.LSTM(2, 2), 3)
+    prepare(Transfer(swap_head=False), nn.LSTM(2, 2), 3)
 
 
 def test_a_model_of_which_nothing_trains_is_refused() -> None:
     with pytest.raises(InputError, match="Sequential has no trainable parameter"):
-        Transfer().prepare(convnet().requires_grad_(False), 4)
+        prepare(Transfer(), convnet().requires_grad_(False), 4)
     model = convnet(num_classes=9).requires_grad_(False)
-    Transfer().prepare(model, 4)
+    prepare(Transfer(), model, 4)
     assert trainable(model) == ["8.weight", "8.bias"]
 
 

@@ -166,16 +166,6 @@ class Transfer:
         report = load_weights(model, self.weights, min_match=self.min_match)
         return [f"weights: {line}" for line in str(report).splitlines()]
 
-    def prepare(
-        self, model: torch.nn.Module, num_classes: int | None, seed: int | None = None, groups: Anatomy | None = None
-    ) -> list[str]:
-        """Load the weights, replace the head and freeze, in that order; return a note on each step.
-
-        ``seed`` initializes the new head without touching PyTorch's global generator; None uses that generator.
-        """
-        notes = self.load(model) + self.fit_head(model, num_classes, seed, groups or anatomy(model, groups=self.groups))
-        return notes + self.apply_freezing(model, groups or anatomy(model, groups=self.groups), seed)
-
     def fit_head(self, model: torch.nn.Module, num_classes: int | None, seed: int | None, groups: Anatomy) -> list[str]:
         """Replace the head if its number of outputs differs from the number of classes; return notes for the user.
 
