@@ -303,3 +303,11 @@ class MetricSet:
         if failure:
             raise MetricError(failure) from self._error
         return found, f"{bad} of {samples} outputs are not finite and count as wrong" if bad else ""
+
+
+def bind_model(metrics: dict[str, Any] | None, model: torch.nn.Module, data: Any) -> dict[str, Any]:
+    """Metrics that are functions of a model get ``model`` and ``data``, also where only the model's tail is run."""
+    return {
+        name: ModelMetric(metric, model, data) if not hasattr(metric, "update") and takes_model(metric) else metric
+        for name, metric in (metrics or {}).items()
+    }

@@ -172,3 +172,15 @@ def has_momentum(factory: OptimizerFactory) -> bool:
     """Whether the optimizer that the factory builds has a momentum (or beta1) above 0, which can be cycled."""
     group = factory([torch.nn.Parameter(torch.zeros(1, device="cpu"))]).param_groups[0]
     return bool(group["betas"][0] > 0 if "betas" in group else group.get("momentum", 0) > 0)
+
+
+def switch_weights(optimizer: Any, mode: str) -> None:
+    """Switch an optimizer that keeps different weights for training and evaluation, such as a schedule-free one.
+
+    Args:
+        optimizer: any; one without the method is left as it is.
+        mode: the method to call, "train" or "eval".
+    """
+    switch = getattr(optimizer, mode, None)
+    if callable(switch):
+        switch()

@@ -176,6 +176,12 @@ class RaceSpec:
         return (math.inf if attempt.seconds is None else attempt.seconds, best)
 
     @property
+    def target_facts(self) -> dict[str, Any]:
+        """The target as ``race.json`` holds it."""
+        facts = {"metric": self.metric, "value": self.target, "seconds": self.seconds}
+        return facts if self.lower is None else facts | {"lower": self.lower}
+
+    @property
     def num_valid(self) -> int | None:
         """How many validation samples there are, where that is known."""
         targets = self.valid[1] if isinstance(self.valid, (tuple, list)) else getattr(self.valid, "dataset", self.valid)

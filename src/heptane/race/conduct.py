@@ -42,17 +42,15 @@ class RaceRunner:
     """A race under way: what it is, what is done, and what is left.
 
     Args:
-        course: what all arms share.
+        spec: what all arms share.
         arms: those that run; plain and all first.
         chosen: the set that races as ``all``.
         plan: ``epochs``, ``seeds``, ``budget_seconds``, ``tune``, ``peak`` and ``planned_epochs``.
         about: facts for the record.
     """
 
-    def __init__(
-        self, course: RaceSpec, arms: list[Arm], chosen: Tricks, plan: dict[str, Any], about: dict[str, Any]
-    ) -> None:
-        self.course, self.arms, self.chosen, self.plan, self.about = course, arms, chosen, plan, about
+    def __init__(self, spec: RaceSpec, arms: list[Arm], chosen: Tricks, plan: dict[str, Any], about: dict[str, Any]) -> None:
+        self.spec, self.arms, self.chosen, self.plan, self.about = spec, arms, chosen, plan, about
         self.runs: dict[tuple[str, int], Trial] = {}
         self.trials: dict[tuple[str, float, int], Trial] = {}  # by arm, value and which seed of the tuning
         self.tuning: dict[str, Tuning] = {}
@@ -76,7 +74,7 @@ class RaceRunner:
             if "settings_toml" in self.about:
                 write_text(self.folder.path / "settings.toml", self.about["settings_toml"])
         if progress:
-            self.table = LiveTable(self.arms, self.plan["seeds"], self.course.metric)
+            self.table = LiveTable(self.arms, self.plan["seeds"], self.spec.metric)
         try:
             with self.table or nullcontext():
                 self._tune()
@@ -100,7 +98,7 @@ class RaceRunner:
                 self.probes[arm.name] = self.probes.get(PLAIN if arm.adds else ALL) or next(iter(self.probes.values()))
                 self.estimated.append(arm.name)
             before, per_epoch = self._probe(arm)
-            found[arm.name] = self.course.seconds or before + per_epoch * self._rate_and_length(arm)[1]
+            found[arm.name] = self.spec.seconds or before + per_epoch * self._rate_and_length(arm)[1]
         expected = {arm.name: found[arm.name] for arm in self.arms}
         return self._record("planned") | {"expected_seconds": expected, "estimated": self.estimated}
 
@@ -117,7 +115,7 @@ class RaceRunner:
         if arm.name not in self.probes:
             try:
                 with working(f"measuring a few steps of {arm.title}"):
-                    self.probes[arm.name] = self.course.seconds_per_epoch(arm)
+                    self.probes[arm.name] = self.spec.seconds_per_epoch(arm)
             except RuntimeError as error:
                 self.probes[arm.name], self.broken[arm.name] = (0.0, 0.0), str(error)
         return self.probes[arm.name]
@@ -128,29 +126,28 @@ class RaceRunner:
         """The rate of plain training, and the length (or, where that is given, the peak) of the arms with a cycle."""
         if not self.plan["tune"]:
             return
-        plain, every = Arm(PLAIN, Tricks()), Arm(ALL, self.chosen)
-        count, epochs = self.plan["tune"], self.plan["epochs"]
+        plain, every, count, epochs = Arm(PLAIN, Tricks()), Arm(ALL, self.chosen), self.plan["tune"], self.plan["epochs"]
 
         def at_rate(rate: float) -> Trial:
             return self._trial(plain, "rate", rate, rate=rate, epochs=epochs)
 
         if any(arm.tricks.cyclical is None for arm in self.arms):
-            self.tuning[PLAIN] = climb(1.0, RATE_STEP, count, at_rate, self.course.rank)
+            self.tuning[PLAIN] = climb(1.0, RATE_STEP, count, at_rate, self.spec.rank)
         if not any(arm.tricks.cyclical for arm in self.arms):
             return
         peak = self.plan["peak"]
-        if self.course.target is not None and self.plan["planned_epochs"] is None:
+        if self.spec.target is not None and self.plan["planned_epochs"] is None:
             needed = [t.epochs for (side, *_), t in self.trials.items() if side == PLAIN and t.seconds is not None]
             first = FIRST_LENGTH * min(needed, default=epochs)
 
             def of_length(length: float) -> Trial:
-                run = {"rate": peak, "epochs": length, "raised": self.course.margin}
+                run = {"rate": peak, "epochs": length, "raised": self.spec.margin}
                 first = self._trial(every, "epochs", length, **run)
                 if first.seconds is None:
                     return first
-                return max(first, self._trial(every, "epochs", length, again=1, **run), key=self.course.rank)
+                return max(first, self._trial(every, "epochs", length, again=1, **run), key=self.spec.rank)
 
-            shortest = self.course.plan.extras.evaluate_every_epochs
+            shortest = self.spec.plan.extras.evaluate_every_epochs
             self.tuning[ALL] = shorten(first, LENGTH_STEP, count, epochs, shortest, of_length)
             return
         length = self._planned_length(every)
@@ -158,7 +155,7 @@ class RaceRunner:
         def at_peak(rate: float) -> Trial:
             return self._trial(every, "peak", rate, rate=rate, epochs=length)
 
-        self.tuning[ALL] = replace(climb(peak, RATE_STEP, count, at_peak, self.course.rank), knob="peak")
+        self.tuning[ALL] = replace(climb(peak, RATE_STEP, count, at_peak, self.spec.rank), knob="peak")
 
     def _trial(self, arm: Arm, knob: str, value: float, again: int = 0, **run: Any) -> Trial:
         """One run with a seed of the tuning; a trial of a rate that is slower than the best so far stops."""
@@ -174,7 +171,7 @@ class RaceRunner:
                 self.table.tuning(arm, knob, value)
             limited = limit if math.isfinite(limit) else None
             with working(f"tuning {arm.title}"):
-                made = self.course.run(
+                made = self.spec.run(
                     arm, TUNING_SEED + again, max_seconds=limited, final=False, progress=self.table or False, **run
                 )
             if made.status == REFUSED:
@@ -198,10 +195,10 @@ class RaceRunner:
         """Of an arm with a cycle whose length is not tuned: as given, as what fits the time, or as long as any run."""
         if self.plan["planned_epochs"] is not None:
             return float(self.plan["planned_epochs"])
-        if self.course.seconds is None:
+        if self.spec.seconds is None:
             return float(self.plan["epochs"])
         before, per_epoch = self._probe(arm)
-        return max((self.course.seconds - before) * SPARE, 0.1 * self.course.seconds) / per_epoch
+        return max((self.spec.seconds - before) * SPARE, 0.1 * self.spec.seconds) / per_epoch
 
     # Runs -----------------------------------------------------------------------------------------------------------
 
@@ -273,7 +270,7 @@ class RaceRunner:
             self.table.begins(arm, seed, self._elapsed(), self._expected_left())
         limited = limit if math.isfinite(limit) else None
         with working(f"racing {arm.title}, seed {seed}"):
-            made = self.course.run(arm, seed, rate=rate, epochs=epochs, max_seconds=limited, progress=self.table or False)
+            made = self.spec.run(arm, seed, rate=rate, epochs=epochs, max_seconds=limited, progress=self.table or False)
         if made.status == REFUSED and arm.name in (PLAIN, ALL):
             raise InputError(f"arm {arm.name}: {made.note}")
         if made.status == STOPPED:
@@ -286,15 +283,12 @@ class RaceRunner:
 
     def _cap(self, arm: Arm, seed: int) -> float:
         """Seconds of training after which the arm is slower for certain."""
-        if self.course.target is None or arm.trick is None:
+        if self.spec.target is None or arm.trick is None:
             return math.inf
-        return cap_seconds(*(self._times(name, seed) for name in ((PLAIN,) if arm.adds else (PLAIN, ALL))))
-
-    def _times(self, name: str, seed: int) -> tuple[list[float | None], float | None]:
-        """Seconds to the target of an arm's runs so far, and of its run with this seed."""
-        runs = {other: run for (arm, other), run in self.runs.items() if arm == name and run.status != NOT_RUN}
-        own = runs.get(seed)
-        return [run.seconds for run in runs.values()], own.seconds if own else None
+        others = (PLAIN,) if arm.adds else (PLAIN, ALL)
+        ran = {key: run.seconds for key, run in self.runs.items() if run.status != NOT_RUN}
+        times = ([seconds for (name, _), seconds in ran.items() if name == other] for other in others)
+        return cap_seconds(*((list(found), ran.get((other, seed))) for found, other in zip(times, others, strict=True)))
 
     # Time -----------------------------------------------------------------------------------------------------------
 
@@ -316,8 +310,8 @@ class RaceRunner:
         earlier = [r.clocks["wall"] for (name, _), r in self.runs.items() if name == arm.name and "wall" in r.clocks]
         if earlier:
             return statistics.median(earlier)
-        if self.course.seconds is not None:
-            return self.course.seconds
+        if self.spec.seconds is not None:
+            return self.spec.seconds
         known = (self.probes.get(name) for name in (arm.name, PLAIN if arm.adds else ALL, *self.probes))
         before, per_epoch = next(filter(None, known))
         planned = before + per_epoch * self._rate_and_length(arm)[1]
@@ -346,13 +340,10 @@ class RaceRunner:
         if seeds is not None:
             identity["plan"] = {**identity["plan"], "seeds": seeds}
         arms = [(arm, *self._rate_and_length(arm)) for arm in self.arms]
-        facts = {**self.about, "environment": self.environment, "num_valid": self.course.num_valid}
+        facts = {**self.about, "environment": self.environment, "num_valid": self.spec.num_valid}
         done = Progress(status, self.started, self._elapsed(), self.tuning, self.trials, self.runs)
         return race_record(identity, arms, facts, done)
 
     def _identity(self) -> dict[str, Any]:
         """What makes two races the same one."""
-        target = {"metric": self.course.metric, "value": self.course.target, "seconds": self.course.seconds}
-        if self.course.lower is not None:
-            target["lower"] = self.course.lower
-        return {"target": target, "plan": self.plan}
+        return {"target": self.spec.target_facts, "plan": self.plan}

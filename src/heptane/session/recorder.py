@@ -10,11 +10,12 @@ from heptane.base.clock import Clock
 from heptane.base.errors import Interrupted
 from heptane.base.lazy import torch
 from heptane.base.tree import in_memory
-from heptane.core.custom_metrics import MetricError, ModelMetric, takes_model
+from heptane.core.custom_metrics import MetricError, bind_model, takes_model
 from heptane.core.eval_batch import run_eval_batch_size
 from heptane.core.evaluation import Evaluation
 from heptane.core.faults import REMEDY, Rewind
 from heptane.core.loop import steps
+from heptane.core.optimizers import switch_weights
 from heptane.core.run import Run
 from heptane.data.skipped_samples import DataError
 from heptane.distributed.replicas import check_replicas
@@ -72,7 +73,7 @@ class Recorder:
         with self.display.shown([text for text in run.events.notes if text not in known]):
             while True:
                 self.display.begin(start)
-                _switch(run.optimizer, "train")
+                switch_weights(run.optimizer, "train")
                 try:
                     with self.interruption.waiting():
                         self._train(start)
@@ -84,7 +85,7 @@ class Recorder:
                 finally:
                     run.clock.pause()
             self.keeper.wait()
-        _switch(run.optimizer, "eval")  # the weights that were evaluated are those that are kept
+        switch_weights(run.optimizer, "eval")  # the weights that were evaluated are those that are kept
         self._ended = True
         if run.average:
             run.average.take_over()
@@ -183,10 +184,10 @@ class Recorder:
         switches = callable(getattr(run.optimizer, "eval", None))
         # Switching to and fro rounds: the bits are put back, or a resume, which switches once more, would end elsewhere.
         before = [p.detach().clone() for p in run.parameters] if switches else []
-        _switch(run.optimizer, "eval")
+        switch_weights(run.optimizer, "eval")
         with run.average.in_place() if run.average else nullcontext():
             self.best.take(step)
-        _switch(run.optimizer, "train")
+        switch_weights(run.optimizer, "train")
         with torch.no_grad():
             for parameter, value in zip(run.parameters, before, strict=False):
                 parameter.copy_(value)
@@ -297,24 +298,28 @@ class Recorder:
             with self.interruption.at_once() if self.run.worker.size == 1 else nullcontext():
                 return self._evaluate(self.valid, "validation")
         except Interrupted:
-            _switch(self.run.optimizer, "train")
+            switch_weights(self.run.optimizer, "train")
             self._leave(step)
         except Exception as error:
             if self.run.worker.size == 1 or isinstance(error, MetricError):  # what was trained is not lost
-                _switch(self.run.optimizer, "train")
+                switch_weights(self.run.optimizer, "train")
                 self._save(step, wait=True)  # resume evaluates first
             raise
         finally:
-            _switch(self.run.optimizer, "train")
+            switch_weights(self.run.optimizer, "train")
 
     def _evaluate(self, data: Any, name: str) -> dict[str, float]:
         clock = Clock()
         clock.resume()
-        _switch(self.run.optimizer, "eval")
+        switch_weights(self.run.optimizer, "eval")
         averaged = self.run.average.in_place() if self.run.average and not self._ended else nullcontext()
         model, shown, metrics = self.run.model, data, self.metrics
         if self.run.feature_cache and data is self.valid and in_memory(data):
-            model, shown, metrics = self.run.feature_cache.tail, self.run.feature_cache.of(data), bound(metrics, model, data)
+            model, shown, metrics = (
+                self.run.feature_cache.tail,
+                self.run.feature_cache.of(data),
+                bind_model(metrics, model, data),
+            )
         beating = self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step")
         with averaged, eval_mode(self.run.model), beating:  # metrics may run the whole model where its tail is evaluated
             if self.run.meta_copy is not None and any(
@@ -322,7 +327,7 @@ class Recorder:
             ):
                 from heptane.distributed import sharding
 
-                metrics = bound(metrics, sharding.gather_model(model, self.run.meta_copy), data)
+                metrics = bind_model(metrics, sharding.gather_model(model, self.run.meta_copy), data)
             found = Evaluation(
                 criterion=self.run.criterion,
                 place=self.run.place,
@@ -336,18 +341,3 @@ class Recorder:
             ).of(model, shown)
         self.evaluate_seconds += clock.train_seconds
         return found
-
-
-def bound(metrics: dict[str, Any] | None, model: torch.nn.Module, data: Any) -> dict[str, Any]:
-    """Metrics that are functions look at the whole model and the data themselves, also where only its tail is run."""
-    return {
-        name: ModelMetric(metric, model, data) if not hasattr(metric, "update") and takes_model(metric) else metric
-        for name, metric in (metrics or {}).items()
-    }
-
-
-def _switch(optimizer: Any, mode: str) -> None:
-    """Optimizers that keep other weights for training than for evaluation (schedule-free ones) say so by these methods."""
-    switch = getattr(optimizer, mode, None)
-    if callable(switch):
-        switch()
