@@ -18,6 +18,7 @@ from tests.conftest import make_images, mlp
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
+from facts import fit_with_facts
 from heptane.base.randomness import epoch_seed
 
 functional = torch.nn.functional
@@ -513,7 +514,9 @@ def test_evaluate_refuses_nothing_and_labels_out_of_range() -> None:
 def full_run(folder: Path, **settings: Any) -> hp.Result:
     valid = make_images(30, seed=1)
     tricks = hp.Tricks(cyclical=hp.Cyclical(), label_smoothing=hp.LabelSmoothing(eps=0.1))
-    return fit(mlp(), IMAGES, valid, test=valid, run_dir=folder, target=0.999, tricks=tricks, **settings)
+    settings = {"test": valid, "run_dir": folder, "target": 0.999, "tricks": tricks, **settings}
+    common = {"optimizer": sgd, "epochs": 2, "batch_size": 16, "device": "cpu", "about": {}}
+    return fit_with_facts(mlp(), IMAGES, valid, **{**common, **settings})
 
 
 def test_a_run_leaves_its_files(tmp_path: Path) -> None:
@@ -596,7 +599,8 @@ def test_force_replaces_the_run_and_loses_nothing_of_the_users(tmp_path: Path) -
     assert all(after[name] == b"mine" for name in ("notes.txt", "checkpoints/best.pt", "data.csv"))
     assert len(json.loads(after["result.json"])["history"]) == 1
     assert {name.split("/")[1] for name in after if name.startswith("checkpoints/step")} == {"step-000000004"}
-    assert len(after["events.jsonl"].splitlines()) == 2
+    events = [json.loads(line)["event"] for line in after["events.jsonl"].splitlines()]
+    assert [event for event in events if event != "note"] == ["epoch", "end"]
 
 
 def test_input_that_is_refused_costs_no_older_run_even_with_force(tmp_path: Path) -> None:
@@ -691,8 +695,8 @@ X, Y = IMAGES
         ({"optimizer": "sdg"}, r"optimizer='sdg' is not known \(did you mean sgd\?\)"),
         ({"optimizer": 3}, r"optimizer=int: expected a factory"),
         ({"lr": 0.1}, r"lr=0.1 with an optimizer factory: set the learning rate in the factory"),
-        ({"steps": 3}, r"epochs=2 and steps=3: expected the one or the other"),
-        ({"epochs": None}, r"epochs=None and steps=None: expected the one or the other"),
+        ({"steps": 3}, r"epochs=2 and steps=3: expected one of the two"),
+        ({"epochs": None}, r"epochs=None and steps=None: expected one of the two"),
         ({"steps": 0, "epochs": None}, r"steps=0 is out of range"),
         ({"augment": 3}, r"augment=3: expected hp.CropFlip\(\), or a function"),
         ({"optimizer": lambda params: None}, r"the optimizer factory returned NoneType"),

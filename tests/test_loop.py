@@ -117,10 +117,10 @@ def test_a_run_goes_on_from_any_step_as_if_it_had_never_stopped() -> None:
     tricks = hp.Tricks(
         cyclical=hp.Cyclical(), mixup=hp.Mixup(alpha=1.0), transfer=hp.Transfer(freeze=1, unfreeze_every_epochs=1)
     )
-    settings = {"optimizer": sgd, "epochs": 4, "batch_size": BATCH, "tricks": tricks}
-    for _ in steps(assemble(whole, points(), Plan.of(**settings))):
+    plan = Plan(optimizer=sgd, epochs=4, batch_size=BATCH)
+    for _ in steps(assemble(whole, points(), plan, tricks)):
         pass
-    run = assemble(parts, points(), Plan.of(**settings))
+    run = assemble(parts, points(), plan, tricks)
     for at in (0, 1, 2, 3, 7):
         stop = {0: 1, 1: 2, 2: 3, 3: 7, 7: 12}[at]
         torch.rand(at + 1)

@@ -15,6 +15,7 @@ import torch
 from tests.conftest import make_images, mlp
 
 import heptane as hp
+from facts import fit_with_facts, race_with_facts
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no chromium on the PATH")
@@ -29,7 +30,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     names = ["a class whose name is longer than a phone is wide, so that it has to be folded", "b", "c", "d"]
     about = {"model": {"name": "net"}, "data": {"name": "patterns <b>", "class_names": names}}
-    hp.fit(mlp(), data, valid, optimizer=sgd, epochs=3, batch_size=16, tricks=tricks, run_dir=folder, about=about)
+    settings = {"optimizer": sgd, "epochs": 3, "batch_size": 16, "tricks": tricks, "run_dir": folder}
+    fit_with_facts(mlp(), data, valid, about=about, **settings)
     return folder / "report.html"
 
 
@@ -41,7 +43,7 @@ def race_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     about = {"model": {"name": "net"}, "data": {"name": "patterns <b>"}, "command": "heptane race ..."}
     settings = {"epochs": 4, "batch_size": 16, "target": 0.9, "seeds": 2, "tune": 1}
-    hp.race(mlp, data, data, optimizer=sgd, tricks=tricks, out=folder, about=about, **settings)
+    race_with_facts(mlp, data, data, optimizer=sgd, tricks=tricks, out=folder, about=about, **settings)
     return folder / "report.html"
 
 

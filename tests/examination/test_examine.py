@@ -18,6 +18,7 @@ import torch
 from tests.conftest import make_images
 
 import heptane as hp
+from facts import fit_with_facts
 from heptane.report.examination.examine import Examination, examine
 from heptane.report.examination.pictures import Scale, data_uris
 from heptane.session.interruption import Interruption
@@ -36,11 +37,11 @@ def fit(
 ) -> tuple[Any, dict[str, Any]]:
     data = make_images(96)
     train = data if train is None else train
-    result = hp.fit(
+    result = fit_with_facts(
         model or net(),
         train,
         data if valid == "same" else valid,
-        **{"optimizer": SGD, "epochs": 1, "run_dir": folder, **settings},
+        **{"about": {}, "optimizer": SGD, "epochs": 1, "run_dir": folder, **settings},
         **({} if isinstance(train, torch.utils.data.DataLoader) else {"batch_size": 16}),
     )
     return result, json.loads((folder / "result.json").read_text())

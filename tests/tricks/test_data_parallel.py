@@ -572,7 +572,8 @@ def unsharded(path: Path) -> dict[str, torch.Tensor]:
     """The model that a worker alone finds in a checkpoint in parts."""
     x, y = points()
     settings = {"optimizer": adamw, "batch_size": 8, "clip_norm": 0.5, "seed": 3, "epochs": 2}
-    alone = assemble(normalising(), (x, y), Plan.of(**settings))
+    tricks = settings.pop("tricks", None)
+    alone = assemble(normalising(), (x, y), Plan.of(**settings), tricks)
     assert restore.load(alone, checkpoint.read(path))[0] == 3
     return dict(alone.model.state_dict())
 

@@ -49,8 +49,8 @@ class Extras:
     """Evaluate and return an exponential moving average of the weights, with this decay per step, in (0, 1), such as 0.999;
     less at first."""
     compile: bool | str = False
-    """``torch.compile`` the model; compile time counts as training time. Or the name of a mode: on a GPU "reduce-overhead"
-    replays CUDA graphs, which pays where a step is many small kernels."""
+    """Compile the model with ``torch.compile``; compile time counts as training time. Or the name of a mode: on a GPU
+    "reduce-overhead" replays CUDA graphs, which pays where a step is many small kernels."""
     evaluate_every_epochs: float = 1.0
     """How often to evaluate on ``valid``, in epochs, above 0."""
     max_seconds: float | None = None
