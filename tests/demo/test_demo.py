@@ -12,7 +12,7 @@ import torch
 from heptane.cli import main
 from heptane.cli.demonstration import course as courses
 from heptane.cli.demonstration import demo as show
-from heptane.cli.demonstration.course import COURSES, SEEDS, DemoRace, Speed, choose, measure
+from heptane.cli.demonstration.course import COURSES, SEEDS, DemoRace, Speed, measure, num_seeds
 from heptane.cli.demonstration.pictures import Trained, compared, read_trained, write_pictures
 from heptane.cli.demonstration.show import _trained
 from heptane.data import Data
@@ -35,32 +35,23 @@ def images(name: str, size: int, counts: tuple[int, ...] = (200, 100, 60)) -> Da
     return Data(name, *parts, 10, names, ("a note",), "a test", (0.2,), (0.3,), kind="images")
 
 
-@pytest.mark.parametrize("choices", COURSES.values(), ids=COURSES)
-def test_time_becomes_seeds(choices: tuple[DemoRace, ...]) -> None:
-    longest = choices[0]
-    each = longest.seconds(SLOW)
-    assert choose(choices, 3.1 * each, SLOW) == (longest, SEEDS)
-    assert choose(choices, 4.1 * each, SLOW) == (longest, 4)
-    assert choose(choices, 99 * each, SLOW) == (longest, courses.MOST_SEEDS)
-    assert choose(choices, 4.1 * each, FAST) == (longest, courses.MOST_SEEDS)  # a faster machine races more
+@pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
+def test_time_becomes_seeds(course: DemoRace) -> None:
+    each = course.seconds(SLOW)
+    assert num_seeds(course, 0.1 * each, SLOW) == num_seeds(course, 3.1 * each, SLOW) == SEEDS
+    assert num_seeds(course, 4.1 * each, SLOW) == 4
+    assert num_seeds(course, 99 * each, SLOW) == courses.MOST_SEEDS
+    assert num_seeds(course, 4.1 * each, FAST) == courses.MOST_SEEDS  # a faster machine races more
 
 
-def test_where_the_longest_race_does_not_fit_a_shorter_one_is_run() -> None:
-    longest, short = COURSES["fashion-mnist"]
-    each = short.seconds(SLOW)
-    assert choose((longest, short), 3.1 * each, SLOW) == (short, SEEDS)
-    assert choose((longest, short), 2.9 * longest.seconds(SLOW), SLOW)[0] == short
-    assert choose((longest, short), 0.1 * each, SLOW) == (short, SEEDS)
-
-
-@pytest.mark.parametrize("course", COURSES["fashion-mnist"], ids=lambda course: f"{course.num_train}")
-def test_a_course_is_evaluated_at_whole_steps_and_has_enough_to_be_wrong_about(course: DemoRace) -> None:
+def test_the_race_is_evaluated_at_whole_steps_and_has_enough_to_be_wrong_about() -> None:
+    course = COURSES["fashion-mnist"]
     assert course.num_train % (2 * course.batch_size) == 0, "the last evaluation is the end of an epoch"
     assert course.num_valid * (1 - course.target) >= 20, "expected errors, without which there is no verdict"
 
 
 def test_images_are_reduced_and_few_and_the_speed_is_measured() -> None:
-    course, data = replace(COURSES["fashion-mnist"][0], num_train=150, num_valid=50, size=14), images("fashion-mnist", 28)
+    course, data = replace(COURSES["digits"], num_train=150, num_valid=50, size=14), images("fashion-mnist", 28)
     train, valid = course.parts(data)
     assert train[0].shape == (150, 1, 14, 14)
     assert len(valid[1]) == 50
@@ -94,7 +85,7 @@ def test_it_races_trains_and_ends_in_a_page(
 ) -> None:
     tiny = DemoRace("fashion-mnist", 128, 100, 8, 0.7, plain_epochs=2, all_epochs=2, limit_epochs=3, width=2, batch_size=32)
     monkeypatch.setattr(courses, "MOST_SEEDS", 3)
-    monkeypatch.setattr("heptane.cli.demonstration.show.COURSES", {"fashion-mnist": (tiny,)})
+    monkeypatch.setattr("heptane.cli.demonstration.show.COURSES", {"fashion-mnist": tiny})
     monkeypatch.setattr("heptane.cli.demonstration.show.load_data", lambda *_, **__: images("fashion-mnist", 28))
     monkeypatch.setattr("heptane.cli.demonstration.show._trained", made)
     monkeypatch.setattr("heptane.cli.demonstration.pictures.PARTS", {"train": 20, "valid": 10, "test": 10})

@@ -12,7 +12,7 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.progress import redirect_progress, working
-from heptane.cli.demonstration.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS, DemoRace, Speed, choose, measure
+from heptane.cli.demonstration.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS, DemoRace, Speed, measure, num_seeds
 from heptane.cli.demonstration.page import write_page
 from heptane.cli.demonstration.pictures import SCRATCH, Trained, compared, read_trained, write_pictures
 from heptane.data import Data, load_data
@@ -44,11 +44,12 @@ def demo(out: Path, *, data_name: str = "fashion-mnist", seconds: float = 150.0)
     if data is None:
         return _finish(["No data could be had, so there is nothing to show: connect to a network, and try again."], out, {})
     with working("timing a training step"):
-        speed = measure(COURSES[data.name][0], data)
+        speed = measure(COURSES[data.name], data)
     with_pictures = data.name == "fashion-mnist"
     pictures = min(PICTURES_STEPS * speed.step_seconds, MOST_PICTURES_SECONDS) if with_pictures else 0.0
     left = ends - time.monotonic() - LAST_SECONDS - pictures
-    course, seeds = choose(COURSES[data.name], left, speed)
+    course = COURSES[data.name]
+    seeds = num_seeds(course, left, speed)
     _announce(course, seeds, speed, left)
     said, links = [], {}
     try:
@@ -83,7 +84,7 @@ def _announce(course: DemoRace, seeds: int, speed: Speed, left: float) -> None:
     needed = seeds * course.seconds(speed)
     print(
         f"\n2. A race: plain training against {' and '.join(name.replace('_', ' ') for name in TRICKS.on)}\n"
-        f"   This machine: {1000 * speed.step_seconds:.0f} ms a step; racing on {course.num_train:,} pictures to "
+        f"   This machine: {1000 * speed.step_seconds:.2g} ms a step; racing on {course.num_train:,} pictures to "
         f"{course.target:.0%} validation accuracy, {seeds} seeds, about {needed:.0f} s",
         flush=True,
     )
@@ -108,9 +109,9 @@ def _race(course: DemoRace, data: Data, seeds: int, seconds: float, out: Path, s
     about = {
         "command": "heptane demo",
         "data": describe_data(data) | sizes,
-        "model": {"name": f"resnet, width {course.width}"},
+        "model": {"name": f"{course.network}, width {course.width}"},
         "settings": {"optimizer": "sgd", **settings},
-        "notes": [f"A step took {1000 * speed.step_seconds:.0f} ms before the race, from which its size was chosen."],
+        "notes": [f"A step took {1000 * speed.step_seconds:.2g} ms before the race, from which its size was chosen."],
     }
     extras = RaceExtras(
         fixed_seeds=True,
