@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import sgd
 from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
@@ -18,10 +19,6 @@ from heptane.core.run import Phase, Run
 from heptane.model.probe import probe_output
 
 N, CLASSES = 20, 3
-
-
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
 def net(num_out: int = CLASSES) -> torch.nn.Sequential:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.conftest import make_images, mlp
+from tests.helpers import TRAIN, VALID, fit_mlp, mlp, sgd, shuffled, steps_by_hand
 from tests.workers import launch
 
 import heptane as hp
@@ -16,34 +15,25 @@ from heptane.model.averaging import Average
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-TRAIN, VALID = make_images(48), make_images(30, seed=1)
-sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+
+def averaged(decay: float | None, **settings: Any) -> hp.Result:
+    return fit_mlp(test=VALID, average_decay=decay, epochs=3, **settings)
 
 
-def fit(decay: float | None, **settings: Any) -> hp.Result:
-    settings = {"epochs": 3, "batch_size": 16, "optimizer": sgd, "device": "cpu", **settings}
-    return hp.fit(mlp(), TRAIN, VALID, test=VALID, average_decay=decay, **settings)
-
-
-def by_hand(decay: float) -> tuple[list[torch.Tensor], torch.nn.Module]:
-    model, number = mlp(), 0
+def averaged_by_hand(decay: float) -> tuple[list[torch.Tensor], torch.nn.Module]:
+    model = mlp()
     average = [p.detach().clone() for p in model.parameters()]
-    optimizer = sgd(model.parameters())
-    for epoch in range(3):
-        for chosen in hp.epoch_order(48, 0, epoch).split(16):
-            number += 1
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(TRAIN[0][chosen]), TRAIN[1][chosen]).backward()
-            optimizer.step()
-            d = min(decay, (1 + number) / (10 + number))
-            average = [d * a + (1 - d) * p.detach() for a, p in zip(average, model.parameters(), strict=True)]
+    loop = steps_by_hand(model, shuffled(TRAIN, 16, epochs=3), sgd(model.parameters()))
+    for number, _ in enumerate(loop, 1):
+        d = min(decay, (1 + number) / (10 + number))
+        average = [d * a + (1 - d) * p.detach() for a, p in zip(average, model.parameters(), strict=True)]
     return average, model
 
 
 @pytest.mark.parametrize("decay", [0.1, 0.4, 0.999])
 def test_it_is_the_equation_s_and_it_is_what_is_evaluated_and_returned(decay: float) -> None:
-    result = fit(decay)
-    average, _ = by_hand(decay)
+    result = averaged(decay)
+    average, _ = averaged_by_hand(decay)
     for ours, theirs in zip(result.model.parameters(), average, strict=True):
         torch.testing.assert_close(ours.detach(), theirs, rtol=0, atol=1e-6)
     assert hp.evaluate(result.model, VALID)["loss"] == pytest.approx(result.metrics["valid_loss"], abs=1e-7)
@@ -51,11 +41,11 @@ def test_it_is_the_equation_s_and_it_is_what_is_evaluated_and_returned(decay: fl
 
 
 def test_training_does_not_notice_it() -> None:
-    with_it, without = fit(0.9), fit(None)
+    with_it, without = averaged(0.9), averaged(None)
     for ours, theirs in zip(with_it.history, without.history, strict=True):
         assert ours["train_loss"] == theirs["train_loss"]
         assert ours["valid_loss"] != theirs["valid_loss"]
-    _, plain = by_hand(0.9)
+    _, plain = averaged_by_hand(0.9)
     for ours, theirs in zip(without.model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -76,25 +66,25 @@ def test_it_is_in_place_for_a_while_and_leaves_no_trace() -> None:
 
 
 def test_it_goes_on_from_a_checkpoint_and_one_without_it_is_refused(tmp_path: Path) -> None:
-    fit(0.9, run_dir=tmp_path / "run", target=("valid_loss", 1e9))
-    again, whole = fit(0.9, run_dir=tmp_path / "run", resume=True), fit(0.9)
+    averaged(0.9, run_dir=tmp_path / "run", target=("valid_loss", 1e9))
+    again, whole = averaged(0.9, run_dir=tmp_path / "run", resume=True), averaged(0.9)
     for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    fit(None, run_dir=tmp_path / "other", target=("valid_loss", 1e9))
+    averaged(None, run_dir=tmp_path / "other", target=("valid_loss", 1e9))
     with pytest.raises(hp.InputError, match=r"was written without average_decay, but this run has 0\.9"):
-        fit(0.9, run_dir=tmp_path / "other", resume=True)
+        averaged(0.9, run_dir=tmp_path / "other", resume=True)
 
 
 def over_workers() -> dict[str, dict[str, torch.Tensor]]:
     found = {}
     for strategy in ("ddp", "fsdp"):
         tricks = hp.Tricks(data_parallel=hp.DataParallel(strategy=strategy))
-        found[strategy] = dict(fit(0.9, tricks=tricks).model.state_dict())
+        found[strategy] = dict(averaged(0.9, tricks=tricks).model.state_dict())
     return found
 
 
 def test_over_workers_it_is_the_same() -> None:
-    whole = dict(fit(0.9).model.state_dict())
+    whole = dict(averaged(0.9).model.state_dict())
     for state in launch(over_workers, {}, 2).values():
         for name, value in whole.items():
             torch.testing.assert_close(state[name], value, rtol=0, atol=1e-5)
@@ -103,4 +93,4 @@ def test_over_workers_it_is_the_same() -> None:
 @pytest.mark.parametrize("decay", [0, 1, -0.5, float("nan"), "much"])
 def test_a_decay_out_of_range_is_refused(decay: Any) -> None:
     with pytest.raises(hp.InputError, match=r"average_decay=.*expected a number in \(0, 1\)"):
-        fit(decay)
+        averaged(decay)

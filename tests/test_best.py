@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import make_images, mlp
+from tests.helpers import TRAIN, VALID, fit, mlp, sgd
 
 import heptane as hp
 from heptane.session.history import best_step, since_better
 
-TRAIN, VALID = make_images(48), make_images(24, seed=1)
 SCORES = [0.2, 0.7, 0.5, 0.6]  # the second evaluation of four is the best
 
 
@@ -77,13 +76,8 @@ def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
-
-
-def fit(model: torch.nn.Module, score: Scored, **settings: Any) -> hp.Result:
-    settings = {"optimizer": sgd, "epochs": 4, "batch_size": 16, "target": ("valid_f1", 2.0), "device": "cpu"} | settings
-    return hp.fit(model, TRAIN, VALID, metrics={"f1": score}, **settings)
+def fit_scored(model: torch.nn.Module, score: Scored, **settings: Any) -> hp.Result:
+    return fit(model, TRAIN, VALID, metrics={"f1": score}, **{"epochs": 4, "target": ("valid_f1", 2.0), **settings})
 
 
 def same(model: torch.nn.Module, seen: dict[str, torch.Tensor]) -> bool:
@@ -101,7 +95,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_model_has_the_weights_and_buffers_of_the_best_evaluation(name: str) -> None:
     score = Scored(SCORES)
-    result = fit(mlp() if name == "frozen part" else Odd(), score, **SETTINGS[name])
+    result = fit_scored(mlp() if name == "frozen part" else Odd(), score, **SETTINGS[name])
     assert (result.best_step, result.weights_step) == (6, 6)
     if name == "schedule-free":  # one switch more than the evaluation saw, which rounds
         assert all(torch.allclose(v, score.seen[1][n], rtol=1e-6) for n, v in tensors(result.model).items())
@@ -125,18 +119,18 @@ def test_the_test_part_is_evaluated_with_the_weights_that_are_delivered() -> Non
 
 def test_the_last_weights_on_request_and_where_there_is_no_validation_data() -> None:
     score = Scored(SCORES)
-    result = fit(mlp(), score, weights="last")
+    result = fit_scored(mlp(), score, weights="last")
     assert same(result.model, score.seen[3])
     assert (result.best_step, result.weights_step, result.metrics["valid_f1"]) == (6, 12, 0.6)
     alone = hp.fit(mlp(), TRAIN, optimizer=sgd, epochs=4, batch_size=16, device="cpu")
     assert (alone.best_step, alone.weights_step) == (None, 12)
     assert same(alone.model, score.seen[3])
     with pytest.raises(hp.InputError, match=r"weights='first'.*best"):
-        fit(mlp(), score, weights="first")
+        fit_scored(mlp(), score, weights="first")
 
 
 def test_of_equal_evaluations_the_last_counts_and_what_is_not_finite_never_does() -> None:
-    result = fit(mlp(), Scored([0.5, 0.7, 0.7, 0.1]))
+    result = fit_scored(mlp(), Scored([0.5, 0.7, 0.7, 0.1]))
     assert result.best_step == 9
     records = [{"step": step, "valid_loss": value} for step, value in enumerate([float("nan"), 2.0, 1.0, 1.0, 3.0])]
     assert best_step(records, None) == 3
@@ -147,7 +141,7 @@ def test_of_equal_evaluations_the_last_counts_and_what_is_not_finite_never_does(
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_best_weights_survive_a_resume(name: str, keep: int, tmp_path: Path, undrawn: None) -> None:
     settings = {**SETTINGS[name], "keep_checkpoints": keep}
-    whole = fit(Odd(persistent=True), Scored(SCORES), **settings)
+    whole = fit_scored(Odd(persistent=True), Scored(SCORES), **settings)
 
     class Stops(Scored):
         def __call__(self, model: torch.nn.Module, data: Any) -> float:
@@ -156,20 +150,22 @@ def test_the_best_weights_survive_a_resume(name: str, keep: int, tmp_path: Path,
             return super().__call__(model, data)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(Odd(persistent=True), Stops(SCORES), run_dir=tmp_path, **settings)
-    again = fit(Odd(persistent=True), Scored(SCORES[3:]), run_dir=tmp_path, resume=True, **settings)
+        fit_scored(Odd(persistent=True), Stops(SCORES), run_dir=tmp_path, **settings)
+    again = fit_scored(Odd(persistent=True), Scored(SCORES[3:]), run_dir=tmp_path, resume=True, **settings)
     assert again.best_step == 6
     assert same(again.model, tensors(whole.model))
     assert again.model.passes == 6
-    last = fit(Odd(persistent=True), Scored([]), run_dir=tmp_path, resume=True, **settings)  # nothing is left to train
+    last = fit_scored(
+        Odd(persistent=True), Scored([]), run_dir=tmp_path, resume=True, **settings
+    )  # nothing is left to train
     assert same(last.model, tensors(again.model))
 
 
 def test_where_the_best_checkpoint_is_damaged_it_is_said(tmp_path: Path, undrawn: None) -> None:
-    fit(mlp(), Scored(SCORES[:3]), run_dir=tmp_path, epochs=3)
+    fit_scored(mlp(), Scored(SCORES[:3]), run_dir=tmp_path, epochs=3)
     (tmp_path / "checkpoints" / "step-000000006" / "facts.json").write_text("{}")
     score = Scored([0.6])
-    again = fit(mlp(), score, run_dir=tmp_path, resume=True)
+    again = fit_scored(mlp(), score, run_dir=tmp_path, resume=True)
     assert any("best evaluation so far is of step 6, whose checkpoint cannot be used" in note for note in again.notes)
     assert same(again.model, score.seen[-1])
     assert again.weights_step == 12
@@ -178,20 +174,20 @@ def test_where_the_best_checkpoint_is_damaged_it_is_said(tmp_path: Path, undrawn
 def test_it_stops_early_after_so_many_evaluations_without_an_improvement(tmp_path: Path, undrawn: None) -> None:
     scores = [0.2, 0.7, 0.5, 0.7, 0.8, 0.1]
     score = Scored(scores)
-    result = fit(mlp(), score, epochs=6, patience=2, run_dir=tmp_path)
+    result = fit_scored(mlp(), score, epochs=6, patience=2, run_dir=tmp_path)
     assert result.history[-1]["step"] == 12  # a tie is no improvement
     assert result.weights_step == 12
     assert any(note.startswith("stopped early after step 12 of 18: valid_f1 was not better in 2") for note in result.notes)
-    again = fit(mlp(), Scored([]), epochs=6, patience=2, run_dir=tmp_path, resume=True)
+    again = fit_scored(mlp(), Scored([]), epochs=6, patience=2, run_dir=tmp_path, resume=True)
     assert again.history == result.history  # it does not go on
-    more = fit(mlp(), Scored(scores[4:]), epochs=6, patience=4, run_dir=tmp_path, resume=True)
+    more = fit_scored(mlp(), Scored(scores[4:]), epochs=6, patience=4, run_dir=tmp_path, resume=True)
     assert (len(more.history), more.best_step) == (6, 15)
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"patience": 0}, "patience=0"), ({"patience": 1.5}, "patience=1.5")])
 def test_a_patience_that_is_none_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(hp.InputError, match=message):
-        fit(mlp(), Scored(SCORES), **settings)
+        fit_scored(mlp(), Scored(SCORES), **settings)
     with pytest.raises(hp.InputError, match=r"patience=2 .* pass valid"):
         hp.fit(mlp(), TRAIN, optimizer=sgd, epochs=1, batch_size=16, patience=2)
 

@@ -1,4 +1,4 @@
-"""A step that is not applied leaves nothing behind, by whatever name the model keeps it."""
+"""A step that is not applied leaves no change in buffers or parameters."""
 
 from __future__ import annotations
 

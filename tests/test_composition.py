@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.helpers import sgd
 from tests.workers import launch
 
 import heptane as hp
@@ -18,6 +20,7 @@ SEED, SAMPLES, BATCH, EPOCHS, CLASSES = 3, 22, 8, 4, 3
 PER_EPOCH = 3  # 8, 8 and 6
 STEPS = EPOCHS * PER_EPOCH
 LR, MOMENTUM, DECAY = 0.1, 0.9, 0.01
+decaying = partial(sgd, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
 WORKERS, REFERENCE, EPS, FACTOR = 2, 2, 0.1, 2.0
 Set = tuple[str, ...]
 
@@ -44,7 +47,7 @@ def precision_of(names: Set) -> torch.dtype:
     return torch.float32 if "mixed_precision" in names else torch.float64
 
 
-def net(seed: int = 0) -> torch.nn.Sequential:
+def three_layers(seed: int = 0) -> torch.nn.Sequential:
     nn = torch.nn
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, CLASSES)).double()
@@ -58,27 +61,23 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 def with_heptane(names: Set, weights: str) -> dict[str, torch.Tensor]:
     dtype, (x, y) = precision_of(names), data()
-    model = net().to(dtype)
-    settings = {"epochs": EPOCHS, "batch_size": BATCH, "seed": SEED, "optimizer": sgd}
+    model = three_layers().to(dtype)
+    settings = {"epochs": EPOCHS, "batch_size": BATCH, "seed": SEED, "optimizer": decaying}
     applied = [step.step for step in hp.train(model, (x.to(dtype), y), tricks=tricks(names, weights), **settings)]
     assert applied == list(range(1, STEPS + 1))
     return dict(model.state_dict())
-
-
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
 
 
 def all_parallel(weights: str) -> dict[Set, dict[str, torch.Tensor]]:
     return {names: with_heptane(names, weights) for names in PARALLEL}
 
 
-def by_hand(names: Set) -> dict[str, torch.Tensor]:
+def from_equations(names: Set) -> dict[str, torch.Tensor]:
     """The seven from their equations: no module, optimizer, schedule, criterion or loop of heptane's."""
     on = set(names)
     dtype, (x, y) = precision_of(names), data()
     x = x.to(dtype)
-    source = net(1 if "transfer" in on else 0).to(dtype)
+    source = three_layers(1 if "transfer" in on else 0).to(dtype)
     parameters = {name: p.detach().clone() for name, p in source.named_parameters()}
     layers = ["0", "2", "4"]
     velocity: dict[str, torch.Tensor] = {}
@@ -170,7 +169,7 @@ def rate_and_momentum(on: set[str], step: int) -> tuple[float, float]:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "net.safetensors"
-    save_file(dict(net(1).state_dict()), path)
+    save_file(dict(three_layers(1).state_dict()), path)
     return str(path)
 
 
@@ -187,8 +186,8 @@ def test_there_are_21_pairs() -> None:
 @pytest.mark.parametrize("names", SETS, ids="+".join)
 def test_against_a_loop_written_by_hand(names: Set, weights: str, request: pytest.FixtureRequest) -> None:
     ours = request.getfixturevalue("parallel")[names] if names in PARALLEL else with_heptane(names, weights)
-    expected = by_hand(names)
-    plain = by_hand(())
+    expected = from_equations(names)
+    plain = from_equations(())
     assert ours.keys() == expected.keys()
     for key, value in ours.items():
         assert value.dtype is precision_of(names)
@@ -199,17 +198,17 @@ def test_against_a_loop_written_by_hand(names: Set, weights: str, request: pytes
 
 def test_a_cycle_and_a_warm_up_multiply_unless_both_warm_up() -> None:
     x, y = data()
-    settings = {"epochs": EPOCHS, "batch_size": BATCH, "optimizer": sgd}
+    settings = {"epochs": EPOCHS, "batch_size": BATCH, "optimizer": decaying}
     scaling = hp.LRScaling(reference_batch=REFERENCE, warmup_steps=4)
     triangle = hp.Tricks(lr_scaling=scaling, cyclical=hp.Cyclical(shape="triangular", cycle_epochs=2, start=0.5))
-    rates = [step.learning_rate for step in hp.train(net(), (x, y), tricks=triangle, **settings)]
+    rates = [step.learning_rate for step in hp.train(three_layers(), (x, y), tricks=triangle, **settings)]
     for step, rate in enumerate(rates):
         warm = min(1.0, 0.25 + 0.75 * step / 4)
         height = 1 - abs((step % 6) / 3 - 1)
         assert abs(rate - 0.4 * warm * (0.5 + 0.5 * height)) < 1e-12
     both = hp.Tricks(lr_scaling=scaling, cyclical=hp.Cyclical())
     with pytest.raises(hp.InputError, match=r"LRScaling\.warmup_steps=4: 1cycle already warms up"):
-        next(hp.train(net(), (x, y), tricks=both, **settings))
+        next(hp.train(three_layers(), (x, y), tricks=both, **settings))
 
 
 def mean_absolute(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -232,10 +231,10 @@ def mean_absolute(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     ids=["smoothing a loss of one's own", "smoothing twice", "a coefficient per sample", "workers that do not run", "fp16"],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_trained(chosen: hp.Tricks, loss: Any, why: str) -> None:
-    model = net()
+    model = three_layers()
     with pytest.raises(hp.InputError, match=why):
-        next(hp.train(model, data(), tricks=chosen, loss=loss, epochs=1, batch_size=8, optimizer=sgd))
-    assert all(torch.equal(value, net().state_dict()[key]) for key, value in model.state_dict().items())
+        next(hp.train(model, data(), tricks=chosen, loss=loss, epochs=1, batch_size=8, optimizer=decaying))
+    assert all(torch.equal(value, three_layers().state_dict()[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1", "smooth_l1"])
@@ -243,4 +242,6 @@ def test_smoothing_and_regression_are_refused(loss: str) -> None:
     x, _ = data()
     smoothing = hp.Tricks(label_smoothing=hp.LabelSmoothing())
     with pytest.raises(hp.InputError, match="regression has no classes to smooth"):
-        next(hp.train(net(), (x, x[:, :3]), tricks=smoothing, loss=loss, epochs=1, batch_size=8, optimizer=sgd))
+        next(
+            hp.train(three_layers(), (x, x[:, :3]), tricks=smoothing, loss=loss, epochs=1, batch_size=8, optimizer=decaying)
+        )

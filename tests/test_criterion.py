@@ -122,7 +122,7 @@ def test_trap_6_plain_is_the_same_loss_without_smoothing(kind):
     assert float(criterion.plain(output, targets)) != float(criterion.total(output, targets))
 
 
-def by_hand(output, first, second, lam, eps, weight, ignore_index=IGNORE):
+def from_definition(output, first, second, lam, eps, weight, ignore_index=IGNORE):
     """Cross-entropy of blended integers, a number at a time: the total, and what the mean is over."""
     total = count = 0.0
     num_classes = output.shape[1]
@@ -146,7 +146,7 @@ def by_hand(output, first, second, lam, eps, weight, ignore_index=IGNORE):
 @pytest.mark.parametrize("eps", [0.0, 0.1])
 def test_weights_mixup_smoothing_and_ignored_positions_against_a_sum_by_hand(eps, weight, ignored):
     output, targets = torch.randn(12, 5, dtype=torch.float64), mixed(classes(12, ignored=ignored))
-    total, count = by_hand(
+    total, count = from_definition(
         output, targets.first, targets.second, targets.lam, eps, torch.ones(5) if weight is None else weight
     )
     criterion = CrossEntropy(eps=eps, weight=weight)
@@ -191,7 +191,7 @@ def test_trap_8_ignored_positions_weigh_nothing_under_mixup(ignore_index):
     first[:3], second[2:4] = ignore_index, ignore_index
     lam = torch.rand(6)
     criterion = CrossEntropy(eps=0.1, ignore_index=ignore_index)
-    total, count = by_hand(output.detach(), first, second, lam, 0.1, torch.ones(5), ignore_index)
+    total, count = from_definition(output.detach(), first, second, lam, 0.1, torch.ones(5), ignore_index)
     loss = criterion.mean(output, MixedTargets(first, second, lam))
     assert float(loss.detach()) == pytest.approx(total / count, rel=1e-6)
     loss.backward()

@@ -40,6 +40,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for name, text in found if name == language]
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(("page", "code"), [(p.name, c) for p in PAGES for c in blocks(p, "python")])
 def test_the_code_on_a_page_runs(
     page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -83,6 +84,7 @@ def test_a_program_that_is_said_to_run_under_torchrun_does(page: str) -> None:
     assert together == pytest.approx(alone, abs=1e-5)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_and_is_at_most_15_lines(path: Path) -> None:
     assert sum(bool(line.strip()) for line in path.read_text().splitlines()) <= 15

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import make_images, mlp
+from tests.helpers import assert_equal_weights, by_hand, fit, make_images, mlp, rows_by_step, sgd
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import heptane as hp
@@ -24,7 +24,6 @@ from heptane.session.run_folder import RunFolder
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 X, Y = make_images(48)
-sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 BAD_SAMPLE = 7
 BAD_STEP = hp.epoch_order(48, 0, 0).tolist().index(BAD_SAMPLE) // 16
 
@@ -51,26 +50,15 @@ class Turns(torch.nn.Module):
         return out
 
 
-def fit(model: torch.nn.Module, data: Any, **settings: Any) -> hp.Result:
-    settings = {"optimizer": sgd, "epochs": 4, "batch_size": 16, "device": "cpu", **settings}
-    return hp.fit(model, data, **settings)
+def four_epochs(model: torch.nn.Module, data: Any, **settings: Any) -> hp.Result:
+    return fit(model, data, **{"epochs": 4, **settings})
 
 
 def test_a_bad_batch_is_passed_over_as_if_it_had_not_been_there() -> None:
     model = Turns()
-    result = fit(model, spoilt(200.0))
-    by_hand, (x, y) = Turns(), spoilt(200.0)
-    optimizer, step = sgd(by_hand.parameters()), 0
-    for epoch in range(4):
-        for chosen in hp.epoch_order(48, 0, epoch).split(16):
-            step += 1
-            if BAD_SAMPLE in chosen:
-                continue
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(by_hand(x[chosen]), y[chosen]).backward()
-            optimizer.step()
-    for (name, ours), theirs in zip(model.state_dict().items(), by_hand.state_dict().values(), strict=True):
-        assert torch.equal(ours, theirs), name
+    result = four_epochs(model, spoilt(200.0))
+    good = (rows for rows in rows_by_step(48, 16, epochs=4) if BAD_SAMPLE not in rows)
+    assert_equal_weights(model, by_hand(Turns(), ((X[rows], Y[rows]) for rows in good)))
     assert result.steps == {"planned": 12, "applied": 8, "skipped": 0, "nonfinite": 4, "left_out": 0}
     assert all(math.isfinite(record["train_loss"]) for record in result.history)
     assert "the gradients are not finite; it began in the output of layer 'flat' (Flatten)" in result.notes[-4]
@@ -80,7 +68,7 @@ def test_a_bad_batch_is_passed_over_as_if_it_had_not_been_there() -> None:
 def test_stop_stops_before_anything_is_spoilt_and_says_where_and_what_to_try() -> None:
     model = Turns()
     with pytest.raises(FloatingPointError) as caught:
-        fit(model, spoilt(200.0), on_nan="stop")
+        four_epochs(model, spoilt(200.0), on_nan="stop")
     assert str(caught.value) == (
         f"step {BAD_STEP}: the gradients are not finite; it began "
         f"in the output of layer 'flat' (Flatten); sample {BAD_SAMPLE}: lower the learning rate, clip gradients "
@@ -95,7 +83,7 @@ def test_after_so_many_in_a_row_it_stops_and_names_the_first() -> None:
     with pytest.raises(
         FloatingPointError, match=r"^3 steps in a row, the first at step 0: .*'flat'.*; samples \d+, .*, \.\.\.:"
     ):
-        fit(Turns(), (x, Y), nan_limit=3)
+        four_epochs(Turns(), (x, Y), nan_limit=3)
 
 
 class Rooted(torch.nn.Module):
@@ -115,7 +103,7 @@ def test_what_goes_wrong_on_the_way_back_is_found_too() -> None:
     with pytest.raises(
         FloatingPointError, match=r"^step 0: the gradients are not finite; it began on the way back, at layer 'low'"
     ):
-        fit(Rooted(), (X, Y), on_nan="stop")
+        four_epochs(Rooted(), (X, Y), on_nan="stop")
 
 
 def test_inputs_that_turn_bad_are_named_by_their_samples() -> None:
@@ -139,9 +127,9 @@ class Stream(IterableDataset[Any]):
 def test_of_a_loaders_batch_the_sample_is_named_or_its_place_in_the_batch() -> None:
     loader = DataLoader(TensorDataset(*spoilt(200.0)), 16, shuffle=True)
     with pytest.raises(FloatingPointError, match=rf"'flat' \(Flatten\); sample {BAD_SAMPLE}:"):
-        fit(Turns(), loader, batch_size=None, on_nan="stop")
+        four_epochs(Turns(), loader, batch_size=None, on_nan="stop")
     with pytest.raises(FloatingPointError, match=rf"'flat' \(Flatten\); at {BAD_SAMPLE} of its batch:"):
-        fit(Turns(), DataLoader(Stream(), 48), batch_size=None, on_nan="stop")
+        four_epochs(Turns(), DataLoader(Stream(), 48), batch_size=None, on_nan="stop")
 
 
 def test_ignored_they_go_into_the_weights_as_in_a_plain_loop_until_losses_were_not_finite_for_long() -> None:
@@ -149,13 +137,13 @@ def test_ignored_they_go_into_the_weights_as_in_a_plain_loop_until_losses_were_n
     with pytest.raises(
         FloatingPointError, match=r"^the loss was not finite in 2\d consecutive steps, first at step \d+: check"
     ):
-        fit(model, spoilt(200.0), on_nan="ignore", epochs=20)
+        four_epochs(model, spoilt(200.0), on_nan="ignore", epochs=20)
     assert not model.head.weight.isfinite().all()
 
 
 def test_rewinding_goes_back_to_the_last_checkpoint_and_past_the_batch(tmp_path: Path) -> None:
-    result = fit(Turns(), spoilt(200.0), on_nan="rewind", run_dir=tmp_path / "back", checkpoint_every=2)
-    skipped = fit(Turns(), spoilt(200.0), on_nan="skip")
+    result = four_epochs(Turns(), spoilt(200.0), on_nan="rewind", run_dir=tmp_path / "back", checkpoint_every=2)
+    skipped = four_epochs(Turns(), spoilt(200.0), on_nan="skip")
     for ours, theirs in zip(result.model.parameters(), skipped.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert result.steps == skipped.steps
@@ -167,8 +155,10 @@ def test_rewinding_goes_back_to_the_last_checkpoint_and_past_the_batch(tmp_path:
 @pytest.mark.parametrize("every", [1, 5, 1000])
 def test_how_far_back_it_goes_changes_nothing(every: int, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"average_decay": 0.9, "evaluate_every_epochs": 2}
-    result = fit(Turns(), spoilt(200.0), on_nan="rewind", run_dir=tmp_path / "run", checkpoint_every=every, **settings)
-    skipped = fit(Turns(), spoilt(200.0), on_nan="skip", **settings)
+    result = four_epochs(
+        Turns(), spoilt(200.0), on_nan="rewind", run_dir=tmp_path / "run", checkpoint_every=every, **settings
+    )
+    skipped = four_epochs(Turns(), spoilt(200.0), on_nan="skip", **settings)
     for ours, theirs in zip(result.model.state_dict().values(), skipped.model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
     assert [record["train_loss"] for record in result.history] == [record["train_loss"] for record in skipped.history]
@@ -178,12 +168,14 @@ def test_rewinding_stops_too_after_so_many_in_a_row(tmp_path: Path) -> None:
     x = X.clone()
     x[hp.epoch_order(48, 0, 0)[8:]] = 200.0
     with pytest.raises(FloatingPointError, match=r"^3 steps in a row, the first at step 1: .*'flat'"):
-        fit(Turns(), (x, Y), batch_size=8, on_nan="rewind", nan_limit=3, run_dir=tmp_path / "run", checkpoint_every=1000)
+        four_epochs(
+            Turns(), (x, Y), batch_size=8, on_nan="rewind", nan_limit=3, run_dir=tmp_path / "run", checkpoint_every=1000
+        )
 
 
 def test_rewinding_needs_somewhere_to_go_back_to() -> None:
     with pytest.raises(hp.InputError, match=r"on_nan='rewind' goes back to a checkpoint, and there is none: pass run_dir"):
-        fit(Turns(), (X, Y), on_nan="rewind")
+        four_epochs(Turns(), (X, Y), on_nan="rewind")
     with pytest.raises(hp.InputError, match="use skip or stop"):
         next(hp.train(Turns(), (X, Y), optimizer=sgd, epochs=1, batch_size=16, on_nan="rewind"))
 
@@ -193,7 +185,7 @@ def test_rewinding_needs_somewhere_to_go_back_to() -> None:
 )
 def test_other_words_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(hp.InputError, match=message):
-        fit(Turns(), (X, Y), **setting)
+        four_epochs(Turns(), (X, Y), **setting)
 
 
 def test_a_run_that_diverges_says_so_once() -> None:
@@ -232,8 +224,8 @@ class Hungry(torch.nn.Module):
 
 def test_where_memory_is_short_the_batch_is_kept_in_smaller_parts_and_it_is_said() -> None:
     model = Hungry(5)
-    result = fit(model, (X, Y))
-    whole = fit(mlp(), (X, Y))
+    result = four_epochs(model, (X, Y))
+    whole = four_epochs(mlp(), (X, Y))
     for ours, theirs in zip(model.inner.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     said = [note for note in result.notes if "not enough memory" in note]
@@ -244,9 +236,9 @@ def test_where_memory_is_short_the_batch_is_kept_in_smaller_parts_and_it_is_said
 
 def test_another_error_of_the_model_is_not_taken_for_want_of_memory() -> None:
     with pytest.raises(RuntimeError, match=r"^no such luck$"):
-        fit(Hungry(5, "no such luck"), (X, Y))
+        four_epochs(Hungry(5, "no such luck"), (X, Y))
     with pytest.raises(RuntimeError, match=r"can.t allocate"):
-        fit(Hungry(0), (X, Y))
+        four_epochs(Hungry(0), (X, Y))
 
 
 class Larger(Dataset[Any]):
@@ -264,8 +256,8 @@ class Larger(Dataset[Any]):
 
 def test_a_step_that_fails_on_its_way_leaves_no_trace_in_what_is_saved_after_it(tmp_path: Path) -> None:
     with pytest.raises(hp.InputError, match=r"are of shape \(1, 9, 9\), .*; saved at step 2, from where resume goes on"):
-        fit(Turns(), Larger(from_step=2), epochs=1, run_dir=tmp_path / "failed")
-    fit(Turns(), (X, Y), epochs=1, run_dir=tmp_path / "whole", checkpoint_every=1, keep_checkpoints=3)
+        four_epochs(Turns(), Larger(from_step=2), epochs=1, run_dir=tmp_path / "failed")
+    four_epochs(Turns(), (X, Y), epochs=1, run_dir=tmp_path / "whole", checkpoint_every=1, keep_checkpoints=3)
     found, wanted = (
         load_file(RunFolder.checkpoints_of(tmp_path / name) / "step-000000002" / "state.safetensors")
         for name in ("failed", "whole")

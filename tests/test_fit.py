@@ -7,44 +7,33 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import make_images, mlp
+from tests.helpers import (
+    assert_equal_weights,
+    by_hand,
+    fit,
+    make_images,
+    mlp,
+    on_output,
+    sgd,
+    shuffled,
+    steps_by_hand,
+    weights,
+)
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
-from facts import fit_with_facts
+from tests.facts import fit_with_facts
 from heptane.base.randomness import epoch_seed
 
 functional = torch.nn.functional
 Factory = Callable[[Any], torch.optim.Optimizer]
-
-
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.05, momentum=0.9)
-
-
-def adamw(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=0.01)
-
-
-def fit(model: torch.nn.Module, train: Any, valid: Any = None, **settings: Any) -> hp.Result:
-    settings = {"optimizer": sgd, "epochs": 2, "batch_size": 16, "device": "cpu", **settings}
-    return hp.fit(model, train, valid, **settings)
-
-
-def weights(model: torch.nn.Module) -> list[torch.Tensor]:
-    return [value.detach().clone() for value in model.state_dict().values()]
-
-
-def assert_same(first: torch.nn.Module, second: torch.nn.Module) -> None:
-    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
-        assert torch.equal(a, b), f"{name} differs by {(a - b).abs().max():.3g}"
 
 
 class Map(Dataset[Any]):
@@ -61,41 +50,27 @@ class Map(Dataset[Any]):
         return self.data[0][index], self.data[1][index]
 
 
-def shuffled(data: tuple[torch.Tensor, torch.Tensor], batch_size: int, epoch: int, seed: int = 0) -> Iterator[Any]:
-    indices = hp.epoch_order(len(data[0]), seed, epoch)
-    for rows in indices.split(batch_size):
-        yield data[0][rows], data[1][rows]
-
-
-def by_hand(
-    model: torch.nn.Module,
-    epochs: Iterable[Iterable[Any]],
-    loss: Callable[..., torch.Tensor],
-    *,
-    optimizer: Factory = sgd,
-    parts: int = 1,
-    clip: float | None = None,
-) -> torch.nn.Module:
-    """A plain loop. With ``parts``: the sum of the losses of as many micro-batches, over the number of samples."""
-    model.train()
-    stepper = optimizer(model.parameters())
-    for batches in epochs:
-        for inputs, targets in batches:
-            stepper.zero_grad()
-            if parts == 1:
-                loss(model(inputs), targets).backward()
-            else:
-                for x, y in zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True):
-                    if len(x):
-                        (loss(model(x), y, reduction="sum") / len(inputs)).backward()
-            if clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            stepper.step()
-    return model
-
-
 IMAGES = make_images(50)
-EPOCHS = [list(shuffled(IMAGES, 16, epoch)) for epoch in range(2)]
+
+
+def plain_loop(model: torch.nn.Module, epochs: int = 2, data: Any = IMAGES, **more: Any) -> torch.nn.Module:
+    """``model`` after a plain loop over the batches of :func:`fit`."""
+    return by_hand(model, shuffled(data, 16, epochs), **more)
+
+
+def in_parts(num_parts: int) -> Callable[..., torch.Tensor]:
+    """The sum of the losses of so many micro-batches, over the number of samples."""
+
+    def loss_of(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        parts = zip(inputs.tensor_split(num_parts), targets.tensor_split(num_parts), strict=True)
+        losses = [functional.cross_entropy(model(x), y, reduction="sum") for x, y in parts if len(x)]
+        return torch.stack(losses).sum() / len(inputs)
+
+    return loss_of
+
+
+def assert_close_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    torch.testing.assert_close(weights(first), weights(second), rtol=1e-11, atol=1e-12)
 
 
 # The kinds of data
@@ -104,7 +79,7 @@ EPOCHS = [list(shuffled(IMAGES, 16, epoch)) for epoch in range(2)]
 @pytest.mark.parametrize("kind", [tuple, list, lambda pair: TensorDataset(*pair), Map])
 def test_the_same_samples_in_any_form_train_the_same_model(kind: Callable[[Any], Any]) -> None:
     result = fit(mlp(), kind(IMAGES))
-    assert_same(result.model, by_hand(mlp(), EPOCHS, functional.cross_entropy))
+    assert_equal_weights(result.model, plain_loop(mlp()))
     assert result.steps == {"planned": 8, "applied": 8, "skipped": 0, "nonfinite": 0, "left_out": 0}
 
 
@@ -117,7 +92,7 @@ def test_a_loader_that_shuffles_is_the_plain_loop_over_it() -> None:
             yield list(loader)
 
     result = fit(mlp(), loader, batch_size=None, seed=7)
-    assert_same(result.model, by_hand(mlp(), epochs(), functional.cross_entropy))
+    assert_equal_weights(result.model, by_hand(mlp(), (batch for batches in epochs() for batch in batches)))
     first, second = (torch.cat([targets for _, targets in batches]) for batches in epochs())
     assert not torch.equal(first, second), "the epochs of a shuffling loader are in different orders"
 
@@ -128,7 +103,7 @@ def test_a_loader_with_a_generator_of_its_own_keeps_its_order() -> None:
 
     same = loader()
     result = fit(mlp(), loader(), batch_size=None)
-    assert_same(result.model, by_hand(mlp(), (same for _ in range(2)), functional.cross_entropy))
+    assert_equal_weights(result.model, by_hand(mlp(), (batch for _ in range(2) for batch in same)))
 
 
 def test_a_loader_that_drops_its_last_batch_has_so_many_steps() -> None:
@@ -140,7 +115,7 @@ def test_a_loader_that_drops_its_last_batch_has_so_many_steps() -> None:
 def test_validation_data_of_any_form_gives_the_same_figures(form: Callable[[Any], Any]) -> None:
     valid = make_images(30, seed=1)
     result = fit(mlp(), IMAGES, form(valid))
-    model = by_hand(mlp(), EPOCHS, functional.cross_entropy).eval()
+    model = plain_loop(mlp()).eval()
     with torch.no_grad():
         output = model(valid[0])
     assert result.metrics["valid_loss"] == pytest.approx(functional.cross_entropy(output, valid[1]).item(), abs=1e-5)
@@ -159,7 +134,7 @@ def test_inputs_may_be_a_structure() -> None:
 
     inputs = {"image": IMAGES[0], "gain": torch.ones(50)}
     result = fit(Two(), (inputs, IMAGES[1]), (inputs, IMAGES[1]))
-    assert_same(result.model.inner, by_hand(mlp(), EPOCHS, functional.cross_entropy))
+    assert_equal_weights(result.model.inner, plain_loop(mlp()))
 
 
 # The kinds of targets and losses
@@ -190,9 +165,8 @@ def huber(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 )
 def test_each_loss_trains_as_the_plain_one(targets: torch.Tensor, loss: Any, plain: Any, accuracy: bool) -> None:
     data = IMAGES[0], targets
-    result = fit(mlp(), data, data, loss=loss)
-    epochs = [list(shuffled(data, 16, epoch)) for epoch in range(2)]
-    assert_same(result.model, by_hand(mlp(), epochs, plain))
+    result = fit(mlp(), data, data, loss=loss, weights="last")
+    assert_equal_weights(result.model, plain_loop(mlp(), data=data, loss_of=on_output(plain)))
     model = result.model.eval()
     with torch.no_grad():
         assert result.metrics["valid_loss"] == pytest.approx(plain(model(data[0]), targets).item(), rel=1e-5)
@@ -209,14 +183,9 @@ def test_accuracy_of_several_labels_counts_each() -> None:
 
 
 def test_the_training_loss_of_an_epoch_is_the_mean_over_its_samples() -> None:
-    model, total = mlp(), 0.0
-    stepper = sgd(model.parameters())
-    for inputs, targets in EPOCHS[0]:
-        stepper.zero_grad()
-        loss = functional.cross_entropy(model(inputs), targets)
-        loss.backward()
-        stepper.step()
-        total += loss.item() * len(inputs)
+    model = mlp()
+    losses = steps_by_hand(model, shuffled(IMAGES, 16), sgd(model.parameters()))
+    total = sum(loss.item() * size for loss, size in zip(losses, (16, 16, 16, 2), strict=True))
     assert fit(mlp(), IMAGES, epochs=1).history[0]["train_loss"] == pytest.approx(total / 50, rel=1e-6)
 
 
@@ -226,36 +195,27 @@ def test_the_training_loss_of_an_epoch_is_the_mean_over_its_samples() -> None:
 @pytest.mark.parametrize("parts", [2, 3, 16])
 def test_accumulation_weighs_each_sample_once_also_in_uneven_parts_and_a_short_last_batch(parts: int) -> None:
     data = IMAGES[0].double(), IMAGES[1]
-    epochs = [list(shuffled(data, 16, epoch)) for epoch in range(2)]
     result = fit(mlp().double(), data, accumulate=parts)
-    by_parts = by_hand(mlp().double(), epochs, functional.cross_entropy, parts=parts)
-    at_once = by_hand(mlp().double(), epochs, functional.cross_entropy)
-    for other in (by_parts, at_once):
-        for a, b in zip(weights(result.model), weights(other), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    assert_close_weights(result.model, plain_loop(mlp().double(), data=data, loss_of=in_parts(parts)))
+    assert_close_weights(result.model, plain_loop(mlp().double(), data=data))
     assert result.steps["planned"] == 8
 
 
 def test_a_window_of_a_loaders_batches_is_one_step() -> None:
     data = IMAGES[0].double(), IMAGES[1]
     loader = DataLoader(TensorDataset(*data), 8)
-    windows = [[(x, y) for x, y in zip(data[0].split(24), data[1].split(24), strict=True)]] * 2
+    windows = list(zip(data[0].split(24), data[1].split(24), strict=True)) * 2
     result = fit(mlp().double(), loader, batch_size=None, accumulate=3)
     assert result.steps["planned"] == 6
-    wanted = by_hand(mlp().double(), windows, functional.cross_entropy)
-    for a, b in zip(weights(result.model), weights(wanted), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    assert_close_weights(result.model, by_hand(mlp().double(), windows))
 
 
 def test_clipping_is_once_per_step_over_all_gradients() -> None:
     result = fit(mlp(), IMAGES, clip_norm=0.05)
-    assert_same(result.model, by_hand(mlp(), EPOCHS, functional.cross_entropy, clip=0.05))
+    assert_equal_weights(result.model, plain_loop(mlp(), clip_norm=0.05))
     data = IMAGES[0].double(), IMAGES[1]
-    epochs = [list(shuffled(data, 16, epoch)) for epoch in range(2)]
     both = fit(mlp().double(), data, clip_norm=0.05, accumulate=3)
-    wanted = by_hand(mlp().double(), epochs, functional.cross_entropy, parts=3, clip=0.05)
-    for a, b in zip(weights(both.model), weights(wanted), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    assert_close_weights(both.model, plain_loop(mlp().double(), data=data, loss_of=in_parts(3), clip_norm=0.05))
 
 
 # Evaluation, metrics, target
@@ -372,7 +332,7 @@ def test_evaluating_leaves_no_mark_on_training() -> None:
 
     plain = fit(net(), IMAGES)
     watched = fit(net(), IMAGES, DataLoader(Map(IMAGES), 7, shuffle=True), evaluate_every_epochs=0.25)
-    assert_same(plain.model, watched.model)
+    assert_equal_weights(plain.model, watched.model)
 
 
 # Length, seeds, history
@@ -395,13 +355,13 @@ def test_a_seed_repeats_the_run_and_another_does_not() -> None:
     model.insert(1, torch.nn.Dropout(0.3))
     start = {name: value.clone() for name, value in model.state_dict().items()}
 
-    def run(seed: int) -> list[torch.Tensor]:
+    def run(seed: int) -> torch.Tensor:
         model.load_state_dict(start)
         torch.manual_seed(int(time.monotonic_ns() % 1000))
         return weights(fit(model, IMAGES, seed=seed).model)
 
-    assert all(map(torch.equal, run(3), run(3)))
-    assert not all(map(torch.equal, run(3), run(4)))
+    assert torch.equal(run(3), run(3))
+    assert not torch.equal(run(3), run(4))
 
 
 def test_the_model_given_is_the_one_trained_and_returned() -> None:
@@ -412,9 +372,9 @@ def test_the_model_given_is_the_one_trained_and_returned() -> None:
 def test_the_history_has_a_record_per_epoch_with_rates_and_clocks_that_only_grow() -> None:
     result = fit(mlp(), IMAGES, IMAGES, epochs=3)
     assert [(r["epoch"], r["step"], r["learning_rate"]) for r in result.history] == [
-        (1, 4, 0.05),
-        (2, 8, 0.05),
-        (3, 12, 0.05),
+        (1, 4, 0.1),
+        (2, 8, 0.1),
+        (3, 12, 0.1),
     ]
     clocks = [record["train_seconds"] for record in result.history]
     assert clocks == sorted(clocks)
@@ -465,7 +425,7 @@ def test_slow_data_is_on_the_training_clock() -> None:
 def test_the_generator_trains_as_fit_does_and_can_be_left() -> None:
     model = mlp()
     events = list(hp.train(model, IMAGES, optimizer=sgd, epochs=2, batch_size=16, device="cpu"))
-    assert_same(model, by_hand(mlp(), EPOCHS, functional.cross_entropy))
+    assert_equal_weights(model, plain_loop(mlp()))
     assert [(e.step, e.epoch, e.ends_epoch) for e in events] == [
         *((1, 1, False), (2, 1, False), (3, 1, False), (4, 1, True)),
         *((5, 2, False), (6, 2, False), (7, 2, False), (8, 2, True)),
@@ -475,7 +435,7 @@ def test_the_generator_trains_as_fit_does_and_can_be_left() -> None:
     for event in hp.train(model, IMAGES, optimizer=sgd, epochs=9, batch_size=16, device="cpu"):
         if event.step == 4:
             break
-    assert_same(model, by_hand(mlp(), EPOCHS[:1], functional.cross_entropy))
+    assert_equal_weights(model, plain_loop(mlp(), epochs=1))
 
 
 def test_the_caller_may_evaluate_in_the_loop_without_a_mark() -> None:
@@ -483,7 +443,7 @@ def test_the_caller_may_evaluate_in_the_loop_without_a_mark() -> None:
     for _ in hp.train(model, IMAGES, optimizer=sgd, epochs=2, batch_size=16, device="cpu"):
         assert hp.evaluate(model, IMAGES)["loss"] > 0
         model.eval()
-    assert_same(model, by_hand(mlp(), EPOCHS, functional.cross_entropy))
+    assert_equal_weights(model, plain_loop(mlp()))
 
 
 def test_evaluate_weighs_samples_not_batches_and_puts_the_modes_back() -> None:
@@ -493,7 +453,7 @@ def test_evaluate_weighs_samples_not_batches_and_puts_the_modes_back() -> None:
     found = [hp.evaluate(model, IMAGES, batch_size=size) for size in (7, 50, 1)]
     found += [hp.evaluate(model, DataLoader(Map(IMAGES), 16)), hp.evaluate(model, Map(IMAGES), batch_size=9)]
     assert [m.training for m in model.modules()] == modes
-    assert all(map(torch.equal, before, weights(model)))
+    assert torch.equal(before, weights(model))
     with torch.no_grad():
         output = model.eval()(IMAGES[0])
     for one in found:
@@ -526,7 +486,7 @@ def test_a_run_leaves_its_files(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "run" / "model.safetensors")
     model = mlp(seed=9)
     model.load_state_dict(stored)
-    assert_same(model, result.model)
+    assert_equal_weights(model, result.model)
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     best = max(result.history, key=lambda record: record["valid_accuracy"])["step"]
     assert kept == sorted({f"step-{best:09d}", "step-000000004", "step-000000008"})
@@ -558,7 +518,7 @@ def test_the_result_file_holds_what_the_design_promises(tmp_path: Path) -> None:
     assert next(trick["why"] for trick in found["tricks"] if trick["name"] == "mixup") == "too short"
     assert "a note" in found["notes"]
     assert found["schedule"]["step"] == list(range(8))
-    assert max(found["schedule"]["learning_rate"]) <= 0.05 + 1e-9
+    assert max(found["schedule"]["learning_rate"]) <= 0.1 + 1e-9
 
 
 def test_the_events_are_an_epoch_each_and_the_end(tmp_path: Path) -> None:
@@ -620,7 +580,7 @@ def test_piped_progress_is_a_plain_line_per_epoch(capsys: pytest.CaptureFixture[
     assert out == ""
     lines = err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["epoch 1", "epoch 2"]
-    assert all(word in lines[0] for word in ("training loss", "validation accuracy", "learning rate 0.05"))
+    assert all(word in lines[0] for word in ("training loss", "validation accuracy", "learning rate 0.1"))
     assert "\x1b" not in err
 
 
@@ -653,7 +613,7 @@ def test_without_progress_nothing_is_printed(capsys: pytest.CaptureFixture[str],
 def test_showing_progress_does_not_change_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("heptane.session.display.SHOW_SECONDS", 0.0)
     shown, silent = fit(mlp(), IMAGES, progress=True), fit(mlp(), IMAGES)
-    assert_same(shown.model, silent.model)
+    assert_equal_weights(shown.model, silent.model)
     for a, b in zip(shown.history, silent.history, strict=True):
         assert a["train_loss"] == b["train_loss"]
         assert a["train_accuracy"] == b["train_accuracy"]

@@ -1,13 +1,14 @@
-"""How a model is called: dicts by keyword, a transformers answer, the model's own loss, metrics that decode."""
+"""How a model is called: dicts by keyword, transformers' outputs, the model's own loss, metrics."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import OrderedDict
-from functools import partial
 
 import pytest
 import torch
+from tests.helpers import by_hand, sgd, shuffled, weights
 
 import heptane as hp
 from heptane.core.plan import Plan
@@ -15,7 +16,6 @@ from heptane.fit import train
 from heptane.model.forward import call, compiled
 
 TOKENS, CLASSES = 11, 3
-sgd = partial(torch.optim.SGD, lr=0.1)
 
 
 class Answer(OrderedDict):
@@ -77,25 +77,26 @@ def text(count: int = 40, length: int = 7):
     return {"input_ids": ids, "attention_mask": mask}, ids.sum(1) % CLASSES
 
 
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
 def trained(model, data, **settings):
     hp.fit(model, data, optimizer=sgd, epochs=2, batch_size=8, **settings)
     return weights(model)
 
 
-def by_hand(loss_of):
-    """Two epochs of a plain loop in heptane's order."""
-    model, (inputs, targets) = Encoder(), text()
-    optimizer = sgd(model.parameters())
-    for epoch in range(2):
-        for chosen in hp.epoch_order(40, 0, epoch).split(8):
-            optimizer.zero_grad()
-            loss_of(model, {k: v[chosen] for k, v in inputs.items()}, targets[chosen]).backward()
-            optimizer.step()
-    return weights(model)
+def plain_loop(loss_of, model=Encoder, data=None):
+    return weights(by_hand(model(), shuffled(data or text(), 8, epochs=2), loss_of=loss_of))
+
+
+def mixed_loop(model, trick, logits_of):
+    """As :func:`plain_loop`; ``logits_of`` blends with the pairs that ``trick`` draws."""
+    step = itertools.count()
+
+    def loss_of(model, inputs, targets):
+        draw = trick.draw(0, next(step), 8)
+        logits = logits_of(model, inputs["input_ids"], inputs["attention_mask"], draw)
+        own, other = (torch.nn.functional.cross_entropy(logits, t) for t in (targets, targets[draw.partner]))
+        return draw.lam[0] * own + (1 - draw.lam[0]) * other
+
+    return plain_loop(loss_of, model)
 
 
 def test_a_dict_goes_in_by_keyword_and_the_logits_come_out():
@@ -151,12 +152,12 @@ def test_training_on_dicts_is_a_loop_by_hand(kind):
     data = (inputs, targets) if kind == "pair" else {**inputs, "labels": targets}
     if kind == "data set of dicts":
         data = Rows(data)
-    expected = by_hand(lambda m, x, y: torch.nn.functional.cross_entropy(m(**x)["logits"], y))
+    expected = plain_loop(lambda m, x, y: torch.nn.functional.cross_entropy(m(**x)["logits"], y))
     assert torch.equal(trained(Encoder(), data), expected)
 
 
 def test_the_models_own_loss_is_a_loop_by_hand():
-    expected = by_hand(lambda m, x, y: m(**x, labels=y)["loss"])
+    expected = plain_loop(lambda m, x, y: m(**x, labels=y)["loss"])
     assert torch.equal(trained(Encoder(), text(), loss="model"), expected)
 
 
@@ -179,7 +180,7 @@ def test_a_model_that_gives_nothing_but_a_loss_trains():
         def forward(self, input_ids, attention_mask, labels):
             return super().forward(input_ids, attention_mask, labels)["loss"]
 
-    expected = by_hand(lambda m, x, y: m(**x, labels=y)["loss"])
+    expected = plain_loop(lambda m, x, y: m(**x, labels=y)["loss"])
     assert torch.equal(trained(OnlyLoss(), text(), loss="model"), expected)
 
 
@@ -220,23 +221,14 @@ def test_mixup_of_embeddings_keeps_the_longer_mask_and_does_not_change_with_micr
     tricks = hp.Tricks(mixup=hp.Mixup(layer="embedding", alpha=0.4))
     whole, parts = (trained(Encoder(), text(), tricks=tricks, accumulate=count) for count in (1, 4))
     torch.testing.assert_close(parts, whole)
-    (inputs, targets), model = text(), Encoder()
-    optimizer, step = sgd(model.parameters()), 0
-    for epoch in range(2):
-        for chosen in hp.epoch_order(40, 0, epoch).split(8):
-            draw = tricks.mixup.draw(0, step, 8)
-            lam, ids, mask = draw.lam[0].item(), inputs["input_ids"][chosen], inputs["attention_mask"][chosen]
-            hidden = model.embedding(ids)
-            hidden = lam * hidden + (1 - lam) * hidden[draw.partner]
-            mask = mask | mask[draw.partner]
-            logits = model.head((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
-            y = targets[chosen]
-            own, other = (torch.nn.functional.cross_entropy(logits, t) for t in (y, y[draw.partner]))
-            optimizer.zero_grad()
-            (lam * own + (1 - lam) * other).backward()
-            optimizer.step()
-            step += 1
-    torch.testing.assert_close(whole, weights(model))
+
+    def logits_of(model, ids, mask, draw):
+        hidden, lam = model.embedding(ids), draw.lam[0]
+        hidden = lam * hidden + (1 - lam) * hidden[draw.partner]
+        mask = mask | mask[draw.partner]
+        return model.head((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+    torch.testing.assert_close(whole, mixed_loop(Encoder, tricks.mixup, logits_of))
 
 
 class Attending(torch.nn.Module):
@@ -257,20 +249,12 @@ class Attending(torch.nn.Module):
 def test_mixup_after_the_mask_was_used_leaves_each_sample_its_own(accumulate):
     tricks = hp.Tricks(mixup=hp.Mixup(layer="mean", alpha=0.4))
     found = trained(Attending(), text(), tricks=tricks, accumulate=accumulate)
-    (inputs, targets), model = text(), Attending()
-    optimizer, step = sgd(model.parameters()), 0
-    for epoch in range(2):
-        for chosen in hp.epoch_order(40, 0, epoch).split(8):
-            draw = tricks.mixup.draw(0, step, 8)
-            ids, mask, y = inputs["input_ids"][chosen], inputs["attention_mask"][chosen], targets[chosen]
-            means = (model.embedding(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            logits = model.head(draw.lam[0] * means + (1 - draw.lam[0]) * means[draw.partner])
-            own, other = (torch.nn.functional.cross_entropy(logits, t) for t in (y, y[draw.partner]))
-            optimizer.zero_grad()
-            (draw.lam[0] * own + (1 - draw.lam[0]) * other).backward()
-            optimizer.step()
-            step += 1
-    torch.testing.assert_close(found, weights(model))
+
+    def logits_of(model, ids, mask, draw):
+        means = (model.embedding(ids) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return model.head(draw.lam[0] * means + (1 - draw.lam[0]) * means[draw.partner])
+
+    torch.testing.assert_close(found, mixed_loop(Attending, tricks.mixup, logits_of))
 
 
 def test_mixup_of_a_dict_without_a_layer_names_it():
@@ -330,15 +314,11 @@ def test_a_loss_per_token_is_the_mean_over_all_tokens_that_count():
     loss = hp.CrossEntropy(class_dim=-1)
     found = [trained(Tagger(), (inputs, targets), loss=loss, accumulate=count) for count in (1, 3)]
     torch.testing.assert_close(*found)
-    model = Tagger()
-    optimizer = sgd(model.parameters())
-    for epoch in range(2):
-        for chosen in hp.epoch_order(40, 0, epoch).split(8):
-            optimizer.zero_grad()
-            logits = model(inputs["input_ids"][chosen], inputs["attention_mask"][chosen])
-            torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets[chosen]).backward()
-            optimizer.step()
-    torch.testing.assert_close(found[0], weights(model))
+
+    def loss_of(model, inputs, targets):
+        return torch.nn.functional.cross_entropy(model(**inputs).transpose(1, 2), targets)
+
+    torch.testing.assert_close(found[0], plain_loop(loss_of, Tagger, (inputs, targets)))
 
 
 def test_a_batch_as_long_as_there_are_classes_is_read_like_the_others():

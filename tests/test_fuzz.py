@@ -1,5 +1,4 @@
-"""Mutated files and generated flags: success or one clear error. Some of the 10,000 of ``make fuzz``, and all that
-ever failed."""
+"""Mutated files and generated flags: success or one clear error. Some of the 10,000 of ``make fuzz``, and past failures."""
 
 from __future__ import annotations
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers import assert_equal_weights, by_hand, sgd, shuffled
 
 import heptane as hp
 from heptane.assemble import assemble
@@ -28,23 +30,22 @@ def images(num_samples: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
     return patterns[labels] + 0.5 * torch.randn(num_samples, 1, 12, 12, generator=random), labels
 
 
-def fit(tricks: hp.Tricks, **settings: object) -> hp.Result:
+def fit_resnet(tricks: hp.Tricks, **settings: object) -> hp.Result:
     torch.manual_seed(0)
     data = images()
-    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     return hp.fit(resnet(4), data, data, optimizer=sgd, epochs=4, batch_size=64, tricks=tricks, **settings)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "auto"])
 def test_every_precision_learns_on_the_gpu(dtype: str) -> None:
-    result = fit(hp.Tricks(mixed_precision=hp.MixedPrecision(dtype=dtype), cyclical=hp.Cyclical()))
+    result = fit_resnet(hp.Tricks(mixed_precision=hp.MixedPrecision(dtype=dtype), cyclical=hp.Cyclical()))
     assert next(result.model.parameters()).device.type == "cuda"
     assert all(p.dtype is torch.float32 for p in result.model.parameters())
     assert result.metrics["valid_accuracy"] > 0.9
 
 
 def test_fp16_counts_the_steps_that_a_scale_too_large_skips() -> None:
-    result = fit(hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp16", scale=2.0**60)))
+    result = fit_resnet(hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp16", scale=2.0**60)))
     assert result.steps["skipped"] > 0
     assert result.steps["applied"] == result.steps["planned"] == 32
     assert result.metrics["valid_accuracy"] > 0.9
@@ -54,26 +55,17 @@ def test_off_is_plain_on_the_gpu() -> None:
     data, torch.backends.cudnn.deterministic = images(), True
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)).cuda()
-    by_hand = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(144, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)
-    ).cuda()
-    by_hand.load_state_dict(model.state_dict())
-    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    plain = copy.deepcopy(model)
     for _ in hp.train(model, data, optimizer=sgd, epochs=1, batch_size=64):
         pass
-    optimizer, order = sgd(by_hand.parameters()), hp.epoch_order(512, seed=0, epoch=0)
-    for rows in order.split(64):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(by_hand(data[0][rows].cuda()), data[1][rows].cuda()).backward()
-        optimizer.step()
-    for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    batches = ((x.cuda(), y.cuda()) for x, y in shuffled(data, 64))
+    assert_equal_weights(model, by_hand(plain, batches))
 
 
 @pytest.mark.parametrize(("mode", "accumulate"), [(True, 1), (True, 2), ("reduce-overhead", 1)])
 def test_compiled_trains_alike(mode: bool | str, accumulate: int) -> None:
-    eager = fit(hp.Tricks(), accumulate=accumulate)
-    compiled = fit(hp.Tricks(), accumulate=accumulate, compile=mode)
+    eager = fit_resnet(hp.Tricks(), accumulate=accumulate)
+    compiled = fit_resnet(hp.Tricks(), accumulate=accumulate, compile=mode)
     assert compiled.metrics["valid_accuracy"] > 0.9
     for ours, theirs in zip(compiled.model.parameters(), eager.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
@@ -88,7 +80,7 @@ def test_every_trick_together_in_graphs() -> None:
         mixed_precision=hp.MixedPrecision(dtype="fp16", channels_last="on"),
     )
     resize, settings = hp.ProgressiveResize(size=8), {"average_decay": 0.9, "clip_norm": 5.0, "compile": "reduce-overhead"}
-    assert fit(tricks, augment=hp.CropFlip(padding=1), resize=resize, **settings).metrics["valid_accuracy"] > 0.5
+    assert fit_resnet(tricks, augment=hp.CropFlip(padding=1), resize=resize, **settings).metrics["valid_accuracy"] > 0.5
 
 
 def test_data_that_fits_lies_on_the_gpu_and_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +88,9 @@ def test_data_that_fits_lies_on_the_gpu_and_changes_no_bit(monkeypatch: pytest.M
     run = assemble(resnet(4), images(), Plan.of(optimizer=partial(torch.optim.SGD, lr=0.1), epochs=1, batch_size=64))
     assert run.source.inputs.is_cuda
     assert run.source.targets.is_cuda
-    kept = fit(hp.Tricks(mixup=hp.Mixup(per_sample=True)), augment=hp.CropFlip())
+    kept = fit_resnet(hp.Tricks(mixup=hp.Mixup(per_sample=True)), augment=hp.CropFlip())
     monkeypatch.setattr(batches, "SHARE_OF_GPU", 0)
-    brought = fit(hp.Tricks(mixup=hp.Mixup(per_sample=True)), augment=hp.CropFlip())
+    brought = fit_resnet(hp.Tricks(mixup=hp.Mixup(per_sample=True)), augment=hp.CropFlip())
     for ours, theirs in zip(kept.model.parameters(), brought.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -106,19 +98,18 @@ def test_data_that_fits_lies_on_the_gpu_and_changes_no_bit(monkeypatch: pytest.M
 def test_a_run_that_is_resumed_ends_as_one_never_stopped(tmp_path: Path) -> None:
     torch.backends.cudnn.deterministic = True
     tricks = hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp16", channels_last="off"), cyclical=hp.Cyclical())
-    whole = fit(tricks, run_dir=tmp_path / "whole")
-    assert fit(tricks, run_dir=tmp_path / "cut", target=("valid_loss", 1e9)).steps["applied"] < 32
-    cut = fit(tricks, run_dir=tmp_path / "cut", resume=True)
+    whole = fit_resnet(tricks, run_dir=tmp_path / "whole")
+    assert fit_resnet(tricks, run_dir=tmp_path / "cut", target=("valid_loss", 1e9)).steps["applied"] < 32
+    cut = fit_resnet(tricks, run_dir=tmp_path / "cut", resume=True)
     for ours, theirs in zip(cut.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "off"])
 def test_a_head_trains_on_features_computed_once(cache: str) -> None:
-    model = fit(hp.Tricks()).model
+    model = fit_resnet(hp.Tricks()).model
     torch.nn.init.zeros_(model.head.weight)
     tricks = hp.Tricks(transfer=hp.Transfer(mode="head", cache=cache), mixed_precision=hp.MixedPrecision(dtype="bf16"))
-    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     result = hp.fit(model, images(), images(), optimizer=sgd, epochs=2, batch_size=64, tricks=tricks)
     assert result.metrics["valid_accuracy"] > 0.9
 
@@ -126,4 +117,4 @@ def test_a_head_trains_on_features_computed_once(cache: str) -> None:
 def test_nccl_with_as_many_workers_as_gpus() -> None:
     workers = torch.cuda.device_count()
     tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=workers), mixed_precision=hp.MixedPrecision(dtype="bf16"))
-    assert fit(tricks).metrics["valid_accuracy"] > 0.9
+    assert fit_resnet(tricks).metrics["valid_accuracy"] > 0.9

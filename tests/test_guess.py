@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import fit, sgd
 from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
@@ -16,11 +17,8 @@ X = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
 LABELS = (X[:, 0] > 0.3).long()
 
 
-def fit(model: torch.nn.Module, train: Any, valid: Any = None, **settings: Any) -> hp.Result:
-    settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.5), "epochs": 6, "batch_size": 20, **settings}
-    if isinstance(train, DataLoader):
-        del settings["batch_size"]
-    return hp.fit(model, train, valid, **settings)
+def fit_long(model: torch.nn.Module, train: Any, valid: Any = None, **settings: Any) -> hp.Result:
+    return fit(model, train, valid, **{"epochs": 6, **settings})
 
 
 def net(outputs: int = 1) -> torch.nn.Module:
@@ -33,10 +31,10 @@ def net(outputs: int = 1) -> torch.nn.Module:
 @pytest.mark.parametrize("column", [False, True])
 def test_one_logit_learns_two_classes_and_says_so(dtype: torch.dtype, settings: dict[str, Any], column: bool) -> None:
     targets = LABELS.to(dtype).reshape(-1, *[1] * column)
-    result = fit(net(), (X, targets), (X, targets), **settings)
+    result = fit_long(net(), (X, targets), (X, targets), **settings)
     assert result.metrics["valid_accuracy"] > 0.9
     assert "loss binary_cross_entropy: the targets are 0 and 1, and there is one logit for each" in result.notes
-    plain = fit(net(), (X, LABELS.float()[:, None]), loss="binary_cross_entropy", **settings)
+    plain = fit_long(net(), (X, LABELS.float()[:, None]), loss="binary_cross_entropy", **settings)
     assert torch.equal(plain.model.weight, result.model.weight)
     found = hp.evaluate(result.model, (X, targets))
     assert found["accuracy"] == result.metrics["valid_accuracy"]
@@ -44,12 +42,12 @@ def test_one_logit_learns_two_classes_and_says_so(dtype: torch.dtype, settings: 
 
 def test_one_logit_with_smoothing_and_a_loader() -> None:
     loader = DataLoader(TensorDataset(X, LABELS), 20)
-    result = fit(net(), loader, loader, tricks=hp.Tricks(label_smoothing=hp.LabelSmoothing()))
+    result = fit_long(net(), loader, loader, tricks=hp.Tricks(label_smoothing=hp.LabelSmoothing()))
     assert result.metrics["valid_accuracy"] > 0.9
 
 
 def test_a_named_loss_wins() -> None:
-    result = fit(net(), (X, LABELS.float()), (X, LABELS.float()), loss="mse", optimizer=torch.optim.AdamW)
+    result = fit_long(net(), (X, LABELS.float()), (X, LABELS.float()), loss="mse", optimizer=torch.optim.AdamW)
     assert "valid_accuracy" not in result.metrics
     assert "loss mse: asked for" in result.notes
 
@@ -58,23 +56,25 @@ def test_a_first_batch_that_looked_like_labels_is_found_out() -> None:
     targets = torch.cat([torch.zeros(60), torch.full((60,), 2.5)])
     loader = DataLoader(TensorDataset(X, targets), 20)
     with pytest.raises(hp.InputError, match=r"a target is 2.5, but in the first batch all were labels in \[0, 1\]"):
-        fit(net(), loader)
+        fit_long(net(), loader)
     with pytest.raises(hp.InputError, match=r"a target is 2.5"):
-        fit(net(), (X, LABELS), DataLoader(TensorDataset(X, targets), 120))
+        fit_long(net(), (X, LABELS), DataLoader(TensorDataset(X, targets), 120))
 
 
 def test_labels_beyond_a_binary_loss_are_refused_before_training() -> None:
     for targets in (LABELS * 2 - 1, LABELS.float() * 3):
         with pytest.raises(hp.InputError, match=r"which needs each in \[0, 1\]: .*pass loss='mse'"):
-            fit(net(), (X, targets), loss=torch.nn.BCEWithLogitsLoss())
+            fit_long(net(), (X, targets), loss=torch.nn.BCEWithLogitsLoss())
     with pytest.raises(hp.InputError, match=r"has one output.*pass loss='binary_cross_entropy'"):
-        fit(net(), (X, LABELS), loss="cross_entropy")
+        fit_long(net(), (X, LABELS), loss="cross_entropy")
 
 
 @pytest.mark.parametrize("loss", [torch.nn.SmoothL1Loss(), torch.nn.HuberLoss(), lambda o, t: ((o - t) ** 2).mean()])
 def test_a_loss_on_n_by_1_and_n_learns_the_targets_and_not_their_mean(loss: Any) -> None:
     targets = X @ torch.tensor([1.0, -2.0, 0.5, 0.0])
-    result = fit(net(), (X, targets), (X, targets), loss=loss, epochs=20, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    result = fit_long(
+        net(), (X, targets), (X, targets), loss=loss, epochs=20, optimizer=lambda p: torch.optim.SGD(p, lr=0.1)
+    )
     assert result.metrics["valid_loss"] < 0.05
 
 
@@ -82,7 +82,6 @@ def test_targets_that_are_distributions_in_the_first_batch_only_are_refused() ->
     one_hot = torch.eye(3)[torch.arange(64) % 3]
     several = torch.cat([one_hot[:16], torch.ones(48, 3)])
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(64, 4), several), 16)
-    sgd = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
     with pytest.raises(hp.InputError, match=r"a row of targets sums to 3, .*loss='binary_cross_entropy'"):
         hp.fit(torch.nn.Linear(4, 3), data, optimizer=sgd, epochs=1)
     hp.fit(torch.nn.Linear(4, 3), data, optimizer=sgd, epochs=1, loss="binary_cross_entropy")

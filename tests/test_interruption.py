@@ -9,24 +9,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.conftest import make_images, mlp
+from tests.helpers import VALID, fit_mlp
 
 import heptane as hp
 from heptane.base.errors import Interrupted
+from heptane.cli import main
 from heptane.session import recorder
 from heptane.session.checkpoints import checkpoint
 from heptane.session.interruption import NAMES, SAME_SECONDS, Interruption
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-
-TRAIN, VALID = make_images(48), make_images(30, seed=1)
-sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +32,6 @@ def _as_in_the_foreground() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-def fit(folder: Path | None, valid: Any = VALID, **settings: Any) -> hp.Result:
-    settings = {"epochs": 4, "batch_size": 16, "optimizer": sgd, "device": "cpu", **settings}
-    return hp.fit(mlp(), TRAIN, valid, run_dir=folder, **settings)
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
@@ -77,11 +69,11 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_bitwise(
     with monkeypatch.context() as patch:
         at_step(patch, step, me(name))
         with pytest.raises(Interrupted, match=rf"^{name}: saved at step {step}$"):
-            fit(tmp_path / "run")
+            fit_mlp(tmp_path / "run")
     assert {name: signal.getsignal(getattr(signal, name)) for name in NAMES} == before
     assert checkpoint.steps_in(tmp_path / "run" / "checkpoints")[0] == step
     assert not (tmp_path / "run" / "result.json").exists()
-    same(fit(tmp_path / "run", resume=True), fit(None))
+    same(fit_mlp(tmp_path / "run", resume=True), fit_mlp(None))
 
 
 class Slow:
@@ -102,11 +94,11 @@ class Slow:
 
 def test_an_evaluation_is_not_waited_for_and_is_made_up_for(tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match=r"^SIGTERM: saved at step 6$"):
-        fit(tmp_path / "run", Slow(3))  # the first time is before training, when a batch is tried
+        fit_mlp(tmp_path / "run", Slow(3))  # the first time is before training, when a batch is tried
     events = (tmp_path / "run" / "events.jsonl").read_text()
     assert events.count('"event": "epoch"') == 1
     assert events.count('"event": "interrupted"') == 1
-    same(fit(tmp_path / "run", resume=True), fit(None))
+    same(fit_mlp(tmp_path / "run", resume=True), fit_mlp(None))
 
 
 def test_an_evaluation_made_up_for_computes_the_frozen_part_as_the_one_cut_short_would_have(tmp_path: Path) -> None:
@@ -120,14 +112,17 @@ def test_an_evaluation_made_up_for_computes_the_frozen_part_as_the_one_cut_short
 
     settings: dict[str, Any] = {"tricks": hp.Tricks(transfer=hp.Transfer(freeze=-1, cache_dtype="bf16"))}
     with pytest.raises(Interrupted, match=r"^SIGTERM: saved at step 6$"):
-        fit(tmp_path / "run", metrics={"m": stops}, **settings)
-    same(fit(tmp_path / "run", resume=True, metrics={"m": stops}, **settings), fit(None, metrics={"m": stops}, **settings))
+        fit_mlp(tmp_path / "run", metrics={"m": stops}, **settings)
+    same(
+        fit_mlp(tmp_path / "run", resume=True, metrics={"m": stops}, **settings),
+        fit_mlp(None, metrics={"m": stops}, **settings),
+    )
 
 
 def test_without_a_folder_handlers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     at_step(monkeypatch, 2, me("SIGINT"))
     with pytest.raises(KeyboardInterrupt) as caught:
-        fit(None)
+        fit_mlp(None)
     assert not isinstance(caught.value, Interrupted)
 
 
@@ -140,13 +135,13 @@ def test_a_second_ctrl_c_stops_at_once_and_what_was_saved_is_whole(tmp_path: Pat
     with monkeypatch.context() as patch:
         at_step(patch, 5, twice)
         with pytest.raises(KeyboardInterrupt) as caught:
-            fit(tmp_path / "run", checkpoint_every=2)
+            fit_mlp(tmp_path / "run", checkpoint_every=2)
     assert not isinstance(caught.value, Interrupted)
     saved, notes = checkpoint.find_newest(tmp_path / "run" / "checkpoints")
     assert saved is not None
     assert notes == []
     assert saved.facts["step"] < 5
-    same(fit(tmp_path / "run", resume=True), fit(None))
+    same(fit_mlp(tmp_path / "run", resume=True), fit_mlp(None))
 
 
 def test_the_same_ctrl_c_from_the_terminal_and_from_a_launcher_is_one() -> None:
@@ -168,23 +163,43 @@ def test_outside_of_a_step_it_is_raised_at_once_and_only_once() -> None:
 
 def test_in_another_thread_there_are_no_handlers(tmp_path: Path) -> None:
     done: list[hp.Result] = []
-    thread = threading.Thread(target=lambda: done.append(fit(tmp_path / "run")))
+    thread = threading.Thread(target=lambda: done.append(fit_mlp(tmp_path / "run")))
     thread.start()
     thread.join()
     assert done[0].steps["applied"] == 12
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_command_line_ends_with_130_and_the_line_that_goes_on(workers: int, tmp_path: Path) -> None:
-    out = tmp_path / "a run"
-    command = [sys.executable, "-m", "heptane.cli", "train", "--data", "digits", "--model", "mlp", "--epochs", "4000"]
-    command += ["--tricks", "none", "--workers", str(workers), "--checkpoint-every", "50", "--out", str(out)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def long_training(out: Path, *flags: str) -> list[str]:
+    command = ["train", "--data", "digits", "--model", "mlp", "--epochs", "4000", "--tricks", "none", "--out", str(out)]
+    return [*command, "--checkpoint-every", "50", *flags]
+
+
+def terminate_when_saved(pid: int, out: Path) -> None:
     until = time.monotonic() + 90
     while not list(out.glob("checkpoints/step-*")) and time.monotonic() < until:
         time.sleep(0.05)
-    running.send_signal(signal.SIGTERM)
-    _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130, errors
+    os.kill(pid, signal.SIGTERM)
+
+
+def assert_goes_on(errors: str, out: Path) -> None:
     step = checkpoint.steps_in(out / "checkpoints")[0]
     assert errors.splitlines()[-1] == (f"heptane: SIGTERM: saved at step {step}; go on with: heptane train --resume '{out}'")
+
+
+def test_the_command_line_ends_with_130_and_the_line_that_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a run"
+    threading.Thread(target=terminate_when_saved, args=(os.getpid(), out)).start()
+    assert main(long_training(out)) == 130
+    assert_goes_on(capsys.readouterr().err, out)
+
+
+def test_so_does_the_command_line_of_two_workers(tmp_path: Path) -> None:
+    out = tmp_path / "a run"
+    command = [sys.executable, "-m", "heptane.cli", *long_training(out, "--workers", "2")]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    terminate_when_saved(running.pid, out)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert_goes_on(errors, out)

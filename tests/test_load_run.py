@@ -11,22 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import make_images, mlp
+from tests.helpers import TRAIN, VALID, fit, mlp
 
 import heptane as hp
 from heptane.cli import main
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-TRAIN, VALID = make_images(48), make_images(24, seed=1)
 
 
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
-
-
-def fit(model: torch.nn.Module, folder: Path, train: Any = TRAIN, valid: Any = VALID, **settings: Any) -> hp.Result:
-    settings = {"optimizer": sgd, "epochs": 2, "batch_size": 16, "device": "cpu"} | settings
-    return hp.fit(model, train, valid, run_dir=folder, **settings)
+def fit_in(model: torch.nn.Module, folder: Path, train: Any = TRAIN, valid: Any = VALID, **settings: Any) -> hp.Result:
+    return fit(model, train, valid, run_dir=folder, **settings)
 
 
 def interrupted(model: torch.nn.Module, folder: Path, at: int = 3, **settings: Any) -> None:
@@ -42,7 +36,7 @@ def interrupted(model: torch.nn.Module, folder: Path, at: int = 3, **settings: A
         return scores[max(number, 1) - 1]
 
     with pytest.raises(KeyboardInterrupt):
-        fit(model, folder, metrics={"f1": f1}, target=("valid_f1", 2.0), epochs=4, **settings)
+        fit_in(model, folder, metrics={"f1": f1}, target=("valid_f1", 2.0), epochs=4, **settings)
 
 
 def pictures(root: Path, names: tuple[str, ...], each: int = 10) -> Path:
@@ -106,7 +100,7 @@ def test_a_bad_picture_is_named_or_left_out_on_request(of_pictures: Path, tmp_pa
 
 
 def test_a_run_of_ones_own_model_takes_it_back(tmp_path: Path) -> None:
-    result = fit(mlp(), tmp_path)
+    result = fit_in(mlp(), tmp_path)
     run = hp.load_run(tmp_path, model=mlp(seed=5))
     assert all(
         torch.equal(a, b) for a, b in zip(run.model.state_dict().values(), result.model.state_dict().values(), strict=True)
@@ -124,7 +118,7 @@ def test_a_run_of_ones_own_model_takes_it_back(tmp_path: Path) -> None:
 
 def test_a_swapped_head_an_average_and_a_compiled_wrapper(tmp_path: Path) -> None:
     transfer = hp.Tricks(transfer=hp.Transfer(mode="head"), label_smoothing=hp.LabelSmoothing())
-    result = fit(mlp(num_classes=7), tmp_path, tricks=transfer, average_decay=0.9)
+    result = fit_in(mlp(num_classes=7), tmp_path, tricks=transfer, average_decay=0.9)
     run = hp.load_run(tmp_path, model=mlp(num_classes=7))
     assert run.model[-1].out_features == 4
     assert hp.evaluate(run.model, VALID)["accuracy"] == result.metrics["valid_accuracy"]
@@ -134,7 +128,7 @@ def test_a_swapped_head_an_average_and_a_compiled_wrapper(tmp_path: Path) -> Non
 
 def test_one_logit_several_labels_and_real_numbers(tmp_path: Path) -> None:
     flat = TRAIN[0].flatten(1)
-    one = fit(torch.nn.Sequential(torch.nn.Linear(64, 1)), tmp_path / "one", (flat, (TRAIN[1] > 1).float()), None)
+    one = fit_in(torch.nn.Sequential(torch.nn.Linear(64, 1)), tmp_path / "one", (flat, (TRAIN[1] > 1).float()), None)
     run = hp.load_run(tmp_path / "one", model=torch.nn.Sequential(torch.nn.Linear(64, 1)))
     found = run.predict(flat)
     with torch.no_grad():
@@ -143,10 +137,10 @@ def test_one_logit_several_labels_and_real_numbers(tmp_path: Path) -> None:
     assert all(float(p.probability or 0) >= 0.5 for p in found)
     several = torch.nn.functional.one_hot(TRAIN[1], 4).float()
     several[:, 0] = 1.0
-    fit(torch.nn.Sequential(torch.nn.Linear(64, 4)), tmp_path / "several", (flat, several), None, epochs=8)
+    fit_in(torch.nn.Sequential(torch.nn.Linear(64, 4)), tmp_path / "several", (flat, several), None, epochs=8)
     run = hp.load_run(tmp_path / "several", model=torch.nn.Sequential(torch.nn.Linear(64, 4)))
     assert {"0"} < set(run.predict(flat)[int((TRAIN[1] == 2).nonzero()[0])].labels)
-    fit(torch.nn.Sequential(torch.nn.Linear(64, 2)), tmp_path / "real", (flat, flat[:, :2]), None, loss="mse")
+    fit_in(torch.nn.Sequential(torch.nn.Linear(64, 2)), tmp_path / "real", (flat, flat[:, :2]), None, loss="mse")
     run = hp.load_run(tmp_path / "real", model=torch.nn.Sequential(torch.nn.Linear(64, 2)))
     assert run.classes == ()
     value = run.predict(flat[:1])[0].value
@@ -155,7 +149,7 @@ def test_one_logit_several_labels_and_real_numbers(tmp_path: Path) -> None:
 
 
 def test_outputs_that_are_not_finite_are_no_class(tmp_path: Path) -> None:
-    fit(mlp(), tmp_path)
+    fit_in(mlp(), tmp_path)
     inputs = VALID[0][:2].clone()
     inputs[0, 0, 0, 0] = float("nan")
     bad, good = hp.load_run(tmp_path, model=mlp()).predict(inputs)
@@ -187,7 +181,7 @@ def test_an_interrupted_run_gives_its_best_checkpoint_and_says_so(tmp_path: Path
     assert hp.evaluate(run.model, VALID)["loss"] == pytest.approx(run.metrics["valid_loss"], rel=1e-5)
     newest = hp.load_run(tmp_path / "run", model=mlp(), which="newest")
     assert newest.step == 9
-    done = fit(mlp(), tmp_path / "run", epochs=4, resume=True, average_decay=0.9)
+    done = fit_in(mlp(), tmp_path / "run", epochs=4, resume=True, average_decay=0.9)
     assert not (tmp_path / "run" / "run.json").exists()
     assert hp.load_run(tmp_path / "run", model=mlp()).step == done.weights_step
 
@@ -204,7 +198,7 @@ def test_adapters_of_an_interrupted_run_are_merged(tmp_path: Path) -> None:
 
 def test_a_sharded_run_that_was_interrupted(tmp_path: Path, forked: None) -> None:
     tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2, strategy="fsdp"))
-    fit(mlp(), tmp_path, tricks=tricks)
+    fit_in(mlp(), tmp_path, tricks=tricks)
     (tmp_path / "result.json").rename(tmp_path / "run.json")  # as before its end
     run = hp.load_run(tmp_path, model=mlp(seed=5))
     assert hp.evaluate(run.model, VALID)["loss"] == pytest.approx(run.metrics["valid_loss"], rel=1e-5)
@@ -237,7 +231,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "race.json").write_text("{}")
     with pytest.raises(hp.InputError, match="holds a race"):
         hp.load_run(tmp_path)
-    fit(mlp(), tmp_path / "run")
+    fit_in(mlp(), tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(hp.InputError, match=r"model.safetensors cannot be read"):
         hp.load_run(tmp_path / "run", model=mlp())

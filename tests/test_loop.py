@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import assert_close, net, points, sgd
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
@@ -21,31 +22,11 @@ from heptane.data.batches import BatchTransform
 SAMPLES, BATCH = 22, 8
 
 
-def points(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    random = torch.Generator().manual_seed(1)
-    return torch.randn(SAMPLES, 6, generator=random, dtype=dtype), torch.randint(0, 3, (SAMPLES,), generator=random)
-
-
-def net(*between: torch.nn.Module) -> torch.nn.Sequential:
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(6, 5), *between, torch.nn.Tanh(), torch.nn.Linear(5, 3)).double()
-
-
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
-
-
 def trained(model: torch.nn.Module, data: Any = None, **more: Any) -> dict[str, torch.Tensor]:
     settings = {"optimizer": sgd, "epochs": 3, "batch_size": BATCH, "seed": 4} | more
     for _ in hp.train(model, points() if data is None else data, **settings):
         pass
     return dict(model.state_dict())
-
-
-def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], atol: float = 1e-12) -> None:
-    assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        torch.testing.assert_close(value, theirs[key], rtol=0, atol=atol)
 
 
 def test_an_optimizer_with_a_zero_grad_of_its_own_is_asked_and_others_start_without_gradients() -> None:

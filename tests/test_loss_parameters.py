@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.helpers import fit, on_output, seeded, sgd, shuffled, steps_by_hand
 from torch import nn
 
 import heptane as hp
@@ -31,37 +33,35 @@ class Centres(nn.Module):
         return nn.functional.cross_entropy(-torch.cdist(output, self.centres) / self.temperature, targets)
 
 
-def fit(loss: Any, model: nn.Module | None = None, **settings: Any) -> hp.Result:
-    torch.manual_seed(1)
-    model = model or nn.Linear(4, 3)
-    settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9), "epochs": 4, "batch_size": 16} | settings
-    return hp.fit(model, (X, Y), (X, Y), loss=loss, weights="last", **settings)
+def fit_with(loss: Any, model: nn.Module | None = None, **settings: Any) -> hp.Result:
+    return fit(model or seeded(1), (X, Y), (X, Y), loss=loss, weights="last", **{"epochs": 4, **settings})
 
 
-def by_hand(epochs: int) -> tuple[nn.Module, Centres]:
-    torch.manual_seed(1)
-    model, loss = nn.Linear(4, 3), Centres()
-    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.3, momentum=0.9)
-    for epoch in range(epochs):
-        for rows in torch.split(hp.epoch_order(64, 0, epoch), 16):
-            optimizer.zero_grad()
-            loss(model(X[rows]), Y[rows]).backward()
-            optimizer.step()
+def plain_loop(model: nn.Module, loss: nn.Module) -> Iterator[torch.Tensor]:
+    """Four epochs; the parameters of ``loss`` are trained too."""
+    optimizer = sgd([*model.parameters(), *loss.parameters()])
+    return steps_by_hand(model, shuffled((X, Y), 16, epochs=4), optimizer, on_output(loss))
+
+
+def trained_by_hand() -> tuple[nn.Module, Centres]:
+    model, loss = seeded(1), Centres()
+    for _ in plain_loop(model, loss):
+        pass
     return model, loss
 
 
 @pytest.mark.parametrize(
     "factory",
     [
-        lambda loss: lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9),
-        lambda loss: lambda p: torch.optim.SGD([*p, *loss.parameters()], lr=0.3, momentum=0.9),
+        lambda loss: sgd,
+        lambda loss: lambda p: sgd([*p, *loss.parameters()]),
     ],
     ids=["as given", "put in by the factory"],
 )
 def test_a_loss_is_trained_as_by_hand(factory: Any) -> None:
-    model, expected = by_hand(4)
+    model, expected = trained_by_hand()
     loss = Centres()
-    result = fit(loss, optimizer=factory(loss))
+    result = fit_with(loss, optimizer=factory(loss))
     assert torch.equal(loss.centres, expected.centres)
     assert torch.equal(loss.temperature, expected.temperature)
     assert torch.equal(result.model.weight, model.weight)
@@ -71,15 +71,15 @@ def test_a_loss_is_trained_as_by_hand(factory: Any) -> None:
 def test_a_method_and_a_partial_of_a_loss_count_too() -> None:
     for wrap in (lambda loss: loss.forward, lambda loss: partial(loss)):
         loss = Centres()
-        fit(wrap(loss))
-        assert torch.equal(loss.centres, by_hand(4)[1].centres)
+        fit_with(wrap(loss))
+        assert torch.equal(loss.centres, trained_by_hand()[1].centres)
 
 
 def test_a_loss_is_resumed(tmp_path: Path) -> None:
     whole, cut, resumed = Centres(), Centres(), Centres()
-    result = fit(whole, run_dir=tmp_path / "whole")
-    fit(cut, run_dir=tmp_path / "cut", max_seconds=1e-9)
-    again = fit(resumed, run_dir=tmp_path / "cut", resume=True)
+    result = fit_with(whole, run_dir=tmp_path / "whole")
+    fit_with(cut, run_dir=tmp_path / "cut", max_seconds=1e-9)
+    again = fit_with(resumed, run_dir=tmp_path / "cut", resume=True)
     assert torch.equal(whole.centres, resumed.centres)
     assert torch.equal(whole.calls, resumed.calls)
     assert torch.equal(result.model.weight, again.model.weight)
@@ -98,7 +98,7 @@ def test_a_step_that_was_passed_over_leaves_no_mark_in_a_loss() -> None:
 def test_a_loss_with_transfer_has_a_group_of_its_own() -> None:
     loss = Centres()
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-    fit(loss, model, tricks=hp.Tricks(transfer=hp.Transfer(rate_factor=2.0, swap_head=False)))
+    fit_with(loss, model, tricks=hp.Tricks(transfer=hp.Transfer(rate_factor=2.0, swap_head=False)))
     assert not torch.equal(loss.centres, Centres().centres)
 
 
@@ -110,15 +110,15 @@ def test_an_optimizer_of_another_model_is_an_error() -> None:
         lambda p: torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1),
     ):
         with pytest.raises(hp.InputError, match=r"the optimizer holds \d of \d parameters that are not Linear's"):
-            fit(None, optimizer=factory)
+            fit_with(None, optimizer=factory)
 
 
 def test_parameters_that_are_left_out_are_named() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
-    result = fit(None, model, optimizer=lambda p: torch.optim.SGD(model[1].parameters(), lr=0.1))
+    result = fit_with(None, model, optimizer=lambda p: torch.optim.SGD(model[1].parameters(), lr=0.1))
     assert "the optimizer leaves out 2 parameter(s) that could train: 0.weight, 0.bias" in result.notes
     model[0].requires_grad_(False)
-    result = fit(None, model, optimizer=lambda p: torch.optim.SGD(model[1].parameters(), lr=0.1))
+    result = fit_with(None, model, optimizer=lambda p: torch.optim.SGD(model[1].parameters(), lr=0.1))
     assert not any("leaves out" in note for note in result.notes)
 
 
@@ -203,7 +203,7 @@ def test_parameters_that_a_loss_hides_are_refused(where: str) -> None:
     model = nn.Linear(4, 3)
     before = model.weight.detach().clone()
     with pytest.raises(hp.InputError, match=r"reaches \d parameter\(s\) that no optimizer trains"):
-        fit(hidden()[where], model)
+        fit_with(hidden()[where], model)
     assert torch.equal(model.weight, before)
 
 
@@ -217,13 +217,15 @@ def test_parameters_that_no_gradient_reaches_are_let_be() -> None:
 
     model = nn.Linear(4, 3)
     regular = lambda output, targets: nn.functional.cross_entropy(output, targets) + model.weight.square().sum()  # noqa: E731
-    fit(distilled)
-    fit(regular, model)
+    fit_with(distilled)
+    fit_with(regular, model)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_the_best_weights_are_those_of_the_loss_too(resumed: bool, tmp_path: Path) -> None:
-    scores = [0.0, 0.9, 0.1, 0.0, 0.2, 0.3] if resumed else [0.0, 0.9, 0.1, 0.2, 0.3]  # each fit tries its metrics first
+    scores = (
+        [0.0, 0.9, 0.1, 0.0, 0.2, 0.3] if resumed else [0.0, 0.9, 0.1, 0.2, 0.3]
+    )  # each fit_with tries its metrics first
     seen, loss = list[torch.Tensor](), Centres()
 
     def score(model: Any, data: Any) -> float:
@@ -244,19 +246,19 @@ def test_the_best_weights_are_those_of_the_loss_too(resumed: bool, tmp_path: Pat
 def test_an_optimizer_of_what_is_frozen_is_an_error() -> None:
     model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 3))
     with pytest.raises(hp.InputError, match=r"holds 2 parameter\(s\), and none that trains"):
-        fit(None, model, optimizer=lambda p: torch.optim.SGD(list(p)[:2], lr=0.1))
+        fit_with(None, model, optimizer=lambda p: torch.optim.SGD(list(p)[:2], lr=0.1))
 
 
 def used_up(params: Any) -> torch.optim.Optimizer:
     assert len(list(params)) == 2
-    return torch.optim.SGD(params, lr=0.3, momentum=0.9)
+    return sgd(params)
 
 
 def test_a_factory_may_look_at_its_parameters_first() -> None:
-    assert torch.equal(fit(None, optimizer=used_up).model.weight, fit(None).model.weight)
+    assert torch.equal(fit_with(None, optimizer=used_up).model.weight, fit_with(None).model.weight)
     loss = Centres()
-    fit(loss, optimizer=lambda p: torch.optim.SGD([{"params": filter(lambda q: q.requires_grad, p)}], lr=0.3, momentum=0.9))
-    assert torch.equal(loss.centres, by_hand(4)[1].centres)
+    fit_with(loss, optimizer=lambda p: sgd([{"params": filter(lambda q: q.requires_grad, p)}]))
+    assert torch.equal(loss.centres, trained_by_hand()[1].centres)
 
 
 ONCE = nn.Linear(4, 3).parameters()
@@ -274,7 +276,7 @@ ONCE = nn.Linear(4, 3).parameters()
 )
 def test_what_pytorch_refuses_of_a_factory_is_one_clear_error(factory: Any, message: str) -> None:
     with pytest.raises(hp.InputError, match=message):
-        fit(None, optimizer=factory)
+        fit_with(None, optimizer=factory)
 
 
 WEIGHT = nn.Parameter(torch.ones(3))
@@ -291,30 +293,23 @@ WEIGHT = nn.Parameter(torch.ones(3))
 )
 def test_weights_of_a_loss_that_ask_for_a_gradient_are_refused_and_detached_ones_taken(loss: Any, message: str) -> None:
     with pytest.raises(hp.InputError, match=message):
-        fit(loss)
-    fit(nn.CrossEntropyLoss(weight=WEIGHT.detach()), epochs=1)
+        fit_with(loss)
+    fit_with(nn.CrossEntropyLoss(weight=WEIGHT.detach()), epochs=1)
 
 
 def test_the_average_is_of_the_losss_parameters_too(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    model, loss = nn.Linear(4, 3), Centres()
-    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.3, momentum=0.9)
-    average, number = loss.centres.detach().clone(), 0
-    for epoch in range(4):
-        for rows in torch.split(hp.epoch_order(64, 0, epoch), 16):
-            optimizer.zero_grad()
-            loss(model(X[rows]), Y[rows]).backward()
-            optimizer.step()
-            number += 1
-            average = average.lerp(loss.centres.detach(), 1 - min(0.9, (1 + number) / (10 + number)))
+    loss = Centres()
+    average = loss.centres.detach().clone()
+    for number, _ in enumerate(plain_loop(seeded(1), loss), 1):
+        average = average.lerp(loss.centres.detach(), 1 - min(0.9, (1 + number) / (10 + number)))
     ours, cut, resumed = Centres(), Centres(), Centres()
-    whole = fit(ours, average_decay=0.9)
+    whole = fit_with(ours, average_decay=0.9)
     torch.testing.assert_close(ours.centres.detach(), average, rtol=0, atol=1e-6)
     shown = nn.functional.cross_entropy(-torch.cdist(whole.model(X), ours.centres) / ours.temperature, Y)
     assert whole.metrics["valid_loss"] == pytest.approx(float(shown.detach()), abs=1e-6), (
         "the averages were evaluated together"
     )
-    fit(cut, average_decay=0.9, run_dir=tmp_path, max_seconds=1e-9)
-    again = fit(resumed, average_decay=0.9, run_dir=tmp_path, resume=True)
+    fit_with(cut, average_decay=0.9, run_dir=tmp_path, max_seconds=1e-9)
+    again = fit_with(resumed, average_decay=0.9, run_dir=tmp_path, resume=True)
     assert torch.equal(resumed.centres, ours.centres)
     assert torch.equal(again.model.weight, whole.model.weight)

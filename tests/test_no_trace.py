@@ -10,24 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.helpers import fit, random_data, sgd
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
 from heptane.pretrained.freezing import freeze
-
-SGD = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731 - a factory
-
-
-def pair(count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch.Generator().manual_seed(5)
-    return torch.randn(count, 4, generator=draws), torch.randint(0, 3, (count,), generator=draws)
-
-
-def fit(model: nn.Module, data: Any = None, valid: Any = None, **more: Any) -> hp.Result:
-    settings = {"epochs": 2, "batch_size": None if isinstance(data, DataLoader) else 16, "optimizer": SGD} | more
-    return hp.fit(model, pair() if data is None else data, valid, **settings)
-
 
 # The caller's tensors
 
@@ -82,7 +70,7 @@ KINDS: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_works_in_place_changes_no_tensor_of_the_users(kind: str) -> None:
-    (x, y), (vx, vy) = pair(), pair()
+    (x, y), (vx, vy) = random_data(), random_data()
     before = x.clone(), y.clone(), vx.clone()
     still = lambda params: torch.optim.SGD(params, lr=1e-30)  # noqa: E731
     result = fit(InPlace(), KINDS[kind](x, y), KINDS[kind](vx, vy), optimizer=still)
@@ -98,25 +86,25 @@ def test_an_in_place_loss_and_micro_batches_under_mixup_leave_the_data_alone() -
     def loss(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.mse_loss(output, targets.mul_(0.5))
 
-    x, y = pair()[0], torch.randn(64, 3)
+    x, y = random_data()[0], torch.randn(64, 3)
     before = x.clone(), y.clone()
     fit(InPlace(), (x, y), (x, y), loss=loss)
     assert torch.equal(x, before[0])
     assert torch.equal(y, before[1])
-    loader = KINDS["a loader of whole batches"](x, pair()[1])
+    loader = KINDS["a loader of whole batches"](x, random_data()[1])
     fit(InPlace(), loader, accumulate=2, tricks=hp.Tricks(mixup=hp.Mixup(alpha=1.0)))
     assert torch.equal(x, before[0])
 
 
 def test_features_that_are_computed_once_and_all_arms_of_a_race_leave_the_data_alone() -> None:
-    x, y = pair()
+    x, y = random_data()
     before = x.clone()
     model = nn.Sequential(InPlace(), nn.ReLU(), nn.Linear(3, 3))
     result = fit(model, (x, y), (x, y), tricks=hp.Tricks(transfer=hp.Transfer(mode="head", cache="memory")))
     assert any("features cached" in note for note in result.notes)
     assert torch.equal(x, before)
     tricks = hp.Tricks(label_smoothing=hp.LabelSmoothing())
-    hp.race(InPlace, (x, y), (x, y), optimizer=SGD, epochs=1, batch_size=16, target=0.99, tricks=tricks, seeds=1, tune=0)
+    hp.race(InPlace, (x, y), (x, y), optimizer=sgd, epochs=1, batch_size=16, target=0.99, tricks=tricks, seeds=1, tune=0)
     assert torch.equal(x, before)
 
 
@@ -135,7 +123,7 @@ def test_inputs_in_another_memory_order_can_be_viewed_in_training_and_evaluation
         "strided": torch.randn(64, 3, 2, 4)[..., ::2],
         "expanded": torch.randn(64, 3, 2, 1).expand(64, 3, 2, 2),
     }[shown]
-    result = fit(Viewing(), (x, pair()[1]), (x, pair()[1]))
+    result = fit(Viewing(), (x, random_data()[1]), (x, random_data()[1]))
     assert "valid_accuracy" in result.metrics
 
 
@@ -153,7 +141,7 @@ def generators() -> tuple[Any, Any, Any]:
 
 
 def ends_early() -> None:
-    for _ in hp.train(net(), pair(), optimizer=SGD, epochs=2, batch_size=16):
+    for _ in hp.train(net(), random_data(), optimizer=sgd, epochs=2, batch_size=16):
         break
 
 
@@ -167,23 +155,23 @@ def fails() -> None:
     with torch.random.fork_rng():
         broken = Broken(4, 3)
     with pytest.raises(RuntimeError, match="broken"):
-        fit(broken)
+        fit(broken, random_data())
 
 
 def loader() -> DataLoader[Any]:
-    return DataLoader(TensorDataset(*pair()), 16, shuffle=True)
+    return DataLoader(TensorDataset(*random_data()), 16, shuffle=True)
 
 
 RUNS: dict[str, Callable[[], Any]] = {
-    "fit": lambda: fit(net(), valid=pair()),
+    "fit": lambda: fit(net(), random_data(), valid=random_data()),
     "fit with a loader": lambda: fit(net(), loader(), loader()),
-    "train": lambda: list(hp.train(net(), pair(), optimizer=SGD, epochs=1, batch_size=16)),
-    "train with a loader": lambda: list(hp.train(net(), loader(), optimizer=SGD, epochs=1)),
+    "train": lambda: list(hp.train(net(), random_data(), optimizer=sgd, epochs=1, batch_size=16)),
+    "train with a loader": lambda: list(hp.train(net(), loader(), optimizer=sgd, epochs=1)),
     "an early break": ends_early,
     "an error": fails,
     "evaluate": lambda: hp.evaluate(net(), loader()),
     "a race": lambda: hp.race(
-        lambda: nn.Linear(4, 3), pair(), pair(), optimizer=SGD, epochs=1, batch_size=16, target=0.99,
+        lambda: nn.Linear(4, 3), random_data(), random_data(), optimizer=sgd, epochs=1, batch_size=16, target=0.99,
         tricks=hp.Tricks(label_smoothing=hp.LabelSmoothing()), seeds=1, tune=0,
     ),
 }  # fmt: skip
@@ -212,8 +200,8 @@ def test_the_body_of_a_loop_draws_from_its_own_generators() -> None:
         return [(float(torch.rand(())), random.random(), float(np.random.rand())) for _ in events]
 
     expected = drawn(iter(range(4)))
-    for data, size in ((pair(), 16), (loader(), None)):
-        assert drawn(hp.train(net(), data, optimizer=SGD, epochs=1, batch_size=size)) == expected
+    for data, size in ((random_data(), 16), (loader(), None)):
+        assert drawn(hp.train(net(), data, optimizer=sgd, epochs=1, batch_size=size)) == expected
 
 
 # Modes
@@ -235,7 +223,7 @@ class Noise(nn.Module):
 @pytest.mark.parametrize("tricks", [hp.Tricks(), hp.Tricks(label_smoothing=hp.LabelSmoothing())], ids=["off", "on"])
 def test_a_module_whose_only_parameters_are_fixed_trains(tricks: hp.Tricks) -> None:
     noise = Noise()
-    fit(nn.Sequential(noise, nn.Linear(4, 3)), tricks=tricks)
+    fit(nn.Sequential(noise, nn.Linear(4, 3)), random_data(), tricks=tricks)
     assert noise.passes == 8
     assert noise.training
 
@@ -243,13 +231,13 @@ def test_a_module_whose_only_parameters_are_fixed_trains(tricks: hp.Tricks) -> N
 def test_a_batchnorm_that_the_user_froze_moves_its_statistics_as_in_a_hand_written_loop() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     model[1].requires_grad_(False)
-    fit(model)
+    fit(model, random_data())
     assert int(model[1].num_batches_tracked) == 8
 
 
 def test_what_heptane_freezes_is_in_eval_mode() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Noise(), nn.Linear(4, 3))
-    fit(model, tricks=hp.Tricks(transfer=hp.Transfer(freeze=-1, cache="off", swap_head=False)))
+    fit(model, random_data(), tricks=hp.Tricks(transfer=hp.Transfer(freeze=-1, cache="off", swap_head=False)))
     assert int(model[1].num_batches_tracked) == 0
     freeze(model, 0)
 
@@ -263,7 +251,7 @@ def normed() -> nn.Sequential:
 
 @pytest.mark.parametrize("kind", ["tensors", "loader", "joined windows"])
 def test_a_last_batch_of_one_sample_is_left_out_where_batchnorm_cannot_train_on_it(kind: str) -> None:
-    data: Any = pair(65)
+    data: Any = random_data(65)
     if kind != "tensors":
         data = DataLoader(TensorDataset(*data), 16, shuffle=True)
     result = fit(normed(), data, accumulate=2 if kind == "joined windows" else 1)
@@ -273,11 +261,11 @@ def test_a_last_batch_of_one_sample_is_left_out_where_batchnorm_cannot_train_on_
 
 
 def test_without_batchnorm_or_with_pixels_to_average_over_one_sample_is_trained_on() -> None:
-    assert fit(nn.Linear(4, 3), pair(65)).steps["applied"] == 10
+    assert fit(nn.Linear(4, 3), random_data(65)).steps["applied"] == 10
     convolutions = nn.Sequential(
         nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)
     )
-    assert fit(convolutions, pair(65)).steps["applied"] == 10
+    assert fit(convolutions, random_data(65)).steps["applied"] == 10
 
 
 @pytest.mark.parametrize("how", ["head", "part", "frozen before"])
@@ -291,11 +279,11 @@ def test_a_batchnorm_that_is_frozen_throughout_takes_one_sample(how: str, kind: 
     }[how]
     if how == "frozen before":
         hp.freeze(model, -1)
-    data: Any = pair(65) if kind == "tensors" else DataLoader(TensorDataset(*pair(65)), 16)
+    data: Any = random_data(65) if kind == "tensors" else DataLoader(TensorDataset(*random_data(65)), 16)
     result = fit(model, data, tricks=tricks)
     assert result.steps["applied"] == 10
     assert not any("left out" in note for note in result.notes)
-    fit(model, pair(8), tricks=tricks, batch_size=1)
+    fit(model, random_data(8), tricks=tricks, batch_size=1)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +295,7 @@ def test_a_batchnorm_that_is_frozen_throughout_takes_one_sample(how: str, kind: 
     ],
 )
 def test_one_that_trains_later_does_not(transfer: hp.Transfer) -> None:
-    result = fit(normed(), pair(65), tricks=hp.Tricks(transfer=transfer))
+    result = fit(normed(), random_data(65), tricks=hp.Tricks(transfer=transfer))
     assert result.steps["planned"] == result.steps["applied"] == 8
     assert any("left out" in note and "BatchNorm" in note for note in result.notes)
 
@@ -316,7 +304,7 @@ def test_micro_batches_have_two_samples_each_where_batchnorm_needs_them() -> Non
     model = normed()
     seen: list[int] = []
     model[1].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])) if module.training else None)
-    fit(model, pair(64), accumulate=16, epochs=1)
+    fit(model, random_data(64), accumulate=16, epochs=1)
     assert min(seen[2:]) == 2  # the first two are tries
 
 
@@ -327,7 +315,7 @@ def test_a_batch_of_which_skipping_leaves_one_sample_is_left_out() -> None:
                 raise OSError("unreadable")
             return super().__getitem__(index)
 
-    result = fit(normed(), DataLoader(Rotten(*pair(64)), 16), skip_bad=20, epochs=1)
+    result = fit(normed(), DataLoader(Rotten(*random_data(64)), 16), skip_bad=20, epochs=1)
     assert result.steps["applied"] == 3
     assert any("left out, since its batch has 1 sample(s)" in note for note in result.notes)
 
@@ -347,13 +335,13 @@ class Functional(nn.Module):
 
 @pytest.mark.parametrize("kind", ["tensors", "loader"])
 def test_batchnorm_as_a_function_and_a_last_batch_of_one_sample(kind: str) -> None:
-    data: Any = pair(65) if kind == "tensors" else DataLoader(TensorDataset(*pair(65)), 16)
+    data: Any = random_data(65) if kind == "tensors" else DataLoader(TensorDataset(*random_data(65)), 16)
     assert fit(Functional(), data).steps["applied"] == 8
 
 
 def test_batches_of_one_sample_are_refused_with_batchnorm() -> None:
     with pytest.raises(hp.InputError, match="batch_size=1: BatchNorm"):
-        fit(normed(), batch_size=1)
+        fit(normed(), random_data(), batch_size=1)
 
 
 # The surroundings of the call
@@ -368,7 +356,7 @@ def float64() -> Iterator[None]:
 
 @pytest.mark.usefixtures("float64")
 def test_a_default_dtype_of_64_bits() -> None:
-    x, y = torch.randn(64, 4), pair()[1]
+    x, y = torch.randn(64, 4), random_data()[1]
     tricks = hp.Tricks(mixup=hp.Mixup(), label_smoothing=hp.LabelSmoothing(), cyclical=hp.Cyclical())
     model = nn.Linear(4, 3)
     fit(model, (x, y), (x, y), tricks=tricks, clip_norm=1.0)
@@ -376,7 +364,7 @@ def test_a_default_dtype_of_64_bits() -> None:
 
 
 def test_a_default_device_that_is_not_the_models() -> None:
-    model, data = nn.Linear(4, 3), pair()
+    model, data = nn.Linear(4, 3), random_data()
     with torch.device("meta"):  # what heptane makes without naming a device would have no numbers
         tricks = hp.Tricks(mixup=hp.Mixup(), label_smoothing=hp.LabelSmoothing(), cyclical=hp.Cyclical())
         result = fit(model, data, data, tricks=tricks, device="cpu")
@@ -388,8 +376,8 @@ def test_inside_a_block_without_gradients(around: Any) -> None:
     model = nn.Linear(4, 3)
     before = model.weight.detach().clone()
     with around():
-        fit(model, valid=pair())
-        for _ in hp.train(model, pair(), optimizer=SGD, epochs=1, batch_size=16):
+        fit(model, random_data(), valid=random_data())
+        for _ in hp.train(model, random_data(), optimizer=sgd, epochs=1, batch_size=16):
             assert not torch.is_grad_enabled()
         assert not torch.is_grad_enabled()
     assert not torch.equal(model.weight, before)
@@ -398,7 +386,7 @@ def test_inside_a_block_without_gradients(around: Any) -> None:
 def test_inference_tensors_and_inputs_with_a_graph() -> None:
     with torch.inference_mode():
         x = torch.randn(64, 4)
-    y = pair()[1]
+    y = random_data()[1]
     fit(nn.Linear(4, 3), (x, y), (x, y))
     fit(nn.Linear(4, 3), DataLoader(Items(x, y), 16))
     leaf = torch.randn(64, 4, requires_grad=True)
@@ -464,11 +452,11 @@ class Moves:
 
 def test_a_trained_model_and_a_metric_whose_methods_return_nothing(tmp_path: Path) -> None:
     make = lambda: Silent(nn.Linear(4, 3))  # noqa: E731
-    result = fit(make(), valid=pair(20), metrics={"seen": Moves()}, run_dir=tmp_path)
+    result = fit(make(), random_data(), valid=random_data(20), metrics={"seen": Moves()}, run_dir=tmp_path)
     assert result.metrics["valid_seen"] == 20
     run = hp.load_run(tmp_path, model=make())
-    assert len(list(run.predict(pair(5)[0]))) == 5
-    run.export(tmp_path / "model.pt2", to="torch", sample=pair(3)[0])
+    assert len(list(run.predict(random_data(5)[0]))) == 5
+    run.export(tmp_path / "model.pt2", to="torch", sample=random_data(3)[0])
     own = make()
     assert hp.load_weights(own, tmp_path).share == 1.0
     assert torch.equal(own[0].weight, result.model[0].weight)
@@ -496,7 +484,7 @@ class ByFunction(nn.Module):
 @pytest.mark.parametrize("norm", [OwnNorm, ByFunction, lambda: nn.GroupNorm(4, 4)])
 def test_a_norm_that_is_not_pytorchs_layer_is_given_no_single_sample_either(norm: Any) -> None:
     x, y = torch.randn(17, 4), torch.randint(0, 3, (17,))
-    result = hp.fit(nn.Sequential(norm(), nn.Linear(4, 3)), (x, y), optimizer=SGD, epochs=1, batch_size=4)
+    result = hp.fit(nn.Sequential(norm(), nn.Linear(4, 3)), (x, y), optimizer=sgd, epochs=1, batch_size=4)
     assert result.steps == {"planned": 4, "applied": 4, "skipped": 0, "nonfinite": 0, "left_out": 0}
     assert any("1 sample" in note for note in result.notes)
 
@@ -505,7 +493,7 @@ def test_a_model_that_was_built_in_inference_mode_is_refused() -> None:
     with torch.inference_mode():
         model = nn.Linear(4, 3)
     with pytest.raises(hp.InputError, match=r"'weight' of Linear was made inside torch\.inference_mode"):
-        hp.fit(model, (torch.randn(8, 4), torch.randint(0, 3, (8,))), optimizer=SGD, epochs=1, batch_size=4)
+        hp.fit(model, (torch.randn(8, 4), torch.randint(0, 3, (8,))), optimizer=sgd, epochs=1, batch_size=4)
 
 
 LAZY: dict[str, Callable[[], nn.Module]] = {

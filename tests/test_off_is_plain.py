@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import pytest
 import torch
+from tests.helpers import on_output, shuffled, steps_by_hand
 from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
@@ -43,29 +45,14 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(SAMPLES, 1, 8, 8, generator=random), torch.randint(0, 4, (SAMPLES,), generator=random)
 
 
-def shuffled(x: torch.Tensor, y: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    for epoch in range(4):
-        for rows in hp.epoch_order(len(x), SEED, epoch).split(BATCH):
-            yield x[rows], y[rows]
+def batches() -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    return shuffled(data(), BATCH, epochs=4, seed=SEED)
 
 
-def by_hand(
-    model: torch.nn.Module,
-    batches: Iterable[tuple[Any, Any]],
-    optimizer: torch.optim.Optimizer,
-    loss_of: Callable[..., torch.Tensor] = torch.nn.functional.cross_entropy,
-    clip_norm: float | None = None,
+def plain_loop(
+    model: torch.nn.Module, batches: Iterable[Any], optimizer: torch.optim.Optimizer, **more: Any
 ) -> list[torch.Tensor]:
-    model.train()
-    losses = []
-    for (x, y), _ in zip(batches, range(STEPS), strict=False):
-        optimizer.zero_grad()
-        loss = loss_of(model(x), y)
-        loss.backward()
-        if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        optimizer.step()
-        losses.append(loss.detach())
+    losses = list(steps_by_hand(model, islice(batches, STEPS), optimizer, **more))
     assert len(losses) == STEPS
     return losses
 
@@ -99,7 +86,7 @@ def assert_same_bits(ours: Any, theirs: Any) -> None:
 def test_a_pair_of_tensors(name: str, clip_norm: float | None) -> None:
     plain, ours, (x, y) = conv_net(), conv_net(), data()
     reference = OPTIMIZERS[name](plain.parameters())
-    expected = by_hand(plain, shuffled(x, y), reference, clip_norm=clip_norm)
+    expected = plain_loop(plain, batches(), reference, clip_norm=clip_norm)
     losses, optimizer = with_heptane(ours, (x, y), OPTIMIZERS[name], clip_norm=clip_norm)
     assert_same_bits(losses, expected)
     assert_same_bits(ours.state_dict(), plain.state_dict())
@@ -113,7 +100,7 @@ def test_clipping_with_groups_in_another_order_than_the_model() -> None:
         return torch.optim.SGD([{"params": flat, "weight_decay": 0.0}, {"params": weights}], lr=0.1, weight_decay=0.01)
 
     plain, ours, (x, y) = conv_net(), conv_net(), data()
-    by_hand(plain, shuffled(x, y), factory(plain.parameters()), clip_norm=0.05)
+    plain_loop(plain, batches(), factory(plain.parameters()), clip_norm=0.05)
     with_heptane(ours, (x, y), factory, clip_norm=0.05)
     assert_same_bits(ours.state_dict(), plain.state_dict())
 
@@ -122,7 +109,7 @@ def test_clipping_with_groups_in_another_order_than_the_model() -> None:
 def test_a_loader_that_keeps_its_order(dtype: torch.dtype) -> None:
     plain, ours, (x, y) = conv_net().to(dtype), conv_net().to(dtype), data()
     loader = DataLoader(TensorDataset(x.to(dtype), y), BATCH)
-    by_hand(plain, (batch for _ in range(4) for batch in loader), OPTIMIZERS["sgd"](plain.parameters()))
+    plain_loop(plain, (batch for _ in range(4) for batch in loader), OPTIMIZERS["sgd"](plain.parameters()))
     with_heptane(ours, loader, OPTIMIZERS["sgd"], batch_size=None)
     assert_same_bits(ours.state_dict(), plain.state_dict())
 
@@ -134,7 +121,7 @@ def test_a_loader_that_shuffles_by_a_generator_of_its_own() -> None:
         return DataLoader(TensorDataset(x, y), BATCH, shuffle=True, generator=torch.Generator().manual_seed(3))
 
     theirs = loader()
-    by_hand(plain, (batch for _ in range(4) for batch in theirs), OPTIMIZERS["adamw"](plain.parameters()))
+    plain_loop(plain, (batch for _ in range(4) for batch in theirs), OPTIMIZERS["adamw"](plain.parameters()))
     with_heptane(ours, loader(), OPTIMIZERS["adamw"], batch_size=None)
     assert_same_bits(ours.state_dict(), plain.state_dict())
 
@@ -148,7 +135,7 @@ def test_a_loader_that_shuffles_by_the_global_generator_which_is_seeded_for_each
             torch.manual_seed(epoch_seed(SEED, epoch))
             yield from list(loader)
 
-    by_hand(plain, seeded(), OPTIMIZERS["sgd"](plain.parameters()))
+    plain_loop(plain, seeded(), OPTIMIZERS["sgd"](plain.parameters()))
     with_heptane(ours, loader, OPTIMIZERS["sgd"], batch_size=None)
     assert_same_bits(ours.state_dict(), plain.state_dict())
 
@@ -165,14 +152,15 @@ def test_regression_and_a_loss_of_ones_own() -> None:
 
     for loss, function in ((None, torch.nn.functional.mse_loss), (huber, huber)):
         plain, ours = net(), net()
-        by_hand(plain, shuffled(x, y), OPTIMIZERS["sgd"](plain.parameters()), function)
+        batches = shuffled((x, y), BATCH, 4, SEED)
+        plain_loop(plain, batches, OPTIMIZERS["sgd"](plain.parameters()), loss_of=on_output(function))
         with_heptane(ours, (x, y), OPTIMIZERS["sgd"], loss=loss)
         assert_same_bits(ours.state_dict(), plain.state_dict())
 
 
 def test_fit_with_an_evaluation_in_every_epoch_trains_the_same() -> None:
     plain, ours, (x, y) = conv_net(), conv_net(), data()
-    by_hand(plain, shuffled(x, y), OPTIMIZERS["sgd"](plain.parameters()))
+    plain_loop(plain, batches(), OPTIMIZERS["sgd"](plain.parameters()))
     settings = {"optimizer": OPTIMIZERS["sgd"], "epochs": STEPS / PER_EPOCH, "batch_size": BATCH, "seed": SEED}
     result = hp.fit(ours, (x, y), (x[:30], y[:30]), weights="last", **settings)
     assert result.model is ours
@@ -182,7 +170,7 @@ def test_fit_with_an_evaluation_in_every_epoch_trains_the_same() -> None:
 
 def test_a_body_that_evaluates_draws_and_leaves_the_model_in_eval_mode_changes_nothing() -> None:
     plain, ours, (x, y) = conv_net(), conv_net(), data()
-    by_hand(plain, shuffled(x, y), OPTIMIZERS["sgd"](plain.parameters()))
+    plain_loop(plain, batches(), OPTIMIZERS["sgd"](plain.parameters()))
     settings = {"optimizer": OPTIMIZERS["sgd"], "epochs": STEPS / PER_EPOCH, "batch_size": BATCH, "seed": SEED}
     for _ in hp.train(ours, (x, y), **settings):
         hp.evaluate(ours, (x, y))
@@ -195,7 +183,7 @@ def test_parameters_that_the_user_froze_stay_so() -> None:
     plain, ours, (x, y) = conv_net(), conv_net(), data()
     for model in (plain, ours):
         model[0].requires_grad_(False)
-    by_hand(plain, shuffled(x, y), OPTIMIZERS["sgd"](plain.parameters()), clip_norm=0.1)
+    plain_loop(plain, batches(), OPTIMIZERS["sgd"](plain.parameters()), clip_norm=0.1)
     with_heptane(ours, (x, y), OPTIMIZERS["sgd"], clip_norm=0.1)
     assert_same_bits(ours.state_dict(), plain.state_dict())
     assert torch.equal(ours[0].weight, conv_net()[0].weight)

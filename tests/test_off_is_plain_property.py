@@ -71,7 +71,7 @@ def loss_of(case: dict[str, Any]) -> Any:
     return copy.deepcopy(loss).to(case["dtype"]) if isinstance(loss, nn.Module) else loss
 
 
-def by_hand(model: nn.Module, x: Any, y: Any, case: dict[str, Any], total: int) -> list[torch.Tensor]:
+def plain_loop(model: nn.Module, x: Any, y: Any, case: dict[str, Any], total: int) -> list[torch.Tensor]:
     optimizer, losses, step = OPTIMIZERS[case["optimizer"]](model.parameters()), [], 0
     model.train()
     shuffle = torch.Generator().manual_seed(9)
@@ -131,7 +131,7 @@ def test_off_is_plain_whatever_the_model_the_data_and_the_settings(case: dict[st
     torch.manual_seed(1)
     ours = MODELS[case["model"]]().to(case["dtype"]).train(case["training"])
     per_epoch = -(-case["count"] // case["batch"])
-    expected = by_hand(plain, x, y, case, max(1, round(case["epochs"] * per_epoch)))
+    expected = plain_loop(plain, x, y, case, max(1, round(case["epochs"] * per_epoch)))
 
     data: Any = {
         "tensors": lambda: (x, y),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import fit
 from torch import nn
 from torch.nn import functional
 
@@ -50,9 +51,8 @@ FORMS = {
 }
 
 
-def fit(model: nn.Module, **settings: Any) -> hp.Result:
-    settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.2), "epochs": 2, "batch_size": 16, **settings}
-    return hp.fit(model, (X, Y), (X, Y), **settings)
+def fit_net(model: nn.Module, **settings: Any) -> hp.Result:
+    return fit(model, (X, Y), (X, Y), **settings)
 
 
 def same(first: hp.Result, second: hp.Result) -> None:
@@ -64,8 +64,8 @@ def same(first: hp.Result, second: hp.Result) -> None:
 @pytest.mark.parametrize("where", ["both", "training", "evaluation"])
 def test_an_answer_of_any_form_trains_as_the_output_alone(name: str, where: str) -> None:
     forms = [FORMS[name] if where in ("both", mode) else None for mode in ("training", "evaluation")]
-    result = fit(Net(*forms))
-    same(result, fit(Net()))
+    result = fit_net(Net(*forms))
+    same(result, fit_net(Net()))
     if where != "training":
         assert any("the output is " in note for note in result.notes)
         assert hp.evaluate(result.model, (X, Y))["accuracy"] == result.metrics["valid_accuracy"]
@@ -75,7 +75,7 @@ def test_an_answer_of_any_form_trains_as_the_output_alone(name: str, where: str)
 @pytest.mark.parametrize("name", ["tuple", "logits", "dataclass"])
 def test_with_mixup_and_in_16_bits(name: str, tricks: dict[str, Any]) -> None:
     settings = {"tricks": hp.Tricks(**tricks), "accumulate": 2}
-    same(fit(Net(FORMS[name], FORMS[name]), **settings), fit(Net(), **settings))
+    same(fit_net(Net(FORMS[name], FORMS[name]), **settings), fit_net(Net(), **settings))
 
 
 def test_a_loss_of_ones_own_gets_the_whole_answer_if_it_takes_it() -> None:
@@ -85,16 +85,16 @@ def test_a_loss_of_ones_own_gets_the_whole_answer_if_it_takes_it() -> None:
         out, aux = answer
         return functional.cross_entropy(out, targets) + functional.cross_entropy(aux, targets)
 
-    result = fit(Net(both, both), loss=deep)
-    assert result.metrics["valid_loss"] > fit(Net()).metrics["valid_loss"] + 0.3
+    result = fit_net(Net(both, both), loss=deep)
+    assert result.metrics["valid_loss"] > fit_net(Net()).metrics["valid_loss"] + 0.3
     assert "valid_accuracy" in result.metrics
 
 
 def test_a_loss_of_ones_own_gets_the_first_if_it_takes_only_that() -> None:
     own = {"loss": lambda output, targets: functional.cross_entropy(output, targets)}
     for forms in ((FORMS["tuple"], FORMS["tuple"]), (FORMS["tuple"], None), (FORMS["dataclass"], None)):
-        result = fit(Net(*forms), **own)
-        same(result, fit(Net(), **own))
+        result = fit_net(Net(*forms), **own)
+        same(result, fit_net(Net(), **own))
         assert any("the output is " in note for note in result.notes)
 
 
@@ -103,12 +103,12 @@ def test_a_loss_that_takes_the_answer_of_one_mode_only_is_asked_about() -> None:
         return functional.cross_entropy(answer[0], targets) + functional.cross_entropy(answer[1], targets)
 
     with pytest.raises(hp.InputError, match="tuple in training and Tensor in evaluation, and the loss fails on that"):
-        fit(Net(FORMS["tuple"]), loss=deep)
+        fit_net(Net(FORMS["tuple"]), loss=deep)
 
     def either(answer: Any, targets: torch.Tensor) -> torch.Tensor:
         return deep(answer, targets) if isinstance(answer, tuple) else functional.cross_entropy(answer, targets)
 
-    assert fit(Net(FORMS["tuple"]), loss=either).metrics["valid_accuracy"] > 0.5
+    assert fit_net(Net(FORMS["tuple"]), loss=either).metrics["valid_accuracy"] > 0.5
 
 
 def test_several_outputs_in_training_and_one_in_evaluation_are_refused_where_none_is_the_output() -> None:

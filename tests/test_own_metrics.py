@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.helpers import fit
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
@@ -23,10 +24,11 @@ X = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
 
 
-def fit(valid: Any = (X, Y), model: torch.nn.Module | None = None, train: Any = (X, Y), **settings: Any) -> hp.Result:
+def fit_measured(
+    valid: Any = (X, Y), model: torch.nn.Module | None = None, train: Any = (X, Y), **settings: Any
+) -> hp.Result:
     torch.manual_seed(0)
-    settings = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "epochs": 2, "batch_size": 16, **settings}
-    return hp.fit(model or torch.nn.Linear(4, 2), train, valid, **settings)
+    return fit(model or torch.nn.Linear(4, 2), train, valid, **settings)
 
 
 def right(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -43,7 +45,7 @@ def test_a_function_of_predictions_and_targets_sees_the_whole_set(valid: Any) ->
         sizes.append(len(targets))
         return float(right(predictions, targets))
 
-    result = fit(valid, metrics={"right": own, "anonymous": lambda p, t: right(p, t)})
+    result = fit_measured(valid, metrics={"right": own, "anonymous": lambda p, t: right(p, t)})
     assert result.metrics["valid_right"] == pytest.approx(result.metrics["valid_accuracy"], abs=1e-6)
     assert result.metrics["valid_anonymous"] == result.metrics["valid_right"]
     assert sizes[1:] == [50, 50]
@@ -64,22 +66,22 @@ def test_functions_with_the_targets_first_are_given_them_first() -> None:
         assert y_pred.ndim == 2
         return float((y_pred.argmax(1)[y_true == 1] == 1).float().mean())
 
-    assert 0 <= fit(metrics={"recall": recall}).metrics["valid_recall"] <= 1
+    assert 0 <= fit_measured(metrics={"recall": recall}).metrics["valid_recall"] <= 1
 
 
 def test_collections_alone_and_in_a_dict() -> None:
     whole = MetricCollection({"acc": MulticlassAccuracy(2, average="micro"), "f1": MulticlassF1Score(2)})
-    result = fit(metrics=whole)
+    result = fit_measured(metrics=whole)
     assert result.metrics["valid_acc"] == pytest.approx(result.metrics["valid_accuracy"], abs=1e-6)
-    inside = fit(metrics={"all": whole, "right": right})
+    inside = fit_measured(metrics={"all": whole, "right": right})
     assert inside.metrics["valid_all_f1"] == result.metrics["valid_f1"]
-    assert fit(metrics=whole, target=("valid_f1", 0.0)).reached is not None
+    assert fit_measured(metrics=whole, target=("valid_f1", 0.0)).reached is not None
 
 
 def test_predictions_are_in_the_shape_of_the_targets() -> None:
     reals = X @ torch.tensor([1.0, 2.0, 0.0, 0.0])
     metrics = {"mse": MeanSquaredError(), "own": lambda predictions, targets: ((predictions - targets) ** 2).mean()}
-    result = fit((X, reals), torch.nn.Linear(4, 1), (X, reals), metrics=metrics)
+    result = fit_measured((X, reals), torch.nn.Linear(4, 1), (X, reals), metrics=metrics)
     assert result.metrics["valid_mse"] == pytest.approx(result.metrics["valid_loss"], rel=1e-5)
     assert result.metrics["valid_own"] == pytest.approx(result.metrics["valid_loss"], rel=1e-5)
 
@@ -118,7 +120,7 @@ def test_a_metric_that_fails_is_an_error_before_training(metric: Any, message: s
     model = torch.nn.Linear(4, 2)
     before = model.weight.clone()
     with pytest.raises(hp.InputError, match=message):
-        fit(valid, model, metrics={"m": metric})
+        fit_measured(valid, model, metrics={"m": metric})
     assert torch.equal(model.weight, before)
 
 
@@ -132,9 +134,9 @@ def test_what_was_trained_is_saved_where_a_metric_fails_later(tmp_path: Path) ->
         return 1.0
 
     with pytest.raises(RuntimeError, match="disk of the metric"):
-        fit(metrics={"late": late}, run_dir=tmp_path)
-    resumed = fit(metrics={"late": late}, run_dir=tmp_path, resume=True)
-    assert torch.equal(resumed.model.weight, fit(metrics={"late": late}).model.weight)
+        fit_measured(metrics={"late": late}, run_dir=tmp_path)
+    resumed = fit_measured(metrics={"late": late}, run_dir=tmp_path, resume=True)
+    assert torch.equal(resumed.model.weight, fit_measured(metrics={"late": late}).model.weight)
 
 
 # Which way is better
@@ -168,9 +170,9 @@ def test_the_metric_itself_comes_first_and_an_unknown_one_is_asked_about() -> No
     numpys.higher_is_better = np.False_  # type: ignore[attr-defined]
     assert direction("valid_foo", numpys) == "min"
     with pytest.raises(hp.InputError, match=r"'valid_foo'.*pass target=\('valid_foo', value, 'min'\)"):
-        fit(metrics={"foo": lambda p, t: 1.0}, target=("valid_foo", 0.3))
+        fit_measured(metrics={"foo": lambda p, t: 1.0}, target=("valid_foo", 0.3))
     with pytest.raises(hp.InputError, match=r"'down' is not known.*: expected one of min, max"):
-        fit(metrics={"foo": lambda p, t: 1.0}, target=("valid_foo", 0.3, "down"))
+        fit_measured(metrics={"foo": lambda p, t: 1.0}, target=("valid_foo", 0.3, "down"))
 
 
 @pytest.mark.parametrize("target", [("valid_wer", 0.3), ("valid_foo", 0.3, "min")])
@@ -185,7 +187,7 @@ def test_a_target_is_reached_from_the_right_side(target: Any) -> None:
 
 def test_a_run_to_an_error_rate_goes_on_until_it_is_low() -> None:
     values = iter([0.5, 0.9, 0.8, 0.25, 0.1])
-    result = fit(metrics={"wer": lambda p, t: next(values)}, target=("valid_wer", 0.3), epochs=4)
+    result = fit_measured(metrics={"wer": lambda p, t: next(values)}, target=("valid_wer", 0.3), epochs=4)
     assert [record["valid_wer"] for record in result.history] == [0.9, 0.8, 0.25]
     assert result.best_step == result.history[-1]["step"]
 
@@ -204,7 +206,7 @@ def test_outputs_that_are_not_finite_count_as_wrong_in_every_metric(kind: str) -
         "right": right,
         "old": lambda model, data: 1.0,
     }
-    result = fit(valid, metrics=metrics, target=("valid_accuracy", 0.9))
+    result = fit_measured(valid, metrics=metrics, target=("valid_accuracy", 0.9))
     assert result.reached is None
     assert result.metrics["valid_accuracy"] <= 0.4
     assert result.metrics["valid_right"] == pytest.approx(result.metrics["valid_accuracy"])
@@ -220,7 +222,7 @@ def test_a_regression_with_outputs_that_are_not_finite_has_no_metric() -> None:
     reals, bad = X.sum(1), X.clone()
     bad[3] = math.inf
     metrics = {"own": lambda p, t: 0.0}
-    result = fit((bad, reals), torch.nn.Linear(4, 1), (X, reals), metrics=metrics, target=("valid_loss", 1e9))
+    result = fit_measured((bad, reals), torch.nn.Linear(4, 1), (X, reals), metrics=metrics, target=("valid_loss", 1e9))
     assert math.isnan(result.metrics["valid_own"])
     assert result.reached is None
 
@@ -256,7 +258,7 @@ def test_no_metric_and_no_loss_sees_what_another_one_wrote(kind: str, loss: Any)
     valid: Any = (X.clone(), Y.clone())
     given = DataLoader(TensorDataset(*valid), 9) if kind == "loader" else valid
     metrics = {"a": Mangled(), "b": mangling, "right": right, "micro": MulticlassAccuracy(2, average="micro")}
-    result = fit(given, metrics=metrics, loss=loss)
+    result = fit_measured(given, metrics=metrics, loss=loss)
     truth = float(right(result.model(X), Y))
     for name in ("accuracy", "right", "micro"):
         assert result.metrics[f"valid_{name}"] == pytest.approx(truth), name
@@ -278,7 +280,7 @@ class Reused(torch.nn.Module):
 
 
 def test_a_model_that_fills_one_buffer_again_and_again() -> None:
-    result = fit(DataLoader(TensorDataset(X, Y), 10), Reused(), metrics={"right": right})
+    result = fit_measured(DataLoader(TensorDataset(X, Y), 10), Reused(), metrics={"right": right})
     assert result.metrics["valid_right"] == pytest.approx(result.metrics["valid_accuracy"])
 
 
@@ -295,7 +297,9 @@ def test_outputs_of_several_parts_that_are_not_finite_have_no_metric() -> None:
     bad = X.clone()
     bad[:10] = math.nan
     loss = lambda output, targets: torch.nn.functional.cross_entropy(output["classes"], targets)  # noqa: E731
-    result = fit((bad, Y), Several(), metrics={"one": lambda p, t: 1.0}, loss=loss, target=("valid_one", 0.5, "max"))
+    result = fit_measured(
+        (bad, Y), Several(), metrics={"one": lambda p, t: 1.0}, loss=loss, target=("valid_one", 0.5, "max")
+    )
     assert math.isnan(result.metrics["valid_one"])
     assert result.reached is None
     assert "validation data: 10 of 50 outputs are not finite and count as wrong" in result.notes
@@ -306,4 +310,4 @@ def test_metrics_are_given_contiguous_outputs_whatever_the_memory_format() -> No
     tricks = hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp32", channels_last="on"))
     flat = lambda predictions, targets: predictions.view(len(predictions), -1).mean()  # noqa: E731
     settings = {"metrics": {"flat": flat}, "tricks": tricks, "batch_size": 4}
-    assert "valid_flat" in fit((images, masks), torch.nn.Conv2d(3, 2, 1), (images, masks), **settings).metrics
+    assert "valid_flat" in fit_measured((images, masks), torch.nn.Conv2d(3, 2, 1), (images, masks), **settings).metrics

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.conftest import mlp
+from tests.helpers import mlp
 
 import heptane as hp
 from heptane.base.clock import median_seconds

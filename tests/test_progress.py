@@ -1,4 +1,4 @@
-"""Signs of life: what a terminal and a pipe get to see of work that takes long, and that all else gets nothing."""
+"""Progress lines for slow work, at a terminal and in a pipe, and no output otherwise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from tests.conftest import mlp
+from tests.helpers import mlp
 from tests.report.test_console import Terminal
 
 import heptane as hp

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import make_images, mlp
+from tests.helpers import make_images, mlp
 
 import heptane as hp
-from facts import fit_with_facts, race_with_facts
+from tests.facts import fit_with_facts, race_with_facts
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no chromium on the PATH")
@@ -42,7 +42,8 @@ def race_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tricks = hp.Tricks(cyclical=hp.Cyclical(), mixup=hp.Mixup(), label_smoothing=hp.LabelSmoothing())
     sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     about = {"model": {"name": "net"}, "data": {"name": "patterns <b>"}, "command": "heptane race ..."}
-    settings = {"epochs": 4, "batch_size": 16, "target": 0.9, "seeds": 2, "tune": 1}
+    arms = ["plain", "all", "all-label_smoothing", "plain+mixup"]
+    settings = {"epochs": 4, "batch_size": 16, "target": 0.9, "seeds": 2, "tune": 1, "arms": arms}
     race_with_facts(mlp, data, data, optimizer=sgd, tricks=tricks, out=folder, about=about, **settings)
     return folder / "report.html"
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.helpers import sgd, shuffled, steps_by_hand
 from torch import nn
 
 import heptane as hp
@@ -198,10 +199,6 @@ class Remembers(nn.Module):
         return self.head(out[:, 0])  # type: ignore[no-any-return]
 
 
-def sgd(params: Any) -> torch.optim.SGD:
-    return torch.optim.SGD(params, lr=0.1)
-
-
 @pytest.mark.parametrize("keep", ["attribute", "list", "dict"])
 def test_a_network_that_keeps_its_state_trains_and_evaluates_as_if_it_had_not_been_tried(keep: str) -> None:
     x, y = torch.randn(32, 4), torch.randint(0, 3, (32,))
@@ -210,19 +207,6 @@ def test_a_network_that_keeps_its_state_trains_and_evaluates_as_if_it_had_not_be
     model, steps = Remembers(keep), []
     for step in hp.train(model, (x, y), epochs=1, batch_size=16, optimizer=sgd):
         steps.append(float(step.loss))
-    plain, losses = Remembers(keep), []
-    optimizer, order = sgd(plain.parameters()), list(_batches(x, y))
-    for inputs, targets in order:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(plain(inputs), targets)
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert steps == losses
-
-
-def _batches(x: torch.Tensor, y: torch.Tensor) -> Any:
-    from heptane.data.batches import epoch_order
-
-    for part in torch.split(epoch_order(len(x), 0, 0), 16):
-        yield x[part], y[part]
+    plain = Remembers(keep)
+    losses = steps_by_hand(plain, shuffled((x, y), 16), sgd(plain.parameters()))
+    assert steps == [float(loss) for loss in losses]

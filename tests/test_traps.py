@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import Counting
+from tests.helpers import Counting, assert_close, net, points, sgd
 from tests.workers import launch
 
 import heptane as hp
@@ -27,11 +27,6 @@ F = torch.nn.functional
 State = dict[str, torch.Tensor]
 
 
-def points(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    random = torch.Generator().manual_seed(1)
-    return torch.randn(SAMPLES, 6, generator=random, dtype=dtype), torch.randint(0, CLASSES, (SAMPLES,), generator=random)
-
-
 def sentences() -> tuple[torch.Tensor, torch.Tensor]:
     """Very unequal numbers of valid positions."""
     random = torch.Generator().manual_seed(6)
@@ -40,25 +35,10 @@ def sentences() -> tuple[torch.Tensor, torch.Tensor]:
     return x, tags.where(torch.arange(7) < 1 + torch.arange(SAMPLES)[:, None] ** 2 % 7, -100)
 
 
-def net(*between: torch.nn.Module, dtype: torch.dtype = torch.float64) -> torch.nn.Sequential:
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(6, 5), *between, torch.nn.Tanh(), torch.nn.Linear(5, CLASSES)).to(dtype)
-
-
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
-
-
 def trained(model: torch.nn.Module, data: Any, tricks: hp.Tricks | None = None, **more: Any) -> tuple[State, list[Any]]:
     settings = {"optimizer": sgd, "epochs": 3, "batch_size": BATCH, "seed": 4, "tricks": tricks} | more
     events = list(hp.train(model, data, **settings))
     return dict(model.state_dict()), events
-
-
-def assert_close(ours: State, theirs: State, atol: float = 1e-12) -> None:
-    assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        torch.testing.assert_close(value, theirs[key], rtol=0, atol=atol)
 
 
 def overflowing_run(scale: float, epochs: float = 4) -> Any:

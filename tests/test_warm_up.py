@@ -6,21 +6,16 @@ import random
 import subprocess
 import sys
 import time
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.conftest import mlp
+from tests.helpers import mlp, sgd
 
 import heptane as hp
 from heptane.model.warm_up import warm_up
 
 DATA = torch.randn(16, 64), torch.randint(0, 4, (16,))
-
-
-def sgd(params: Any) -> torch.optim.SGD:
-    return torch.optim.SGD(params, lr=0.1)
 
 
 def test_what_is_slow_once_is_on_the_wall_clock_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import random_data, sgd
+from tests.workers import TWO
 from torch import nn
 
 import heptane as hp
 from heptane.core.eval_batch import BatchSplitter, eval_batch_size
-
-SGD = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
-TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
 
 
 class Seen(nn.Module):
@@ -31,13 +30,8 @@ class Seen(nn.Module):
         return self.head(self.first(x))
 
 
-def pair(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    torch.manual_seed(0)
-    return torch.randn(count, 4), torch.randint(0, 3, (count,))
-
-
 def test_small_models_are_evaluated_512_at_once_and_wide_ones_as_training_takes() -> None:
-    x = pair(8)[0]
+    x = random_data(8)[0]
     assert eval_batch_size(Seen(), x, least=8) == 512
     wide = Seen(wide=1 << 20)  # 4 MiB per sample
     assert eval_batch_size(wide, x, least=8) == 32
@@ -49,13 +43,13 @@ def test_small_models_are_evaluated_512_at_once_and_wide_ones_as_training_takes(
 
 
 def test_a_run_evaluates_within_what_training_takes() -> None:
-    model, data = Seen(wide=1 << 20), pair(48)
-    hp.fit(model, data, data, optimizer=SGD, epochs=1, batch_size=8)
+    model, data = Seen(wide=1 << 20), random_data(48)
+    hp.fit(model, data, data, optimizer=sgd, epochs=1, batch_size=8)
     assert max(model.sizes) == 32
 
 
 def test_a_batch_size_that_is_given_to_evaluate_holds() -> None:
-    model, data = Seen(wide=1 << 20), pair(48)
+    model, data = Seen(wide=1 << 20), random_data(48)
     hp.evaluate(model, data, batch_size=48)
     assert model.sizes[-1] == 48
     hp.evaluate(model, data)
@@ -64,7 +58,7 @@ def test_a_batch_size_that_is_given_to_evaluate_holds() -> None:
 
 @pytest.mark.parametrize("loss", [None, lambda output, targets: nn.functional.cross_entropy(output, targets)])
 def test_where_memory_is_short_an_evaluation_goes_on_in_halves_with_the_same_numbers(loss: Any) -> None:
-    data, model = pair(100), Seen()
+    data, model = random_data(100), Seen()
     metrics = {"mean": lambda predictions, targets: float(predictions.double().mean())}
     whole = hp.evaluate(model, data, loss=loss, metrics=metrics)
     model.room = 13
@@ -80,7 +74,7 @@ def test_one_sample_that_does_not_fit_and_other_errors_are_raised() -> None:
 
         return compute
 
-    inputs, targets = pair(4)
+    inputs, targets = random_data(4)
     for text in ("out of memory", "shapes cannot be multiplied"):
         with pytest.raises(RuntimeError, match=text):
             list(BatchSplitter(raising(text)).of(inputs, targets))
@@ -88,7 +82,7 @@ def test_one_sample_that_does_not_fit_and_other_errors_are_raised() -> None:
 
 @pytest.mark.usefixtures("forked", "undrawn")
 def test_a_metric_that_raises_on_several_workers_loses_nothing(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    valid = list(zip(*pair(64), strict=True))
+    valid = list(zip(*random_data(64), strict=True))
 
     class Items(torch.utils.data.Dataset[Any]):
         def __len__(self) -> int:
@@ -106,9 +100,9 @@ def test_a_metric_that_raises_on_several_workers_loses_nothing(tmp_path: Any, mo
     with pytest.raises(RuntimeError, match=r"metrics\['much'\] failed: ValueError: too many for me"):
         hp.fit(
             model,
-            pair(64),
+            random_data(64),
             Items(),
-            optimizer=SGD,
+            optimizer=sgd,
             epochs=1,
             batch_size=16,
             tricks=TWO,
@@ -116,7 +110,15 @@ def test_a_metric_that_raises_on_several_workers_loses_nothing(tmp_path: Any, mo
             run_dir=tmp_path / "run",
         )
     result = hp.fit(
-        model, pair(64), Items(), optimizer=SGD, epochs=1, batch_size=16, tricks=TWO, run_dir=tmp_path / "run", resume=True
+        model,
+        random_data(64),
+        Items(),
+        optimizer=sgd,
+        epochs=1,
+        batch_size=16,
+        tricks=TWO,
+        run_dir=tmp_path / "run",
+        resume=True,
     )
     assert result.history[-1]["step"] == 4
     assert list((tmp_path / "run").glob("checkpoints/*4*"))

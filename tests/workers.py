@@ -16,12 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from tests.helpers import fit, random_data
 
+import heptane as hp
 from heptane.distributed import pickling, worker
 from heptane.distributed.launch import raise_failure
 from heptane.distributed.torch_settings import settings
 
+TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
+IN_GROUP = hp.Tricks(data_parallel=hp.DataParallel())  # as many workers as run already
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -32,8 +37,14 @@ SERVER.set_forkserver_preload(
         "heptane.distributed.batchnorm",
         "heptane.session.checkpoints.sharded",
         "heptane.distributed.sharding",
+        "torchmetrics",
     ]
 )
+
+
+def fit_epoch(model: torch.nn.Module, train: Any = None, valid: Any = None, **settings: Any) -> hp.Result:
+    """One epoch, on two workers where the tricks do not say otherwise."""
+    return fit(model, random_data() if train is None else train, valid, **{"epochs": 1, "tricks": TWO, **settings})
 
 
 def launch(
@@ -54,6 +65,13 @@ def launch(
         if codes:
             raise_failure(Path(folder, "failures"), workers, {rank: code for rank, code in codes.items() if code != 1})
         return torch.load(answer, weights_only=False)
+
+
+def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on ``hp.fit`` forks its workers."""
+    import heptane.fit  # noqa: F401 - the module, which is hidden by the function of that name
+
+    monkeypatch.setattr(sys.modules["heptane.fit"], "launch", launch)
 
 
 def alone(code: str) -> Any:

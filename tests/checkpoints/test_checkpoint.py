@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import make_images, mlp
+from tests.helpers import make_images, mlp, sgd
 
 import heptane as hp
 from heptane.assemble import assemble
@@ -27,10 +27,6 @@ Factory = Callable[[Any], torch.optim.Optimizer]
 
 
 RECORD = {"epoch": 1, "step": 3, "train_seconds": 0.5, "evaluate_seconds": 0.1, "train_loss": 0.5}
-
-
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
 def make(optimizer: Factory = sgd, model: torch.nn.Module | None = None, **settings: Any) -> Run:

@@ -1,4 +1,4 @@
-"""When a run is saved, what stays, and what a disk that is full or read-only costs: the files, and nothing else."""
+"""When checkpoints are written, which are kept, and what happens on a full or read-only disk."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.conftest import make_images, mlp
+from tests.helpers import TRAIN, VALID, fit_mlp, mlp, sgd
 
 import heptane as hp
 from heptane.base import storage
@@ -22,14 +21,6 @@ from heptane.session.checkpoints import checkpoint, manager
 from heptane.session.checkpoints.manager import Interval
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-
-TRAIN, VALID = make_images(48), make_images(30, seed=1)
-sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-
-
-def fit(folder: Path, **settings: Any) -> hp.Result:
-    settings = {"epochs": 4, "batch_size": 16, "optimizer": sgd, "device": "cpu", **settings}
-    return hp.fit(mlp(), TRAIN, VALID, run_dir=folder, **settings)
 
 
 def steps(folder: Path) -> list[int]:
@@ -59,7 +50,7 @@ def test_other_intervals_are_refused(text: Any, tmp_path: Path) -> None:
     with pytest.raises(
         hp.InputError, match=r"checkpoint_every=.*: expected a number of steps, at least 1, such as 500, or a time"
     ):
-        fit(tmp_path / "run", checkpoint_every=text)
+        fit_mlp(tmp_path / "run", checkpoint_every=text)
     assert not (tmp_path / "run").exists()
 
 
@@ -75,10 +66,10 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_at_each_evaluation_unless_it_is_said_how_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = written(monkeypatch)
-    fit(tmp_path / "a")
+    fit_mlp(tmp_path / "a")
     assert found == [3, 6, 9, 12]
     del found[:]
-    result = fit(tmp_path / "b", checkpoint_every=5)
+    result = fit_mlp(tmp_path / "b", checkpoint_every=5)
     best = [r["valid_accuracy"] for r in result.history]
     not_worse = {3 * (i + 1) for i, value in enumerate(best) if value >= max(best[:i], default=-1)}
     assert found == sorted({5, 10, 12} | not_worse)
@@ -104,21 +95,21 @@ def test_by_time_it_is_saved_when_so_much_has_gone_by(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_newest_stay_and_the_best(keep: int, tmp_path: Path) -> None:
-    result = fit(tmp_path / "run", keep_checkpoints=keep, epochs=6)
+    result = fit_mlp(tmp_path / "run", keep_checkpoints=keep, epochs=6)
     best = max(reversed(result.history), key=lambda record: record["valid_accuracy"])["step"]  # of equal ones the last
     assert result.best_step == best
     assert steps(tmp_path / "run") == sorted({*[18, 15, 12][:keep], best}, reverse=True)
     with pytest.raises(hp.InputError, match="keep_checkpoints=0"):
-        fit(tmp_path / "run", keep_checkpoints=0, resume=True)
+        fit_mlp(tmp_path / "run", keep_checkpoints=0, resume=True)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_note_and_the_end_is_the_same(tmp_path: Path) -> None:
-    whole = fit(tmp_path / "whole")
-    fit(tmp_path / "run", target=("valid_loss", 1e9))
-    fit(tmp_path / "run", resume=True, target=("valid_loss", 1e-9), max_seconds=1e-9, keep_checkpoints=5)
+    whole = fit_mlp(tmp_path / "whole")
+    fit_mlp(tmp_path / "run", target=("valid_loss", 1e9))
+    fit_mlp(tmp_path / "run", resume=True, target=("valid_loss", 1e-9), max_seconds=1e-9, keep_checkpoints=5)
     newest = tmp_path / "run" / "checkpoints" / f"step-{steps(tmp_path / 'run')[0]:09d}"
     (newest / "state.safetensors").write_bytes(b"torn")
-    again = fit(tmp_path / "run", resume=True)
+    again = fit_mlp(tmp_path / "run", resume=True)
     assert again.notes[-2].startswith(f"checkpoint {newest} is damaged (state.safetensors has 4 of ") or any(
         note.startswith(f"checkpoint {newest} is damaged (state.safetensors has 4 of ") for note in again.notes
     )
@@ -136,7 +127,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_no_training(tmp_path: Path, m
         real(descriptor)
 
     monkeypatch.setattr(storage.os, "fsync", full)
-    result = fit(tmp_path / "run", checkpoint_every=2, keep_checkpoints=20)
+    result = fit_mlp(tmp_path / "run", checkpoint_every=2, keep_checkpoints=20)
     assert result.steps["applied"] == 12
     said = [note for note in result.notes if "could not be written" in note]
     assert said
@@ -196,12 +187,12 @@ def test_where_a_disk_turns_read_only_training_goes_on_too(small_disk: Path, mon
 
     monkeypatch.setattr(recorder, "steps", steps_)
     with pytest.warns(UserWarning, match=r"cannot write .*Read-only file system"):
-        result = fit(small_disk / "run")
+        result = fit_mlp(small_disk / "run")
     assert result.steps["applied"] == 12
     subprocess.run(["umount", small_disk / "run"], check=True)
     monkeypatch.setattr(recorder, "steps", real)
     assert steps(small_disk / "run")[0] == 6
-    again = fit(small_disk / "run", resume=True)
+    again = fit_mlp(small_disk / "run", resume=True)
     for a, b in zip(result.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert json.loads((small_disk / "run" / "result.json").read_text())["steps"]["applied"] == 12

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import make_images, mlp
+from tests.helpers import adamw, fit, make_images, mlp
 
 import heptane as hp
 from heptane.model.names import clean_names, load_clean
@@ -40,20 +40,14 @@ def compiled(where: str) -> torch.nn.Module:
     return net if where == "part" else torch.nn.DataParallel(net) if where == "parallel" else Wrapped(net)
 
 
-def fit(model: torch.nn.Module, folder: Path, **settings: Any) -> hp.Result:
-    settings = {
-        "optimizer": lambda p: torch.optim.AdamW(p, lr=0.01),
-        "epochs": 2,
-        "batch_size": 16,
-        "device": "cpu",
-    } | settings
-    return hp.fit(model, TRAIN, run_dir=folder, **settings)
+def fit_in(model: torch.nn.Module, folder: Path, **settings: Any) -> hp.Result:
+    return fit(model, TRAIN, run_dir=folder, **{"optimizer": adamw, **settings})
 
 
 @pytest.mark.parametrize("where", ["whole", "part", "both", "parallel"])
 def test_files_of_a_wrapped_model_have_its_own_names(where: str, tmp_path: Path) -> None:
     model = compiled(where)
-    fit(model, tmp_path, average_decay=0.9)
+    fit_in(model, tmp_path, average_decay=0.9)
     names = set(mlp().state_dict())
     assert set(load_file(tmp_path / "model.safetensors")) == names
     saved, _ = find_newest(tmp_path / "checkpoints")
@@ -71,9 +65,9 @@ def test_files_of_a_wrapped_model_have_its_own_names(where: str, tmp_path: Path)
 
 
 def test_a_run_goes_on_with_a_model_that_is_wrapped_otherwise(tmp_path: Path) -> None:
-    whole = fit(mlp(), tmp_path / "whole", epochs=3)
-    fit(compiled("both"), tmp_path / "parts", epochs=2)
-    again = fit(mlp(seed=5), tmp_path / "parts", epochs=3, resume=True)
+    whole = fit_in(mlp(), tmp_path / "whole", epochs=3)
+    fit_in(compiled("both"), tmp_path / "parts", epochs=2)
+    again = fit_in(mlp(seed=5), tmp_path / "parts", epochs=3, resume=True)
     for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
@@ -123,9 +117,9 @@ class Sparse(torch.nn.Module):
 def test_sparse_buffers_and_extra_state_are_saved_resumed_and_in_the_weights(layout: str, tmp_path: Path) -> None:
     model = Sparse(layout)
     model.table = 3 * model.table
-    fit(model, tmp_path)
+    fit_in(model, tmp_path)
     model = Sparse(layout)
-    again = fit(model, tmp_path, epochs=3, resume=True)
+    again = fit_in(model, tmp_path, epochs=3, resume=True)
     assert model.extra["seen"] == 96
     assert torch.equal(model.extra["sum"], torch.full((2,), 6.0))
     assert model.table.to_dense().tolist() == [[0.0, 6.0, 0.0], [3.0, 0.0, 0.0]]
@@ -166,12 +160,12 @@ def test_state_that_cannot_be_saved_is_refused_before_training(tmp_path: Path) -
     net = mlp()
     before = [p.clone() for p in net.parameters()]
     with pytest.raises(hp.InputError, match=r"optimizer.state.0.kept is of type Namespace: .* leave out run_dir"):
-        fit(net, tmp_path / "a", optimizer=lambda p: Odd(p, lr=0.1))
+        fit_in(net, tmp_path / "a", optimizer=lambda p: Odd(p, lr=0.1))
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     model = Sparse()
     model.extra = {"rule": argparse.Namespace(a=1)}
     with pytest.raises(hp.InputError, match=r"model._extra_state.rule is of type Namespace"):
-        fit(model, tmp_path / "b")
+        fit_in(model, tmp_path / "b")
     assert not (tmp_path / "a").exists()
     hp.fit(mlp(), TRAIN, optimizer=lambda p: Odd(p, lr=0.1), epochs=1, batch_size=16, device="cpu")  # it saves nothing
 
@@ -193,7 +187,7 @@ def test_the_trial_of_an_optimizer_leaves_no_mark(tmp_path: Path) -> None:
         made.register_step_post_hook(lambda *_: calls.append(len(made.noise)))
         return made
 
-    fit(mlp(), tmp_path, optimizer=build)
+    fit_in(mlp(), tmp_path, optimizer=build)
     assert sorted(set(calls)) == [1, 2, 3, 4]  # PyTorch may call a hook for SGD.step too
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.conftest import make_images
+from tests.helpers import VALID, adamw, fit, make_images, sgd
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-
-TRAIN, VALID = make_images(50), make_images(30, seed=1)
 
 
 def net(seed: int = 0) -> torch.nn.Module:
@@ -26,12 +25,8 @@ def net(seed: int = 0) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Flatten(), *hidden, torch.nn.Linear(16, 4))
 
 
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.05, momentum=0.9, nesterov=True)
-
-
-def adamw(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=0.01)
+TRAIN = make_images(50)  # the last batch of an epoch is short
+nesterov = partial(sgd, nesterov=True)
 
 
 class Map(Dataset[Any]):
@@ -65,10 +60,8 @@ class Interrupt:
         return VALID[0][index], VALID[1][index]
 
 
-def fit(model: torch.nn.Module, data: Any, valid: Any, folder: Path, **settings: Any) -> hp.Result:
-    batch_size = None if isinstance(data, DataLoader) else 16
-    settings = {"optimizer": sgd, "epochs": 4, "batch_size": batch_size, "device": "cpu", "test": VALID, **settings}
-    return hp.fit(model, data, valid, run_dir=folder, **settings)
+def fit_in(model: torch.nn.Module, data: Any, valid: Any, folder: Path, **settings: Any) -> hp.Result:
+    return fit(model, data, valid, run_dir=folder, **{"optimizer": nesterov, "epochs": 4, "test": VALID, **settings})
 
 
 def timeless(value: Any) -> Any:
@@ -79,10 +72,10 @@ def timeless(value: Any) -> Any:
 
 
 def compare(folder: Path, data: Callable[[], Any], at: int = 3, **settings: Any) -> hp.Result:
-    whole = fit(net(), data(), VALID, folder / "whole", **settings)
+    whole = fit_in(net(), data(), VALID, folder / "whole", **settings)
     with pytest.raises(KeyboardInterrupt):
-        fit(net(), data(), Interrupt(at), folder / "parts", **settings)
-    again = fit(net(seed=8), data(), VALID, folder / "parts", resume=True, **settings)
+        fit_in(net(), data(), Interrupt(at), folder / "parts", **settings)
+    again = fit_in(net(seed=8), data(), VALID, folder / "parts", resume=True, **settings)
     for (name, a), b in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert timeless(again.history) == timeless(whole.history)
@@ -96,7 +89,7 @@ DATA: dict[str, Callable[[], Any]] = {"tensors": lambda: TRAIN, "dataset": Map, 
 
 
 @pytest.mark.parametrize("data", DATA)
-@pytest.mark.parametrize("optimizer", [sgd, adamw])
+@pytest.mark.parametrize("optimizer", [nesterov, adamw])
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(data: str, optimizer: Any, tmp_path: Path) -> None:
     compare(tmp_path, DATA[data], optimizer=optimizer)
 
@@ -137,11 +130,11 @@ def test_so_is_one_whose_loader_has_a_generator_of_its_own(tmp_path: Path) -> No
 
 
 def test_so_is_one_that_was_interrupted_twice(tmp_path: Path) -> None:
-    whole = fit(net(), TRAIN, VALID, tmp_path / "whole", optimizer=adamw)
+    whole = fit_in(net(), TRAIN, VALID, tmp_path / "whole", optimizer=adamw)
     for at, resume in ((2, False), (3, True)):
         with pytest.raises(KeyboardInterrupt):
-            fit(net(seed=9 * resume), TRAIN, Interrupt(at), tmp_path / "parts", resume=resume, optimizer=adamw)
-    again = fit(net(seed=8), TRAIN, VALID, tmp_path / "parts", resume=True, optimizer=adamw)
+            fit_in(net(seed=9 * resume), TRAIN, Interrupt(at), tmp_path / "parts", resume=resume, optimizer=adamw)
+    again = fit_in(net(seed=8), TRAIN, VALID, tmp_path / "parts", resume=True, optimizer=adamw)
     assert [record["epoch"] for record in again.history] == [1, 2, 3, 4]
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
 
@@ -153,40 +146,40 @@ def test_transfer_goes_on_in_its_phase(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
-    first = fit(net(), TRAIN, VALID, tmp_path)
-    again = fit(net(seed=8), TRAIN, VALID, tmp_path, resume=True)
+    first = fit_in(net(), TRAIN, VALID, tmp_path)
+    again = fit_in(net(seed=8), TRAIN, VALID, tmp_path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
     assert timeless(again.history) == timeless(first.history)
     assert again.metrics == first.metrics
 
 
 def test_a_run_that_reached_its_target_is_not_trained_past_it(tmp_path: Path) -> None:
-    first = fit(net(), TRAIN, VALID, tmp_path, target=0.5, epochs=20)
+    first = fit_in(net(), TRAIN, VALID, tmp_path, target=0.5, epochs=20)
     assert first.reached is not None
-    again = fit(net(seed=8), TRAIN, VALID, tmp_path, resume=True, target=0.5, epochs=20)
+    again = fit_in(net(seed=8), TRAIN, VALID, tmp_path, resume=True, target=0.5, epochs=20)
     assert again.steps["applied"] == first.steps["applied"]
     assert again.reached == first.reached
 
 
 def test_a_folder_without_a_checkpoint_starts_at_the_beginning(tmp_path: Path) -> None:
-    fresh = fit(net(), TRAIN, VALID, tmp_path / "a")
-    resumed = fit(net(), TRAIN, VALID, tmp_path / "b", resume=True)
+    fresh = fit_in(net(), TRAIN, VALID, tmp_path / "a")
+    resumed = fit_in(net(), TRAIN, VALID, tmp_path / "b", resume=True)
     assert all(torch.equal(a, b) for a, b in zip(fresh.model.parameters(), resumed.model.parameters(), strict=True))
 
 
 def test_another_runs_folder_is_refused_and_kept(tmp_path: Path) -> None:
-    fit(net(), TRAIN, VALID, tmp_path)
+    fit_in(net(), TRAIN, VALID, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(hp.InputError, match="written with seed 0, and this run has 1"):
-        fit(net(), TRAIN, VALID, tmp_path, resume=True, seed=1)
+        fit_in(net(), TRAIN, VALID, tmp_path, resume=True, seed=1)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_the_clocks_and_events_of_both_parts_are_in_the_result(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        fit(net(), TRAIN, Interrupt(3), tmp_path)
+        fit_in(net(), TRAIN, Interrupt(3), tmp_path)
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    again = fit(net(), TRAIN, VALID, tmp_path, resume=True)
+    again = fit_in(net(), TRAIN, VALID, tmp_path, resume=True)
     assert again.seconds["train"] > events[-1]["train_seconds"] == again.history[1]["train_seconds"]
     assert again.seconds["wall"] >= again.seconds["train"]
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]

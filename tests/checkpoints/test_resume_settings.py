@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.conftest import make_images, mlp
+from tests.helpers import TRAIN, VALID, fit, make_images, mlp, sgd
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, TensorDataset
 
 import heptane as hp
@@ -21,23 +21,17 @@ from heptane.session.checkpoints.describe import describe
 from heptane.session.checkpoints.settings import MAY_CHANGE, MUST_MATCH
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-TRAIN, VALID = make_images(48), make_images(16, seed=1)
 SGD, ADAM = torch.optim.SGD, torch.optim.AdamW
 CYCLE = hp.Tricks(cyclical=hp.Cyclical())
 
 
-def sgd(params: Any, **settings: Any) -> torch.optim.Optimizer:
-    return SGD(params, **{"lr": 0.1, "momentum": 0.9, **settings})
-
-
-def fit(folder: Path | None, **settings: Any) -> hp.Result:
-    settings = {"optimizer": sgd, "epochs": 2, "batch_size": 16, "device": "cpu", **settings}
-    return hp.fit(settings.pop("model", None) or mlp(), settings.pop("train", TRAIN), VALID, run_dir=folder, **settings)
+def fit_in(folder: Path | None, *, model: Any = None, train: Any = TRAIN, **settings: Any) -> hp.Result:
+    return fit(model or mlp(), train, VALID, run_dir=folder, **settings)
 
 
 def cut(folder: Path, **settings: Any) -> None:
     """A run that stops after its first epoch."""
-    fit(folder, target=("valid_loss", 1e9), **settings)
+    fit_in(folder, target=("valid_loss", 1e9), **settings)
 
 
 def content(folder: Path) -> dict[Path, bytes]:
@@ -212,7 +206,7 @@ def test_what_shapes_training_is_refused_by_name_and_nothing_changes(name: str, 
     weights = [p.detach().clone() for p in model.parameters()]
     about = {"settings_toml": "data = 'other'"}
     with pytest.raises(hp.InputError, match=said) as refused:
-        fit(tmp_path, **{"model": model, "resume": True, "about": about, **first, **second})
+        fit_in(tmp_path, **{"model": model, "resume": True, "about": about, **first, **second})
     assert "or start a new run in another folder" in str(refused.value)
     assert content(tmp_path) == before
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), weights, strict=True))
@@ -279,9 +273,9 @@ def test_other_data_are_refused_by_name(name: str, tmp_path: Path) -> None:
     cut(tmp_path, **one)
     before = content(tmp_path)
     with pytest.raises(hp.InputError, match=said):
-        fit(tmp_path, resume=True, **two)
+        fit_in(tmp_path, resume=True, **two)
     assert content(tmp_path) == before
-    assert fit(tmp_path, resume=True, **one).steps["applied"] == 6
+    assert fit_in(tmp_path, resume=True, **one).steps["applied"] == 6
 
 
 @pytest.mark.parametrize("draws", ["", "torch", "python", "numpy", "its own generator", "another"])
@@ -292,20 +286,20 @@ def test_the_same_data_are_taken_though_they_are_drawn_at_random(draws: str, kin
         return {"train": loader(items), "batch_size": None} if kind == "loader" else {"train": items}
 
     cut(tmp_path, **data())
-    assert fit(tmp_path, resume=True, **data()).steps["applied"] == 6
+    assert fit_in(tmp_path, resume=True, **data()).steps["applied"] == 6
 
 
 @pytest.mark.parametrize("draws", ["torch", "its own generator"])
 def test_a_look_at_the_data_draws_nothing(draws: str, tmp_path: Path) -> None:
-    with_folder, without = (fit(folder, train=Items(TRAIN, draws)) for folder in (tmp_path, None))
+    with_folder, without = (fit_in(folder, train=Items(TRAIN, draws)) for folder in (tmp_path, None))
     assert all(torch.equal(a, b) for a, b in zip(with_folder.model.parameters(), without.model.parameters(), strict=True))
 
 
 def test_arrays_and_tensors_of_the_same_numbers_are_the_same_data(tmp_path: Path) -> None:
     cut(tmp_path)
     arrays = TRAIN[0].numpy(), TRAIN[1].numpy()
-    assert fit(tmp_path, train=arrays, resume=True).steps["applied"] == 6
-    assert fit(tmp_path, train=TensorDataset(*TRAIN), resume=True, epochs=3).steps["applied"] == 9
+    assert fit_in(tmp_path, train=arrays, resume=True).steps["applied"] == 6
+    assert fit_in(tmp_path, train=TensorDataset(*TRAIN), resume=True, epochs=3).steps["applied"] == 9
 
 
 def test_several_differences_are_named_together(tmp_path: Path) -> None:
@@ -313,7 +307,7 @@ def test_several_differences_are_named_together(tmp_path: Path) -> None:
     with pytest.raises(
         hp.InputError, match=r"clip_norm 1\.0, .*; with accumulate 1, .*resume with clip_norm=1\.0 and with acc"
     ):
-        fit(tmp_path, resume=True, clip_norm=2.0, accumulate=2)
+        fit_in(tmp_path, resume=True, clip_norm=2.0, accumulate=2)
 
 
 def test_every_argument_of_fit_is_said_to_be_kept_or_to_change() -> None:
@@ -326,12 +320,12 @@ def test_every_argument_of_fit_is_said_to_be_kept_or_to_change() -> None:
 
 
 def test_what_may_change_does(tmp_path: Path) -> None:
-    whole = fit(None, loss=Focal())
+    whole = fit_in(None, loss=Focal())
     cut(tmp_path, loss=Focal())
     changed: dict[str, Any] = {"evaluate_every_epochs": 0.5, "checkpoint_every": 1, "keep_checkpoints": 3, "on_nan": "stop"}
     changed |= {"metrics": {"one": lambda p, t: 1.0}, "patience": 9, "max_seconds": 99.0, "nan_limit": 3, "skip_bad": 2}
     changed |= {"weights": "last", "device": "cpu"}
-    again = fit(tmp_path, resume=True, loss=Focal(), **changed)
+    again = fit_in(tmp_path, resume=True, loss=Focal(), **changed)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
     assert "on_nan='stop' from step 3 on; before, 'skip'" in again.notes
     assert again.metrics["valid_one"] == 1.0
@@ -341,22 +335,22 @@ def test_the_same_loss_object_goes_on_though_it_has_counted_and_another_way_to_n
     loss = Focal()
     cut(tmp_path / "a", loss=loss)
     assert loss.calls > 0
-    fit(tmp_path / "a", loss=loss, resume=True)
+    fit_in(tmp_path / "a", loss=loss, resume=True)
     cut(tmp_path / "b", optimizer="sgd", lr=0.1)
     named = partial(sgd, weight_decay=5e-4, nesterov=True)
-    fit(tmp_path / "b", optimizer=named, loss="cross_entropy", resume=True)
+    fit_in(tmp_path / "b", optimizer=named, loss="cross_entropy", resume=True)
 
 
 def test_what_was_measured_is_not_a_setting(tmp_path: Path) -> None:
     cut(tmp_path, tricks=hp.Tricks(mixed_precision=hp.MixedPrecision(dtype="fp32", channels_last="on")))
-    fit(tmp_path, tricks=hp.Tricks(mixed_precision=hp.MixedPrecision(channels_last="off")), resume=True)
+    fit_in(tmp_path, tricks=hp.Tricks(mixed_precision=hp.MixedPrecision(channels_last="off")), resume=True)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_resumed_and_it_is_said(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("heptane.session.checkpoints.checkpoint.as_kept", lambda run: None)
         cut(tmp_path)
-    assert "could not be compared" in " ".join(fit(tmp_path, resume=True, clip_norm=9.0).notes)
+    assert "could not be compared" in " ".join(fit_in(tmp_path, resume=True, clip_norm=9.0).notes)
 
 
 def planned(notes: list[str]) -> str:
@@ -364,9 +358,9 @@ def planned(notes: list[str]) -> str:
 
 
 def test_a_finished_run_without_a_schedule_goes_on_and_is_the_longer_one(tmp_path: Path) -> None:
-    whole = fit(None, epochs=4)
-    fit(tmp_path, epochs=2)
-    again = fit(tmp_path, epochs=4, resume=True)
+    whole = fit_in(None, epochs=4)
+    fit_in(tmp_path, epochs=2)
+    again = fit_in(tmp_path, epochs=4, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
     assert [record["epoch"] for record in again.history] == [1, 2, 3, 4]
     assert (
@@ -377,19 +371,19 @@ def test_a_finished_run_without_a_schedule_goes_on_and_is_the_longer_one(tmp_pat
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_cycle_is_laid_out_over_the_new_length_and_it_is_said(finished: bool, tmp_path: Path) -> None:
     settings = {"tricks": CYCLE, "epochs": 2}
-    fit(tmp_path, **settings) if finished else cut(tmp_path, **settings)
+    fit_in(tmp_path, **settings) if finished else cut(tmp_path, **settings)
     step = 6 if finished else 3
-    again = fit(tmp_path, tricks=CYCLE, epochs=4, resume=True)
+    again = fit_in(tmp_path, tricks=CYCLE, epochs=4, resume=True)
     before, after = (0.1 * hp.Cyclical().rates(steps, 3).learning_rate(at) for steps, at in ((6, step - 1), (12, step)))
     assert f"goes from {before:.3g} at step {step} to {after:.3g} at step {step + 1}" in planned(again.notes)
     rates = [0.1 * hp.Cyclical().rates(12, 3).learning_rate(at) for at in (8, 11)]
     assert [r["learning_rate"] for r in again.history if r["step"] > 6] == pytest.approx(rates)
-    assert not [n for n in fit(tmp_path, tricks=CYCLE, epochs=4, resume=True).notes if n.startswith("new length:")]
+    assert not [n for n in fit_in(tmp_path, tricks=CYCLE, epochs=4, resume=True).notes if n.startswith("new length:")]
 
 
 def test_it_is_said_before_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(tmp_path, tricks=CYCLE)
-    fit(tmp_path, tricks=CYCLE, epochs=3, resume=True, progress=True)
+    fit_in(tmp_path, tricks=CYCLE)
+    fit_in(tmp_path, tricks=CYCLE, epochs=3, resume=True, progress=True)
     said = capsys.readouterr().err
     assert said.index("note: new length: 3 epochs (9 steps) instead of 2") < said.index("epoch 3")
 
@@ -400,8 +394,8 @@ def test_small_images_mixup_and_freezing_over_the_new_length_are_said(tmp_path: 
     model = nn.Sequential(*body, nn.Linear(4, 4))
     tricks = hp.Tricks(transfer=hp.Transfer(mode="gradual", rate_factor=1.0), mixup=hp.Mixup(off_last_epochs=1.0))
     settings = {"tricks": tricks, "resize": hp.ProgressiveResize(size=6), "model": model}
-    fit(tmp_path, **settings)
-    said = " ".join(fit(tmp_path, resume=True, epochs=8, **settings).notes)
+    fit_in(tmp_path, **settings)
+    said = " ".join(fit_in(tmp_path, resume=True, epochs=8, **settings).notes)
     assert "images are scaled down to 6 pixels again until step 14" in said
     assert "mixup is on again until step 21" in said
     assert "layer groups are frozen again" in said
@@ -415,17 +409,17 @@ class Endless(torch.utils.data.IterableDataset[Any]):
 def test_steps_over_data_without_a_length_are_extended_too(tmp_path: Path) -> None:
     loader = torch.utils.data.DataLoader(Endless(), 16)
     settings = {"train": loader, "batch_size": None, "epochs": None}
-    whole = fit(None, steps=40, **settings)
-    fit(tmp_path, steps=20, **settings)
-    again = fit(tmp_path, steps=40, resume=True, **settings)
+    whole = fit_in(None, steps=40, **settings)
+    fit_in(tmp_path, steps=20, **settings)
+    again = fit_in(tmp_path, steps=40, resume=True, **settings)
     assert again.steps["applied"] == 40
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
 
 
 def test_a_run_that_is_made_shorter_than_it_is_stays_refused(tmp_path: Path) -> None:
-    fit(tmp_path)
+    fit_in(tmp_path)
     with pytest.raises(hp.InputError, match="is at step 6, but this run has only 3 steps: raise epochs"):
-        fit(tmp_path, resume=True, epochs=1)
+        fit_in(tmp_path, resume=True, epochs=1)
 
 
 def test_a_description_is_alike_in_two_processes_and_tells_what_differs() -> None:

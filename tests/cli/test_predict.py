@@ -183,7 +183,7 @@ def test_a_run_on_data_without_a_test_part_is_evaluated_on_its_validation_part(
 
 
 def test_a_run_from_python_is_predicted_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.conftest import mlp
+    from tests.helpers import mlp
 
     interrupted(mlp(), tmp_path / "run")
     (tmp_path / "x.png").write_bytes(b"")

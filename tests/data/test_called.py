@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.helpers import fit, weights
 
 import heptane as hp
 
@@ -20,37 +21,36 @@ def noise(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def fit(**settings: Any) -> hp.Result:
+def fit_with_noise(**settings: Any) -> hp.Result:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4), torch.nn.Dropout(0.2), torch.nn.Linear(4, 2))
-    settings = {"optimizer": "sgd", "lr": 0.1, "epochs": 3, "batch_size": 16, "augment": noise, **settings}
-    return hp.fit(model, IMAGES, IMAGES, **settings)
-
-
-def weights(result: hp.Result) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in result.model.parameters()])
+    return fit(model, IMAGES, IMAGES, **{"augment": noise, **settings})
 
 
 def test_the_same_seed_gives_the_same_draws_and_another_others() -> None:
-    first = weights(fit())
-    assert torch.equal(first, weights(fit()))
-    assert not torch.equal(first, weights(fit(augment=None)))
-    assert not torch.equal(first, weights(fit(seed=1)))
+    first = weights(fit_with_noise())
+    assert torch.equal(first, weights(fit_with_noise()))
+    assert not torch.equal(first, weights(fit_with_noise(augment=None)))
+    assert not torch.equal(first, weights(fit_with_noise(seed=1)))
 
 
 def test_the_users_tensors_stay_as_they_were() -> None:
     before = IMAGES[0].clone()
-    fit()
+    fit_with_noise()
     assert torch.equal(before, IMAGES[0])
 
 
 def test_draws_leave_dropouts_alone() -> None:
-    assert torch.equal(weights(fit(augment=lambda images: images + 0 * torch.rand(1))), weights(fit(augment=None)))
+    assert torch.equal(
+        weights(fit_with_noise(augment=lambda images: images + 0 * torch.rand(1))), weights(fit_with_noise(augment=None))
+    )
 
 
 def test_a_resumed_run_sees_the_same(tmp_path: Path) -> None:
-    fit(run_dir=tmp_path, max_seconds=1e-9)
-    assert torch.equal(weights(fit(weights="last")), weights(fit(run_dir=tmp_path, resume=True, weights="last")))
+    fit_with_noise(run_dir=tmp_path, max_seconds=1e-9)
+    assert torch.equal(
+        weights(fit_with_noise(weights="last")), weights(fit_with_noise(run_dir=tmp_path, resume=True, weights="last"))
+    )
 
 
 def test_micro_batches_do_not_change_the_draws() -> None:
@@ -68,4 +68,4 @@ def test_micro_batches_do_not_change_the_draws() -> None:
 def test_what_is_no_batch_of_as_many_is_refused() -> None:
     for function in (lambda images: images[:3], lambda images: None):
         with pytest.raises(hp.InputError, match=r"augment returned .*: expected a function from a batch of inputs"):
-            fit(augment=function)
+            fit_with_noise(augment=function)

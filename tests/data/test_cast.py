@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from tests.helpers import fit, sgd, weights
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,22 +20,9 @@ X, Y = RANDOM.normal(size=(64, 4)), RANDOM.integers(0, 3, 64)
 IMAGES = RANDOM.integers(0, 256, (64, 3, 8, 8), dtype=np.uint8)
 
 
-def sgd(params):
-    return torch.optim.SGD(params, lr=0.1)
-
-
-def fit(model, data, valid=None, **settings):
-    settings = {"epochs": 2, "optimizer": sgd} | ({} if isinstance(data, DataLoader) else {"batch_size": 16}) | settings
-    return hp.fit(model, data, valid, **settings)
-
-
 def net(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
-
-
-def weights(result) -> torch.Tensor:
-    return nn.utils.parameters_to_vector(result.model.parameters()).detach()
 
 
 class Items(Dataset):
@@ -339,8 +327,8 @@ def test_images_of_16_bits_are_scaled_as_those_of_8(kind: str):
     if kind == "dict":
         model.forward = lambda input: nn.Sequential.forward(model, input)
     result = fit(model, data, data, epochs=1)
-    by_hand = fit(net(), (torch.tensor(DEEP.astype(np.float32)) / 65535, labels), epochs=1)
-    torch.testing.assert_close(weights(result), weights(by_hand), rtol=0, atol=1e-6)
+    divided = fit(net(), (torch.tensor(DEEP.astype(np.float32)) / 65535, labels), epochs=1)
+    torch.testing.assert_close(weights(result), weights(divided), rtol=0, atol=1e-6)
     assert any("uint16 images were scaled to [0, 1]" in note for note in result.notes)
     assert DEEP.max() > 60000, "the user's are as they were"
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.workers import launch
+from tests.helpers import fit, sgd
+from tests.workers import TWO, launch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, get_worker_info
 
 import heptane as hp
 from heptane.data.sources import as_source
 
-SGD = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731 - a factory
 X = torch.arange(256.0).reshape(64, 4) / 256
 Y = torch.arange(64) % 3
 
@@ -33,9 +33,9 @@ class Seen(nn.Linear):
         return super().forward(x)
 
 
-def fit(loader: Any, valid: Any = None, **more: Any) -> tuple[list[float], hp.Result]:
+def fit_seen(loader: Any, valid: Any = None, **more: Any) -> tuple[list[float], hp.Result]:
     model = Seen()
-    result = hp.fit(model, loader, valid, **{"optimizer": SGD, "epochs": 1} | more)
+    result = fit(model, loader, valid, **{"epochs": 1, **more})
     return model.seen, result
 
 
@@ -77,13 +77,13 @@ def shift(reader: int) -> None:
 
 @pytest.mark.parametrize("kind", [Shifted, Many])
 def test_what_worker_init_fn_sets_on_the_data_set_has_its_effect(kind: type[Shifted]) -> None:
-    seen, _ = fit(DataLoader(kind(), 16, num_workers=1, worker_init_fn=shift))
+    seen, _ = fit_seen(DataLoader(kind(), 16, num_workers=1, worker_init_fn=shift))
     assert min(seen) >= 7.0
 
 
 def test_attributes_that_reading_changes_are_the_users_own() -> None:
     data = Shifted()
-    fit(DataLoader(data, 16))
+    fit_seen(DataLoader(data, 16))
     assert data.reads >= 64
 
 
@@ -93,7 +93,7 @@ def test_a_loader_with_an_iter_of_its_own_is_iterated_by_it() -> None:
             for x, y in super().__iter__():
                 yield x * 2, y
 
-    seen, result = fit(Doubling(TensorDataset(X, Y), 16), Doubling(TensorDataset(X, Y), 16))
+    seen, result = fit_seen(Doubling(TensorDataset(X, Y), 16), Doubling(TensorDataset(X, Y), 16))
     assert sorted(seen) == (2 * X[:, 0]).tolist()
     assert "valid_accuracy" in result.metrics
 
@@ -117,7 +117,7 @@ def test_collate_functions_and_samplers_keep_their_attributes() -> None:
             return iter(range(63, -1, -1))
 
     collate, sampler = Collate(), Backwards()
-    seen, _ = fit(DataLoader(TensorDataset(X, Y), 16, sampler=sampler, collate_fn=collate))
+    seen, _ = fit_seen(DataLoader(TensorDataset(X, Y), 16, sampler=sampler, collate_fn=collate))
     assert seen == X.flip(0)[:, 0].tolist()
     assert collate.calls >= 4
     assert sampler.passes >= 1
@@ -132,7 +132,7 @@ def test_what_a_data_set_reads_at_once_goes_to_its_collate_function_as_it_is() -
             return X[indices], Y[indices]
 
     loader = DataLoader(AtOnce(), 16, collate_fn=lambda batch: batch)
-    seen, result = fit(loader, loader)
+    seen, result = fit_seen(loader, loader)
     assert seen == X[:, 0].tolist()
     assert "valid_accuracy" in result.metrics
 
@@ -170,9 +170,9 @@ def test_a_batch_is_as_large_as_what_is_seen() -> None:
 
 def test_the_rate_is_scaled_by_the_batch_that_is_seen() -> None:
     tricks = hp.Tricks(lr_scaling=hp.LRScaling(reference_batch=16, warmup_epochs=0))
-    _, result = fit(DataLoader(Whole(), batch_size=None), tricks=tricks)
+    _, result = fit_seen(DataLoader(Whole(), batch_size=None), tricks=tricks)
     assert result.schedule["learning_rate"][-1] == pytest.approx(0.2)
-    _, result = fit(DataLoader(TensorDataset(X, Y), batch_sampler=Uneven()), tricks=tricks)
+    _, result = fit_seen(DataLoader(TensorDataset(X, Y), batch_sampler=Uneven()), tricks=tricks)
     assert result.schedule["learning_rate"][-1] == pytest.approx(0.1)
 
 
@@ -238,7 +238,7 @@ def test_a_bad_sample_may_be_skipped_where_the_size_of_a_batch_is_measured() -> 
                 raise OSError("unreadable")
             return X[index], Y[index]
 
-    _, result = fit(DataLoader(First(), 16, collate_fn=padded), skip_bad=1)
+    _, result = fit_seen(DataLoader(First(), 16, collate_fn=padded), skip_bad=1)
     assert result.steps["applied"] == 4
 
 
@@ -263,15 +263,15 @@ def test_readers_that_each_give_all_samples_are_noticed_in_training_and_in_evalu
     with pytest.raises(
         hp.InputError, match=r"training IterableDataset yields the same samples: each of its 2 DataLoader workers"
     ):
-        fit(DataLoader(Stream(64), 16, num_workers=2))
+        fit_seen(DataLoader(Stream(64), 16, num_workers=2))
     with pytest.raises(hp.InputError, match="validation IterableDataset yields the same samples"):
-        fit(DataLoader(TensorDataset(X, Y), 16), DataLoader(Stream(50), 16, num_workers=2))
+        fit_seen(DataLoader(TensorDataset(X, Y), 16), DataLoader(Stream(50), 16, num_workers=2))
     with pytest.raises(hp.InputError, match="more samples than the 50 of its length"):
         hp.evaluate(nn.Linear(4, 3), DataLoader(Stream(50, noise=True), 16, num_workers=2))
 
 
 def test_readers_that_share_the_samples_are_let_be() -> None:
-    seen, result = fit(
+    seen, result = fit_seen(
         DataLoader(Stream(64, split=True), 16, num_workers=2), DataLoader(Stream(64, True), 16, num_workers=2)
     )
     assert sorted(seen) == X[:, 0].tolist()
@@ -281,11 +281,11 @@ def test_readers_that_share_the_samples_are_let_be() -> None:
 @pytest.mark.parametrize("more", [{}, {"drop_last": True}], ids=["all", "drop_last"])
 def test_readers_that_repeat_are_noticed_in_the_first_epoch_also_where_the_samples_are_augmented(more: Any) -> None:
     with pytest.raises(hp.InputError, match="more samples than the 64 of its length"):
-        fit(DataLoader(Stream(64, noise=True), 16, num_workers=2, **more))
+        fit_seen(DataLoader(Stream(64, noise=True), 16, num_workers=2, **more))
 
 
 def test_readers_whose_last_batches_are_short_are_all_read() -> None:
-    seen, result = fit(DataLoader(Stream(40, split=True), 16, num_workers=2), epochs=2)
+    seen, result = fit_seen(DataLoader(Stream(40, split=True), 16, num_workers=2), epochs=2)
     assert sorted(seen[:40]) == sorted(seen[40:]) == X[:40, 0].tolist()
     assert result.steps["planned"] == 8
 
@@ -296,7 +296,7 @@ class WithoutLength(IterableDataset[Any]):
 
 
 def test_a_validation_loader_without_a_length_is_evaluated() -> None:
-    _, result = fit(DataLoader(TensorDataset(X, Y), 16), DataLoader(WithoutLength(), 16))
+    _, result = fit_seen(DataLoader(TensorDataset(X, Y), 16), DataLoader(WithoutLength(), 16))
     expected = hp.evaluate(result.model, (X, Y))
     assert result.metrics["valid_accuracy"] == expected["accuracy"]
 
@@ -313,9 +313,9 @@ def test_a_collate_function_that_fills_one_buffer_again_and_again(accumulate: in
             buffer[0][row], buffer[1][row] = x, y
         return buffer
 
-    seen, result = fit(DataLoader(TensorDataset(X, Y), 16, collate_fn=collate), accumulate=accumulate)
+    seen, result = fit_seen(DataLoader(TensorDataset(X, Y), 16, collate_fn=collate), accumulate=accumulate)
     assert sorted(seen) == X[:, 0].tolist()
-    plain = fit(DataLoader(TensorDataset(X, Y), 16), accumulate=accumulate)[1]
+    plain = fit_seen(DataLoader(TensorDataset(X, Y), 16), accumulate=accumulate)[1]
     assert result.history[0].keys() == plain.history[0].keys()
 
 
@@ -334,7 +334,7 @@ def test_a_loader_that_fills_one_buffer_again_and_again(workers: int) -> None:
         return float((predictions.argmax(1) == targets).float().mean())
 
     made = Refilling(TensorDataset(X, Y), 16, num_workers=workers)
-    seen, result = fit(made, made, accumulate=2, metrics={"same": same})
+    seen, result = fit_seen(made, made, accumulate=2, metrics={"same": same})
     assert sorted(seen) == X[:, 0].tolist()
     assert result.metrics["valid_same"] == pytest.approx(result.metrics["valid_accuracy"])
 
@@ -345,7 +345,7 @@ def test_a_loader_that_fills_one_buffer_again_and_again(workers: int) -> None:
 def test_no_two_seeds_and_epochs_shuffle_alike() -> None:
     orders = set()
     for seed in range(3):
-        seen, _ = fit(DataLoader(TensorDataset(X, Y), 16, shuffle=True), epochs=3, seed=seed)
+        seen, _ = fit_seen(DataLoader(TensorDataset(X, Y), 16, shuffle=True), epochs=3, seed=seed)
         orders |= {tuple(seen[start : start + 64]) for start in (0, 64, 128)}
     assert len(orders) == 9
 
@@ -356,7 +356,7 @@ def test_no_two_seeds_and_epochs_shuffle_alike() -> None:
 def test_persistent_readers_that_were_used_before() -> None:
     loader = DataLoader(TensorDataset(X, Y), 16, num_workers=1, persistent_workers=True, shuffle=True)
     next(iter(loader))
-    seen, _ = fit(loader, loader)
+    seen, _ = fit_seen(loader, loader)
     assert sorted(seen) == X[:, 0].tolist()
 
 
@@ -388,22 +388,19 @@ class ByRankData(Dataset[Any]):
         return X[other], Y[index if self.what == "inputs" else other]
 
 
-TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
-
-
 @pytest.mark.usefixtures("forked")
 def test_a_sampler_that_differs_between_workers_is_refused() -> None:
     with pytest.raises(
         hp.InputError, match=r"workers read different samples, .* in worker 0 and .* in worker 1.*sort a list"
     ):
-        hp.fit(nn.Linear(4, 3), DataLoader(TensorDataset(X, Y), 16, sampler=ByRank()), optimizer=SGD, epochs=1, tricks=TWO)
+        hp.fit(nn.Linear(4, 3), DataLoader(TensorDataset(X, Y), 16, sampler=ByRank()), optimizer=sgd, epochs=1, tricks=TWO)
 
 
 @pytest.mark.usefixtures("forked")
 def test_a_data_set_in_another_order_in_each_worker_is_refused_and_other_inputs_are_said() -> None:
     with pytest.raises(hp.InputError, match="different targets in workers 1 and 0"):
-        hp.fit(nn.Linear(4, 3), ByRankData("all"), optimizer=SGD, epochs=1, batch_size=16, tricks=TWO)
-    result = hp.fit(nn.Linear(4, 3), ByRankData("inputs"), optimizer=SGD, epochs=1, batch_size=16, tricks=TWO)
+        hp.fit(nn.Linear(4, 3), ByRankData("all"), optimizer=sgd, epochs=1, batch_size=16, tricks=TWO)
+    result = hp.fit(nn.Linear(4, 3), ByRankData("inputs"), optimizer=sgd, epochs=1, batch_size=16, tricks=TWO)
     assert any("different inputs in each worker" in note for note in result.notes)
 
 
@@ -419,7 +416,7 @@ class Rotten(Dataset[Any]):
 
 @pytest.mark.usefixtures("forked")
 def test_the_bad_validation_samples_of_all_workers_are_named_and_counted() -> None:
-    settings = {"optimizer": SGD, "epochs": 1, "batch_size": 16, "tricks": TWO}
+    settings = {"optimizer": sgd, "epochs": 1, "batch_size": 16, "tricks": TWO}
     result = hp.fit(nn.Linear(4, 3), (X, Y), Rotten(), skip_bad=2, **settings)
     named = [note for note in result.notes if "validation sample" in note]
     assert len(named) == 2

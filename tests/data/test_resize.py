@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import assert_equal_weights, by_hand, fit, sgd, shuffled
 from torch import nn
 
 import heptane as hp
@@ -31,48 +32,33 @@ class Seen(nn.Module):
         return out
 
 
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
-
-
-def fit(model: nn.Module, **settings: Any) -> hp.Result:
-    chosen = {"optimizer": sgd, "epochs": 2, "batch_size": 10, "resize": hp.ProgressiveResize(size=8, until=0.6)}
-    return hp.fit(model, (IMAGES, LABELS), (IMAGES, LABELS), **{**chosen, **settings})
+def fit_resized(model: nn.Module, **settings: Any) -> hp.Result:
+    chosen = {"batch_size": 10, "resize": hp.ProgressiveResize(size=8, until=0.6)}
+    return fit(model, (IMAGES, LABELS), (IMAGES, LABELS), **{**chosen, **settings})
 
 
 def test_small_for_the_first_part_of_the_steps_then_whole_and_evaluated_whole() -> None:
     model = Seen()
-    fit(model)
+    fit_resized(model)
     assert model.trained == [8] * 5 + [12] * 3
     assert set(model.evaluated[1:]) == {12}  # the first was to see whether it takes small ones
 
 
 def test_equals_a_loop_by_hand() -> None:
-    torch.manual_seed(0)
     ours, theirs = Seen(), Seen()
     theirs.load_state_dict(ours.state_dict())
-    fit(ours)
-    optimizer = sgd(theirs.parameters())
-    step = 0
-    for epoch in range(2):
-        for chosen in hp.epoch_order(40, seed=0, epoch=epoch).split(10):
-            x = IMAGES[chosen]
-            if step < 5:
-                x = torch.nn.functional.interpolate(x, size=(8, 8), mode="bilinear", antialias=True)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(theirs(x), LABELS[chosen]).backward()
-            optimizer.step()
-            step += 1
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(mine, other)
+    fit_resized(ours, weights="last")
+    batches = list(shuffled((IMAGES, LABELS), 10, epochs=2))
+    small = [(nn.functional.interpolate(x, size=(8, 8), mode="bilinear", antialias=True), y) for x, y in batches[:5]]
+    assert_equal_weights(ours, by_hand(theirs, small + batches[5:]))
 
 
 def test_with_micro_batches_mixup_and_channels_last_and_a_loader() -> None:
     tricks = hp.Tricks(mixup=hp.Mixup(), mixed_precision=hp.MixedPrecision(dtype="fp32", channels_last="on"))
     whole, parts = Seen(), Seen()
     parts.load_state_dict(whole.state_dict())
-    fit(whole, tricks=tricks)
-    fit(parts, tricks=tricks, accumulate=2)
+    fit_resized(whole, tricks=tricks)
+    fit_resized(parts, tricks=tricks, accumulate=2)
     assert parts.trained == [8] * 10 + [12] * 6
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -86,10 +72,10 @@ def test_goes_on_at_the_size_of_its_step(tmp_path: Path) -> None:
     torch.manual_seed(1)
     straight, stopped = Seen(), Seen()
     stopped.load_state_dict(straight.state_dict())
-    fit(straight)
-    fit(stopped, run_dir=tmp_path / "run", max_seconds=1e-9)
+    fit_resized(straight)
+    fit_resized(stopped, run_dir=tmp_path / "run", max_seconds=1e-9)
     again = Seen()
-    fit(again, run_dir=tmp_path / "run", resume=True)
+    fit_resized(again, run_dir=tmp_path / "run", resume=True)
     assert again.trained[0] == 8
     for one, other in zip(straight.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -107,10 +93,10 @@ def test_refused_settings(settings: dict[str, Any]) -> None:
 
 def test_refused_where_it_cannot_be() -> None:
     with pytest.raises(hp.InputError, match="12x12"):
-        fit(Seen(), resize=hp.ProgressiveResize(size=12))
+        fit_resized(Seen(), resize=hp.ProgressiveResize(size=12))
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
     with pytest.raises(hp.InputError, match=r"does not take images of 8x8.*mean over the image"):
-        fit(fixed)
+        fit_resized(fixed)
     with pytest.raises(hp.InputError, match="images"):
         hp.fit(nn.Linear(4, 2), (torch.randn(8, 4), torch.zeros(8).long()), optimizer=sgd, epochs=1, batch_size=4,
                resize=hp.ProgressiveResize(size=2))  # fmt: skip

@@ -1,18 +1,17 @@
-"""Samples that cannot be used: named by index and file, left out up to a limit, the same on every worker, and listed."""
+"""Unreadable samples: named by index and file, skipped up to a limit, the same on every worker."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.conftest import make_images, mlp
+from tests.helpers import assert_equal_weights, by_hand, fit, make_images, mlp, rows_by_step, sgd
 from tests.workers import launch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
@@ -26,7 +25,6 @@ from heptane.session.checkpoints import checkpoint
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 X, Y = make_images(48)
-sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
 
 class Files(Dataset[Any]):
@@ -81,10 +79,8 @@ HOW: dict[str, Any] = {
 }
 
 
-def fit(data: Any, **settings: Any) -> hp.Result:
-    batch_size = None if isinstance(data, DataLoader) else 16
-    settings = {"optimizer": sgd, "epochs": 3, "batch_size": batch_size, "device": "cpu", **settings}
-    return hp.fit(mlp(), data, **settings)
+def fit_on(data: Any, **settings: Any) -> hp.Result:
+    return fit(mlp(), data, **{"epochs": 3, **settings})
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -92,9 +88,9 @@ def fit(data: Any, **settings: Any) -> hp.Result:
 def test_a_bad_sample_is_named_and_may_be_left_out(how: str, kind: str) -> None:
     odd, reason = ODD[kind]
     with pytest.raises(DataError, match=rf"^training sample 7 cannot be used \({reason}\): repair or remove it, or") as e:
-        fit(HOW[how](Files({7: odd})))
+        fit_on(HOW[how](Files({7: odd})))
     assert "\n" not in str(e.value)
-    result = fit(HOW[how](Files({7: odd})), skip_bad=1)
+    result = fit_on(HOW[how](Files({7: odd})), skip_bad=1)
     (note,) = [note for note in result.notes if "was skipped" in note]
     assert note.startswith("training sample 7 was skipped: ")
     assert result.steps["applied"] == 9
@@ -104,39 +100,31 @@ def test_a_bad_sample_is_named_and_may_be_left_out(how: str, kind: str) -> None:
 def test_what_is_left_is_trained_as_if_the_others_had_not_been_there() -> None:
     model = mlp()
     hp.fit(model, Files({7: fails, 30: fails}), optimizer=sgd, epochs=2, batch_size=16, device="cpu", skip_bad=2)
-    by_hand = mlp()
-    optimizer = sgd(by_hand.parameters())
-    for epoch in range(2):
-        for chosen in hp.epoch_order(48, 0, epoch).split(16):
-            rows = torch.tensor([i for i in chosen.tolist() if i not in (7, 30)])
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(by_hand(X[rows]), Y[rows]).backward()
-            optimizer.step()
-    for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    left = (rows[(rows != 7) & (rows != 30)] for rows in rows_by_step(48, 16, epochs=2))
+    assert_equal_weights(model, by_hand(mlp(), ((X[rows], Y[rows]) for rows in left)))
 
 
 def test_past_the_limit_it_is_an_error_that_names_those_before() -> None:
     first, second = sorted((7, 30), key=hp.epoch_order(48, 0, 0).tolist().index)
     with pytest.raises(DataError, match=rf"sample {second} .*: it is one more than skip_bad=1 allows, after .*{first}$"):
-        fit(Files({7: fails, 30: fails}), skip_bad=1)
+        fit_on(Files({7: fails, 30: fails}), skip_bad=1)
 
 
 def test_a_batch_of_which_nothing_is_left_is_passed_over() -> None:
     chosen = hp.epoch_order(48, 0, 0)[16:32].tolist()
-    result = fit(Files(dict.fromkeys(chosen, fails)), skip_bad=16, epochs=1)
+    result = fit_on(Files(dict.fromkeys(chosen, fails)), skip_bad=16, epochs=1)
     assert result.steps["applied"] == 2
     assert len([note for note in result.notes if "was skipped" in note]) == 16
     first = dict.fromkeys(hp.epoch_order(48, 0, 0)[:16].tolist(), fails)
-    assert fit(Files(first), skip_bad=16, epochs=1).steps["applied"] == 2
+    assert fit_on(Files(first), skip_bad=16, epochs=1).steps["applied"] == 2
     with pytest.raises(hp.InputError, match="the training data has no usable sample"):
-        fit(Files(dict.fromkeys(range(48), fails)), skip_bad=48)
+        fit_on(Files(dict.fromkeys(range(48), fails)), skip_bad=48)
 
 
 def test_bad_samples_of_the_validation_data_are_named_as_such_and_count_too() -> None:
     with pytest.raises(DataError, match=r"^validation sample 7 cannot be used \('photos/007\.png': OSError"):
-        fit((X, Y), valid=Files({7: fails}))
-    result = fit((X, Y), valid=DataLoader(Files({7: fails}), 16), test=Files({3: fails}), skip_bad=2)
+        fit_on((X, Y), valid=Files({7: fails}))
+    result = fit_on((X, Y), valid=DataLoader(Files({7: fails}), 16), test=Files({3: fails}), skip_bad=2)
     assert sorted(note.split(":")[0] for note in result.notes if "was skipped" in note) == [
         "test sample 3 was skipped",
         "validation sample 7 was skipped",
@@ -146,19 +134,19 @@ def test_bad_samples_of_the_validation_data_are_named_as_such_and_count_too() ->
 def test_data_that_goes_bad_in_hour_nine_costs_nothing_that_was_trained(tmp_path: Path) -> None:
     data = Files({7: fails}, after=132)
     with pytest.raises(DataError, match=r"; saved at step \d+, from where resume goes on$") as caught:
-        fit(data, run_dir=tmp_path / "run")
+        fit_on(data, run_dir=tmp_path / "run")
     (at, *_) = checkpoint.steps_in(tmp_path / "run" / "checkpoints")
     assert at in (6, 7, 8)
     assert f"saved at step {at}," in str(caught.value)
-    repaired = fit(Files({}), run_dir=tmp_path / "run", resume=True)
-    whole = fit(Files({}))
+    repaired = fit_on(Files({}), run_dir=tmp_path / "run", resume=True)
+    whole = fit_on(Files({}))
     for ours, theirs in zip(repaired.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_what_was_left_out_before_a_stop_is_listed_after_it(tmp_path: Path) -> None:
-    fit(Files({7: fails}), run_dir=tmp_path / "run", skip_bad=1, valid=(X, Y), target=("valid_loss", 1e9))
-    again = fit(Files({}), run_dir=tmp_path / "run", skip_bad=1, valid=(X, Y), resume=True)
+    fit_on(Files({7: fails}), run_dir=tmp_path / "run", skip_bad=1, valid=(X, Y), target=("valid_loss", 1e9))
+    again = fit_on(Files({}), run_dir=tmp_path / "run", skip_bad=1, valid=(X, Y), resume=True)
     assert [note for note in again.notes if note.startswith("training sample 7 was skipped")]
 
 
@@ -167,7 +155,7 @@ def test_a_reading_process_that_is_killed_is_said_in_one_line() -> None:
         Files({7: lambda: os.kill(os.getpid(), signal.SIGKILL)}), 16, num_workers=1, multiprocessing_context="fork"
     )
     with pytest.raises(DataError, match=r"^a DataLoader worker was killed \(.*\): out of memory\? lower"):
-        fit(data)
+        fit_on(data)
 
 
 class Stream(IterableDataset[Any]):
@@ -181,12 +169,12 @@ class Stream(IterableDataset[Any]):
 
 def test_of_samples_without_an_index_the_reason_is_given() -> None:
     with pytest.raises(DataError, match=r"^the data cannot be read \(OSError: the line went dead\)"):
-        fit(DataLoader(Stream(), 16))
+        fit_on(DataLoader(Stream(), 16))
 
 
 def test_the_file_of_a_subset_is_that_of_the_whole() -> None:
     with pytest.raises(DataError, match=r"^training sample 2 cannot be used \('photos/007\.png': OSError"):
-        fit(Subset(Files({7: fails}), [5, 6, 7, *range(20, 40)]))
+        fit_on(Subset(Files({7: fails}), [5, 6, 7, *range(20, 40)]))
 
 
 def test_a_guarded_loader_is_a_copy_and_the_users_is_as_it_was() -> None:
@@ -245,10 +233,10 @@ def dropping(items: list[Any]) -> Any:
 
 
 def test_a_collate_function_that_leaves_out_is_let_be() -> None:
-    result = fit(DataLoader(Files({7: lambda: None}), 16, collate_fn=dropping))
+    result = fit_on(DataLoader(Files({7: lambda: None}), 16, collate_fn=dropping))
     assert result.steps["applied"] == 9
     with pytest.raises(DataError, match=r"^label 9 is out of range: labels are 0 to 3; it is in row \d+ of a batch"):
-        fit(DataLoader(Files({7: lambda: None, 8: lambda: (X[8], 9)}), 48, collate_fn=dropping), skip_bad=5)
+        fit_on(DataLoader(Files({7: lambda: None, 8: lambda: (X[8], 9)}), 48, collate_fn=dropping), skip_bad=5)
 
 
 def twice(items: list[Any]) -> Any:
@@ -258,7 +246,7 @@ def twice(items: list[Any]) -> Any:
 
 def test_one_that_adds_samples_is_too() -> None:
     bad = DataLoader(Files({7: lambda: (X[7] * float("nan"), 0)}, after=50), 16, collate_fn=twice)
-    assert fit(bad).steps["nonfinite"] >= 1
+    assert fit_on(bad).steps["nonfinite"] >= 1
 
 
 class Pairs(torch.utils.data.Sampler[Any]):
@@ -275,13 +263,13 @@ class ByPair(Files):
 
 
 def test_an_index_may_be_anything() -> None:
-    assert fit(DataLoader(ByPair({}), 16, sampler=Pairs())).steps["applied"] == 9
+    assert fit_on(DataLoader(ByPair({}), 16, sampler=Pairs())).steps["applied"] == 9
     with pytest.raises(DataError, match=r"^training sample \(7, 'key'\) cannot be used"):
-        fit(DataLoader(ByPair({7: fails}), 16, sampler=Pairs()))
+        fit_on(DataLoader(ByPair({7: fails}), 16, sampler=Pairs()))
 
 
 def test_numbers_of_several_kinds_are_numbers() -> None:
-    assert fit(Files({7: lambda: (X[7], np.int64(1)), 9: lambda: (X[9], True)})).steps["applied"] == 9
+    assert fit_on(Files({7: lambda: (X[7], np.int64(1)), 9: lambda: (X[9], True)})).steps["applied"] == 9
 
 
 @pytest.mark.parametrize("part", ["valid", "test"])
@@ -290,8 +278,8 @@ def test_labels_out_of_range_are_named_in_evaluation_data_too(part: str, how: st
     name = {"valid": "validation", "test": "test"}[part]
     data = HOW[how](Files({40: lambda: (X[40], 7)}))
     with pytest.raises(DataError, match=rf"^{name} sample 40 cannot be used \(label 7 is out of range: labels are 0 to 3\)"):
-        fit((X, Y), **{part: data})
-    assert any(f"{name} sample 40 was skipped" in note for note in fit((X, Y), skip_bad=1, **{part: data}).notes)
+        fit_on((X, Y), **{part: data})
+    assert any(f"{name} sample 40 was skipped" in note for note in fit_on((X, Y), skip_bad=1, **{part: data}).notes)
 
 
 def test_a_whole_batch_of_another_shape_is_named() -> None:
@@ -299,7 +287,7 @@ def test_a_whole_batch_of_another_shape_is_named() -> None:
     with pytest.raises(
         DataError, match=r"^training samples 32, 33, 34, 35, \.\.\. are of shape \(1, 9, 9\), the first were"
     ):
-        fit(DataLoader(Files(odd), 16))
+        fit_on(DataLoader(Files(odd), 16))
 
 
 class Draws(Files):
@@ -322,7 +310,7 @@ class Shuffles(torch.utils.data.Sampler[int]):
 
 def test_what_is_drawn_from_python_and_numpy_is_drawn_again_after_a_stop(tmp_path: Path) -> None:
     def go(**settings: Any) -> hp.Result:
-        return fit(DataLoader(Draws({}), 8, sampler=Shuffles()), **settings)
+        return fit_on(DataLoader(Draws({}), 8, sampler=Shuffles()), **settings)
 
     whole = go()
     go(run_dir=tmp_path / "run", checkpoint_every=1, keep_checkpoints=99)

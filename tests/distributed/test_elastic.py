@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import sgd
+from tests.workers import fork_workers
 from torch.utils.data import Dataset
 
 import heptane as hp
@@ -39,34 +41,38 @@ class Trouble(Dataset[Any]):
         return self.x[index], index % 2
 
 
-def fit(data: Any, run_dir: Path | None, **parallel: Any) -> hp.Result:
+def fit_troubled(data: Any, run_dir: Path | None, **parallel: Any) -> hp.Result:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).double()
     tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2, **parallel), cyclical=hp.Cyclical())
-    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     return hp.fit(model, data, optimizer=sgd, epochs=3, batch_size=4, tricks=tricks, run_dir=run_dir)
 
 
-def test_a_worker_that_is_killed_is_started_again_and_the_result_is_that_of_a_run_without_trouble(tmp_path: Path) -> None:
-    straight = fit(Trouble(tmp_path / "mark", 10**9, "die"), None)
-    result = fit(Trouble(tmp_path / "mark", 20, "die"), tmp_path / "run", restarts=1)
+def test_a_worker_that_is_killed_is_started_again_and_the_result_is_that_of_a_run_without_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fork_workers(patch)
+        straight = fit_troubled(Trouble(tmp_path / "mark", 10**9, "die"), None)
+    result = fit_troubled(Trouble(tmp_path / "mark", 20, "die"), tmp_path / "run", restarts=1)
     assert (tmp_path / "mark").exists()
     for one, other in zip(straight.model.parameters(), result.model.parameters(), strict=True):
         assert torch.equal(one, other)
     assert [record["epoch"] for record in result.history] == [1, 2, 3]
 
 
+@pytest.mark.usefixtures("forked")
 def test_without_restarts_left_it_is_an_error_that_names_the_worker(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"worker 1 of 2 died without a traceback \(exit code -9\)"):
-        fit(Trouble(tmp_path / "mark", 20, "die"), tmp_path / "run")
+        fit_troubled(Trouble(tmp_path / "mark", 20, "die"), tmp_path / "run")
     with pytest.raises(hp.InputError, match=r"restarts=2.*run_dir"):
-        fit(Trouble(tmp_path / "mark", 20, "die"), None, restarts=2)
+        fit_troubled(Trouble(tmp_path / "mark", 20, "die"), None, restarts=2)
 
 
 def test_a_silent_worker_is_named_after_the_timeout_and_no_one_hangs(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(RuntimeError) as caught:
-        fit(Trouble(tmp_path / "mark", 20, "sleep"), None, timeout_seconds=8)
+        fit_troubled(Trouble(tmp_path / "mark", 20, "sleep"), None, timeout_seconds=8)
     assert time.monotonic() - start < 55
     message = str(caught.value).splitlines()[0]
     assert "worker 0 of 2 waited" in message
@@ -107,7 +113,6 @@ def half(tmp_path: Path, keep: str, optimizer: Any) -> tuple[hp.Result, hp.Resul
 
 @pytest.mark.usefixtures("forked")
 def test_with_fewer_workers_the_batch_is_kept_or_their_shares_are_and_the_rate_follows(tmp_path: Path) -> None:
-    sgd = partial(torch.optim.SGD, lr=0.1)
     _, same = half(tmp_path / "batch", "batch", sgd)
     assert same.steps["planned"] == 6
     assert same.schedule["learning_rate"][-1] == 0.1

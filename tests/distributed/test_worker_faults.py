@@ -12,31 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.workers import launch
+from tests.helpers import random_data, seeded, sgd
+from tests.workers import IN_GROUP, TWO, fit_epoch, launch
 from torch import nn
 
 import heptane as hp
 from heptane.distributed.heartbeat import is_connection_error
 from heptane.distributed.workers import Worker, check_environment, this_worker
-
-SGD = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731 - a factory
-TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
-HERE = hp.Tricks(data_parallel=hp.DataParallel())
-
-
-def pair(count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch.Generator().manual_seed(5)
-    return torch.randn(count, 4, generator=draws), torch.randint(0, 3, (count,), generator=draws)
-
-
-def fit(model: Any, data: Any = None, valid: Any = None, **more: Any) -> hp.Result:
-    return hp.fit(model, data or pair(), valid, **{"optimizer": SGD, "epochs": 1, "batch_size": 16, "tricks": TWO} | more)
-
-
-def seeded(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Linear(4, 3)
-
 
 # The parent is killed
 
@@ -96,7 +78,7 @@ def two_fits_one_late(folder: str) -> list[int]:
         else:
             assert _within(60, begun.exists)
             time.sleep(1.0)  # rank 0 would have made its folder by now
-        result = fit(seeded(0), tricks=HERE, run_dir=f"{folder}/{name}")
+        result = fit_epoch(seeded(0), tricks=IN_GROUP, run_dir=f"{folder}/{name}")
         steps.append(result.steps["applied"])
     return steps
 
@@ -107,7 +89,7 @@ def test_two_runs_in_one_job_do_not_wait_for_each_other(tmp_path: Path) -> None:
 
 def refused_folder(folder: str) -> str:
     try:
-        fit(seeded(0), tricks=HERE, run_dir=folder)
+        fit_epoch(seeded(0), tricks=IN_GROUP, run_dir=folder)
     except hp.InputError as error:
         return str(error)
     return ""
@@ -130,11 +112,11 @@ def differs(name: str) -> str:
         "evaluate_every_epochs": (1.0, 0.5),
         "target": (0.9, 0.8),
         "metrics": (None, {"same": lambda predictions, targets: 1.0}),
-        "optimizer": (SGD, lambda params: torch.optim.SGD(params, lr=0.2)),
-        "tricks": (HERE, hp.Tricks(data_parallel=hp.DataParallel(), label_smoothing=hp.LabelSmoothing())),
+        "optimizer": (sgd, lambda params: torch.optim.SGD(params, lr=0.2)),
+        "tricks": (IN_GROUP, hp.Tricks(data_parallel=hp.DataParallel(), label_smoothing=hp.LabelSmoothing())),
     }
     try:
-        fit(seeded(0), valid=pair(20), **{"tricks": HERE} | {name: values[name][int(os.environ["RANK"])]})
+        fit_epoch(seeded(0), valid=random_data(20), **{"tricks": IN_GROUP} | {name: values[name][int(os.environ["RANK"])]})
     except hp.InputError as error:
         return str(error)
     return ""
@@ -173,7 +155,7 @@ class Timed(nn.Linear):
 @pytest.mark.usefixtures("forked")
 def test_a_models_error_is_its_own_whatever_its_words() -> None:
     with pytest.raises(RuntimeError, match=r"worker 1 of 2 failed with RuntimeError: nccl timeout"):
-        fit(Timed(4, 3))
+        fit_epoch(Timed(4, 3))
 
 
 def test_errors_are_told_apart_by_where_they_were_raised() -> None:
@@ -197,14 +179,14 @@ def test_errors_are_told_apart_by_where_they_were_raised() -> None:
 
 def unseeded() -> dict[str, torch.Tensor]:
     model = nn.Sequential(seeded(int(os.environ["RANK"])), nn.BatchNorm1d(3))  # as processes that do not seed build it
-    fit(model, tricks=HERE)
+    fit_epoch(model, tricks=IN_GROUP)
     return model.state_dict()
 
 
 def test_models_that_differ_between_workers_start_as_rank_0s() -> None:
     found = launch(unseeded, {}, 2)
     plain = nn.Sequential(seeded(0), nn.BatchNorm1d(3))
-    launched = launch(lambda: fit(plain, tricks=HERE).model.state_dict(), {}, 2)
+    launched = launch(lambda: fit_epoch(plain, tricks=IN_GROUP).model.state_dict(), {}, 2)
     torch.testing.assert_close(found, launched, atol=0, rtol=0)
 
 
@@ -216,9 +198,9 @@ def lazy() -> list[float]:
     def optimizer(params: Any) -> torch.optim.Optimizer:
         params = list(params)
         held.extend(p.numel() for p in params)
-        return SGD(params)
+        return sgd(params)
 
-    fit(model, tricks=HERE, optimizer=optimizer)
+    fit_epoch(model, tricks=IN_GROUP, optimizer=optimizer)
     return [float(sum(held)), float(sum(p.detach().double().sum() for p in model.parameters()))]
 
 
@@ -230,7 +212,7 @@ def test_lazy_layers_of_processes_that_do_not_seed_are_real_and_alike_before_the
 
 def different() -> str:
     try:
-        fit(nn.Linear(4, 3 + int(os.environ["RANK"])), tricks=HERE)
+        fit_epoch(nn.Linear(4, 3 + int(os.environ["RANK"])), tricks=IN_GROUP)
     except hp.InputError as error:
         return str(error)
     return ""
@@ -248,8 +230,8 @@ def test_models_of_two_kinds_are_refused() -> None:
 def test_a_part_of_what_a_launcher_sets_is_no_launcher(left: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in left.items():
         monkeypatch.setenv(name, value)
-    for tricks in (HERE, TWO):
-        assert fit(nn.Linear(4, 3), tricks=tricks).steps["applied"] == 4
+    for tricks in (IN_GROUP, TWO):
+        assert fit_epoch(nn.Linear(4, 3), tricks=tricks).steps["applied"] == 4
 
 
 @pytest.mark.parametrize(
@@ -268,7 +250,7 @@ def test_what_a_launcher_left_in_the_environment_is_one_clear_error(
     for name, value in left.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(hp.InputError, match=f"{message}.*unset them"):
-        fit(nn.Linear(4, 3), tricks=HERE)
+        fit_epoch(nn.Linear(4, 3), tricks=IN_GROUP)
 
 
 def test_workers_that_nobody_started_are_not_waited_for_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,5 +261,5 @@ def test_workers_that_nobody_started_are_not_waited_for_ten_minutes(monkeypatch:
     assert check_environment(5.0) == 5.0
     tricks = hp.Tricks(data_parallel=hp.DataParallel(timeout_seconds=1.0))
     with pytest.raises(hp.InputError, match=r"other workers were not found.*RANK=0, WORLD_SIZE=2.*unset them"):
-        fit(nn.Linear(4, 3), tricks=tricks)
+        fit_epoch(nn.Linear(4, 3), tricks=tricks)
     assert this_worker() == Worker()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from tests.helpers import random_data
+from tests.workers import fit_epoch
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +22,7 @@ from heptane.distributed.layer_usage import observe_usage
 from heptane.distributed.sharding import units
 
 pytestmark = pytest.mark.usefixtures("forked")
+STEP = partial(torch.optim.SGD, lr=0.1)  # sharded experts that a batch leaves out would go on by their momentum
 STRATEGIES = ["ddp", "fsdp"]
 
 
@@ -26,22 +30,11 @@ def two(strategy: str, **more: Any) -> hp.Tricks:
     return hp.Tricks(data_parallel=hp.DataParallel(workers=2, strategy=strategy, timeout_seconds=30, **more))
 
 
-def pair(count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch.Generator().manual_seed(5)
-    return torch.randn(count, 4, generator=draws), torch.randint(0, 3, (count,), generator=draws)
-
-
-def fit(model: nn.Module, tricks: hp.Tricks, data: Any = None, **more: Any) -> hp.Result:
-    settings: dict[str, Any] = {"optimizer": lambda params: torch.optim.SGD(params, lr=0.1), "epochs": 1}
-    settings |= {} if isinstance(data, DataLoader) else {"batch_size": 16}
-    return hp.fit(model, data or pair(), pair(20), tricks=tricks, **settings | more)
-
-
 def as_one(model: nn.Module, strategy: str, **more: Any) -> hp.Result:
     """Train ``model`` on two workers, and a copy on one: the weights are the same."""
     alone = copy.deepcopy(model)
-    fit(alone, hp.Tricks(), **more)
-    result = fit(model, two(strategy), **more)
+    fit_epoch(alone, valid=random_data(20), tricks=hp.Tricks(), optimizer=STEP, **more)
+    result = fit_epoch(model, valid=random_data(20), tricks=two(strategy), optimizer=STEP, **more)
     for (name, mine), theirs in zip(model.state_dict().items(), alone.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0, msg=name)
     return result
@@ -161,7 +154,7 @@ def test_layers_of_all_kinds_train_as_on_one_worker(name: str, strategy: str) ->
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_lazy_layers_train(strategy: str) -> None:
     model = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.Linear(5, 3))
-    assert fit(model, two(strategy)).steps["applied"] == 4
+    assert fit_epoch(model, tricks=two(strategy)).steps["applied"] == 4
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
@@ -189,7 +182,7 @@ class Depth(nn.Module):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("chance", ["torch", "python"])
 def test_layers_that_are_left_out_at_random_are_noticed(chance: str, strategy: str) -> None:
-    result = fit(Depth(chance), two(strategy), epochs=5)
+    result = fit_epoch(Depth(chance), tricks=two(strategy), epochs=5)
     assert result.steps["applied"] == 20
     wanted = "look for unused parameters" if strategy == "ddp" else "gather all of it at once"
     assert any(wanted in note for note in result.notes)
@@ -197,7 +190,7 @@ def test_layers_that_are_left_out_at_random_are_noticed(chance: str, strategy: s
 
 def test_a_model_that_always_does_the_same_is_not_looked_through_at_each_step() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.LayerNorm(4), nn.Linear(4, 3))
-    use = observe_usage(model, lambda x, y: model(x), CrossEntropy().mean, pair(), units(model), seed=0)
+    use = observe_usage(model, lambda x, y: model(x), CrossEntropy().mean, random_data(), units(model), seed=0)
     assert (use.decides, use.varies, use.reentrant, use.unused, use.outside) == (False, False, False, [], set())
 
 
@@ -219,15 +212,15 @@ class Recomputed(nn.Module):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_layer_that_is_recomputed_twice_in_the_old_way_is_refused(strategy: str) -> None:
     with pytest.raises(hp.InputError, match="pass use_reentrant=False"):
-        fit(Recomputed(), two(strategy))
+        fit_epoch(Recomputed(), tricks=two(strategy))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_loader_with_persistent_readers_that_were_used_before_goes_to_the_workers(strategy: str) -> None:
-    loader = DataLoader(TensorDataset(*pair()), batch_size=16, num_workers=1, persistent_workers=True)
+    loader = DataLoader(TensorDataset(*random_data()), batch_size=16, num_workers=1, persistent_workers=True)
     next(iter(loader))
     held = loader._iterator
     torch.manual_seed(0)
-    result = fit(nn.Linear(4, 3), two(strategy), data=loader)
+    result = fit_epoch(nn.Linear(4, 3), tricks=two(strategy), train=loader)
     assert result.steps["applied"] == 4
     assert loader._iterator is held

@@ -6,23 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import random_data
+from tests.workers import TWO, fit_epoch
 from torch import nn
 
 import heptane as hp
-
-SGD = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731 - a factory
-TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
-HERE = hp.Tricks(data_parallel=hp.DataParallel())
-
-
-def pair(count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch.Generator().manual_seed(5)
-    return torch.randn(count, 4, generator=draws), torch.randint(0, 3, (count,), generator=draws)
-
-
-def fit(model: Any, data: Any = None, valid: Any = None, **more: Any) -> hp.Result:
-    return hp.fit(model, data or pair(), valid, **{"optimizer": SGD, "epochs": 1, "batch_size": 16, "tricks": TWO} | more)
-
 
 # What the model's own loss is a mean over
 
@@ -67,9 +55,9 @@ def language(**kind: Any) -> Language:
 def test_a_language_models_own_loss_is_the_same_over_workers_and_micro_batches(shifts: bool) -> None:
     settings: dict[str, Any] = {"loss": "model", "epochs": 2, "batch_size": 8}
     models = [language(shifts=shifts) for _ in range(3)]
-    fit(models[0], tokens(), tricks=hp.Tricks(), **settings)
-    fit(models[1], tokens(), tricks=TWO, **settings)
-    fit(models[2], tokens(), tricks=hp.Tricks(), accumulate=3, **settings)
+    fit_epoch(models[0], tokens(), tricks=hp.Tricks(), **settings)
+    fit_epoch(models[1], tokens(), tricks=TWO, **settings)
+    fit_epoch(models[2], tokens(), tricks=hp.Tricks(), accumulate=3, **settings)
     for other in models[1:]:
         torch.testing.assert_close(other.state_dict(), models[0].state_dict(), atol=1e-5, rtol=0)
     losses = {round(hp.evaluate(models[0], tokens(), loss="model", batch_size=size)["loss"], 5) for size in (3, 8, 32)}
@@ -87,9 +75,9 @@ def test_transformers_gpt2_is_counted_as_it_counts() -> None:
 
 def test_a_mean_over_nobody_knows_what_is_refused_in_parts() -> None:
     with pytest.raises(hp.InputError, match="what the model averages over is unknown"):
-        fit(language(penalty=1.0), tokens(), tricks=hp.Tricks(), loss="model", accumulate=2)
-    fit(language(penalty=1.0), tokens(), tricks=hp.Tricks(), loss="model")
-    fit(language(penalty=1.0), tokens(padded=False), tricks=hp.Tricks(), loss="model", accumulate=2)
+        fit_epoch(language(penalty=1.0), tokens(), tricks=hp.Tricks(), loss="model", accumulate=2)
+    fit_epoch(language(penalty=1.0), tokens(), tricks=hp.Tricks(), loss="model")
+    fit_epoch(language(penalty=1.0), tokens(padded=False), tricks=hp.Tricks(), loss="model", accumulate=2)
 
 
 class OwnPadding(Language):
@@ -116,12 +104,12 @@ def test_the_models_own_padding_is_refused_in_parts_and_a_mean_over_samples_is_n
     data["labels"][:, 0] = 1  # no row is empty
     torch.manual_seed(0)
     with pytest.raises(hp.InputError, match="what the model averages over is unknown"):
-        fit(OwnPadding(), data, tricks=hp.Tricks(), loss="model", accumulate=2, batch_size=8)
+        fit_epoch(OwnPadding(), data, tricks=hp.Tricks(), loss="model", accumulate=2, batch_size=8)
     models = []
     for accumulate in (1, 2):
         torch.manual_seed(0)
         models.append(OwnPadding(by_row=True))
-        fit(models[-1], data, tricks=hp.Tricks(), loss="model", accumulate=accumulate, batch_size=8)
+        fit_epoch(models[-1], data, tricks=hp.Tricks(), loss="model", accumulate=accumulate, batch_size=8)
     torch.testing.assert_close(models[1].state_dict(), models[0].state_dict(), atol=1e-5, rtol=0)
 
 
@@ -135,16 +123,18 @@ def masked(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_mean_over_unmasked_positions_is_noticed_where_a_batch_is_split(accumulate: int) -> None:
-    targets = pair()[0].clamp(-0.99, 1)
+    targets = random_data()[0].clamp(-0.99, 1)
     targets[::2, :3] = -1
-    result = fit(nn.Linear(4, 4), (pair()[0], targets), tricks=hp.Tricks(), loss=masked, accumulate=accumulate)
+    result = fit_epoch(nn.Linear(4, 4), (random_data()[0], targets), tricks=hp.Tricks(), loss=masked, accumulate=accumulate)
     assert any("not a mean over samples" in note for note in result.notes) == (accumulate > 1)
-    plain = fit(nn.Linear(4, 4), (pair()[0], pair()[0]), tricks=hp.Tricks(), loss=nn.HuberLoss(), accumulate=accumulate)
+    plain = fit_epoch(
+        nn.Linear(4, 4), (random_data()[0], random_data()[0]), tricks=hp.Tricks(), loss=nn.HuberLoss(), accumulate=accumulate
+    )
     assert not any("not a mean" in note for note in plain.notes)
 
 
 def masked_late() -> tuple[torch.Tensor, Any]:
-    targets = pair()[0].clamp(-0.99, 1)
+    targets = random_data()[0].clamp(-0.99, 1)
     targets[40:, :3] = -1  # not among the first
     return targets, masked
 
@@ -154,7 +144,7 @@ def overlap() -> tuple[torch.Tensor, Any]:
         likely = output.sigmoid()
         return 1 - 2 * (likely * targets).sum() / (likely.sum() + targets.sum())
 
-    return (pair()[0] > 0).float(), dice
+    return (random_data()[0] > 0).float(), dice
 
 
 def contrast() -> tuple[torch.Tensor, Any]:
@@ -162,13 +152,13 @@ def contrast() -> tuple[torch.Tensor, Any]:
         assert len(output) > 1, "there are no pairs"
         return nn.functional.cross_entropy(output @ output.T, torch.arange(len(output)))
 
-    return pair()[1], over_pairs
+    return random_data()[1], over_pairs
 
 
 @pytest.mark.parametrize("make", [masked_late, overlap, contrast])
 def test_losses_that_are_no_mean_over_samples_are_noticed_wherever_it_shows(make: Any) -> None:
     targets, loss = make()
-    result = fit(nn.Linear(4, 4), (pair()[0], targets), tricks=hp.Tricks(), loss=loss, accumulate=2)
+    result = fit_epoch(nn.Linear(4, 4), (random_data()[0], targets), tricks=hp.Tricks(), loss=loss, accumulate=2)
     assert any("not a mean over samples" in note for note in result.notes)
 
 
@@ -188,5 +178,5 @@ def test_a_loss_of_several_outputs_is_tried_too(given: Any, noticed: bool) -> No
     def both(output: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
         return given(output["first"], targets) + given(output["second"], targets)
 
-    result = fit(Parts(), (pair()[0], masked_late()[0]), tricks=hp.Tricks(), loss=both, accumulate=2)
+    result = fit_epoch(Parts(), (random_data()[0], masked_late()[0]), tricks=hp.Tricks(), loss=both, accumulate=2)
     assert any("not a mean over samples" in note for note in result.notes) == noticed

@@ -7,29 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.workers import launch
+from tests.helpers import random_data, seeded
+from tests.workers import IN_GROUP, TWO, fit_epoch, launch
 from torch import nn
 
 import heptane as hp
-
-SGD = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731 - a factory
-TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
-HERE = hp.Tricks(data_parallel=hp.DataParallel())
-
-
-def pair(count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch.Generator().manual_seed(5)
-    return torch.randn(count, 4, generator=draws), torch.randint(0, 3, (count,), generator=draws)
-
-
-def fit(model: Any, data: Any = None, valid: Any = None, **more: Any) -> hp.Result:
-    return hp.fit(model, data or pair(), valid, **{"optimizer": SGD, "epochs": 1, "batch_size": 16, "tricks": TWO} | more)
-
-
-def seeded(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Linear(4, 3)
-
 
 # Metrics of the user's own
 
@@ -63,7 +45,9 @@ def test_a_metric_with_its_own_state_sees_the_whole_evaluation() -> None:
     values = []
     for tricks in (hp.Tricks(), TWO):
         metric = Own()
-        result = fit(deep(), valid=pair(30), tricks=tricks, metrics={"own": metric}, target=("valid_own", 1000.0))
+        result = fit_epoch(
+            deep(), valid=random_data(30), tricks=tricks, metrics={"own": metric}, target=("valid_own", 1000.0)
+        )
         values.append(result.metrics["valid_own"])
     assert values[1] == pytest.approx(values[0], abs=1e-5)
 
@@ -100,7 +84,7 @@ def test_a_metric_derived_from_torchmetrics_sees_the_whole_evaluation(reduction:
     values = []
     for tricks in (hp.Tricks(), TWO):
         metrics = {"own": derived(reduction)}
-        values.append(fit(deep(), valid=pair(30), tricks=tricks, metrics=metrics).metrics["valid_own"])
+        values.append(fit_epoch(deep(), valid=random_data(30), tricks=tricks, metrics=metrics).metrics["valid_own"])
     assert values[1] == pytest.approx(values[0], abs=1e-5)
 
 
@@ -112,10 +96,10 @@ def evaluated_on_one() -> dict[str, float]:
         def update(self, predictions: torch.Tensor, targets: torch.Tensor) -> None:
             super().update(torch.ones(len(targets)))
 
-    fit(seeded(0), tricks=HERE)
+    fit_epoch(seeded(0), tricks=IN_GROUP)
     accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=3, average="micro")
-    only = hp.evaluate(seeded(0), pair(31), metrics={"a": accuracy}) if os.environ["RANK"] == "0" else {}
-    return only | hp.evaluate(seeded(0), pair(31), metrics={"samples": Samples()})
+    only = hp.evaluate(seeded(0), random_data(31), metrics={"a": accuracy}) if os.environ["RANK"] == "0" else {}
+    return only | hp.evaluate(seeded(0), random_data(31), metrics={"samples": Samples()})
 
 
 def test_one_worker_can_evaluate_alone_and_counts_nothing_twice() -> None:
@@ -133,7 +117,7 @@ def test_a_function_of_the_model_sees_all_of_a_sharded_one(decay: float | None) 
 
     values = []
     for tricks in (hp.Tricks(), hp.Tricks(data_parallel=hp.DataParallel(workers=2, strategy="fsdp"))):
-        result = fit(deep(), valid=pair(30), tricks=tricks, metrics={"norm": parameters}, average_decay=decay)
+        result = fit_epoch(deep(), valid=random_data(30), tricks=tricks, metrics={"norm": parameters}, average_decay=decay)
         values.append(result.metrics["valid_norm"])
     assert values[1] == pytest.approx(values[0], abs=1e-4)
 
@@ -171,5 +155,5 @@ def test_torchmetrics_with_lists_as_states_also_with_fewer_samples_than_workers(
         }
         if samples > 1:
             metrics["auroc"] = torchmetrics.AUROC(task="multiclass", num_classes=3, thresholds=None)
-        values.append(fit(deep(), valid=pair(samples), tricks=tricks, metrics=metrics).metrics)
+        values.append(fit_epoch(deep(), valid=random_data(samples), tricks=tricks, metrics=metrics).metrics)
     assert {k: round(v, 5) for k, v in values[0].items()} == {k: round(v, 5) for k, v in values[1].items()}

@@ -7,23 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.helpers import random_data
+from tests.workers import fit_epoch
 from torch import nn
 
 import heptane as hp
-
-SGD = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731 - a factory
-TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
-HERE = hp.Tricks(data_parallel=hp.DataParallel())
-
-
-def pair(count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch.Generator().manual_seed(5)
-    return torch.randn(count, 4, generator=draws), torch.randint(0, 3, (count,), generator=draws)
-
-
-def fit(model: Any, data: Any = None, valid: Any = None, **more: Any) -> hp.Result:
-    return hp.fit(model, data or pair(), valid, **{"optimizer": SGD, "epochs": 1, "batch_size": 16, "tricks": TWO} | more)
-
 
 # What a model holds beside its weights
 
@@ -54,7 +42,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_buffers_that_no_file_has_and_plain_attributes_come_back(strategy: str) -> None:
     model = Counting()
-    fit(model, tricks=hp.Tricks(data_parallel=hp.DataParallel(workers=2, strategy=strategy)))
+    fit_epoch(model, tricks=hp.Tricks(data_parallel=hp.DataParallel(workers=2, strategy=strategy)))
     assert (model.calls, float(model.seen), model.extra, len(model.history)) == (4, 4.0, {"steps": 4}, 5)
 
 
@@ -89,7 +77,7 @@ def test_arrays_and_objects_of_the_users_come_back_into_the_very_same_ones(strat
     log: list[int] = []
     model = Watching(log)
     own, several, array = model.own, model.several["all"][0], model.array
-    fit(model, tricks=hp.Tricks(data_parallel=hp.DataParallel(workers=2, strategy=strategy)))
+    fit_epoch(model, tricks=hp.Tricks(data_parallel=hp.DataParallel(workers=2, strategy=strategy)))
     assert (own.steps, own.by_name, several.steps, several.by_name) == (4, {"steps": 4}, 4, {"steps": 4})
     assert (array.tolist(), log) == ([4.0, 4.0], [1, 2, 3, 4])
     assert model.own is own
@@ -113,9 +101,9 @@ def test_workers_have_the_default_dtype_and_the_modes_of_the_process_that_starts
         torch.manual_seed(0)
         models = [Typed(4, 3), Typed(4, 3)]
         models[1].load_state_dict(models[0].state_dict())
-        data = pair()[0].double(), pair()[1]
-        fit(models[0], data, tricks=hp.Tricks())
-        fit(models[1], data)
+        data = random_data()[0].double(), random_data()[1]
+        fit_epoch(models[0], data, tricks=hp.Tricks())
+        fit_epoch(models[1], data)
     finally:
         torch.set_default_dtype(torch.float32)
         torch.use_deterministic_algorithms(False)

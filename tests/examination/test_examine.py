@@ -1,9 +1,8 @@
-"""A look at a trained model costs no training time, changes nothing, and never costs the result."""
+"""The examination of a trained model takes no training time, changes nothing, and never fails a run."""
 
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import json
 import random
@@ -15,15 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.conftest import make_images
+from torch.utils.data import DataLoader
+from tests.helpers import make_images, sgd
 
 import heptane as hp
-from facts import fit_with_facts
+from tests.facts import fit_with_facts
 from heptane.report.examination.examine import Examination, examine
 from heptane.report.examination.pictures import Scale, data_uris
 from heptane.session.interruption import Interruption
-
-SGD = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
 
 def net() -> torch.nn.Module:
@@ -32,23 +30,21 @@ def net() -> torch.nn.Module:
     return torch.nn.Sequential(*parts, torch.nn.Linear(144, 4))
 
 
-def fit(
+def fit_and_read(
     folder: Path, train: Any = None, valid: Any = "same", model: Any = None, **settings: Any
 ) -> tuple[Any, dict[str, Any]]:
     data = make_images(96)
     train = data if train is None else train
-    result = fit_with_facts(
-        model or net(),
-        train,
-        data if valid == "same" else valid,
-        **{"about": {}, "optimizer": SGD, "epochs": 1, "run_dir": folder, **settings},
-        **({} if isinstance(train, torch.utils.data.DataLoader) else {"batch_size": 16}),
-    )
+    valid = data if isinstance(valid, str) else valid
+    common = {"about": {}, "optimizer": sgd, "batch_size": None if isinstance(train, DataLoader) else 16}
+    result = fit_with_facts(model or net(), train, valid, **{**common, "epochs": 1, "run_dir": folder, **settings})
     return result, json.loads((folder / "result.json").read_text())
 
 
 def test_the_numbers_agree_with_the_evaluation_and_the_page_has_the_pictures(tmp_path: Path) -> None:
-    result, record = fit(tmp_path, test=make_images(40, seed=5), about={"data": {"class_names": ["<i>", "b", "c", "d"]}})
+    result, record = fit_and_read(
+        tmp_path, test=make_images(40, seed=5), about={"data": {"class_names": ["<i>", "b", "c", "d"]}}
+    )
     seen = record["examination"]
     assert (seen["part"], seen["num_samples"]) == ("test", 40)
     assert seen["accuracy"] == pytest.approx(result.metrics["test_accuracy"])
@@ -86,7 +82,7 @@ def test_it_changes_no_weight_buffer_mode_or_random_state(tmp_path: Path, monkey
         return found
 
     monkeypatch.setattr(sys.modules["heptane.training"], "examine", watched)
-    fit(tmp_path / "a", augment=hp.CropFlip())
+    fit_and_read(tmp_path / "a", augment=hp.CropFlip())
 
     class Noisy(torch.utils.data.Dataset[Any]):
         def __len__(self) -> int:
@@ -97,20 +93,20 @@ def test_it_changes_no_weight_buffer_mode_or_random_state(tmp_path: Path, monkey
             return make_images(1, seed=index)[0][0] + float(np.random.rand()) + torch.rand(()), index % 4
 
     loader = torch.utils.data.DataLoader(Noisy(), 16, shuffle=True)
-    fit(tmp_path / "b", loader, loader)
+    fit_and_read(tmp_path / "b", loader, loader)
     assert seen == [True] * 6
 
 
 def test_the_weights_are_those_of_a_run_without_a_folder(tmp_path: Path) -> None:
-    alone = hp.fit(net(), make_images(96), make_images(96), optimizer=SGD, epochs=1, batch_size=16)
-    with_report, _ = fit(tmp_path)
+    alone = hp.fit(net(), make_images(96), make_images(96), optimizer=sgd, epochs=1, batch_size=16)
+    with_report, _ = fit_and_read(tmp_path)
     pairs = zip(alone.model.state_dict().values(), with_report.model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_whatever_goes_wrong_becomes_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("heptane.report.examination.examine.summarise", lambda *_: 1 / 0)
-    result, record = fit(tmp_path)
+    result, record = fit_and_read(tmp_path)
     note = "could not examine mistakes (ZeroDivisionError: division by zero)"
     assert note in record["notes"]
     assert note in result.notes
@@ -135,12 +131,12 @@ def test_the_result_is_on_disk_before_the_look_begins(tmp_path: Path, monkeypatc
         return Examination()
 
     monkeypatch.setattr(sys.modules["heptane.training"], "examine", watch)
-    fit(tmp_path)
+    fit_and_read(tmp_path)
     assert found == [True]
 
 
 def test_without_held_out_data_there_are_pictures_and_no_mistakes(tmp_path: Path) -> None:
-    _, record = fit(tmp_path, valid=None)
+    _, record = fit_and_read(tmp_path, valid=None)
     assert record.get("examination") is None
     assert "Training images" in (tmp_path / "report.html").read_text()
     assert "Set samples aside for validation" in (tmp_path / "report.html").read_text()
@@ -149,11 +145,11 @@ def test_without_held_out_data_there_are_pictures_and_no_mistakes(tmp_path: Path
 def test_a_loader_and_a_regression(tmp_path: Path) -> None:
     images, labels = make_images(64)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), 16)
-    _, record = fit(tmp_path / "a", loader, loader)
+    _, record = fit_and_read(tmp_path / "a", loader, loader)
     assert record["examination"]["num_samples"] == 64
     assert 'alt="training image 1' in (tmp_path / "a" / "report.html").read_text()
     data = torch.randn(50, 3), torch.randn(50)
-    _, record = fit(tmp_path / "b", data, data, model=torch.nn.Linear(3, 1))
+    _, record = fit_and_read(tmp_path / "b", data, data, model=torch.nn.Linear(3, 1))
     assert record["examination"]["kind"] == "numbers"
     page = (tmp_path / "b" / "report.html").read_text()
     assert "Predicted against true values" in page
@@ -183,7 +179,7 @@ def test_a_large_picture_is_made_small() -> None:
 def test_files_name_the_mistakes(tmp_path: Path) -> None:
     names = [f"cats/{n}.png" for n in range(96)]
     images, labels = make_images(96)
-    _, record = fit(tmp_path, valid=(images, labels.roll(1)), about={"files": {"valid": names}})
+    _, record = fit_and_read(tmp_path, valid=(images, labels.roll(1)), about={"files": {"valid": names}})
     assert all(row["file"] == names[row["index"]] for row in record["examination"]["mistakes"])
     assert record["examination"]["mistakes"]
     assert re.search(r"cats/\d+\.png", (tmp_path / "report.html").read_text())

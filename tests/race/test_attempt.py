@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
+from tests.helpers import sgd
 
 import heptane as hp
 from heptane.core.plan import Plan
@@ -13,7 +12,6 @@ from heptane.core.precision.step import Precision
 from heptane.race.arms import Arm
 from heptane.race.attempt import MISSED, REACHED, STOPPED, RaceSpec
 
-SGD = functools.partial(torch.optim.SGD, lr=0.1)
 PLAIN = Arm("plain", hp.Tricks())
 PLANNED = 8  # steps: 4 in each of 2 epochs
 
@@ -57,7 +55,7 @@ def run(target: float, model=lambda: torch.nn.Linear(6, 2), **settings):
         valid=blobs(),
         test=None,
         metrics=None,
-        plan=Plan.of(optimizer=SGD, epochs=2, batch_size=32, on_nan="skip", weights="last"),
+        plan=Plan.of(optimizer=sgd, epochs=2, batch_size=32, on_nan="skip", weights="last"),
         metric="valid_loss",
         target=target,
         seconds=None,

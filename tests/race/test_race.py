@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import tomllib
 
 import pytest
 import torch
+from tests.helpers import sgd
 
 import heptane as hp
 from heptane.cli import main
@@ -16,9 +16,9 @@ from heptane.core.plan import Plan
 from heptane.race.arms import Arm
 from heptane.race.attempt import RaceSpec
 
-SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 TWO = hp.Tricks(cyclical=hp.Cyclical(), label_smoothing=hp.LabelSmoothing())
 DIGITS = ["--data", "digits", "--model", "mlp", "--batch-size", "64", "--optimizer", "sgd", "--lr", "0.02"]
+CYCLE = ["--tricks", "cyclical", "--arms", "plain,all"]
 
 
 def blobs(count=512):
@@ -33,7 +33,7 @@ def linear():
 
 
 def race(**changed):
-    settings = {"optimizer": SGD, "epochs": 6, "batch_size": 32, "target": 0.8, "tricks": TWO, "seeds": 2, "tune": 0}
+    settings = {"optimizer": sgd, "epochs": 6, "batch_size": 32, "target": 0.8, "tricks": TWO, "seeds": 2, "tune": 0}
     return hp.race(changed.pop("model", linear), blobs(), blobs(), **{**settings, **changed})
 
 
@@ -65,7 +65,7 @@ def test_seeds_are_paired_and_every_arm_starts_from_the_same_weights():
         made.append(net.weight.detach().clone())
         return net
 
-    race(model=model, seeds=2, seed=5)
+    race(model=model, epochs=1, seeds=2, seed=5)
     racing = made[-8:]  # before them, the short runs that warm up
     assert all(torch.equal(racing[0], weight) for weight in racing[:4])
     assert all(torch.equal(racing[4], weight) for weight in racing[4:])
@@ -83,19 +83,19 @@ def test_plain_is_plain_pytorch():
     race(model=model, target=1.0, arms=["plain"], seeds=1, epochs=2)
     torch.manual_seed(0)
     net = linear()
-    hp.fit(net, blobs(), optimizer=SGD, epochs=2, batch_size=32, seed=0)
+    hp.fit(net, blobs(), optimizer=sgd, epochs=2, batch_size=32, seed=0)
     assert torch.equal(kept[-1].weight, net.weight)
 
 
 def test_a_target_out_of_reach_is_infinite_for_all():
-    result = race(target=("valid_loss", 1e-9), seeds=2)
+    result = race(target=("valid_loss", 1e-9), arms=["plain", "all"])
     assert result.speedup["estimate"] is None
     assert all(run["status"] == "missed" for arm in result.record["arms"] for run in arm["runs"])
     assert result.record["sentence"].startswith("Neither")
 
 
 def test_a_loss_as_target_is_reached_from_above():
-    result = race(target=("valid_loss", 0.6), seeds=2)
+    result = race(target=("valid_loss", 0.6), arms=["plain", "all"])
     assert all(run["status"] == "reached" for run in result.record["arms"][0]["runs"])
     assert "validation loss of 0.6" in result.record["sentence"]
 
@@ -127,7 +127,7 @@ def test_an_arm_that_raises_does_not_lose_the_others():
 
 
 def test_a_race_for_accuracy_gives_every_arm_its_time():
-    result = race(target=None, accuracy_in=0.3, epochs=500, seeds=2)
+    result = race(target=None, accuracy_in=0.3, epochs=500, arms=["plain", "all"])
     for arm in result.record["arms"]:
         for run in arm["runs"]:
             assert run["status"] == "done"
@@ -136,7 +136,7 @@ def test_a_race_for_accuracy_gives_every_arm_its_time():
 
 
 def test_fit_stops_after_its_seconds_with_an_evaluation():
-    result = hp.fit(linear(), blobs(), blobs(), optimizer=SGD, epochs=100_000, batch_size=32, max_seconds=0.2)
+    result = hp.fit(linear(), blobs(), blobs(), optimizer=sgd, epochs=100_000, batch_size=32, max_seconds=0.2)
     assert 0.2 <= result.seconds["train"] < 2
     assert result.steps["applied"] < result.steps["planned"]
     assert "valid_accuracy" in result.metrics
@@ -176,7 +176,7 @@ def test_a_model_that_is_the_same_object_each_time_is_refused():
 
 def test_a_race_needs_validation_data():
     with pytest.raises(hp.InputError, match="valid=None"):
-        hp.race(linear, blobs(), None, optimizer=SGD, epochs=1, batch_size=32, target=0.9)
+        hp.race(linear, blobs(), None, optimizer=sgd, epochs=1, batch_size=32, target=0.9)
 
 
 def test_under_torchrun_it_is_refused(monkeypatch):
@@ -199,7 +199,7 @@ def test_the_margin_of_a_tuned_length_is_the_standard_error_of_the_target():
         valid=blobs(400),
         test=None,
         metrics=None,
-        plan=Plan(optimizer=SGD, epochs=1, batch_size=32),
+        plan=Plan(optimizer=sgd, epochs=1, batch_size=32),
         metric="valid_accuracy",
         target=0.9,
         seconds=None,
@@ -247,7 +247,8 @@ def test_the_command_races_and_ends_in_the_sentence(tmp_path, capsys):
 
 def test_a_dry_run_prints_the_arms_and_the_time(tmp_path, capsys):
     out = tmp_path / "race"
-    assert main(["race", *DIGITS, "--target", "0.9", "--dry-run", "--out", str(out)]) == 0
+    tricks = ["--tricks", "cyclical,mixup,label_smoothing"]
+    assert main(["race", *DIGITS, *tricks, "--target", "0.9", "--dry-run", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     for arm in ("plain", "all", "all without cyclical", "plain with label smoothing", "at most"):
         assert arm in printed
@@ -259,7 +260,7 @@ def test_a_dry_run_prints_the_arms_and_the_time(tmp_path, capsys):
     [("0.95", "18 of 359", "400 of them"), ("0.99", "4 of 359", "2,000 of them"), ("1.0", "0 of 359", "none")],
 )
 def test_a_race_that_cannot_end_in_a_verdict_says_so_first(target, wrong, enough, capsys):
-    assert main(["race", *DIGITS, "--target", target, "--arms", "plain,all", "--dry-run"]) == 0
+    assert main(["race", *DIGITS, *CYCLE, "--target", target, "--dry-run"]) == 0
     printed = capsys.readouterr().err
     assert (
         f"note: no verdict will be possible: at {100 * float(target):.1f}% about {wrong} validation samples are wrong"
@@ -270,12 +271,12 @@ def test_a_race_that_cannot_end_in_a_verdict_says_so_first(target, wrong, enough
 
 
 def test_a_race_that_can_end_in_a_verdict_does_not_warn_and_says_what_a_budget_leaves_out(capsys):
-    assert main(["race", *DIGITS, "--target", "0.8", "--dry-run", "--arms", "plain,all", "--budget", "1s"]) == 0
+    assert main(["race", *DIGITS, "--target", "0.8", "--dry-run", *CYCLE, "--budget", "1s"]) == 0
     printed = capsys.readouterr()
     assert "verdict" not in printed.err
     assert "The budget of 1.0 s is less" in printed.out
     assert "--budget" not in next(line for line in printed.out.splitlines() if line.startswith("time"))
-    assert main(["race", *DIGITS, "--target", "0.8", "--dry-run", "--arms", "plain,all", "--budget", "2h"]) == 0
+    assert main(["race", *DIGITS, "--target", "0.8", "--dry-run", *CYCLE, "--budget", "2h"]) == 0
     assert "is less" not in capsys.readouterr().out
 
 
@@ -285,7 +286,7 @@ def test_a_target_that_all_misses_is_exit_code_3(tmp_path):
 
 
 def test_the_command_races_for_accuracy(tmp_path, capsys):
-    flags = ["--accuracy", "0.3s", "--seeds", "1", "--arms", "plain,all", "--tune", "0", "--epochs", "50"]
+    flags = ["--accuracy", "0.3s", "--seeds", "1", *CYCLE, "--tune", "0", "--epochs", "50"]
     assert main(["race", *DIGITS, *flags, "--out", str(tmp_path / "race")]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "in 0.30 s of training" in out
@@ -313,7 +314,7 @@ def test_wrong_flags_are_one_line_and_exit_code_2(flags, message, tmp_path, caps
 
 def test_a_regression_has_no_accuracy_to_reach():
     x = torch.randn(64, 6)
-    settings = {"optimizer": SGD, "epochs": 2, "batch_size": 32, "target": 0.5, "tricks": hp.Tricks(mixup=hp.Mixup())}
+    settings = {"optimizer": sgd, "epochs": 2, "batch_size": 32, "target": 0.5, "tricks": hp.Tricks(mixup=hp.Mixup())}
     with pytest.raises(hp.InputError, match="valid_accuracy"):
         hp.race(lambda: torch.nn.Linear(6, 1), (x, x[:, :1]), (x, x[:, :1]), **settings)
 
@@ -325,7 +326,7 @@ def test_a_model_in_place_of_a_function_is_refused_with_the_remedy():
 
 def test_more_seeds_can_be_given_to_a_race_that_is_done(tmp_path, capsys):
     out = str(tmp_path / "race")
-    flags = ["--target", "0.5", "--epochs", "2", "--seeds", "1", "--arms", "plain,all", "--tune", "0"]
+    flags = ["--target", "0.5", "--epochs", "2", "--seeds", "1", *CYCLE, "--tune", "0"]
     assert main(["race", *DIGITS, *flags, "--out", out]) in (0, 3)
     assert main(["race", "--resume", out, "--seeds", "2"]) in (0, 3)
     record = json.loads((tmp_path / "race" / "race.json").read_text())

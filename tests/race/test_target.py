@@ -1,4 +1,4 @@
-"""When a run has reached its target: two evaluations in a row, read off the line to the first of them."""
+"""When a run has reached its target: two evaluations in a row, interpolated to the first."""
 
 import math
 

@@ -6,12 +6,12 @@ from functools import partial
 
 import pytest
 import torch
+from tests.helpers import by_hand, sgd, shuffled, weights
 
 import heptane as hp
 from heptane.pretrained import lora
 
 pytest.importorskip("peft")
-sgd = partial(torch.optim.SGD, lr=0.1)
 
 
 def network():
@@ -37,10 +37,6 @@ def fitted(model=None, *, rank=2, epochs=3, optimizer=sgd, tricks=None, **settin
     chosen = hp.Tricks(transfer=hp.Transfer(lora_rank=rank, rate_factor=1.0), **(tricks or {}))
     given = {"optimizer": optimizer, "epochs": epochs, "batch_size": 8, "tricks": chosen, "weights": "last", **settings}
     return model, hp.fit(model, data(), data(), **given)
-
-
-def weights(model):
-    return torch.cat([v.flatten() for v in model.state_dict().values()])
 
 
 def test_at_first_the_model_computes_what_it_did_and_only_adapters_and_head_train():
@@ -73,13 +69,7 @@ def test_a_run_is_a_loop_by_hand():
     model, _ = fitted()
     other = network()
     lora.adapt(other, 2, None, other[5], 0)
-    optimizer = sgd([p for p in other.parameters() if p.requires_grad])
-    x, y = data()
-    for epoch in range(3):
-        for chosen in hp.epoch_order(48, 0, epoch).split(8):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(other(x[chosen]), y[chosen]).backward()
-            optimizer.step()
+    by_hand(other, shuffled(data(), 8, epochs=3))
     lora.merge(other)
     torch.testing.assert_close(weights(model), weights(other))
     assert not torch.equal(model[0].weight, network()[0].weight)
@@ -126,13 +116,13 @@ def unready(parameters):
     raise ValueError("stop")
 
 
-def by_hand(model, *, optimizer=sgd):
+def train_through(model, *, optimizer=sgd):
     tricks = hp.Tricks(transfer=hp.Transfer(lora_rank=2))
     for _ in hp.train(model, data(), optimizer=optimizer, epochs=1, batch_size=8, tricks=tricks):
         pass
 
 
-@pytest.mark.parametrize("run", [fitted, by_hand])
+@pytest.mark.parametrize("run", [fitted, train_through])
 def test_so_does_one_that_raises_before_its_first_step(run):
     model = network()
     with pytest.raises(ValueError, match="stop"):
@@ -247,7 +237,7 @@ def test_over_two_workers_it_is_the_same():
 
 def test_the_generator_leaves_an_ordinary_model():
     model = network()
-    by_hand(model)
+    train_through(model)
     assert list(model.state_dict()) == list(network().state_dict())
 
 

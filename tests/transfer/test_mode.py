@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.helpers import sgd
 from torch import nn
 
 import heptane as hp
@@ -125,7 +125,7 @@ def test_a_probe_leaves_no_mark(kind: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
 
 
-def test_a_resumed_run_keeps_what_auto_came_to(tmp_path: Path, sgd: Callable[..., Any]) -> None:
+def test_a_resumed_run_keeps_what_auto_came_to(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"optimizer": sgd, "batch_size": 60, "epochs": 4}
     settings["tricks"] = hp.Tricks(transfer=Transfer(mode="auto"))
     train = data(100, 0.5)
@@ -149,7 +149,7 @@ def test_a_resumed_run_keeps_what_auto_came_to(tmp_path: Path, sgd: Callable[...
 
 @pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(("per_class", "mode"), [(8, "head"), (100, "gradual")])
-def test_two_workers_come_to_the_same_and_to_the_same_new_head(per_class: int, mode: str, sgd: Callable[..., Any]) -> None:
+def test_two_workers_come_to_the_same_and_to_the_same_new_head(per_class: int, mode: str) -> None:
     found = []
     for workers in (1, 2):
         net = nn.Sequential(model()[0], nn.Linear(3, 7))

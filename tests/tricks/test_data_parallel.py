@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import Counting
-from tests.workers import launch
+from tests.helpers import Counting, adamw, assert_close, net, points, sgd
+from tests.workers import TWO, launch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 import heptane as hp
@@ -33,23 +33,12 @@ SAMPLES, CLASSES = 22, 3
 Case = dict[str, Any]
 
 
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01)
+decaying = partial(sgd, weight_decay=0.01)
 
 
 def gentle(params: Any) -> torch.optim.Optimizer:
     """Two samples normalised by themselves make large gradients."""
     return torch.optim.SGD(params, lr=0.001, momentum=0.9)
-
-
-def adamw(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=0.01)
-
-
-def mlp(num_out: int = CLASSES) -> torch.nn.Sequential:
-    nn = torch.nn
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, num_out)).double()
 
 
 def normalising() -> torch.nn.Sequential:
@@ -91,16 +80,10 @@ class Detour(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.used, self.idle = mlp(), torch.nn.Linear(2, 2).double()
+        self.used, self.idle = net(), torch.nn.Linear(2, 2).double()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.used(inputs)
-
-
-def points() -> tuple[torch.Tensor, torch.Tensor]:
-    random = torch.Generator().manual_seed(5)
-    x = torch.randn(SAMPLES, 6, generator=random, dtype=torch.float64)
-    return x, torch.randint(0, CLASSES, (SAMPLES,), generator=random)
 
 
 def sentences() -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,10 +113,10 @@ def several_labels() -> tuple[torch.Tensor, torch.Tensor]:
 
 WEIGHTED = torch.nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64))
 CASES: dict[str, Case] = {
-    "sgd": {"epochs": 7},
-    "adamw": {"epochs": 7, "optimizer": adamw},
-    "sgd in 32 bits": {"epochs": 7, "dtype": torch.float32, "tolerance": 1e-5},
-    "adamw in 32 bits": {"epochs": 7, "optimizer": adamw, "dtype": torch.float32, "tolerance": 1e-5},
+    "sgd": {},
+    "adamw": {"optimizer": adamw},
+    "sgd in 32 bits": {"dtype": torch.float32, "tolerance": 1e-5},
+    "adamw in 32 bits": {"optimizer": adamw, "dtype": torch.float32, "tolerance": 1e-5},
     "micro-batches: 3": {"accumulate": 3},
     "micro-batches: 4": {"accumulate": 4, "optimizer": adamw},
     "a last batch of one sample": {"batch_size": 7},
@@ -173,11 +156,12 @@ CASES |= {
     for name, case in {**CASES, "a shared weight": TIED}.items()
     if name not in ("one sum for many buckets", "several labels", "class weights")
 }
+FOR_TWO = ["micro-batches: 4", "batches of one sample", "mixup per sample", "BatchNorm over all workers", "unfreezing"]
 
 
 def run(case: Case, workers: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """The parameters after 3 epochs of uneven batches, and the averages of the whole run."""
-    model, data = case.get("model", mlp)(), case.get("data", points)()
+    model, data = case.get("model", net)(), case.get("data", points)()
     if "dtype" in case:
         model, data = model.to(case["dtype"]), (data[0].to(case["dtype"]), data[1])
     names = ("mixup", "label_smoothing", "transfer")
@@ -186,7 +170,7 @@ def run(case: Case, workers: int) -> tuple[dict[str, torch.Tensor], dict[str, fl
         data_parallel=hp.DataParallel(workers=workers, **parallel) if workers > 1 else None,
         **{name: case[name] for name in names if name in case},
     )
-    settings = {"optimizer": sgd, "epochs": 3, "batch_size": 8, "accumulate": 1, "clip_norm": None, "loss": None}
+    settings = {"optimizer": decaying, "epochs": 3, "batch_size": 8, "accumulate": 1, "clip_norm": None, "loss": None}
     settings = {key: case.get(key, value) for key, value in settings.items()}
     event = None
     for event in hp.train(model, data, tricks=tricks, seed=3, **settings):  # noqa: B007
@@ -196,9 +180,8 @@ def run(case: Case, workers: int) -> tuple[dict[str, torch.Tensor], dict[str, fl
 
 
 def cases(workers: int) -> list[str]:
-    """Three workers try everything, since their shares are uneven; two all that is not sharded, and four a few."""
-    few = [name for name in CASES if name.removeprefix("sharded: ").split()[0] in ("sgd", "adamw")]
-    return {2: [name for name in CASES if "strategy" not in CASES[name]], 3: list(CASES), 4: few}[workers]
+    """Three workers try everything, since their shares are uneven; two and four a few."""
+    return {2: ["sgd", *FOR_TWO], 3: list(CASES), 4: ["sgd", "adamw", "sharded: sgd", "sharded: adamw"]}[workers]
 
 
 def run_all(workers: int) -> dict[str, Any]:
@@ -209,7 +192,7 @@ def run_all(workers: int) -> dict[str, Any]:
     found["is two"] = workers == 2
     found["own statistics"] = run(OWN_STATISTICS, workers)
     found["bad inputs"] = [with_bad_inputs(row) for row in (0, 7)]
-    found["evaluations"] = [hp.evaluate(mlp(), [part[:size] for part in points()]) for size in (1, 2, 7, 22)]
+    found["evaluations"] = [hp.evaluate(net(), [part[:size] for part in points()]) for size in (1, 2, 7, 22)]
     found["normalised"] = normalised(workers)
     found["replicas"] = [replicas_after(change) for change in (None, "last bit", "all are NaN")]
     found["another number"] = refusal(hp.DataParallel(workers=workers + 5))
@@ -245,7 +228,7 @@ def with_bad_inputs(row: int) -> tuple[dict[str, torch.Tensor], list[list[str]]]
 
 
 def replicas_after(change: str | None) -> str:
-    model = mlp()
+    model = net()
     with torch.no_grad():
         if change == "last bit" and this_worker().rank == 1:
             weight = model[2].weight
@@ -268,7 +251,7 @@ def all_reduces(workers: int) -> int:
         return default_hooks.allreduce_hook(state, bucket)
 
     tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=workers))
-    one = assemble(mlp(), points(), Plan.of(optimizer=sgd, epochs=1, batch_size=8, accumulate=4), tricks=tricks)
+    one = assemble(net(), points(), Plan.of(optimizer=sgd, epochs=1, batch_size=8, accumulate=4), tricks=tricks)
     enter = one.enter
 
     def enter_and_count(phase: Phase) -> tuple[torch.nn.Module, Any]:
@@ -285,7 +268,7 @@ def all_reduces(workers: int) -> int:
 def refusal(trick: hp.DataParallel, batch_size: int = 8) -> str:
     tricks = hp.Tricks(data_parallel=trick)
     try:
-        next(hp.train(mlp(), points(), tricks=tricks, optimizer=sgd, epochs=1, batch_size=batch_size))
+        next(hp.train(net(), points(), tricks=tricks, optimizer=sgd, epochs=1, batch_size=batch_size))
     except hp.InputError as error:
         return str(error)
     return "not refused"
@@ -309,12 +292,6 @@ def four() -> dict[str, Any]:
 @pytest.fixture(params=[2, 3], ids=["two workers", "three workers"])
 def several(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.getfixturevalue({2: "two", 3: "three"}[request.param])
-
-
-def assert_close(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float = 1e-12) -> None:
-    assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(theirs[key]), rtol=0, atol=tolerance, msg=key)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +358,7 @@ def test_256_workers_of_32_samples_reduce_to_the_gradient_of_8192() -> None:
     random = torch.Generator().manual_seed(7)
     x = torch.randn(8192, 6, generator=random, dtype=torch.float64)
     y = torch.randint(0, CLASSES, (8192,), generator=random)
-    one = assemble(mlp(), (x, y), Plan.of(optimizer=sgd, epochs=1, batch_size=8192))
+    one = assemble(net(), (x, y), Plan.of(optimizer=sgd, epochs=1, batch_size=8192))
 
     def gradient(worker: Worker) -> torch.Tensor:
         one.worker = worker
@@ -397,13 +374,13 @@ def test_256_workers_of_32_samples_reduce_to_the_gradient_of_8192() -> None:
 
 def test_something_was_learned(three: dict[str, Any]) -> None:
     for name, case in CASES.items():
-        before = case.get("model", mlp)().state_dict()
+        before = case.get("model", net)().state_dict()
         assert any(not torch.equal(value, before[key]) for key, value in three[name][0].items()), name
 
 
 def test_an_evaluation_counts_each_sample_once(several: dict[str, Any]) -> None:
     for size, found in zip((1, 2, 7, 22), several["evaluations"], strict=True):
-        assert_close(found, hp.evaluate(mlp(), [part[:size] for part in points()]))
+        assert_close(found, hp.evaluate(net(), [part[:size] for part in points()]))
 
 
 def test_all_workers_evaluate_with_the_statistics_of_the_first(several: dict[str, Any]) -> None:
@@ -459,7 +436,7 @@ def test_micro_batches_are_as_even_as_it_goes_and_none_is_empty() -> None:
 
 
 def test_alone_there_is_nothing_to_wrap_compare_or_share() -> None:
-    model = mlp()
+    model = net()
     assert this_worker() == Worker(0, 1)
     assert hp.DataParallel(workers=1).wrap(model) is model
     assert hp.DataParallel(sync_batchnorm=True).convert(model) is model
@@ -490,15 +467,14 @@ def test_refusals(fields: dict[str, Any], message: str) -> None:
         hp.DataParallel(**fields)
 
 
-def fit_two(model: torch.nn.Module, data: Any, **more: Any) -> Any:
-    tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
-    return hp.fit(model, data, **({"optimizer": sgd, "epochs": 3, "batch_size": 8, "seed": 3, "tricks": tricks} | more))
+def fit_by_two(model: torch.nn.Module, data: Any, **more: Any) -> Any:
+    return hp.fit(model, data, **({"optimizer": decaying, "epochs": 3, "batch_size": 8, "seed": 3, "tricks": TWO} | more))
 
 
 def test_fit_starts_the_workers_itself_and_fills_the_model_it_was_given(tmp_path: Path) -> None:
     handlers, threads = signal.getsignal(signal.SIGINT), os.environ.get("OMP_NUM_THREADS")
-    model = mlp()
-    result = fit_two(model, points(), valid=points(), run_dir=tmp_path / "run", optimizer=lambda params: sgd(params))
+    model = net()
+    result = fit_by_two(model, points(), valid=points(), run_dir=tmp_path / "run", optimizer=lambda params: decaying(params))
     assert_close(dict(model.state_dict()), run({}, 1)[0])
     assert result.model is model
     assert [record["step"] for record in result.history] == [3, 6, 9]
@@ -508,9 +484,10 @@ def test_fit_starts_the_workers_itself_and_fills_the_model_it_was_given(tmp_path
     assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
+@pytest.mark.usefixtures("forked")
 def test_wrong_input_that_only_a_worker_sees_comes_back_as_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(hp.InputError) as caught:
-        fit_two(mlp(), (points()[0], points()[1] + 1))
+        fit_by_two(net(), (points()[0], points()[1] + 1))
     where = points()[1].tolist().index(2)
     assert str(caught.value) == f"label 3 of sample {where} is out of range: the model has 3 outputs, so labels are 0 to 2"
     assert capfd.readouterr() == ("", "")
@@ -525,7 +502,7 @@ def breaks(error: Callable[[], BaseException], model: Counting, output: torch.Te
 
 def test_what_breaks_in_a_worker_is_named_once_with_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError) as caught:
-        fit_two(Counting(partial(breaks, lambda: ZeroDivisionError("no such luck"))), points())
+        fit_by_two(Counting(partial(breaks, lambda: ZeroDivisionError("no such luck"))), points())
     lines = str(caught.value).splitlines()
     assert lines[0] == "worker 1 of 2 failed with ZeroDivisionError: no such luck"
     assert lines[-1] == "ZeroDivisionError: no such luck"
@@ -552,11 +529,11 @@ def sharded_runs(folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     images, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % 2
     nn = torch.nn
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    small = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     bf16 = hp.MixedPrecision(dtype="bf16", channels_last="on")
     tricks = hp.Tricks(data_parallel=hp.DataParallel(strategy="fsdp"), mixed_precision=bf16)
-    small = hp.fit(net, (images, labels), optimizer=sgd, epochs=2, batch_size=8, tricks=tricks)
-    found = {"whole": whole, "resumed": resumed, "bf16": small}
+    sixteen_bits = hp.fit(small, (images, labels), optimizer=sgd, epochs=2, batch_size=8, tricks=tricks)
+    found = {"whole": whole, "resumed": resumed, "bf16": sixteen_bits}
     return {
         **{name: dict(result.model.state_dict()) for name, result in found.items()},
         "history": [len(result.history) for result in (whole, resumed)],
@@ -607,7 +584,7 @@ def test_a_sharded_run_goes_on_bitwise_and_leaves_an_ordinary_model_and_file(tmp
 )
 def test_other_ends_of_a_worker(error: Any, kind: type[BaseException], message: str) -> None:
     with pytest.raises(kind, match=message):
-        fit_two(Counting(partial(breaks, error)), points())
+        fit_by_two(Counting(partial(breaks, error)), points())
 
 
 SCRIPT = """
@@ -695,5 +672,5 @@ def drifts(model: Counting, output: torch.Tensor) -> torch.Tensor:
 @pytest.mark.usefixtures("forked")
 def test_copies_that_drift_apart_on_the_way_are_found_before_anything_is_saved(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"the workers' models have diverged: parameter 'layer\.bias' is the first"):
-        fit_two(Counting(drifts), points(), valid=points(), run_dir=tmp_path / "run")
+        fit_by_two(Counting(drifts), points(), valid=points(), run_dir=tmp_path / "run")
     assert list((tmp_path / "run").rglob("step-*")) == []

@@ -14,7 +14,7 @@ from heptane.core.cross_entropy import find_class_dim, smooth_binary
 IGNORE = -100
 
 
-def by_hand(logits, targets, eps=0.0, weight=None, ignored=()):
+def from_definition(logits, targets, eps=0.0, weight=None, ignored=()):
     """Rows of (N, C) logits and (N, C) targets, one number at a time: the sum, and the mean over what is not ignored."""
     num_rows, num_classes = logits.shape
     total, valid = 0.0, 0
@@ -135,7 +135,7 @@ def test_soft_targets_equal_torch(shape, weighted, eps, reduction):
 def test_soft_targets_equal_the_sum_by_hand(eps, weighted):
     logits, targets = torch.randn(5, 4, dtype=torch.float64), distributions(5, 4)
     weight = torch.rand(4, dtype=torch.float64) if weighted else None
-    total, mean = by_hand(logits, targets, eps, weight)
+    total, mean = from_definition(logits, targets, eps, weight)
     assert float(hp.soft_cross_entropy(logits, targets, eps=eps, weight=weight)) == pytest.approx(mean, rel=1e-12)
     ours = hp.soft_cross_entropy(logits, targets, eps=eps, weight=weight, reduction="sum")
     assert float(ours) == pytest.approx(total, rel=1e-12)
@@ -163,7 +163,7 @@ def test_trap_8_soft_targets_with_ignored_rows_do_not_raise_and_weigh_nothing(ep
     if ignore_index == 2:
         targets[5] = torch.eye(4)[2]
         ignored.append(5)
-    total, mean = by_hand(logits, targets, eps, ignored=ignored)
+    total, mean = from_definition(logits, targets, eps, ignored=ignored)
     leaf = logits.clone().requires_grad_()
     loss = hp.soft_cross_entropy(leaf, targets, eps=eps, ignore_index=ignore_index)
     assert float(loss.detach()) == pytest.approx(mean, rel=1e-12)
@@ -183,7 +183,7 @@ def test_ignored_positions_of_soft_sequences_weigh_nothing():
     logits, targets = torch.randn(3, 4, 5, dtype=torch.float64), distributions(3, 4, 5)
     targets[0, :, 2:] = 0
     rows = logits.movedim(1, -1).reshape(-1, 4), targets.movedim(1, -1).reshape(-1, 4)
-    _, mean = by_hand(*rows, 0.1, ignored=[2, 3, 4])
+    _, mean = from_definition(*rows, 0.1, ignored=[2, 3, 4])
     assert float(hp.soft_cross_entropy(logits, targets, eps=0.1)) == pytest.approx(mean, rel=1e-12)
 
 

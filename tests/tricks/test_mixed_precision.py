@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import Counting
+from tests.helpers import Counting, sgd
 from tests.workers import launch
 
 import heptane as hp
@@ -32,10 +32,6 @@ def fp16(scale: float = 4.0, growth_steps: int = 2000, floor: float = 1.0) -> Sc
 def one_weight(value: float = 1.0) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
     weight = torch.nn.Parameter(torch.tensor([value]))
     return weight, torch.optim.SGD([weight], lr=1.0)
-
-
-def sgd(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
 def test_the_gradient_is_unscaled_before_it_is_clipped_and_applied() -> None:

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tests.helpers import Pair, make_images, sgd
 from torch import nn
 
 import heptane as hp
@@ -48,6 +49,12 @@ def convnet(num_classes: int = 4, affine: bool = True) -> nn.Sequential:
         *(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, affine=affine), nn.ReLU()),
         *(nn.Flatten(), nn.Dropout(0.1), nn.Linear(4, num_classes)),
     )
+
+
+@pytest.fixture
+def images() -> Pair:
+    """96 images of 4 classes."""
+    return make_images(96)
 
 
 def trainable(model: nn.Module) -> list[str]:
@@ -268,7 +275,7 @@ def trains_after(
     return trainable(model)
 
 
-def by_hand(model: nn.Module, train: Any, *, stop: bool = False, **settings: Any) -> None:
+def train_through(model: nn.Module, train: Any, *, stop: bool = False, **settings: Any) -> None:
     for _ in hp.train(model, train, **settings):
         if stop:
             raise ValueError("stop")
@@ -278,7 +285,7 @@ def failing(model: nn.Module, data: Any) -> float:
     raise ValueError("stop")
 
 
-@pytest.mark.parametrize("run", [hp.fit, by_hand])
+@pytest.mark.parametrize("run", [hp.fit, train_through])
 def test_what_a_run_froze_trains_in_the_next(run: Callable[..., Any], images: tuple[torch.Tensor, torch.Tensor]) -> None:
     model = convnet()
     everything, every_layer = trainable(model), {"0", "1", "3", "4", "8"}
@@ -294,7 +301,7 @@ def test_what_a_run_froze_trains_in_the_next(run: Callable[..., Any], images: tu
 
 @pytest.mark.parametrize(
     ("run", "settings"),
-    [(hp.fit, {"valid": True, "metrics": {"m": failing}}), (hp.fit, {"loss": "nonsense"}), (by_hand, {"stop": True})],
+    [(hp.fit, {"valid": True, "metrics": {"m": failing}}), (hp.fit, {"loss": "nonsense"}), (train_through, {"stop": True})],
 )
 def test_so_it_does_after_a_run_that_raised(
     run: Callable[..., Any], settings: dict[str, Any], images: tuple[torch.Tensor, torch.Tensor]
@@ -436,7 +443,7 @@ def test_groups_unfreeze_through_the_loop_from_the_last_and_the_optimizer_has_th
 
 
 def test_trap_11_a_resumed_run_unfreezes_at_the_same_steps(
-    images: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, sgd: Callable[..., Any]
+    images: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"optimizer": sgd, "batch_size": 48, "epochs": 3}
     settings["tricks"] = hp.Tricks(transfer=Transfer(freeze=-1, unfreeze_every_epochs=1, rate_factor=1.5))
