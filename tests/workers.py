@@ -69,9 +69,9 @@ def launch(
 
 def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on ``hp.fit`` forks its workers."""
-    import heptane.fit  # noqa: F401 - the module, which is hidden by the function of that name
+    import heptane.training  # noqa: F401
 
-    monkeypatch.setattr(sys.modules["heptane.fit"], "launch", launch)
+    monkeypatch.setattr(sys.modules["heptane.training"], "launch", launch)
 
 
 def alone(code: str) -> Any:
