@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.facts import fit_with_facts
 from tests.helpers import (
     assert_equal_weights,
     by_hand,
@@ -29,7 +30,6 @@ from tests.helpers import (
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
-from tests.facts import fit_with_facts
 from heptane.base.randomness import epoch_seed
 
 functional = torch.nn.functional

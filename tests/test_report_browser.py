@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.facts import fit_with_facts, race_with_facts
 from tests.helpers import make_images, mlp
 
 import heptane as hp
-from tests.facts import fit_with_facts, race_with_facts
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no chromium on the PATH")

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from tests.facts import fit_with_facts
 from tests.helpers import make_images, sgd
+from torch.utils.data import DataLoader
 
 import heptane as hp
-from tests.facts import fit_with_facts
 from heptane.report.examination.examine import Examination, examine
 from heptane.report.examination.pictures import Scale, data_uris
 from heptane.session.interruption import Interruption
