@@ -137,7 +137,7 @@ def test_models_of_one_layer_of_none_and_of_bare_parameters() -> None:
 
 
 def test_a_lazy_layer_is_refused() -> None:
-    with pytest.raises(InputError, match="Sequential has lazy layers without a shape yet; run one batch"):
+    with pytest.raises(InputError, match="Sequential has lazy layers that are not initialized; run one batch"):
         depth_groups(nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3)))
 
 
