@@ -135,7 +135,7 @@ def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, t
         source: as for :func:`load_weights`.
         model: the model to fill; names for a transformers model are translated by its library.
     """
-    spec, said = str(source), f"weights={str(source)!r}"
+    spec, label = str(source), f"weights={str(source)!r}"
     if spec.startswith("timm:"):
         from heptane.pretrained.hubs import timm_hub
 
@@ -143,18 +143,18 @@ def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, t
     if spec == "efficientnet-lite0":
         from heptane.pretrained.hubs import efficientnet_hub
 
-        return read_weights(Path(efficientnet_hub.weight_file()), said), "ImageNet weights of efficientnet-lite0", ""
+        return read_weights(Path(efficientnet_hub.weight_file()), label), "ImageNet weights of efficientnet-lite0", ""
     path = Path(os.path.expanduser(source))
     if spec.startswith("hf:"):
         from heptane.pretrained.hubs import hf_hub
 
-        path = hf_hub.find(spec, said, hf_hub.SAFE, hf_hub.PICKLES)
-    file = find_file(path, said) if os.path.isdir(path) else path
-    tensors, key = read_named(file, said)
+        path = hf_hub.find(spec, label, hf_hub.SAFE, hf_hub.PICKLES)
+    file = find_file(path, label) if os.path.isdir(path) else path
+    tensors, key = read_named(file, label)
     if os.path.isfile(file.parent / "config.json"):
         from heptane.pretrained.hubs import transformers_hub
 
-        tensors = transformers_hub.translate(model, tensors, file.parent, said)
+        tensors = transformers_hub.translate(model, tensors, file.parent, label)
     return tensors, spec if file == path else f"{spec}: {file.name}", key
 
 
@@ -188,14 +188,14 @@ def _unfit(tensor: torch.Tensor, goal: torch.Tensor, kind: str) -> str:
     return "" if stored and can_adapt(held, wanted, kind) else f"shape {held} in the file, {wanted} in the model"
 
 
-def _cast(tensor: torch.Tensor, goal: torch.Tensor, said: str) -> torch.Tensor:
+def _cast(tensor: torch.Tensor, goal: torch.Tensor, label: str) -> torch.Tensor:
     cast = tensor.detach().to(goal.dtype)
     if cast.is_floating_point() or cast.is_complex():
         # Attention masks contain -inf by design: a non-finite value is valid where the model has the same one.
         valid = cast.isfinite() | (cast == goal.detach().to(cast.device))
         if not bool(valid.all()):
             as_what = "" if tensor.dtype == goal.dtype else f" as {goal.dtype}"
-            raise InputError(f"{said} holds NaN or infinity{as_what}; get an intact copy of the weights, or exclude it")
+            raise InputError(f"{label} holds NaN or infinity{as_what}; get an intact copy of the weights, or exclude it")
     return cast
 
 

@@ -25,7 +25,7 @@ def time_limit_seconds(num_train: int, machine: Machine) -> float:
 
     Example:
         >>> [round(time_limit_seconds(n, Machine())) for n in (40, 300, 3000, 50000)]
-        [21, 37, 97, 360]
+        [20, 38, 98, 360]
     """
     if machine.seconds is not None:
         return machine.seconds

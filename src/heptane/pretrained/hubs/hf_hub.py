@@ -13,7 +13,7 @@ SAFE = ["*.safetensors", "*.json"]
 PICKLES = ["*.bin", "*.bin.index.json"]
 
 
-def find(spec: str, said: str, *patterns: list[str]) -> Path:
+def find(spec: str, label: str, *patterns: list[str]) -> Path:
     """The folder or file that ``hf:NAME[@REVISION]`` or ``hf:PATH`` refers to.
 
     An existing path takes precedence. Otherwise ``huggingface_hub`` looks in its cache and downloads what is missing, so
@@ -21,7 +21,7 @@ def find(spec: str, said: str, *patterns: list[str]) -> Path:
 
     Args:
         spec: with the prefix ``hf:``.
-        said: name of the source in messages.
+        label: name of the source in messages.
         patterns: lists of file patterns to download; the next is used only if no file matched the first pattern of the one
             before.
 
@@ -33,29 +33,29 @@ def find(spec: str, said: str, *patterns: list[str]) -> Path:
     if name and os.path.exists(path):
         return path
     if not name or name.startswith((".", "~")) or path.is_absolute():
-        raise InputError(f"{said}: no such folder; give hf:FOLDER or hf:ORGANISATION/NAME")
+        raise InputError(f"{label}: no such folder; give hf:FOLDER or hf:ORGANISATION/NAME")
     repository, _, revision = name.partition("@")
     for wanted in patterns:
-        folder = _fetch(repository, revision or None, wanted, said)
+        folder = _fetch(repository, revision or None, wanted, label)
         if next(folder.glob(wanted[0]), None):
             break
     return folder
 
 
-def _fetch(repository: str, revision: str | None, wanted: list[str], said: str) -> Path:
+def _fetch(repository: str, revision: str | None, wanted: list[str], label: str) -> Path:
     try:
         from huggingface_hub import errors, snapshot_download
     except ImportError as error:
-        raise InputError(f'{said} needs huggingface_hub: pip install "heptane[hf]"') from error
+        raise InputError(f'{label} needs huggingface_hub: pip install "heptane[hf]"') from error
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except errors.HFValidationError:
-        raise InputError(f"{said}: no such folder, and not a name like ORGANISATION/NAME[@REVISION]") from None
+        raise InputError(f"{label}: no such folder, and not a name like ORGANISATION/NAME[@REVISION]") from None
     except errors.LocalEntryNotFoundError as error:
         remedy = "load it once online without HF_HUB_OFFLINE, or give its folder as hf:FOLDER"
-        raise InputError(f"{said} is not in the cache, and the hub cannot be reached; {remedy}") from error
+        raise InputError(f"{label} is not in the cache, and the hub cannot be reached; {remedy}") from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.GatedRepoError) as error:
         what = "revision" if isinstance(error, errors.RevisionNotFoundError) else "model, or it is not public"
-        raise InputError(f"{said}: the hub has no such {what}; check the name, or set HF_TOKEN") from error
+        raise InputError(f"{label}: the hub has no such {what}; check the name, or set HF_TOKEN") from error
     except Exception as error:
-        raise InputError(f"{said} could not be downloaded ({one_line(error)}); try again, or give its folder") from error
+        raise InputError(f"{label} could not be downloaded ({one_line(error)}); try again, or give its folder") from error

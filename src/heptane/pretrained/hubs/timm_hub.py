@@ -17,16 +17,16 @@ def build(spec: str, input_shape: Sequence[int], num_classes: int) -> object:
     Raises:
         InputError: timm is missing or fails to import, has no such model, or cannot build it.
     """
-    said, name = f"model={spec!r}", spec.removeprefix(SCHEME)
-    timm = _import(said, name)
+    label, name = f"model={spec!r}", spec.removeprefix(SCHEME)
+    timm = _import(label, name)
     if len(input_shape) != 3:
-        raise InputError(f"{said} takes images of (channels, height, width), got {tuple(input_shape)}")
+        raise InputError(f"{label} takes images of (channels, height, width), got {tuple(input_shape)}")
     try:
         fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
         size = {"img_size": tuple(input_shape[1:])} if fixed else {}
         return timm.create_model(name, pretrained=False, in_chans=input_shape[0], num_classes=num_classes, **size)
     except Exception as error:
-        raise InputError(f"{said}: timm could not build it: {one_line(error)}") from error
+        raise InputError(f"{label}: timm could not build it: {one_line(error)}") from error
 
 
 def read(spec: str) -> tuple[dict[str, torch.Tensor], str]:
@@ -37,37 +37,37 @@ def read(spec: str) -> tuple[dict[str, torch.Tensor], str]:
     Raises:
         InputError: timm is missing or fails to import, has no such model or weights, or cannot download them.
     """
-    said, name = f"weights={spec!r}", spec.removeprefix(SCHEME)
-    timm = _import(said, name)
+    label, name = f"weights={spec!r}", spec.removeprefix(SCHEME)
+    timm = _import(label, name)
     if not timm.is_model_pretrained(name):
         tagged = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         offered = f"; it has {', '.join(tagged[:6])}" if tagged else ""
-        raise InputError(f"{said}: timm has no pretrained weights under this name{offered}")
+        raise InputError(f"{label}: timm has no pretrained weights under this name{offered}")
     try:
         with torch.random.fork_rng(devices=[]):
             model = timm.create_model(name, pretrained=True)
     except Exception as error:
         remedy = "load it once online (cached under HF_HOME), or give the path of its file"
-        raise InputError(f"{said}: timm could not load its weights ({one_line(error)}); {remedy}") from error
+        raise InputError(f"{label}: timm could not load its weights ({one_line(error)}); {remedy}") from error
     tag = (getattr(model, "pretrained_cfg", None) or {}).get("tag")
     full = f"{name}.{tag}" if tag and "." not in name else name
     return dict(model.state_dict()), f"pretrained weights {full} of timm {timm.__version__}"
 
 
-def _import(said: str, name: str) -> Any:
+def _import(label: str, name: str) -> Any:
     try:
         import timm
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "timm":
-            raise InputError(f'{said} needs timm: pip install "heptane[timm]"') from error
+            raise InputError(f'{label} needs timm: pip install "heptane[timm]"') from error
         # torchvision built for another PyTorch fails with a RuntimeError on one of its operators
         remedy = (
             "install the torchvision that was built for this PyTorch"
             if "torchvision" in str(error)
             else "fix its installation"
         )
-        what = f"{said}: timm is installed but fails to import ({one_line(error)}); {remedy}"
+        what = f"{label}: timm is installed but fails to import ({one_line(error)}); {remedy}"
         raise InputError(what) from error
     if not timm.is_model(name):
-        raise InputError(f"{said}: timm has no such model{did_you_mean(name, timm.list_models())}")
+        raise InputError(f"{label}: timm has no such model{did_you_mean(name, timm.list_models())}")
     return timm

@@ -58,7 +58,7 @@ class ListPlaceholder:
         return []
 
 
-def read_pickle(file: Path, said: str) -> tuple[object, str]:
+def read_pickle(file: Path, label: str) -> tuple[object, str]:
     """The content of a pickle of tensors, on the CPU; and the first class in it that was replaced by a placeholder, or "".
 
     Raises:
@@ -75,7 +75,7 @@ def read_pickle(file: Path, said: str) -> tuple[object, str]:
                 return torch.load(file, map_location="cpu", weights_only=True), next(iter(placeholders), "")
         except Exception as error:  # a malicious or damaged file may raise anything
             if len(placeholders) >= MAX_NAMES or not _allowed(str(error), placeholders):
-                raise InputError(f"{said} {_what(error)}; {REMEDY}") from error
+                raise InputError(f"{label} {_what(error)}; {REMEDY}") from error
 
 
 def _allowed(error: str, placeholders: dict[str, type[Any]]) -> bool:
