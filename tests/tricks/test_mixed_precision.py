@@ -303,6 +303,12 @@ def test_outputs_of_any_shape_are_brought_to_32_bits() -> None:
     assert Precision().to_fp32(half) is half
 
 
+def test_the_old_name_of_to_fp32_warns() -> None:
+    with pytest.warns(FutureWarning, match=r"now Precision\.to_fp32"):
+        converted = hp.precision("bf16").full(torch.ones(2, dtype=torch.bfloat16))
+    assert converted.dtype is torch.float32
+
+
 def test_autocast_regions_nest_and_end() -> None:
     precision = hp.precision("bf16")
     with precision.autocast():

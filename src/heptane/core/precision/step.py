@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -42,6 +43,11 @@ class Precision:
     def to_fp32(self, output: Any) -> Any:
         """The model's output with 16-bit tensors converted to fp32, for the loss."""
         return output
+
+    def full(self, output: Any) -> Any:
+        """The name of :meth:`to_fp32` in an earlier release, with a warning."""
+        warnings.warn("Precision.full is now Precision.to_fp32", FutureWarning, stacklevel=2)
+        return self.to_fp32(output)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Run backward, on the scaled loss where there is a loss scale."""
