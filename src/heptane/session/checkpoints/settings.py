@@ -1,6 +1,6 @@
 """The settings stored in each checkpoint: which may change on resume, and which must match.
 
-``MAY_CHANGE`` and ``MUST_MATCH`` together name every argument of :func:`heptane.fit`.
+``MAY_CHANGE`` and ``MUST_MATCH`` together name every argument of :func:`heptane.fit` and field of :class:`heptane.Extras`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ MAY_CHANGE = {
     "evaluate_every_epochs": "from now on",
     "target": "also checked against earlier evaluations",
     "max_seconds": "includes the time used before",
-    "deadline": "of this process",
     "patience": "counts earlier evaluations too",
     "weights": "which weights are returned",
     "on_nan": "what happens at a NaN or infinite loss or gradient; a note says so",
@@ -38,8 +37,6 @@ MAY_CHANGE = {
     "progress": "display only",
     "run_dir": "the folder may be moved",
     "force": "has no effect on resume",
-    "about": "facts for the record",
-    "started": "of this process",
     "resume": "the resume itself",
 }
 """What may differ on resume, and what happens then."""
