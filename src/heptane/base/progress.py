@@ -179,8 +179,8 @@ class show_progress:
     Only rank 0 shows them.
 
     Example:
-        >>> from heptane.base.progress import show
-        >>> with show(False):
+        >>> from heptane.base.progress import show_progress
+        >>> with show_progress(False):
         ...     pass
     """
 

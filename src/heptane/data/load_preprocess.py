@@ -23,7 +23,7 @@ def load_preprocess(record: Mapping[str, Any]) -> Preprocess:
     Example:
         >>> from heptane.data import load_data
         >>> again = load_preprocess(load_data("digits").preprocess.record())
-        >>> names, inputs = again.inputs(np.zeros((2, 8, 8), dtype="uint8"))
+        >>> names, inputs = again.inputs(torch.zeros(2, 8, 8, dtype=torch.uint8))
         >>> names, inputs.shape
         (['0', '1'], torch.Size([2, 1, 8, 8]))
     """

@@ -59,7 +59,7 @@ def split_by_class(targets: torch.Tensor, shares: Sequence[float], seed: int) ->
     Example:
         >>> rest, valid = split_by_class(torch.tensor([0, 1, 0, 0, 1, 0]), [0.4], seed=0)
         >>> rest.tolist(), valid.tolist()
-        ([0, 2, 3, 4], [1, 5])
+        ([0, 1, 2, 5], [3, 4])
     """
     if targets.is_floating_point() or targets.ndim != 1:
         return split([len(targets)], shares, seed)

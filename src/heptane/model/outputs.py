@@ -38,7 +38,7 @@ def find_tensors(output: Any) -> list[torch.Tensor]:
     """Return all tensors in an output, in any structure.
 
     Example:
-        >>> tensors_in({"a": [torch.ones(1)], "b": "text"})
+        >>> find_tensors({"a": [torch.ones(1)], "b": "text"})
         [tensor([1.])]
     """
     found: list[torch.Tensor] = []
