@@ -208,7 +208,7 @@ class KeepsArrays(torch.optim.SGD):
 
 def test_an_optimizer_that_does_not_load_what_it_saves_is_refused_before_training(tmp_path: Path) -> None:
     data = torch.randn(16, 4), torch.randint(0, 3, (16,))
-    with pytest.raises(hp.InputError, match="KeepsArrays does not load the state that it saves"):
+    with pytest.raises(hp.InputError, match="KeepsArrays cannot load the state that it saves"):
         hp.fit(
             torch.nn.Linear(4, 3),
             data,

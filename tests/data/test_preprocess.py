@@ -125,12 +125,12 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
         ("nowhere.png", "'nowhere.png' does not exist"),
         ([], "no images to predict"),
         (3.5, "a float is not an image"),
-        (np.zeros((2, 2, 8, 8, 1), "u1"), r"an array of shape \(2, 2, 8, 8, 1\) holds no images"),
+        (np.zeros((2, 2, 8, 8, 1), "u1"), r"an array of shape \(2, 2, 8, 8, 1\) is not images"),
         (
             np.linspace(-2, 2, 64).reshape(8, 8),
             "values from -2 to 2: expected pixels from 0 to 16, before any normalisation",
         ),
-        (np.full((8, 8), np.nan), "something else than finite numbers"),
+        (np.full((8, 8), np.nan), "values that are not finite numbers"),
         (np.zeros((9, 8)), r"an image of shape \(1, 9, 8\) and dtype float64: expected \(1, 8, 8\)"),
     ],
 )
@@ -142,7 +142,7 @@ def test_what_is_no_image_is_refused(source: object, message: str) -> None:
 
 def test_a_damaged_image_and_an_empty_folder_are_named(tmp_path: Path) -> None:
     preprocess = again(hp.load_data("digits"))
-    with pytest.raises(hp.InputError, match="has no image in it"):
+    with pytest.raises(hp.InputError, match="and its subfolders have no image"):
         preprocess.inputs(tmp_path)
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(hp.InputError, match=r"bad\.png' cannot be read"):

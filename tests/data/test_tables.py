@@ -253,7 +253,9 @@ def test_dates_are_days_and_seasons() -> None:
         again(data).inputs(frame(when=pd.date_range("2024-01-01", periods=N, freq="31h").astype(str)))[1],
         again(data).inputs(frame(when=pd.date_range("2024-01-01", periods=N, freq="31h")))[1],
     )
-    with pytest.raises(hp.InputError, match="column 'when' holds dates such as '01/02/2024', whose day and month cannot"):
+    with pytest.raises(
+        hp.InputError, match="column 'when' holds dates such as '01/02/2024', whose order of day and month is ambiguous"
+    ):
         hp.load_data(frame(when=[f"0{index % 9 + 1}/02/2024" for index in range(N)]))
     with pytest.raises(hp.InputError, match="column 'when' holds a date that does not exist"):
         hp.load_data(frame(when=[f"2024-02-{index % 30 + 1}" for index in range(N)]))
