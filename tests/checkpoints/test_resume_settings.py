@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.facts import fit_with_facts
 from tests.helpers import TRAIN, VALID, fit, make_images, mlp, sgd
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, TensorDataset
 
@@ -205,9 +206,10 @@ def test_what_shapes_training_is_refused_by_name_and_nothing_changes(name: str, 
     cut(tmp_path, **first)
     before, model = content(tmp_path), mlp(seed=5)
     weights = [p.detach().clone() for p in model.parameters()]
+    asked = {"model": model, "train": TRAIN, "optimizer": sgd, "epochs": 2, "batch_size": 16, **first, **second}
     about = {"settings_toml": "data = 'other'"}
     with pytest.raises(hp.InputError, match=said) as refused:
-        fit_in(tmp_path, **{"model": model, "resume": True, "about": about, **first, **second})
+        fit_with_facts(asked.pop("model"), asked.pop("train"), VALID, about=about, run_dir=tmp_path, resume=True, **asked)
     assert "or start a new run in another folder" in str(refused.value)
     assert content(tmp_path) == before
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), weights, strict=True))
