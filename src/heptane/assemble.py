@@ -19,14 +19,13 @@ from heptane.base.progress import EVERY_SECONDS, working
 from heptane.core.checks import check_batch_norm, check_finite, check_model, check_resize, check_trained
 from heptane.core.choose_criterion import criterion_for, num_classes_of, parts_notes
 from heptane.core.criterion import loss_module
-from heptane.core.layer_use import seen_use
 from heptane.core.optimizers import model_optimizer, resolve_optimizer
 from heptane.core.plan import Plan
 from heptane.core.precision.agreed import agreed_precision
 from heptane.core.precision.step import Precision, disable_foreach
 from heptane.core.run import NoMixup, Run
 from heptane.core.schedule import Rates, check_momentum, constant, scale_schedules
-from heptane.core.step_trial import least_batch, written_by_forward
+from heptane.core.step_trial import least_batch, step_layer_usage, written_by_forward
 from heptane.core.untrained import check_buffers
 from heptane.data.augment import as_augment
 from heptane.data.batches import BatchTransform, TensorSource
@@ -231,7 +230,7 @@ class _Assembly:
         """Data parallel: BatchNorm over all workers, and shards; the loop wraps the model where a phase begins."""
         self.model, use = self.parallel.convert(self.model), None
         if self.parallel.shards:
-            use = seen_use(self.model, self.criterion, self.sample, self.plan.seed, self.parallel, self.worker)
+            use = step_layer_usage(self.model, self.criterion, self.sample, self.plan.seed, self.parallel, self.worker)
         self.meta_copy = self.parallel.shard(self.model, use)
         if use is not None and use.varies:
             self.events.note(
@@ -264,7 +263,7 @@ class _Assembly:
         self.find_unused = self.parallel.find_unused
         if not self.find_unused:
             with self.stages.as_in_last(self.model, self.phases):
-                use = seen_use(self.model, self.criterion, self.sample, self.plan.seed, self.parallel, self.worker)
+                use = step_layer_usage(self.model, self.criterion, self.sample, self.plan.seed, self.parallel, self.worker)
             self.find_unused = use.may_skip_layers
             self.events.note(*use.notes())
 
