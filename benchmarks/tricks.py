@@ -1,7 +1,8 @@
 """Cost and effect of each trick in a race: a small ResNet on a part of Fashion-MNIST, all arms, five seeds.
 
 ``python benchmarks/tricks.py`` writes ``results/tricks.json``, the source of the figures of ``heptane tricks``. The
-task and cycle are those of ``heptane demo``. Label smoothing, mixup and mixed precision have their defaults, and the
+task was chosen with seeds that do not race: ``benchmarks/LOG.md``. Label
+smoothing, mixup and mixed precision have their defaults, and the
 learning rate is scaled from half the batch size to the batch size. Data parallel and transfer need other tasks:
 ``benchmarks/scaling.py`` and ``benchmarks/transfer_time.py``.
 """
@@ -14,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import heptane as hp
-from heptane.cli.demonstration.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS
+from heptane.cli.demonstration.course import EVALUATE_EVERY_EPOCHS, TRICKS, DemoRace
 from heptane.cli.loading import describe_data
 from heptane.core.plan import Plan
 from heptane.race.race import RaceRequest
 
+COURSE = DemoRace("fashion-mnist", 10_240, 4_000, 14, 0.85, plain_epochs=5.5, all_epochs=3.5, limit_epochs=14)
 RESULT = Path(__file__).parent / "results" / "tricks.json"
 
 
@@ -26,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--seeds", type=int, default=5)
     flags = parser.parse_args()
-    course = COURSES["fashion-mnist"][0]
+    course = COURSE
     data = hp.load_data("fashion-mnist")
     train, valid = course.parts(data)
     tricks = replace(

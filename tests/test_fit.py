@@ -596,7 +596,7 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr("heptane.session.display.SHOW_SECONDS", 0.0)
+    monkeypatch.setattr("heptane.session.listeners.SHOW_SECONDS", 0.0)
     fit(mlp(), IMAGES, IMAGES, progress=True)
     shown = terminal.getvalue()
     assert "\x1b[" in shown
@@ -611,7 +611,7 @@ def test_without_progress_nothing_is_printed(capsys: pytest.CaptureFixture[str],
 
 
 def test_showing_progress_does_not_change_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heptane.session.display.SHOW_SECONDS", 0.0)
+    monkeypatch.setattr("heptane.session.listeners.SHOW_SECONDS", 0.0)
     shown, silent = fit(mlp(), IMAGES, progress=True), fit(mlp(), IMAGES)
     assert_equal_weights(shown.model, silent.model)
     for a, b in zip(shown.history, silent.history, strict=True):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from heptane.cli import main
-from heptane.pretrained.hubs import available, efficientnet_hub
+from heptane.pretrained.hubs import cached, efficientnet_hub
 from heptane.report.examination.advice import advise
 
 
@@ -32,7 +32,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def none_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(available, "find_pretrained", lambda: None)
+    monkeypatch.setattr(cached, "find_pretrained", lambda: None)
 
 
 def plan_of(printed: str) -> list[str]:
@@ -114,8 +114,8 @@ def test_pictures_start_from_imagenets_weights_and_their_frozen_part_is_computed
 def test_what_is_frozen_can_be_given_where_the_weights_are_the_default(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = available.Pretrained(efficientnet_hub.NAME, efficientnet_hub.NAME, "found")
-    monkeypatch.setattr(available, "find_pretrained", lambda: found)
+    found = cached.Pretrained(efficientnet_hub.NAME, efficientnet_hub.NAME, "found")
+    monkeypatch.setattr(cached, "find_pretrained", lambda: found)
     flags = ["train", "--data", str(pictures), "--image-size", "32", "--dry-run", "--out", str(tmp_path / "run")]
     for own, expected in (([], 'mode = "head"'), (["--transfer.freeze", "16"], "freeze = 16")):
         assert main([*flags, *own]) == 0
@@ -141,11 +141,11 @@ def test_other_weights_are_found_in_the_cache_without_a_network(tmp_path: Path, 
     monkeypatch.setattr(efficientnet_hub, "is_installed", lambda: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "transformers" else None)
-    assert available.find_pretrained() is None
+    assert cached.find_pretrained() is None
     file = tmp_path / "models--microsoft--resnet-18" / "snapshots" / "abc" / "model.safetensors"
     file.parent.mkdir(parents=True)
     file.touch()
-    found = available.find_pretrained()
+    found = cached.find_pretrained()
     assert found is not None
     assert found.model == "hf:microsoft/resnet-18"
 

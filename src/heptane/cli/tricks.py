@@ -17,7 +17,7 @@ from heptane.tricks import KINDS
 COSTS = "Costs, and when it does not help"
 TEXTS = {
     "data_parallel": (
-        "Splits each batch over several processes or GPUs; the result is that of one.",
+        "Splits each batch over several processes or GPUs, and averages their gradients.",
         "You have one CPU: a single process already uses all its cores.",
     ),
     "lr_scaling": (
@@ -25,7 +25,7 @@ TEXTS = {
         "The learning rate was chosen for the batch size that you use.",
     ),
     "cyclical": (
-        "Raises the learning rate to a peak, then lowers it to almost zero at the end.",
+        "Raises the learning rate to a peak, the lr that you set, then lowers it to almost zero at the end.",
         "You do not know the length of the run in advance.",
     ),
     "mixup": (

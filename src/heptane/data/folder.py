@@ -1,7 +1,7 @@
 """Load a folder of images: ``ROOT/CLASS/*``, split by a seed, or ``ROOT/train/CLASS/*`` with ``valid`` and ``test``.
 
 Images in subfolders of a class folder, at any depth, belong to that class. They become RGB, or one channel if all are grey;
-``decode.py`` says how they are fitted to ``image_size``. Without ``image_size``, images that share one size of at most 256
+``read_image.py`` says how they are fitted to ``image_size``. Without it, images that share one size of at most 256
 by 256 keep it, and others become 64 by 64.
 """
 
@@ -20,8 +20,8 @@ from heptane.base.lazy import torch
 from heptane.base.memory import check_memory
 from heptane.base.progress import working
 from heptane.data.dataset import Data, normalise
-from heptane.data.decode import SUFFIXES, decode, ignore_warnings, probe, read_image_unguarded
 from heptane.data.images import ImagePreprocess, walk
+from heptane.data.read_image import SUFFIXES, decode, ignore_warnings, probe, read_image_unguarded
 from heptane.data.splits import out_of_balance, split
 
 if TYPE_CHECKING:

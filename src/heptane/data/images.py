@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
-from heptane.data.decode import SUFFIXES, decode, read_image
 from heptane.data.preprocess import Preprocess, TargetScale, as_array, is_path
+from heptane.data.read_image import SUFFIXES, decode, read_image
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import np, torch
-from heptane.data.decode import SUFFIXES
 from heptane.data.folder import find_parts, list_entries
+from heptane.data.read_image import SUFFIXES
 
 if TYPE_CHECKING:
     from heptane.data.preprocess import Preprocess, TargetScale

@@ -111,7 +111,7 @@ def evenly_spaced(values: Sequence[T], count: int) -> list[T]:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    from heptane.data.decode import probe, read_image
+    from heptane.data.read_image import probe, read_image
 
     try:
         return read_image(path, probe)[0]
@@ -121,7 +121,7 @@ def _size(path: Path) -> tuple[int, int] | None:
 
 def _flatness(path: Path) -> float | None:
     """The fraction of an image's pixels in its two most common colours."""
-    from heptane.data.decode import read_image
+    from heptane.data.read_image import read_image
 
     try:
         pixels = read_image(path, _thumbnail)
@@ -133,7 +133,7 @@ def _flatness(path: Path) -> float | None:
 
 
 def _thumbnail(image: Image.Image) -> np.ndarray:
-    from heptane.data.decode import decode
+    from heptane.data.read_image import decode
 
     width, height = image.size
     if width * height > 4_000_000 and image.format != "JPEG":

@@ -25,9 +25,9 @@ from heptane.report.examination.advice import OUT_OF_TIME
 from heptane.session.best import BestWeights
 from heptane.session.checkpoints import checkpoint, restore
 from heptane.session.checkpoints.manager import CheckpointManager
-from heptane.session.display import Display
 from heptane.session.history import best_metric, best_step, divergence, reached, since_better
 from heptane.session.interruption import Interruption
+from heptane.session.listeners import Display
 from heptane.session.request import Request
 from heptane.session.result import Result, result_of
 from heptane.session.run_folder import RunFolder

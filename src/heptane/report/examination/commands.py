@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heptane.base.clock import parse_duration
-from heptane.pretrained.hubs import available, efficientnet_hub
+from heptane.pretrained.hubs import cached, efficientnet_hub
 
 Result = Mapping[str, Any]
 ENDS_EARLIER = ("--budget", "--target", "--patience")  # would end a longer run as early as this one
@@ -45,7 +45,7 @@ def from_pretrained(result: Result) -> str:
     source = str((result.get("data") or {}).get("source") or "")
     if not is_command(result) or not source or not Path(source).is_dir():
         return ""
-    found = available.find_pretrained()
+    found = cached.find_pretrained()
     if found is None:
         return efficientnet_hub.INSTALL
     given = _flags(result)

@@ -16,7 +16,7 @@ from heptane.recommend.facts import Choices, DataFacts, Machine
 from heptane.recommend.timing import LAST_BLOCK_COST, TRAIN_COST, epoch_seconds, forward_seconds, time_limit_seconds
 
 if TYPE_CHECKING:
-    from heptane.pretrained.hubs.available import Pretrained
+    from heptane.pretrained.hubs.cached import Pretrained
 
 SIDES = (24, 32, 40, 48, 64, 80, 96)  # image sizes in pixels for training from scratch
 PRETRAINED_SIDES = (96, 128, 160, 192, 224)
