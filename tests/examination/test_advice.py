@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from heptane.cli.flags import make_parser
-from heptane.pretrained.hubs import efficientnet_hub
+from heptane.pretrained.hubs import cached, efficientnet_hub
 from heptane.report.examination.advice import MOST, advise
 from heptane.report.examination.commands import command_with
 
