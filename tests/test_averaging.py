@@ -71,7 +71,7 @@ def test_it_goes_on_from_a_checkpoint_and_one_without_it_is_refused(tmp_path: Pa
     for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     averaged(None, run_dir=tmp_path / "other", target=("valid_loss", 1e9))
-    with pytest.raises(hp.InputError, match=r"was written without average_decay, but this run has 0\.9"):
+    with pytest.raises(hp.InputError, match=r"was written without average_decay, and this run has 0\.9"):
         averaged(0.9, run_dir=tmp_path / "other", resume=True)
 
 

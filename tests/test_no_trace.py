@@ -101,7 +101,7 @@ def test_features_that_are_computed_once_and_all_arms_of_a_race_leave_the_data_a
     before = x.clone()
     model = nn.Sequential(InPlace(), nn.ReLU(), nn.Linear(3, 3))
     result = fit(model, (x, y), (x, y), tricks=hp.Tricks(transfer=hp.Transfer(mode="head", cache="memory")))
-    assert any("features cached" in note for note in result.notes)
+    assert any("frozen features cached: " in note for note in result.notes)
     assert torch.equal(x, before)
     tricks = hp.Tricks(label_smoothing=hp.LabelSmoothing())
     hp.race(InPlace, (x, y), (x, y), optimizer=sgd, epochs=1, batch_size=16, target=0.99, tricks=tricks, seeds=1, tune=0)
@@ -257,7 +257,7 @@ def test_a_last_batch_of_one_sample_is_left_out_where_batchnorm_cannot_train_on_
     result = fit(normed(), data, accumulate=2 if kind == "joined windows" else 1)
     per_epoch = {"joined windows": 2}.get(kind, 4)
     assert result.steps["planned"] == result.steps["applied"] == 2 * per_epoch
-    assert any("left out" in note and "BatchNorm" in note for note in result.notes)
+    assert any("it is dropped" in note and "BatchNorm" in note for note in result.notes)
 
 
 def test_without_batchnorm_or_with_pixels_to_average_over_one_sample_is_trained_on() -> None:
@@ -282,7 +282,7 @@ def test_a_batchnorm_that_is_frozen_throughout_takes_one_sample(how: str, kind: 
     data: Any = random_data(65) if kind == "tensors" else DataLoader(TensorDataset(*random_data(65)), 16)
     result = fit(model, data, tricks=tricks)
     assert result.steps["applied"] == 10
-    assert not any("left out" in note for note in result.notes)
+    assert not any("dropped" in note for note in result.notes)
     fit(model, random_data(8), tricks=tricks, batch_size=1)
 
 
@@ -297,7 +297,7 @@ def test_a_batchnorm_that_is_frozen_throughout_takes_one_sample(how: str, kind: 
 def test_one_that_trains_later_does_not(transfer: hp.Transfer) -> None:
     result = fit(normed(), random_data(65), tricks=hp.Tricks(transfer=transfer))
     assert result.steps["planned"] == result.steps["applied"] == 8
-    assert any("left out" in note and "BatchNorm" in note for note in result.notes)
+    assert any("it is dropped" in note and "BatchNorm" in note for note in result.notes)
 
 
 def test_micro_batches_have_two_samples_each_where_batchnorm_needs_them() -> None:

@@ -389,7 +389,7 @@ def test_complex_outputs_and_targets_need_a_loss_of_ones_own():
     own = lambda output, targets: (output - targets).abs().square().mean()  # noqa: E731
     targets = torch.complex(torch.zeros(64, 3), torch.ones(64, 3))
     for loss in (None, "mse", nn.L1Loss(), "cross_entropy"):
-        with pytest.raises(hp.InputError, match=r"targets of type complex64 and loss=.*loss of your own"):
+        with pytest.raises(hp.InputError, match=r"targets of type complex64 and loss=.*custom loss"):
             fit(linear(), (X, targets), loss=loss)
     model = nn.Linear(4, 3, dtype=torch.complex64)
     for loss, wanted in ((None, Y), ("mse", targets)):

@@ -391,7 +391,7 @@ class ByRankData(Dataset[Any]):
 @pytest.mark.usefixtures("forked")
 def test_a_sampler_that_differs_between_workers_is_refused() -> None:
     with pytest.raises(
-        hp.InputError, match=r"workers read different samples, .* in worker 0 and .* in worker 1.*sort a list"
+        hp.InputError, match=r"workers read different samples, .* in worker 0 and .* in worker 1.*sort lists of files"
     ):
         hp.fit(nn.Linear(4, 3), DataLoader(TensorDataset(X, Y), 16, sampler=ByRank()), optimizer=sgd, epochs=1, tricks=TWO)
 

@@ -38,7 +38,7 @@ def test_a_stream_is_read_pass_after_pass_for_the_steps_asked_for() -> None:
     assert seen == list(range(1, 21))  # three batches to a pass, the last of six
     result = fit_endless(valid=Endless(), tricks=hp.Tricks(cyclical=hp.Cyclical()))
     assert [record["step"] for record in result.history] == list(range(2, 21, 2))
-    assert any("the data have no length: a tenth of the 20 steps, 2, is an epoch" in note for note in result.notes)
+    assert any("the data have no length: a tenth of the 20 steps, 2, counts as an epoch" in note for note in result.notes)
     assert "valid_accuracy" in result.metrics
 
 

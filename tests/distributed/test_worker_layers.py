@@ -191,7 +191,7 @@ def test_layers_that_are_left_out_at_random_are_noticed(chance: str, strategy: s
 def test_a_model_that_always_does_the_same_is_not_looked_through_at_each_step() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.LayerNorm(4), nn.Linear(4, 3))
     use = observe_usage(model, lambda x, y: model(x), CrossEntropy().mean, random_data(), units(model), seed=0)
-    assert (use.decides, use.varies, use.reentrant, use.unused, use.outside) == (False, False, False, [], set())
+    assert (use.is_dynamic, use.varies, use.reentrant, use.unused, use.outside) == (False, False, False, [], set())
 
 
 class Recomputed(nn.Module):

@@ -397,12 +397,12 @@ def test_copies_that_differ_in_one_bit_are_found_and_nan_is_equal_to_itself(seve
 
 
 def test_another_number_of_workers_than_runs_is_refused(two: dict[str, Any]) -> None:
-    assert two["another number"].startswith("DataParallel.workers=7, and 2 run, by RANK=0, WORLD_SIZE=2, ")
+    assert two["another number"].startswith("DataParallel.workers=7, but 2 run, from RANK=0, WORLD_SIZE=2, ")
     assert two["another number"].endswith(
         "(left over from another job? unset them): expected as many; start the script with torchrun --nproc-per-node=7, "
         "or call heptane.fit, which starts them"
     )
-    assert refusal(hp.DataParallel(workers=2)).startswith("DataParallel.workers=2, and 1 run")
+    assert refusal(hp.DataParallel(workers=2)).startswith("DataParallel.workers=2, but 1 run")
 
 
 def test_batchnorm_over_all_workers_wants_a_sample_for_each(several: dict[str, Any]) -> None:

@@ -280,7 +280,7 @@ def _second_features(model: torch.nn.Module, split: SplitPoint, sample: Any) -> 
     with preserved_model(model), torch.no_grad():
         for _ in range(2):
             with hook_at(split, lambda features: found.append(features.clone())):
-                call(model, sample)
+                call(model, tree_copy(sample))  # copies: a model may work in place
     return found[-1] if found else None
 
 

@@ -48,7 +48,7 @@ class DataParallel:
     workers: int | str = "auto"
     """Processes on this host, at least 1; auto: one per GPU, or one where there is no GPU."""
     strategy: str = "ddp"
-    """ddp: every worker holds the whole model; fsdp: each holds a shard, for models that do not fit one device."""
+    """How to use the workers: ddp, each holds the whole model; or fsdp, each holds a shard, for models too large for one."""
     sync_batchnorm: bool = False
     """Let BatchNorm normalize over the global batch instead of each worker's share; works on a CPU too."""
     bucket_mib: float = 25.0
