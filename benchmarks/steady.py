@@ -107,9 +107,9 @@ def budget(folder: Path) -> dict[str, Any]:
 
 def dry_run(folder: Path) -> dict[str, Any]:
     """Wall time of commands that only plan."""
-    took = {
-        name: command([name, "--data", "letters", "--dry-run", "--out", f"dry-{name}"], folder) for name in ("train", "race")
-    }
+    took = {}
+    for name, more in (("train", []), ("race", ["--target", "0.9"])):
+        took[name] = command([name, "--data", "letters", "--dry-run", "--out", f"dry-{name}", *more], folder)
     print(f"dry run: {took}", flush=True)
     return {"wall_seconds": took}
 
