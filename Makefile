@@ -93,6 +93,7 @@ $(BIN)/python:
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[digits,pretrained,tables]'
+	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null  # on all cores, as pip does not; else each command starts 10 s later where Python may not write its cache
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -96,7 +96,8 @@ def test_every_kernel_has_an_example() -> None:
     assert set(hp.__all__) >= KERNELS
 
 
-def test_generated_pages_are_up_to_date() -> None:
+def test_generated_pages_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))  # as if it ran from there: it imports files beside it
     spec = importlib.util.spec_from_file_location("build", ROOT / "docs" / "build.py")
     assert spec is not None
     assert spec.loader is not None

@@ -147,7 +147,7 @@ def _write(
         unsaved = manager.failed or manager.saved is None
         then = "which trains no more" if not unsaved else f"which goes on from step {manager.saved}"
         result.notes.append(f"cannot write {where} ({error.strerror}): make room, and resume, {then}")
-        warnings.warn(result.notes[-1], stacklevel=5)
+        warnings.warn(result.notes[-1], stacklevel=6)  # at the line that calls hp.fit
 
 
 def _in_workers(request: Request, workers: int) -> Result:

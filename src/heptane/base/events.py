@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-LEVELS = ("info", "note", "warning")
 MAX_WARNINGS = 100  # kept, so that a fault at every step does not fill the memory
 
 

@@ -154,18 +154,18 @@ def model_optimizer(
         groups: groups of the model's parameters, with factors of the learning rate as ``lr``; None for one group.
     """
     if groups is None:
-        built = build_optimizer(factory, list(model.parameters()))
+        built: torch.optim.Optimizer = build_optimizer(factory, list(model.parameters()))
         check_optimizer(built, None)
         held = {id(parameter) for group in built.param_groups for parameter in group["params"]}
         if not all(id(parameter) in held for parameter in of_loss):  # unless the factory has put them in by itself
             built = build_optimizer(factory, [*model.parameters(), *of_loss])
-        return built  # type: ignore[no-any-return]
+        return built
     groups = groups + ([{"params": of_loss, "lr": 1.0, "name": "loss"}] if of_loss else [])
     built = build_optimizer(factory, [{"params": group["params"], "name": group["name"]} for group in groups])
     check_optimizer(built, len(groups))
     for group, factor in zip(built.param_groups, groups, strict=True):
         group["lr"] = group["lr"] * factor["lr"]
-    return built  # type: ignore[no-any-return]
+    return built
 
 
 def has_momentum(factory: OptimizerFactory) -> bool:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import torch
 from heptane.data import Data
 from heptane.pretrained.models import mlp, resnet
 from heptane.tricks import Tricks
 from heptane.tricks.cyclical import Cyclical
+
+if TYPE_CHECKING:
+    from heptane.race.race import RaceRequest
 
 TRICKS = Tricks(cyclical=Cyclical())  # one, so that two arms give a verdict on each trick, and the time goes into seeds
 NUM_ARMS = 2  # plain, and with the trick
@@ -71,6 +74,29 @@ class DemoRace:
         if self.size is not None:
             images = torch.nn.functional.interpolate(images, size=(self.size, self.size), mode="area")
         return images, labels
+
+    def request(self, data: Data, tricks: Tricks, **options: Any) -> RaceRequest:
+        """The race of ``tricks`` on this task; ``options`` are further fields of :class:`RaceRequest`."""
+        from heptane.core.plan import Plan
+        from heptane.race.race import RaceExtras, RaceRequest
+
+        extras = RaceExtras(
+            fixed_seeds=True,
+            tune=0,
+            peak=self.peak,
+            planned_epochs=self.all_epochs,
+            evaluate_every_epochs=EVALUATE_EVERY_EPOCHS,
+            force=True,
+        )
+        plan = Plan(
+            optimizer=self.optimizer,
+            epochs=self.limit_epochs,
+            batch_size=self.batch_size,
+            device="cpu",
+            extras=extras.of_a_run,
+        )
+        train, valid = self.parts(data)
+        return RaceRequest(self.model, train, valid, plan, extras, target=self.target, tricks=tricks, **options)
 
     def seconds(self, speed: Speed, num_arms: int = NUM_ARMS) -> float:
         """What a seed of so many arms takes, roughly: half of them have a cycle, the others take what plain takes."""

@@ -8,11 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.progress import redirect_progress, working
-from heptane.cli.demonstration.course import COURSES, EVALUATE_EVERY_EPOCHS, TRICKS, DemoRace, Speed, measure, num_seeds
+from heptane.cli.demonstration.course import COURSES, TRICKS, DemoRace, Speed, measure, num_seeds
 from heptane.cli.demonstration.page import write_page
 from heptane.cli.demonstration.pictures import SCRATCH, Trained, compared, read_trained, write_pictures
 from heptane.data import Data, load_data
@@ -95,8 +94,6 @@ def _announce(course: DemoRace, seeds: int, speed: Speed, left: float) -> None:
 def _race(course: DemoRace, data: Data, seeds: int, seconds: float, out: Path, speed: Speed) -> str:
     """The race; its tables are printed, its headline is returned."""
     from heptane.cli.loading import describe_data
-    from heptane.core.plan import Plan
-    from heptane.race.race import RaceExtras, RaceRequest
     from heptane.race.tables import race_summary
 
     train, valid = course.parts(data)
@@ -113,23 +110,8 @@ def _race(course: DemoRace, data: Data, seeds: int, seconds: float, out: Path, s
         "settings": {"optimizer": "sgd", **settings},
         "notes": [f"A step took {1000 * speed.step_seconds:.2g} ms before the race, from which its size was chosen."],
     }
-    extras = RaceExtras(
-        fixed_seeds=True,
-        tune=0,
-        peak=course.peak,
-        planned_epochs=course.all_epochs,
-        evaluate_every_epochs=EVALUATE_EVERY_EPOCHS,
-        force=True,
-    )
-    plan = Plan(
-        optimizer=course.optimizer,
-        epochs=course.limit_epochs,
-        batch_size=course.batch_size,
-        device="cpu",
-        extras=extras.of_a_run,
-    )
-    what: dict[str, Any] = {"target": course.target, "tricks": TRICKS, "seeds": seeds, "budget": seconds, "about": about}
-    result = RaceRequest(course.model, train, valid, plan, extras, **what).race(out, progress=True)
+    request = course.request(data, TRICKS, seeds=seeds, budget=seconds, about=about)
+    result = request.race(out, progress=True)
     race_summary(result.record, {"race": out / "race.json", "report": out / "report.html"})
     return str(result.record["sentence"])
 
