@@ -35,7 +35,7 @@ FAIR: dict[str, st.SearchStrategy[str]] = {
     "model": st.sampled_from(["mlp", "resnet", "resnet-wide", "torch.nn:Linear", "nothing.at:all", "timm:nothing"]),
     "lr": st.floats(0, 10).map(str),
     "loss": st.sampled_from(["cross_entropy", "mse", "l1", "binary_cross_entropy"]),
-    "augment": st.sampled_from(["none", "flip", "crop-flip"]),
+    "augment": st.sampled_from(["none", "flip", "crop-flip", "warp", "crop", "trivial"]),
     "accumulate": st.integers(0, 5).map(str),
     "seed": st.integers(-1, 2**33).map(str),
     "clip_norm": st.floats(0, 2).map(str),

@@ -11,7 +11,15 @@ from heptane.core.plan import Extras
 from heptane.core.precision.step import precision
 from heptane.core.schedule import as_scheduler, join_schedules, scale_schedules
 from heptane.data import Data, load_data
-from heptane.data.augment import CropFlip
+from heptane.data.augment import (
+    AugmentSequence,
+    ColorJitter,
+    CropFlip,
+    RandomErasing,
+    RandomResizedCrop,
+    TrivialAugment,
+    Warp,
+)
 from heptane.data.batches import epoch_order
 from heptane.data.lengths import LengthBatches, pad_batch
 from heptane.data.resize import ProgressiveResize
@@ -34,6 +42,8 @@ from heptane.tricks.transfer import Transfer
 
 __all__ = [
     "Anatomy",
+    "AugmentSequence",
+    "ColorJitter",
     "CropFlip",
     "CrossEntropy",
     "Cyclical",
@@ -52,10 +62,14 @@ __all__ = [
     "ProgressiveResize",
     "RaceExtras",
     "RaceResult",
+    "RandomErasing",
+    "RandomResizedCrop",
     "Result",
     "Step",
     "Transfer",
     "Tricks",
+    "TrivialAugment",
+    "Warp",
     "anatomy",
     "as_scheduler",
     "cosine_restarts",

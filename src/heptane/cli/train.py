@@ -158,14 +158,13 @@ def plan_of(settings: Settings, **more: Any) -> Plan:
 
 def extras_of(settings: Settings, kind: type[Extras] = Extras, **more: Any) -> Any:
     """The settings that are extras, each by its own name."""
-    from heptane.data.augment import CropFlip, Warp
+    from heptane.data.augment import named_augment
     from heptane.data.resize import ProgressiveResize
 
-    augments = {"flip": CropFlip(padding=0), "crop-flip": CropFlip(), "warp": Warp(), "warp-flip": Warp(flip=True)}
     small = settings.progressive_size
     own = {option.name: getattr(settings, option.name) for option in fields(Extras) if hasattr(settings, option.name)}
     own |= {
-        "augment": augments.get(settings.augment or "none"),
+        "augment": named_augment(settings.augment or "none"),
         "resize": ProgressiveResize(size=small, until=settings.progressive_until) if small is not None else None,
     }
     if settings.evaluate_every_epochs is None:

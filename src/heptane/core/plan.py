@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -40,9 +40,10 @@ class Extras:
     steps: int | None = None
     """Optimizer steps, at least 1, in place of ``epochs``. Data without a length, such as an ``IterableDataset``, need it;
     a tenth of the steps then counts as an epoch."""
-    augment: Augment | Callable[[Any], Any] | None = None
-    """Augmentation, such as ``hp.CropFlip()``, or a function from a batch of inputs to one, such as torchvision's
-    transforms. It gets each global batch as a whole, with the global random generators seeded by (seed, step)."""
+    augment: Augment | Sequence[Augment] | Callable[[Any], Any] | None = None
+    """Augmentation, such as ``hp.CropFlip()``; a list of them, in order; or a function from a batch of inputs to one, such
+    as torchvision's transforms. A function gets each global batch as a whole, with the global random generators seeded by
+    (seed, step)."""
     resize: ProgressiveResize | None = None
     """Smaller images at first, such as ``hp.ProgressiveResize(size=20)``."""
     average_decay: float | None = None

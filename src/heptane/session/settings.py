@@ -15,11 +15,11 @@ from typing import Any
 from heptane.base.clock import parse_duration
 from heptane.base.errors import InputError, check_choice, check_range, did_you_mean
 from heptane.core.plan import Extras, check_options
+from heptane.data.augment import AUGMENTS
 from heptane.tricks import KINDS, Tricks
 
 PRESETS = ("none", "recommended")
 NAMES = "tuple[str, ...]"  # the annotation of a field that is a list of names
-AUGMENTS = ("none", "flip", "crop-flip", "warp", "warp-flip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,8 @@ class Settings:
     """Largest norm of all gradients together, above 0."""
     augment: str | None = None
     """Of images: none, flip (left and right), crop-flip (shifts of up to 2 pixels too), warp (small shifts, turns and
-    changes of size) or warp-flip. Default: by what a folder's images look like; none for other data."""
+    changes of size), warp-flip, crop (random resized crop and flip), crop-color (and colours) or trivial (crop and
+    TrivialAugment). Default: by what a folder's images look like; none for other data."""
     progressive_size: int | None = None
     """Height and width of the images at first, in pixels: progressive resizing. Default: whole images throughout."""
     progressive_until: float = 0.6

@@ -1,61 +1,13 @@
-"""Random augmentation of batches; the random numbers belong to the global batch, whatever the number of workers."""
+"""Small shifts, turns and changes of size, which keep the size of the images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import ClassVar
 
-from heptane.base.errors import InputError, check_range
+from heptane.base.errors import check_range
 from heptane.base.lazy import np, torch
-from heptane.base.randomness import generator, seeded
-
-
-class Augment(Protocol):
-    """An augmentation: ``draw`` random numbers once per global batch, ``apply`` them to any part of it."""
-
-    def draw(self, rng: np.random.Generator, batch_size: int) -> torch.Tensor:
-        """Draw random numbers (N, ...) for a global batch."""
-
-    def apply(self, inputs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Augment inputs; ``draws`` are the rows of their samples."""
-
-
-@dataclass(frozen=True)
-class CallableAugment:
-    """A user's function, from a batch of inputs to a batch of inputs, applied to each global batch.
-
-    What it draws from the global generators of PyTorch, NumPy and Python is a function of (seed, step), so a resumed run,
-    several workers and micro-batches see the same. Each worker computes the whole batch.
-    """
-
-    function: Callable[[Any], Any]
-
-    def __call__(self, inputs: Any, seed: int, step: int) -> Any:
-        """Augment the inputs of one step."""
-        with seeded(int(generator(seed, "augment", step).integers(1 << 63))):
-            found = self.function(inputs.clone() if isinstance(inputs, torch.Tensor) else inputs)
-        size_before, size_after = (len(x) if isinstance(x, torch.Tensor) and x.ndim else None for x in (inputs, found))
-        if isinstance(inputs, torch.Tensor) and size_before != size_after:
-            kind = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"type {type(found).__name__}"
-            raise InputError(
-                f"augment returned {kind} for inputs of shape {tuple(inputs.shape)}: expected a function from a batch of "
-                "inputs to a batch of the same size, such as torchvision's transforms"
-            )
-        return found
-
-
-def as_augment(augment: Any) -> Augment | CallableAugment | None:
-    """Convert the argument ``augment=`` to an augmentation or None.
-
-    Raises:
-        InputError: it is neither an augmentation nor a function.
-    """
-    if augment is None or (hasattr(augment, "draw") and hasattr(augment, "apply")):
-        return augment  # type: ignore[no-any-return]
-    if not callable(augment) or isinstance(augment, type):
-        raise InputError(f"augment={augment!r}: expected hp.CropFlip() or a function from a batch of inputs to a batch")
-    return augment if isinstance(augment, CallableAugment) else CallableAugment(augment)
+from heptane.data.augment.pixels import check_images, like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +22,8 @@ class CropFlip:
     padding: int = 2
     flip: bool = True
 
+    on_pixels: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         check_range("CropFlip.padding", self.padding, 0, whole=True)
 
@@ -80,8 +34,7 @@ class CropFlip:
 
     def apply(self, inputs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Crop and flip images of shape (N, C, H, W)."""
-        if inputs.ndim != 4:
-            raise InputError(f"CropFlip needs images (N, C, H, W), but the inputs are {tuple(inputs.shape)}: remove it")
+        check_images("CropFlip", inputs)
         height, width = inputs.shape[-2:]
         draws = draws.to(inputs.device)
         padded = torch.nn.functional.pad(inputs, [self.padding] * 4) if self.padding else inputs
@@ -115,6 +68,8 @@ class Warp:
     degrees: float = 8.0
     flip: bool = False
 
+    on_pixels: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         check_range("Warp.shift", self.shift, 0, 0.5)
         check_range("Warp.scale", self.scale, 0, 1)
@@ -131,8 +86,8 @@ class Warp:
 
     def apply(self, inputs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Warp images of shape (N, C, H, W), keeping their dtype."""
-        if inputs.ndim != 4:
-            raise InputError(f"Warp needs images (N, C, H, W), but the inputs are {tuple(inputs.shape)}: remove it")
-        draws = draws.to(inputs.device, inputs.dtype)
+        check_images("Warp", inputs)
+        values = inputs if inputs.is_floating_point() else inputs.float()
+        draws = draws.to(values.device, values.dtype)
         grid = torch.nn.functional.affine_grid(draws, list(inputs.shape), align_corners=False)
-        return torch.nn.functional.grid_sample(inputs, grid, padding_mode="border", align_corners=False)
+        return like(torch.nn.functional.grid_sample(values, grid, padding_mode="border", align_corners=False), inputs)
