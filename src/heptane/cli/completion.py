@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from heptane.base.errors import InputError, check_choice
-from heptane.session.settings import AUGMENTS, PRESETS
+from heptane.data.augment import AUGMENTS
+from heptane.session.settings import PRESETS
 
 FILES, FOLDERS = ("data", "config", "resume", "run", "out"), ("resume", "run", "out")
 CHOICES = {

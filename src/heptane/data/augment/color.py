@@ -27,7 +27,7 @@ class ColorJitter:
         >>> jitter = ColorJitter(brightness=0.4)
         >>> draws = jitter.draw(np.random.default_rng(0), 2)
         >>> jitter.apply(torch.full((2, 3, 8, 8), 100, dtype=torch.uint8), draws)[:, 0, 0, 0]
-        tensor([111,  63], dtype=torch.uint8)
+        tensor([111, 125], dtype=torch.uint8)
     """
 
     brightness: float = 0.2
@@ -79,7 +79,7 @@ def _turn_hue(values: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """Move the hue of colours (N, 3, H, W) by ``turns`` of the colour circle, at the same HSV saturation and value."""
     low, high = torch.aminmax(values, dim=1, keepdim=True)
     chroma = high - low
-    red, green, blue = values.split(1, 1)
+    red, green, blue = torch.split(values, 1, 1)
     share = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
     sixths = torch.where(high == green, (blue - red) / share + 2, (red - green) / share + 4)
     sixths = torch.where(high == red, (green - blue) / share, sixths) + 6 * turns

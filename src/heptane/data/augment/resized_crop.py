@@ -43,10 +43,10 @@ class RandomResizedCrop:
     """side of the stored images, as a multiple of the training size, so that small parts stay sharp"""
 
     def __post_init__(self) -> None:
-        sides = self.size if isinstance(self.size, (tuple, list)) else (self.size, self.size)
+        sides = self.size if isinstance(self.size, (tuple, list)) else [1 if self.size is None else self.size] * 2
         if len(sides) != 2:
             raise InputError(f"RandomResizedCrop.size={self.size!r}: expected a height and a width, or one number for both")
-        for side in () if self.size is None else sides:
+        for side in sides:
             check_range("RandomResizedCrop.size", side, 1, whole=True)
         check_interval("RandomResizedCrop.scale", self.scale, 0, 1)
         check_interval("RandomResizedCrop.ratio", self.ratio, 0, 100)
