@@ -10,7 +10,7 @@ from heptane.core.losses import CrossEntropy
 from heptane.core.plan import Extras
 from heptane.core.precision.step import precision
 from heptane.core.schedule import as_scheduler, join_schedules, scale_schedules
-from heptane.data import Data, load_data
+from heptane.data import Data, Reading, load_data
 from heptane.data.augment import (
     AugmentSequence,
     ColorJitter,
@@ -64,6 +64,7 @@ __all__ = [
     "RaceResult",
     "RandomErasing",
     "RandomResizedCrop",
+    "Reading",
     "Result",
     "Step",
     "Transfer",

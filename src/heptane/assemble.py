@@ -112,8 +112,12 @@ class _Assembly:
         plan = self.plan
         self.source = as_source(train, plan.batch_size, plan.seed, plan.accumulate, plan.steps)
         self.skipped = SkippedSamples(self.extras.skip_bad)
+        if isinstance(self.source, (LoaderSource, TensorSource)):
+            self.source.worker = self.worker
         if isinstance(self.source, LoaderSource):
-            self.source.skipped, self.source.worker = self.skipped, self.worker
+            self.source.skipped = self.skipped
+        if isinstance(self.source, TensorSource):
+            self.place.fit_augment(self.source.inputs)
         check_same_settings(plan.facts() | dict(vars(self.tricks)), self.worker)
         check_same_data(self.source, [("evaluation", data) for data in others], self.worker)
         self.parallel.check_shares(self.source.num_samples, self.source.batch_size, plan.accumulate, self.worker)

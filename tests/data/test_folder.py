@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import heptane as hp
-from heptane.base import memory
+from heptane.data import pixel_cache
 
 
 def picture(width: int = 6, height: int = 5, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -43,7 +43,7 @@ def parts(root: Path, **counts: int) -> Path:
 
 def pixels_of(data: hp.Data, part: str = "train") -> np.ndarray:
     """The pixels before normalisation: uint8 (N, C, H, W)."""
-    inputs = getattr(data, part)[0].double()
+    inputs = getattr(data, part)[0][:].double()
     std, mean = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (data.std, data.mean))
     return torch.round((inputs * std + mean) * 255).to(torch.uint8).numpy()
 
@@ -551,7 +551,7 @@ def test_two_validation_parts_are_refused(tmp_path):
 
 
 def test_a_share_for_a_validation_part_that_exists_is_refused(tmp_path):
-    with pytest.raises(hp.InputError, match=r"valid_fraction=0\.3: '.*val' exists, so leave it out"):
+    with pytest.raises(hp.InputError, match=r"valid_fraction=0\.3: '.*' has a validation part, so leave it out"):
         hp.load_data(parts(tmp_path, train=1, val=1), valid_fraction=0.3)
 
 
@@ -560,23 +560,26 @@ def test_too_few_images_to_split_are_refused(tmp_path):
         hp.load_data(fill(tmp_path, 2))
 
 
-def test_images_larger_than_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory_bytes", lambda: float(1 << 20))
-    fill(tmp_path)
-    hp.load_data(tmp_path)
-    with pytest.raises(hp.InputError, match=r"as float32 \(20, 3, 500, 500\) would take .*lower --image-size"):
-        hp.load_data(tmp_path, image_size=500)
+def test_images_larger_than_the_memory_are_read_from_the_cache_or_decoded_as_they_are_needed(tmp_path, monkeypatch):
+    fill(tmp_path / "data", 20)
+    usual = hp.load_data(tmp_path / "data", image_size=50)
+    monkeypatch.setattr(pixel_cache, "available_memory_bytes", lambda: float(1 << 10))
+    for cache in (str(tmp_path / "cache"), "off"):
+        data = hp.load_data(tmp_path / "data", image_size=50, reading=hp.Reading(cache=cache))
+        assert (usual.train[0].in_memory, data.train[0].in_memory) == (True, False)
+        assert torch.equal(data.train[0], usual.train[0])
+        assert ("decoded at each use" in data.notes[-1]) == (cache == "off")
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     fill(tmp_path)
-    listed = Path.iterdir
+    listed = os.scandir
 
     def refuse(path):
-        if path.name == "dog":
+        if Path(path).name == "dog":
             raise PermissionError(13, "Permission denied")
         return listed(path)
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(hp.InputError, match=r"folder '.*dog' cannot be listed \(Permission denied\): check its permissions"):
         hp.load_data(tmp_path)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from heptane.data.folder import list_folder
 from heptane.data.survey import are_characters, survey
 
 
@@ -31,11 +32,11 @@ def writing(label: int, i: int) -> Image.Image:
 
 
 def test_pictures_are_told_from_writing(tmp_path: Path) -> None:
-    seen = survey(made(tmp_path / "a", ("cat", "dog"), photo))
+    seen = survey(list_folder(made(tmp_path / "a", ("cat", "dog"), photo)))
     assert seen is not None
     assert (seen.is_writing, seen.height, seen.width, seen.counts) == (False, 60, 80, (6, 6))
     assert (seen.num_train, seen.sided) == (10, ())
-    seen = survey(made(tmp_path / "b", ("alpha", "turn-left"), writing))
+    seen = survey(list_folder(made(tmp_path / "b", ("alpha", "turn-left"), writing)))
     assert seen is not None
     assert (seen.is_writing, seen.sided) == (True, ("turn-left",))
 
@@ -49,4 +50,4 @@ def test_a_folder_of_which_nothing_can_be_read_has_no_look(tmp_path: Path) -> No
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(b"no picture")
-    assert survey(tmp_path) is None
+    assert survey(list_folder(tmp_path)) is None

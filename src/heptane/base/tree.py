@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, TypeAlias
 
@@ -14,6 +15,55 @@ Positions: TypeAlias = "slice | torch.Tensor"
 
 LABELS = "labels"  # key of the targets in a batch that is one dict, as in transformers
 TEXT_REMEDY = "convert text to numbers, for example with a tokenizer, or remove it from the data"
+
+
+class Rows(ABC):
+    """Samples that are read when they are indexed, such as images in a file; in a tree they are a leaf, like a tensor."""
+
+    shape: tuple[int, ...]
+    """(N, ...)"""
+    device: torch.device
+    dtype: torch.dtype
+    """of the samples once read"""
+    nbytes: int
+    """as stored"""
+
+    @abstractmethod
+    def __getitem__(self, positions: int | Positions) -> torch.Tensor:
+        """Read the samples at ``positions``."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self[at] for at in range(len(self)))
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """A function of PyTorch gets all samples, as a tensor."""
+
+        def read(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return type(value)(map(read, value))
+            return value[:] if isinstance(value, Rows) else value
+
+        return function(*map(read, args), **{name: read(value) for name, value in (kwargs or {}).items()})
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        """As of a tensor."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def index_select(self, dim: int, index: torch.Tensor) -> torch.Tensor:
+        """As of a tensor; ``dim`` is 0."""
+        return self[index]
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Rows:
+        """The same samples, read to this device."""
+        return self
 
 
 def tree_leaves(data: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -37,8 +87,8 @@ def is_text(data: Any) -> bool:
 
 def tree_map(function: Callable[[torch.Tensor], torch.Tensor], data: Any) -> Any:
     """Apply ``function`` to every tensor in a tree; container types are kept."""
-    if isinstance(data, torch.Tensor):
-        return function(data)
+    if isinstance(data, (torch.Tensor, Rows)):
+        return function(data)  # type: ignore[arg-type]
     if isinstance(data, MutableMapping):
         mapped = copy.copy(data)
         mapped.update({key: tree_map(function, value) for key, value in data.items()})
@@ -71,7 +121,7 @@ def tree_copy(data: Any) -> Any:
 
 def detached(tensor: torch.Tensor) -> torch.Tensor:
     """``tensor``, detached if it requires a gradient."""
-    return tensor.detach() if tensor.requires_grad else tensor
+    return tensor.detach() if not isinstance(tensor, Rows) and tensor.requires_grad else tensor
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
@@ -90,12 +140,12 @@ def num_bytes(data: Any) -> int:
 
 def first_tensor(data: Any) -> torch.Tensor:
     """Return the first tensor in ``data``; its length is the number of samples."""
-    if isinstance(data, torch.Tensor):
-        return data
+    if isinstance(data, (torch.Tensor, Rows)):
+        return data  # type: ignore[return-value]
     others = []
     for _, leaf in tree_leaves(data):
-        if isinstance(leaf, torch.Tensor):
-            return leaf
+        if isinstance(leaf, (torch.Tensor, Rows)):
+            return leaf  # type: ignore[return-value]
         others.append(leaf)
     if others and is_text(others[0]):
         raise InputError(f"data is text: expected a torch.Tensor, or a tuple, list or dict of tensors; {TEXT_REMEDY}")

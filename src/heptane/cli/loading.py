@@ -9,13 +9,14 @@ from typing import Any
 
 from heptane.base.progress import clear_progress
 from heptane.data import Data, load_data
+from heptane.data.folder import Listing
 from heptane.session.settings import Settings
 
 
-def load(settings: Settings, flags: argparse.Namespace, scale: str = "data") -> Data:
-    """Load the data; notes on it go to stderr."""
+def load(settings: Settings, flags: argparse.Namespace, scale: str = "data", listing: Listing | None = None) -> Data:
+    """Load the data, listed already if they are images; notes on it go to stderr."""
     data = load_data(
-        settings.data,
+        settings.data if listing is None else listing,
         label=settings.label,
         task=settings.task,
         image_size=settings.image_size,
@@ -23,6 +24,7 @@ def load(settings: Settings, flags: argparse.Namespace, scale: str = "data") -> 
         skip_bad=settings.skip_bad,
         fallback=flags.fallback,
         scale=scale,
+        reading=settings.reading,
     )
     clear_progress()
     for note in data.notes if is_rank_zero() else ():

@@ -14,7 +14,8 @@ from heptane.base.errors import InputError
 from heptane.base.progress import EVERY_SECONDS, working
 from heptane.cli import loading
 from heptane.data import Data
-from heptane.data.survey import Survey, survey
+from heptane.data.folder import Listing, list_folder
+from heptane.data.survey import survey
 from heptane.pretrained.hubs import cached, efficientnet_hub
 from heptane.pretrained.models import check_known
 from heptane.recommend import Choices, DataFacts, Machine, after_loading, before_loading
@@ -69,7 +70,8 @@ def plan_run(
         machine = measure_speed(machine, settings.device)
         left = budget - (time.time() - began) - max(LEAST_RESERVE, SHARE * budget)
         machine = replace(machine, seconds=max(left, 1.0))
-    seen = _survey(settings) if data is None else None
+    listing = _listing(settings) if data is None else None
+    seen = survey(listing, settings.valid_fraction) if listing is not None else None
     given: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(Settings)}
     given |= {"start": _weights(wanted), "computed_once": _can_cache_features(settings, wanted)}
     given["frozen_given"] = _names_frozen_layers(wanted) or "mode" in (wanted.own or {}).get("transfer", {})
@@ -80,7 +82,7 @@ def plan_run(
     size = choices["image_size"] if seen is not None else settings.image_size
     if data is None:
         scale = pixel_scale(choices["model"] if seen else settings.model, choices["start"])
-        data = loading.load(replace(settings, image_size=size), flags, scale)
+        data = loading.load(replace(settings, image_size=size), flags, scale, listing)
     facts = DataFacts.of(data, seen)
     if seen is None:
         choices = before_loading(facts, machine, given)
@@ -176,11 +178,11 @@ def measure_speed(machine: Machine, device: str | None) -> Machine:
     return replace(machine, gflops=flops / sorted(times)[1] / 1e9)
 
 
-def _survey(settings: Settings) -> Survey | None:
-    """A survey of the data if it is a folder of images."""
+def _listing(settings: Settings) -> Listing | None:
+    """The images of the data if it is a folder of images."""
     try:
         root = Path(settings.data).expanduser()
-        return survey(root, settings.valid_fraction) if root.is_dir() else None
+        return list_folder(root) if root.is_dir() else None
     except (OSError, RuntimeError, ValueError):
         return None  # loading will report the error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.base.tree import in_memory, inputs_and_targets, length, tree_map
+from heptane.base.tree import Rows, in_memory, inputs_and_targets, length, tree_map
 from heptane.core.criterion import loss_input
 from heptane.core.cross_entropy import find_class_dim
 from heptane.core.custom_losses import ModelLoss
@@ -142,6 +142,8 @@ def check_finite(source: Source, sample: tuple[Any, Any]) -> None:
     for what, data in (("inputs", inputs), ("targets", targets)):
 
         def check(tensor: torch.Tensor, what: str = what) -> torch.Tensor:
+            if isinstance(tensor, Rows):  # pixels are finite
+                return tensor
             tensor = tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor  # float8
             # A finite sum holds neither, and needs no second tensor; one that is not may also be an overflow.
             if not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.sum().isfinite()):

@@ -2,5 +2,6 @@
 
 from heptane.data.dataset import Data
 from heptane.data.load import load_data
+from heptane.data.reading import Reading
 
-__all__ = ["Data", "load_data"]
+__all__ = ["Data", "Reading", "load_data"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +24,10 @@ from heptane.base.tree import (
 from heptane.data.augment import Augment, CallableAugment
 from heptane.data.cast import Cast, check_real
 from heptane.data.resize import resized
+from heptane.data.stored_images import Images
+from heptane.distributed.workers import SINGLE_WORKER, Worker
 
+AHEAD = 4  # batches that are read ahead, if images are read as they are needed
 PART = 64  # samples per batch of ``TensorSource.sample_batches``
 SHARE_OF_GPU = 0.25  # of the free GPU memory that training data may take
 
@@ -85,13 +88,15 @@ class Batch:
         if isinstance(self._transform.augment, CallableAugment):  # a user's function gets the raw inputs
             augmented = self._transform.cast.inputs(self._augment_all(self._transform.augment, positions))
             return self._transform.format(augmented, self._step), targets
+        images = self._data[0] if isinstance(self._data[0], Images) else None
         inputs = self._gather(self._data[0], positions)
-        return self._transform.inputs(inputs, self._draw(positions), self._step), targets
+        return self._transform.inputs(inputs, self._draw(positions), self._step, images), targets
 
     def _augment_all(self, augment: CallableAugment, positions: Positions) -> Any:
         """Augment the whole global batch, so that the draws do not depend on workers or micro-batches."""
         if self._augmented is None:
             whole = self._transform.move(self._gather(self._data[0], slice(None)))
+            whole = self._data[0].finish(whole) if isinstance(self._data[0], Images) else whole
             self._augmented = augment(whole, self._transform.seed, self._step)
         return select_rows(self._augmented, positions)
 
@@ -105,6 +110,8 @@ class Batch:
             on_cpu = self._transform.device.type == "cpu"
             return (tree_copy(data) if on_cpu else data) if whole else copy_rows(data, positions)
         chosen = self._indices if whole else self._indices[positions]
+        if isinstance(data, Images):
+            return data.pixels(chosen)
         return tree_map(lambda t: t.index_select(0, chosen.to(t.device)), data)
 
     def _draw(self, positions: Positions) -> torch.Tensor | None:
@@ -139,9 +146,16 @@ class BatchTransform:
     def __post_init__(self) -> None:
         self._stays = self.device.type == "cpu"
 
-    def inputs(self, inputs: Any, draws: torch.Tensor | None = None, step: int | None = None) -> Any:
-        """Move, cast, augment, resize and format inputs for ``step``."""
-        inputs = self.cast.inputs(self.move(inputs))
+    def inputs(
+        self, inputs: Any, draws: torch.Tensor | None = None, step: int | None = None, images: Images | None = None
+    ) -> Any:
+        """Move, cast, augment, resize and format inputs for ``step``; of ``images`` they are the pixels."""
+        inputs = self.move(inputs)
+        if images is not None:
+            if draws is not None and getattr(self.augment, "on_pixels", False):
+                inputs, draws = self.augment.apply(inputs, draws), None  # type: ignore[union-attr]
+            inputs = images.finish(inputs)
+        inputs = self.cast.inputs(inputs)
         if draws is not None:
             assert self.augment is not None
             assert not isinstance(self.augment, CallableAugment)
@@ -152,6 +166,12 @@ class BatchTransform:
             if not self.channels_last:  # models may call view(), and contiguous() keeps the strides of one channel
                 inputs = inputs.flatten(1).view(inputs.shape)
         return self.format(inputs, step)
+
+    def fit_augment(self, inputs: Any) -> None:
+        """Let an augmentation that crops know the size of the model's images."""
+        fit = getattr(self.augment, "for_size", None)
+        if fit is not None and getattr(inputs, "ndim", 0) == 4:
+            self.augment = fit(*inputs.shape[2:])
 
     def format(self, inputs: Any, step: int | None = None) -> Any:
         """Resize inputs for ``step`` and apply the memory format."""
@@ -202,6 +222,8 @@ class TensorSource:
     targets: Any
     batch_size: int
     seed: int
+    worker: Worker = SINGLE_WORKER
+    """of images that are read as they are needed, a worker reads its share ahead"""
 
     def __post_init__(self) -> None:
         check_real("training inputs", self.inputs)
@@ -225,7 +247,16 @@ class TensorSource:
             epoch, at = divmod(step, self.steps_per_epoch)
             if at == 0 or step == start:
                 chosen = torch.split(epoch_order(self.num_samples, self.seed, epoch).to(device), self.batch_size)
+            if isinstance(self.inputs, Images):
+                self._read_ahead(self.inputs, chosen[at : at + AHEAD])
             yield step, Batch(data, chosen[at], len(chosen[at]), transform, step)
+            if isinstance(self.inputs, Images):
+                self.inputs.release(chosen[at])
+
+    def _read_ahead(self, images: Images, batches: Sequence[torch.Tensor]) -> None:
+        """Begin to read this worker's share of the next batches."""
+        for indices in batches:
+            images.read_ahead(indices[self.worker.share(len(indices))])
 
     def drop_short_batch(self, least: int) -> str:
         rest = self.num_samples % self.batch_size or self.batch_size

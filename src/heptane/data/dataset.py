@@ -1,9 +1,10 @@
-"""A dataset in memory, and the normalisation of its pixels."""
+"""A loaded dataset, and the normalisation of its pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
@@ -17,12 +18,13 @@ class DataUnavailable(InputError):
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A dataset in memory.
+    """A loaded dataset.
 
     Attributes:
         name: a built-in name, or the name of the folder or file.
-        train, valid, test: inputs and targets, or None. Inputs are float32, (N, C, H, W) for images and (N, ...) for
-            arrays; targets are int64 class numbers (N,), or float32 (N,) or (N, K).
+        train, valid, test: inputs and targets, or None. Inputs are float32 tensors (N, C, H, W) for images and (N, ...) for
+            arrays; of image files they are an :class:`Images`, which gives such a tensor when it is indexed: ``inputs[:8]``,
+            or ``inputs[:]`` for all. Targets are int64 class numbers (N,), or float32 (N,) or (N, K).
         num_classes: K, or None for regression.
         class_names: K names, or () if there are none.
         notes: messages for the user, such as the number of skipped files.
@@ -35,9 +37,9 @@ class Data:
     """
 
     name: str
-    train: tuple[torch.Tensor, torch.Tensor] = field(repr=False)
-    valid: tuple[torch.Tensor, torch.Tensor] | None = field(repr=False)
-    test: tuple[torch.Tensor, torch.Tensor] | None = field(repr=False)
+    train: tuple[Any, torch.Tensor] = field(repr=False)
+    valid: tuple[Any, torch.Tensor] | None = field(repr=False)
+    test: tuple[Any, torch.Tensor] | None = field(repr=False)
     num_classes: int | None
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
@@ -72,11 +74,21 @@ def normalise(
     """
     if scale == "imagenet":
         return [standardise(part, IMAGENET_MEAN, IMAGENET_STD, white) for part in parts], IMAGENET_MEAN, IMAGENET_STD
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in parts[0].unbind(1)]).double()
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in parts[0].unbind(1)])
+    scaled_mean, scaled_std = channel_moments(counts, white)
+    inputs = [standardise(part, scaled_mean, scaled_std, white) for part in parts]
+    return inputs, scaled_mean, scaled_std
+
+
+def channel_moments(counts: torch.Tensor, white: int = 255) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, of pixels scaled so that ``white`` is 1; a constant channel has std 1.
+
+    Args:
+        counts: of each level from 0 to 255, in each channel (C, 256).
+    """
+    counts = counts.double()
     shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64)
     mean = shares @ levels
     std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt()
     std[std < 1e-6] = white
-    scaled_mean, scaled_std = tuple((mean / white).tolist()), tuple((std / white).tolist())
-    inputs = [standardise(part, scaled_mean, scaled_std, white) for part in parts]
-    return inputs, scaled_mean, scaled_std
+    return tuple((mean / white).tolist()), tuple((std / white).tolist())

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
+from heptane.data.image_files import list_files
 from heptane.data.preprocess import Preprocess, TargetScale, as_array, is_path
-from heptane.data.read_image import SUFFIXES, decode, read_image
+from heptane.data.read_image import FIT, SUFFIXES, decode, read_image
+from heptane.data.reading import AUTO, parse_colour
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 CHANNELS = (1, 3, 4)
-FIT = (
-    "scaled to cover, cropped to the centre, bilinear; transparent pixels on white, or on black if the rest is nearly white"
-)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # used to train most pretrained weights
 
 
@@ -33,6 +32,7 @@ class ImagePreprocess(Preprocess):
         white: the value of white in arrays: 255, but 16 for ``digits`` and 1 for float images in [0, 1]. Pixels of files and
             PIL images, where white is 255, are multiplied by ``white`` / 255.
         target: scale of the targets, for regression; None for classes.
+        background: behind transparent pixels, as :class:`heptane.Reading` takes it.
     """
 
     kind: ClassVar[str] = "images"
@@ -42,11 +42,13 @@ class ImagePreprocess(Preprocess):
     std: tuple[float, ...]
     white: float = 255.0
     target: TargetScale | None = None
+    background: str = AUTO
 
     def record(self) -> dict[str, Any]:
         means = {"mean": list(self.mean), "std": list(self.std), "white": self.white}
         means["target"] = None if self.target is None else self.target.record()
-        return {"kind": self.kind, "size": list(self.size), "channels": self.channels, **means, "fit": FIT}
+        fit = {"fit": FIT, "background": self.background}
+        return {"kind": self.kind, "size": list(self.size), "channels": self.channels, **means, **fit}
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> ImagePreprocess:
@@ -54,7 +56,15 @@ class ImagePreprocess(Preprocess):
         height, width = (int(side) for side in record["size"])
         mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
         target = TargetScale.parse(record.get("target"))
-        return cls((height, width), int(record["channels"]), mean, std, float(record["white"]), target)
+        return cls(
+            (height, width),
+            int(record["channels"]),
+            mean,
+            std,
+            float(record["white"]),
+            target,
+            record.get("background", AUTO),
+        )
 
     def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
         """Return names and inputs of images.
@@ -113,7 +123,7 @@ class ImagePreprocess(Preprocess):
             raise InputError(f"the model takes images of {self.channels} channels, which files do not have: pass arrays")
         if picture.mode == "F":
             raise InputError("the pixels of this image are floats: convert it to 8 or 16 bits")
-        pixels = decode(picture, self.size[::-1], self.channels == 1)
+        pixels = decode(picture, self.size[::-1], self.channels == 1, parse_colour(self.background))
         return pixels if self.white == 255 else (pixels * np.float32(self.white / 255)).astype(np.float32)
 
     def _from_array(self, array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
@@ -161,33 +171,10 @@ def image_files(path: Path) -> list[Path]:
         raise InputError(f"{str(path)!r} does not exist: give image files or a folder of them")
     if not path.is_dir():
         return [path]
-    found = [file for file in walk(path) if file.suffix.lower() in SUFFIXES]
+    found = [path / name for name in list_files(path, SUFFIXES)[0]]
     if not found:
         raise InputError(f"folder {str(path)!r} and its subfolders have no image: expected {', '.join(SUFFIXES)}")
     return found
-
-
-def walk(folder: Path) -> list[Path]:
-    """Return all files under a folder except hidden ones, sorted; each folder is visited once, even if links repeat it."""
-    seen = {_identity(parent) for parent in folder.resolve().parents}  # links to a parent folder are not followed
-    files, waiting = list[Path](), [folder]
-    while waiting:
-        where = waiting.pop()
-        if _identity(where) in seen:
-            continue
-        seen.add(_identity(where))
-        try:
-            entries = [entry for entry in where.iterdir() if not entry.name.startswith(".")]
-        except OSError as error:
-            raise InputError(f"folder {str(where)!r} cannot be listed ({error.strerror}): check its permissions") from error
-        for entry in entries:
-            (waiting if entry.is_dir() else files).append(entry)
-    return sorted(files)
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    about = folder.stat()
-    return about.st_dev, about.st_ino
 
 
 def batch(array: npt.NDArray[Any], channels: int) -> npt.NDArray[Any]:

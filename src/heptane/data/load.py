@@ -13,6 +13,7 @@ from heptane.base.lazy import np, torch
 from heptane.data.dataset import Data, DataUnavailable, normalise
 from heptane.data.images import ImagePreprocess
 from heptane.data.preprocess import is_path
+from heptane.data.reading import Reading
 from heptane.data.splits import split
 
 BUILT_IN = ("fashion-mnist", "digits")
@@ -31,6 +32,7 @@ def load_data(
     cache_dir: str | os.PathLike[str] | None = None,
     fallback: str | None = None,
     scale: str = "data",
+    reading: Reading | None = None,
 ) -> Data:
     """Load a built-in data set, a folder of class folders, a table, or arrays; ``docs/data.md`` has all formats.
 
@@ -52,6 +54,7 @@ def load_data(
         fallback: built-in dataset to load, with a note, if the requested one is not available on this machine.
         scale: of a folder's pixels: "data" standardises with the training images' mean and standard deviation; "imagenet"
             gives three channels with ImageNet's, as pretrained networks expect.
+        reading: how image files are read and cached, a :class:`heptane.Reading`; None: with its defaults.
 
     Raises:
         InputError: the data or an argument is invalid; the message is one line with the remedy.
@@ -81,9 +84,18 @@ def load_data(
     if task is not None and kind not in ("table", "arrays"):
         raise InputError(f"task={task!r}: only tables and arrays need it; omit it for {describe_source(source)}")
     if kind == "folder":
-        from heptane.data.folder import load_folder
+        from heptane.data.folder import list_folder
+        from heptane.data.load_images import load_images
 
-        return load_folder(found, seed=seed, image_size=size, valid_fraction=valid_fraction, skip_bad=skip_bad, scale=scale)
+        return load_images(
+            list_folder(found) if isinstance(found, Path) else found,
+            seed=seed,
+            image_size=size,
+            valid_fraction=valid_fraction,
+            skip_bad=skip_bad,
+            scale=scale,
+            reading=reading,
+        )
     if kind == "table":
         from heptane.data.table import load_table
 
@@ -118,8 +130,11 @@ def load_built_in(
 
 def identify(source: Any) -> tuple[str, Any]:
     """Return the kind of a source (``built-in``, ``folder``, ``table`` or ``arrays``), and its name, path or content."""
+    from heptane.data.folder import Listing
     from heptane.data.read_table import is_table, join_labels
 
+    if isinstance(source, Listing):
+        return "folder", source
     if isinstance(source, (str, os.PathLike)) and os.fspath(source):
         name = os.fspath(source)
         if name in BUILT_IN:

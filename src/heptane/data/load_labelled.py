@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.errors import InputError
 from heptane.base.lazy import np, torch
 from heptane.data.folder import find_parts, list_entries
+from heptane.data.image_files import list_files
 from heptane.data.read_image import SUFFIXES
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _folder(root: Path, part: str, classes: Sequence[str]) -> tuple[list[Path], 
     numbers = known([entry.name for entry in inside], classes, root)
     files, labels = [], []
     for entry in inside:
-        found = [file for file in list_entries(entry) if file.is_file() and file.suffix.lower() in SUFFIXES]
+        found = [entry / name for name in list_files(entry, SUFFIXES)[0]]
         files += found
         labels += [numbers[entry.name]] * len(found)
     if not files:

@@ -7,6 +7,8 @@ or on black if it is nearly white itself. Of an animation, the first frame is us
 
 from __future__ import annotations
 
+import io
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # a file with the name .png but EPS would run Ghostscript
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+FIT = (
+    "scaled to cover, cropped to the centre, bilinear; transparent pixels on white, or on black if the rest is nearly white"
+)
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow converts to grey
 LARGE = 20_000_000  # pixels: images of this size are decoded one at a time, to limit memory
 DEFLATE = 1032  # the largest compression factor of PNG
 FAINT = 16  # of 255: an opacity up to this is invisible
@@ -38,20 +44,22 @@ def ignore_warnings() -> Iterator[None]:
         yield
 
 
-def read_image(path: Path, read: Callable[[Image.Image], T]) -> T:
-    """Return ``read(image)`` for the image in a file; an unreadable one raises Pillow's exceptions, of many types."""
+def read_image(source: Path | bytes, read: Callable[[Image.Image], T]) -> T:
+    """Return ``read(image)`` for the image in a file, or in a file's content; an unreadable one raises Pillow's exceptions,
+    of many types."""
     with ignore_warnings():
-        return read_image_unguarded(path, read)
+        return read_image_unguarded(source, read)
 
 
-def read_image_unguarded(path: Path, read: Callable[[Image.Image], T]) -> T:
-    """Thread-safe :func:`read_image`, for use inside :func:`ignore_warnings`."""
+def read_image_unguarded(source: Path | bytes, read: Callable[[Image.Image], T]) -> T:
+    """Thread-safe :func:`read_image` of a file or its content, for use inside :func:`ignore_warnings`."""
     from PIL import Image
 
-    if not path.resolve(strict=True).is_file():
+    if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
         raise OSError("not a regular file")
-    with Image.open(path, formats=FORMATS) as image:
-        _check_size(image, path.stat().st_size)
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        _check_size(image, size)
         if image.width * image.height < LARGE:
             return read(image)
         with _ONE_LARGE:
@@ -71,8 +79,7 @@ def _check_size(image: Image.Image, num_bytes: int) -> None:
 
 def probe(image: Image.Image) -> tuple[tuple[int, int], bool]:
     """Return the upright (width, height), from the header if possible, and whether the image is grey."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floats: convert them to 8 or 16 bits")
+    _check_mode(image)
     size, is_grey = image.size, image.mode in ("1", "L", "LA", "La") or image.mode[0] == "I"
     if image.format != "PNG" or "exif" in image.info:  # getexif() of a PNG without it would read all pixels
         turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
@@ -84,10 +91,18 @@ def probe(image: Image.Image) -> tuple[tuple[int, int], bool]:
     return size, is_grey
 
 
-def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDArray[Any]:
+def _check_mode(image: Image.Image) -> None:
+    if image.mode == "F":
+        raise ValueError("its pixels are floats: convert them to 8 or 16 bits")
+
+
+def decode(
+    image: Image.Image, size: tuple[int, int], is_grey: bool, background: tuple[int, int, int] | None = None
+) -> npt.NDArray[Any]:
     """Return the upright pixels of ``size`` (width, height), fitted as the module says: uint8 (1 or 3, H, W)."""
     from PIL import Image, ImageOps
 
+    _check_mode(image)
     if image.format == "JPEG":
         image.draft(None, (2 * size[0], 2 * size[1]))  # decodes a large photo at 1/2, 1/4 or 1/8, which is much faster
     upright = ImageOps.exif_transpose(_thinned(image, size))
@@ -97,7 +112,7 @@ def decode(image: Image.Image, size: tuple[int, int], is_grey: bool) -> npt.NDAr
         clear = upright.convert("LA" if is_grey else "RGBA")
         opacity = clear.getchannel("A")
         if int(np.asarray(opacity).min()) < 255:
-            return filled(np.array(_contained(clear, opacity, size)).transpose(2, 0, 1))
+            return filled(np.array(_contained(clear, opacity, size)).transpose(2, 0, 1), background)
     fitted = _fitted(upright.convert("L" if is_grey else "RGB"), size)
     return np.array(fitted).reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
@@ -135,8 +150,9 @@ def _contained(image: Image.Image, opacity: Image.Image, size: tuple[int, int]) 
     return whole
 
 
-def filled(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Put pixels (2 or 4, H, W), whose last channel is opacity, on white, or on black if the visible part is nearly white.
+def filled(pixels: npt.NDArray[Any], background: tuple[int, int, int] | None = None) -> npt.NDArray[Any]:
+    """Put pixels (2 or 4, H, W), whose last channel is opacity, on a background of this red, green and blue; None: on white,
+    or on black if the visible part is nearly white.
 
     Returns:
         uint8 (1 or 3, H, W).
@@ -147,5 +163,9 @@ def filled(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """
     colours, opacity = pixels[:-1].astype(np.float32), pixels[-1:].astype(np.float32) / 255
     seen = float((colours.mean(0, keepdims=True) * opacity).sum()) / max(float(opacity.sum()), 1e-6)
-    ground = 0.0 if seen > BRIGHT else 255.0
-    return (colours * opacity + ground * (1 - opacity)).round().clip(0, 255).astype(np.uint8)
+    ground: Any = 0.0 if seen > BRIGHT else 255.0
+    if background is not None:
+        chosen = np.array(background, dtype=np.float32)
+        ground = (chosen if len(colours) == 3 else chosen @ LUMINANCE).reshape(-1, 1, 1)
+    blended: npt.NDArray[Any] = (colours * opacity + ground * (1 - opacity)).round().clip(0, 255).astype(np.uint8)
+    return blended

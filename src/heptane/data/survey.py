@@ -1,4 +1,4 @@
-"""Survey a folder of images before loading it: how many, how large, and of which kind.
+"""Survey the images of a data set before loading it: how many, how large, and of which kind.
 
 It reads the headers of at most 400 images and the pixels of at most 48, which takes about a second.
 """
@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from heptane.base.lazy import np
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from heptane.data.folder import Listing
+    from heptane.data.image_files import ImageList
 
 HEADERS, PIXELS = 400, 48  # numbers of images whose headers, and whose pixels, are read
 THUMBNAIL = 64  # pixels
@@ -52,34 +53,25 @@ class Survey:
         return min(self.height, self.width)
 
 
-def survey(root: Path, valid_fraction: float | None = None) -> Survey | None:
-    """Survey a folder of class folders; None if no image is readable, which loading will report.
+def survey(listing: Listing, valid_fraction: float | None = None) -> Survey | None:
+    """Survey images; None if none is readable, which loading will report.
 
     Args:
-        root: the folder.
+        listing: the images.
         valid_fraction: as for :func:`heptane.load_data`.
-
-    Raises:
-        InputError: the layout is wrong.
     """
-    from heptane.data.folder import find_classes, find_parts, list_samples
-
-    root = root.resolve()
-    folders = find_parts(root)
-    classes = find_classes(folders)
-    samples, _ = list_samples(folders, classes)
-    training = [sample for sample in samples if sample.part in ("all", "train")]
-    sizes = [size for path in evenly_spaced([s.path for s in training], HEADERS) if (size := _size(path))]
-    looks = [flat for path in evenly_spaced([s.path for s in training], PIXELS) if (flat := _flatness(path))]
+    parts, classes = listing.parts, listing.classes
+    training = parts["all" if "all" in parts else "train"].tolist()
+    sizes = [size for index in evenly_spaced(training, HEADERS) if (size := _size(listing.images, index))]
+    looks = [flat for index in evenly_spaced(training, PIXELS) if (flat := _flatness(listing.images, index))]
     if not sizes or not looks:
         return None
     valid = 0.1 if valid_fraction is None else valid_fraction
-    away = valid + 0.1 if "all" in folders else valid if "valid" not in folders else 0.0
-    counts = Counter(sample.label for sample in samples)
+    away = valid + 0.1 if "all" in parts else valid if "valid" not in parts else 0.0
     flat = statistics.median(looks)
     return Survey(
-        counts=tuple(counts[label] for label in range(len(classes))),
-        classes=tuple(classes),
+        counts=tuple(np.bincount(listing.labels, minlength=len(classes)).tolist()),
+        classes=classes,
         num_train=max(1, round(len(training) * (1 - away))),
         height=round(statistics.median(height for _, height in sizes)),
         width=round(statistics.median(width for width, _ in sizes)),
@@ -110,21 +102,21 @@ def evenly_spaced(values: Sequence[T], count: int) -> list[T]:
     return [values[int((i + 0.5) * len(values) / count)] for i in range(count)]
 
 
-def _size(path: Path) -> tuple[int, int] | None:
+def _size(images: ImageList, index: int) -> tuple[int, int] | None:
     from heptane.data.read_image import probe, read_image
 
     try:
-        return read_image(path, probe)[0]
+        return read_image(images.read(index), probe)[0]
     except Exception:  # loading will report it
         return None
 
 
-def _flatness(path: Path) -> float | None:
+def _flatness(images: ImageList, index: int) -> float | None:
     """The fraction of an image's pixels in its two most common colours."""
     from heptane.data.read_image import read_image
 
     try:
-        pixels = read_image(path, _thumbnail)
+        pixels = read_image(images.read(index), _thumbnail)
     except Exception:
         return None
     colours = (pixels >> 5) @ np.array([64, 8, 1])

@@ -16,6 +16,7 @@ from heptane.base.clock import parse_duration
 from heptane.base.errors import InputError, check_choice, check_range, did_you_mean
 from heptane.core.plan import Extras, check_options
 from heptane.data.augment import AUGMENTS
+from heptane.data.reading import Reading
 from heptane.tricks import KINDS, Tricks
 
 PRESETS = ("none", "recommended")
@@ -70,6 +71,14 @@ class Settings:
     """Height and width of a folder's images, in pixels. Default: by their size, the model and the machine."""
     budget: str | None = None
     """Time for the whole run, from start to report, such as 90s or 5m: it is planned to fit, and stops in time."""
+    data_cache: str = Reading.cache  # type: ignore[assignment]
+    """Folder in which decoded images are kept for later runs, or off. Default: in heptane's cache folder."""
+    data_cache_gb: float | None = Reading.cache_gb
+    """Largest size of that folder in GB, above 0. Default: 20, and at most half of the free disk."""
+    readers: int | None = Reading.readers
+    """Threads that decode images, at least 0. Default: one per processor core."""
+    background: str = Reading.background
+    """Behind transparent pixels: white, black, grey or #rrggbb. Default: white, but black behind a nearly white image."""
     valid_fraction: float | None = None
     """Share of the samples set aside for validation, in (0, 1), where the data brings no such part."""
     skip_bad: int = 0
@@ -107,6 +116,12 @@ class Settings:
         ):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 0, high, low_open=low_open)
+
+    @property
+    def reading(self) -> Reading:
+        """How image files are read."""
+        cache, size = self.data_cache, self.data_cache_gb
+        return Reading(cache=cache, cache_gb=size, readers=self.readers, background=self.background)
 
     @property
     def budget_seconds(self) -> float | None:

@@ -1,0 +1,181 @@
+"""Load the images of a listing: split them into parts, decode them once, and measure their mean and standard deviation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import np, torch
+from heptane.data.dataset import Data, channel_moments
+from heptane.data.folder import PARTS, Listing, no_image
+from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocess
+from heptane.data.pixel_cache import open_store
+from heptane.data.read_image import ignore_warnings, probe, read_image_unguarded
+from heptane.data.reading import Reading
+from heptane.data.splits import out_of_balance, split_by_class
+from heptane.data.stored_images import Images
+from heptane.data.survey import evenly_spaced
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from heptane.data.pixel_store import PixelStore
+
+MAX_KEPT_SIZE, DEFAULT_SIZE = 256, 64  # pixels
+MAX_NAMED = 50  # unreadable files listed in a note
+HEADERS = 2000  # images at most whose headers are read, for their sizes and colours
+AT_FIRST = 10_000  # images at most that are decoded before training; of more, each is decoded when it is first needed
+MEASURED, FEW = 4096, 1024  # training images at most that are all measured, else so many of them
+PIECE = 256  # images measured at a time
+LARGE_BYTES = 64 * 2**20  # pixels of this size deserve a note on where they are
+
+
+def load_images(
+    listing: Listing,
+    *,
+    seed: int,
+    image_size: tuple[int, int] | None,
+    valid_fraction: float | None,
+    skip_bad: int,
+    scale: str = "data",
+    reading: Reading | None = None,
+) -> Data:
+    """Load the images; those without parts are split by ``seed``, 80/10/10.
+
+    Args:
+        listing: the images.
+        seed: of the split.
+        image_size: (height, width) in pixels, or None.
+        valid_fraction, skip_bad, scale, reading: as for :func:`heptane.load_data`.
+
+    Raises:
+        InputError: a class has no readable image, or too many are unreadable.
+    """
+    if valid_fraction is not None and "valid" in listing.parts:
+        raise InputError(f"valid_fraction={valid_fraction}: {listing.where!r} has a validation part, so leave it out")
+    reading, notes = reading or Reading(), list(listing.notes)
+    size, is_grey = _size_and_colour(listing, image_size)
+    channels = 1 if is_grey and scale != "imagenet" else 3
+    parts = _split(listing, seed, valid_fraction)
+    larger = tuple(round(side * reading.room) for side in size)
+    stores, how = dict[tuple[int, ...], "PixelStore"](), ""
+    rows = {size: np.concatenate([parts[part] for part in parts if part != "train" or larger == size])}
+    rows.setdefault((larger[0], larger[1]), parts["train"])
+    for stored, chosen in rows.items():
+        stores[stored], how = open_store(listing.images, stored, channels, len(chosen), reading, listing.encoded_bytes)
+    bad = dict[int, Exception]()
+    for stored, chosen in rows.items():
+        if skip_bad or (len(listing.images) <= AT_FIRST and stores[stored].rows is not None):
+            bad |= _fill(stores[stored], np.sort(chosen), skip_bad, bad)
+    if bad:
+        names = [repr(listing.images.name(index)) for index in sorted(bad)]
+        shown = ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])])
+        notes.append(f"{len(bad)} unreadable file(s) were skipped: {shown}")
+        parts = {part: index[~np.isin(index, list(bad))] for part, index in parts.items()}
+    _check_classes(listing, parts)
+    notes += _notes_on_split(listing, parts, seed)
+    training = stores[larger[0], larger[1]]
+    moments = (IMAGENET_MEAN, IMAGENET_STD) if scale == "imagenet" else _measure(training, parts["train"])
+    made = {
+        part: Images(training if part == "train" else stores[size], index, size, *moments) for part, index in parts.items()
+    }
+    labels = {part: torch.from_numpy(listing.labels[index]) for part, index in parts.items()}
+    train, valid, test = ((made[part], labels[part]) if part in made else None for part in PARTS)
+    assert train is not None
+    notes += _notes_on_storage(made["train"], how)
+    preprocess = ImagePreprocess(size, channels, *moments, background=reading.background)
+    about = (len(listing.classes), listing.classes, tuple(notes), listing.where, *moments)
+    files = {part: listing.images.names_at(index) for part, index in parts.items()}
+    return Data(listing.name, train, valid, test, *about, kind="images", preprocess=preprocess, files=files)
+
+
+def _split(listing: Listing, seed: int, valid_fraction: float | None) -> dict[str, npt.NDArray[np.int64]]:
+    """Positions of the images of ``train``, ``valid`` and ``test``, in this order."""
+    given = listing.parts
+    if "valid" in given:
+        return {part: given[part] for part in PARTS if part in given}
+    whole = given["all" if "all" in given else "train"]
+    shares = [*([0.1] if "all" in given else []), 0.1 if valid_fraction is None else valid_fraction]
+    made = split_by_class(torch.from_numpy(listing.labels[whole]), shares, seed)
+    names = ("train", "test", "valid") if "all" in given else ("train", "valid")
+    found = {part: whole[index.numpy()] for part, index in zip(names, made, strict=True)}
+    found |= {"test": given["test"]} if "test" in given else {}
+    return {part: found[part] for part in PARTS if part in found}
+
+
+def _notes_on_split(listing: Listing, parts: dict[str, npt.NDArray[np.int64]], seed: int) -> list[str]:
+    if "valid" in listing.parts:
+        return []
+    flat = "all" in listing.parts
+    names = ("train", "test", "valid") if flat else ("train", "valid")
+    sizes = ", ".join(f"{len(parts[part])} {part}" for part in names)
+    counts = np.bincount(np.concatenate([listing.labels[parts[part]] for part in names]), minlength=len(listing.classes))
+    return [
+        *out_of_balance(counts.tolist(), listing.classes),
+        f"the images of {'the folder' if flat else 'train/'} were split by seed {seed}: {sizes}",
+    ]
+
+
+def _notes_on_storage(train: Images, how: str) -> list[str]:
+    if train.nbytes < LARGE_BYTES and train.in_memory and "takes" not in how:
+        return []
+    where = "in memory" if train.in_memory else "decoded when they are first needed"
+    if not train.in_memory and train.store.rows is None:
+        where = "decoded at each use"
+    size = f"{len(train):,} training images, {train.nbytes / 2**20:,.0f} MiB as uint8"
+    return [f"{size}: {where}{f'; {how}' if how else ''}"]
+
+
+def _size_and_colour(listing: Listing, image_size: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
+    """(height, width) of the images, and whether all are grey, from their headers."""
+    headers = []
+    with ignore_warnings():
+        for index in evenly_spaced(range(len(listing.images)), HEADERS):
+            try:
+                headers.append(read_image_unguarded(listing.images.read(index), probe))
+            except Exception:  # Pillow's readers raise many types; decoding will report it
+                continue
+    sizes = {size for size, _ in headers}
+    is_grey = bool(headers) and all(grey for _, grey in headers)
+    if image_size is None and len(sizes) == 1 and max(width_height := sizes.pop()) <= MAX_KEPT_SIZE:
+        return (width_height[1], width_height[0]), is_grey
+    return image_size or (DEFAULT_SIZE, DEFAULT_SIZE), is_grey
+
+
+def _fill(store: PixelStore, rows: npt.NDArray[np.int64], limit: int, before: dict[int, Exception]) -> dict[int, Exception]:
+    """Decode all of ``rows``; return the unreadable ones, or raise :class:`InputError` if they are too many."""
+    rank, workers = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    first = rank * len(rows) // workers  # the workers share a cache, so each begins with its share
+    bad = store.fill(rows.tolist(), f"reading {len(rows):,} images", limit - len(before), first)
+    if len(before) + len(bad) > limit:
+        index, error = bad[limit - len(before)]
+        remedy = "repair or remove it, or skip unreadable files with --skip-bad N"
+        if limit:
+            skipped = [repr(store.images.name(index)) for index in [*before, *(index for index, _ in bad)][:limit]]
+            remedy = f"it is one more than --skip-bad {limit} allows, after {', '.join(skipped[:5])}"
+        name = f"{store.images.where}/{store.images.name(index)}"
+        raise InputError(f"image {name!r} cannot be read ({one_line(error)}): {remedy}") from error
+    return dict(bad)
+
+
+def _check_classes(listing: Listing, parts: dict[str, npt.NDArray[np.int64]]) -> None:
+    """Raise :class:`InputError` if a class has no readable image: in training, or in a part that the data brought."""
+    for part, index in parts.items():
+        if part != "train" and part not in listing.parts:
+            continue
+        present = np.bincount(listing.labels[index], minlength=len(listing.classes))
+        for label, count in enumerate(present.tolist()):
+            if not count:
+                raise no_image(f"{listing.where}/{'' if part not in listing.parts else f'{part}/'}{listing.classes[label]}")
+
+
+def _measure(store: PixelStore, rows: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of the training images, or of some of them, evenly spaced."""
+    chosen: Sequence[int] = rows.tolist() if len(rows) <= MEASURED else evenly_spaced(rows.tolist(), FEW)
+    counts: Any = 0
+    for start in range(0, len(chosen), PIECE):
+        pixels = store.read(chosen[start : start + PIECE])
+        counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)])
+    return channel_moments(counts)

@@ -1,0 +1,118 @@
+"""Where decoded pixels are kept: in a bounded cache on the disk, else in memory, else nowhere.
+
+A cache folder holds one folder per data set and image size, named after a checksum of the files' names, sizes and times and
+of the way of decoding. Those used longest ago are removed first. Removing one that is in use is safe: a process keeps its
+files open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heptane.base.cache import default_cache
+from heptane.base.errors import InputError, one_line
+from heptane.base.memory import available_memory_bytes
+from heptane.base.storage import replace_file
+from heptane.data.pixel_store import PixelFile, PixelMemory, PixelStore
+from heptane.data.read_image import FIT
+from heptane.data.reading import AUTO, Reading
+
+if TYPE_CHECKING:
+    from heptane.data.image_files import ImageList
+
+OFF = "off"
+FORMAT = 1  # raise it when decoding changes
+DEFAULT_BYTES, SHARE_OF_DISK = 20 * 2**30, 0.5  # the limit of a cache: the smaller of the two, of the free space
+MEMORY_SHARE = 0.25  # of the available memory that pixels may take
+SMALL = 8 * 2**20  # bytes of files and pixels: smaller data sets are decoded in a moment
+
+
+def open_store(
+    images: ImageList, size: tuple[int, int], channels: int, num_rows: int, reading: Reading, encoded_bytes: int
+) -> tuple[PixelStore, str]:
+    """A store for images of this size, and how it keeps them, in words ('' where there is nothing to say).
+
+    Args:
+        images: of the data set.
+        size: (height, width) in pixels.
+        channels: 1 or 3.
+        num_rows: how many images will be used.
+        reading: where they are kept, and how they are read.
+        encoded_bytes: size of all files, to tell a small data set; 0 if unknown.
+    """
+    store = PixelStore(images, size, channels, reading)
+    row, wanted = store.row_bytes, num_rows * store.row_bytes
+    fits = wanted <= MEMORY_SHARE * available_memory_bytes()
+    why = "the cache is off" if reading.cache == OFF else ""
+    small = fits and encoded_bytes > 0 and encoded_bytes + wanted < SMALL
+    if not why and not small:
+        folder = default_cache() / "images" if reading.cache == AUTO else Path(reading.cache).expanduser()
+        path = folder / _key(images, size, channels, reading)
+        try:
+            why = _make_room(folder, path, wanted, reading.cache_gb)
+            if not why:
+                reopen = partial(_open, path, len(images), row)
+                store = PixelStore(images, size, channels, reading, reopen(), reopen)
+                _describe(path, images, size, wanted)
+                return store, f"cached in {folder}"
+        except OSError as error:
+            if reading.cache != AUTO:
+                raise InputError(f"data_cache={str(folder)!r} cannot be used ({one_line(error)}): choose another") from error
+            why = f"{folder} cannot be used ({one_line(error)})"
+    if fits:
+        store.rows = PixelMemory(len(images), row)
+    return store, "" if small else why
+
+
+def _open(path: Path, num_rows: int, row_bytes: int) -> PixelFile:
+    return PixelFile(path, num_rows, row_bytes)
+
+
+def _key(images: ImageList, size: tuple[int, int], channels: int, reading: Reading) -> str:
+    """The name of a data set's folder."""
+    import PIL
+
+    facts = [FORMAT, PIL.__version__, FIT, size, channels, reading.colour, images.fingerprint()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _make_room(folder: Path, path: Path, wanted: int, gigabytes: float | None) -> str:
+    """Remove what was used longest ago until ``wanted`` bytes fit; return the reason if they cannot, else ''."""
+    folder.mkdir(parents=True, exist_ok=True)
+    others = sorted((p for p in folder.iterdir() if (p / "facts.json").is_file() and p != path), key=_used)
+    sizes = {other: _disk_bytes(other) for other in others}
+    here = _disk_bytes(path) if path.is_dir() else 0
+    free = shutil.disk_usage(folder).free + sum(sizes.values()) + here
+    limit = min(DEFAULT_BYTES, SHARE_OF_DISK * free) if gigabytes is None else gigabytes * 1e9
+    if wanted > min(limit, free):
+        remedy = "raise data_cache_gb" if wanted > limit else "free some space"
+        return f"their pixels take {wanted / 1e9:.3g} GB, and the cache may take {min(limit, free) / 1e9:.3g}: {remedy}"
+    while others and sum(sizes.values()) + wanted > limit:
+        shutil.rmtree(others[0], ignore_errors=True)
+        del sizes[others.pop(0)]
+    return ""
+
+
+def _describe(path: Path, images: ImageList, size: tuple[int, int], wanted: int) -> None:
+    """Record what a folder is for; its time says when it was used last."""
+    facts = {"data": images.where, "size": list(size), "images": len(images), "bytes": wanted}
+    replace_file(path / "facts.json", json.dumps(facts).encode(errors="replace"))
+
+
+def _used(path: Path) -> float:
+    return (path / "facts.json").stat().st_mtime
+
+
+def _disk_bytes(path: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in path.iterdir() if file.is_file())
+
+
+def fits_in_memory(num_rows: int, shape: tuple[int, ...]) -> bool:
+    """Whether the pixels may stay in memory."""
+    return num_rows * math.prod(shape) <= MEMORY_SHARE * available_memory_bytes()
