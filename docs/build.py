@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 from statistics import fmean, stdev
@@ -15,7 +18,7 @@ from typing import Any
 from measurements import ROOT, all_figures, link, read, transfer_measured
 from result_pages import gpu, markdown, papers, peers, recipes, scaling
 
-from heptane.cli.tricks import TEXTS, sections, title
+from heptane.cli.tricks import TEXTS
 from heptane.race.statistics import student_quantile
 from heptane.session.settings import field_docs
 from heptane.tricks import KINDS
@@ -123,9 +126,9 @@ def step_ratio(arm: dict[str, Any], plain: dict[str, Any]) -> list[float] | None
 def page(name: str) -> str:
     """The page of one trick: its docstring, settings, examples and measurements."""
     kind, flag = KINDS[name], name.replace("_", "-")
-    heading, _, summary = title(name).partition(": ")
+    heading, _, summary = _title(name).partition(": ")
     lines = [f"# {heading}", "", f"{summary[:1].upper()}{summary[1:]}", ""]
-    for heading, text in sections(name, joined=False).items():
+    for heading, text in _sections(name).items():
         lines += [f"## {heading}", "", f"```\n{text}\n```" if heading == "Equation" else markdown(text), ""]
     lines += ["## Settings", "", f"`hp.Tricks({name}=hp.{kind.__name__}(...))`, or flags of `heptane train`:", ""]
     lines += ["| field | flag | default | |", "|---|---|---|---|"]
@@ -140,6 +143,28 @@ def page(name: str) -> str:
     if measured and (text := measured()):
         lines += ["## Measured", "", text, ""]
     return "\n".join(lines)
+
+
+def _title(name: str) -> str:
+    """The first paragraph of a trick's module docstring, on one line, without markup."""
+    text = _docstring(name).split("\n\n", 1)[0]
+    return " ".join(re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "").split())
+
+
+def _sections(name: str) -> dict[str, str]:
+    """The sections of a trick's module docstring by heading."""
+    found: dict[str, list[str]] = {}
+    heading = ""
+    for line in _docstring(name).partition("\n\n")[2].splitlines():
+        if line and not line.startswith(" "):
+            heading = line
+        elif heading:
+            found.setdefault(heading, []).append(line.strip())
+    return {heading: "\n".join(lines).strip() for heading, lines in found.items()}
+
+
+def _docstring(name: str) -> str:
+    return inspect.cleandoc(sys.modules[KINDS[name].__module__].__doc__ or "")
 
 
 SHOWN = {  # arguments in the README's table, without which a trick does little

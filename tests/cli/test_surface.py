@@ -38,13 +38,13 @@ def command(name: str) -> Parser:
 
 @pytest.mark.parametrize(("name", "everyday"), [("train", TRAIN), ("race", RACE)])
 def test_help_has_about_fifteen_flags_and_help_all_has_all(
-    name: str, everyday: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, everyday: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     there = set(command(name)._option_string_actions) - {"-h", "--help", "--help-all"}
     short, full = printed(capsys, name, "--help"), printed(capsys, name, "--help-all")
     shown = {flag for flag in there if any(line.startswith(f"  {flag} ") for line in short.splitlines())}
-    assert shown == {f"--{flag}" for flag in everyday} & there
+    assert shown == {f"--{flag}" for flag in everyday}
     assert 12 <= len(shown) <= 18
     assert f"{len(there) - len(shown)} more flags" in short
     assert all(flag in full for flag in there)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-import heptane as hp
 from heptane.recommend.scaling import (
     Cluster,
     Link,
@@ -33,7 +32,6 @@ def test_a_ring_passes_on_2_n_minus_1_pieces_one_after_another(workers: int) -> 
 def test_hosts_and_their_workers_are_two_rings() -> None:
     between, within = Link(bytes_per_second=1e6), Link(bytes_per_second=1e7)
     both = Cluster(hosts=4, per_host=2, between=between, within=within)
-    assert both.workers == 8
     assert both.all_reduce_seconds(1e6) == pytest.approx(ring_seconds(1e6, 2, within) + ring_seconds(1e6, 4, between))
 
 
@@ -76,13 +74,3 @@ def test_buckets_hold_all_bytes_in_order_and_the_first_is_small() -> None:
 @pytest.mark.parametrize(("workers", "per_host", "found"), [(8, 8, (1, 8)), (2, 8, (1, 2)), (64, 8, (8, 8)), (9, 8, (3, 3))])
 def test_as_few_hosts_as_hold_them_all_alike(workers: int, per_host: int, found: tuple[int, int]) -> None:
     assert split_over_hosts(workers, per_host) == found
-
-
-def test_refusals() -> None:
-    for build in (
-        lambda: Link(bytes_per_second=0),
-        lambda: Link(bytes_per_second=1, latency_seconds=-1),
-        lambda: Cluster(hosts=0, per_host=1, between=Link(bytes_per_second=1)),
-    ):
-        with pytest.raises(hp.InputError):
-            build()

@@ -13,6 +13,7 @@ from heptane.core.precision.choose import NO_UNITS, NOTHING_PAYS
 from heptane.race.arms import make_arms
 from heptane.race.attempt import RaceSpec, Trial
 from heptane.race.conduct import TUNING_SEED, RaceRunner
+from heptane.race.record import Done
 from heptane.session.run_folder import RunFolder
 
 THREE = Tricks(cyclical=Cyclical(), label_smoothing=LabelSmoothing(), mixed_precision=MixedPrecision(dtype="bf16"))
@@ -206,7 +207,7 @@ def test_a_budget_leaves_out_what_does_not_fit_and_says_so(monkeypatch):
         return made
 
     monkeypatch.setattr(MadeUp, "run", ticking)
-    monkeypatch.setattr(RaceRunner, "_elapsed", lambda self: now[0])
+    monkeypatch.setattr(Done, "elapsed_seconds", property(lambda _: now[0]))
     record = conduct(course, budget_seconds=600.0)
     statuses = [run["status"] for arm in record["arms"] for run in arm["runs"]]
     assert "not run" in statuses
@@ -372,7 +373,7 @@ def test_a_budget_that_ends_while_tuning_ends_the_race_and_more_can_be_given(tmp
         return made
 
     monkeypatch.setattr(MadeUp, "run", ticking)
-    monkeypatch.setattr(RaceRunner, "_elapsed", lambda self: now[0])
+    monkeypatch.setattr(Done, "elapsed_seconds", property(lambda _: now[0]))
     record = conduct(MadeUp(), tmp_path / "race", tune=3, budget_seconds=90.0)
     assert {run["status"] for arm in record["arms"] for run in arm["runs"]} == {"not run"}
     assert record["speedup"]["estimate"] is None
@@ -386,11 +387,11 @@ def test_all_without_a_trick_is_not_stopped_before_it_is_slower_than_all():
     made = RaceRunner(course, make_arms(THREE), THREE, plan(), {})
     left_out, added = (next(arm for arm in made.arms if arm.name == name) for name in ("all-cyclical", "plain+cyclical"))
     assert made._cap(left_out, 0) == math.inf
-    made.runs["plain", 0], made.runs["all", 0] = Trial(0, "reached", 20.0), Trial(0, "reached", 30.0)
+    made.done.runs["plain", 0], made.done.runs["all", 0] = Trial(0, "reached", 20.0), Trial(0, "reached", 30.0)
     assert (made._cap(left_out, 0), made._cap(added, 0)) == (45.0, 30.0)
-    made.runs["all", 0] = Trial(0, "reached", 10.0)
+    made.done.runs["all", 0] = Trial(0, "reached", 10.0)
     assert made._cap(left_out, 0) == 30.0
-    made.runs["all", 0] = Trial(0, "missed")
+    made.done.runs["all", 0] = Trial(0, "missed")
     assert made._cap(left_out, 0) == math.inf
     assert made._cap(made.arms[1], 0) == math.inf
 
@@ -398,7 +399,7 @@ def test_all_without_a_trick_is_not_stopped_before_it_is_slower_than_all():
 def test_a_seed_in_which_plain_is_slow_has_a_later_cap():
     made = RaceRunner(MadeUp(), make_arms(THREE), THREE, plan(), {})
     added = next(arm for arm in made.arms if arm.name == "plain+cyclical")
-    made.runs |= {("plain", seed): Trial(seed, "reached", time) for seed, time in enumerate((20.0, 22.0, 60.0))}
+    made.done.runs |= {("plain", seed): Trial(seed, "reached", time) for seed, time in enumerate((20.0, 22.0, 60.0))}
     assert made._cap(added, 1) == pytest.approx(33.0)
     assert made._cap(added, 2) == pytest.approx(90.0)
 

@@ -38,12 +38,13 @@ def record(arms, target=0.91, metric="valid_accuracy", num_valid=5000, fixed=Fal
         "data": {"name": "digits"},
         "settings": {"optimizer": "sgd"},
         "arms": made,
+        "reasons": {},
         **rest,
     }
 
 
 def two(plain, every, **settings):
-    return findings(record({"plain": ([], plain), "all": (["cyclical"], every)}, **settings), {"mixup": "too short"})
+    return findings(record({"plain": ([], plain), "all": (["cyclical"], every)}, reasons={"mixup": "too short"}, **settings))
 
 
 FIVE = [30.0, 33.0, 27.0, 31.0, 30.0]
@@ -110,11 +111,11 @@ def test_a_loss_is_named():
 
 def test_too_few_validation_samples_carry_no_verdict_and_it_says_why():
     arms = {"plain": ([], FIVE), "all": (["cyclical"], [t / 3 for t in FIVE])}
-    found = findings(record(arms, num_valid=100), {})
+    found = findings(record(arms, num_valid=100))
     assert found["speedup"]["verdict"] == found["effects"][0]["verdict"] == "no verdict"
     assert found["headline"] == "No verdict: too few validation samples for this target"
     assert "at 91.0% only about 9 of 100 validation samples are wrong, and a verdict needs 20" in found["sentence"]
-    assert findings(record(arms, num_valid=1000), {})["speedup"]["verdict"] == "helps"
+    assert findings(record(arms, num_valid=1000))["speedup"]["verdict"] == "helps"
 
 
 def test_the_paragraph_can_be_pasted():
@@ -128,7 +129,7 @@ def test_the_paragraph_can_be_pasted():
         "plain": {"knob": "rate", "num_runs": 3, "seconds": 180.0},
         "all": {"knob": "epochs", "num_runs": 4, "seconds": 60.0},
     }
-    text = findings(record(arms, tuning=tuning), {})["summary"]
+    text = findings(record(arms, tuning=tuning))["summary"]
     assert text.startswith("resnet on digits (2 cores of a processor): 3x faster to 91.0% on this machine")
     assert "Training took 20 s with the tricks and 1 min 00 s without." in text
     assert re.search(r"Cyclical saves \d\d% \(", text)
@@ -161,7 +162,7 @@ def test_an_arm_that_was_never_run_leaves_the_other_side():
         "all-cyclical": (["mixup"], ["not run"] * 3),
         "all-mixup": (["cyclical"], [10.0, 10.5, 9.5]),
     }
-    effects = {effect["trick"]: effect for effect in findings(record(arms), {})["effects"]}
+    effects = {effect["trick"]: effect for effect in findings(record(arms))["effects"]}
     assert effects["mixup"]["alone"] is None
     assert effects["mixup"]["verdict"] == "hurts"
 
@@ -173,5 +174,5 @@ def test_opposite_effects_alone_and_among_the_others_are_remarked():
         "all-mixup": (["cyclical", "label_smoothing"], [40.0, 40.5, 41.0, 40.0]),
         "plain+mixup": (["mixup"], [50.0, 51.0, 51.0, 50.5]),
     }
-    effects = {effect["trick"]: effect for effect in findings(record(arms), {})["effects"]}
+    effects = {effect["trick"]: effect for effect in findings(record(arms))["effects"]}
     assert "helps alone, hurts among the other tricks" in effects["mixup"]["why"]

@@ -78,13 +78,14 @@ def test_a_newcomers_race_of_two_seeds_on_thirty_images_settles_nothing():
             "target": {"metric": "valid_accuracy", "value": 0.8, "seconds": None},
             "plan": {"seeds": [0, 1]},
             "environment": {},
+            "reasons": {},
             "arms": arms,
         }
         for num_valid in (
             30,
             None,
         ):  # too coarse, or how many is not known
-            found = findings({**record, "num_valid": num_valid}, {})
+            found = findings({**record, "num_valid": num_valid})
             said = {row["verdict"] for row in [*found["effects"], found["speedup"]]}
             assert said <= ({"no verdict"} if num_valid else {"no verdict", "not settled"})
 

@@ -9,11 +9,11 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from heptane.base.errors import InputError
 from heptane.base.progress import progress_shown
 from heptane.cli.flags import make_parser
-from heptane.cli.parser import Parser
 from heptane.session.interruption import Interruption
 
 DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     try:
         with Interruption(active=True), progress_shown():  # SIGTERM and SIGUSR1 act like Ctrl-C
-            return _run(parser, list(sys.argv[1:] if arguments is None else arguments))
+            flags = parser.parse(list(sys.argv[1:] if arguments is None else arguments))
+            command = getattr(import_module(f"heptane.cli.{flags.command}"), flags.command)
+            return int(command(flags))
     except InputError as error:
         print(f"heptane: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG_INPUT
@@ -41,43 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK:
             raise
-        print(
-            f"heptane: {error.filename or 'a file'}: {error.strerror}: free disk space, or choose another folder",
-            file=sys.stderr,
-        )
+        where = error.filename or "a file"
+        print(f"heptane: {where}: {error.strerror}: free disk space, or choose another folder", file=sys.stderr)
         return FAILED
-
-
-def _run(parser: Parser, arguments: list[str]) -> int:
-    flags = parser.parse(arguments)
-    if flags.command == "tricks":
-        from heptane.cli.tricks import tricks
-
-        return tricks()
-    if flags.command == "demo":
-        from heptane.cli.demo import demo
-
-        return demo(flags)
-    if flags.command == "evaluate":
-        from heptane.cli.evaluate import evaluate
-
-        return evaluate(flags)
-    if flags.command == "predict":
-        from heptane.cli.predict import predict
-
-        return predict(flags)
-    if flags.command == "export":
-        from heptane.cli.export import export
-
-        return export(flags)
-    if flags.command == "layers":
-        from heptane.cli.layers import layers
-
-        return layers(flags)
-    if flags.command == "race":
-        from heptane.cli.race import race
-
-        return race(flags, ["heptane", *arguments])
-    from heptane.cli.train import train
-
-    return train(flags, ["heptane", *arguments])

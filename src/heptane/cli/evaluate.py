@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,14 @@ def _same(one: Path, other: Path) -> bool:
 
 def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse.Namespace, own: bool) -> Data:
     """The run's own data with the same split, or a built-in data set."""
+    from heptane.cli.flags import typed_table
     from heptane.cli.loading import load
-    from heptane.session.settings import Settings, convert
+    from heptane.session.settings import Settings
 
     if not own:
         data = load_data(source)
     else:
-        typed = {f.name: convert(f.name, str(f.type), settings[f.name]) for f in fields(Settings) if f.name in settings}
+        typed = typed_table(Settings, settings)
         shape = (run.record.get("data") or {}).get("input_shape") or []
         asked = replace(Settings(**{**typed, "data": source}), skip_bad=max(flags.skip_bad, typed.get("skip_bad", 0)))
         if len(shape) == 3 and source not in BUILT_IN and Path(source).is_dir():

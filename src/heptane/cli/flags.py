@@ -13,6 +13,11 @@ from heptane.session.settings import NAMES, RaceSettings, Settings, convert, fie
 from heptane.tricks import KINDS
 
 METAVARS = {"data": "DATA", "label": "COLUMN", "model": "MODEL", "optimizer": "NAME", "device": "DEVICE", "arms": "ARMS"}
+RACE_DOCS = {
+    "target": "Target of the race: a validation accuracy from 0 to 1, such as 0.9.",
+    "epochs": "Maximum epochs of a run; without the target by then, it has missed it. Default: chosen for the data.",
+    "evaluate_every_epochs": "How often to evaluate, in epochs, above 0. Default: 0.5.",
+}
 METAVARS |= {"budget": "TIME", "accuracy": "TIME", "checkpoint-every": "EVERY"}
 
 
@@ -49,7 +54,15 @@ def add_train(commands: Any) -> None:
     )
     _add_settings(parser, "run")
     _add_files(parser, "run")
-    _add_plan(parser)
+    more = parser.add_argument_group("predicted speed with more workers")
+    more.add_argument("--plan-workers", metavar="N,N", help="Predict the speed with N workers, such as 2,8,64, and exit.")
+    for name, default, doc in (
+        ("bandwidth", 10.0, "Bandwidth between hosts, in Gbit/s"),
+        ("latency", 50.0, "Latency between hosts, in microseconds"),
+        ("per-host", 1, "Workers per host"),
+    ):
+        kind = type(default)
+        more.add_argument(f"--plan-{name}", type=kind, default=default, metavar="NUM", help=f"{doc}. Default: {default:g}.")
     _add_tricks(parser)
 
 
@@ -66,45 +79,37 @@ def add_race(commands: Any) -> None:
     race = parser.add_argument_group("race")
     for field in fields(RaceSettings):
         _add_field(race, field, "", field_docs(RaceSettings)[field.name])
-    _add_settings(parser, "each run", evaluate_every_epochs=0.5)
+    _add_settings(parser, "each run", RACE_DOCS)
     _add_files(parser, "race")
     _add_tricks(parser)
 
 
-def _add_settings(parser: Parser, title: str, **defaults: Any) -> None:
-    general = parser.add_argument_group(title)
+def _add_settings(parser: Parser, title: str, docs: dict[str, str] | None = None) -> None:
+    general, docs = parser.add_argument_group(title), field_docs(Settings) | (docs or {})
     for field in fields(Settings):
         if field.name == "budget" and title != "run":
             continue  # a race has a budget of its own
-        _add_field(general, field, "", field_docs(Settings).get(field.name, ""), defaults.get(field.name, field.default))
+        _add_field(general, field, "", docs[field.name])
 
 
 def _add_files(parser: Parser, what: str) -> None:
     files = parser.add_argument_group("files")
     files.add_argument("--out", metavar="DIR", help=f"The folder for the {what}'s files. Default: runs/DATA-MODEL-TIME.")
     files.add_argument("--config", metavar="FILE", help="Settings from a TOML file; flags override it.")
-    files.add_argument("--resume", metavar="DIR", help=f"Resume the {what} in DIR; needs no other flag.")
+    longer = "; a larger --epochs extends it" if what == "run" else ""
+    files.add_argument("--resume", metavar="DIR", help=f"Resume the {what} in DIR; needs no other flag{longer}.")
     files.add_argument("--force", action="store_true", help="Overwrite the run in --out.")
     files.add_argument("--fallback", metavar="DATA", help="Built-in data to use if --data is not available.")
     files.add_argument("--dry-run", action="store_true", help="Print the plan and exit.")
 
 
-def _add_plan(parser: Parser) -> None:
-    more = parser.add_argument_group("predicted speed with more workers")
-    more.add_argument("--plan-workers", metavar="N,N", help="Predict the speed with N workers, such as 2,8,64, and exit.")
-    for name, default, doc in (
-        ("bandwidth", 10.0, "Bandwidth between hosts, in Gbit/s"),
-        ("latency", 50.0, "Latency between hosts, in microseconds"),
-        ("per-host", 1, "Workers per host"),
-    ):
-        kind = type(default)
-        more.add_argument(f"--plan-{name}", type=kind, default=default, metavar="NUM", help=f"{doc}. Default: {default:g}.")
-
-
 def _add_tricks(parser: Parser) -> None:
     tricks = parser.add_argument_group("tricks")
     tricks.add_argument(
-        "--tricks", metavar="SET", help="none, recommended, or NAME,NAME,... Flags below add to it. Default: recommended."
+        "--tricks",
+        metavar="SET",
+        help="none, recommended, or NAME,NAME,... (heptane tricks explains them); the flags of a trick add to it. "
+        "Default: recommended.",
     )
     tricks.add_argument("--workers", metavar="N", help="Short for --data-parallel.workers.")
     for name, kind in KINDS.items():
@@ -115,7 +120,7 @@ def _add_tricks(parser: Parser) -> None:
         )
         docs = field_docs(kind)  # type: ignore[arg-type]
         for field in fields(kind):
-            _add_field(section, field, f"{flag}.", docs.get(field.name, ""))
+            _add_field(section, field, f"{flag}.", docs[field.name])
 
 
 def add_evaluate(commands: Any) -> None:
@@ -178,7 +183,7 @@ def add_layers(commands: Any) -> None:
     parser.add_argument("--config", metavar="FILE", help="Settings from a TOML file; flags override it.")
     parser.add_argument("--fallback", metavar="DATA", help="Built-in data to use if --data is not available.")
     parser.set_defaults(resume=None, out=None, force=False)
-    _add_settings(parser, "run")
+    _add_settings(parser, "run", {"data": "Training data, as for heptane train. Default: blank images."})
     _add_tricks(parser)
 
 
@@ -213,19 +218,15 @@ def settings_from_flags(flags: argparse.Namespace) -> tuple[dict[str, Any], dict
         if values.get("data-parallel.workers") is not None:
             raise InputError("--workers and --data-parallel.workers are the same flag: pass only one")
         values["data-parallel.workers"] = values["workers"]
-    own = _typed(Settings, values, "")
+    own = typed_flags(Settings, values)
     if values.get("command") == "race":
         own.pop("budget", None)
-    tricks = {name: _typed(kind, values, f"{name.replace('_', '-')}.") for name, kind in KINDS.items()}
+    tricks = {name: typed_flags(kind, values, f"{name.replace('_', '-')}.") for name, kind in KINDS.items()}
     return own, {name: settings for name, settings in tricks.items() if settings}
 
 
-def race_settings_from_flags(flags: argparse.Namespace) -> dict[str, Any]:
-    """The race's settings given as flags, typed."""
-    return _typed(RaceSettings, vars(flags), "")
-
-
-def _typed(kind: type[Any], values: dict[str, Any], prefix: str) -> dict[str, Any]:
+def typed_flags(kind: type[Any], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of ``kind`` that were given as flags, typed."""
     found = {}
     for field in fields(kind):
         flag = _flag(field, prefix)
@@ -234,14 +235,18 @@ def _typed(kind: type[Any], values: dict[str, Any], prefix: str) -> dict[str, An
     return found
 
 
+def typed_table(kind: type[Any], table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of ``kind`` that a table of a settings file holds, typed."""
+    return {f.name: convert(prefix + f.name, str(f.type), table[f.name]) for f in fields(kind) if f.name in table}
+
+
 def _flag(field: Field[Any], prefix: str) -> str:
     return prefix + field.name.replace("_", "-")
 
 
-def _add_field(group: Any, field: Field[Any], prefix: str, doc: str, default: Any = ...) -> None:
+def _add_field(group: Any, field: Field[Any], prefix: str, doc: str) -> None:
     flag, kind = _flag(field, prefix), str(field.type).removesuffix(" | None")
-    default = field.default if default is ... else default
-    default = "" if default in (None, "", ()) else f" Default: {str(default).lower()}."
+    default = "" if field.default in (None, "", ()) else f" Default: {str(field.default).lower()}."
     settings: dict[str, Any] = {"dest": flag, "help": (doc + default).replace("%", "%%")}
     if kind.startswith("bool"):
         settings |= {"nargs": "?", "const": "true", "metavar": "BOOL" if kind == "bool" else "MODE"}

@@ -5,35 +5,30 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.progress import clear_progress
-from heptane.cli.flags import race_settings_from_flags
+from heptane.cli.flags import typed_flags, typed_table
 from heptane.cli.loading import is_rank_zero
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import plan_run
 from heptane.cli.train import extras_of, facts, num_outputs, out_folder, plan_of, read
 from heptane.data import Data
 from heptane.race.arms import make_arms
-from heptane.session.settings import RaceSettings, Settings, convert, to_toml
+from heptane.session.settings import RaceSettings, Settings, to_toml
 from heptane.tricks import Tricks
 
 EVALUATE_EVERY_EPOCHS = 0.5  # a time to a target is known to within so much
 
 
-def race(flags: argparse.Namespace, command: list[str]) -> int:
+def race(flags: argparse.Namespace) -> int:
     """Race as the flags say; returns the exit code."""
     settings, wanted, from_file = read(flags, evaluate_every_epochs=EVALUATE_EVERY_EPOCHS)
-    typed = {
-        f.name: convert(f"race.{f.name}", str(f.type), from_file[f.name])
-        for f in fields(RaceSettings)
-        if f.name in from_file
-    }
-    own = RaceSettings(**{**typed, **race_settings_from_flags(flags)})
+    own = RaceSettings(**typed_table(RaceSettings, from_file, "race.") | typed_flags(RaceSettings, vars(flags)))
     if settings.target is None and own.accuracy is None:
         raise InputError("--target is missing: pass one, such as --target 0.9, or a time, such as --accuracy 60s")
     if settings.target is not None and own.accuracy is not None:
@@ -53,7 +48,7 @@ def race(flags: argparse.Namespace, command: list[str]) -> int:
     chosen = ("lr", "momentum", "batch_size", "epochs", "accumulate", "clip_norm", "evaluate_every_epochs")
     about["settings"] |= {name: getattr(settings, name) for name in chosen}
     about |= {
-        "command": shlex.join(command),
+        "command": flags.command_line,
         "reasons": reasons,
         "settings_toml": to_toml(settings, tricks, own),
     }

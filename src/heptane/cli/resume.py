@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from heptane.base.errors import InputError
-from heptane.cli.flags import race_settings_from_flags
+from heptane.cli.flags import typed_flags
 from heptane.session.checkpoints.settings import MAY_CHANGE
-from heptane.session.settings import Settings, convert, read_file
+from heptane.session.settings import RaceSettings, Settings, convert, read_file
 from heptane.tricks import KINDS
 from heptane.tricks.data_parallel import DataParallel
 
@@ -42,7 +42,7 @@ def settings_file(flags: argparse.Namespace, own: dict[str, Any], tricks: dict[s
 
 
 def _of_race(flags: argparse.Namespace, own: dict[str, Any], tricks: dict[str, Any]) -> bool:
-    return bool(own or tricks or set(race_settings_from_flags(flags)) - set(WITH_RACE))
+    return bool(own or tricks or set(typed_flags(RaceSettings, vars(flags))) - set(WITH_RACE))
 
 
 def _check(folder: str, content: dict[str, Any], own: dict[str, Any], tricks: dict[str, dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 from heptane.base.clock import process_start
 from heptane.base.errors import InputError
-from heptane.cli.flags import settings_from_flags
+from heptane.cli.flags import settings_from_flags, typed_table
 from heptane.cli.loading import describe_data, is_rank_zero
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import Planned, plan_run
@@ -24,7 +25,7 @@ from heptane.session.settings import Choice, Settings, choice, convert, read_fil
 from heptane.tricks import KINDS, Tricks
 
 
-def train(flags: argparse.Namespace, command: list[str]) -> int:
+def train(flags: argparse.Namespace) -> int:
     """Train as the flags say; returns the exit code."""
     settings, wanted, _ = read(flags)
     out = out_folder(settings, flags)
@@ -37,7 +38,7 @@ def train(flags: argparse.Namespace, command: list[str]) -> int:
         return 0
     if flags.plan_workers:
         return _predict(settings, data, tricks, flags)
-    return _fit(planned, out, flags, {"command": shlex.join(command), "reasons": reasons})
+    return _fit(planned, out, flags, {"command": flags.command_line, "reasons": reasons})
 
 
 def read(flags: argparse.Namespace, **defaults: Any) -> tuple[Settings, Choice, dict[str, Any]]:
@@ -46,22 +47,14 @@ def read(flags: argparse.Namespace, **defaults: Any) -> tuple[Settings, Choice, 
     if flags.resume:
         flags.config = settings_file(flags, own, tricks)
     content = read_file(flags.config) if flags.config else {}
-    typed = {f.name: convert(f.name, str(f.type), content[f.name]) for f in fields(Settings) if f.name in content}
-    from_file: dict[str, dict[str, Any]] = {
-        name: {
-            f.name: convert(f"{name}.{f.name}", str(f.type), content[name][f.name])
-            for f in fields(kind)
-            if f.name in content[name]
-        }
-        for name, kind in KINDS.items()
-        if name in content
-    }
+    from_file = {name: typed_table(kind, content[name], f"{name}.") for name, kind in KINDS.items() if name in content}
     off = tuple(flags.off or ())
     merged = {
         n: {**from_file.get(n, {}), **tricks.get(n, {})} for n in KINDS if n in tricks or (n in from_file and n not in off)
     }
     base = flags.tricks or content.get("tricks", "recommended")
-    return Settings(**{**defaults, **typed, **own}), choice(base, merged, off), content.get("race", {})
+    settings = Settings(**{**defaults, **typed_table(Settings, content), **own})
+    return settings, choice(base, merged, off), content.get("race", {})
 
 
 def _predict(settings: Settings, data: Data, tricks: Tricks, flags: argparse.Namespace) -> int:
@@ -132,7 +125,7 @@ def _fit(planned: Planned, out: Path, flags: argparse.Namespace, about: dict[str
         print(f"heptane: {result.notes[-1]}", file=sys.stderr)
         return 1
     if is_rank_zero():
-        summary(read_result(out))
+        summary(json.loads((out / "result.json").read_text()))
     if settings.target is not None and result.reached is None:
         print(f"heptane: the target, a validation accuracy of {settings.target:g}, was not reached", file=sys.stderr)
         return 3
@@ -190,30 +183,6 @@ def facts(settings: Settings, data: Data) -> dict[str, Any]:
         },
         "notes": list(data.notes),
     }
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """``result.json`` of a run.
-
-    Raises:
-        InputError: it is not there, or not a result.
-    """
-    import json
-
-    if (folder / "race.json").exists():
-        raise InputError(f"{folder} holds a race, whose models are not kept; expected a folder of heptane train")
-    try:
-        content = json.loads((folder / "result.json").read_text())
-    except OSError as error:
-        what = (
-            f"{folder} holds no finished run (result.json: {error.strerror})" if folder.is_dir() else f"there is no {folder}"
-        )
-        raise InputError(f"{what}: expected a folder that heptane train wrote") from None
-    except ValueError:
-        raise InputError(f"{folder / 'result.json'} is damaged: it is not JSON") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{folder / 'result.json'} is not a result: expected an object")
-    return content
 
 
 def out_folder(settings: Settings, flags: argparse.Namespace) -> Path:

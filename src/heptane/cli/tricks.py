@@ -5,16 +5,13 @@ The figures are in ``measured.json``, which ``docs/build.py`` makes from the fil
 
 from __future__ import annotations
 
-import inspect
+import argparse
 import json
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from heptane.tricks import KINDS
 
-COSTS = "Costs, and when it does not help"
 TEXTS = {
     "data_parallel": (
         "Splits each batch over several processes or GPUs, and averages their gradients.",
@@ -47,7 +44,7 @@ TEXTS = {
 }
 
 
-def tricks() -> int:
+def tricks(_: argparse.Namespace) -> int:
     """Print the table."""
     from heptane.report.console import tricks_table
 
@@ -73,30 +70,3 @@ def measured_text(found: dict[str, Any], name: str) -> str:
     ratio, low, high = row["step"]
     cost = f"a step takes {ratio:.2f}x as long ({low:.2f}x to {high:.2f}x)" if low > 1 else "no cost per step detected"
     return f"{row['words']}; {cost}"
-
-
-def title(name: str) -> str:
-    """The first paragraph of a trick's module docstring, on one line."""
-    return _joined(_docstring(name).split("\n\n", 1)[0])
-
-
-def sections(name: str, *, joined: bool = True) -> dict[str, str]:
-    """The sections of a trick's module docstring by heading, each on one line if ``joined``."""
-    found: dict[str, list[str]] = {}
-    heading = ""
-    for line in _docstring(name).partition("\n\n")[2].splitlines():
-        if line and not line.startswith(" "):
-            heading = line
-        elif heading:
-            found.setdefault(heading, []).append(line.strip())
-    texts = {heading: "\n".join(lines).strip() for heading, lines in found.items()}
-    return {heading: _joined(text) if joined else text for heading, text in texts.items()}
-
-
-def _joined(text: str) -> str:
-    """``text`` on one line, without markup."""
-    return " ".join(re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "").split())
-
-
-def _docstring(name: str) -> str:
-    return inspect.cleandoc(sys.modules[KINDS[name].__module__].__doc__ or "")

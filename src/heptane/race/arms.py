@@ -67,11 +67,6 @@ def make_arms(chosen: Tricks, names: Sequence[str] | None = None) -> list[Arm]:
     return [arm for arm in arms if arm.tricks in wanted]
 
 
-def arm_of(arms: Sequence[Arm], tricks: Tricks) -> Arm | None:
-    """The arm with exactly these tricks, under any name."""
-    return next((arm for arm in arms if arm.tricks == tricks), None)
-
-
 def _sets(chosen: Tricks) -> dict[str, Tricks]:
     without = {f"all-{name}": chosen.without(name) for name in chosen.on}
     alone = {f"plain+{name}": Tricks(**{name: getattr(chosen, name)}) for name in chosen.on}

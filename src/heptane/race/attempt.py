@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heptane.base.errors import InputError, one_line
@@ -50,15 +50,6 @@ class Trial:
     why: dict[str, str] = field(default_factory=dict)
     note: str = ""
     between: float = 0.0
-
-    def record(self) -> dict[str, Any]:
-        """As ``race.json`` holds it."""
-        return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Trial:
-        """What :meth:`record` gave."""
-        return cls(**record)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,8 @@ from heptane.race.findings import settled_arms
 from heptane.race.live import LiveTable
 from heptane.race.pacing import CAP, cap_seconds, seed_fits
 from heptane.race.page import write_race_report
-from heptane.race.record import Progress, race_record
-from heptane.race.resume import read_race
-from heptane.race.tuning import FIRST_LENGTH, LENGTH_STEP, RATE_STEP, Tuning, climb, shorten
+from heptane.race.record import Done, race_record, read_race
+from heptane.race.tuning import FIRST_LENGTH, LENGTH_STEP, RATE_STEP, climb, shorten
 from heptane.race.verdicts import FIRST_LOOK
 from heptane.report import format_duration
 from heptane.session.run_folder import RunFolder
@@ -51,23 +50,19 @@ class RaceRunner:
 
     def __init__(self, spec: RaceSpec, arms: list[Arm], chosen: Tricks, plan: dict[str, Any], about: dict[str, Any]) -> None:
         self.spec, self.arms, self.chosen, self.plan, self.about = spec, arms, chosen, plan, about
-        self.runs: dict[tuple[str, int], Trial] = {}
-        self.trials: dict[tuple[str, float, int], Trial] = {}  # by arm, value and which seed of the tuning
-        self.tuning: dict[str, Tuning] = {}
+        self.done = Done()
         self.probes: dict[str, tuple[float, float]] = {}
         self.broken: dict[str, str] = {}
         self.estimated: list[str] = []  # arms that a dry run had no time to measure
         self.folder: RunFolder | None = None
         self.table: LiveTable | None = None
         self.environment = describe()
-        self.started, self._since, self._earlier = time.time(), time.perf_counter(), 0.0
 
     def go(self, out: Any, *, force: bool, resume: bool, progress: bool) -> dict[str, Any]:
         """Race, and return the record; what is done is in ``race.json`` after every run."""
         if resume:
-            earlier = read_race(Path(out) / "race.json", self._identity(), [arm.name for arm in self.arms])
-            self._earlier, self.trials, self.runs = earlier.elapsed_seconds, earlier.trials, earlier.runs
-            self.about["reasons"] = earlier.reasons
+            names = [arm.name for arm in self.arms]
+            self.done, self.about["reasons"] = read_race(Path(out) / "race.json", self._identity(), names)
         self._warm_up()
         if out is not None:
             self.folder = RunFolder(out, force=force, resume=resume)
@@ -132,12 +127,12 @@ class RaceRunner:
             return self._trial(plain, "rate", rate, rate=rate, epochs=epochs)
 
         if any(arm.tricks.cyclical is None for arm in self.arms):
-            self.tuning[PLAIN] = climb(1.0, RATE_STEP, count, at_rate, self.spec.rank)
+            self.done.tuning[PLAIN] = climb(1.0, RATE_STEP, count, at_rate, self.spec.rank)
         if not any(arm.tricks.cyclical for arm in self.arms):
             return
         peak = self.plan["peak"]
         if self.spec.target is not None and self.plan["planned_epochs"] is None:
-            needed = [t.epochs for (side, *_), t in self.trials.items() if side == PLAIN and t.seconds is not None]
+            needed = [t.epochs for (side, *_), t in self.done.trials.items() if side == PLAIN and t.seconds is not None]
             first = FIRST_LENGTH * min(needed, default=epochs)
 
             def of_length(length: float) -> Trial:
@@ -148,20 +143,20 @@ class RaceRunner:
                 return max(first, self._trial(every, "epochs", length, again=1, **run), key=self.spec.rank)
 
             shortest = self.spec.plan.extras.evaluate_every_epochs
-            self.tuning[ALL] = shorten(first, LENGTH_STEP, count, epochs, shortest, of_length)
+            self.done.tuning[ALL] = shorten(first, LENGTH_STEP, count, epochs, shortest, of_length)
             return
         length = self._planned_length(every)
 
         def at_peak(rate: float) -> Trial:
             return self._trial(every, "peak", rate, rate=rate, epochs=length)
 
-        self.tuning[ALL] = replace(climb(peak, RATE_STEP, count, at_peak, self.spec.rank), knob="peak")
+        self.done.tuning[ALL] = replace(climb(peak, RATE_STEP, count, at_peak, self.spec.rank), knob="peak")
 
     def _trial(self, arm: Arm, knob: str, value: float, again: int = 0, **run: Any) -> Trial:
         """One run with a seed of the tuning; a trial of a rate that is slower than the best so far stops."""
         key = (arm.name, value, again)
-        if key not in self.trials:
-            best = [t.seconds for (name, *_), t in self.trials.items() if name == arm.name and t.seconds is not None]
+        if key not in self.done.trials:
+            best = [t.seconds for (name, *_), t in self.done.trials.items() if name == arm.name and t.seconds is not None]
             best = best if knob != "epochs" else []
             left = self._left_for_tuning()
             if left <= 0:
@@ -176,17 +171,17 @@ class RaceRunner:
                 )
             if made.status == REFUSED:
                 raise InputError(f"arm {arm.name}: {made.note}")
-            self.trials[key] = made
+            self.done.trials[key] = made
             if self.table:
                 self.table.tuned(arm, knob, value, made)
             self._save("running")
-        return self.trials[key]
+        return self.done.trials[key]
 
     def _rate_and_length(self, arm: Arm) -> tuple[float, float]:
         """The factor on the optimizer's rate, and the planned length in epochs."""
         if arm.tricks.cyclical is None:
-            return (self.tuning[PLAIN].chosen if PLAIN in self.tuning else 1.0), self.plan["epochs"]
-        tuned = self.tuning.get(ALL)
+            return (self.done.tuning[PLAIN].chosen if PLAIN in self.done.tuning else 1.0), self.plan["epochs"]
+        tuned = self.done.tuning.get(ALL)
         if tuned and tuned.knob == "epochs":
             return self.plan["peak"], tuned.chosen
         return (tuned.chosen if tuned else self.plan["peak"]), self._planned_length(arm)
@@ -216,14 +211,14 @@ class RaceRunner:
         if index < FIRST_LOOK:
             return {}
         record = self._record("running", self.plan["seeds"][:index])
-        return dict.fromkeys(settled_arms(record, self.about.get("reasons", {})), f"{ENDED} before this seed")
+        return dict.fromkeys(settled_arms(record), f"{ENDED} before this seed")
 
     def _left_out(self, index: int) -> str:
         """Why this seed is not raced; empty where it is. A seed is left out whole, so that its pairs are never half made."""
         seeds = self.plan["seeds"]
-        if any((arm.name, seeds[index]) in self.runs for arm in self.arms):
+        if any((arm.name, seeds[index]) in self.done.runs for arm in self.arms):
             return ""
-        cut = any(run.status == NOT_RUN and run.note.startswith(BUDGET) for run in self.runs.values())
+        cut = any(run.status == NOT_RUN and run.note.startswith(BUDGET) for run in self.done.runs.values())
         ended = self._ended(index)
         expected = [self._expected(arm) for arm in self.arms if arm.name not in ended]
         if cut or not seed_fits(expected, self._left(), first=index == 0):
@@ -231,9 +226,9 @@ class RaceRunner:
         return ""
 
     def _run(self, arm: Arm, seed: int, left_out: str) -> None:
-        if (arm.name, seed) in self.runs:
+        if (arm.name, seed) in self.done.runs:
             return
-        refused = next((r for (name, _), r in self.runs.items() if name == arm.name and r.status == REFUSED), None)
+        refused = next((r for (name, _), r in self.done.runs.items() if name == arm.name and r.status == REFUSED), None)
         if refused:
             made = replace(refused, seed=seed)
         elif self._repeats(arm):
@@ -245,21 +240,21 @@ class RaceRunner:
             made = Trial(seed, NOT_RUN, note=f"{BUDGET} would not have been enough")
         else:
             made = self._timed(arm, seed)
-        self.runs[arm.name, seed] = made
+        self.done.runs[arm.name, seed] = made
         self._save("running")
         if self.table:
             self.table.done(arm, made)
 
     def _too_late(self, arm: Arm, seed: int) -> bool:
         """Whether too little of the budget is left to learn anything; plain is let run after all, which it may outlast."""
-        left, every = self._left(), self.runs.get((ALL, seed))
+        left, every = self._left(), self.done.runs.get((ALL, seed))
         if arm.name == PLAIN:
             return left <= (every.seconds if every and every.seconds is not None else 0.0)
         return left <= 0 or left < 0.5 * self._expected(arm)
 
     def _repeats(self, arm: Arm) -> bool:
         """Whether the trick that this arm is about was measured to be off here, so that it can tell nothing."""
-        decided = [run.why[arm.trick] for (name, _), run in self.runs.items() if name == ALL and arm.trick in run.why]
+        decided = [run.why[arm.trick] for (name, _), run in self.done.runs.items() if name == ALL and arm.trick in run.why]
         return bool(decided) and all(map(keeps_plain, decided))
 
     def _timed(self, arm: Arm, seed: int) -> Trial:
@@ -267,7 +262,7 @@ class RaceRunner:
         cap, left = self._cap(arm, seed), self._left()
         limit = min(cap, left)
         if self.table:
-            self.table.begins(arm, seed, self._elapsed(), self._expected_left())
+            self.table.begins(arm, seed, self.done.elapsed_seconds, self._expected_left())
         limited = limit if math.isfinite(limit) else None
         with working(f"racing {arm.title}, seed {seed}"):
             made = self.spec.run(arm, seed, rate=rate, epochs=epochs, max_seconds=limited, progress=self.table or False)
@@ -286,28 +281,25 @@ class RaceRunner:
         if self.spec.target is None or arm.trick is None:
             return math.inf
         others = (PLAIN,) if arm.adds else (PLAIN, ALL)
-        ran = {key: run.seconds for key, run in self.runs.items() if run.status != NOT_RUN}
+        ran = {key: run.seconds for key, run in self.done.runs.items() if run.status != NOT_RUN}
         times = ([seconds for (name, _), seconds in ran.items() if name == other] for other in others)
         return cap_seconds(*((list(found), ran.get((other, seed))) for found, other in zip(times, others, strict=True)))
 
     # Time -----------------------------------------------------------------------------------------------------------
 
-    def _elapsed(self) -> float:
-        return self._earlier + time.perf_counter() - self._since
-
     def _left(self) -> float:
         budget = self.plan["budget_seconds"]
-        return math.inf if budget is None else budget - self._elapsed()
+        return math.inf if budget is None else budget - self.done.elapsed_seconds
 
     def _left_for_tuning(self) -> float:
         """Of the budget: its share for the trials, less what they took."""
         budget = self.plan["budget_seconds"]
-        spent = sum(trial.clocks.get("wall", 0.0) for trial in self.trials.values())
+        spent = sum(trial.clocks.get("wall", 0.0) for trial in self.done.trials.values())
         return math.inf if budget is None else min(TUNING_SHARE * budget - spent, self._left())
 
     def _expected(self, arm: Arm) -> float:
         """Seconds that a run of this arm will take: as its earlier ones, else as planned."""
-        earlier = [r.clocks["wall"] for (name, _), r in self.runs.items() if name == arm.name and "wall" in r.clocks]
+        earlier = [r.clocks["wall"] for (name, _), r in self.done.runs.items() if name == arm.name and "wall" in r.clocks]
         if earlier:
             return statistics.median(earlier)
         if self.spec.seconds is not None:
@@ -315,12 +307,12 @@ class RaceRunner:
         known = (self.probes.get(name) for name in (arm.name, PLAIN if arm.adds else ALL, *self.probes))
         before, per_epoch = next(filter(None, known))
         planned = before + per_epoch * self._rate_and_length(arm)[1]
-        trials = [t.seconds for (name, *_), t in self.trials.items() if name == PLAIN and t.seconds is not None]
+        trials = [t.seconds for (name, *_), t in self.done.trials.items() if name == PLAIN and t.seconds is not None]
         return min([planned, *trials]) if arm.tricks.cyclical is None else planned
 
     def _expected_left(self) -> float:
         """Seconds that the rest of the race will take."""
-        left = [arm for arm in self.arms for seed in self.plan["seeds"] if (arm.name, seed) not in self.runs]
+        left = [arm for arm in self.arms for seed in self.plan["seeds"] if (arm.name, seed) not in self.done.runs]
         return min(sum(map(self._expected, left)), self._left())
 
     # The record -----------------------------------------------------------------------------------------------------
@@ -340,9 +332,8 @@ class RaceRunner:
         if seeds is not None:
             identity["plan"] = {**identity["plan"], "seeds": seeds}
         arms = [(arm, *self._rate_and_length(arm)) for arm in self.arms]
-        facts = {**self.about, "environment": self.environment, "num_valid": self.spec.num_valid}
-        done = Progress(status, self.started, self._elapsed(), self.tuning, self.trials, self.runs)
-        return race_record(identity, arms, facts, done)
+        facts = {**self.about, "status": status, "environment": self.environment, "num_valid": self.spec.num_valid}
+        return race_record(identity, arms, facts, self.done)
 
     def _identity(self) -> dict[str, Any]:
         """What makes two races the same one."""

@@ -37,15 +37,14 @@ from heptane.tricks import KINDS
 Record = Mapping[str, Any]
 
 
-def findings(race: Record, reasons: Mapping[str, str]) -> dict[str, Any]:
+def findings(race: Record) -> dict[str, Any]:
     """``speedup``, ``effects``, ``not_raced``, ``headline``, ``sentence`` and ``summary`` of a race so far.
 
     Args:
-        race: the content of ``race.json``.
-        reasons: per trick, why it was chosen or not.
+        race: the content of ``race.json``; its ``reasons`` say per trick why it was chosen or not.
     """
     timed = race["target"]["value"] is not None
-    strata, left_out = trick_strata(race, reasons)
+    strata, left_out = trick_strata(race)
     overall, judged = judge_race(race, strata)
     coarse = too_few_samples(race)
     found: dict[str, Any] = {
@@ -64,12 +63,12 @@ def findings(race: Record, reasons: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def trick_strata(race: Record, reasons: Mapping[str, str]) -> tuple[dict[str, Strata], dict[str, str]]:
+def trick_strata(race: Record) -> tuple[dict[str, Strata], dict[str, str]]:
     """The pairs of arms that measure each trick, and why other tricks were not measured."""
     strata: dict[str, Strata] = {}
     left_out = {}
     for name in KINDS:
-        why = _not_applicable(race, name, reasons.get(name, ""))
+        why = _not_applicable(race, name, race["reasons"].get(name, ""))
         added, without = _arm_with(race, {name}), _arm_with(race, set(_arm(race, ALL)["tricks"]) - {name})
         pairs = [(PLAIN, added)] if added else []
         pairs += [(without, ALL)] if without and (without, ALL) not in pairs else []
@@ -95,18 +94,16 @@ def judge_race(race: Record, strata: Mapping[str, Strata]) -> tuple[Judgement, d
     return verdicts(table, strata, [(PLAIN, ALL)], TIME if timed else POINTS, complete_seeds=complete, fixed=fixed)
 
 
-def settled_arms(race: Record, reasons: Mapping[str, str]) -> set[str]:
+def settled_arms(race: Record) -> set[str]:
     """The arms that need no more runs, since every verdict they serve is settled."""
     if race["plan"].get("fixed_seeds") or too_few_samples(race):
         return set()
-    strata, _ = trick_strata(race, reasons)
+    strata, _ = trick_strata(race)
     overall, judged = judge_race(race, strata)
     open_arms = {
         name for trick, made in judged.items() if made.verdict not in SETTLED for pair in strata[trick] for name in pair
     }
-    if overall.verdict not in SETTLED:
-        open_arms |= {PLAIN, ALL}
-    if open_arms:
+    if open_arms or overall.verdict not in SETTLED:
         open_arms |= {PLAIN, ALL}
     return {arm["name"] for arm in race["arms"]} - open_arms
 

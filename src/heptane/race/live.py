@@ -73,7 +73,7 @@ class LiveTable:
 
     def tuned(self, arm: Arm, knob: str, value: float, trial: Trial) -> None:
         """Show the result of a tuning run."""
-        self._say(f"tuning {arm.title}, {knob_text(knob, value)}: {outcome_text(trial.record(), self._metric)}")
+        self._say(f"tuning {arm.title}, {knob_text(knob, value)}: {outcome_text(vars(trial), self._metric)}")
 
     def begins(self, arm: Arm, seed: int, elapsed: float, left: float) -> None:
         """Show that a run begins; ``elapsed`` and ``left`` are seconds of the race."""
@@ -84,7 +84,7 @@ class LiveTable:
 
     def done(self, arm: Arm, trial: Trial) -> None:
         """Show the result of a run."""
-        text = outcome_text(trial.record(), self._metric)
+        text = outcome_text(vars(trial), self._metric)
         self._cells[arm.name, trial.seed], self._now = text, None
         self._say(f"{arm.title}, seed {trial.seed}: {text}")
 

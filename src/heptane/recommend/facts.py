@@ -92,7 +92,3 @@ class Choices:
 
     def __getitem__(self, name: str) -> Any:
         return self.made[name].value
-
-    def values(self) -> dict[str, Any]:
-        """All choices by name."""
-        return {name: default.value for name, default in self.made.items()}

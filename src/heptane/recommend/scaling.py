@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from heptane.base.errors import check_range
-
 FIRST_BUCKET_MIB = 1.0  # DDP's first bucket is small, so that reduction starts early
 
 
@@ -29,10 +27,6 @@ class Link:
 
     bytes_per_second: float
     latency_seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_range("Link.bytes_per_second", self.bytes_per_second, 0, low_open=True)
-        check_range("Link.latency_seconds", self.latency_seconds, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +58,6 @@ class Cluster:
     per_host: int
     between: Link
     within: Link | None = None
-
-    def __post_init__(self) -> None:
-        check_range("Cluster.hosts", self.hosts, 1, whole=True)
-        check_range("Cluster.per_host", self.per_host, 1, whole=True)
-
-    @property
-    def workers(self) -> int:
-        """Total number of workers."""
-        return self.hosts * self.per_host
 
     def all_reduce_seconds(self, num_bytes: float) -> float:
         """Time of an all-reduce over all workers.
@@ -114,27 +99,23 @@ def efficiency(cost: StepCost, cluster: Cluster) -> float:
     return cost.compute_seconds / step_seconds(cost, cluster)
 
 
-def split_buckets(sizes: Sequence[int], bucket_mib: float = 25.0, first_mib: float = FIRST_BUCKET_MIB) -> list[list[int]]:
-    """Positions of the gradients in each bucket; ``sizes`` are bytes, in the order in which backward computes them.
-
-    Example:
-        >>> split_buckets([600_000, 600_000, 30_000_000, 100])
-        [[0, 1], [2], [3]]
-    """
-    buckets: list[list[int]] = [[]]
-    for position in range(len(sizes)):
-        buckets[-1].append(position)
-        most = first_mib if len(buckets) == 1 else bucket_mib
-        if sum(sizes[at] for at in buckets[-1]) >= most * 2**20 and position + 1 < len(sizes):
-            buckets.append([])
-    return [bucket for bucket in buckets if bucket]
-
-
 def bucket_bytes(
     sizes: Sequence[int], filled: Sequence[float] | None = None, bucket_mib: float = 25.0
 ) -> tuple[list[int], list[float] | None]:
-    """Bytes per bucket, and when each is full if that is known per gradient: ``buckets`` and ``filled`` of a StepCost."""
-    buckets = split_buckets(sizes, bucket_mib)
+    """Bytes per bucket, and when each is full if that is known per gradient: ``buckets`` and ``filled`` of a StepCost.
+
+    ``sizes`` are bytes of gradients, in the order in which backward computes them.
+
+    Example:
+        >>> bucket_bytes([600_000, 600_000, 30_000_000, 100])
+        ([1200000, 30000000, 100], None)
+    """
+    buckets: list[list[int]] = []
+    for position in range(len(sizes)):
+        most = FIRST_BUCKET_MIB if len(buckets) <= 1 else bucket_mib
+        if not buckets or sum(sizes[at] for at in buckets[-1]) >= most * 2**20:
+            buckets.append([])
+        buckets[-1].append(position)
     when = None if filled is None else [max(filled[at] for at in bucket) for bucket in buckets]
     return [sum(sizes[at] for at in bucket) for bucket in buckets], when
 

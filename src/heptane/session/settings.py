@@ -28,9 +28,10 @@ class Settings:
     """The settings of ``heptane train``, apart from the tricks' own."""
 
     data: str = ""
-    """The data: fashion-mnist, digits, a folder of class folders, a .csv or .parquet table, or an .npz with x and y."""
+    """Training data: fashion-mnist, digits, a folder with a folder of images per class, a .csv or .parquet table, or an .npz
+    with x and y."""
     label: str | None = None
-    """Of a table, the column to predict. Default: the one called label, target, class or y."""
+    """The column of a table to predict. Default: the one called label, target, class or y."""
     task: str | None = None
     """Of labels that can be read as both: classification or regression. Default: by the labels."""
     model: str | None = None
@@ -44,7 +45,7 @@ class Settings:
     optimizer: str | None = None
     """An optimizer of torch.optim by name, such as sgd, adam or adamw. Default: sgd for images, else adamw."""
     lr: float | None = None
-    """Learning rate; the peak where a cycle is on. Default: a fair start for the optimizer, scaled to the batch."""
+    """Learning rate; with a cycle, its peak. Default: a fair start for the optimizer, scaled to the batch."""
     momentum: float | None = None
     """Momentum, in [0, 1). Default: 0.9 for sgd, else the optimizer's own."""
     weight_decay: float | None = None
@@ -52,9 +53,9 @@ class Settings:
     loss: str | None = None
     """cross_entropy, binary_cross_entropy, mse, l1, smooth_l1 or model (its own). Default: by the targets."""
     target: float | None = None
-    """Stop when the validation accuracy reaches this, in [0, 1]; exit code 3 if it does not."""
+    """Stop when the validation accuracy reaches this, from 0 to 1, such as 0.9; exit code 3 if it does not."""
     seed: int = 0
-    """Of the initial weights, the order, the augmentation, mixup and dropout; a race begins with it."""
+    """Random seed of weights, order, augmentation, mixup and dropout: the same seed gives the same weights."""
     accumulate: int = 1
     """Micro-batches per step, at least 1: the same step in less memory."""
     clip_norm: float | None = None
@@ -70,7 +71,7 @@ class Settings:
     image_size: int | None = None
     """Height and width of a folder's images, in pixels. Default: by their size, the model and the machine."""
     budget: str | None = None
-    """Time for the whole run, from start to report, such as 90s or 5m: it is planned to fit, and stops in time."""
+    """Time limit of the whole command, such as 90s or 5m: the run is planned to fit, and stops in time."""
     data_cache: str = Reading.cache  # type: ignore[assignment]
     """Folder in which decoded images are kept for later runs, or off. Default: in heptane's cache folder."""
     data_cache_gb: float | None = Reading.cache_gb
@@ -95,7 +96,7 @@ class Settings:
     on_nan: str = Extras.on_nan
     nan_limit: int = Extras.nan_limit
     device: str | None = None
-    """Such as cpu or cuda. Default: the GPU where there is one."""
+    """Device, such as cpu, cuda or cuda:1. Default: the GPU if there is one."""
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -134,13 +135,13 @@ class RaceSettings:
     """The settings of ``heptane race`` beside those of a run."""
 
     arms: str = "every"
-    """Which arms: every, or names joined by commas: plain, all, all-TRICK, plain+TRICK."""
+    """Arms of the race: every, or names separated by commas: plain, all, all-TRICK (all but one), plain+TRICK (only one)."""
     seeds: int = 3
-    """How many seeds, at least 1; there is no verdict on fewer than 2, and few on 2."""
+    """Number of seeds, at least 1; there is no verdict on fewer than 2. More seeds allow clearer verdicts."""
     fixed_seeds: bool = False
     """Run all the seeds, also where a verdict is clear sooner, and never more; verdicts are then tested at 5%, not 1%."""
     budget: str | None = None
-    """Time for the whole race, such as 90s, 20m or 2h; what does not fit is left out, and said."""
+    """Time limit of the whole race, such as 20m or 2h; runs that do not fit are left out and listed."""
     accuracy: str | None = None
     """Race for the best validation accuracy within this training time, such as 60s, in place of a target."""
     tune: int = 3

@@ -6,11 +6,10 @@ see ``benchmarks/LOG.md``.
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from heptane.base.clock import median_seconds
 from heptane.base.lazy import torch
 from heptane.data import Data
 from heptane.pretrained.models import mlp, resnet
@@ -140,17 +139,7 @@ def measure(course: DemoRace, data: Data) -> Speed:
     def evaluate() -> None:
         model(held[:512])
 
-    step_seconds = _median_seconds(step, TIMED_STEPS)
-    return Speed(step_seconds, _median_seconds(evaluate, 3) / len(held[:512]))
-
-
-def _median_seconds(call: Any, repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return Speed(median_seconds(step, repeats=TIMED_STEPS), median_seconds(evaluate, repeats=3) / len(held[:512]))
 
 
 def num_seeds(course: DemoRace, seconds: float, speed: Speed) -> int:

@@ -6,15 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.progress import redirect_progress, working
 from heptane.cli.demonstration.course import COURSES, TRICKS, DemoRace, Speed, measure, num_seeds
-from heptane.cli.demonstration.page import write_page
 from heptane.cli.demonstration.pictures import SCRATCH, Trained, compared, read_trained, write_pictures
 from heptane.data import Data, load_data
+from heptane.report.html import render_template, write_page
 
 PICTURES_STEPS = 3000  # steps of the race in whose time the two runs on pictures are done
 MOST_PICTURES_SECONDS = 75.0  # what these two are planned to take on a slow machine
@@ -97,17 +96,12 @@ def _race(course: DemoRace, data: Data, seeds: int, seconds: float, out: Path, s
     from heptane.race.tables import race_summary
 
     train, valid = course.parts(data)
-    sizes = {
-        "num_train": len(train[1]),
-        "num_valid": len(valid[1]),
-        "input_shape": list(train[0].shape[1:]),
-    }
-    settings = {name: value for name, value in asdict(course).items() if name in ("batch_size", "lr", "width")}
+    sizes = {"num_train": len(train[1]), "num_valid": len(valid[1]), "input_shape": list(train[0].shape[1:])}
     about = {
         "command": "heptane demo",
         "data": describe_data(data) | sizes,
         "model": {"name": f"{course.network}, width {course.width}"},
-        "settings": {"optimizer": "sgd", **settings},
+        "settings": {"optimizer": "sgd", "batch_size": course.batch_size, "lr": course.lr, "width": course.width},
         "notes": [f"A step took {1000 * speed.step_seconds:.2g} ms before the race, from which its size was chosen."],
     }
     request = course.request(data, TRICKS, seeds=seeds, budget=seconds, about=about)
@@ -153,7 +147,7 @@ def _trained(flags: Sequence[str], out: Path) -> Trained | None:
 
 def _finish(said: list[str], out: Path, links: dict[str, str]) -> list[str]:
     """Print the sentences, and write them as a page with links to the reports."""
-    write_page(said, links, out / "index.html")
+    write_page(render_template("demo.html.j2", sentences=said, links=links), out / "index.html")
     print("\nIn short", *(f"- {sentence}" for sentence in said), sep="\n")
     print(f"\nThe page: {out / 'index.html'}")
     if (out / "pictures").exists():
