@@ -18,7 +18,7 @@ from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import plan_run
 from heptane.cli.train import extras_of, facts, num_outputs, out_folder, plan_of, read
 from heptane.data import Data
-from heptane.race.arms import make_arms
+from heptane.race.arms import find_arm, make_arms
 from heptane.session.settings import RaceSettings, Settings, to_toml
 from heptane.tricks import Tricks
 
@@ -115,8 +115,8 @@ def _race(
         _print_plan(result.record)
         return 0
     race_summary(result.record, {"race": out / "race.json", "report": out / "report.html"})
-    every = next((arm for arm in result.record["arms"] if arm["name"] == "all"), None)
-    if settings.target is not None and every and all(run["seconds"] is None for run in every["runs"]):
+    runs = find_arm(result.record, "all")["runs"]
+    if settings.target is not None and runs and all(run["seconds"] is None for run in runs):
         print(f"heptane: the target, a validation accuracy of {settings.target:g}, was not reached by all", file=sys.stderr)
         return 3
     return 0

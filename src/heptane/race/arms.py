@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from heptane.base.errors import InputError, did_you_mean
 from heptane.tricks import Tricks
@@ -65,6 +66,12 @@ def make_arms(chosen: Tricks, names: Sequence[str] | None = None) -> list[Arm]:
         return arms
     wanted = [sets[_known(name, sets)] for name in names]
     return [arm for arm in arms if arm.tricks in wanted]
+
+
+def find_arm(race: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An arm of ``race.json``; one without tricks and runs if the race has none of this name."""
+    none: Mapping[str, Any] = {"name": name, "tricks": {}, "runs": []}
+    return next((arm for arm in race["arms"] if arm["name"] == name), none)
 
 
 def _sets(chosen: Tricks) -> dict[str, Tricks]:

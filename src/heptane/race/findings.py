@@ -8,10 +8,10 @@ from statistics import median
 from typing import Any
 
 from heptane.core.precision.choose import keeps_plain
-from heptane.race.arms import ALL, PLAIN
+from heptane.race.arms import ALL, PLAIN, find_arm
 from heptane.race.attempt import FAILED, NOT_RUN, REFUSED
 from heptane.race.headline import headline, sentence
-from heptane.race.outcomes import outcome_of
+from heptane.race.outcomes import UNKNOWN, outcome_of
 from heptane.race.statistics import json_number
 from heptane.race.target import too_few_samples
 from heptane.race.verdict_text import arrival_counts, verdict_text
@@ -31,7 +31,8 @@ from heptane.race.verdicts import (
     side_interval,
     verdicts,
 )
-from heptane.report import format_duration, readable_name
+from heptane.report import format_duration, readable_name, section
+from heptane.report.overview import subject
 from heptane.tricks import KINDS
 
 Record = Mapping[str, Any]
@@ -46,15 +47,14 @@ def findings(race: Record) -> dict[str, Any]:
     timed = race["target"]["value"] is not None
     strata, left_out = trick_strata(race)
     overall, judged = judge_race(race, strata)
-    coarse = too_few_samples(race)
     found: dict[str, Any] = {
         "speedup": {
             "kind": "ratio" if timed else "points",
-            **_judged(race, overall, timed, coarse),
-            "values": _values(race, (PLAIN, ALL), timed),
+            **_judged(race, overall),
+            "values": _values(race, (PLAIN, ALL)),
             "at_least": _at_least(race) if timed and overall.estimate is None else None,
         },
-        "effects": [_effect(race, name, made, strata[name], timed, coarse) for name, made in judged.items()],
+        "effects": [_effect(race, name, made, strata[name]) for name, made in judged.items()],
         "not_raced": [{"trick": name, "why": why} for name, why in left_out.items()],
     }
     found["headline"] = headline(race, found["speedup"])
@@ -69,7 +69,7 @@ def trick_strata(race: Record) -> tuple[dict[str, Strata], dict[str, str]]:
     left_out = {}
     for name in KINDS:
         why = _not_applicable(race, name, race["reasons"].get(name, ""))
-        added, without = _arm_with(race, {name}), _arm_with(race, set(_arm(race, ALL)["tricks"]) - {name})
+        added, without = _arm_with(race, {name}), _arm_with(race, set(find_arm(race, ALL)["tricks"]) - {name})
         pairs = [(PLAIN, added)] if added else []
         pairs += [(without, ALL)] if without and (without, ALL) not in pairs else []
         if why or not pairs:
@@ -108,60 +108,56 @@ def settled_arms(race: Record) -> set[str]:
     return {arm["name"] for arm in race["arms"]} - open_arms
 
 
-def arm_results(race: Record, name: str) -> list[float | None]:
-    """An arm's result per seed: seconds to the target (None: missed) or accuracy; NaN if not run."""
-    runs = {run["seed"]: run for run in _arm(race, name)["runs"]}
-    return [_outcome(race, runs.get(seed)) for seed in race["plan"]["seeds"]]
+def arm_results(race: Record, name: str) -> list[float]:
+    """An arm's result per seed: seconds to the target (infinite: missed) or accuracy; NaN if not run."""
+    ran = {run["seed"]: run for run in find_arm(race, name)["runs"] if run["status"] not in (NOT_RUN, REFUSED)}
+    if race["target"]["value"] is None:
+        values = {seed: run["best"] for seed, run in ran.items() if run["status"] != FAILED and run["best"] is not None}
+    else:
+        values = {seed: math.inf if run["seconds"] is None else run["seconds"] for seed, run in ran.items()}
+    return [float(values.get(seed, math.nan)) for seed in race["plan"]["seeds"]]
 
 
-def _effect(race: Record, trick: str, made: Judgement, strata: Strata, timed: bool, coarse: str) -> dict[str, Any]:
+def _effect(race: Record, trick: str, made: Judgement, strata: Strata) -> dict[str, Any]:
     """The record of one trick's effect."""
-    record = {"trick": trick, **_judged(race, made, timed, coarse), "alone": None, "without": None}
+    record = {"trick": trick, **_judged(race, made), "alone": None, "without": None}
     for at, pair in enumerate(strata):
-        key = "alone" if pair[0] == PLAIN else "without"
-        estimate, low, high = side_interval(made, at)
-        record[key] = {
-            "estimate": _shown(estimate, timed),
-            "interval": [_shown(low, timed), _shown(high, timed)],
-            "values": _values(race, pair, timed),
+        estimate, *interval = (_shown(race, number) for number in side_interval(made, at))
+        record["alone" if pair[0] == PLAIN else "without"] = {
+            "estimate": estimate,
+            "interval": interval,
+            "values": _values(race, pair),
             "pairs": made.evidence.pairs[at] if made.evidence.pairs else 0,
         }
     return record
 
 
-def _judged(race: Record, made: Judgement, timed: bool, coarse: str) -> dict[str, Any]:
+def _judged(race: Record, made: Judgement) -> dict[str, Any]:
     """A judgement as JSON: ratios of times (without / with), or differences of accuracy."""
-    evidence = made.evidence
-    verdict, words = (NO_VERDICT, "no verdict") if coarse else (made.verdict, verdict_text(made, timed))
+    evidence, coarse = made.evidence, too_few_samples(race)
+    arrived = zip(evidence.arrived, evidence.known, strict=True)
     return {
-        "verdict": verdict,
-        "words": words,
+        "verdict": NO_VERDICT if coarse else made.verdict,
+        "words": NO_VERDICT if coarse else verdict_text(made, race["target"]["value"] is not None),
         "why": coarse or _why(made),
-        "estimate": _shown(made.estimate, timed),
-        "interval": [_shown(made.low, timed), _shown(made.high, timed)],
+        "estimate": _shown(race, made.estimate),
+        "interval": [_shown(race, made.low), _shown(race, made.high)],
         "confidence": round(1 - made.level, 6),
         "p": evidence.p if evidence.bounds else None,
         "pairs": sum(evidence.pairs),
-        "arrived": {"without": _count(evidence, 0), "with": _count(evidence, 1)},
+        "arrived": {side: list(counts) for side, counts in zip(("without", "with"), arrived, strict=True)},
         "more_seeds": made.more_seeds,
         "num_seeds": made.seeds,
     }
 
 
-def _count(evidence: Any, at: int) -> list[int]:
-    return [evidence.arrived[at], evidence.known[at]]
-
-
 def _why(made: Judgement) -> str:
     """What qualifies the verdict."""
     evidence = made.evidence
-    parts = []
-    if made.verdict == NO_VERDICT:
-        parts.append("fewer than two complete pairs of runs")
+    parts = ["fewer than two complete pairs of runs"] if made.verdict == NO_VERDICT else []
     if evidence.arrived != evidence.known and made.verdict not in (ARRIVES_LESS, ARRIVES_MORE):
         parts.append(f"runs that arrived: {arrival_counts(made)} without")
-    contrary = _contrary(made)
-    return "; ".join([*parts, contrary] if contrary else parts)
+    return "; ".join(filter(None, [*parts, _contrary(made)]))
 
 
 def _contrary(made: Judgement) -> str:
@@ -169,34 +165,28 @@ def _contrary(made: Judgement) -> str:
     if len(made.evidence.pairs) < 2 or made.estimate is None:
         return ""
     (_, low, high), (_, other_low, other_high) = (side_interval(made, at) for at in (0, 1))
-    if low is None or high is None or other_low is None or other_high is None:
-        return ""
-    if low > 0 > other_high:
+    if low is not None and other_high is not None and low > 0 > other_high:
         return "helps alone, hurts among the other tricks"
-    return "hurts alone, helps among the other tricks" if high < 0 < other_low else ""
+    if high is not None and other_low is not None and high < 0 < other_low:
+        return "hurts alone, helps among the other tricks"
+    return ""
 
 
-def _shown(difference: float | None, timed: bool) -> float | str | None:
-    if difference is None or not timed:
+def _shown(race: Record, difference: float | None) -> float | str | None:
+    if difference is None or race["target"]["value"] is None:
         return json_number(difference)
     return json_number(math.exp(difference) if difference < 700 else math.inf)
 
 
-def _values(race: Record, pair: tuple[str, str], timed: bool) -> list[float | None]:
+def _values(race: Record, pair: tuple[str, str]) -> list[float | None]:
     """Per seed, the ratio of times (or difference of accuracies) of two arms; None if a run is missing."""
-    found: list[float | None] = []
-    for without, with_it in zip(*(arm_results(race, name) for name in pair), strict=True):
-        known = without is not None and with_it is not None and not math.isnan(without) and not math.isnan(with_it)
-        if not known or without is None or with_it is None:
-            found.append(None)
-        else:
-            found.append(without / with_it if timed else with_it - without)
-    return found
+    timed, pairs = race["target"]["value"] is not None, zip(*(arm_results(race, name) for name in pair), strict=True)
+    return [(a / b if timed else b - a) if math.isfinite(a) and math.isfinite(b) else None for a, b in pairs]
 
 
 def _at_least(race: Record) -> dict[str, Any] | None:
     """A lower bound on the speed-up, from seeds in which all arrived and the budget ended before plain did."""
-    runs = {run["seed"]: run for run in _arm(race, PLAIN)["runs"] if run["status"] == NOT_RUN}
+    runs = {run["seed"]: run for run in find_arm(race, PLAIN)["runs"] if run["status"] == NOT_RUN}
     tried = [runs.get(seed, {}).get("clocks", {}).get("train", 0.0) for seed in race["plan"]["seeds"]]
     pairs = [(cut / took, took, cut) for cut, took in zip(tried, arm_results(race, ALL), strict=True) if took and cut > took]
     if not pairs:
@@ -207,17 +197,16 @@ def _at_least(race: Record) -> dict[str, Any] | None:
 
 def _arm_with(race: Record, tricks: set[str]) -> str | None:
     """The name of the arm with exactly these tricks, if it was run at least once."""
-    for arm in race["arms"]:
-        if set(arm["tricks"]) == tricks:
-            ran = any(outcome_of(run, race["target"]["value"] is not None).kind != "unknown" for run in arm["runs"])
-            return str(arm["name"]) if ran else None
-    return None
+    arm = next((arm for arm in race["arms"] if set(arm["tricks"]) == tricks), None)
+    timed = race["target"]["value"] is not None
+    ran = arm is not None and any(outcome_of(run, timed).kind != UNKNOWN for run in arm["runs"])
+    return arm["name"] if arm is not None and ran else None
 
 
 def _not_applicable(race: Record, trick: str, reason: str) -> str:
-    if trick not in _arm(race, ALL)["tricks"]:
+    if trick not in find_arm(race, ALL)["tricks"]:
         return reason or "not in the raced set"
-    with_it = [run for name in (ALL, f"plain+{trick}") for run in _arm(race, name)["runs"]]
+    with_it = [run for name in (ALL, f"plain+{trick}") for run in find_arm(race, name)["runs"]]
     decided = [run["why"][trick] for run in with_it if trick in run["why"]]
     if decided and all(map(keeps_plain, decided)):
         return str(decided[0])
@@ -227,29 +216,12 @@ def _not_applicable(race: Record, trick: str, reason: str) -> str:
     return refused[0] if refused else ""
 
 
-def _arm(race: Record, name: str) -> Record:
-    none: Record = {"name": name, "tricks": {}, "runs": []}
-    return next((arm for arm in race["arms"] if arm["name"] == name), none)
-
-
-def _outcome(race: Record, run: Record | None) -> float | None:
-    if run is None or run["status"] in (NOT_RUN, REFUSED):
-        return math.nan
-    if race["target"]["value"] is None:
-        return math.nan if run["status"] == FAILED or run["best"] is None else float(run["best"])
-    return None if run["seconds"] is None else float(run["seconds"])
-
-
 def _summary(race: Record, found: Record) -> str:
     """The race in one paragraph."""
-    environment, settings = race["environment"], race.get("settings") or {}
-    model = (race.get("model") or {}).get("name") or "the model"
-    data = (race.get("data") or {}).get("name") or "the data"
-    machine = f"{environment.get('cores_usable') or environment.get('cores')} cores of {environment.get('cpu')}"
-    gpus = environment.get("gpus") or []
-    if gpus:
-        machine = ", ".join(gpus)
-    first = f"{model} on {data} ({machine}): {found['sentence'][:1].lower()}{found['sentence'][1:]}".rstrip(".")
+    environment, settings = race["environment"], section(race, "settings")
+    cores = f"{environment.get('cores_usable') or environment.get('cores')} cores of {environment.get('cpu')}"
+    machine = ", ".join(environment.get("gpus") or []) or cores
+    first = f"{subject(race)} ({machine}): {found['sentence'][:1].lower()}{found['sentence'][1:]}".rstrip(".")
     plain, every = (_times(race, name) for name in (PLAIN, ALL))
     took = f" Training took {every} with the tricks and {plain} without." if plain and every else ""
     parts = [f"{first}.{took}", _effects_text(found["effects"]), _effort(race)]
@@ -260,10 +232,9 @@ def _summary(race: Record, found: Record) -> str:
 
 def _times(race: Record, name: str) -> str:
     """An arm's median time; empty if the median run missed the target."""
-    times = [math.inf if v is None else v for v in arm_results(race, name) if v is None or not math.isnan(v)]
-    if race["target"]["value"] is None or not times or math.isinf(median(times)):
-        return ""
-    return format_duration(median(times))
+    times = [seconds for seconds in arm_results(race, name) if not math.isnan(seconds)]
+    middle = median(times) if times and race["target"]["value"] is not None else math.inf
+    return "" if math.isinf(middle) else format_duration(middle)
 
 
 def _effects_text(effects: Sequence[Record]) -> str:
@@ -282,13 +253,10 @@ def _effects_text(effects: Sequence[Record]) -> str:
 
 
 def _effort(race: Record) -> str:
-    tuning = race.get("tuning") or {}
+    tuning, sides = section(race, "tuning"), []
     if PLAIN not in tuning:
         return "No tuning was done."
-    sides = []
-    for side in (PLAIN, ALL):
-        if side in tuning:
-            made = tuning[side]
-            knob = {"rate": "learning rate"}.get(made["knob"], made["knob"])
-            sides.append(f"the {knob} of {side} in {made['num_runs']} runs ({format_duration(made['seconds'])})")
+    for side, made in tuning.items():
+        knob = "learning rate" if made["knob"] == "rate" else made["knob"]
+        sides.append(f"the {knob} of {side} in {made['num_runs']} runs ({format_duration(made['seconds'])})")
     return f"Tuned before the race: {' and '.join(sides)}."

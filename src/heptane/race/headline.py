@@ -32,8 +32,7 @@ def sentence(race: Record, speedup: Record) -> str:
         took, cut = format_duration(bound["seconds"]), format_duration(bound["plain_seconds"])
         return f"{first}: {took} with the tricks, over {cut} without, when the budget ended. No verdict."
     if verdict in (HELPS, HURTS) and speedup["estimate"] is not None:
-        ends = _ends(speedup, inverse=_inverse(speedup))
-        return f"{_claim(race, speedup)} on this machine ({confidence} {ends}, {seeds})."
+        return f"{_claim(race, speedup)} on this machine ({confidence} {_ends(speedup)}, {seeds})."
     if verdict in (NO_DIFFERENCE, NOT_SETTLED):
         words = f"{speedup['words'][:1].upper()}{speedup['words'][1:]}"
         return f"{words} ({_to(race)} on this machine, {confidence}, {seeds})."
@@ -63,41 +62,34 @@ def _candidates(race: Record, speedup: Record) -> list[str]:
         claim = _claim(race, speedup)
         if speedup["estimate"] is None:
             return [claim, f"With the tricks: {speedup['words']}"]
-        ends = _ends(speedup, inverse=_inverse(speedup))
+        ends = _ends(speedup)
         return [f"{claim} ({ends}, {seeds})", f"{claim} ({ends})", claim, _change(race, float(speedup["estimate"]))]
     if verdict == NO_DIFFERENCE:
         size = "10%" if timed else "1 point"
         return [f"No difference beyond {size} {to} ({seeds})", f"No difference beyond {size} ({seeds})"]
     if verdict == NOT_SETTLED:
         ends = range_text(*_differences(speedup), timed)
-        return [
-            f"Not settled: {ends} ({to}, {seeds})",
-            f"Not settled: {ends} ({seeds})",
-            f"Not settled: {ends}",
-            "Not settled",
-        ]
+        text = f"Not settled: {ends}"
+        return [f"{text} ({to}, {seeds})", f"{text} ({seeds})", text, "Not settled"]
     without, with_it = speedup["arrived"]["without"], speedup["arrived"]["with"]
-    counts = f"{with_it[0]} of {with_it[1]}", f"{without[0]} of {without[1]}"
+    tricks, plain = f"{with_it[0]} of {with_it[1]}", f"{without[0]} of {without[1]}"
     if verdict in (ARRIVES_LESS, ARRIVES_MORE):
-        return [
-            f"With tricks {counts[0]} runs reach {goal}, plain {counts[1]}",
-            f"Tricks reach it {counts[0]}, plain {counts[1]}",
-        ]
-    return _no_verdict(race, speedup, counts, goal)
+        return [f"With tricks {tricks} runs reach {goal}, plain {plain}", f"Tricks reach it {tricks}, plain {plain}"]
+    return _no_verdict(race, speedup, f"reached by tricks {tricks}, plain {plain}")
 
 
-def _no_verdict(race: Record, speedup: Record, counts: tuple[str, str], goal: str) -> list[str]:
+def _no_verdict(race: Record, speedup: Record, counts: str) -> list[str]:
     if too_few_samples(race):
         return ["No verdict: too few validation samples for this target"]
     arrived, tried = (sum(speedup["arrived"][side][at] for side in ("without", "with")) for at in (0, 1))
     if not tried:
         return ["No result yet: no seed has run both plain and all"]
     if not arrived:
-        return [f"Neither plain nor the tricks reached {goal}", "Neither plain nor the tricks reached the target"]
+        return [f"Neither plain nor the tricks reached {goal_text(race)}", "Neither plain nor the tricks reached the target"]
     if speedup["pairs"] == 1 and tried == 2:
         value = next(value for value in speedup["values"] if value is not None)
         return [f"No verdict: only one seed ({_change(race, value)})", "No verdict: only one seed"]
-    return [f"No verdict: reached by tricks {counts[0]}, plain {counts[1]}"]
+    return [f"No verdict: {counts}"]
 
 
 def _claim(race: Record, speedup: Record) -> str:
@@ -115,16 +107,17 @@ def _change(race: Record, value: float) -> str:
     return f"{factor:.3g}x {word}"
 
 
-def _inverse(speedup: Record) -> bool:
-    return bool(speedup["kind"] == "ratio" and float(speedup["estimate"]) < 1)
+def factors(speedup: Record) -> tuple[float, float, float]:
+    """A ratio and the ends of its interval, as factors above 1: of a slow-down, how much slower."""
+    value, low, high = (float(number) for number in (speedup["estimate"], *speedup["interval"]))
+    return (1 / value, 1 / high, 1 / low if low else math.inf) if value < 1 else (value, low, high)
 
 
-def _ends(speedup: Record, *, inverse: bool) -> str:
-    low, high = (float(end) for end in speedup["interval"])
+def _ends(speedup: Record) -> str:
     if speedup["kind"] == "points":
-        low, high = sorted((100 * abs(low), 100 * abs(high)))
+        low, high = sorted(100 * abs(float(end)) for end in speedup["interval"])
         return f"{low:.2g} to {high:.2g}"
-    low, high = (1 / high, 1 / low if low else math.inf) if inverse else (low, high)
+    _, low, high = factors(speedup)
     return f"{low:.3g}x to {high:.3g}x"
 
 

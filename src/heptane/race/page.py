@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from heptane.race.arms import ALL
+from heptane.race.arms import ALL, PLAIN, find_arm
+from heptane.race.headline import factors
 from heptane.race.live import knob_text, outcome_text
-from heptane.race.overview import key_figures, main_result
 from heptane.race.pictures import accuracy_against_time, time_to_target, worth_of_tricks
-from heptane.race.rows import RAN, arm_row, effect_row, not_raced_text, notes, ran
-from heptane.report import readable_name, section
+from heptane.race.rows import RAN, arm_median, arm_row, effect_row, not_raced_text, notes, ran
+from heptane.race.target import goal_text
+from heptane.race.verdicts import HELPS, HURTS, NO_DIFFERENCE
+from heptane.report import format_duration, readable_name, section
 from heptane.report.curves import Line, line_chart
 from heptane.report.html import byline, facts, render_template, write_page
 from heptane.report.overview import subject
@@ -49,11 +52,49 @@ def race_page(race: Record) -> str:
     )
 
 
+def main_result(race: Record) -> dict[str, Any]:
+    """The speed-up as one number, if there is a verdict on it."""
+    speedup, timed = race["speedup"], race["target"]["value"] is not None
+    if speedup["verdict"] not in (HELPS, HURTS) or speedup["estimate"] is None:
+        big = "no difference" if speedup["verdict"] == NO_DIFFERENCE else "not proven"
+        return {"big": big, "what": race["headline"], "on": speedup["why"], "tone": "", "words": True}
+    tone = "good" if speedup["verdict"] == HELPS else "bad"
+    if timed:
+        value, low, high = factors(speedup)
+        big, ends = f"{value:.3g}×", f"{low:.3g}× to {'any number' if math.isinf(high) else f'{high:.3g}×'}"
+        slower = float(speedup["estimate"]) < 1
+        what = f"{'slower' if slower else 'faster'} to {goal_text(race)} with the tricks than without"
+    else:
+        value, low, high = (float(number) for number in (speedup["estimate"], *speedup["interval"]))
+        big, ends = f"{100 * value:+.2g} points", f"{100 * low:+.2g} to {100 * high:+.2g}"
+        what = f"of accuracy after {format_duration(race['target']['seconds'])} of training with the tricks"
+    count = speedup["num_seeds"]
+    on = f"on this machine; {100 * speedup['confidence']:g}% interval {ends}, {count} seed{'' if count == 1 else 's'}"
+    return {"big": big, "what": what, "on": on, "tone": tone, "words": not timed}
+
+
+def key_figures(race: Record) -> list[dict[str, str]]:
+    """The median of plain and of all, the number of seeds, and the duration of the race."""
+    found = []
+    for name, title in ((PLAIN, "without tricks"), (ALL, "with tricks")):
+        text, detail = arm_median(race, find_arm(race, name))
+        if text:
+            found.append({"name": title, "value": text, "detail": detail, "tone": ""})
+    runs = [run for arm in race["arms"] for run in arm["runs"] if run["status"] in RAN]
+    seeds = {run["seed"] for run in runs}.intersection(race["plan"]["seeds"])
+    if seeds:
+        detail = f"{len(runs)} runs, the same seeds in each arm"
+        found.append({"name": "seeds", "value": str(len(seeds)), "detail": detail, "tone": ""})
+    if race.get("elapsed_seconds"):
+        text = format_duration(race["elapsed_seconds"])
+        found.append({"name": "race duration", "value": text, "detail": "including tuning", "tone": ""})
+    return found
+
+
 def _charts(race: Record) -> list[dict[str, Any]]:
     import markupsafe
 
-    every = next((arm for arm in race["arms"] if arm["name"] == ALL), None)
-    schedule = next((run["schedule"] for run in every["runs"] if run["schedule"]), None) if every else None
+    schedule = next((run["schedule"] for run in find_arm(race, ALL)["runs"] if run["schedule"]), None)
     rate = ""
     if schedule and len(set(schedule["learning_rate"])) > 1:
         line = Line(name="learning rate", x=schedule["step"], y=schedule["learning_rate"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from heptane.race.outcomes import ARRIVED, UNKNOWN, Table, difference
@@ -182,19 +182,7 @@ def gather_evidence(table: Table, strata: Strata, noise: Noise) -> Evidence:
     of_arms = math.fsum(noise.variance if math.isnan(value) else value for value in arms) / len(arms)
     variance = max(noise.variance, own, of_arms) + (math.fsum(grids) / len(grids) if grids else 0.0)
     error = math.sqrt(2 * variance * sum(1 / len(side) for side in usable)) / len(usable)
-    return Evidence(
-        estimate=math.fsum(means) / len(means),
-        error=error,
-        df=noise.df,
-        variance=variance,
-        pairs=counts.pairs,
-        bounds=counts.bounds,
-        sides=counts.sides,
-        arrived=counts.arrived,
-        known=counts.known,
-        num_seeds=counts.num_seeds,
-        num_arms=counts.num_arms,
-    )
+    return replace(counts, estimate=math.fsum(means) / len(means), error=error, df=noise.df, variance=variance)
 
 
 def judge(evidence: Evidence, level: float, scale: Scale) -> Judgement:
@@ -205,8 +193,7 @@ def judge(evidence: Evidence, level: float, scale: Scale) -> Judgement:
         verdict = _without_times(evidence, level) if evidence.bounds else NO_VERDICT
         ends = (low, high) if verdict == HURTS else (None, None)
         return Judgement(verdict, evidence, level, None, ends[0], ends[1], more, evidence.num_seeds)
-    estimate = min(max(evidence.estimate, low), high)
-    spare = evidence.num_seeds // 5
+    estimate, spare = min(max(evidence.estimate, low), high), evidence.num_seeds // 5
     if evidence.p <= level and abs(estimate) >= scale.smallest:
         verdict = HELPS if estimate > 0 else HURTS
     elif -scale.worse <= low and high <= scale.better:
@@ -320,14 +307,11 @@ def _look(
     """Judge each unsettled question (None: the headline) from the seeds seen so far."""
     noise = pooled_noise([[run.cost if run.kind == ARRIVED else math.nan for run in runs] for runs in seen.values()])
     evidence = {name: gather_evidence(seen, strata, noise) for name, strata in tricks.items() if name not in settled}
-    p_values = [evidence[name].p if name in evidence else _settled_p(settled[name]) for name in tricks]
+    # To Holm's procedure, a settled trick is rejected (p 0), or has no effect (p 1).
+    p_settled = {name: 1.0 if made.verdict == NO_DIFFERENCE else 0.0 for name, made in settled.items()}
+    p_values = [evidence[name].p if name in evidence else p_settled[name] for name in tricks]
     levels = dict(zip(tricks, holm(p_values, alpha), strict=True))
     found: dict[str | None, Judgement] = {name: judge(made, levels[name], scale) for name, made in evidence.items()}
     if None not in settled:
         found[None] = judge(gather_evidence(seen, headline, noise), alpha, scale)
     return found
-
-
-def _settled_p(made: Judgement) -> float:
-    """The p-value that a settled trick contributes to Holm's procedure: 0 (rejected) or 1."""
-    return 1.0 if made.verdict == NO_DIFFERENCE else 0.0
