@@ -75,7 +75,7 @@ def _print(model: str, rows: list[dict[str, Any]], by: str, blank: bool) -> None
     console = make_console(sys.stdout)
     shown = f" (on blank images, {IMAGES[0]} channels, {CLASSES} classes: pass --data for your own)" if blank else ""
     console.print(printable(f"{model}: {len(rows)} layer groups from input to output, grouped by {by}{shown}\n", sys.stdout))
-    table = make_table(("group", None), ("parameters", None), ("learning rate", None), ("frozen until", None), heading=True)
+    table = make_table("group", "parameters", "learning rate", "frozen until", heading=True)
     for row in rows:
         until = row["frozen_until_epoch"]
         frozen = "never trains" if until is None else f"epoch {until:.3g}" if until else "-"

@@ -98,10 +98,8 @@ class LiveTable:
         if self._now and isinstance(value, float):
             self._cells[self._now] = f"{format_duration(record['train_seconds'])} {format_metric(self._metric, value)}"
             name = self._now[0]
-            best = self._best.get(name)
-            self._best[name] = (
-                value if best is None else min(best, value) if lower_is_better(self._metric) else max(best, value)
-            )
+            pick = min if lower_is_better(self._metric) else max
+            self._best[name] = pick(value, self._best.get(name, value))
         self._draw(force=True)
 
     def note(self, text: str) -> None:
@@ -132,7 +130,7 @@ class LiveTable:
         if self._left:
             since, left = self._left
             caption += f", about {format_duration(max(left - (time.monotonic() - since), 0))} left"
-        table = make_table(("arm", None), *((f"seed {n}", None) for n in self._seeds), ("best", None), heading=True)
+        table = make_table("arm", *(f"seed {n}" for n in self._seeds), "best", heading=True)
         if self._sign_text:
             caption = f"{caption}; {self._sign_text}" if caption else self._sign_text
         table.caption, table.caption_justify = caption, "left"

@@ -17,7 +17,7 @@ from heptane.race.verdicts import HELPS, HURTS, NO_DIFFERENCE
 from heptane.report import format_duration, readable_name, section
 from heptane.report.curves import Line, line_chart
 from heptane.report.html import byline, facts, render_template, write_page
-from heptane.report.overview import subject
+from heptane.report.overview import Figure, MainResult, subject
 
 Record = Mapping[str, Any]
 
@@ -52,12 +52,12 @@ def race_page(race: Record) -> str:
     )
 
 
-def main_result(race: Record) -> dict[str, Any]:
+def main_result(race: Record) -> MainResult:
     """The speed-up as one number, if there is a verdict on it."""
     speedup, timed = race["speedup"], race["target"]["value"] is not None
     if speedup["verdict"] not in (HELPS, HURTS) or speedup["estimate"] is None:
         big = "no difference" if speedup["verdict"] == NO_DIFFERENCE else "not proven"
-        return {"big": big, "what": race["headline"], "on": speedup["why"], "tone": "", "words": True}
+        return MainResult(big, race["headline"], speedup["why"], words=True)
     tone = "good" if speedup["verdict"] == HELPS else "bad"
     if timed:
         value, low, high = factors(speedup)
@@ -70,24 +70,22 @@ def main_result(race: Record) -> dict[str, Any]:
         what = f"of accuracy after {format_duration(race['target']['seconds'])} of training with the tricks"
     count = speedup["num_seeds"]
     on = f"on this machine; {100 * speedup['confidence']:g}% interval {ends}, {count} seed{'' if count == 1 else 's'}"
-    return {"big": big, "what": what, "on": on, "tone": tone, "words": not timed}
+    return MainResult(big, what, on, tone, words=not timed)
 
 
-def key_figures(race: Record) -> list[dict[str, str]]:
+def key_figures(race: Record) -> list[Figure]:
     """The median of plain and of all, the number of seeds, and the duration of the race."""
     found = []
     for name, title in ((PLAIN, "without tricks"), (ALL, "with tricks")):
         text, detail = arm_median(race, find_arm(race, name))
         if text:
-            found.append({"name": title, "value": text, "detail": detail, "tone": ""})
+            found.append(Figure(title, text, detail))
     runs = [run for arm in race["arms"] for run in arm["runs"] if run["status"] in RAN]
     seeds = {run["seed"] for run in runs}.intersection(race["plan"]["seeds"])
     if seeds:
-        detail = f"{len(runs)} runs, the same seeds in each arm"
-        found.append({"name": "seeds", "value": str(len(seeds)), "detail": detail, "tone": ""})
+        found.append(Figure("seeds", str(len(seeds)), f"{len(runs)} runs, the same seeds in each arm"))
     if race.get("elapsed_seconds"):
-        text = format_duration(race["elapsed_seconds"])
-        found.append({"name": "race duration", "value": text, "detail": "including tuning", "tone": ""})
+        found.append(Figure("race duration", format_duration(race["elapsed_seconds"]), "including tuning"))
     return found
 
 

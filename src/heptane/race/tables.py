@@ -14,15 +14,11 @@ def race_summary(race: Record, files: Mapping[str, str | Path]) -> None:
     """Print the result of a race: times per arm and seed, effects, summary, files, and the headline last."""
     console = make_console(sys.stdout)
     seeds = race["plan"]["seeds"]
-    arms = make_table(
-        ("arm", None), *((f"seed {seed}", None) for seed in seeds), ("median", None), ("test", None), heading=True
-    )
+    arms = make_table("arm", *(f"seed {seed}" for seed in seeds), "median", "test", heading=True)
     for arm in race["arms"]:
         row = arm_row(race, arm, seeds)
         arms.add_row(*(printable(cell, sys.stdout) for cell in (row["title"], *row["cells"], row["median"], row["test"])))
-    tricks = make_table(
-        ("trick", None), ("effect", None), ("added to plain", None), ("removed from all", None), heading=True
-    )
+    tricks = make_table("trick", "effect", "added to plain", "removed from all", heading=True)
     for effect in race["effects"]:
         row = effect_row(race, effect)
         verdict = "; ".join(filter(None, [effect["words"], effect["why"]]))

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 MISSING = "–"
+MAIN_METRICS = ("test_accuracy", "valid_accuracy", "test_loss", "valid_loss")
+"""Those that count, the first one most."""
 _WORDS = {
     "train": "training",
     "valid": "validation",
@@ -28,25 +30,34 @@ def headline(result: Mapping[str, Any]) -> str:
     """
     model = section(result, "model").get("name") or "the model"
     data = section(result, "data").get("name") or "the data"
-    metrics = section(result, "metrics")
     done = epochs_done(result)
     count = f"{done:g} epoch{'' if done == 1 else 's'}"
     train = section(result, "seconds").get("train")
-    time = f" in {format_duration(train)} of training ({count})" if is_finite(train) and done else ""
-    errors = section(result, "examination").get("columns") or []
-    known = [key for key in ("test_accuracy", "valid_accuracy") if is_finite(metrics.get(key))]
-    if len(errors) == 1 and not known and is_finite(errors[0].get("mean_absolute_error")):
-        gained = f"a mean absolute error of {format_value(errors[0]['mean_absolute_error'])}"
-        return f"{model} {'reached' if done else 'has'} {gained} on {data}{time or f' ({count})'}"
-    for key in ("test_accuracy", "valid_accuracy", "test_loss", "valid_loss"):
-        if not is_finite(metrics.get(key)):
-            continue
-        value = format_metric(key, metrics[key])
-        gained = f"{value} {readable_name(key)}" if "accuracy" in key else f"a {readable_name(key)} of {value}"
-        return f"{model} {'reached' if done else 'has'} {gained} on {data}{time or f' ({count})'}"
-    if any(isinstance(value, float) and not math.isfinite(value) for value in metrics.values()):
+    time = f"in {format_duration(train)} of training ({count})" if is_finite(train) and done else f"({count})"
+    key, value = main_metric(result)
+    errors = only_column(result)
+    if errors:
+        gained = f"a mean absolute error of {format_value(errors['mean_absolute_error'])}"
+    elif key:
+        words = format_metric(key, value)
+        gained = f"{words} {readable_name(key)}" if "accuracy" in key else f"a {readable_name(key)} of {words}"
+    elif any(isinstance(value, float) and not math.isfinite(value) for value in section(result, "metrics").values()):
         return f"{model} failed on {data}: the loss is not finite ({count})"
-    return f"{model} trained on {data}{time or f' ({count})'}"
+    else:
+        return f"{model} trained on {data} {time}"
+    return f"{model} {'reached' if done else 'has'} {gained} on {data} {time}"
+
+
+def main_metric(result: Mapping[str, Any]) -> tuple[str, Any]:
+    """The name and value of the metric that counts, of those that are finite; empty if none is."""
+    metrics = section(result, "metrics")
+    return next(((key, metrics[key]) for key in MAIN_METRICS if is_finite(metrics.get(key))), ("", None))
+
+
+def only_column(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The errors of a regression with one output; empty for other tasks."""
+    columns = section(result, "examination").get("columns") or []
+    return columns[0] if len(columns) == 1 and is_finite(columns[0]["mean_absolute_error"]) else {}
 
 
 def section(result: Mapping[str, Any], key: str) -> Mapping[str, Any]:

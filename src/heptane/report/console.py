@@ -21,6 +21,7 @@ from heptane.report import (
     format_value,
     headline,
     is_finite,
+    only_column,
     readable_name,
     section,
     target_text,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
     from rich.table import Table
-
-    from heptane.report.examination.advice import Advice
 
 _REDRAW_SECONDS = 0.1
 _STILL_SECONDS = 2.0  # after this long without an update, the bar shows what is running, such as an evaluation
@@ -126,6 +125,8 @@ class Progress:
 
 def summary(result: Mapping[str, Any]) -> None:
     """Print the result of a run on stdout: metrics, times, tricks, the next thing to try, and where the report is."""
+    from heptane.report.examination.advice import advise
+
     console = make_console(sys.stdout)
 
     def say(text: str, **how: Any) -> None:  # never wrapped: paths and commands are for copying
@@ -140,7 +141,7 @@ def summary(result: Mapping[str, Any]) -> None:
         console.print()
     for note in notes:
         console.print(printable(f"Note: {note}", sys.stdout))
-    for one in _advice(result):
+    for one in advise(result)[:1]:  # the report lists them all
         console.print()
         console.print(printable(f"Next: {one.title}. {one.why}", sys.stdout))
         if one.command:
@@ -152,13 +153,6 @@ def summary(result: Mapping[str, Any]) -> None:
     for name, text in rows:
         if text:
             say(f"{name:<8} {text}")
-
-
-def _advice(result: Mapping[str, Any]) -> list[Advice]:
-    """The first suggestion; the report lists them all."""
-    from heptane.report.examination.advice import advise
-
-    return advise(result)[:1]
 
 
 def _predict_command(result: Mapping[str, Any]) -> str:
@@ -184,13 +178,12 @@ def tricks_table(header: Sequence[str], rows: Iterable[Sequence[str]], about: It
 
 
 def _figures_table(result: Mapping[str, Any]) -> Table:
-    metrics, seconds, seen = section(result, "metrics"), section(result, "seconds"), section(result, "examination")
-    table = make_table(("", None), ("", None))
+    metrics, seconds = section(result, "metrics"), section(result, "seconds")
+    table = make_table("", "")
     for key in sorted(metrics, key=lambda key: ("accuracy" not in key, not key.startswith("test"))):
         table.add_row(printable(readable_name(key), sys.stdout), format_metric(key, metrics[key], 2))
-    errors = seen.get("columns") or []
-    if len(errors) == 1:
-        table.add_row("mean absolute error", format_value(errors[0]["mean_absolute_error"]))
+    if errors := only_column(result):
+        table.add_row("mean absolute error", format_value(errors["mean_absolute_error"]))
     meanings = {"train": "training time", "wall": "wall clock", "cpu": "CPU time, all cores"}
     for key, meaning in meanings.items():
         if is_finite(seconds.get(key)):
@@ -205,21 +198,19 @@ def _figures_table(result: Mapping[str, Any]) -> Table:
 
 def _tricks(rows: Sequence[Mapping[str, Any]]) -> str:
     """The tricks that were on; marks those without effect on this machine."""
-    on = [
-        (readable_name(str(row.get("title") or row.get("name") or "")), bool(row.get("idle")))
-        for row in rows
-        if row.get("on")
-    ]
-    return ", ".join(f"{title} (no effect on this machine)" if idle else title for title, idle in on) or "none"
+    on = [row for row in rows if row.get("on")]
+    titles = [readable_name(str(row.get("title") or row.get("name") or "")) for row in on]
+    idle = [" (no effect on this machine)" if row.get("idle") else "" for row in on]
+    return ", ".join(map(str.__add__, titles, idle)) or "none"
 
 
-def make_table(*columns: tuple[str, int | None], heading: bool = False) -> Table:
+def make_table(*columns: str, heading: bool = False) -> Table:
     """A table without rules; long text wraps and is never cut."""
     from rich.table import Table
 
     table = Table(box=None, show_header=heading, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for header, width in columns:
-        table.add_column(header, overflow="fold", min_width=width)
+    for header in columns:
+        table.add_column(header, overflow="fold")
     return table
 
 

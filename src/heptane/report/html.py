@@ -73,7 +73,7 @@ def render_report(result: Mapping[str, Any], pictures: Pictures | None = None) -
         seen=examination_sections(result, pictures or Pictures()),
         advice=advise(result),
         uses=_uses(result),
-        tricks=[_trick(trick) for trick in _told(result.get("tricks") or [])],
+        tricks=[_trick(trick) for trick in result.get("tricks") or [] if trick.get("on") or trick.get("why")],
         plain=bool(result.get("tricks")) and not any(trick.get("on") for trick in result["tricks"]),
         history=_history(result.get("history") or []),
         facts=facts(result),
@@ -118,14 +118,16 @@ def _charts(result: Mapping[str, Any]) -> list[dict[str, str]]:
     captions = {"accuracy": blends, "loss": " ".join(filter(None, [blends, plain]))}
     charts = []
     for kind in ("accuracy", "loss"):
+        lines = _lines(history, kind)
+        spans = [f"{line.name} {_span(line.y, kind)}" for line in lines if any(map(is_finite, line.y))]
         svg = line_chart(
-            _lines(history, kind),
+            lines,
             ident=kind,
-            description=_describe(history, kind),
+            description=f"{kind} by epoch: {'; '.join(spans)}",
             x_label="epoch",
             percent=kind == "accuracy",
             level=level if kind == "accuracy" and is_finite(level) else None,
-            log=kind == "loss" and _spans_decades(_lines(history, kind)),
+            log=kind == "loss" and _spans_decades(lines),
         )
         charts.append({"title": kind, "svg": svg, "caption": captions[kind]})
     for key in ("learning_rate", "momentum"):
@@ -153,23 +155,11 @@ def _lines(history: Sequence[Mapping[str, Any]], kind: str) -> list[Line]:
     return [Line(name=name, x=epochs, y=[record.get(key) for record in history]) for key, name in names.items()]
 
 
-def _describe(history: Sequence[Mapping[str, Any]], kind: str) -> str:
-    spans = [f"{line.name} {_span(line.y, kind)}" for line in _lines(history, kind) if any(map(is_finite, line.y))]
-    return f"{kind} by epoch: {'; '.join(spans)}"
-
-
 def _span(values: Iterable[Any], kind: str = "") -> str:
     """A curve in words, for screen readers: first, last and largest value."""
     known = [value for value in values if is_finite(value)]
-    if not known:
-        return "no values"
     first, last, top = (format_metric(kind, value) for value in (known[0], known[-1], max(known)))
     return f"from {first} to {last}, at most {top}"
-
-
-def _told(tricks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Tricks that were on, or off for a stated reason."""
-    return [trick for trick in tricks if trick.get("on") or trick.get("why")]
 
 
 def _trick(trick: Mapping[str, Any]) -> dict[str, Any]:

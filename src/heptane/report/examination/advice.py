@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from heptane.report import is_finite, main_metric, section
 from heptane.report.examination.commands import command_with, from_pretrained, is_command, with_more_time
 
 MOST = 4
@@ -53,29 +54,28 @@ def advise(result: Result) -> list[Advice]:
 
 def _history(result: Result, key: str) -> list[float]:
     values = (record.get(key) for record in result.get("history") or [])
-    return [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
+    return [float(value) for value in values if is_finite(value)]
 
 
-def _last(result: Result, key: str) -> float | None:
-    values = _history(result, key)
-    return values[-1] if values else None
-
-
-def _metric(result: Result, key: str) -> float | None:
-    value = (result.get("metrics") or {}).get(key)
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+def _train_accuracy(result: Result) -> float | None:
+    return next(reversed(_history(result, "train_accuracy")), None)
 
 
 def _accuracy(result: Result) -> float | None:
-    return next((v for v in (_metric(result, "test_accuracy"), _metric(result, "valid_accuracy")) if v is not None), None)
+    key, value = main_metric(result)
+    return float(value) if "accuracy" in key else None
 
 
 def _setting(result: Result, name: str) -> Any:
-    return (result.get("settings") or {}).get(name)
+    return section(result, "settings").get(name)
 
 
 def _examined(result: Result) -> Mapping[str, Any]:
-    return result.get("examination") or {}
+    return section(result, "examination")
+
+
+def _has_images(result: Result) -> bool:
+    return len(section(result, "data").get("input_shape") or []) == 3
 
 
 def _on(result: Result, trick: str) -> bool:
@@ -84,18 +84,15 @@ def _on(result: Result, trick: str) -> bool:
 
 def _lower_rate(result: Result) -> str:
     rate = _setting(result, "learning_rate")
-    if not isinstance(rate, (int, float)) or not math.isfinite(rate):
+    if not is_finite(rate):
         return ""
-    return (
-        command_with(result, lr=rate / 4) if is_command(result) else f"a learning rate of {rate / 4:.3g} in your optimizer"
-    )
+    by_hand = f"a learning rate of {rate / 4:.3g} in your optimizer"
+    return command_with(result, lr=rate / 4) if is_command(result) else by_hand
 
 
 def _not_finite(result: Result) -> Advice | None:
-    metrics = result.get("metrics") or {}
-    losses = [value for key, value in metrics.items() if key.endswith("loss")]
-    lost = [value for value in losses if value is None or not math.isfinite(value)]
-    if not lost:
+    losses = [value for key, value in section(result, "metrics").items() if key.endswith("loss")]
+    if all(map(is_finite, losses)):
         return None
     return Advice("Lower the learning rate", "The loss became NaN or infinite.", _lower_rate(result))
 
@@ -154,14 +151,13 @@ def _error(share: float, count: int) -> float:
     return math.sqrt(max(share * (1 - share), 1e-4) / max(count, 1))
 
 
-def _longer(result: Result, times: float = 2.0) -> float:
+def _longer(result: Result) -> float:
     epochs = _setting(result, "epochs")
-    return round(times * epochs, 2) if isinstance(epochs, (int, float)) and math.isfinite(epochs) else 20
+    return round(2 * epochs, 2) if is_finite(epochs) else 20
 
 
 def _num_valid(result: Result) -> int:
-    count = (result.get("data") or {}).get("num_valid") or _examined(result).get("num_samples")
-    return int(count) if isinstance(count, (int, float)) else 0
+    return int(section(result, "data").get("num_valid") or _examined(result).get("num_samples") or 0)
 
 
 def _still_improving(result: Result) -> Advice | None:
@@ -186,12 +182,11 @@ def _still_improving(result: Result) -> Advice | None:
 
 
 def _remembers(result: Result) -> Advice | None:
-    train, held_out = _last(result, "train_accuracy"), _accuracy(result)
+    train, held_out = _train_accuracy(result), _accuracy(result)
     if train is None or held_out is None or train - held_out < GAP + _error(held_out, _num_valid(result)):
         return None
     why = f"The model overfits: {train:.1%} accuracy on training samples, {held_out:.1%} on held-out ones."
-    images = len((result.get("data") or {}).get("input_shape") or []) == 3
-    changed = _setting(result, "augment") not in (None, "none")
+    images, changed = _has_images(result), _setting(result, "augment") not in (None, "none")
     if images and is_command(result) and _on(result, "transfer") and not changed:
         why += " Augmentation (--augment warp) helps too, but takes longer: frozen features can then not be cached."
         return Advice("Collect more samples", why)
@@ -201,12 +196,9 @@ def _remembers(result: Result) -> Advice | None:
     if images and is_command(result) and not changed:
         return Advice("Augment the images", why, command_with(result, augment="warp"))
     decay = _setting(result, "weight_decay")
-    if is_command(result) and isinstance(decay, (int, float)) and decay > 0:
-        return Advice(
-            "Regularise more",
-            f"{why} More samples help most; otherwise use more weight decay.",
-            command_with(result, weight_decay=4 * decay),
-        )
+    if is_command(result) and decay:
+        why += " More samples help most; otherwise use more weight decay."
+        return Advice("Regularise more", why, command_with(result, weight_decay=4 * decay))
     return Advice("Collect more samples, or use a smaller model", why)
 
 
@@ -221,8 +213,8 @@ def _past_its_best(result: Result) -> Advice | None:
     if right and right[-1] > max(right) - _error(max(right), _num_valid(result)):
         return None  # the model is less confident, but as accurate
     epochs = [record.get("epoch") for record in result.get("history") or [] if record.get("valid_loss") is not None]
-    at = epochs[best - 1] if best <= len(epochs) else None
-    if not isinstance(at, (int, float)):
+    at = epochs[best - 1]
+    if not is_finite(at):
         return None
     why = f"The validation loss was lowest at epoch {at:g} ({min(losses):.3g}), then rose to {losses[-1]:.3g}."
     return Advice("Train for fewer epochs", why, command_with(result, epochs=max(1, math.ceil(1.2 * at))))
@@ -242,10 +234,8 @@ def _few_samples(result: Result) -> Advice | None:
     if not weak:
         return None
     weak.sort(key=lambda pair: (pair[1]["correct"] / pair[1]["count"], pair[0]))
-    named = ", ".join(
-        f"{row['class']} ({count:,} samples, {row['correct']} of {row['count']} right)" for count, row in weak[:3]
-    )
-    return Advice("Add samples of the weakest classes", f"Few training samples and low accuracy: {named}.")
+    named = [f"{row['class']} ({count:,} samples, {row['correct']} of {row['count']} right)" for count, row in weak[:3]]
+    return Advice("Add samples of the weakest classes", f"Few training samples and low accuracy: {', '.join(named)}.")
 
 
 def _confused(result: Result) -> Advice | None:
@@ -262,22 +252,21 @@ def _confused(result: Result) -> Advice | None:
         return None
     first, second = sorted(names)
     what = "Check their labels, and add samples that tell them apart"
-    if len((result.get("data") or {}).get("input_shape") or []) == 3:
+    if _has_images(result):
         what = "The images of the mistakes may show wrong labels, or details lost at this image size"
     why = f"{count} of the {wrong} mistakes confuse these two. {what}."
     return Advice(f"Look at {first} and {second}", why)
 
 
 def _underfits(result: Result) -> Advice | None:
-    train, held_out = _last(result, "train_accuracy"), _accuracy(result)
+    train, held_out = _train_accuracy(result), _accuracy(result)
     if train is None or held_out is None or train > 0.9 or train - held_out > GAP or _ran_out(result):
         return None
     why = f"The model underfits: only {train:.1%} accuracy on the training samples."
-    model = str((result.get("model") or {}).get("name") or "")
     if _on(result, "transfer") and is_command(result):
         more = " Training more layers of the pretrained model takes longer and may fit better."
         return Advice("Train more of the network", why + more, command_with(result, transfer__mode="gradual"))
-    if model == "resnet" and is_command(result):
+    if section(result, "model").get("name") == "resnet" and is_command(result):
         return Advice("Use a larger model", why, command_with(result, model="resnet-wide"))
     return Advice("Train longer, or use a larger model", why, command_with(result, epochs=_longer(result)))
 
@@ -298,7 +287,7 @@ def _no_better_than_the_mean(result: Result) -> Advice | None:
     if not weak:
         return None
     why = f"R² is {weak[0]['r2']:.2f}: hardly better than always predicting the mean."
-    prepared = (result.get("data") or {}).get("preprocess") is not None  # targets are already scaled
+    prepared = section(result, "data").get("preprocess") is not None  # targets are already scaled
     title = "Train longer, or add informative columns" if prepared else "Scale the targets and train longer"
     return Advice(title, why, command_with(result, epochs=_longer(result)))
 
