@@ -198,10 +198,10 @@ def _figures_table(result: Mapping[str, Any]) -> Table:
 
 def _tricks(rows: Sequence[Mapping[str, Any]]) -> str:
     """The tricks that were on; marks those without effect on this machine."""
-    on = [row for row in rows if row.get("on")]
-    titles = [readable_name(str(row.get("title") or row.get("name") or "")) for row in on]
-    idle = [" (no effect on this machine)" if row.get("idle") else "" for row in on]
-    return ", ".join(map(str.__add__, titles, idle)) or "none"
+    titles = [
+        (readable_name(str(row.get("title") or row.get("name") or "")), row.get("idle")) for row in rows if row.get("on")
+    ]
+    return ", ".join(f"{title} (no effect on this machine)" if idle else title for title, idle in titles) or "none"
 
 
 def make_table(*columns: str, heading: bool = False) -> Table:
