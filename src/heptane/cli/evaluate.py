@@ -64,33 +64,26 @@ def _outputs(
         data = _load(run, settings, source, flags, bool(own))
         part = flags.part or ("valid" if data.test is None and data.valid is not None else "test")
         if part != (flags.part or "test"):
-            print(
-                f"note: {data.name} has no test data: evaluated on validation data, which selected the weights",
-                file=sys.stderr,
-            )
+            what = f"{data.name} has no test data: evaluated on validation data, which selected the weights"
+            print(f"note: {what}", file=sys.stderr)
         inputs, targets = _part(data, part, run)
         with working(f"evaluating {len(targets):,} samples"):
-            return (
-                torch.cat([run_model(run, part) for part in torch.split(inputs, flags.batch_size)]),
-                targets,
-                data.name,
-                part,
-            )
+            found = [run_model(run, batch) for batch in torch.split(inputs, flags.batch_size)]
+            return torch.cat(found), targets, data.name, part
     if run.preprocess is None:
         raise InputError(f"{run.folder} does not record its preprocessing: use hp.evaluate(hp.load_run(...).model, data)")
     raw, targets, part = load_labelled(path, flags.part or "test", run.classes, run.preprocess)
     bad: list[str] = []
-    outputs = []
-    kept: list[str] = []
+    outputs: list[torch.Tensor] = []
+    readable: set[str] = set()
     with working(f"evaluating {len(targets):,} samples"):
         for names, inputs in batches_of(run, raw, flags.batch_size, bad.append if flags.skip_bad else None):
             outputs += [run_model(run, part) for part in inputs.split(flags.batch_size)]
-            kept += names
+            readable |= set(names)
     if len(bad) > flags.skip_bad:
         raise InputError(f"{len(bad)} images are unreadable, more than --skip-bad {flags.skip_bad} allows: {bad[0]}")
     if bad:
         print(f"note: skipped {len(bad)} unreadable file(s)", file=sys.stderr)
-        readable = set(kept)
         targets = targets[torch.tensor([str(file) in readable for file in raw])]
     return torch.cat(outputs), targets, path.name, part
 
@@ -105,19 +98,18 @@ def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse
     from heptane.cli.loading import load
     from heptane.session.settings import Settings
 
+    shape = (run.record.get("data") or {}).get("input_shape") or []
     if not own:
         data = load_data(source)
     else:
         typed = typed_table(Settings, settings)
-        shape = (run.record.get("data") or {}).get("input_shape") or []
         asked = replace(Settings(**{**typed, "data": source}), skip_bad=max(flags.skip_bad, typed.get("skip_bad", 0)))
         if len(shape) == 3 and source not in BUILT_IN and Path(source).is_dir():
             asked = replace(asked, image_size=(shape[1], shape[2]))  # type: ignore[arg-type]
         data = load(asked, argparse.Namespace(fallback=None), _scale(run.record))
-    known = (run.record.get("data") or {}).get("input_shape")
-    if known is not None and list(data.input_shape) != list(known):
+    if shape and list(data.input_shape) != list(shape):
         raise InputError(
-            f"data {data.name!r} has samples of shape {data.input_shape}, but the run's model takes {tuple(known)}"
+            f"data {data.name!r} has samples of shape {data.input_shape}, but the run's model takes {tuple(shape)}"
         )
     if run.classes and data.class_names and data.class_names != run.classes:
         raise InputError(f"data {data.name!r} has other classes than the run: {', '.join(data.class_names[:5])}")
@@ -176,6 +168,5 @@ def by_class(classes: tuple[str, ...], outputs: torch.Tensor, targets: torch.Ten
 def _counts(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Correct and total samples per class."""
     right = (outputs.argmax(1) == targets) & outputs.isfinite().all(1)
-    counts = (torch.bincount(targets[rows], minlength=outputs.shape[1]).double() for rows in (right, slice(None)))
-    first, second = counts
-    return first, second
+    correct, total = (torch.bincount(part, minlength=outputs.shape[1]).double() for part in (targets[right], targets))
+    return correct, total

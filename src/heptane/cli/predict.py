@@ -38,17 +38,16 @@ def predict(flags: argparse.Namespace) -> int:
             "hp.load_run(...).predict(inputs)"
         )
     bad: list[str] = []
-    count = [0]
-    found = _counted(_each(run, flags, bad), count)
+    found = _each(run, flags, bad)
     if out is None:
         _write(found, sys.stdout, "csv", run, flags.top)
     else:
         aside = out.with_name(f".{out.name}.{os.getpid()}")
         try:
             with open(aside, "w", encoding="utf-8", newline="") as file:
-                _write(found, file, out.suffix[1:].lower(), run, flags.top)
+                count = _write(found, file, out.suffix[1:].lower(), run, flags.top)
             aside.replace(out)
-            print(f"{out}: {count[0]:,} prediction{'s' * (count[0] != 1)}", file=sys.stderr)
+            print(f"{out}: {count:,} prediction{'s' * (count != 1)}", file=sys.stderr)
         finally:
             aside.unlink(missing_ok=True)
     if bad:
@@ -95,29 +94,21 @@ def _check_kind(run: LoadedRun, path: Path) -> None:
         raise InputError(f"{path}: {run.folder} was trained on {run.preprocess.kind} data: pass {wanted}")
 
 
-def _counted(found: Iterator[Prediction], count: list[int]) -> Iterator[Prediction]:
-    """Count predictions, with a progress display."""
+def _write(found: Iterable[Prediction], file: IO[str], kind: str, run: LoadedRun, top: int | None) -> int:
+    """Write the predictions, with a progress display; returns how many there are."""
+    count, writer = 0, csv.writer(file, lineterminator="\n")
+    file.write("[" if kind == "json" else "")
     with working("predicting") as advance:
         for prediction in found:
             advance()
-            count[0] += 1
-            yield prediction
-
-
-def _write(found: Iterable[Prediction], file: IO[str], kind: str, run: LoadedRun, top: int | None) -> None:
-    if kind == "json":
-        file.write("[")
-        for index, prediction in enumerate(found):
-            file.write((",\n " if index else "\n ") + json.dumps(clean(prediction.record()), ensure_ascii=False))
-        file.write("\n]\n")
-        return
-    writer, begun = csv.writer(file, lineterminator="\n"), False
-    for prediction in found:
-        row = _row(prediction, run, top)
-        if not begun:
-            writer.writerow(row)
-            begun = True
-        writer.writerow(row.values())
+            if kind == "json":
+                file.write((",\n " if count else "\n ") + json.dumps(clean(prediction.record()), ensure_ascii=False))
+            else:
+                row = _row(prediction, run, top)
+                writer.writerows([row.values()] if count else [row, row.values()])
+            count += 1
+    file.write("\n]\n" if kind == "json" else "")
+    return count
 
 
 def _row(prediction: Prediction, run: LoadedRun, top: int | None) -> dict[str, Any]:

@@ -124,12 +124,8 @@ def freeze(model: torch.nn.Module, num_groups: int, groups: Anatomy | None = Non
 
 def save_freezing(model: torch.nn.Module) -> None:
     """Record what trains before a run, and what :func:`freeze` had frozen, for :func:`restore_freezing`."""
-    trains = [
-        (module, name, p.requires_grad)
-        for module in model.modules()
-        for name, p in module._parameters.items()
-        if p is not None
-    ]
+    own = ((module, name, p) for module in model.modules() for name, p in module._parameters.items())
+    trains = [(module, name, p.requires_grad) for module, name, p in own if p is not None]
     model.__dict__[_SAVED] = trains, set(model.__dict__.get(_FROZEN, ()))
 
 
@@ -235,20 +231,16 @@ def param_groups(
 
 def head_layer(model: torch.nn.Module, name: str | None = None) -> tuple[str, torch.nn.Linear | torch.nn.Conv2d]:
     """The name and module of the model's head; a missing or lazy one is refused."""
-    found = find_head(model) if name is None else (name, _layer(model, name))
+    layers = {key: module for key, module in model.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
+    if name is not None and name not in layers:
+        raise InputError(f"name={name!r} is not a Linear or Conv2d of the model{did_you_mean(name, layers)}")
+    found = find_head(model) if name is None else (name, layers[name])
     if found is None:
         remedy = "set swap_head=False and build the model with the right number of outputs"
         raise InputError(f"{type(model).__name__} does not end in a Linear or a 1x1 Conv2d that could be its head; {remedy}")
     if torch.nn.parameter.is_lazy(found[1].weight):
         raise InputError(f"{found[0] or 'the model'} is lazy and not initialized; run one batch through the model first")
     return found
-
-
-def _layer(model: torch.nn.Module, name: str) -> torch.nn.Linear | torch.nn.Conv2d:
-    layers = {key: module for key, module in model.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
-    if name not in layers:
-        raise InputError(f"name={name!r} is not a Linear or Conv2d of the model{did_you_mean(name, layers)}")
-    return layers[name]
 
 
 def count_frozen(field: str, value: int, num_groups: int) -> int:

@@ -48,9 +48,12 @@ class LoadReport:
         lines += [f"names translated: {self.prefix}"] if self.prefix else []
         lines += [f"resized {name}: {rule}" for name, rule in self.resized.items()]
         lines += [f"left out {name}: {reason}" for name, reason in self.left_out.items()]
-        lines += [f"in the model only: {abbreviate(self.missing)}"] if self.missing else []
-        lines += [f"in the file only: {abbreviate(self.unexpected)}"] if self.unexpected else []
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.on_one_side()])
+
+    def on_one_side(self) -> list[str]:
+        """The names that only the model or only the file has, in words."""
+        sides = {"in the model only": self.missing, "in the file only": self.unexpected}
+        return [f"{where}: {abbreviate(names)}" for where, names in sides.items() if names]
 
 
 def load_weights(
@@ -182,9 +185,7 @@ def _unfit(tensor: torch.Tensor, goal: torch.Tensor, kind: str) -> str:
         return f"{tensor.dtype} in the file, {goal.dtype} in the model"
     if held == wanted:
         return ""
-    stored = (
-        tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-    )  # a file cannot hold an expanded tensor
+    stored = tensor.untyped_storage().nbytes() >= tensor.nbytes  # a file cannot hold an expanded tensor
     return "" if stored and can_adapt(held, wanted, kind) else f"shape {held} in the file, {wanted} in the model"
 
 
@@ -218,13 +219,9 @@ def _share(model: torch.nn.Module, loaded: set[int], excluded: set[int]) -> floa
 
 
 def _too_little(source: str | Path, report: LoadReport, min_match: float) -> str:
-    sides = [
-        f"in the model only: {abbreviate(report.missing)}" if report.missing else "",
-        f"in the file only: {abbreviate(report.unexpected)}" if report.unexpected else "",
-        f"left out: {abbreviate([f'{n} ({why})' for n, why in report.left_out.items()])}" if report.left_out else "",
-    ]
+    left_out = [f"{name} ({why})" for name, why in report.left_out.items()]
+    sides = [*report.on_one_side(), *([f"left out: {abbreviate(left_out)}"] if left_out else [])]
     return (
         f"weights={str(source)!r} match {report.share:.1%} of the model's parameters outside the head, below "
-        f"min_match={min_match:g}; {'; '.join(filter(None, sides))}; "
-        "build the model that was saved, or lower min_match"
+        f"min_match={min_match:g}; {'; '.join(sides)}; build the model that was saved, or lower min_match"
     )

@@ -45,9 +45,7 @@ def adapt(model: torch.nn.Module, rank: int, alpha: float | None, head: torch.nn
         raise InputError(
             f"Transfer.lora_rank={rank}: {type(model).__name__} has no linear layer besides its head; set lora_rank=0"
         )
-    exactly = "|".join(
-        re.escape(name) for name, *_ in targets.values()
-    )  # a regex: peft matches the names of a list as suffixes
+    exactly = "|".join(re.escape(name) for name, *_ in targets.values())  # peft matches a list of names as suffixes
     config: dict[str, Any] = {"r": rank, "lora_alpha": rank if alpha is None else alpha, "target_modules": exactly}
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:

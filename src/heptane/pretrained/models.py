@@ -205,7 +205,10 @@ resnet-wide, mlp, tabular, efficientnet-lite0, timm:NAME, hf:NAME, package.modul
     if spec in ("mlp", "tabular"):
         return (mlp if spec == "mlp" else tabular)(num_classes, input_shape)
     check_known(spec)
-    return (resnet if spec == "resnet" else resnet_wide)(num_classes, _image_channels(spec, input_shape))
+    if len(input_shape) != 3 or min(input_shape[1:]) < 8:
+        shape = tuple(input_shape)
+        raise InputError(f"model={spec!r} takes images of (channels, height, width), at least 8x8, got {shape}; use mlp")
+    return (resnet if spec == "resnet" else resnet_wide)(num_classes, input_shape[0])
 
 
 def check_known(spec: str) -> None:
@@ -217,13 +220,6 @@ def check_known(spec: str) -> None:
 
 def _sequence(**layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
-
-
-def _image_channels(spec: str, input_shape: Sequence[int]) -> int:
-    if len(input_shape) != 3 or min(input_shape[1:]) < 8:
-        shape = tuple(input_shape)
-        raise InputError(f"model={spec!r} takes images of (channels, height, width), at least 8x8, got {shape}; use mlp")
-    return input_shape[0]
 
 
 def _from_factory(spec: str, input_shape: Sequence[int], num_classes: int) -> nn.Module:

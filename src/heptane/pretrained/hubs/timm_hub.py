@@ -7,6 +7,7 @@ from typing import Any
 
 from heptane.base.errors import InputError, did_you_mean, one_line
 from heptane.base.lazy import torch
+from heptane.pretrained.hubs import import_library
 
 SCHEME = "timm:"
 
@@ -55,19 +56,7 @@ def read(spec: str) -> tuple[dict[str, torch.Tensor], str]:
 
 
 def _import(label: str, name: str) -> Any:
-    try:
-        import timm
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "timm":
-            raise InputError(f'{label} needs timm: pip install "heptane[timm]"') from error
-        # torchvision built for another PyTorch fails with a RuntimeError on one of its operators
-        remedy = (
-            "install the torchvision that was built for this PyTorch"
-            if "torchvision" in str(error)
-            else "fix its installation"
-        )
-        what = f"{label}: timm is installed but fails to import ({one_line(error)}); {remedy}"
-        raise InputError(what) from error
+    timm = import_library("timm", label, "timm")
     if not timm.is_model(name):
         raise InputError(f"{label}: timm has no such model{did_you_mean(name, timm.list_models())}")
     return timm

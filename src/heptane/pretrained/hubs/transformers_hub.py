@@ -13,7 +13,7 @@ from typing import Any
 
 from heptane.base.errors import InputError, did_you_mean, one_line
 from heptane.base.lazy import torch
-from heptane.pretrained.hubs import hf_hub
+from heptane.pretrained.hubs import hf_hub, import_library, torchvision_remedy
 from heptane.pretrained.weights.files import read_json
 from heptane.pretrained.weights.names import printable
 
@@ -35,7 +35,7 @@ def build(spec: str, input_shape: Sequence[int], num_classes: int) -> object:
         InputError: no such model; a config that is damaged, of an unknown type, without a classifier, or too large.
     """
     label = f"model={spec!r}"
-    transformers = _import(label)
+    transformers = import_library("transformers", label, "hf")
     folder = hf_hub.find(spec, label, hf_hub.CONFIG)
     config = read_config(folder, label)
     pictures = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
@@ -59,7 +59,7 @@ def read_config(folder: Path, label: str) -> Any:
     Raises:
         InputError: missing, damaged, unknown to transformers, or with absurd numbers.
     """
-    transformers = _import(label)
+    transformers = import_library("transformers", label, "hf")
     file = folder / "config.json" if os.path.isdir(folder) else folder
     if not os.path.isfile(file):
         raise InputError(f"{label}: no config.json in it; give a Hugging Face model, or its folder")
@@ -129,18 +129,6 @@ def _fit_images(config: Any, input_shape: Sequence[int], label: str) -> None:
         part.image_size = height if height == width else (height, width)
 
 
-def _import(label: str) -> Any:
-    try:
-        import transformers
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
-            raise InputError(f'{label} needs transformers: pip install "heptane[hf]"') from error
-        raise InputError(
-            f"{label}: transformers is installed but fails to import ({one_line(error)}); fix its installation"
-        ) from error
-    return transformers
-
-
 @contextmanager
 def _one_line_errors(label: str) -> Iterator[None]:
     """Silence transformers, and turn its errors into an :class:`InputError` of one line."""
@@ -156,9 +144,8 @@ def _one_line_errors(label: str) -> Iterator[None]:
         first: BaseException = error
         while cause := first.__cause__ or first.__context__:
             first = cause
-        remedy = "; install the torchvision that was built for this PyTorch" if "torchvision" in str(first) else ""
-        what = f"transformers could not build it from its config.json: {one_line(first)}{remedy}"
-        raise InputError(f"{label}: {what}") from error
+        what = f"{label}: transformers could not build it from its config.json: {one_line(first)}"
+        raise InputError("; ".join(filter(None, [what, torchvision_remedy(first)]))) from error
     finally:
         logging.set_verbosity(level)
         if bars:

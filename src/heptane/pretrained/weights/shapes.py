@@ -29,12 +29,10 @@ def adaptable(model: torch.nn.Module) -> dict[str, str]:
     convolutions = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     found: dict[str, str] = {}
     for path, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
-            continue
-        for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
-            named = any(map(_says_position, name.split(".")[-2:]))
-            if named and parameter.is_floating_point():
-                found[name] = "positions"
+        if not isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
+            for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False):
+                if any(map(_says_position, name.split(".")[-2:])) and parameter.is_floating_point():
+                    found[name] = "positions"
     first = next((name for name, module in model.named_modules() if isinstance(module, convolutions)), None)
     if first is not None:
         found[f"{first}.weight".lstrip(".")] = "channels"
@@ -56,7 +54,10 @@ def adapt(weight: torch.Tensor, wanted: tuple[int, ...], kind: str) -> tuple[tor
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if kind == "positions":
         return adapt_positions(wide, wanted[-2])
-    return adapt_channels(wide, wanted[1]), _channel_rule(weight.shape[1], wanted[1])
+    change, how = f"{weight.shape[1]} -> {wanted[1]}", "repeated in turn and divided by the number of copies"
+    if wanted[1] < weight.shape[1]:
+        how = "summed" if wanted[1] == 1 else "summed in turn"
+    return adapt_channels(wide, wanted[1]), f"{change} input channels, {how}"
 
 
 def adapt_channels(weight: torch.Tensor, in_channels: int) -> torch.Tensor:
@@ -137,10 +138,3 @@ def _side(positions: int) -> int:
     """The side of a square grid with this many positions; 0 if there is none."""
     side = isqrt(max(positions, 0))
     return side if side * side == positions else 0
-
-
-def _channel_rule(held: int, wanted: int) -> str:
-    how = "repeated in turn and divided by the number of copies"
-    if wanted < held:
-        how = "summed" if wanted == 1 else "summed in turn"
-    return f"{held} -> {wanted} input channels, {how}"
