@@ -5,6 +5,7 @@ For tests of what several workers compute. Those of how workers are started, wat
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -96,4 +97,6 @@ def _free_port() -> int:
 def _work(rank: int, workers: int, port: int, task: Path, answer: Path) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()}, OMP_NUM_THREADS="1")
+    gc.freeze()  # collecting what was imported before the fork would copy its pages
+    multiprocessing.set_start_method("fork", force=True)  # else a loader in here starts a fork server of its own
     worker.main(str(task), str(answer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -90,6 +91,7 @@ def test_a_bad_sample_is_named_and_may_be_left_out(how: str, kind: str) -> None:
     with pytest.raises(DataError, match=rf"^training sample 7 cannot be used \({reason}\): repair or remove it, or") as e:
         fit_on(HOW[how](Files({7: odd})))
     assert "\n" not in str(e.value)
+    assert multiprocessing.active_children() == []  # though the traceback keeps the loader's iterator
     result = fit_on(HOW[how](Files({7: odd})), skip_bad=1)
     (note,) = [note for note in result.notes if "was skipped" in note]
     assert note.startswith("training sample 7 was skipped: ")

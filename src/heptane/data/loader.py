@@ -17,7 +17,7 @@ from heptane.data.batches import Batch, BatchTransform, short_batch_message
 from heptane.data.cast import check_real
 from heptane.data.consistency import check_same_batch
 from heptane.data.loader_info import DuplicateDetector, check_sampler, count_batches, has_fixed_sizes, may_share_memory
-from heptane.data.read_batches import concat_batches, next_batch, owned_copy
+from heptane.data.read_batches import concat_batches, next_batch, open_loader, owned_copy
 from heptane.data.safe_loader import Collated, drop_samples, safe_loader
 from heptane.data.skipped_samples import SkippedSamples
 from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather, any_rank
@@ -90,14 +90,15 @@ class LoaderSource:
             return None
         with preserved_loader(loader):
             seed_all(epoch_seed(self.seed, 0))
-            for batch in map(next_batch, itertools.repeat(iter(loader), MEASURED)):
-                if isinstance(batch, Collated):
-                    if batch.indices is not None:
-                        return None
-                    batch = batch.data
-                sizes.append(len(first_tensor(inputs_and_targets(batch))))
-                if len(sizes) > 1 and len(set(sizes)) == 1:
-                    break
+            with open_loader(loader) as batches:
+                for batch in map(next_batch, itertools.repeat(batches, MEASURED)):
+                    if isinstance(batch, Collated):
+                        if batch.indices is not None:
+                            return None
+                        batch = batch.data
+                    sizes.append(len(first_tensor(inputs_and_targets(batch))))
+                    if len(sizes) > 1 and len(set(sizes)) == 1:
+                        break
         has_short_batch = 1 < len(sizes) < MEASURED and sizes[-1] < min(sizes[:-1])
         full = sizes[:-1] if has_short_batch else sizes
         return sum(full) / max(1, len(full))
@@ -156,28 +157,29 @@ class LoaderSource:
         found, size = [], 0
         with preserved_loader(self.loader), contextlib.suppress(StopIteration):
             seed_all(epoch_seed(self.seed, 0))
-            batches = iter(self.loader)
-            while size < count:
-                data, _ = self._readable(next_batch(batches))
-                if data is not None:
-                    found.append(data)
-                    size += len(first_tensor(data))
+            with open_loader(self.loader) as batches:
+                while size < count:
+                    data, _ = self._readable(next_batch(batches))
+                    if data is not None:
+                        found.append(data)
+                        size += len(first_tensor(data))
         return found
 
     def _windows(self) -> Iterator[tuple[Any, list[int] | None]]:
         """Yield each step's inputs and targets, or None if all samples were skipped; with their indices, if known."""
         window: list[tuple[Any, list[int] | None]] = []
-        batches, duplicates = iter(self.loader), DuplicateDetector(self._original, "training")
-        while True:
-            try:
-                batch = next_batch(batches)
-            except StopIteration:
-                break
-            duplicates.look(batch)
-            window.append(self._readable(batch))
-            if len(window) == self.window:
-                yield self._concat(window)
-                window = []
+        duplicates = DuplicateDetector(self._original, "training")
+        with open_loader(self.loader) as batches:
+            while True:
+                try:
+                    batch = next_batch(batches)
+                except StopIteration:
+                    break
+                duplicates.look(batch)
+                window.append(self._readable(batch))
+                if len(window) == self.window:
+                    yield self._concat(window)
+                    window = []
         if window:
             yield self._concat(window)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, MutableMapping
 from typing import Any
@@ -42,19 +43,35 @@ def eval_batches(loader: Any, skipped: SkippedSamples | None = None, name: str =
 def readable_batches(loader: Any, skipped: SkippedSamples | None, name: str) -> Iterator[tuple[Any, Any]]:
     """Yield a loader's batches without unreadable samples, recorded in ``skipped``; without it they are an error."""
     skipped, shares = skipped or SkippedSamples(), may_share_memory(loader)
-    batches, duplicates = iter(safe_loader(loader)), DuplicateDetector(loader, name)
-    while True:
-        try:
-            batch = next_batch(batches)
-        except StopIteration:
-            return
-        duplicates.look(batch)
-        invalid = skipped.invalid_labels(batch)
-        if isinstance(batch, Collated):
-            skipped.add(name, [*batch.bad, *invalid])
-            batch = drop_samples(batch, {index for index, _ in invalid}).data
-        if batch is not None:
-            yield owned_copy(inputs_and_targets(batch), shares)
+    loader, duplicates = safe_loader(loader), DuplicateDetector(loader, name)
+    with open_loader(loader) as batches:
+        while True:
+            try:
+                batch = next_batch(batches)
+            except StopIteration:
+                return
+            duplicates.look(batch)
+            invalid = skipped.invalid_labels(batch)
+            if isinstance(batch, Collated):
+                skipped.add(name, [*batch.bad, *invalid])
+                batch = drop_samples(batch, {index for index, _ in invalid}).data
+            if batch is not None:
+                yield owned_copy(inputs_and_targets(batch), shares)
+
+
+@contextlib.contextmanager
+def open_loader(loader: Any) -> Iterator[Iterator[Any]]:
+    """Iterate over a loader whose worker processes, unless persistent, end with the block.
+
+    If the garbage collector ended them (a traceback keeps the iterator in a cycle), PyTorch would close the queue of the
+    last message first, and wait 5 s for each worker.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if hasattr(batches, "_shutdown_workers") and not loader.persistent_workers:
+            batches._shutdown_workers()
 
 
 def next_batch(batches: Iterator[Any]) -> Any:
