@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import heptane as hp
 from heptane.base.randomness import generator
-from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD
+from heptane.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from heptane.pretrained.hubs import efficientnet_hub
 from heptane.pretrained.load import load_weights
 

@@ -18,7 +18,7 @@ from heptane.assemble import assemble
 from heptane.base import storage
 from heptane.core.loop import steps
 from heptane.core.plan import Plan
-from heptane.data.idx import read_idx
+from heptane.data.arrays.idx import read_idx
 from heptane.session.checkpoints import checkpoint, restore
 
 IMAGES = ("png", "jpg", "gif", "bmp", "tiff", "webp")

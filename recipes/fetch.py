@@ -12,8 +12,8 @@ from pathlib import Path
 
 from heptane.base.cache import default_cache
 from heptane.base.errors import one_line
+from heptane.data.arrays.fashion_mnist import run, unpack_package
 from heptane.data.dataset import DataUnavailable
-from heptane.data.fashion_mnist import run, unpack_package
 
 KLETTRES = Path("usr/share/klettres")
 INDEXES = ("Packages", "Translation-en", "Translation-de")

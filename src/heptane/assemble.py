@@ -30,10 +30,10 @@ from heptane.core.untrained import check_buffers
 from heptane.data.augment import as_augment
 from heptane.data.batches import BatchTransform, TensorSource
 from heptane.data.consistency import check_same_data
-from heptane.data.loader import LoaderSource
-from heptane.data.skipped_samples import SkippedSamples, labels_beyond
+from heptane.data.loaders.loader_source import LoaderSource
+from heptane.data.loaders.skipped_samples import SkippedSamples, labels_beyond
+from heptane.data.loaders.stream_source import StreamSource
 from heptane.data.sources import as_source
-from heptane.data.stream import StreamSource
 from heptane.distributed.replicas import broadcast_model
 from heptane.distributed.workers import Worker
 from heptane.model.probe import probe_output, two_samples

@@ -23,7 +23,7 @@ from heptane.core.losses import Elementwise, Loss
 from heptane.core.plan import PLAIN, Extras, OptimizerFactory, Plan, accepts_extras
 from heptane.data.batches import BatchTransform, TensorSource
 from heptane.data.cast import to_tensors
-from heptane.data.skipped_samples import SkippedSamples
+from heptane.data.loaders.skipped_samples import SkippedSamples
 from heptane.model.modes import enable_gradients
 from heptane.model.probe import probe_output, two_samples
 from heptane.pretrained.freezing import restore_freezing

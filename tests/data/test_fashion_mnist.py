@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.data import fashion_mnist
+from heptane.data.arrays.fashion_mnist import FILES as REAL_FILES
+from heptane.data.arrays.load_arrays import fashion_mnist
 from heptane.data.dataset import DataUnavailable
-from heptane.data.fashion_mnist import FILES as REAL_FILES
 
 
 def idx_gz(array: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from heptane import InputError
-from heptane.data.idx import CHUNK_BYTES, read_idx
+from heptane.data.arrays.idx import CHUNK_BYTES, read_idx
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.data.dataset import DataUnavailable, normalise
+from heptane.data.dataset import DataUnavailable
+from heptane.data.normalise import normalise
 from heptane.data.splits import split
 
 # --- arguments

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import heptane as hp
 from heptane.base import storage
-from heptane.data.safe_loader import safe_loader
-from heptane.data.skipped_samples import DataError, SkippedSamples, labels_beyond
+from heptane.data.loaders.safe_loader import safe_loader
+from heptane.data.loaders.skipped_samples import DataError, SkippedSamples, labels_beyond
 from heptane.distributed.workers import this_worker
 from heptane.session.checkpoints import checkpoint
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from heptane.data.folder import list_folder
-from heptane.data.survey import are_characters, survey
+from heptane.data.images.folder import list_folder
+from heptane.data.images.survey import are_characters, survey
 
 
 def made(root: Path, names: tuple[str, ...], draw: object, count: int = 6) -> Path:

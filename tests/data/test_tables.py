@@ -16,7 +16,7 @@ import torch
 import heptane as hp
 from heptane.data.load_preprocess import load_preprocess
 from heptane.data.preprocess import Preprocess
-from heptane.data.table import TablePreprocess
+from heptane.data.tables.load_table import TablePreprocess
 
 N = 60
 KINDS = np.array(["red", "green", "blue"])[np.arange(N) % 3]
@@ -221,7 +221,7 @@ def test_skewed_numbers_are_tamed() -> None:
     ],
 )
 def test_text_is_read_as_numbers_and_dates(cells: list[str], values: list[float]) -> None:
-    from heptane.data.cells import read_cells
+    from heptane.data.tables.cells import read_cells
 
     found = read_cells(pd.Series([*cells, "NA", "?", ""], name="a"))
     assert found.values[:3].tolist() == pytest.approx(values)

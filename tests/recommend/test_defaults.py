@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from heptane.data.survey import Survey
+from heptane.data.images.survey import Survey
 from heptane.pretrained.hubs.cached import Pretrained
 from heptane.recommend import Choices, DataFacts, Machine, after_loading, before_loading, expected_seconds
 

@@ -118,7 +118,7 @@ def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse
 
 def _scale(record: dict[str, Any]) -> str:
     """How a run's images were normalised: "imagenet" or "data"."""
-    from heptane.data.images import IMAGENET_MEAN
+    from heptane.data.normalise import IMAGENET_MEAN
 
     return "imagenet" if tuple((record.get("data") or {}).get("mean") or ()) == IMAGENET_MEAN else "data"
 

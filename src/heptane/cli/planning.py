@@ -14,8 +14,8 @@ from heptane.base.errors import InputError
 from heptane.base.progress import EVERY_SECONDS, working
 from heptane.cli import loading
 from heptane.data import Data
-from heptane.data.folder import Listing, list_folder
-from heptane.data.survey import survey
+from heptane.data.images.folder import Listing, list_folder
+from heptane.data.images.survey import survey
 from heptane.pretrained.hubs import cached, efficientnet_hub
 from heptane.pretrained.models import check_known
 from heptane.recommend import Choices, DataFacts, Machine, after_loading, before_loading

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from heptane.base.errors import InputError
 from heptane.base.progress import working
-from heptane.data.read_table import is_table
+from heptane.data.tables.read_table import is_table
 from heptane.session.finished.load_run import LoadedRun, load_run
 from heptane.session.finished.predictions import Prediction
 from heptane.session.run_folder import clean

@@ -15,9 +15,9 @@ from heptane.core.cross_entropy import find_class_dim
 from heptane.core.custom_losses import ModelLoss
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise
 from heptane.data.batches import Source, TensorSource
-from heptane.data.loader import preserved_loader
+from heptane.data.loaders.loader_source import preserved_loader
+from heptane.data.loaders.skipped_samples import DataError, SkippedSamples
 from heptane.data.resize import ProgressiveResize
-from heptane.data.skipped_samples import DataError, SkippedSamples
 from heptane.data.sources import as_loader
 from heptane.model.forward import main_output
 from heptane.model.names import clean_name

@@ -16,8 +16,8 @@ from heptane.core.losses import Criterion, CrossEntropy, Elementwise, can_smooth
 from heptane.core.splitting import TRIED, check_splittable
 from heptane.core.untrained import check_untrained
 from heptane.data.batches import BatchTransform, Source, TensorSource, dataset_tensors
-from heptane.data.loader import LoaderSource
-from heptane.data.skipped_samples import SkippedSamples
+from heptane.data.loaders.loader_source import LoaderSource
+from heptane.data.loaders.skipped_samples import SkippedSamples
 from heptane.data.spaced_samples import spaced_samples
 from heptane.model.forward import main_output
 from heptane.model.probe import probe_output, probe_training, two_samples

@@ -17,7 +17,7 @@ from heptane.core.metrics import EvalMeter
 from heptane.core.precision.step import Precision, evaluation
 from heptane.data.batches import BatchTransform
 from heptane.data.consistency import SameBatches
-from heptane.data.skipped_samples import SkippedSamples
+from heptane.data.loaders.skipped_samples import SkippedSamples
 from heptane.data.sources import as_loader
 from heptane.distributed.replicas import broadcast_buffers, is_sharded
 from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather, all_reduce

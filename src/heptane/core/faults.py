@@ -11,7 +11,7 @@ from heptane.base.randomness import seed_torch
 from heptane.base.tree import tree_map
 from heptane.core.criterion import model_output
 from heptane.data.batches import Batch
-from heptane.data.skipped_samples import SkippedSamples, skip_message
+from heptane.data.loaders.skipped_samples import SkippedSamples, skip_message
 from heptane.model.names import without_compiled
 
 if TYPE_CHECKING:

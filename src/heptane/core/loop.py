@@ -16,7 +16,7 @@ from heptane.core.eval_batch import is_out_of_memory
 from heptane.core.losses import safe_divisor
 from heptane.core.schedule import set_rates
 from heptane.data.batches import Batch
-from heptane.data.skipped_samples import WORKER_REMEDY, DataError
+from heptane.data.loaders.skipped_samples import WORKER_REMEDY, DataError
 from heptane.distributed.replicas import NOT_REENTRANT, average_gradient, no_sync
 from heptane.model.forward import GRAPH_MODES
 from heptane.model.modes import enable_gradients, restore_modes, save_modes

@@ -17,7 +17,7 @@ from heptane.core.plan import Plan
 from heptane.core.precision.step import Precision
 from heptane.core.schedule import Rates, base_rates
 from heptane.data.batches import Batch, BatchTransform, Source
-from heptane.data.skipped_samples import SkippedSamples
+from heptane.data.loaders.skipped_samples import SkippedSamples
 from heptane.distributed.heartbeat import Heartbeat
 from heptane.distributed.replicas import check_replicas
 from heptane.distributed.workers import Worker

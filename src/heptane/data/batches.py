@@ -23,8 +23,8 @@ from heptane.base.tree import (
 )
 from heptane.data.augment import Augment, CallableAugment
 from heptane.data.cast import Cast, check_real
+from heptane.data.images.stored_images import Images
 from heptane.data.resize import resized
-from heptane.data.stored_images import Images
 from heptane.distributed.workers import SINGLE_WORKER, Worker
 
 AHEAD = 4  # batches that are read ahead, if images are read as they are needed

@@ -1,4 +1,4 @@
-"""A loaded dataset, and the normalisation of its pixels."""
+"""A loaded dataset."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD, standardise
 from heptane.data.preprocess import Preprocess
 
 
@@ -62,33 +61,3 @@ class Data:
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one sample, without the batch dimension."""
         return tuple(self.train[0].shape[1:])
-
-
-def normalise(
-    parts: Sequence[torch.Tensor], white: int = 255, scale: str = "data"
-) -> tuple[list[torch.Tensor], tuple[float, ...], tuple[float, ...]]:
-    """Normalise uint8 images (N, C, H, W) per channel with the first part's mean and std, or with ImageNet's.
-
-    Returns:
-        The parts as float32, and the mean and std of pixels scaled so that ``white`` is 1. A constant channel has std 1.
-    """
-    if scale == "imagenet":
-        return [standardise(part, IMAGENET_MEAN, IMAGENET_STD, white) for part in parts], IMAGENET_MEAN, IMAGENET_STD
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in parts[0].unbind(1)])
-    scaled_mean, scaled_std = channel_moments(counts, white)
-    inputs = [standardise(part, scaled_mean, scaled_std, white) for part in parts]
-    return inputs, scaled_mean, scaled_std
-
-
-def channel_moments(counts: torch.Tensor, white: int = 255) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, of pixels scaled so that ``white`` is 1; a constant channel has std 1.
-
-    Args:
-        counts: of each level from 0 to 255, in each channel (C, 256).
-    """
-    counts = counts.double()
-    shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64)
-    mean = shares @ levels
-    std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt()
-    std[std < 1e-6] = white
-    return tuple((mean / white).tolist()), tuple((std / white).tolist())

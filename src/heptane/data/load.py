@@ -10,10 +10,11 @@ from typing import Any
 
 from heptane.base.errors import InputError, check_choice, check_range, did_you_mean
 from heptane.base.lazy import np, torch
-from heptane.data.dataset import Data, DataUnavailable, normalise
-from heptane.data.images import ImagePreprocess
+from heptane.data.dataset import Data, DataUnavailable
+from heptane.data.images.image_preprocess import ImagePreprocess
+from heptane.data.images.reading import Reading
+from heptane.data.normalise import normalise
 from heptane.data.preprocess import is_path
-from heptane.data.reading import Reading
 from heptane.data.splits import split
 
 BUILT_IN = ("fashion-mnist", "digits")
@@ -84,8 +85,8 @@ def load_data(
     if task is not None and kind not in ("table", "arrays"):
         raise InputError(f"task={task!r}: only tables and arrays need it; omit it for {describe_source(source)}")
     if kind == "folder":
-        from heptane.data.folder import list_folder
-        from heptane.data.load_images import load_images
+        from heptane.data.images.folder import list_folder
+        from heptane.data.images.load_images import load_images
 
         return load_images(
             list_folder(found) if isinstance(found, Path) else found,
@@ -97,11 +98,11 @@ def load_data(
             reading=reading,
         )
     if kind == "table":
-        from heptane.data.table import load_table
+        from heptane.data.tables.load_table import load_table
 
         return load_table(found, label=label, task=task, seed=seed, valid_fraction=valid_fraction)
     if kind == "arrays":
-        from heptane.data.arrays import load_arrays
+        from heptane.data.arrays.load_arrays import load_arrays
 
         return load_arrays(found, task=task, seed=seed, valid_fraction=valid_fraction)
     return load_built_in(found, seed, valid_fraction, cache_dir, fallback)
@@ -118,7 +119,7 @@ def load_built_in(
     try:
         if name == "digits":
             return load_digits(seed=seed, valid_fraction=valid_fraction)
-        from heptane.data.fashion_mnist import load_fashion_mnist
+        from heptane.data.arrays.fashion_mnist import load_fashion_mnist
 
         return load_fashion_mnist(seed=seed, valid_fraction=valid_fraction, cache_dir=cache_dir)
     except DataUnavailable as error:
@@ -130,8 +131,8 @@ def load_built_in(
 
 def identify(source: Any) -> tuple[str, Any]:
     """Return the kind of a source (``built-in``, ``folder``, ``table`` or ``arrays``), and its name, path or content."""
-    from heptane.data.folder import Listing
-    from heptane.data.read_table import is_table, join_labels
+    from heptane.data.images.folder import Listing
+    from heptane.data.tables.read_table import is_table, join_labels
 
     if isinstance(source, Listing):
         return "folder", source
@@ -171,7 +172,7 @@ def check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
 
 def existing_path(name: str) -> Path:
     """Return the path of a directory, table or ``.npz`` file, or raise :class:`InputError`."""
-    from heptane.data.read_table import is_table
+    from heptane.data.tables.read_table import is_table
 
     try:
         path = Path(name).expanduser()

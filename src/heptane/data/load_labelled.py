@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import np, torch
-from heptane.data.folder import find_parts, list_entries
-from heptane.data.image_files import list_files
-from heptane.data.read_image import SUFFIXES
+from heptane.data.images.folder import find_parts, list_entries
+from heptane.data.images.image_files import list_files
+from heptane.data.images.read_image import SUFFIXES
 
 if TYPE_CHECKING:
     from heptane.data.preprocess import Preprocess, TargetScale
@@ -91,9 +91,9 @@ def _arrays(path: Path, part: str, classes: Sequence[str], target: TargetScale |
 
 
 def _table(path: Path, classes: Sequence[str], preprocess: Any) -> tuple[Any, torch.Tensor, str]:
-    from heptane.data.cells import comma_of, read_cells
-    from heptane.data.labels import read_labels
-    from heptane.data.read_table import read_table
+    from heptane.data.tables.cells import comma_of, read_cells
+    from heptane.data.tables.labels import read_labels
+    from heptane.data.tables.read_table import read_table
 
     frame, _ = read_table(path)
     if preprocess.label not in frame.columns:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from heptane.base.errors import InputError
-from heptane.data.array_preprocess import ArrayPreprocess
-from heptane.data.images import ImagePreprocess
+from heptane.data.arrays.array_preprocess import ArrayPreprocess
+from heptane.data.images.image_preprocess import ImagePreprocess
 from heptane.data.preprocess import Preprocess
-from heptane.data.table import TablePreprocess
+from heptane.data.tables.load_table import TablePreprocess
 
 KINDS: dict[str, type[Any]] = {"images": ImagePreprocess, "arrays": ArrayPreprocess, "table": TablePreprocess}
 

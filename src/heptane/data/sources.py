@@ -18,12 +18,12 @@ from heptane.base.tree import (
 )
 from heptane.data.batches import Source, TensorSource, check_batch, count_samples, dataset_tensors, epoch_order
 from heptane.data.cast import check_real
-from heptane.data.loader import LoaderSource
-from heptane.data.read_batches import eval_batches, readable_batches
-from heptane.data.stream import StreamSource
+from heptane.data.loaders.loader_source import LoaderSource
+from heptane.data.loaders.read_batches import eval_batches, readable_batches
+from heptane.data.loaders.stream_source import StreamSource
 
 if TYPE_CHECKING:
-    from heptane.data.skipped_samples import SkippedSamples
+    from heptane.data.loaders.skipped_samples import SkippedSamples
 
 
 def as_source(data: Any, batch_size: int | None, seed: int, accumulate: int, steps: int | None = None) -> Source:

@@ -10,7 +10,7 @@ from heptane.base.lazy import torch
 from heptane.model.modes import enable_gradients
 
 LATE = (
-    "heptane.data.loader",
+    "heptane.data.loaders.loader_source",
     "heptane.model.snapshot",
     "heptane.pretrained.anatomy",
     "numpy.random",

@@ -11,7 +11,7 @@ from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
 
 from heptane.core.optimizers import LEARNING_RATES, PEAK, REFERENCE_BATCH
-from heptane.data.survey import are_characters
+from heptane.data.images.survey import are_characters
 from heptane.recommend.facts import Choices, DataFacts, Machine
 from heptane.recommend.timing import LAST_BLOCK_COST, TRAIN_COST, epoch_seconds, forward_seconds, time_limit_seconds
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heptane.data.dataset import Data
-    from heptane.data.survey import Survey
+    from heptane.data.images.survey import Survey
 
 
 @dataclass(frozen=True)

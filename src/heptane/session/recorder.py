@@ -17,7 +17,7 @@ from heptane.core.faults import REMEDY, Rewind
 from heptane.core.loop import steps
 from heptane.core.optimizers import switch_weights
 from heptane.core.run import Run
-from heptane.data.skipped_samples import DataError
+from heptane.data.loaders.skipped_samples import DataError
 from heptane.distributed.replicas import check_replicas
 from heptane.distributed.workers import all_reduce, any_rank, from_rank_zero
 from heptane.model.modes import eval_mode

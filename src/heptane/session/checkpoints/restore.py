@@ -12,7 +12,7 @@ from heptane.base.storage import Damaged
 from heptane.core.metrics import TrainMeter
 from heptane.core.plan import Plan
 from heptane.core.run import Run
-from heptane.data.stream import StreamSource
+from heptane.data.loaders.stream_source import StreamSource
 from heptane.distributed.workers import Worker, launched_workers
 from heptane.model.names import clean_state, load_clean
 from heptane.model.packing import unpack

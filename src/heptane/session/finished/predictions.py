@@ -174,7 +174,7 @@ def _prepared(preprocess: Any, group: list[Any], count: int, skip_bad: Skip | No
 
 def _items(source: Any) -> Iterator[Any]:
     """The images of a source: files in folders, entries of lists, else the source itself."""
-    from heptane.data.images import image_files
+    from heptane.data.images.image_preprocess import image_files
 
     if isinstance(source, (list, tuple)):
         for item in source:

@@ -19,12 +19,12 @@ from heptane.base.cache import default_cache
 from heptane.base.errors import InputError, one_line
 from heptane.base.memory import available_memory_bytes
 from heptane.base.storage import replace_file
-from heptane.data.pixel_store import PixelFile, PixelMemory, PixelStore
-from heptane.data.read_image import FIT
-from heptane.data.reading import AUTO, Reading
+from heptane.data.images.pixel_store import PixelFile, PixelMemory, PixelStore
+from heptane.data.images.read_image import FIT
+from heptane.data.images.reading import AUTO, Reading
 
 if TYPE_CHECKING:
-    from heptane.data.image_files import ImageList
+    from heptane.data.images.image_files import ImageList
 
 OFF = "off"
 FORMAT = 1  # raise it when decoding changes

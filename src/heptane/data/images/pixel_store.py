@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.lazy import np, torch
 from heptane.base.progress import working
-from heptane.data.read_image import decode, ignore_warnings, read_image_unguarded
+from heptane.data.images.read_image import decode, ignore_warnings, read_image_unguarded
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from heptane.data.image_files import ImageList
-    from heptane.data.reading import Reading
+    from heptane.data.images.image_files import ImageList
+    from heptane.data.images.reading import Reading
 
 AT_ONCE = 256  # images in each round of ``fill``
 Pixels = Any  # a NumPy array, uint8 (C, H, W)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import np, torch
-from heptane.data.cells import Cells
+from heptane.data.tables.cells import Cells
 
 if TYPE_CHECKING:
     import numpy.typing as npt

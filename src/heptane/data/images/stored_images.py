@@ -8,9 +8,9 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
 from heptane.base.tree import Positions, Rows
-from heptane.data.images import standardise
-from heptane.data.pixel_cache import fits_in_memory
-from heptane.data.pixel_store import PixelStore, Unreadable
+from heptane.data.images.pixel_cache import fits_in_memory
+from heptane.data.images.pixel_store import PixelStore, Unreadable
+from heptane.data.normalise import standardise
 
 
 class Images(Rows):

@@ -16,10 +16,16 @@ from heptane.base.tree import first_tensor, inputs_and_targets, length, select_r
 from heptane.data.batches import Batch, BatchTransform, short_batch_message
 from heptane.data.cast import check_real
 from heptane.data.consistency import check_same_batch
-from heptane.data.loader_info import DuplicateDetector, check_sampler, count_batches, has_fixed_sizes, may_share_memory
-from heptane.data.read_batches import concat_batches, next_batch, open_loader, owned_copy
-from heptane.data.safe_loader import Collated, drop_samples, safe_loader
-from heptane.data.skipped_samples import SkippedSamples
+from heptane.data.loaders.loader_info import (
+    DuplicateDetector,
+    check_sampler,
+    count_batches,
+    has_fixed_sizes,
+    may_share_memory,
+)
+from heptane.data.loaders.read_batches import concat_batches, next_batch, open_loader, owned_copy
+from heptane.data.loaders.safe_loader import Collated, drop_samples, safe_loader
+from heptane.data.loaders.skipped_samples import SkippedSamples
 from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather, any_rank
 
 MEASURED = 16  # read at most so many batches to find the batch size

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from heptane.base.errors import InputError, did_you_mean
 from heptane.base.lazy import np, torch
 from heptane.base.memory import check_memory
-from heptane.data.cells import Cells, comma_of, read_cells
-from heptane.data.columns import Column, learn, reason_unused
 from heptane.data.dataset import Data
-from heptane.data.labels import read_labels
 from heptane.data.preprocess import Preprocess, TargetScale, is_path
-from heptane.data.read_table import read_table
 from heptane.data.splits import out_of_balance, split_by_class
+from heptane.data.tables.cells import Cells, comma_of, read_cells
+from heptane.data.tables.columns import Column, learn, reason_unused
+from heptane.data.tables.labels import read_labels
+from heptane.data.tables.read_table import read_table
 
 if TYPE_CHECKING:
     import pandas as pd

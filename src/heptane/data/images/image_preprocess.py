@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
-from heptane.data.image_files import list_files
+from heptane.data.images.image_files import list_files
+from heptane.data.images.read_image import FIT, SUFFIXES, decode, read_image
+from heptane.data.images.reading import AUTO, parse_colour
+from heptane.data.normalise import standardise
 from heptane.data.preprocess import Preprocess, TargetScale, as_array, is_path
-from heptane.data.read_image import FIT, SUFFIXES, decode, read_image
-from heptane.data.reading import AUTO, parse_colour
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 CHANNELS = (1, 3, 4)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # used to train most pretrained weights
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,6 @@ class ImagePreprocess(Preprocess):
             raise InputError(f"an image has {seen}: expected pixels from 0 to {white:g}, before any normalisation")
         values = np.ascontiguousarray(image, dtype=np.float32)
         return values if white == self.white else values * np.float32(self.white / white)
-
-
-def standardise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], white: float = 255.0) -> torch.Tensor:
-    """Standardise pixels (N, C, H, W) per channel to float32; ``mean`` and ``std`` are in multiples of ``white``."""
-    values = (torch.tensor([x * white for x in each], dtype=torch.float64) for each in (mean, std))
-    offset, scale = (value.float().view(1, -1, 1, 1) for value in values)
-    copied = pixels.to(torch.float32, copy=True)
-    return copied.sub_(offset).div_(scale)
 
 
 def image_files(path: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import np
-from heptane.data.read_table import pandas
+from heptane.data.tables.read_table import pandas
 
 if TYPE_CHECKING:
     import numpy.typing as npt

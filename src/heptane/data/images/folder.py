@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import np
-from heptane.data.image_files import ImageFiles, list_files
-from heptane.data.read_image import SUFFIXES
+from heptane.data.images.image_files import ImageFiles, list_files
+from heptane.data.images.read_image import SUFFIXES
 
 if TYPE_CHECKING:
     import numpy.typing as npt

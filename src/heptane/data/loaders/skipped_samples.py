@@ -9,7 +9,7 @@ from typing import Any
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.tree import in_memory, inputs_and_targets
-from heptane.data.safe_loader import Collated, Index
+from heptane.data.loaders.safe_loader import Collated, Index
 
 MAX_NAMED = 5
 WORKER_REMEDY = "out of memory? lower num_workers or the batch size"

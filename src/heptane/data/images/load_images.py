@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
-from heptane.data.dataset import Data, channel_moments
-from heptane.data.folder import PARTS, Listing, no_image
-from heptane.data.images import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocess
-from heptane.data.pixel_cache import open_store
-from heptane.data.read_image import ignore_warnings, probe, read_image_unguarded
-from heptane.data.reading import Reading
+from heptane.data.dataset import Data
+from heptane.data.images.folder import PARTS, Listing, no_image
+from heptane.data.images.image_preprocess import ImagePreprocess
+from heptane.data.images.pixel_cache import open_store
+from heptane.data.images.read_image import ignore_warnings, probe, read_image_unguarded
+from heptane.data.images.reading import Reading
+from heptane.data.images.stored_images import Images
+from heptane.data.images.survey import evenly_spaced
+from heptane.data.normalise import IMAGENET_MEAN, IMAGENET_STD, channel_moments
 from heptane.data.splits import out_of_balance, split_by_class
-from heptane.data.stored_images import Images
-from heptane.data.survey import evenly_spaced
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from heptane.data.pixel_store import PixelStore
+    from heptane.data.images.pixel_store import PixelStore
 
 MAX_KEPT_SIZE, DEFAULT_SIZE = 256, 64  # pixels
 MAX_NAMED = 50  # unreadable files listed in a note

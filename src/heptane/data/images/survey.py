@@ -16,8 +16,8 @@ from heptane.base.lazy import np
 if TYPE_CHECKING:
     from PIL import Image
 
-    from heptane.data.folder import Listing
-    from heptane.data.image_files import ImageList
+    from heptane.data.images.folder import Listing
+    from heptane.data.images.image_files import ImageList
 
 HEADERS, PIXELS = 400, 48  # numbers of images whose headers, and whose pixels, are read
 THUMBNAIL = 64  # pixels
@@ -103,7 +103,7 @@ def evenly_spaced(values: Sequence[T], count: int) -> list[T]:
 
 
 def _size(images: ImageList, index: int) -> tuple[int, int] | None:
-    from heptane.data.read_image import probe, read_image
+    from heptane.data.images.read_image import probe, read_image
 
     try:
         return read_image(images.read(index), probe)[0]
@@ -113,7 +113,7 @@ def _size(images: ImageList, index: int) -> tuple[int, int] | None:
 
 def _flatness(images: ImageList, index: int) -> float | None:
     """The fraction of an image's pixels in its two most common colours."""
-    from heptane.data.read_image import read_image
+    from heptane.data.images.read_image import read_image
 
     try:
         pixels = read_image(images.read(index), _thumbnail)
@@ -125,7 +125,7 @@ def _flatness(images: ImageList, index: int) -> float | None:
 
 
 def _thumbnail(image: Image.Image) -> np.ndarray:
-    from heptane.data.read_image import decode
+    from heptane.data.images.read_image import decode
 
     width, height = image.size
     if width * height > 4_000_000 and image.format != "JPEG":

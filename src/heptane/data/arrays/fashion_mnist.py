@@ -21,9 +21,10 @@ from heptane.base.cache import default_cache
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.progress import working
-from heptane.data.dataset import Data, DataUnavailable, normalise
-from heptane.data.idx import read_idx
-from heptane.data.images import ImagePreprocess
+from heptane.data.arrays.idx import read_idx
+from heptane.data.dataset import Data, DataUnavailable
+from heptane.data.images.image_preprocess import ImagePreprocess
+from heptane.data.normalise import normalise
 from heptane.data.splits import split
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import np
-from heptane.data.cells import Cells
-from heptane.data.read_table import INSTALL
+from heptane.data.tables.cells import Cells
+from heptane.data.tables.read_table import INSTALL
 
 if TYPE_CHECKING:
     import numpy.typing as npt

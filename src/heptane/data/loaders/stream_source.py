@@ -11,7 +11,7 @@ from heptane.base.randomness import generator, seed_all
 from heptane.base.tree import first_tensor
 from heptane.data.batches import Batch, BatchTransform
 from heptane.data.consistency import check_same_batch
-from heptane.data.loader import LoaderSource
+from heptane.data.loaders.loader_source import LoaderSource
 
 EPOCHS = 10  # nominal number of epochs in a run, for evaluations and schedules that count in epochs
 

@@ -7,7 +7,7 @@ from typing import Any
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, inputs_and_targets, length, tree_copy, tree_map
-from heptane.data.skipped_samples import DataError
+from heptane.data.loaders.skipped_samples import DataError
 
 
 class DuplicateDetector:

@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
-from heptane.data.array_preprocess import ArrayPreprocess
-from heptane.data.cells import Cells
-from heptane.data.columns import CLIP
-from heptane.data.dataset import Data, normalise
-from heptane.data.images import CHANNELS, ImagePreprocess, channels_first, standardise
-from heptane.data.labels import guess_task
+from heptane.data.arrays.array_preprocess import ArrayPreprocess
+from heptane.data.dataset import Data
+from heptane.data.images.image_preprocess import CHANNELS, ImagePreprocess, channels_first
+from heptane.data.normalise import normalise, standardise
 from heptane.data.npz import read_npz, to_float
 from heptane.data.preprocess import Preprocess, TargetScale, as_array
 from heptane.data.splits import out_of_balance, split, split_by_class
+from heptane.data.tables.cells import Cells
+from heptane.data.tables.columns import CLIP
+from heptane.data.tables.labels import guess_task
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -1,0 +1,1 @@
+"""Folders of images: listing, decoding, and keeping the pixels."""

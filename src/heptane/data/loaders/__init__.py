@@ -1,0 +1,1 @@
+"""A user's ``DataLoader``: its batches by step, without unreadable samples."""

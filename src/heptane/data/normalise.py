@@ -1,0 +1,47 @@
+"""Standardise the pixels of images per channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from heptane.base.lazy import torch
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # used to train most pretrained weights
+
+
+def standardise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], white: float = 255.0) -> torch.Tensor:
+    """Standardise pixels (N, C, H, W) per channel to float32; ``mean`` and ``std`` are in multiples of ``white``."""
+    values = (torch.tensor([x * white for x in each], dtype=torch.float64) for each in (mean, std))
+    offset, scale = (value.float().view(1, -1, 1, 1) for value in values)
+    copied = pixels.to(torch.float32, copy=True)
+    return copied.sub_(offset).div_(scale)
+
+
+def normalise(
+    parts: Sequence[torch.Tensor], white: int = 255, scale: str = "data"
+) -> tuple[list[torch.Tensor], tuple[float, ...], tuple[float, ...]]:
+    """Normalise uint8 images (N, C, H, W) per channel with the first part's mean and std, or with ImageNet's.
+
+    Returns:
+        The parts as float32, and the mean and std of pixels scaled so that ``white`` is 1. A constant channel has std 1.
+    """
+    if scale == "imagenet":
+        return [standardise(part, IMAGENET_MEAN, IMAGENET_STD, white) for part in parts], IMAGENET_MEAN, IMAGENET_STD
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in parts[0].unbind(1)])
+    scaled_mean, scaled_std = channel_moments(counts, white)
+    inputs = [standardise(part, scaled_mean, scaled_std, white) for part in parts]
+    return inputs, scaled_mean, scaled_std
+
+
+def channel_moments(counts: torch.Tensor, white: int = 255) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, of pixels scaled so that ``white`` is 1; a constant channel has std 1.
+
+    Args:
+        counts: of each level from 0 to 255, in each channel (C, 256).
+    """
+    counts = counts.double()
+    shares, levels = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64)
+    mean = shares @ levels
+    std = (shares * (levels - mean[:, None]).square()).sum(1).sqrt()
+    std[std < 1e-6] = white
+    return tuple((mean / white).tolist()), tuple((std / white).tolist())

@@ -1,0 +1,1 @@
+"""Tables: reading, and columns as numbers."""
