@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import heptane as hp
-from heptane.data.images.image_preprocess import pixel_cache
+from heptane.data.images import pixel_cache
 
 
 def picture(width: int = 6, height: int = 5, mode: str = "RGB", seed: int = 0) -> Image.Image:
