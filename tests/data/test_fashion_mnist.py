@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.data.arrays.fashion_mnist import FILES as REAL_FILES
 from heptane.data.arrays import fashion_mnist
+from heptane.data.arrays.fashion_mnist import FILES as REAL_FILES
 from heptane.data.dataset import DataUnavailable
 
 
