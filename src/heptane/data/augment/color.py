@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from heptane.base.errors import check_range
 from heptane.base.lazy import np, torch
-from heptane.data.augment.pixels import between, check_pixels, column, like, uniform
+from heptane.data.augment.pixels import between, by_image, check_pixels, column, like, uniform
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601), as in Pillow
 
@@ -49,6 +49,9 @@ class ColorJitter:
     def apply(self, inputs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """Change the colours of pixel values (N, C, H, W) in [0, 255], C 1 or 3, keeping their dtype."""
         check_pixels("ColorJitter", inputs)
+        return by_image(self._apply, inputs, draws)
+
+    def _apply(self, inputs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         brightness, contrast, saturation = (
             between(draws[:, at], (max(0.0, 1 - most), 1 + most))
             for at, most in enumerate((self.brightness, self.contrast, self.saturation))
@@ -66,7 +69,7 @@ def adjust_color(
 
     The three together are one affine map of each pixel and its grey, so nothing is clipped in between.
     """
-    values = inputs.to(torch.float32)
+    values = inputs.contiguous().to(torch.float32)  # in channels-last memory each step takes several times as long
     bright, plain, color = (column(factor, inputs) for factor in (brightness, contrast, saturation))
     weights = values.new_tensor(LUMA if inputs.shape[1] == 3 else (1.0,)).view(1, -1, 1, 1)
     grey = (values * weights).sum(1, keepdim=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import np, torch
@@ -59,6 +59,14 @@ def like(values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
 def column(values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """A number per image, (N,), as (N, 1, 1, 1) float32 on the device of ``inputs``."""
     return values.to(inputs.device, torch.float32).view(-1, 1, 1, 1)
+
+
+def by_image(function: Callable[..., torch.Tensor], inputs: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
+    """``function(inputs, *numbers)``, on a CPU one image at a time: its cache holds an image, but no batch."""
+    if inputs.device.type != "cpu" or len(inputs) < 2:
+        return function(inputs, *numbers)
+    rows = zip(*(torch.split(part, 1) for part in (inputs, *numbers)), strict=True)
+    return torch.cat([function(*row) for row in rows])
 
 
 def draw_boxes(

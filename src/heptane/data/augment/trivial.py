@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from heptane.base.lazy import np, torch
 from heptane.data.augment.color import adjust_color
-from heptane.data.augment.pixels import check_pixels, column, like, uniform
+from heptane.data.augment.pixels import by_image, check_pixels, column, like, uniform
 
 LEVELS = 31  # strengths 0, 1/30, ..., 1
 SHEAR, SHIFT, DEGREES, FACTOR = 0.99, 32 / 224, 135.0, 0.99  # the paper's wide ranges; the shift as a share of the side
@@ -43,14 +43,22 @@ class TrivialAugment:
         which = (draws[:, 0] * len(OPERATIONS)).long()
         strength = (draws[:, 1] * LEVELS).floor() / (LEVELS - 1)
         signed = torch.where(draws[:, 2] < 0.5, -strength, strength)
-        found = like(inputs, inputs.new_empty(0, dtype=torch.uint8)).clone()
-        for index, (name, operation) in enumerate(OPERATIONS.items()):
-            chosen = (which == index).nonzero()[:, 0]
-            if len(chosen) and name != "none":
-                amount = (strength if name in UNSIGNED else signed)[chosen]
-                at = chosen.to(inputs.device)
-                found[at] = operation(found[at], column(amount, inputs))
-        return found.to(inputs.dtype)
+        images = like(inputs.contiguous(), inputs.new_empty(0, dtype=torch.uint8))
+        return by_image(_operate, images, which, strength, signed).to(inputs.dtype)
+
+
+def _operate(images: torch.Tensor, which: torch.Tensor, strength: torch.Tensor, signed: torch.Tensor) -> torch.Tensor:
+    """Each image by its operation; those of one operation together."""
+    if len(images) == 1:
+        name = list(OPERATIONS)[int(which)]
+        return OPERATIONS[name](images, column(strength if name in UNSIGNED else signed, images))
+    found = images.clone()
+    for index in which.unique().tolist():
+        chosen = (which == index).nonzero()[:, 0]
+        at = chosen.to(images.device)
+        amount = (strength if list(OPERATIONS)[index] in UNSIGNED else signed)[chosen]
+        found[at] = list(OPERATIONS.values())[index](images[at], column(amount, images))
+    return found
 
 
 def _affine(images: torch.Tensor, rows: list[list[Any]]) -> torch.Tensor:
