@@ -18,6 +18,7 @@ from heptane.base.lazy import torch
 from heptane.base.progress import EVERY_SECONDS, working
 from heptane.core.checks import check_batch_norm, check_finite, check_model, check_resize, check_trained
 from heptane.core.choose_criterion import criterion_for, num_classes_of, parts_notes
+from heptane.core.class_balance import balance, weight_classes
 from heptane.core.criterion import loss_module
 from heptane.core.optimizers import model_optimizer, resolve_optimizer
 from heptane.core.plan import Plan
@@ -116,6 +117,7 @@ class _Assembly:
             self.source.worker = self.worker
         if isinstance(self.source, LoaderSource):
             self.source.skipped = self.skipped
+        balance(self.source, self.extras.sampling, self.extras.class_weights)
         if isinstance(self.source, TensorSource):
             self.place.fit_augment(self.source.inputs)
         check_same_settings(plan.facts() | dict(vars(self.tricks)), self.worker)
@@ -186,6 +188,10 @@ class _Assembly:
         self.criterion, reason = criterion_for(
             plan.loss, self.model, self.source, self.place, self.sample, self.skipped, tricks.label_smoothing
         )
+        if self.extras.class_weights is not None:
+            classes = self.skipped.labels[0] if self.skipped.labels else None
+            self.criterion, note = weight_classes(self.criterion, self.extras.class_weights, self.source, classes)
+            self.events.note(note)
         if tricks.mixup:
             tricks.mixup.check_criterion(self.criterion, self.sample[1])
         limits = self.skipped.labels

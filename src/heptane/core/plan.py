@@ -16,6 +16,7 @@ from heptane.base.errors import InputError, check_choice, check_range
 from heptane.base.lazy import torch
 from heptane.core.losses import CrossEntropy, Loss
 from heptane.data.augment import Augment, as_augment
+from heptane.data.balance import SAMPLINGS, check_class_weights
 from heptane.data.resize import ProgressiveResize
 from heptane.model.forward import GRAPH_MODES, check_compile
 
@@ -44,6 +45,12 @@ class Extras:
     """Augmentation, such as ``hp.CropFlip()``; a list of them, in order; or a function from a batch of inputs to one, such
     as torchvision's transforms. A function gets each global batch as a whole, with the global random generators seeded by
     (seed, step)."""
+    sampling: str = "shuffle"
+    """The order of an epoch: "shuffle", or "balanced", which draws as many samples with replacement, each class with the
+    same probability, so that rare classes are seen as often as the others. Needs data in memory."""
+    class_weights: str | Sequence[float] | None = None
+    """Weights of the classes in the cross-entropy: "balanced", so that each class weighs the same in all, or a number for
+    each class. They are scaled to a mean of 1 over the training samples. Needs data in memory."""
     resize: ProgressiveResize | None = None
     """Smaller images at first, such as ``hp.ProgressiveResize(size=20)``."""
     average_decay: float | None = None
@@ -131,7 +138,7 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """What must be the same on all workers: every option but the optimizer, the loss and the device."""
         own = ("epochs", "batch_size", "seed", "accumulate", "clip_norm")
-        extras = ("steps", "resize", "average_decay", "on_nan", "nan_limit", "skip_bad")
+        extras = ("steps", "sampling", "class_weights", "resize", "average_decay", "on_nan", "nan_limit", "skip_bad")
         return {name: getattr(self, name) for name in own} | {name: getattr(self.extras, name) for name in extras}
 
 
@@ -147,6 +154,8 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "clip_norm": lambda name, value: check_range(name, value, 0, low_open=True),
     "average_decay": lambda name, value: check_range(name, value, 0, 1, low_open=True, high_open=True),
     "compile": lambda name, value: check_compile(value),
+    "sampling": lambda name, value: check_choice(name, value, SAMPLINGS),
+    "class_weights": check_class_weights,
     "evaluate_every_epochs": lambda name, value: check_range(name, value, 0, low_open=True),
     "max_seconds": lambda name, value: check_range(name, value, 0, low_open=True),
     "patience": lambda name, value: _at_least(name, value, 1),

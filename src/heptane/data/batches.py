@@ -22,6 +22,7 @@ from heptane.base.tree import (
     tree_map,
 )
 from heptane.data.augment import Augment, CallableAugment
+from heptane.data.balance import balanced_order, class_labels
 from heptane.data.cast import Cast, check_real
 from heptane.data.images.stored_images import Images
 from heptane.data.resize import resized
@@ -224,6 +225,8 @@ class TensorSource:
     seed: int
     worker: Worker = SINGLE_WORKER
     """of images that are read as they are needed, a worker reads its share ahead"""
+    sampling: str = "shuffle"
+    """or "balanced": drawn with replacement, each class with the same probability"""
 
     def __post_init__(self) -> None:
         check_real("training inputs", self.inputs)
@@ -240,13 +243,19 @@ class TensorSource:
         if device.type == "cuda" and num_bytes(data) <= SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]:
             self.inputs, self.targets = transform.move(data)
 
+    def order(self, epoch: int) -> torch.Tensor:
+        """The samples of an epoch, int64 (num_samples,): a function of (seed, epoch)."""
+        if self.sampling == "balanced":
+            return balanced_order(class_labels("sampling='balanced'", self.targets), self.seed, epoch)
+        return epoch_order(self.num_samples, self.seed, epoch)
+
     def batches(self, start: int, stop: int, transform: BatchTransform) -> Iterator[tuple[int, Batch]]:
         data = self.inputs, self.targets
         device = first_tensor(self.inputs).device
         for step in range(start, stop):
             epoch, at = divmod(step, self.steps_per_epoch)
             if at == 0 or step == start:
-                chosen = torch.split(epoch_order(self.num_samples, self.seed, epoch).to(device), self.batch_size)
+                chosen = torch.split(self.order(epoch).to(device), self.batch_size)
             if isinstance(self.inputs, Images):
                 self._read_ahead(self.inputs, chosen[at : at + AHEAD])
             yield step, Batch(data, chosen[at], len(chosen[at]), transform, step)
@@ -269,7 +278,7 @@ class TensorSource:
         return copy_rows((self.inputs, self.targets), slice(size))  # type: ignore[no-any-return]
 
     def sample_batches(self, count: int) -> list[tuple[Any, Any]]:
-        parts = torch.split(epoch_order(self.num_samples, self.seed, 0)[:count], min(PART, self.batch_size))
+        parts = torch.split(self.order(0)[:count], min(PART, self.batch_size))
         return [select_rows((self.inputs, self.targets), part) for part in parts]
 
 

@@ -76,8 +76,8 @@ def out_of_balance(counts: Sequence[int], names: Sequence[str] = ()) -> list[str
         names: of the classes.
 
     Example:
-        >>> out_of_balance([150, 60, 2], ["A", "B", "Z"])
-        ["classes are imbalanced: 'A' has 150 samples, 'Z' 2; balanced accuracy is shown beside accuracy"]
+        >>> [note.split("; ")[0] for note in out_of_balance([150, 60, 2], ["A", "B", "Z"])]
+        ["classes are imbalanced: 'A' has 150 samples, 'Z' 2"]
     """
     called = [repr(name) for name in names] if names else [f"class {index}" for index in range(len(counts))]
     there = [(count, name) for count, name in zip(counts, called, strict=True) if count]
@@ -86,7 +86,10 @@ def out_of_balance(counts: Sequence[int], names: Sequence[str] = ()) -> list[str
         (most, large), (least, small) = max(there, key=lambda one: one[0]), min(there, key=lambda one: one[0])
         if most > BALANCED * least:
             both = f"{large} has {most} samples, {small} {least}"
-            notes.append(f"classes are imbalanced: {both}; balanced accuracy is shown beside accuracy")
+            notes.append(
+                f"classes are imbalanced: {both}; balanced accuracy is shown beside accuracy; --sampling balanced or "
+                "--class-weights balanced (in Python hp.Extras) makes rare classes count as much"
+            )
     if single := [name for count, name in there if count == 1]:
         named = ", ".join(single[:8]) + (f" and {len(single) - 8} more" if len(single) > 8 else "")
         notes.append(f"{named}: only one sample, used for training, so the validation and test parts have none")

@@ -104,7 +104,7 @@ def cache_features(run: Run, phase: Phase, kind: str, dtype: str) -> FeatureCach
         f"{str(features.dtype).removeprefix('torch.')} {store.where}, {features.nbytes / 2**20:.3g} MiB, "
         f"in {time.perf_counter() - began:.3g} s"
     )
-    made = TensorSource(features, source.targets, source.batch_size, source.seed)
+    made = TensorSource(features, source.targets, source.batch_size, source.seed, sampling=source.sampling)
     made.steps_per_epoch = source.steps_per_epoch  # the last batch may be left out
     made.keep_on(run.place)
     return FeatureCache(torch.nn.Sequential(CastCopy(split.dtype), *split.tail), made, note, compute)

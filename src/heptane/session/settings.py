@@ -64,6 +64,10 @@ class Settings:
     """Of images: none, flip (left and right), crop-flip (shifts of up to 2 pixels too), warp (small shifts, turns and
     changes of size), warp-flip, crop (random resized crop and flip), crop-color (and colours) or trivial (crop and
     TrivialAugment). Default: by what a folder's images look like; none for other data."""
+    sampling: str = Extras.sampling
+    class_weights: str | None = None
+    """Weights of the classes in the loss: balanced, so that each class weighs the same in all, or numbers joined by
+    commas. They are scaled to a mean of 1 over the training samples."""
     progressive_size: int | None = None
     """Height and width of the images at first, in pixels: progressive resizing. Default: whole images throughout."""
     progressive_until: float = 0.6

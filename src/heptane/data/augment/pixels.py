@@ -27,7 +27,7 @@ def check_pixels(name: str, inputs: torch.Tensor) -> None:
     if low < 0 or high > 255 or 0 < high <= 1:
         raise InputError(
             f"{name} needs pixel values in [0, 255], but these inputs reach from {low:.3g} to {high:.3g}: train on uint8 "
-            "images, or use an augmentation that only moves pixels, such as hp.RandomResizedCrop() or hp.CropFlip()"
+            "images, or use an augmentation that only moves pixels, such as hp.RandomResizedCrop() (--augment crop)"
         )
 
 

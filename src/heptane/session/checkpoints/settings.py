@@ -53,6 +53,8 @@ MUST_MATCH = {
     "accumulate": "BatchNorm and dropout depend on micro-batches",
     "clip_norm": "affects each step",
     "augment": "class or function with settings",
+    "sampling": "the order of the samples",
+    "class_weights": "as weights of the loss",
     "resize": "its settings",
     "average_decay": "affects the averaged weights",
 }
@@ -66,6 +68,7 @@ SINCE = (
     INPUTS,
     TARGETS,
     ORDER,
+    "sampling",
 )  # absent in checkpoints of earlier versions
 MOST_SHOWN = 4
 BY_DATA = ("class_dim", "all_count", "column", "name")  # of a criterion: determined by data or loss
@@ -110,6 +113,7 @@ def settings_of(run: Run, tricks: Tricks, groups: dict[str, list[Any]]) -> dict[
         "accumulate": plan.accumulate,
         "average_decay": plan.extras.average_decay,
         **_of_objects(run),
+        "sampling": plan.extras.sampling,
         "resize": describe(plan.extras.resize),
         "lr_scaling": describe(tricks.lr_scaling),
         "cyclical": describe(tricks.cyclical),
