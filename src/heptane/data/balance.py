@@ -25,7 +25,8 @@ def class_labels(option: str, targets: Any) -> torch.Tensor:
     if isinstance(targets, torch.Tensor) and not targets.is_floating_point() and not targets.is_complex():
         targets = targets.flatten() if targets.shape[1:].numel() == 1 else targets
         if targets.ndim == 1:
-            return targets.long()
+            labels: torch.Tensor = targets.long()
+            return labels
     found = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, torch.Tensor) else type(targets).__name__
     raise InputError(
         f"{option} needs one class per sample, integer targets of shape (N,), but the targets are {found}: leave it out"

@@ -53,7 +53,7 @@ def _operate(images: torch.Tensor, which: torch.Tensor, strength: torch.Tensor, 
         name = list(OPERATIONS)[int(which)]
         return OPERATIONS[name](images, column(strength if name in UNSIGNED else signed, images))
     found = images.clone()
-    for index in which.unique().tolist():
+    for index in sorted(set(which.tolist())):
         chosen = (which == index).nonzero()[:, 0]
         at = chosen.to(images.device)
         amount = (strength if list(OPERATIONS)[index] in UNSIGNED else signed)[chosen]
