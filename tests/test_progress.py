@@ -68,6 +68,22 @@ def test_a_pipe_gets_a_line_after_2_seconds_and_then_one_each_5(monkeypatch: pyt
     ]
 
 
+def test_a_task_of_known_length_shows_its_rate_and_the_time_left(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
+    pipe = stderr(monkeypatch)
+    with show_progress(), working("training, 100,000 steps", total=100_000) as advance:
+        advance(90_000)  # the steps before a resume do not count
+        wait(1)
+        advance(50)
+        wait(1)
+        advance(1150)
+        wait(10)
+    assert pipe.getvalue().splitlines() == [
+        "training, 100,000 steps: 90,050 (90%), 2 s, 25/s, 6 min 38 s left",
+        "training, 100,000 steps: 91,200 (91%), 7 s, 171/s, 51 s left",
+        "training, 100,000 steps: 91,200 (91%), 12 s, 100/s, 88 s left",
+    ]
+
+
 def test_nothing_is_shown_of_what_is_quick_or_while_signs_are_off(monkeypatch: pytest.MonkeyPatch, wait: Wait) -> None:
     pipe = stderr(monkeypatch)
     with show_progress(), working("quick"):

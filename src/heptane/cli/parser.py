@@ -43,19 +43,29 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
         """Parse the arguments, or raise :class:`InputError`."""
-        commands = next(action for action in self._actions if isinstance(action, argparse._SubParsersAction))
-        if arguments and not arguments[0].startswith("-"):
-            check_choice("command", arguments[0], commands.choices)
-        elif arguments and arguments[0].split("=")[0] not in self._option_string_actions:
-            near = did_you_mean(arguments[0], self._option_string_actions)
-            raise InputError(f"unknown flag {arguments[0]!r}{near}; see {self.prog} --help")
+        command = self._command(arguments)
         flags, unknown = self.parse_known_args(arguments)
         flags.command_line = shlex.join(["heptane", *arguments])
         if unknown:
-            known = list(commands.choices[flags.command]._option_string_actions)
-            word = unknown[0].split("=")[0]
-            raise InputError(f"unknown flag {word!r}{did_you_mean(word, known)}; see heptane {flags.command} --help")
+            command._refuse(unknown[0])
         return flags
+
+    def _command(self, arguments: list[str]) -> Parser:
+        """The parser of the command that begins the arguments, such as that of ``data inspect``."""
+        commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        if not commands or not arguments:
+            return self
+        if not arguments[0].startswith("-"):
+            check_choice("command", arguments[0], commands[0].choices)
+            inner: Parser = commands[0].choices[arguments[0]]
+            return inner._command(arguments[1:])
+        if arguments[0].split("=")[0] not in self._option_string_actions:
+            self._refuse(arguments[0])
+        return self
+
+    def _refuse(self, flag: str) -> NoReturn:
+        word = flag.split("=")[0]
+        raise InputError(f"unknown flag {word!r}{did_you_mean(word, self._option_string_actions)}; see {self.prog} --help")
 
     def format_help(self) -> str:
         """The text of ``--help``."""

@@ -51,7 +51,13 @@ class Planned:
 
 @working("planning the run", after=EVERY_SECONDS)
 def plan_run(
-    settings: Settings, wanted: Choice, flags: argparse.Namespace, *, race: bool = False, data: Data | None = None
+    settings: Settings,
+    wanted: Choice,
+    flags: argparse.Namespace,
+    *,
+    race: bool = False,
+    data: Data | None = None,
+    listing: Listing | None = None,
 ) -> Planned:
     """Load the data, and choose everything that was not given.
 
@@ -61,6 +67,7 @@ def plan_run(
         flags: for flags that are not settings, such as ``fallback``.
         race: plan for a race, whose plain arm trains from scratch at a constant learning rate.
         data: data already loaded; None: load it.
+        listing: its images, if they are listed already.
     """
     if settings.model is not None:
         check_known(settings.model)  # before anything is loaded or printed
@@ -70,7 +77,8 @@ def plan_run(
         machine = measure_speed(machine, settings.device)
         left = budget - (time.time() - began) - max(LEAST_RESERVE, SHARE * budget)
         machine = replace(machine, seconds=max(left, 1.0))
-    listing = _listing(settings) if data is None else None
+    if data is None and listing is None:
+        listing = _listing(settings)
     seen = survey(listing, settings.valid_fraction) if listing is not None else None
     given: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(Settings)}
     given |= {"start": _weights(wanted), "computed_once": _can_cache_features(settings, wanted)}

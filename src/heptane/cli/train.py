@@ -190,12 +190,16 @@ def out_folder(settings: Settings, flags: argparse.Namespace) -> Path:
     from heptane.session.run_folder import check_folder
 
     out = Path(flags.resume or flags.out or _folder(settings))
-    data = Path(settings.data)
-    if data.is_dir() and data.resolve() in (out.resolve(), *out.resolve().parents):
-        raise InputError(f"--out {out} is in the data folder {data}, whose folders are classes: choose another one")
+    check_outside(out, Path(settings.data))
     if not flags.dry_run and not getattr(flags, "plan_workers", None):
         check_folder(out, force=flags.force, resume=bool(flags.resume))
     return out
+
+
+def check_outside(out: Path, data: Path) -> None:
+    """Raise :class:`InputError` if ``out`` is in the data folder."""
+    if data.is_dir() and data.resolve() in (out.resolve(), *out.resolve().parents):
+        raise InputError(f"--out {out} is in the data folder {data}, whose folders are classes: choose another one")
 
 
 def _folder(settings: Settings) -> str:

@@ -54,12 +54,10 @@ def load_images(
     Raises:
         InputError: a class has no readable image, or too many are unreadable.
     """
-    if valid_fraction is not None and "valid" in listing.parts:
-        raise InputError(f"valid_fraction={valid_fraction}: {listing.where!r} has a validation part, so leave it out")
+    parts = split_listing(listing, seed, valid_fraction)
     reading, notes = reading or Reading(), list(listing.notes)
     size, is_grey = _size_and_colour(listing, image_size)
     channels = 1 if is_grey and scale != "imagenet" else 3
-    parts = _split(listing, seed, valid_fraction)
     larger = tuple(round(side * reading.room) for side in size)
     stores, how = dict[tuple[int, ...], "PixelStore"](), ""
     rows = {size: np.concatenate([parts[part] for part in parts if part != "train" or larger == size])}
@@ -92,10 +90,12 @@ def load_images(
     return Data(listing.name, train, valid, test, *about, kind="images", preprocess=preprocess, files=files)
 
 
-def _split(listing: Listing, seed: int, valid_fraction: float | None) -> dict[str, npt.NDArray[np.int64]]:
-    """Positions of the images of ``train``, ``valid`` and ``test``, in this order."""
+def split_listing(listing: Listing, seed: int, valid_fraction: float | None) -> dict[str, npt.NDArray[np.int64]]:
+    """Positions of the images of ``train``, ``valid`` and ``test``, in this order; see :func:`load_images`."""
     given = listing.parts
     if "valid" in given:
+        if valid_fraction is not None:
+            raise InputError(f"valid_fraction={valid_fraction}: {listing.where!r} has a validation part, so leave it out")
         return {part: given[part] for part in PARTS if part in given}
     whole = given["all" if "all" in given else "train"]
     shares = [*([0.1] if "all" in given else []), 0.1 if valid_fraction is None else valid_fraction]

@@ -100,24 +100,30 @@ def decode(
     image: Image.Image, size: tuple[int, int], is_grey: bool, background: tuple[int, int, int] | None = None
 ) -> npt.NDArray[Any]:
     """Return the upright pixels of ``size`` (width, height), fitted as the module says: uint8 (1 or 3, H, W)."""
-    from PIL import Image, ImageOps
-
     _check_mode(image)
     if image.format == "JPEG":
         image.draft(None, (2 * size[0], 2 * size[1]))  # decodes a large photo at 1/2, 1/4 or 1/8, which is much faster
-    upright = ImageOps.exif_transpose(_thinned(image, size))
-    if upright.mode[0] == "I":  # keep the upper 8 bits of 16; Pillow would clip
-        upright = Image.fromarray((np.clip(np.asarray(upright), 0, 65535) >> 8).astype(np.uint8))
-    if upright.has_transparency_data:
-        clear = upright.convert("LA" if is_grey else "RGBA")
+    turned = upright(thinned(image, size))
+    if turned.has_transparency_data:
+        clear = turned.convert("LA" if is_grey else "RGBA")
         opacity = clear.getchannel("A")
         if int(np.asarray(opacity).min()) < 255:
             return filled(np.array(_contained(clear, opacity, size)).transpose(2, 0, 1), background)
-    fitted = _fitted(upright.convert("L" if is_grey else "RGB"), size)
+    fitted = _fitted(turned.convert("L" if is_grey else "RGB"), size)
     return np.array(fitted).reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
 
-def _thinned(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The image rotated as its EXIF tag says, with 8 bits per channel."""
+    from PIL import Image, ImageOps
+
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode[0] == "I":  # keep the upper 8 bits of 16; Pillow would clip
+        return Image.fromarray((np.clip(np.asarray(turned), 0, 65535) >> 8).astype(np.uint8))
+    return turned
+
+
+def thinned(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Subsample a huge image to about eight times ``size``, to be averaged later."""
     from PIL import Image
 
