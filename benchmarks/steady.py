@@ -36,10 +36,10 @@ from heptane.model.warm_up import warm_up
 
 torch.manual_seed(0)
 model = resnet(in_channels=3)
-inputs, targets = torch.randn(128, 3, 64, 64), torch.randint(0, 10, (128,))
+batch = torch.randn(128, 3, 64, 64), torch.randint(0, 10, (128,))
 warm_up("cpu")  # what a process pays once, of which the optimizer's imports are the most
 began = time.perf_counter()
-dtype, channels_last, why = choose_precision(hp.MixedPrecision(), model, CrossEntropy(), inputs, targets, planned_steps=500)
+dtype, channels_last, why, _ = choose_precision(hp.MixedPrecision(), model, CrossEntropy(), batch, planned_steps=500)
 print(json.dumps({"choice": [dtype, channels_last], "seconds": time.perf_counter() - began, "why": why}))
 """
 EQUAL_RUNS = """

@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import heptane as hp
+from heptane.core.run import Run
+from heptane.session.checkpoints import checkpoint
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Factory = Callable[[Any], torch.optim.Optimizer]
@@ -163,3 +165,18 @@ def by_hand(model: torch.nn.Module, batches: Iterable[tuple[Any, Any]], optimize
     for _ in steps_by_hand(model, batches, optimizer(model.parameters()), **more):
         pass
     return model
+
+
+# Checkpoints
+
+
+def save_checkpoint(run: Run, step: int, history: list[dict[str, Any]], folder: Path, keep: int = 1) -> Path:
+    """Write a checkpoint of ``step``, and remove all but the newest ``keep``."""
+    path = checkpoint.write(checkpoint.take_snapshot(run, step, history), folder, run)
+    checkpoint.prune(folder, keep)
+    return path
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in ``folder``, newest first."""
+    return sorted((int(path.name.removeprefix("step-")) for path in folder.glob("step-*")), reverse=True)

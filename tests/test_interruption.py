@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import VALID, fit_mlp
+from tests.helpers import VALID, checkpoint_steps, fit_mlp
 
 import heptane as hp
 from heptane.base.errors import Interrupted
@@ -71,7 +71,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_bitwise(
         with pytest.raises(Interrupted, match=rf"^{name}: saved at step {step}$"):
             fit_mlp(tmp_path / "run")
     assert {name: signal.getsignal(getattr(signal, name)) for name in NAMES} == before
-    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints")[0] == step
+    assert checkpoint_steps(tmp_path / "run" / "checkpoints")[0] == step
     assert not (tmp_path / "run" / "result.json").exists()
     same(fit_mlp(tmp_path / "run", resume=True), fit_mlp(None))
 
@@ -182,7 +182,7 @@ def terminate_when_saved(pid: int, out: Path) -> None:
 
 
 def assert_goes_on(errors: str, out: Path) -> None:
-    step = checkpoint.steps_in(out / "checkpoints")[0]
+    step = checkpoint_steps(out / "checkpoints")[0]
     assert errors.splitlines()[-1] == (f"heptane: SIGTERM: saved at step {step}; go on with: heptane train --resume '{out}'")
 
 

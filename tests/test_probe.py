@@ -86,7 +86,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, with_units: None) -> dict[tuple[str, 
         now[0] += seconds[variant]
 
     monkeypatch.setattr(TrialSteps, "step", step)
-    monkeypatch.setattr(variants, "_cpu_clock", lambda: now[0])
+    monkeypatch.setattr(variants, "_seconds", lambda device: now[0])
     monkeypatch.setattr(variants, "now", lambda: now[0] / 100)
     monkeypatch.setattr(variants, "run_queue_seconds", lambda: 0.0)
     return seconds
@@ -111,7 +111,7 @@ def test_a_probe_leaves_no_mark(trick: hp.MixedPrecision) -> None:
     model[0].eval()
     model[4].weight.grad = torch.ones_like(model[4].weight)
     before, inputs = state(model), IMAGES.clone()
-    choose_precision(trick, model, CrossEntropy(), inputs, LABELS)
+    choose_precision(trick, model, CrossEntropy(), (inputs, LABELS))
     unused(model, CrossEntropy(), inputs, LABELS)
     assert same(before, state(model))
     assert torch.equal(inputs, IMAGES)
@@ -119,15 +119,15 @@ def test_a_probe_leaves_no_mark(trick: hp.MixedPrecision) -> None:
 
 
 def test_what_was_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "compare", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(probe.Comparison, "run", lambda _: pytest.fail("measured"))
     trick = hp.MixedPrecision(dtype="bf16", channels_last="on")
-    assert choose_precision(trick, convnet(), CrossEntropy(), IMAGES, LABELS) == (
+    assert choose_precision(trick, convnet(), CrossEntropy(), (IMAGES, LABELS))[:3] == (
         "bf16",
         True,
         "bf16 channels last: asked for",
     )
     trick = hp.MixedPrecision(dtype="fp32")
-    assert choose_precision(trick, mlp(), CrossEntropy(), IMAGES, LABELS) == ("fp32", False, "fp32: asked for")
+    assert choose_precision(trick, mlp(), CrossEntropy(), (IMAGES, LABELS)) == ("fp32", False, "fp32: asked for", [])
 
 
 VARIANTS = [("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True)]
@@ -136,7 +136,7 @@ VARIANTS = [("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True)]
 @pytest.mark.parametrize("winner", VARIANTS)
 def test_the_fastest_variant_that_pays_wins(winner: tuple[str, bool], timed: dict[tuple[str, bool], float]) -> None:
     timed |= dict.fromkeys(VARIANTS, 0.004) | {winner: 0.003}
-    dtype, last, why = choose_precision(hp.MixedPrecision(), convnet(), CrossEntropy(), IMAGES, LABELS)
+    dtype, last, why, _ = choose_precision(hp.MixedPrecision(), convnet(), CrossEntropy(), (IMAGES, LABELS))
     assert (dtype, last) == winner
     assert "3 ms" in why
     assert why.count(" ms") >= 3
@@ -144,25 +144,25 @@ def test_the_fastest_variant_that_pays_wins(winner: tuple[str, bool], timed: dic
 
 def test_what_is_hardly_faster_is_noise_and_plain_stays(timed: dict[tuple[str, bool], float]) -> None:
     timed |= {("fp32", False): 0.0100, ("bf16", False): 0.0093}
-    dtype, last, why = choose_precision(hp.MixedPrecision(), mlp(), CrossEntropy(), IMAGES, LABELS)
+    dtype, last, why, _ = choose_precision(hp.MixedPrecision(), mlp(), CrossEntropy(), (IMAGES, LABELS))
     assert (dtype, last) == ("fp32", False)
     assert why == "fp32: no variant is clearly faster here, timed on steps of 4 samples (fp32 10 ms, bf16 9.3 ms)"
 
 
 def test_what_is_clearly_faster_is_taken(timed: dict[tuple[str, bool], float]) -> None:
     timed |= {("fp32", False): 0.0100, ("bf16", False): 0.0088}
-    assert choose_precision(hp.MixedPrecision(), mlp(), CrossEntropy(), IMAGES, LABELS)[0] == "bf16"
+    assert choose_precision(hp.MixedPrecision(), mlp(), CrossEntropy(), (IMAGES, LABELS))[0] == "bf16"
 
 
 def test_models_without_2d_convolutions_are_not_tried_channels_last(timed: dict[tuple[str, bool], float]) -> None:
     timed |= {("fp32", False): 1.0, ("bf16", False): 2.0}
-    assert choose_precision(hp.MixedPrecision(), mlp(), CrossEntropy(), IMAGES, LABELS)[:2] == ("fp32", False)
+    assert choose_precision(hp.MixedPrecision(), mlp(), CrossEntropy(), (IMAGES, LABELS))[:2] == ("fp32", False)
 
 
 def test_fp16_on_a_cpu_is_refused_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "compare", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(probe.Comparison, "run", lambda _: pytest.fail("measured"))
     with pytest.raises(hp.InputError, match=r"fp16.* refused on a CPU.*GFLOP/s"):
-        choose_precision(hp.MixedPrecision(dtype="fp16"), convnet(), CrossEntropy(), IMAGES, LABELS)
+        choose_precision(hp.MixedPrecision(dtype="fp16"), convnet(), CrossEntropy(), (IMAGES, LABELS))
 
 
 def test_the_step_that_is_timed_is_a_training_step_in_the_variants_form(with_units: None) -> None:
@@ -176,7 +176,7 @@ def test_the_step_that_is_timed_is_a_training_step_in_the_variants_form(with_uni
             return out
 
     model = torch.nn.Sequential(Spy(2, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3)).eval()
-    choose_precision(hp.MixedPrecision(), model, CrossEntropy(), torch.randn(4, 2, 8, 8), LABELS)
+    choose_precision(hp.MixedPrecision(), model, CrossEntropy(), (torch.randn(4, 2, 8, 8), LABELS))
     fp32, bf16 = torch.float32, torch.bfloat16
     assert {found for found in seen if found[0]} == {  # in eval mode it is only tried
         *((True, fp32, False, False), (True, fp32, True, True)),
@@ -251,7 +251,7 @@ def test_no_copy_of_the_model_is_made_and_at_most_its_gradients_are_beside_it(wi
     model = torch.nn.Sequential(Single(1, 37, 5), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(37, 3))
     with pytest.raises(RuntimeError):
         copy.deepcopy(model)
-    choose_precision(hp.MixedPrecision(), model, CrossEntropy(), IMAGES, LABELS)
+    choose_precision(hp.MixedPrecision(), model, CrossEntropy(), (IMAGES, LABELS))
     unused(model, CrossEntropy(), IMAGES, LABELS)
     assert max(most) <= 2
 
@@ -274,17 +274,15 @@ class Views(torch.nn.Module):
 
 @pytest.mark.parametrize(("fails", "out"), [("view", 2), ("bf16", 2), ("backward", 2)])
 def test_a_variant_that_fails_is_out_with_a_note(fails: str, out: int, with_units: None) -> None:
-    notes: list[str] = []
     model = Views(fails)
     before = state(model)
-    choose_precision(hp.MixedPrecision(), model, CrossEntropy(), PAIRS, LABELS, notes=notes)
+    notes = choose_precision(hp.MixedPrecision(), model, CrossEntropy(), (PAIRS, LABELS)).notes
     assert same(before, state(model))
     assert len(notes) == out
     word = "bf16" if fails == "bf16" else "channels last"
     assert all(word in note and "left out: the model fails with it" in note for note in notes)
-    again: list[str] = []
-    choose_precision(hp.MixedPrecision(), model, CrossEntropy(), PAIRS, LABELS, notes=again)
-    assert again == notes, "a decision that was kept says so too"
+    again = choose_precision(hp.MixedPrecision(), model, CrossEntropy(), (PAIRS, LABELS))
+    assert again.notes == notes, "a decision that was kept says so too"
 
 
 @pytest.mark.parametrize("trick", [hp.MixedPrecision(), hp.Tricks.recommended().mixed_precision])
@@ -299,10 +297,10 @@ def test_a_model_that_views_trains_with_the_trick(trick: hp.MixedPrecision) -> N
 def test_what_was_asked_for_and_does_not_run_is_refused_with_the_remedy() -> None:
     trick = hp.MixedPrecision(dtype="fp32", channels_last="on")
     with pytest.raises(hp.InputError, match=r"channels_last='on': the model fails with it \(view.*use 'auto'"):
-        choose_precision(trick, Views("view"), CrossEntropy(), PAIRS, LABELS)
+        choose_precision(trick, Views("view"), CrossEntropy(), (PAIRS, LABELS))
     trick = hp.MixedPrecision(dtype="bf16", channels_last="off")
     with pytest.raises(hp.InputError, match=r"dtype='bf16': the model fails with it \(no 16 bits for me\)"):
-        choose_precision(trick, Views("bf16"), CrossEntropy(), PAIRS, LABELS)
+        choose_precision(trick, Views("bf16"), CrossEntropy(), (PAIRS, LABELS))
 
 
 def test_three_dimensional_convolutions_beside_images_stay_as_they_are() -> None:
@@ -325,11 +323,11 @@ def test_emulated_16_bits_are_never_run_but_where_they_are_named(monkeypatch: py
     monkeypatch.setattr(probe, "computes_bf16", lambda: False)
     model = mlp()
     model[1].register_forward_hook(lambda _, given, output: seen.add(output.dtype))
-    dtype, last, why = choose_precision(hp.MixedPrecision(), model, CrossEntropy(), IMAGES, LABELS)
+    dtype, last, why, _ = choose_precision(hp.MixedPrecision(), model, CrossEntropy(), (IMAGES, LABELS))
     assert (dtype, last, why) == ("fp32", False, "fp32: this processor has no units for 16 bits")
     assert torch.bfloat16 not in seen
-    notes: list[str] = []
-    assert choose_precision(hp.MixedPrecision(dtype="bf16"), model, CrossEntropy(), IMAGES, LABELS, notes=notes)[0] == "bf16"
+    dtype, _, _, notes = choose_precision(hp.MixedPrecision(dtype="bf16"), model, CrossEntropy(), (IMAGES, LABELS))
+    assert dtype == "bf16"
     assert "emulates them" in notes[0]
 
 
@@ -344,35 +342,33 @@ def test_a_network_that_keeps_its_state_is_measured_from_its_own_state(with_unit
             self.hidden = hidden.detach()
             return self.head(out[:, -1])  # type: ignore[no-any-return]
 
-    notes: list[str] = []
     model = Remembers()
-    choose_precision(hp.MixedPrecision(), model, CrossEntropy(), IMAGES, LABELS, notes=notes)
+    assert choose_precision(hp.MixedPrecision(), model, CrossEntropy(), (IMAGES, LABELS)).notes == []
     assert model.hidden is None
-    assert notes == []
 
 
 def test_a_decision_is_kept_and_holds_for_this_model_shapes_and_machine(
     timed: dict[tuple[str, bool], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed |= {("fp32", False): 0.01, ("bf16", False): 0.005}
-    first = choose_precision(hp.MixedPrecision(), mlp(), CrossEntropy(), IMAGES, LABELS)
+    first = choose_precision(hp.MixedPrecision(), mlp(), CrossEntropy(), (IMAGES, LABELS))
     timed |= {("fp32", False): 0.01, ("bf16", False): 0.5}
-    again = choose_precision(hp.MixedPrecision(), mlp(seed=3), CrossEntropy(), IMAGES, LABELS)
+    again = choose_precision(hp.MixedPrecision(), mlp(seed=3), CrossEntropy(), (IMAGES, LABELS))
     assert first[0] == again[0] == "bf16"
     assert again[2] == first[2] + ", measured once on this machine"
     others = [(mlp(num_classes=5), IMAGES, LABELS), (mlp(), IMAGES[:3], LABELS[:3])]
-    assert [choose_precision(hp.MixedPrecision(), m, CrossEntropy(), x, y)[0] for m, x, y in others] == ["fp32"] * 2
+    assert [choose_precision(hp.MixedPrecision(), m, CrossEntropy(), (x, y))[0] for m, x, y in others] == ["fp32"] * 2
     monkeypatch.setattr(probe, "describe", lambda device: "another machine")
-    assert choose_precision(hp.MixedPrecision(), mlp(), CrossEntropy(), IMAGES, LABELS)[0] == "fp32"
+    assert choose_precision(hp.MixedPrecision(), mlp(), CrossEntropy(), (IMAGES, LABELS))[0] == "fp32"
 
 
 def test_a_kept_decision_that_no_longer_runs_is_measured_anew(timed: dict[tuple[str, bool], float]) -> None:
     timed |= dict.fromkeys(VARIANTS, 0.01) | {("fp32", True): 0.005}
     model = Views("")
-    assert choose_precision(hp.MixedPrecision(), model, CrossEntropy(), PAIRS, LABELS)[:2] == ("fp32", True)
+    assert choose_precision(hp.MixedPrecision(), model, CrossEntropy(), (PAIRS, LABELS))[:2] == ("fp32", True)
     model.fails = "view"
     for _ in range(2):
-        assert choose_precision(hp.MixedPrecision(), model, CrossEntropy(), PAIRS, LABELS)[:2] == ("fp32", False)
+        assert choose_precision(hp.MixedPrecision(), model, CrossEntropy(), (PAIRS, LABELS))[:2] == ("fp32", False)
 
 
 def test_the_same_call_gives_bitwise_the_same_weights_whatever_a_second_measurement_would_say(
@@ -403,7 +399,7 @@ def test_a_slow_step_ends_with_the_budget_and_plain_stays(where: str, with_units
     layers = [layer for _ in range(12) for layer in (torch.nn.Linear(64, 64), Slow())]
     model = torch.nn.Sequential(torch.nn.Flatten(), *layers, torch.nn.Linear(64, 3))
     began = time.perf_counter()
-    dtype, last, why = choose_precision(hp.MixedPrecision(), model, CrossEntropy(), IMAGES, LABELS, planned_steps=3)
+    dtype, last, why, _ = choose_precision(hp.MixedPrecision(), model, CrossEntropy(), (IMAGES, LABELS), planned_steps=3)
     assert time.perf_counter() - began < 2.7
     assert (dtype, last) == ("fp32", False)
     assert "a step takes too long" in why

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from heptane.core.precision import comparison as variants
-from heptane.core.precision.comparison import TooSlow, compare, fastest
+from heptane.core.precision.comparison import Comparison, TooSlow
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ class Fake:
         self.over: Any = None
         monkeypatch.setattr(variants, "now", lambda: self.wall)
         monkeypatch.setattr(variants, "run_queue_seconds", lambda: self.wall - self.cpu)
-        monkeypatch.setattr(variants, "_cpu_clock", lambda: self.cpu)
+        monkeypatch.setattr(variants, "_seconds", lambda device: self.cpu)
 
     def step(self, variant: str, rows: int) -> None:
         self.calls.append((variant, rows))
@@ -49,8 +49,9 @@ class Fake:
 
 def run(fake: Fake, *, batch: int = 128, planned: float = 0.0) -> tuple[Any, Any]:
     names = list(fake.seconds)
-    outcome = compare(fake, names, batch=batch, planned_samples=planned, device=CPU)
-    return fastest(outcome, names), outcome
+    outcome = Comparison(fake, names, batch, planned, CPU)
+    outcome.run()
+    return outcome.fastest(), outcome
 
 
 def test_it_is_measured_in_turn_on_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from tests.workers import TWO
 from torch import nn
 
 import heptane as hp
-from heptane.core.eval_batch import BatchSplitter, eval_batch_size
+from heptane.core.evaluation import BatchSplitter, eval_batch_size
 
 
 class Seen(nn.Module):

@@ -23,8 +23,7 @@ from tests.helpers import fit, random_data
 
 import heptane as hp
 from heptane.distributed import pickling, worker
-from heptane.distributed.launch import raise_failure
-from heptane.distributed.torch_settings import settings
+from heptane.distributed.launch import raise_failure, torch_settings
 
 TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
 IN_GROUP = hp.Tricks(data_parallel=hp.DataParallel())  # as many workers as run already
@@ -56,7 +55,7 @@ def launch(
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="heptane-") as folder:
         task, answer = Path(folder, "task.pt"), Path(folder, "answer.pt")
-        pickling.write((function, kwargs, min(timeout_seconds, 60.0), settings()), task)
+        pickling.write((function, kwargs, min(timeout_seconds, 60.0), torch_settings()), task)
         group = [SERVER.Process(target=_work, args=(rank, workers, port, task, answer)) for rank in range(workers)]
         for process in group:
             process.start()

@@ -22,9 +22,9 @@ from heptane.core.class_balance import balance, weight_classes
 from heptane.core.criterion import loss_module
 from heptane.core.optimizers import model_optimizer, resolve_optimizer
 from heptane.core.plan import Plan
-from heptane.core.precision.agreed import agreed_precision
+from heptane.core.precision.choose import choose_precision
 from heptane.core.precision.step import Precision, disable_foreach
-from heptane.core.run import NoMixup, Run
+from heptane.core.run import BatchMixer, Run
 from heptane.core.schedule import Rates, check_momentum, constant, scale_schedules
 from heptane.core.step_trial import least_batch, step_layer_usage, written_by_forward
 from heptane.core.untrained import check_buffers
@@ -36,14 +36,15 @@ from heptane.data.loaders.skipped_samples import SkippedSamples, labels_beyond
 from heptane.data.loaders.stream_source import StreamSource
 from heptane.data.sources import as_source
 from heptane.distributed.replicas import broadcast_model
-from heptane.distributed.workers import Worker
+from heptane.distributed.workers import Worker, all_gather
+from heptane.model.memory_format import store_channels_last
 from heptane.model.probe import probe_output, two_samples
 from heptane.model.warm_up import warm_up
 from heptane.pretrained.anatomy import Anatomy
 from heptane.pretrained.freezing import restore_freezing, save_freezing
 from heptane.session.checkpoints.settings import groups_of, settings_of
 from heptane.session.same_settings import check_same_settings
-from heptane.tricks import Tricks
+from heptane.tricks import Tricks, check_tricks
 from heptane.tricks.data_parallel import DataParallel
 from heptane.tricks.transfer import Stages
 
@@ -73,11 +74,8 @@ def assemble(
     Raises:
         InputError: wrong input, or tricks that exclude each other, before anything is trained.
     """
-    tricks = Tricks() if tricks is None else tricks
-    if not isinstance(tricks, Tricks):
-        raise InputError(f"tricks={tricks!r}: expected a heptane.Tricks(...), or None for all off")
     check_model(model)
-    made = _Assembly(model, plan, tricks, clock or Clock())
+    made = _Assembly(model, plan, check_tricks(tricks), clock or Clock())
     made.open_data(train, others)
     made.place_model()
     made.transfer(others)
@@ -223,16 +221,15 @@ class _Assembly:
         if trick is not None:
             self.clock.pause()  # a fact of this machine, which is found once
             last_rows = self.source.num_samples % self.source.batch_size
-            sample = self.model, self.criterion, self.sample
-            choice = agreed_precision(
-                trick, *sample, planned_steps=self.total_steps, last_rows=last_rows, worker=self.worker
-            )
+            what = trick, self.model, self.criterion, self.sample
+            choice = choose_precision(*what, planned_steps=self.total_steps, last_rows=last_rows)
+            choice = all_gather(choice, self.worker)[0]  # a measurement may come out differently on each worker
             self.clock.resume()
             self.events.note(*choice.notes)
             self.why["mixed_precision"] = choice.why
             self.place.channels_last = choice.channels_last
-            if not (self.tricks.data_parallel and self.parallel.shards):  # shards are contiguous
-                choice.store(self.model)
+            if choice.channels_last and not (self.tricks.data_parallel and self.parallel.shards):  # shards are contiguous
+                store_channels_last(self.model)
             self.precision = trick.build(choice.dtype, self.place.device.type)
         self.precision.guard = self.extras.on_nan != "ignore"
 
@@ -301,7 +298,7 @@ class _Assembly:
     def run(self, asked: Tricks | None) -> Run:
         """All of it in its slots, with mixup's."""
         rates, mixup, steps = self.rates(), self.tricks.mixup, (self.total_steps, self.source.steps_per_epoch)
-        mix = mixup.fill(self.model, self.plan.seed, *steps, self.sample[0]) if mixup else NoMixup()
+        mix = mixup.fill(self.model, self.plan.seed, *steps, self.sample[0]) if mixup else BatchMixer()
         self.clock.pause()
         run = Run(
             plan=self.plan,

@@ -15,8 +15,7 @@ from heptane.core.checks import TRIED, check_on_device, check_targets, first_bat
 from heptane.core.criterion import choose_criterion, loss_input
 from heptane.core.custom_losses import infer_loss_count
 from heptane.core.custom_metrics import flatten_metrics
-from heptane.core.eval_batch import eval_batch_size
-from heptane.core.evaluation import Evaluation
+from heptane.core.evaluation import Evaluation, eval_batch_size
 from heptane.core.loop import Step
 from heptane.core.loop import steps as steps_of
 from heptane.core.losses import Elementwise, Loss
@@ -32,7 +31,7 @@ from heptane.session.history import Goal
 from heptane.session.request import Request
 from heptane.session.result import Result
 from heptane.training import train_as_asked
-from heptane.tricks import Tricks, check_tricks
+from heptane.tricks import Tricks
 
 
 @accepts_extras(Extras, *PLAIN)
@@ -181,7 +180,7 @@ def train(
 def _steps(model: torch.nn.Module, train: Any, plan: Plan, tricks: Tricks | None) -> Iterator[Step]:
     try:
         with preserved_rng(), enable_gradients():
-            run = assemble(model, to_tensors(train), plan, check_tricks(tricks))
+            run = assemble(model, to_tensors(train), plan, tricks)
         yield from isolated_rng(steps_of(run), torch_only=isinstance(run.source, TensorSource))
     finally:
         restore_freezing(model)

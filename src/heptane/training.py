@@ -26,9 +26,8 @@ from heptane.model.modes import enable_gradients
 from heptane.pretrained.freezing import restore_freezing, swap_head
 from heptane.report.examination.examine import Examination, examine
 from heptane.session.checkpoints import checkpoint, restore
-from heptane.session.checkpoints.data_facts import data_facts
+from heptane.session.checkpoints.describe import data_facts
 from heptane.session.checkpoints.manager import CheckpointManager
-from heptane.session.checkpoints.savable import check_savable
 from heptane.session.interruption import Interruption
 from heptane.session.recorder import Recorder
 from heptane.session.request import Request
@@ -115,7 +114,7 @@ def _opened(request: Request, run: Run, saved: checkpoint.Saved | None, stack: E
         restore.check_all(run, saved)
     if request.run_dir is None:
         return None
-    check_savable(run)
+    checkpoint.check_savable(run)
     made: list[RunFolder] = []
     options = {"force": request.extras.force, "resume": request.resume}
     from_rank_zero(lambda: made.append(RunFolder(request.run_dir, **options)), run.worker)

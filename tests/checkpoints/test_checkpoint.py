@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.helpers import make_images, mlp, sgd
+from tests.helpers import checkpoint_steps, make_images, mlp, save_checkpoint, sgd
 
 import heptane as hp
 from heptane.assemble import assemble
@@ -75,7 +75,7 @@ OPTIMIZERS: dict[str, Factory] = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
     first = trained(3, optimizer=OPTIMIZERS[name])
-    path = checkpoint.save(first, 3, [RECORD], tmp_path)
+    path = save_checkpoint(first, 3, [RECORD], tmp_path)
     second = make(OPTIMIZERS[name], model=mlp(seed=5))
     assert load(second, path) == (3, [RECORD])
     assert flat(second.model.state_dict()) == flat(first.model.state_dict())
@@ -85,7 +85,7 @@ def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_going_on_from_a_checkpoint_is_bitwise_the_uninterrupted_run(name: str, tmp_path: Path) -> None:
     whole = trained(6, optimizer=OPTIMIZERS[name])
-    path = checkpoint.save(trained(2, optimizer=OPTIMIZERS[name]), 2, [], tmp_path)
+    path = save_checkpoint(trained(2, optimizer=OPTIMIZERS[name]), 2, [], tmp_path)
     second = make(OPTIMIZERS[name], model=mlp(seed=5))
     start, _ = load(second, path)
     assert [event.step for event in steps(second, start)] == [3, 4, 5, 6]
@@ -108,7 +108,7 @@ class Odd(torch.optim.SGD):
 def test_nested_state_and_counters_in_the_groups_survive(tmp_path: Path) -> None:
     first = trained(2, optimizer=lambda p: Odd(p, lr=0.1, momentum=0.9))
     second = make(lambda p: Odd(p, lr=0.1, momentum=0.9))
-    load(second, checkpoint.save(first, 2, [], tmp_path))
+    load(second, save_checkpoint(first, 2, [], tmp_path))
     assert second.optimizer.param_groups[0]["num_calls"] == 2
     saved, loaded = first.optimizer.state_dict()["state"][0], second.optimizer.state_dict()["state"][0]
     assert flat(loaded["nested"]) == flat(saved["nested"])
@@ -145,7 +145,7 @@ def test_awkward_models_come_back_whole(tmp_path: Path) -> None:
     first = trained(3, model=Awkward())
     first.model.extra = {"seen": 96}  # type: ignore[assignment]
     second = make(model=Awkward())
-    load(second, checkpoint.save(first, 3, [], tmp_path))
+    load(second, save_checkpoint(first, 3, [], tmp_path))
     assert flat(second.model.state_dict()) == flat(first.model.state_dict())
     assert second.model.first.weight is second.model.second.weight  # type: ignore[union-attr]
     assert second.model.conv.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr,operator]
@@ -164,7 +164,7 @@ def test_a_state_that_json_and_safetensors_cannot_hold_is_refused_by_name(tmp_pa
     run = trained(1)
     run.optimizer.param_groups[0]["function"] = print
     with pytest.raises(hp.InputError, match=r"optimizer\.param_groups\.0\.function is of type builtin_function"):
-        checkpoint.save(run, 1, [], tmp_path)
+        save_checkpoint(run, 1, [], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -174,7 +174,7 @@ def test_counts_and_clocks_go_on(tmp_path: Path) -> None:
     first.clock.train, first.clock.started = 50.0, first.clock.started - 70  # type: ignore[operator]
     second = make()
     before = second.clock.read()
-    load(second, checkpoint.save(first, 3, [], tmp_path))
+    load(second, save_checkpoint(first, 3, [], tmp_path))
     after = second.clock.read()
     assert (second.skipped, second.meter.nonfinite, second.meter.first_nonfinite) == (4, 2, 1)
     assert 50 <= after["train"] - before["train"] < 51
@@ -183,7 +183,7 @@ def test_counts_and_clocks_go_on(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_in_the_history_comes_back(tmp_path: Path) -> None:
     run = trained(3)
-    _, history = load(run, checkpoint.save(run, 3, [RECORD | {"train_loss": float("nan")}], tmp_path))
+    _, history = load(run, save_checkpoint(run, 3, [RECORD | {"train_loss": float("nan")}], tmp_path))
     assert history[0]["train_loss"] != history[0]["train_loss"]
 
 
@@ -196,7 +196,7 @@ def test_the_scale_of_fp16_goes_on_and_a_change_of_precision_is_noted(tmp_path: 
     first = trained(1)
     first.precision = scaled(512.0)
     first.precision.steps_held = 7
-    path = checkpoint.save(first, 1, [], tmp_path)
+    path = save_checkpoint(first, 1, [], tmp_path)
     second = make()
     second.precision = scaled(65536.0)
     load(second, path)
@@ -218,21 +218,21 @@ def test_the_newest_and_the_best_are_kept_and_litter_of_a_killed_process_goes(tm
     (tmp_path / "best.safetensors").write_text("mine")
     assert checkpoint.find_newest(tmp_path) == (None, []) == checkpoint.find_newest(tmp_path / "none")
     for step in (1, 5, 7, 1_000_000_000):
-        path = checkpoint.save(run, step, [], tmp_path, keep=2)
+        path = save_checkpoint(run, step, [], tmp_path, keep=2)
         saved, notes = checkpoint.find_newest(tmp_path)
         assert saved is not None
         assert (saved.path, notes) == (path, [])
     assert names(tmp_path) == {"best.safetensors", "step-000000007", "step-1000000000"}
-    checkpoint.save(run, 8, [], tmp_path, keep=9)
+    save_checkpoint(run, 8, [], tmp_path, keep=9)
     checkpoint.prune(tmp_path, 1, best=7)
     assert names(tmp_path) == {"best.safetensors", "step-000000007", "step-1000000000"}
-    assert checkpoint.steps_in(tmp_path) == [1_000_000_000, 7]
+    assert checkpoint_steps(tmp_path) == [1_000_000_000, 7]
 
 
 def test_writing_a_step_again_replaces_it(tmp_path: Path) -> None:
     run = trained(1)
-    checkpoint.save(run, 3, [RECORD], tmp_path)
-    path = checkpoint.save(run, 3, [RECORD | {"epoch": 2}], tmp_path)
+    save_checkpoint(run, 3, [RECORD], tmp_path)
+    path = save_checkpoint(run, 3, [RECORD | {"epoch": 2}], tmp_path)
     assert load(make(), path) == (3, [RECORD | {"epoch": 2}])
     assert names(tmp_path) == {"step-000000003"}
 
@@ -260,11 +260,11 @@ def test_whichever_call_to_the_disk_fails_the_last_good_checkpoint_loads(tmp_pat
     while True:
         fail += 1
         folder = tmp_path / str(fail)
-        older = checkpoint.save(first, 1, [], folder)
+        older = save_checkpoint(first, 1, [], folder)
         with pytest.MonkeyPatch.context() as monkeypatch:
             disk = Disk(monkeypatch, fail)
             with contextlib.suppress(OSError):
-                checkpoint.save(second, 2, [], folder)
+                save_checkpoint(second, 2, [], folder)
         saved, notes = checkpoint.find_newest(folder)
         assert saved is not None
         assert notes == []
@@ -274,7 +274,7 @@ def test_whichever_call_to_the_disk_fails_the_last_good_checkpoint_loads(tmp_pat
         if disk.calls < fail:
             break
         assert saved.path == older or step == 2
-        checkpoint.save(second, 3, [], folder)
+        save_checkpoint(second, 3, [], folder)
         assert names(folder) == {"step-000000003"}
     assert fail > 8
 
@@ -304,7 +304,7 @@ def test_a_checkpoint_gets_its_name_by_one_rename_after_all_of_it_is_on_the_disk
 ) -> None:
     run = trained(2)
     order = Order(monkeypatch)
-    checkpoint.save(run, 2, [], tmp_path / "checkpoints")
+    save_checkpoint(run, 2, [], tmp_path / "checkpoints")
     aside, parts = ".step-000000002", ("state.safetensors", "facts.json")
     written = [(call, part) for part in parts for call in ("write", "fsync")]
     named = [("fsync", aside), ("rename", aside, "step-000000002"), ("fsync", "checkpoints")]
@@ -322,7 +322,7 @@ def test_a_write_that_is_cut_short_is_gone_on_with(tmp_path: Path, monkeypatch: 
     real = os.write
     monkeypatch.setattr(storage.os, "write", lambda where, content: real(where, content[:7]))
     run = trained(1)
-    path = checkpoint.save(run, 1, [], tmp_path)
+    path = save_checkpoint(run, 1, [], tmp_path)
     assert load(make(), path)[0] == 1
 
 
@@ -357,8 +357,8 @@ def relink(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_of_a_damaged_checkpoint_the_one_before_is_used_with_a_note(tmp_path: Path, damage: str) -> None:
-    first = checkpoint.save(trained(1), 1, [], tmp_path, keep=2)
-    second = checkpoint.save(trained(2), 2, [], tmp_path, keep=2)
+    first = save_checkpoint(trained(1), 1, [], tmp_path, keep=2)
+    second = save_checkpoint(trained(2), 2, [], tmp_path, keep=2)
     DAMAGE[damage](second)
     saved, (note,) = checkpoint.find_newest(tmp_path)
     assert saved is not None
@@ -396,7 +396,7 @@ def resealed(path: Path, **changes: Any) -> checkpoint.Saved:
     ],
 )
 def test_facts_of_another_form_are_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
-    path = checkpoint.save(trained(1), 1, [], tmp_path)
+    path = save_checkpoint(trained(1), 1, [], tmp_path)
     with pytest.raises(
         storage.Damaged, match=r"format .*, but this version|has no \w+ of type|has an invalid history record"
     ):
@@ -422,7 +422,7 @@ def test_facts_of_another_form_are_damage(tmp_path: Path, changes: dict[str, Any
     ],
 )
 def test_a_strangers_checkpoint_with_nonsense_in_it_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any]) -> None:
-    path = checkpoint.save(trained(2), 2, [], tmp_path)
+    path = save_checkpoint(trained(2), 2, [], tmp_path)
     with pytest.raises((hp.InputError, storage.Damaged)):
         restore.load(make(), resealed(path, **changes))
 
@@ -453,7 +453,7 @@ def test_a_strangers_checkpoint_with_nonsense_in_it_is_refused_in_one_line(tmp_p
 def test_another_runs_checkpoint_is_refused_and_nothing_is_touched(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    path = checkpoint.save(trained(4), 4, [], tmp_path)
+    path = save_checkpoint(trained(4), 4, [], tmp_path)
     run = make(**settings)
     before = flat(run.model.state_dict()), flat(run.optimizer.state_dict())
     with pytest.raises(hp.InputError, match=message):
@@ -462,14 +462,14 @@ def test_another_runs_checkpoint_is_refused_and_nothing_is_touched(
 
 
 def test_more_epochs_may_be_added(tmp_path: Path) -> None:
-    path = checkpoint.save(trained(6), 6, [], tmp_path)
+    path = save_checkpoint(trained(6), 6, [], tmp_path)
     assert load(make(epochs=3), path)[0] == 6
 
 
 def test_loading_never_unpickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pickle
 
-    path = checkpoint.save(trained(1, optimizer=OPTIMIZERS["adamw"]), 1, [], tmp_path)
+    path = save_checkpoint(trained(1, optimizer=OPTIMIZERS["adamw"]), 1, [], tmp_path)
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("unpickled"))
     load(make(OPTIMIZERS["adamw"]), path)

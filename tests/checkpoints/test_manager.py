@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import TRAIN, VALID, fit_mlp, mlp, sgd
+from tests.helpers import TRAIN, VALID, checkpoint_steps, fit_mlp, mlp, sgd
 
 import heptane as hp
 from heptane.base import storage
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def steps(folder: Path) -> list[int]:
-    return checkpoint.steps_in(folder / "checkpoints")
+    return checkpoint_steps(folder / "checkpoints")
 
 
 @pytest.mark.parametrize(

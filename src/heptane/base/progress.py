@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import NamedTuple
 
 FIRST_SECONDS = 2.0  # shorter tasks show nothing
@@ -189,10 +188,9 @@ def _ignore(count: int = 1) -> None:
     """Stand in for ``advance`` while progress is off."""
 
 
-class show_progress:
-    """Turn progress messages on or off; as a context manager, restore the previous setting at the end.
-
-    Only rank 0 shows them.
+@contextmanager
+def show_progress(on: bool = True) -> Iterator[None]:
+    """Turn progress messages on or off inside. Only rank 0 shows them.
 
     Example:
         >>> from heptane.base.progress import show_progress
@@ -200,18 +198,15 @@ class show_progress:
         ...     pass
     """
 
-    def __init__(self, on: bool = True) -> None:
-        self._before = _DISPLAY.on
-        allowed = os.environ.get("RANK", "0") == "0" and os.environ.get("HEPTANE_PROGRESS", "").lower() != "off"
-        if on and not self._before:
-            _DISPLAY.shown_at = now()
-        _DISPLAY.on = on and allowed
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        _DISPLAY.on = self._before
+    before = _DISPLAY.on
+    allowed = os.environ.get("RANK", "0") == "0" and os.environ.get("HEPTANE_PROGRESS", "").lower() != "off"
+    if on and not before:
+        _DISPLAY.shown_at = now()
+    _DISPLAY.on = on and allowed
+    try:
+        yield
+    finally:
+        _DISPLAY.on = before
 
 
 @contextmanager

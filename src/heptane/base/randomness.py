@@ -41,15 +41,9 @@ def seed_all(value: int) -> None:
 @contextmanager
 def seeded(value: int) -> Iterator[None]:
     """Seed the global generators of PyTorch, Python and NumPy inside; restore their states at the end."""
-    states = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=devices):
+    with preserved_rng():
         seed_all(value)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+        yield
 
 
 @contextmanager

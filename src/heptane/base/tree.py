@@ -131,6 +131,12 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+def local_part(tensor: Any) -> torch.Tensor:
+    """This worker's part of a sharded tensor; any other tensor is returned unchanged."""
+    found: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return found
+
+
 def num_bytes(data: Any) -> int:
     """Memory of all tensors in ``data``, in bytes."""
     sizes: list[int] = []

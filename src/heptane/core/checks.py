@@ -34,7 +34,12 @@ def check_model(model: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"model of type {type(model).__name__}: expected a torch.nn.Module")
     check_on_device(model)
-    check_trainable(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not torch.nn.parameter.is_lazy(tensor) and tensor.is_inference():
+            raise InputError(
+                f"{name!r} of {type(model).__name__} was made inside torch.inference_mode(), and cannot be trained: build "
+                "the model outside of it"
+            )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         frozen = any(True for _ in model.parameters())
         remedy = "; call requires_grad_(True) on some" if frozen else ""
@@ -48,16 +53,6 @@ def check_on_device(model: torch.nn.Module) -> None:
             raise InputError(
                 f"{name!r} of {type(model).__name__} is on the meta device, where tensors hold no values: build the model "
                 "on a real device, or call model.to_empty(device='cpu') and load its weights"
-            )
-
-
-def check_trainable(model: torch.nn.Module) -> None:
-    """Refuse a model that was built where nothing can be trained."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not torch.nn.parameter.is_lazy(tensor) and tensor.is_inference():
-            raise InputError(
-                f"{name!r} of {type(model).__name__} was made inside torch.inference_mode(), and cannot be trained: build "
-                "the model outside of it"
             )
 
 
@@ -277,7 +272,7 @@ def check_evaluation(run: Run, name: str, data: Any, *, tries: bool = True) -> l
         return []  # it may be read once only
     try:
         with preserved_loader(data) if isinstance(data, torch.utils.data.DataLoader) else nullcontext():
-            bad = None if known else replace(run.bad, found={}, said=set(), say=_silent)
+            bad = None if known else replace(run.bad, found={}, said=set(), say=lambda message: None)
             inputs, targets = (place.move(part) for part in first_batch(data, TRIED, called, bad))
         labels = isinstance(run.criterion, ModelLoss)
         whole = inputs_and_targets(data)[0] if known else None
@@ -292,10 +287,6 @@ def check_evaluation(run: Run, name: str, data: Any, *, tries: bool = True) -> l
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     return [f"{called}: {text}" for text in notes]
-
-
-def _silent(message: str) -> None:
-    """What is found here is found again, and said, where the data are evaluated."""
 
 
 def _try_loss(criterion: Criterion, output: Any, targets: Any) -> None:

@@ -11,7 +11,7 @@ from heptane.base.errors import InputError, check_choice
 from heptane.base.lazy import torch
 from heptane.core.custom_losses import CustomLoss, ModelLoss, align_outputs, align_targets, choose_loss_input
 from heptane.core.guess import guess_loss
-from heptane.core.losses import Criterion, CrossEntropy, Ctc, Elementwise, Loss
+from heptane.core.losses import Criterion, CrossEntropy, Ctc, Elementwise, Loss, can_smooth
 from heptane.model.forward import call, main_output
 
 LOSSES = {  # a name for the user, and the function in torch.nn.functional
@@ -20,6 +20,14 @@ LOSSES = {  # a name for the user, and the function in torch.nn.functional
     "mse": "mse_loss",
     "l1": "l1_loss",
     "smooth_l1": "smooth_l1_loss",
+}
+
+NOT_SMOOTHED: dict[type, str] = {
+    Elementwise: "loss {!r}: regression has no classes to smooth; turn it off",
+    ModelLoss: "loss='model': heptane cannot smooth inside the model; leave loss out, so that it is computed from the "
+    "model's logits, or turn label_smoothing off",
+    CustomLoss: "a custom loss: heptane cannot smooth inside it; use loss='cross_entropy', torch.nn.CrossEntropyLoss(...), "
+    "or turn label_smoothing off",
 }
 
 
@@ -55,7 +63,9 @@ def choose_criterion(
     answer, (output, how) = output, main_output(output)
     if loss is None:
         _check_real(loss, output, targets)
-        loss, why = _by_targets(output, targets)
+        if not isinstance(targets, torch.Tensor) or not isinstance(output, torch.Tensor):
+            raise InputError("loss=None: outputs and targets that are not one tensor each need a loss; pass loss=")
+        loss, why = guess_loss(output, targets)
     criterion = _by_name(loss, eps) if isinstance(loss, str) else _by_object(loss, eps)
     if not isinstance(criterion, (CustomLoss, ModelLoss)):
         _check_real(criterion.name, output, targets)
@@ -73,18 +83,8 @@ def choose_criterion(
     if isinstance(criterion, CustomLoss) and isinstance(targets, torch.Tensor):
         criterion, note = align_targets(replace(criterion, shape=tuple(targets.shape[1:])), output, targets)
         why += note
-    if smoothing is not None and isinstance(criterion, Elementwise) and not criterion.multi_label:
-        raise InputError(f"label_smoothing with loss {criterion.name!r}: regression has no classes to smooth; turn it off")
-    if smoothing is not None and isinstance(criterion, ModelLoss):
-        raise InputError(
-            "label_smoothing with loss='model': heptane cannot smooth inside the model; leave loss out, "
-            "so that it is computed from the model's logits, or turn label_smoothing off"
-        )
-    if smoothing is not None and isinstance(criterion, CustomLoss):
-        raise InputError(
-            "label_smoothing with a custom loss: heptane cannot smooth inside it; "
-            "use loss='cross_entropy' or torch.nn.CrossEntropyLoss(...), or turn label_smoothing off"
-        )
+    if smoothing is not None and not can_smooth(criterion):
+        raise InputError(f"label_smoothing with {NOT_SMOOTHED[type(criterion)].format(criterion.name)}")
     return criterion, f"loss {criterion.name}: {why}"
 
 
@@ -96,12 +96,6 @@ def _check_real(loss: str | None, output: Any, targets: Any) -> None:
                 f"{what} of type {str(tensor.dtype).removeprefix('torch.')} and loss={loss!r}, which compares real numbers: "
                 "use torch.view_as_real(...) or .abs(), or pass a custom loss, function(outputs, targets) -> mean"
             )
-
-
-def _by_targets(output: Any, targets: Any) -> tuple[str, str]:
-    if not isinstance(targets, torch.Tensor) or not isinstance(output, torch.Tensor):
-        raise InputError("loss=None: outputs and targets that are not one tensor each need a loss; pass loss=")
-    return guess_loss(output, targets)
 
 
 def loss_module(loss: Any) -> torch.nn.Module | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +16,28 @@ from heptane.core.cross_entropy import IGNORE_INDEX
 from heptane.core.losses import Criterion, CrossEntropy, Loss, same_up_to_ones
 from heptane.core.targets import MixedTargets, blend
 from heptane.model.forward import main_output
+from heptane.model.outputs import find_tensors
 
 FEW_COMPARED = 4  # samples whose single losses are compared with that of all of them
 PROBED = 5  # samples on which a custom loss is tried: a mean over 5 x 5 differs from one over 5
 
 
+class _NotOurs:
+    """What the losses here have in common: they are means, and accuracy is computed where there are scores of classes."""
+
+    _scores: Callable[..., torch.Tensor | None]
+
+    def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        scores = self._scores(output, targets)
+        return None if scores is None else CrossEntropy().correct(scores, targets)
+
+    def by_class(self, output: Any, targets: Any) -> torch.Tensor | None:
+        scores = self._scores(output, targets)
+        return None if scores is None else CrossEntropy().by_class(scores, targets)
+
+
 @dataclass(frozen=True)
-class CustomLoss:
+class CustomLoss(_NotOurs):
     """A custom loss: ``function(output, targets)`` -> the mean over the samples, or one loss per sample."""
 
     function: Loss
@@ -36,8 +51,7 @@ class CustomLoss:
             return self._mean(output, targets)
         if targets.first.is_floating_point():
             return self._mean(output, blend(targets.first, targets.second, targets.lam))
-        if bool((targets.lam != targets.lam[:1]).any()):
-            raise InputError("Mixup.per_sample=True does not support a custom loss with integer targets: set it to False")
+        # one lam for the batch: ``Mixup.check_criterion`` refuses others here
         return blend(self._mean(output, targets.first), self._mean(output, targets.second), targets.lam[0])
 
     def total(self, output: Any, targets: Any) -> torch.Tensor:
@@ -51,19 +65,11 @@ class CustomLoss:
             first = next(iter(first.values())) if isinstance(first, dict) else first[0]
         return float(len(first))
 
-    def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, float | torch.Tensor] | None:
-        output = main_output(output)[0]
-        return CrossEntropy().correct(output, targets) if self._classifies(output, targets) else None
-
-    def by_class(self, output: Any, targets: Any) -> torch.Tensor | None:
-        output = main_output(output)[0]
-        return CrossEntropy().by_class(output, targets) if self._classifies(output, targets) else None
-
-    def _classifies(self, output: Any, targets: Any) -> bool:
+    def _scores(self, output: Any, targets: Any) -> torch.Tensor | None:
         first, output = targets.first if isinstance(targets, MixedTargets) else targets, main_output(output)[0]
         if not isinstance(first, torch.Tensor) or first.is_floating_point() or not isinstance(output, torch.Tensor):
-            return False
-        return output.shape[:1] == first.shape == output.shape[:-1] and output.shape[-1] > 1
+            return None
+        return output if output.shape[:1] == first.shape == output.shape[:-1] and output.shape[-1] > 1 else None
 
     def _mean(self, output: Any, targets: Any) -> torch.Tensor:
         if self.shape is not None and isinstance(targets, torch.Tensor) and same_up_to_ones(targets.shape[1:], self.shape):
@@ -75,7 +81,7 @@ class CustomLoss:
 
 
 @dataclass(frozen=True)
-class ModelLoss:
+class ModelLoss(_NotOurs):
     """The loss that a model returns when it receives labels, as transformers models do: a mean over labels that are not
     ignored.
 
@@ -103,21 +109,11 @@ class ModelLoss:
     plain = total
 
     def count(self, targets: Any) -> float | torch.Tensor:
-        if not isinstance(targets, torch.Tensor) or targets.is_floating_point():
-            return float(len(targets))
-        if self.counts == "unknown":
+        if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or self.counts == "unknown":
             return float(len(targets))
         return ((targets[..., 1:] if self.counts == "shifted" else targets) != IGNORE_INDEX).sum()
 
-    def correct(self, output: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-        logits = self._logits(output, targets)
-        return None if logits is None else CrossEntropy().correct(logits, targets)
-
-    def by_class(self, output: Any, targets: Any) -> torch.Tensor | None:
-        logits = self._logits(output, targets)
-        return None if logits is None else CrossEntropy().by_class(logits, targets)
-
-    def _logits(self, output: Any, targets: Any) -> torch.Tensor | None:
+    def _scores(self, output: Any, targets: Any) -> torch.Tensor | None:
         logits = output.get("logits") if isinstance(output, Mapping) else None
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or targets.shape != logits.shape[:1]:
             return None
@@ -159,27 +155,16 @@ def choose_loss_input(criterion: CustomLoss, training: Any, evaluation: Any, tar
     """
     size = len(first_tensor(main_output(evaluation)[0]))
     few = tree_map(lambda t: t[:size] if t.ndim else t, targets)
-    given = criterion.function
-    given = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else given
-
-    def fails(answer: Any) -> Exception | None:
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                float(CustomLoss(given)._mean(answer, few))
-        except Exception as error:
-            return error
-        return None
-
-    wrong = [fails(training), fails(evaluation)]
-    if not any(wrong):
+    tried = _for_trial(CustomLoss(criterion.function))
+    wrong = [_tried(tried, answer, few) for answer in (training, evaluation)]
+    if not any(isinstance(value, Exception) for value in wrong):
         return criterion
-    if not fails(main_output(training)[0]) and not fails(main_output(evaluation)[0]):
+    parts = [_tried(tried, main_output(answer)[0], few) for answer in (training, evaluation)]
+    if not any(isinstance(value, Exception) for value in parts):
         return replace(criterion, first=True)
-    if all(wrong):
+    mode, error = next((n, v) for n, v in zip(("training", "evaluation"), wrong, strict=True) if isinstance(v, Exception))
+    if all(isinstance(value, Exception) for value in wrong):
         return criterion  # the function's own error is the best message
-    mode, error = ("training", wrong[0]) if wrong[0] else ("evaluation", wrong[1])
-    assert error is not None
     raise InputError(
         f"the model returns {type(training).__name__} in training and {type(evaluation).__name__} in evaluation, and the "
         f"loss fails on that of {mode} ({one_line(error)}): let it accept both, or leave loss out to use the first part"
@@ -202,25 +187,16 @@ def align_outputs(criterion: CustomLoss, output: torch.Tensor, targets: torch.Te
     outputs = torch.rand((PROBED, *output.shape[1:]), generator=random).to(output)
     wanted = torch.rand(shape, generator=random) * (1 if targets.is_floating_point() else 2)
     wanted = wanted.to(targets)
-    values: list[float | None] = []
-    failure: Exception | None = None
-    given = criterion.function
-    tried = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else given  # keeps the user's buffers unchanged
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for one in (outputs, outputs.reshape(shape)):
-            try:
-                values.append(float(CustomLoss(tried)._mean(one, wanted)))
-            except Exception as error:
-                failure = error
-                values.append(None)
-    as_given, alike = values
-    if as_given is None and alike is None:
+    tried = _for_trial(criterion)
+    as_given, alike = (_tried(tried, one, wanted) for one in (outputs, outputs.reshape(shape)))
+    if isinstance(alike, Exception):
+        if not isinstance(as_given, Exception):
+            return criterion, ""
         raise InputError(
             f"outputs of shape {tuple(output.shape[1:])} and targets of shape {tuple(targets.shape[1:])} per sample: "
-            f"the loss fails on them ({one_line(failure) if failure else ''}); give both the same shape"
+            f"the loss fails on them ({one_line(alike)}); give both the same shape"
         )
-    if alike is None or as_given == alike or (as_given is not None and math.isclose(as_given, alike, rel_tol=1e-5)):
+    if as_given == alike or (isinstance(as_given, float) and math.isclose(as_given, alike, rel_tol=1e-5)):
         return criterion, ""
     note = f"; outputs {_per_sample(output)} are reshaped to the targets' {_per_sample(targets)}"
     return replace(criterion, aligned=True), note
@@ -238,10 +214,8 @@ def align_targets(criterion: CustomLoss, output: Any, targets: torch.Tensor) -> 
     if criterion.aligned or not targets.is_floating_point() or targets.shape[1:].numel() != 1:
         return criterion, ""
     other = replace(criterion, shape=() if criterion.shape else (1,))
-    given = criterion.function
-    if isinstance(given, torch.nn.Module):
-        given = copy.deepcopy(given)
-    apart, alike = (_mixes_samples(replace(one, function=given), output, targets) for one in (criterion, other))
+    tried = _for_trial(criterion)
+    apart, alike = (_mixes_samples(replace(tried, shape=one.shape), output, targets) for one in (criterion, other))
     if not apart or alike is not False:
         return criterion, ""
     return (
@@ -252,13 +226,30 @@ def align_targets(criterion: CustomLoss, output: Any, targets: torch.Tensor) -> 
 
 def _mixes_samples(criterion: CustomLoss, output: Any, targets: torch.Tensor) -> bool | None:
     """Whether the loss of a few samples differs from the mean of their single losses; None if that cannot be computed."""
+    tensors = [tensor for tensor in find_tensors(output) if tensor.ndim]
+    size = min(len(tensors[0]), FEW_COMPARED) if tensors else 0
+    if size < 2:
+        return None
+    parts = [slice(size), *(slice(at, at + 1) for at in range(size))]
+    values = [_tried(criterion, select_rows(tree_copy(output), part), targets[part]) for part in parts]
+    whole, *single = (value for value in values if not isinstance(value, Exception))
+    mean = sum(single) / size
+    if len(single) < size or mean != mean:  # such as a loss that needs several samples
+        return None
+    return abs(whole - mean) > 1e-4 * max(abs(whole), abs(mean), 1e-12)
+
+
+def _for_trial(criterion: CustomLoss) -> CustomLoss:
+    """``criterion`` with a copy of a loss that is a module, so that trying it leaves the user's buffers unchanged."""
+    given = criterion.function
+    return replace(criterion, function=copy.deepcopy(given)) if isinstance(given, torch.nn.Module) else criterion
+
+
+def _tried(criterion: CustomLoss, output: Any, targets: Any) -> float | Exception:
+    """The loss of some samples, or the error that it raises; without warnings, and random states are restored."""
     try:
-        size = min(len(first_tensor(output)), FEW_COMPARED)
-        parts = [slice(size), *(slice(at, at + 1) for at in range(size))]
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            whole, *single = (float(criterion.mean(select_rows(tree_copy(output), part), targets[part])) for part in parts)
-    except Exception:  # such as a loss that needs several samples
-        return None
-    mean = sum(single) / size
-    return None if mean != mean or size < 2 else abs(whole - mean) > 1e-4 * max(abs(whole), abs(mean), 1e-12)
+            return float(criterion.mean(output, targets))
+    except Exception as error:
+        return error

@@ -28,17 +28,6 @@ class MetricError(RuntimeError):
     """A metric failed on at least one worker; raised on all of them."""
 
 
-class ModelMetric:
-    """A function of the model, bound to the whole model and the original data while only the model's tail is evaluated on
-    features."""
-
-    def __init__(self, metric: Callable[[Any, Any], Any], model: Any, data: Any) -> None:
-        self.metric, self.model, self.data = metric, model, data
-
-    def __call__(self, model: Any, data: Any) -> Any:
-        return self.metric(self.model, self.data)
-
-
 def flatten_metrics(metrics: Any) -> dict[str, Any] | None:
     """Metrics by name, with each torchmetrics collection replaced by its members, inside a dict as ``NAME_KEY``.
 
@@ -73,8 +62,6 @@ def _is_collection(metrics: Any) -> bool:
 
 def takes_model(metric: Any) -> bool:
     """Whether a function is ``(model, data) -> number``, judged by its parameter names; otherwise it takes predictions."""
-    if isinstance(metric, ModelMetric):
-        return True
     first, second = _names(metric)
     return first in MODEL_FIRST or second in DATA_SECOND
 
@@ -156,31 +143,10 @@ def replace_with_wrong(output: Any, targets: Any, bad: torch.Tensor) -> torch.Te
     return replaced
 
 
-class GatheredOutputs:
-    """Outputs and targets of an evaluation, on the CPU, for functions of all predictions."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[Any, Any]] = []
-
-    def add(self, output: Any, targets: Any) -> None:
-        """Add one batch."""
-        self._parts.append(tuple(_on_cpu(part) for part in (output, targets)))
-
-    def batches(self, worker: Worker) -> list[tuple[Any, Any]]:
-        """The batches of all workers, in the order of their ranks."""
-        return [part for own in all_gather(self._parts, worker) for part in own]
-
-
 def concatenate(batches: list[tuple[Any, Any]]) -> tuple[Any, Any]:
     """Predictions and targets of all batches, in memory of their own, since a metric may modify them; lists of samples if
     shapes differ."""
     return _joined([batch[0] for batch in batches]), _joined([batch[1] for batch in batches])
-
-
-def _on_cpu(part: Any) -> Any:
-    return (
-        tree_copy(part.cpu()) if isinstance(part, torch.Tensor) else tree_copy(part)
-    )  # a model may reuse its output buffer
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -203,29 +169,17 @@ def reduces_itself(metric: Any) -> bool:
     return own and not any(isinstance(state, list) for part in parts for state in getattr(part, "_defaults", {}).values())
 
 
-def compute_on(metric: Any, batches: list[tuple[Any, Any]], device: torch.device) -> Any:
-    """The value of a metric on these batches, without any exchange between workers."""
-    for output, targets in batches:
-        moved = (tree_copy(part).to(device) if isinstance(part, torch.Tensor) else part for part in (output, targets))
-        metric.update(*moved)
-    return compute_locally(metric)
-
-
 def compute_locally(metric: Any) -> Any:
     """The value of a metric on this process's data, without any exchange between workers."""
     parts = list(metric.modules()) if isinstance(metric, torch.nn.Module) else [metric]  # a wrapper contains other metrics
     before = [(part, part.distributed_available_fn) for part in parts if hasattr(part, "distributed_available_fn")]
     try:
         for part, _ in before:
-            part.distributed_available_fn = _not_distributed
+            part.distributed_available_fn = lambda: False
         return metric.compute()
     finally:
         for part, available in before:
             part.distributed_available_fn = available
-
-
-def _not_distributed() -> bool:
-    return False
 
 
 class MetricSet:
@@ -243,7 +197,8 @@ class MetricSet:
         self._whole = {name for name, metric in self._running.items() if worker.size > 1 and not reduces_itself(metric)}
         functions = [name for name in self.metrics if name not in self._running]
         gathers = bool(self._whole) or any(not takes_model(self.metrics[name]) for name in functions)
-        self._gathered = GatheredOutputs() if gathers else None
+        self._gathered: list[tuple[Any, Any]] | None = [] if gathers else None
+        """outputs and targets on the CPU"""
         self.samples, self.nonfinite, self._unknown = 0, 0, False
         self._error: Exception | None = None
 
@@ -261,8 +216,9 @@ class MetricSet:
             if name not in self._whole:
                 given = tree_copy(shown), tree_copy(targets)  # a metric may modify them in place
                 self._guarded(name, lambda metric=metric, given=given: metric.update(*given))  # type: ignore[misc]
-        if self._gathered is not None:
-            self._gathered.add(shown, targets)
+        if self._gathered is not None:  # copies: a model may reuse its output buffer
+            parts = (part.cpu() if isinstance(part, torch.Tensor) else part for part in (shown, targets))
+            self._gathered.append(tuple(map(tree_copy, parts)))
 
     def _guarded(self, name: str, compute: Callable[[], Any]) -> Any:
         """Call ``compute``. With several workers, an error is kept and None returned, so that the others do not wait for
@@ -284,12 +240,16 @@ class MetricSet:
         """
         counts = [self.samples, self.nonfinite, int(self._unknown)]
         samples, bad, unknown = (sum(column) for column in zip(*all_gather(counts, self.worker), strict=True))
-        batches = self._gathered.batches(self.worker) if self._gathered is not None else []
+        gathered = all_gather(self._gathered, self.worker) if self._gathered is not None else []
+        batches = [batch for own in gathered for batch in own]
         found = {}
 
         def value(name: str, metric: Any) -> float:
             if name in self._whole:
-                return as_number(name, compute_on(metric, batches, self._device))
+                for batch in batches:
+                    moved = (tree_copy(t).to(self._device) if isinstance(t, torch.Tensor) else t for t in batch)
+                    metric.update(*moved)
+                return as_number(name, compute_locally(metric))
             if name in self._running:
                 return as_number(name, metric.compute() if self.worker.size > 1 else compute_locally(metric))
             if takes_model(metric):
@@ -307,7 +267,9 @@ class MetricSet:
 
 def bind_model(metrics: dict[str, Any] | None, model: torch.nn.Module, data: Any) -> dict[str, Any]:
     """Metrics that are functions of a model get ``model`` and ``data``, also where only the model's tail is run."""
-    return {
-        name: ModelMetric(metric, model, data) if not hasattr(metric, "update") and takes_model(metric) else metric
-        for name, metric in (metrics or {}).items()
-    }
+
+    def bound(metric: Any) -> Any:
+        of_model = not hasattr(metric, "update") and takes_model(metric)
+        return (lambda net, pairs: metric(model, data)) if of_model else metric
+
+    return {name: bound(metric) for name, metric in (metrics or {}).items()}

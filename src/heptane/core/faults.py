@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.events import Events
 from heptane.base.lazy import torch
 from heptane.base.randomness import seed_torch
-from heptane.base.tree import tree_map
+from heptane.base.tree import local_part, tree_map
 from heptane.core.criterion import model_output
 from heptane.data.batches import Batch
 from heptane.data.loaders.skipped_samples import SkippedSamples, skip_message
@@ -157,7 +157,7 @@ def where_it_began(run: Run, batch: Batch, step: int) -> str:
     bad = [
         without_compiled(name.rpartition(".")[0])
         for name, p in run.model.named_parameters()
-        if p.grad is not None and not bool(_local(p.grad).isfinite().all())
+        if p.grad is not None and nonfinite_rows(local_part(p.grad), 0) is not None
     ]
     last = max(bad, key=lambda name: order.index(name) if name in order else -1, default="")
     return f"it began on the way back, at layer {last!r}{_samples(batch, share, [])}"
@@ -168,7 +168,8 @@ def nonfinite_rows(data: Any, size: int) -> list[int] | None:
     bad: list[torch.Tensor] = []
 
     def look(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        tensor = tensor.coalesce().values() if tensor.is_sparse else tensor
+        if not bool(tensor.isfinite().all()):
             bad.append(tensor)
         return tensor
 
@@ -190,8 +191,3 @@ def _samples(batch: Batch, share: slice, rows: list[int]) -> str:
     chosen = [known[share.start + row] for row in rows] or known
     shown = ", ".join(map(str, chosen[:SHOWN_SAMPLES])) + (", ..." if len(chosen) > SHOWN_SAMPLES else "")
     return f"; sample{'s' if len(chosen) > 1 else ''} {shown}"
-
-
-def _local(gradient: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-    return found.coalesce().values() if found.is_sparse else found

@@ -9,6 +9,8 @@ from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 
 BINARY, CLASSES, REAL = "binary_cross_entropy", "cross_entropy", "mse"
+NUMBERS = REAL, "the targets are real numbers"
+AS_NUMBERS, AS_FLOATS = f"real numbers: pass loss={REAL!r}", f"real numbers: pass targets.float(), or loss={REAL!r}"
 SHOWN = 3  # values of the targets in a message
 
 
@@ -26,8 +28,7 @@ def guess_loss(output: torch.Tensor, targets: torch.Tensor) -> tuple[str, str]:
         >>> guess_loss(torch.zeros(2, 1), torch.tensor([0.0, 1.0, 1.0]))
         ('binary_cross_entropy', 'the targets are 0 and 1, and there is one logit for each')
     """
-    one_to_one = output.shape[1:].numel() == targets.shape[1:].numel()
-    if not one_to_one:
+    if output.shape[1:].numel() != targets.shape[1:].numel():
         return _per_class(output, targets)
     if output.shape[1:].numel() == 1:
         return _one_output(targets)
@@ -39,35 +40,21 @@ def _one_output(targets: torch.Tensor) -> tuple[str, str]:
     if _within(targets, 0, 1) and _whole(targets):
         return BINARY, "the targets are 0 and 1, and there is one logit for each"
     if _only(targets, -1, 1):
-        raise _two_ways(
-            targets, "one output", "two classes: pass (targets > 0).float()", f"real numbers: pass loss={REAL!r}"
-        )
+        raise _two_ways(targets, "one output", "two classes: pass (targets > 0).float()", AS_NUMBERS)
     if targets.is_floating_point():
-        return REAL, "the targets are real numbers"
-    raise _two_ways(
-        targets,
-        "one output",
-        "classes: give the model an output for each",
-        f"real numbers: pass targets.float(), or loss={REAL!r}",
-    )
+        return NUMBERS
+    raise _two_ways(targets, "one output", "classes: give the model an output for each", AS_FLOATS)
 
 
 def _per_class(output: torch.Tensor, targets: torch.Tensor) -> tuple[str, str]:
     """More outputs than targets: classes, or a mistake."""
     if not targets.is_floating_point():
-        return (
-            CLASSES,
-            "the targets are integer classes" if targets.dtype is not torch.bool else "the targets are two classes",
-        )
+        return CLASSES, f"the targets are {'two' if targets.dtype is torch.bool else 'integer'} classes"
     beside = f"outputs of shape {tuple(output.shape[1:])} per sample"
     if _whole(targets) and _within(targets, 0, max(output.shape[1:], default=1) - 1):
-        raise _two_ways(
-            targets,
-            beside,
-            "class indices: pass targets.long()",
-            f"real numbers: pass loss={REAL!r}, and a model with one output",
-        )
-    return REAL, "the targets are real numbers"  # the criterion refuses their shape
+        as_numbers = f"{AS_NUMBERS}, and a model with one output"
+        raise _two_ways(targets, beside, "class indices: pass targets.long()", as_numbers)
+    return NUMBERS  # the criterion refuses their shape
 
 
 def _element_by_element(output: torch.Tensor, targets: torch.Tensor) -> tuple[str, str]:
@@ -80,39 +67,26 @@ def _element_by_element(output: torch.Tensor, targets: torch.Tensor) -> tuple[st
     if sums_to_one and targets.is_floating_point() and targets.ndim == 2:
         return CLASSES, "the targets are distributions, each row sums to 1"
     if sums_to_one:
-        whole = targets.is_floating_point()
-        raise _two_ways(
-            targets,
-            f"{columns}, with a single 1 in each row" if not whole else f"{columns}, which sum to 1 over the classes",
-            f"one of {targets.shape[1]} classes: pass " + ("targets.argmax(1)" if not whole else f"loss={CLASSES!r}"),
-            f"labels, several of which may be true: pass {'targets.float() and ' if not whole else ''}loss={BINARY!r}",
-        )
+        classes, labels = f"one of {targets.shape[1]} classes: pass", "labels, several of which may be true: pass"
+        if targets.is_floating_point():
+            columns += ", which sum to 1 over the classes"
+            raise _two_ways(targets, columns, f"{classes} loss={CLASSES!r}", f"{labels} loss={BINARY!r}")
+        columns += ", with a single 1 in each row"
+        raise _two_ways(targets, columns, f"{classes} targets.argmax(1)", f"{labels} targets.float() and loss={BINARY!r}")
     if _whole(targets):
         return BINARY, "the targets are several labels, each 0 or 1"
     if targets.ndim > 2:
-        return REAL, "the targets are real numbers"
-    raise _two_ways(
-        targets,
-        columns,
-        f"probabilities of labels: pass loss={BINARY!r}",
-        f"real numbers: pass loss={REAL!r}",
-    )
+        return NUMBERS
+    raise _two_ways(targets, columns, f"probabilities of labels: pass loss={BINARY!r}", AS_NUMBERS)
 
 
 def _beyond(targets: torch.Tensor, columns: str) -> tuple[str, str]:
     """Elementwise targets that are not all in [0, 1]."""
     if _within(targets, -1, 1) and _whole(targets):
-        raise _two_ways(
-            targets, columns, f"labels: pass (targets > 0).float() and loss={BINARY!r}", f"real numbers: pass loss={REAL!r}"
-        )
+        raise _two_ways(targets, columns, f"labels: pass (targets > 0).float() and loss={BINARY!r}", AS_NUMBERS)
     if targets.is_floating_point():
-        return REAL, "the targets are real numbers"
-    raise _two_ways(
-        targets,
-        columns,
-        "classes: give the model outputs (N, classes, ...)",
-        f"real numbers: pass targets.float(), or loss={REAL!r}",
-    )
+        return NUMBERS
+    raise _two_ways(targets, columns, "classes: give the model outputs (N, classes, ...)", AS_FLOATS)
 
 
 def _two_ways(targets: torch.Tensor, beside: str, first: str, second: str) -> InputError:

@@ -12,7 +12,7 @@ from heptane.base.lazy import torch
 from heptane.base.randomness import seed_torch
 from heptane.base.tree import first_tensor
 from heptane.core.criterion import model_output
-from heptane.core.eval_batch import is_out_of_memory
+from heptane.core.evaluation import is_out_of_memory
 from heptane.core.losses import safe_divisor
 from heptane.core.schedule import set_rates
 from heptane.data.batches import Batch

@@ -101,8 +101,7 @@ class CrossEntropy:
     def mean(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
         targets = self.seen(targets)
         if isinstance(targets, MixedTargets):
-            count = blend(self._masses(targets.first), self._masses(targets.second), targets.lam).sum()
-            return self._total(output, targets, self.eps) / safe_divisor(count)
+            return self._total(output, targets, self.eps) / safe_divisor(self.count(targets))
         if self.all_count and output.ndim == 2:
             return torch.nn.functional.cross_entropy(output, targets, label_smoothing=self.eps)
         return self._loss(output, targets, self.eps, "mean")

@@ -26,16 +26,19 @@ class TrainMeter:
     def __init__(self, criterion: Criterion, worker: Worker = SINGLE_WORKER) -> None:
         self.criterion, self.worker = criterion, worker
         self.nonfinite, self.first_nonfinite, self.in_a_row = 0, -1, 0
+        self._drop_pending()
+        self.reset()
+
+    def _drop_pending(self) -> None:
         self._pending: list[tuple[Any, Any]] = []
         self._complete = 0  # how many of them belong to steps that were added
         self._losses: list[torch.Tensor] = []
         self._steps: list[tuple[int, int]] = []
         self._elements = 0
-        self.reset()
 
     def reset(self) -> None:
         """Reset the averages, but not the count of non-finite steps."""
-        self.flush() if self._losses else None
+        self.flush()
         self.mixed = False
         self._sums = [0.0] * 6
 
@@ -64,6 +67,8 @@ class TrainMeter:
         Raises:
             FloatingPointError: too many consecutive steps had a non-finite loss; the message names the first.
         """
+        if not self._losses:
+            return
         with torch.no_grad():
             losses = torch.stack(self._losses).tolist()
             scores = _score(self.criterion, _joined(self._pending, self.criterion))
@@ -78,7 +83,7 @@ class TrainMeter:
             self.nonfinite, self.in_a_row = self.nonfinite + 1, self.in_a_row + 1
         for part in scores:
             self._sums[2:] = [before + more for before, more in zip(self._sums[2:], part, strict=True)]
-        self._pending, self._losses, self._steps, self._elements, self._complete = [], [], [], 0, 0
+        self._drop_pending()
         if self.in_a_row > NONFINITE_LIMIT:
             raise FloatingPointError(
                 f"the loss was not finite in {self.in_a_row} consecutive steps, first at step {self.first_nonfinite}: check "
@@ -95,14 +100,12 @@ class TrainMeter:
         ``train_loss``; where defined ``train_accuracy`` (under mixup ``train_accuracy_mixed``, weighted by the
         coefficients); with label smoothing ``train_loss_unsmoothed``.
         """
-        if self._losses:
-            self.flush()
+        self.flush()
         return self._averages(all_reduce(torch.tensor(self._sums, dtype=torch.float64, device="cpu"), self.worker).tolist())
 
     def state(self) -> dict[str, Any]:
         """This worker's state, for a checkpoint."""
-        if self._losses:
-            self.flush()
+        self.flush()
         return {
             "sums": list(self._sums),
             "mixed": self.mixed,
@@ -111,7 +114,7 @@ class TrainMeter:
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         """Restore a state from :meth:`state`; None if another worker continues this worker's sums."""
-        self._pending, self._losses, self._steps, self._elements, self._complete = [], [], [], 0, 0
+        self._drop_pending()
         if state is None:
             self._sums, self.mixed = [0.0] * 6, False
         else:
@@ -189,11 +192,9 @@ def _score(
     """Per batch: the sum of the unsmoothed loss and its divisor, correct predictions and their number."""
     found = []
     for output, targets in batches:
-        plain: Any = 0.0
-        count: Any = 0.0
         correct, out_of = criterion.correct(output, targets) or (0.0, 0.0)
-        if always_plain or _smooths(criterion):  # last: a custom loss may modify the output in place
-            plain, count = criterion.plain(output, targets), criterion.count(targets)
+        with_plain = always_plain or _smooths(criterion)  # last: a custom loss may modify the output in place
+        plain, count = (criterion.plain(output, targets), criterion.count(targets)) if with_plain else (0.0, 0.0)
         found.append((plain, count, correct, out_of))
     return [(float(plain), float(count), float(correct), float(out_of)) for plain, count, correct, out_of in found]
 

@@ -26,33 +26,20 @@ from heptane.model.buffers import BufferSnapshot
 from heptane.model.forward import compiled
 
 
-class BatchMixer(Protocol):
-    """The slot that mixup fills: what the model is given of a batch."""
+class BatchMixer:
+    """The slot that mixup fills: what the model is given of a batch. By itself it gives batches as they are."""
 
-    @property
-    def blends(self) -> bool:
-        """Whether samples are blended at all."""
-
-    @property
-    def layer(self) -> str | None:
-        """The module whose output is blended; None for the inputs."""
+    blends = False
+    """whether samples are blended at all"""
+    layer: str | None = None
+    """the module whose output is blended; None for the inputs"""
 
     def take(self, batch: Batch, part: slice, step: int) -> tuple[Any, Any]:
         """Inputs and targets of ``part`` of the global batch."""
-
-    def targets(self, batch: Batch, step: int) -> Any:
-        """The targets of the whole global batch."""
-
-
-class NoMixup:
-    """Fills the slot ``mix`` when mixup is off: batches as they are."""
-
-    blends, layer = False, None
-
-    def take(self, batch: Batch, part: slice, step: int) -> tuple[Any, Any]:
         return batch.take(part)
 
     def targets(self, batch: Batch, step: int) -> Any:
+        """The targets of the whole global batch."""
         return batch.targets()
 
 
@@ -180,11 +167,6 @@ class Run:
     def notes(self) -> list[str]:
         """What the user should know of how the run was put together."""
         return self.events.notes
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.plan.seed
 
     def gathered(self) -> torch.nn.Module:
         """The model as an ordinary one: itself, or, where it is sharded, its parts together; then all workers must ask."""

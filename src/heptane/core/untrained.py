@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from collections.abc import Iterable
 from typing import Any
 
-from heptane.base.errors import InputError
+from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, select_rows, tree_map
 from heptane.core.custom_losses import CustomLoss
-
-DEPTH = 4  # of nested objects that are searched
+from heptane.model.outputs import autograd_graph
 
 
 def check_buffers(loss: torch.nn.Module) -> None:
@@ -43,66 +40,22 @@ def check_untrained(criterion: Any, output: Any, targets: Any, known: Iterable[t
     """
     if not isinstance(criterion, CustomLoss):
         return
-    own = {id(parameter) for parameter in known}
-    found = {id(t): t for t in _tensors(criterion.function, DEPTH, set()) if id(t) not in own}
-    reached = _reached(criterion, output, targets, list(found.values())) if found else []
-    if reached:
-        raise InputError(
-            f"loss {getattr(criterion.function, '__name__', type(criterion.function).__name__)}: its gradient reaches "
-            f"{len(reached)} parameter(s) that no optimizer trains, the first of shape {tuple(reached[0].shape)}: make the "
-            "loss a torch.nn.Module that has them as parameters, or call requires_grad_(False) on them"
-        )
-
-
-def _reached(criterion: CustomLoss, output: Any, targets: Any, held: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Those of ``held`` that receive a gradient from the loss of a few samples."""
-
-    def leaf(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
-
+    own, reached = {id(parameter) for parameter in known}, list[torch.Tensor]()
+    name = getattr(criterion.function, "__name__", type(criterion.function).__name__)
+    output = tree_map(torch.Tensor.detach, output)
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            loss = criterion.mean(tree_map(leaf, output), select_rows(targets, slice(len(first_tensor(output)))))
-            grads = torch.autograd.grad(loss, held, allow_unused=True)
-    except Exception as error:  # other errors of the loss are reported by the checks that follow
-        return held if "not differentiable with respect to argument" in str(error) else []
-    return [tensor for tensor, grad in zip(held, grads, strict=True) if grad is not None]
-
-
-def _tensors(value: Any, depth: int, seen: set[int]) -> Iterator[torch.Tensor]:
-    """Trainable tensors reachable from a value: closures, globals and arguments of a function, attributes of an object."""
-    if isinstance(value, torch.Tensor):
-        if value.is_leaf and value.requires_grad:
-            yield value
-        return
-    if depth < 0 or id(value) in seen or isinstance(value, (str, bytes, int, float, type, ModuleType, BuiltinFunctionType)):
-        return
-    seen.add(id(value))
-    inner: list[Any] = []
-    if isinstance(value, torch.nn.Module):
-        inner = [*value.parameters(), *vars(value).values()]
-    elif isinstance(value, partial):
-        inner = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, MethodType):
-        inner = [value.__self__, value.__func__]
-    elif isinstance(value, FunctionType):
-        if value.__module__.partition(".")[0] not in ("torch", "heptane"):
-            cells = [cell.cell_contents for cell in value.__closure__ or () if _is_set(cell)]
-            named = [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
-            inner = [*cells, *named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    elif isinstance(value, Mapping):
-        inner = list(value.values())
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        inner = list(value)
-    elif type(value).__module__.partition(".")[0] not in ("torch", "heptane", "numpy"):
-        inner = list(getattr(value, "__dict__", {}).values())
-    for held in inner:
-        yield from _tensors(held, depth - 1, seen)
-
-
-def _is_set(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+            loss = criterion.mean(tree_map(torch.clone, output), select_rows(targets, slice(len(first_tensor(output)))))
+        leaves = [node.variable for node in autograd_graph(loss) if hasattr(node, "variable")]
+        reached = [leaf for leaf in leaves if id(leaf) not in own]
+    except Exception as error:
+        if "not differentiable with respect to argument" in str(error):  # later checks report other errors
+            raise InputError(
+                f"loss {name}: {one_line(error)} Nothing trains it: call requires_grad_(False) on it"
+            ) from error
+    if reached:
+        raise InputError(
+            f"loss {name}: its gradient reaches {len(reached)} parameter(s) that no optimizer trains, the first of shape "
+            f"{tuple(reached[0].shape)}: make the loss a torch.nn.Module that has them as parameters, or call "
+            "requires_grad_(False) on them"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,16 +28,10 @@ def is_connection_error(error: BaseException) -> bool:
     """
     if isinstance(error, torch.distributed.DistError):
         return True
-    trace = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    raised_in = Path(trace.tb_frame.f_code.co_filename).as_posix()
-    root = Path(torch.__file__).parent.as_posix()
-    return any(raised_in.startswith(f"{root}/{part}") for part in ORIGINS) and any(
-        sign in str(error).lower() for sign in SIGNS
-    )
+    files = [Path(frame.filename).as_posix() for frame in traceback.extract_tb(error.__traceback__)]
+    origins = tuple(f"{Path(torch.__file__).parent.as_posix()}/{part}" for part in ORIGINS)
+    raised_by_torch = bool(files) and files[-1].startswith(origins)
+    return raised_by_torch and any(sign in str(error).lower() for sign in SIGNS)
 
 
 class Heartbeat:

@@ -47,11 +47,11 @@ def launch(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from heptane.distributed import pickling, torch_settings
+    from heptane.distributed import pickling
 
     with tempfile.TemporaryDirectory(prefix="heptane-") as folder, _quiet_launcher(workers):
         task, answer = Path(folder, "task.pt"), Path(folder, "answer.pt")
-        pickling.write((function, kwargs, timeout_seconds, torch_settings.settings()), task)
+        pickling.write((function, kwargs, timeout_seconds, torch_settings()), task)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -70,7 +70,8 @@ def launch(
             killed = {rank: f.exitcode for rank, f in error.failures.items() if f.exitcode not in (1, -signal.SIGTERM)}
             raise_failure(Path(folder, "failures"), workers, killed)
         except SignalException as error:
-            message = _interrupt_message(Path(folder, "failures"))
+            facts = _read_failures(Path(folder, "failures"))  # rank 0's message says where it stopped
+            message = next((f["message"] for f in facts if f["kind"] == "Interrupted" and f["rank"] == "0"), "")
             if error.sigval == signal.SIGINT and not message:  # Ctrl-C with nothing to save
                 raise KeyboardInterrupt from None
             raise Interrupted(message or signal.Signals(error.sigval).name) from None
@@ -119,10 +120,9 @@ def record_failure(error: BaseException, folder: Path) -> None:
         file.write(json.dumps(fact) + "\n")
 
 
-def _interrupt_message(failures: Path) -> str:
-    """Rank 0's message about where it stopped for a signal, or an empty string."""
-    facts = [json.loads(line) for line in failures.read_text().splitlines()] if failures.exists() else []
-    return next((str(fact["message"]) for fact in facts if fact["kind"] == "Interrupted" and fact["rank"] == "0"), "")
+def _read_failures(file: Path) -> list[dict[str, Any]]:
+    """What :func:`record_failure` wrote."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def raise_failure(failures: Path, workers: int, killed: dict[int, int]) -> NoReturn:
@@ -132,12 +132,37 @@ def raise_failure(failures: Path, workers: int, killed: dict[int, int]) -> NoRet
         raise RuntimeError(
             f"worker {rank} of {workers} died without a traceback (exit code {code}): was it killed, perhaps out of memory?"
         )
-    if not failures.exists():
+    facts = _read_failures(failures)
+    if not facts:
         raise RuntimeError(f"the {workers} workers could not start: see their output above")
-    facts = [json.loads(line) for line in failures.read_text().splitlines()]
     fact = next(fact for fact in facts if fact["attempt"] == facts[-1]["attempt"])
     for kind in _RERAISED:
         if fact["kind"] == kind.__name__:
             raise kind(*filter(None, [fact["message"]]))
     summary = f"worker {fact['rank']} of {workers} failed with {fact['kind']}: {fact['message']}"
     raise RuntimeError(f"{summary}\n\n{fact['traceback']}")
+
+
+def torch_settings() -> dict[str, Any]:
+    """PyTorch's global settings, which its workers take over."""
+    return {
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device().type,
+        "matmul": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "only_warns": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32),
+        "anomalies": torch.is_anomaly_enabled(),
+    }
+
+
+def apply_torch_settings(found: dict[str, Any]) -> None:
+    """Apply what :func:`torch_settings` returned in another process."""
+    torch.set_default_dtype(found["dtype"])
+    if found["device"] != torch.get_default_device().type:
+        torch.set_default_device(found["device"])
+    torch.set_float32_matmul_precision(found["matmul"])
+    torch.use_deterministic_algorithms(found["deterministic"], warn_only=found["only_warns"])
+    cudnn = torch.backends.cudnn
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = found["cudnn"]
+    torch.autograd.set_detect_anomaly(found["anomalies"])

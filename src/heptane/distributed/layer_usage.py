@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from heptane.base.tree import copy_rows, first_tensor
 from heptane.model.modes import enable_gradients
+from heptane.model.outputs import autograd_graph
 from heptane.model.snapshot import preserved_model
 
 # Functions that read a tensor's values, on which control flow can depend; functions that read metadata only; and attributes
@@ -138,7 +139,7 @@ def observe_usage(
         loss = mean(output, targets)
         use.is_dynamic, use.outside = watch.looks, watch.outside
         if units:
-            use.reentrant = any(type(node).__name__ == "CheckpointFunctionBackward" for node in _graph(loss))
+            use.reentrant = any(type(node).__name__ == "CheckpointFunctionBackward" for node in autograd_graph(loss))
             orders = [watch.calls, *(_orders(forward, sample, units) if use.is_dynamic else ())]
             alone = {at for at, unit in enumerate(units) if unit not in use.outside}  # sharded separately
             orders = [[at for at in order if at in alone] for order in orders]
@@ -165,14 +166,3 @@ def _orders(forward: Callable[[Any, Any], Any], sample: tuple[Any, Any], units: 
         with _watched(units) as watch, torch.no_grad():
             forward(*copy_rows(sample, slice(start, start + 2)))
         yield watch.calls
-
-
-def _graph(loss: Tensor) -> Iterator[Any]:
-    """Yield the nodes of the autograd graph."""
-    left, seen = [loss.grad_fn], set()
-    while left:
-        node = left.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            left += [before for before, _ in node.next_functions]

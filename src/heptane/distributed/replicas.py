@@ -6,7 +6,6 @@ from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
-from heptane.distributed.launch import launch as launch
 from heptane.distributed.workers import Worker, all_gather, all_reduce, any_rank, this_worker
 
 NOT_REENTRANT = "the gradients would be wrong: pass use_reentrant=False"

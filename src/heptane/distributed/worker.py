@@ -13,8 +13,7 @@ from typing import NoReturn
 
 import torch
 
-from heptane.distributed import torch_settings
-from heptane.distributed.launch import PARENT, record_failure
+from heptane.distributed.launch import PARENT, apply_torch_settings, record_failure
 from heptane.distributed.workers import join_group
 
 LOOK_SECONDS = 0.5
@@ -27,7 +26,7 @@ def main(task: str, answer: str) -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         # written by our own parent process
         function, kwargs, timeout_seconds, settings = torch.load(task, weights_only=False, mmap=True)
-        torch_settings.apply(settings)
+        apply_torch_settings(settings)
         device = kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         join_group(torch.device(device).type, timeout_seconds)
         result = function(**kwargs)

@@ -12,7 +12,6 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.distributed.launch import launch as launch
 
 RENDEZVOUS_SECONDS = 60.0  # time limit to find the other workers, unless an elastic launcher started them
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from heptane.base.lazy import torch
+from heptane.base.tree import local_part
 from heptane.model.names import clean_name
 
 OF_LOSS = "of the loss: "  # prefix of a loss parameter's number; no model parameter has such a name
@@ -41,8 +42,10 @@ class Average:
     def update(self, number: int) -> None:
         """Update the average after applied step ``number``, from 1."""
         weight = 1 - min(self.decay, (1 + number) / (10 + number))
+        # of sharded tensors this worker's part: foreach operations cannot mix sharded and plain tensors
+        averages = [local_part(average) for average in self._averages]
         with torch.no_grad():
-            torch._foreach_lerp_([_local(a) for a in self._averages], [_local(p.detach()) for p in self._parameters], weight)
+            torch._foreach_lerp_(averages, [local_part(p.detach()) for p in self._parameters], weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -65,12 +68,6 @@ class Average:
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what :meth:`state` returned."""
         _copy([state[name] for name in self._names], self._averages)
-
-
-def _local(tensor: Any) -> torch.Tensor:
-    """This worker's part of a sharded tensor: foreach operations cannot mix sharded and plain tensors."""
-    found: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return found
 
 
 def _copy(source: list[torch.Tensor], target: list[Any]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import operator
 import types
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from heptane.base.lazy import torch
@@ -26,12 +27,7 @@ def outputs_to_fp32(output: Any) -> Any:
         >>> outputs_to_fp32((torch.ones(1, dtype=torch.bfloat16), "text"))
         (tensor([1.]), 'text')
     """
-    return map_tensors(output, _to_fp32)
-
-
-def map_tensors(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Apply ``change`` to each tensor in ``output``, keeping its structure; if none changes, return the same object."""
-    return _changed(output, change, set())
+    return map_tensors(output, lambda t: t.float() if t.dtype in (torch.bfloat16, torch.float16) else t)
 
 
 def find_tensors(output: Any) -> list[torch.Tensor]:
@@ -42,30 +38,36 @@ def find_tensors(output: Any) -> list[torch.Tensor]:
         [tensor([1.])]
     """
     found: list[torch.Tensor] = []
-
-    def look(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(tensor)
-        return tensor
-
-    _changed(output, look, set())
+    map_tensors(output, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
     return found
 
 
-def _to_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+def autograd_graph(tensor: torch.Tensor) -> Iterator[Any]:
+    """Yield the nodes of the graph through which ``tensor`` passes gradients back."""
+    left, seen = [tensor.grad_fn], set()
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            left += [before for before, _ in node.next_functions]
 
 
-def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor], within: set[int]) -> Any:
-    """``value`` with changed tensors: the same object if none changes, else a copy; reference cycles are not followed."""
+def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor], within: frozenset[int] = frozenset()) -> Any:
+    """Apply ``change`` to each tensor in ``value``, keeping its structure; if none changes, return the same object.
+
+    Args:
+        value: an output; of objects and containers in it that change, copies are made.
+        change: from a tensor to a tensor.
+        within: ids of the objects around ``value``; reference cycles are not followed.
+    """
     if isinstance(value, torch.Tensor):
         return change(value)
     if value is None or isinstance(value, (bool, int, float, str, bytes)) or id(value) in within:
         return value
     within = within | {id(value)}
-    if isinstance(value, Mapping):
-        return _mapping(value, {key: _changed(held, change, within) for key, held in value.items()})
     if isinstance(value, (tuple, list, deque)):
-        items = [_changed(held, change, within) for held in value]
+        items = [map_tensors(held, change, within) for held in value]
         if all(a is b for a, b in zip(items, value, strict=True)):
             return value
         if isinstance(value, deque):
@@ -73,22 +75,21 @@ def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor], within:
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, (*_CLOSED, torch.nn.Module)):
         return value
-    return _attributes(value, {name: _changed(held, change, within) for name, held in _held(value).items()})
-
-
-def _mapping(value: Any, found: dict[Any, Any]) -> Any:
-    new = {key: held for key, held in found.items() if held is not value[key]}
-    if not new:
+    inside = value if isinstance(value, Mapping) else _attributes(value)
+    found = {name: map_tensors(held, change, within) for name, held in inside.items()}
+    if all(held is inside[name] for name, held in found.items()):
         return value
-    if not isinstance(value, MutableMapping):
-        return type(value)(found)
-    made = copy.copy(value)  # keeps its class and attributes
-    for key, held in new.items():
-        made[key] = held
+    if isinstance(value, Mapping) and not isinstance(value, MutableMapping):
+        return type(value)(found)  # type: ignore[call-arg]
+    made: Any = copy.copy(value)  # keeps its class and attributes
+    put = operator.setitem if isinstance(value, MutableMapping) else object.__setattr__  # also fields of frozen dataclasses
+    for name, held in found.items():
+        if held is not inside[name]:
+            put(made, name, held)
     return made
 
 
-def _held(value: Any) -> dict[str, Any]:
+def _attributes(value: Any) -> dict[str, Any]:
     """An object's attributes, including slots."""
     found = dict(getattr(value, "__dict__", None) or {})
     fields = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
@@ -96,14 +97,3 @@ def _held(value: Any) -> dict[str, Any]:
         if name not in found and hasattr(value, name):
             found[name] = getattr(value, name)
     return found
-
-
-def _attributes(value: Any, found: dict[str, Any]) -> Any:
-    own = _held(value)
-    new = {name: held for name, held in found.items() if held is not own[name]}
-    if not new:
-        return value
-    made = copy.copy(value)
-    for name, held in new.items():
-        object.__setattr__(made, name, held)  # also sets fields of frozen dataclasses
-    return made

@@ -52,17 +52,15 @@ def probe_training(model: torch.nn.Module, inputs: Any) -> Any:
 def min_train_samples(model: torch.nn.Module, inputs: Any, labels: Any, train: Callable[[torch.nn.Module], None]) -> int:
     """Number of samples that a forward pass in training needs: 2 if BatchNorm (PyTorch's or the user's own) sees one value
     per sample and channel, else 1. ``train`` puts the model into its training modes."""
-    one, label = copy_rows((inputs, labels), slice(1)) if labels is not None else (copy_rows(inputs, slice(1)), None)
     from heptane.model.snapshot import preserved_model
 
+    one, two = (copy_rows((inputs, labels), slice(size)) for size in (1, 2))
     try:
         with preserved_model(model), no_gradients(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             train(model)
-            if _finite(call(model, one, label)):
-                return 1
-            two = call(model, copy_rows(inputs, slice(2)), None if labels is None else copy_rows(labels, slice(2)))
-            return 2 if _finite(two) else 1  # the standard deviation of one value is 0 / 0
+            # the standard deviation of one value is 0 / 0
+            return 2 if not _finite(call(model, *one)) and _finite(call(model, *two)) else 1
     except ValueError as error:
         return 2 if "more than 1 value per channel" in str(error) else 1
     except Exception:  # later checks report other failures

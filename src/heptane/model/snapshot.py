@@ -6,15 +6,15 @@ probing a large model does not need memory for a second copy.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from heptane.base.randomness import preserved_rng
 from heptane.model.saved_values import SavedValue, save_value
 
 COPIED_BYTES = 16 << 20  # a larger tensor is copied only before it is written to
@@ -34,19 +34,12 @@ def preserved_model(model: torch.nn.Module, *, guarded: bool = True) -> Iterator
             are undone only if they happen inside ``with snapshot.guard():``.
     """
     snapshot = Snapshot(model)
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=devices):
+    with preserved_rng():
         try:
-            if guarded:
-                with snapshot.guard():
-                    yield snapshot
-            else:
+            with snapshot.guard() if guarded else nullcontext():
                 yield snapshot
         finally:
             snapshot.restore()
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 class Snapshot:
@@ -70,11 +63,11 @@ class Snapshot:
                 continue
             if isinstance(value, torch.Tensor):
                 seen.add(id(value))
-                if not _is_unready(value):
+                if not is_lazy(value):
                     self._tensors.append(_Tensor(value))
             elif isinstance(value, torch.nn.Module):
                 seen.add(id(value))
-                if any(_is_unready(p) for p in value._parameters.values()):
+                if any(is_lazy(p) for p in value._parameters.values() if p is not None):
                     continue  # a lazy layer: the first call gives it its shape
                 kept = dict(vars(value))
                 self._modules.append((value, kept, _built(value)))
@@ -134,6 +127,7 @@ class _Tensor:
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
         self.plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer) and not tensor.is_meta
+        self.dense = self.plain and tensor.layout is torch.strided
         self.trains = tensor.requires_grad
         self.settle()
         self.grad = tensor.grad if tensor.is_leaf else None
@@ -154,8 +148,7 @@ class _Tensor:
     @property
     def moved(self) -> bool:
         """Whether its data was replaced."""
-        plain = self.plain and self.strides is not None
-        return plain and (self.tensor.untyped_storage()._cdata != self.storage or self.tensor.stride() != self.strides)
+        return self.dense and (self.tensor.untyped_storage()._cdata != self.storage or self.tensor.stride() != self.strides)
 
     def restore(self) -> None:
         tensor = self.tensor
@@ -165,14 +158,14 @@ class _Tensor:
             if tensor.requires_grad != self.trains:
                 tensor.requires_grad_(self.trains)
         other = tensor.shape != self.alias.shape or tensor.dtype != self.alias.dtype
-        if self.moved or (other and self.plain and self.strides is not None):
+        if self.moved or (other and self.dense):
             tensor.data = self.alias
         if self.copy is not None and self._is_changed():
             with torch.inference_mode(tensor.is_inference()):
                 self.alias.copy_(self.copy)
 
     def _is_changed(self) -> bool:
-        if self.plain and self.strides is not None and self.alias.device.type == "cpu":
+        if self.dense and self.alias.device.type == "cpu":
             return not torch.equal(self.alias, self.copy)  # type: ignore[arg-type]
         return self.plain or self.tensor.is_inference() or self.tensor._version != self.version
 
@@ -196,18 +189,11 @@ class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
             given = args[at] if at < len(args) else kwargs.get(name)
             for tensor in given if isinstance(given, (list, tuple)) else (given,):
                 if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
-                    self._before_write(tensor)
+                    with suppress(RuntimeError, NotImplementedError):  # the model has no tensor without storage
+                        for kept in self._watched.pop(tensor.untyped_storage()._cdata, ()):
+                            kept.copy = kept.alias.clone()
         with torch._C.DisableTorchFunction():  # other function modes see the model's own calls only
             return function(*args, **kwargs)
-
-    def _before_write(self, tensor: torch.Tensor) -> None:
-        with suppress(RuntimeError, NotImplementedError):  # the model has no tensor without storage
-            for kept in self._watched.pop(tensor.untyped_storage()._cdata, ()):
-                kept.copy = kept.alias.clone()
-
-
-def _is_unready(value: Any) -> bool:
-    return torch.nn.parameter.is_lazy(value)
 
 
 def _built(module: torch.nn.Module) -> set[str]:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from heptane.base.lazy import torch
-
-if TYPE_CHECKING:
-    from heptane.core.run import Run
+from heptane.base.tree import local_part
+from heptane.core.run import Run
 
 LOSS = "a loss"  # prefix of a loss's tensors; the space keeps it apart from the model's
 
@@ -44,16 +43,11 @@ class BestWeights:
         kept, self._tensors = self._tensors, {}
         with torch.no_grad():
             for name, tensor in found.items():
-                mine, before = _local(tensor), kept.pop(name, None)
-                if (
-                    before is None
-                    or before.shape != mine.shape
-                    or before.dtype != mine.dtype
-                    or mine.layout != torch.strided
-                ):
+                mine, before = local_part(tensor), kept.pop(name, None)
+                if before is not None and (before.shape, before.dtype) == (mine.shape, mine.dtype) and _is_dense(mine):
+                    self._tensors[name] = before.copy_(mine)  # reuse the memory
+                else:
                     self._tensors[name] = mine.detach().to("cpu", copy=True)
-                else:  # reuse the memory
-                    self._tensors[name] = before.copy_(mine)
         self._extra = {name: copy.deepcopy(module.get_extra_state()) for name, module in _with_extra(self.run.model)}
         self.step = step
 
@@ -77,8 +71,8 @@ class BestWeights:
         with torch.no_grad():
             for name, kept in self._tensors.items():
                 tensor = own.get(name)
-                mine = None if tensor is None else _local(tensor)
-                if mine is not None and mine.layout == torch.strided and mine.shape == kept.shape:
+                mine = None if tensor is None else local_part(tensor)
+                if mine is not None and _is_dense(mine) and mine.shape == kept.shape:
                     mine.copy_(kept)
                 else:  # a buffer of another size, or a sparse one
                     owner, _, short = name.rpartition(".")
@@ -93,15 +87,13 @@ def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_buffers()
 
 
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided
+
+
 def _changes(tensor: torch.Tensor) -> bool:
     """Whether a step may change a tensor: a buffer, or a trainable parameter."""
     return tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)
-
-
-def _local(tensor: Any) -> torch.Tensor:
-    """This worker's part of a sharded tensor."""
-    found: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return found
 
 
 def _with_extra(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:

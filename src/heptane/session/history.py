@@ -37,9 +37,7 @@ def check_target(target: Any, valid: Any, metrics: dict[str, Any] | None) -> Goa
     check_choice("target metric", metric, known)
     if valid is None:
         raise InputError(f"target={value!r} needs validation data, and there is none: pass valid")
-    check_range(
-        "target", value, 0 if metric == "valid_accuracy" else -math.inf, 1 if metric == "valid_accuracy" else math.inf
-    )
+    check_range("target", value, *((0, 1) if metric == "valid_accuracy" else ()))
     if way is None:
         way = direction(metric, (metrics or {}).get(metric.removeprefix("valid_")))
     check_choice("target's direction", way, WAYS)
@@ -93,17 +91,13 @@ def since_better(history: Records, goal: Goal | None) -> int:
 
 
 def _better(metric: str, goal: Goal | None, one: float, other: float) -> bool:
-    return one < other if _lower(metric, goal) else one > other
+    less = lower_is_better(metric, goal.lower if goal and goal.metric == metric else None)
+    return one < other if less else one > other
 
 
 def lower(goal: Goal) -> bool:
     """Whether less of a goal's metric is better."""
-    return _lower(goal.metric, goal)
-
-
-def _lower(metric: str, goal: Goal | None) -> bool:
-    """Whether less of ``metric`` is better, as the goal says if it is the goal's metric."""
-    return lower_is_better(metric, goal.lower if goal and goal.metric == metric else None)
+    return lower_is_better(goal.metric, goal.lower)
 
 
 def divergence(history: Records, record: dict[str, Any]) -> str:
@@ -126,4 +120,4 @@ def at_target(goal: Goal, record: dict[str, Any]) -> bool:
     if metric not in record:
         known = ", ".join(key for key in record if key.startswith("valid_"))
         raise InputError(f"target metric {metric!r} is not measured here: this run measures {known}")
-    return bool(record[metric] <= value if _lower(metric, goal) else record[metric] >= value)
+    return bool(record[metric] <= value if lower(goal) else record[metric] >= value)

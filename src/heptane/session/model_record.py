@@ -6,17 +6,15 @@ import importlib
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor
 from heptane.core.losses import CrossEntropy, Elementwise
+from heptane.core.run import Run
 from heptane.data.batches import TensorSource
 from heptane.model.forward import unwrapped
-
-if TYPE_CHECKING:
-    from heptane.core.run import Run
 
 CLASSES, LABELS, VALUES = "classes", "labels", "values"
 

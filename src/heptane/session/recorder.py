@@ -11,8 +11,7 @@ from heptane.base.errors import Interrupted
 from heptane.base.lazy import torch
 from heptane.base.tree import in_memory
 from heptane.core.custom_metrics import MetricError, bind_model, takes_model
-from heptane.core.eval_batch import run_eval_batch_size
-from heptane.core.evaluation import Evaluation
+from heptane.core.evaluation import Evaluation, run_eval_batch_size
 from heptane.core.faults import REMEDY, Rewind
 from heptane.core.loop import steps
 from heptane.core.optimizers import switch_weights
@@ -68,7 +67,7 @@ class Recorder:
         known = run.events.notes
         if saved is not None:
             start = self._load(saved)
-        if run.faults.on_nan == "rewind" and saved is None:
+        elif run.faults.on_nan == "rewind":
             self._save(0, wait=True)
         with self.display.shown([text for text in run.events.notes if text not in known]):
             while True:
@@ -149,13 +148,6 @@ class Recorder:
     def _planned(self, step: int) -> bool:
         return step % self.every_steps == 0 or step == self.run.total_steps
 
-    def _take_up(self, step: int, history: list[dict[str, Any]]) -> int:
-        """Go on from ``step`` with this history."""
-        self.history = history
-        self.reached = reached(self.history, self.goal)
-        self.evaluate_seconds = history[-1]["evaluate_seconds"] if history else 0.0
-        return step
-
     def _load(self, saved: checkpoint.Saved, *, again: bool = False) -> int:
         """Put a checkpoint into the run; where to go on. The copy of the best weights is made anew from theirs."""
         run, history = self.run, saved.facts["history"]
@@ -171,7 +163,9 @@ class Recorder:
                 with run.events.muted():
                     restore.load(run, best, again=True)
                 self._keep_best(step)
-        start = self._take_up(*restore.load(run, saved, again=again))
+        start, self.history = restore.load(run, saved, again=again)
+        self.reached = reached(self.history, self.goal)
+        self.evaluate_seconds = self.history[-1]["evaluate_seconds"] if self.history else 0.0
         if self.best.wanted and step is not None and step == saved.facts["step"]:
             self._keep_best(step)
         return start
@@ -314,17 +308,13 @@ class Recorder:
         switch_weights(self.run.optimizer, "eval")
         averaged = self.run.average.in_place() if self.run.average and not self._ended else nullcontext()
         model, shown, metrics = self.run.model, data, self.metrics
-        if self.run.feature_cache and data is self.valid and in_memory(data):
-            model, shown, metrics = (
-                self.run.feature_cache.tail,
-                self.run.feature_cache.of(data),
-                bind_model(metrics, model, data),
-            )
+        cache = self.run.feature_cache if data is self.valid and in_memory(data) else None
+        if cache:
+            model, shown, metrics = cache.tail, cache.of(data), bind_model(metrics, model, data)
         beating = self.run.heartbeat.at(self.history[-1]["step"] if self.history else 0, "to evaluate after step")
         with averaged, eval_mode(self.run.model), beating:  # metrics may run the whole model where its tail is evaluated
-            if self.run.meta_copy is not None and any(
-                takes_model(m) for m in (metrics or {}).values() if not hasattr(m, "update")
-            ):
+            functions = [metric for metric in (metrics or {}).values() if not hasattr(metric, "update")]
+            if self.run.meta_copy is not None and any(map(takes_model, functions)):
                 from heptane.distributed import sharding
 
                 metrics = bind_model(metrics, sharding.gather_model(model, self.run.meta_copy), data)

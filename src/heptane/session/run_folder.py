@@ -11,21 +11,20 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.storage import remove, write_text
+from heptane.core.run import Run
+from heptane.session.history import Goal
+from heptane.session.result import Result, trick_rows
+from heptane.tricks import Tricks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from heptane.core.run import Run
     from heptane.report.examination.examine import Examination
-    from heptane.session.history import Goal
-    from heptane.session.result import Result
-    from heptane.tricks import Tricks
 
 SCHEMA = 1
 CHECKPOINTS = ("step-" + 9 * "[0-9]" + "*", ".step-*")  # those: left by a process killed while writing
@@ -162,19 +161,16 @@ class RunFolder:
                 "optimizer": type(run.optimizer).__name__,
                 "learning_rate": run.base_rates[-1],
                 "workers": run.worker.size,
-                "seed": run.seed,
+                "seed": run.plan.seed,
                 **about.get("settings", {}),
             },
         }
 
     def _record(self, result: Result, run: Run, about: dict[str, Any]) -> dict[str, Any]:
         from heptane.base.environment import describe
-        from heptane.session.result import trick_rows
 
-        target = None
-        if result.target:
-            metric, value = result.target
-            target = {"metric": metric, "value": value, "reached_seconds": result.reached}
+        goal = result.target
+        target = {"metric": goal[0], "value": goal[1], "reached_seconds": result.reached} if goal else None
         names = {"result": "result.json", "events": "events.jsonl", "model": "model.safetensors", "report": "report.html"}
         return {
             **self._facts(result.model, run, about),
@@ -240,12 +236,15 @@ def _locked(path: Path) -> Any:
         lock.acquire(timeout=0)
     except Timeout:
         who = holder(path)
-        if alive(who):
-            _refuse(path, who)
-        try:  # its data loader's processes have a few seconds to find out
-            lock.acquire(timeout=DYING_SECONDS)
+        try:  # the data loader's processes of a killed run have a few seconds to find out
+            lock.acquire(timeout=0 if alive(who) else DYING_SECONDS)
         except Timeout:
-            _refuse(path, who)
+            known = ""
+            if {"pid", "host", "since"} <= set(who):
+                known = f" (process {who['pid']} on {who['host']}, since {who['since']})"
+            raise InputError(
+                f"another run is working in {path}{known}: wait for it, stop it, or choose another folder"
+            ) from None
     except (NotImplementedError, OSError):
         return None
     here = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -269,16 +268,9 @@ def alive(who: dict[str, Any]) -> bool:
         return who.get("host") is not None
     try:
         os.kill(who["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
-
-
-def _refuse(path: Path, who: dict[str, Any]) -> NoReturn:
-    known = f" (process {who['pid']} on {who['host']}, since {who['since']})" if {"pid", "host", "since"} <= set(who) else ""
-    raise InputError(f"another run is working in {path}{known}: wait for it, stop it, or choose another folder")
 
 
 def clean(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from itertools import pairwise
@@ -115,12 +115,10 @@ class Settings:
         if self.augment is not None:
             check_choice("augment", self.augment, AUGMENTS)
         _ = self.budget_seconds
-        for name, low_open, high in (
-            ("lr", True, 1e6),
-            ("target", False, 1.0),
-        ):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), 0, high, low_open=low_open)
+        if self.lr is not None:
+            check_range("lr", self.lr, 0, 1e6, low_open=True)
+        if self.target is not None:
+            check_range("target", self.target, 0, 1)
 
     @property
     def reading(self) -> Reading:
@@ -297,48 +295,27 @@ def convert(name: str, annotation: str, value: Any) -> Any:
     if value is None or (value == "none" and "None" in kinds and "str" not in kinds):
         return None
     for kind in ("bool", "int", "float", "str", NAMES):
-        if kind in kinds:
-            made = _CONVERT[kind](value)
-            if made is not None:
-                return made
+        if kind in kinds and (made := _converted(kind, value)) is not None:
+            return made
     wanted = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"} | {
         NAMES: "names, joined by commas"
     }
     raise InputError(f"{name}={value!r}: expected {' or '.join(wanted[kind] for kind in kinds if kind != 'None')}")
 
 
-def _bool(value: Any) -> bool | None:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    return value if isinstance(value, bool) else words.get(value.lower()) if isinstance(value, str) else None
-
-
-def _int(value: Any) -> int | None:
-    if isinstance(value, (bool, float)):
+def _converted(kind: str, value: Any) -> Any:
+    """``value`` as this kind; None if it is not one."""
+    if kind == "bool":
+        words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+        return value if isinstance(value, bool) else words.get(value.lower()) if isinstance(value, str) else None
+    if kind == "str":
+        return value if isinstance(value, str) else None
+    if kind == NAMES:
+        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    if isinstance(value, bool) or (kind == "int" and isinstance(value, float)):
         return None
     try:
-        return int(value)
+        return int(value) if kind == "int" else float(value)
     except (TypeError, ValueError):
         return None
-
-
-def _float(value: Any) -> float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _names(value: Any) -> tuple[str, ...] | None:
-    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-
-
-_CONVERT: dict[str, Callable[[Any], Any]] = {
-    "bool": _bool,
-    "int": _int,
-    "float": _float,
-    "str": lambda value: value if isinstance(value, str) else None,
-    NAMES: _names,
-}

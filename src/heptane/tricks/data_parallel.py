@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, check_bool, check_choice, check_range
 from heptane.base.lazy import torch
-from heptane.distributed.launch import launch as launch
 from heptane.distributed.replicas import NOT_REENTRANT
 from heptane.distributed.workers import Worker, environment_message, join_group, this_worker, under_launcher
 

@@ -33,6 +33,7 @@ from heptane.base.tree import first_tensor, select_rows
 from heptane.core.custom_losses import CustomLoss, ModelLoss
 from heptane.core.hidden_blend import HiddenBlend, pair_inputs
 from heptane.core.losses import Criterion
+from heptane.core.run import BatchMixer
 from heptane.core.targets import MixedTargets, blend
 
 if TYPE_CHECKING:
@@ -184,19 +185,15 @@ class Mixup:
         return mixer
 
 
-class Mixer:
+class Mixer(BatchMixer):
     """Fills the slot ``mix``: part of a global batch, blended with its partners."""
 
     blends = True
 
     def __init__(self, trick: Mixup, seed: int, stop: int, hidden: HiddenBlend | None) -> None:
         self.trick, self.seed, self.stop, self.hidden = trick, seed, stop, hidden
+        self.layer = trick.layer
         self._drawn: tuple[int, Blend] | None = None
-
-    @property
-    def layer(self) -> str | None:
-        """The module whose output is blended; None for the inputs."""
-        return self.trick.layer
 
     def take(self, batch: Batch, part: slice, step: int) -> tuple[Any, Any]:
         """The slice ``part`` of ``batch``, blended before step ``stop`` and as it is from then on."""
@@ -207,7 +204,10 @@ class Mixer:
             return inputs, targets
         self._check(inputs, targets)
         images = isinstance(inputs, torch.Tensor) and inputs.ndim == 4
-        draw = self._draw(batch, step, (inputs.shape[2], inputs.shape[3]) if images else None)
+        if self._drawn is None or self._drawn[0] != step:
+            size = (inputs.shape[2], inputs.shape[3]) if images else None
+            self._drawn = step, self.trick.draw(self.seed, step, batch.size, size)
+        draw = self._drawn[1]
         partner, lam = draw.partner[part], draw.lam[part]
         whole = len(targets) == batch.size
         partner_inputs, partner_targets = select_rows((inputs, targets), partner) if whole else batch.take(partner)
@@ -251,8 +251,3 @@ class Mixer:
                 f"mixup of inputs of type {inputs.dtype}: integers (tokens) cannot be blended; "
                 "set Mixup.layer to the name of the embedding, or turn mixup off"
             )
-
-    def _draw(self, batch: Batch, step: int, image_size: tuple[int, int] | None) -> Blend:
-        if self._drawn is None or self._drawn[0] != step:
-            self._drawn = step, self.trick.draw(self.seed, step, batch.size, image_size)
-        return self._drawn[1]

@@ -34,7 +34,7 @@ from heptane.base.lazy import torch
 from heptane.base.progress import working
 from heptane.core.run import Phase
 from heptane.data.batches import BatchTransform, Source
-from heptane.distributed.workers import Worker
+from heptane.distributed.workers import Worker, all_gather
 from heptane.model.names import without_compiled
 from heptane.pretrained.anatomy import Anatomy, anatomy
 from heptane.pretrained.features import FeatureCache, cache_features
@@ -153,10 +153,7 @@ class Transfer:
 
         notes = self.load(model)
         with working("measuring how much of the model to train"):
-            choice = [choose_mode(model, groups, source, place)]
-        if worker.size > 1:
-            torch.distributed.broadcast_object_list(choice, 0)
-        mode, why = choice[0]
+            mode, why = all_gather(choose_mode(model, groups, source, place), worker)[0]
         return replace(self, mode=mode, weights=None), why, [*notes, f"mode {why}"]
 
     def load(self, model: torch.nn.Module) -> list[str]:
@@ -180,10 +177,8 @@ class Transfer:
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
             name = swap_head(model, num_classes, groups.head) or type(model).__name__
-        done = (
-            f"has {outputs} outputs already" if outputs == num_classes else f"replaced: {outputs} -> {num_classes} outputs"
-        )
-        return [f"head {without_compiled(name)} {done}"]
+        done = "has {0} outputs already" if outputs == num_classes else "replaced: {0} -> {1} outputs"
+        return [f"head {without_compiled(name)} {done.format(outputs, num_classes)}"]
 
     def apply_freezing(self, model: torch.nn.Module, groups: Anatomy, seed: int | None = None) -> list[str]:
         """Add LoRA adapters if requested, and freeze the groups that start frozen; return notes for the user."""

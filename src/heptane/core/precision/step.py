@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from heptane.base.device import find_device
 from heptane.base.errors import InputError, check_choice, check_range
 from heptane.base.lazy import torch
+from heptane.base.tree import local_part
 from heptane.model.modes import no_gradients
 from heptane.model.outputs import outputs_to_fp32
 
@@ -66,7 +67,8 @@ class Precision:
             clip_norm: maximum norm of all gradients together, above 0; None does not clip.
             parameters: the optimizer's parameters, in the order in which their norms are summed; None: its own order.
         """
-        self.exhausted = self.guard and not all_finite(parameters or _parameters(optimizer))
+        held = parameters or _parameters(optimizer)
+        self.exhausted = self.guard and not all_finite([p.grad for p in held if p.grad is not None])
         if self.exhausted:
             return False
         _clip(optimizer, clip_norm, parameters)
@@ -118,7 +120,7 @@ class Scaled(Autocast):
         for gradient in gradients:
             gradient.mul_(1 / self.scale)
         # The only synchronization per step. Gradients are already reduced, so all workers decide alike.
-        if not _all_finite(gradients):
+        if not all_finite(gradients):
             self.exhausted = self.scale <= self.floor
             self.scale, self.steps_held = max(self.scale / 2, self.floor), 0
             return False
@@ -212,12 +214,8 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def all_finite(parameters: Iterable[torch.Tensor]) -> bool:
+def all_finite(gradients: list[torch.Tensor]) -> bool:
     """Whether all gradients are finite, on every worker. Workers hold the same gradients, or shards of them."""
-    return _all_finite([p.grad for p in parameters if p.grad is not None])
-
-
-def _all_finite(gradients: list[torch.Tensor]) -> bool:
     kinds = {(g.dtype, g.device, type(g), g.layout) for g in gradients}
     dense = [kind for kind in kinds if kind[0].is_floating_point and kind[2:] == (torch.Tensor, torch.strided)]
     if len(dense) == len(kinds) == 1:
@@ -228,7 +226,7 @@ def _all_finite(gradients: list[torch.Tensor]) -> bool:
     # The maximum norm: the Euclidean norm may overflow although every element is finite.
     stored = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     sharded = any(hasattr(g, "to_local") for g in stored)
-    stored = [g.to_local() if hasattr(g, "to_local") else g for g in stored]
+    stored = [local_part(g) for g in stored]
     device = stored[0].device if stored else torch.device("cpu")
     finite = all(bool(torch.linalg.vector_norm(g, math.inf).isfinite()) for g in stored if g.numel())
     if sharded:  # each worker sees its shard, and all must decide alike

@@ -12,7 +12,7 @@ from heptane.base.lazy import torch
 from heptane.base.randomness import generator
 from heptane.base.tree import first_tensor
 from heptane.core.criterion import model_output
-from heptane.core.eval_batch import run_eval_batch_size
+from heptane.core.evaluation import run_eval_batch_size
 from heptane.core.precision.step import evaluation
 from heptane.data.batches import Batch, TensorSource
 from heptane.data.sources import as_loader
@@ -154,7 +154,7 @@ def _training_samples(run: Run) -> tuple[Any, Any, bool]:
     if isinstance(source, TensorSource):
         if not is_picture(source.inputs):
             return None, None, False
-        chosen = _chosen(source, run.seed)
+        chosen = _chosen(source, run.plan.seed)
         batch = Batch((source.inputs, source.targets), chosen.to(source.inputs.device), len(chosen), run.place, last)
     elif run.worker.size > 1:  # reading needs all workers
         return None, None, False

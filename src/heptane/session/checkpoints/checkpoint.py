@@ -7,18 +7,19 @@ written atomically and verified by checksums: :mod:`heptane.base.storage`. The f
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import re
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heptane.base.errors import InputError
+from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.storage import FACTS, Damaged, check_files, make_empty_folder, read_facts, remove, seal, write_file
 from heptane.core.run import Run
 from heptane.distributed.replicas import broadcast_buffers
-from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather
+from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather, from_rank_zero
 from heptane.model.names import clean_state
 from heptane.model.packing import copied, pack, serialised
 from heptane.session.checkpoints.settings import as_kept
@@ -49,14 +50,6 @@ class Snapshot:
     step: int
     facts: dict[str, Any]
     tensors: dict[str, torch.Tensor]
-
-
-def save(run: Run, step: int, history: list[dict[str, Any]], folder: Path, keep: int = 1) -> Path:
-    """Write a checkpoint of ``step``, and remove all but the newest ``keep``. All workers must call it."""
-    path = write(take_snapshot(run, step, history), folder, run)
-    if run.worker.rank == 0:
-        prune(folder, keep)
-    return path
 
 
 def take_snapshot(run: Run, step: int, history: list[dict[str, Any]]) -> Snapshot:
@@ -119,11 +112,6 @@ def prune(folder: Path, keep: int, best: int | None = None) -> None:
         remove(left)
 
 
-def steps_in(folder: Path) -> list[int]:
-    """The steps of the checkpoints in ``folder``, newest first."""
-    return [step for step, _ in _numbered(folder)]
-
-
 def find_newest(folder: Path, worker: Worker = SINGLE_WORKER) -> tuple[Saved | None, list[str]]:
     """The newest intact checkpoint in ``folder`` (None if it has none), and a note per damaged one.
 
@@ -132,30 +120,21 @@ def find_newest(folder: Path, worker: Worker = SINGLE_WORKER) -> tuple[Saved | N
     Raises:
         InputError: all checkpoints are damaged.
     """
-    if worker.size == 1:
-        return _newest(folder)
-    found: list[Any] = [None]
-    if worker.rank == 0:
-        try:
-            found = [_newest(folder)]
-        except InputError as error:
-            found = [error]
-    torch.distributed.broadcast_object_list(found, 0)
-    if isinstance(found[0], InputError):
-        raise found[0]
-    saved, notes = found[0]
-    return saved, notes
+    found: tuple[Saved | None, list[str]] = from_rank_zero(lambda: _newest(folder), worker)
+    return found
 
 
 def find_step(folder: Path, step: int, worker: Worker = SINGLE_WORKER) -> Saved | None:
     """The checkpoint of ``step`` in ``folder``; None if missing or damaged. All workers must call it."""
-    found: list[Saved | None] = [None]
-    if worker.rank == 0:
-        with contextlib.suppress(Damaged):
-            found = [read(folder / f"step-{step:09d}")]
-    if worker.size > 1:
-        torch.distributed.broadcast_object_list(found, 0)
-    return found[0]
+
+    def find() -> Saved | None:
+        try:
+            return read(folder / f"step-{step:09d}")
+        except Damaged:
+            return None
+
+    found: Saved | None = from_rank_zero(find, worker)
+    return found
 
 
 def _newest(folder: Path) -> tuple[Saved | None, list[str]]:
@@ -209,5 +188,54 @@ def identity(run: Run) -> dict[str, Any]:
         "training samples": run.source.num_samples,
         "batch_size": run.source.batch_size,
         "steps per epoch": run.source.steps_per_epoch,
-        "seed": run.seed,
+        "seed": run.plan.seed,
     }
+
+
+def check_savable(run: Run) -> None:
+    """Refuse a model or an optimizer with state that a checkpoint cannot hold.
+
+    Optimizers create state in their first step. So a copy of a custom optimizer makes a step on a parameter of two numbers;
+    random states are preserved.
+
+    Raises:
+        InputError: names the entry and its type.
+    """
+    try:
+        pack(clean_state(run.model), "model", {})
+        pack(run.optimizer.state_dict(), "optimizer", {})
+        pack(_after_a_step(run.optimizer), "optimizer", {})
+    except InputError as error:
+        remedy = "keep it out of the state dict, or leave out run_dir (--out), so that nothing is saved"
+        raise InputError(f"this run could not be saved: {error}; {remedy}") from None
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer) -> Any:
+    """The state dict after one step on a small parameter; None if that is not possible."""
+    if type(optimizer).__module__.startswith("torch.optim"):
+        return None
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    small = torch.nn.Parameter(torch.zeros(2))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            made: Any = object.__new__(type(optimizer))
+            memo: dict[int, Any] = {id(p): small for p in parameters}
+            for name, value in optimizer.__dict__.items():
+                hooks = name.endswith("_hooks")  # user hooks must not see this step
+                made.__dict__[name] = OrderedDict() if hooks else copy.deepcopy(value, memo)
+            del made.param_groups[1:]
+            made.param_groups[0]["params"] = [small]
+            made.state.clear()
+            small.grad = torch.zeros(2)
+            made.step()
+            state = made.state_dict()
+    except Exception:  # needs a closure, sparse gradients or matrices: its first checkpoint will show
+        return None
+    try:
+        made.load_state_dict(copy.deepcopy(state))
+    except Exception as error:
+        raise InputError(
+            f"{type(optimizer).__name__} cannot load the state that it saves ({one_line(error)}): keep only tensors "
+            "and numbers in its state dict"
+        ) from error
+    return state

@@ -8,14 +8,12 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from heptane.base.clock import parse_duration
 from heptane.base.errors import InputError, one_line
+from heptane.core.run import Run
 from heptane.session.checkpoints import checkpoint
-
-if TYPE_CHECKING:
-    from heptane.core.run import Run
 
 
 @dataclass(frozen=True)

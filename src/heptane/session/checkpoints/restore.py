@@ -13,18 +13,17 @@ from heptane.core.metrics import TrainMeter
 from heptane.core.plan import Plan
 from heptane.core.run import Run
 from heptane.data.loaders.stream_source import StreamSource
-from heptane.distributed.workers import Worker, launched_workers
+from heptane.distributed.workers import launched_workers
 from heptane.model.names import clean_state, load_clean
 from heptane.model.packing import unpack
 from heptane.session.checkpoints.checkpoint import STATE, Saved, identity
-from heptane.session.checkpoints.data_facts import INPUTS, TARGETS
-from heptane.session.checkpoints.describe import ANY
-from heptane.session.checkpoints.new_length import describe_new_length
+from heptane.session.checkpoints.describe import ANY, INPUTS, TARGETS
 from heptane.session.checkpoints.settings import NOTED, SINCE, differences, refusal
 from heptane.session.checkpoints.sharded import read_sharded, shard_states
 from heptane.tricks import Tricks
 from heptane.tricks.lr_scaling import LRScaling
 
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError)  # in altered files
 OF_LENGTH = ("training samples", "steps per epoch")  # for data without a length these are shares of the planned steps
 
 
@@ -67,17 +66,13 @@ def check(run: Run, saved: Saved) -> None:
     """
     facts, follows = saved.facts, _follows(run, saved.facts)
     skipped = ("batch_size", "steps per epoch") if follows else OF_LENGTH if isinstance(run.source, StreamSource) else ()
-    found = [
-        (n, facts["fixed"][n], value)
-        for n, value in identity(run).items()
-        if n not in skipped and facts["fixed"][n] != value
-    ]
+    found = [(n, facts["fixed"][n], value) for n, value in identity(run).items() if n not in skipped]
+    found = [(n, before, now) for n, before, now in found if before != now]
     found = [d for d in found if d[0] != "steps per epoch"] or found  # follows from samples or batch size
     if facts.get("settings") and not {"optimizer", "parameters per group"} & {name for name, *_ in found}:
         unknown = dict.fromkeys(SINCE, ANY)
-        found += differences(
-            unknown | facts["settings"], unknown | run.settings
-        )  # another optimizer's would be others anyway
+        # those of another optimizer would differ anyway
+        found += differences(unknown | facts["settings"], unknown | run.settings)
     if any(name == "training samples" for name, *_ in found):  # implies other checksums
         found = [d for d in found if d[0] not in (INPUTS, TARGETS)]
     if found:
@@ -97,8 +92,8 @@ def check_all(run: Run, saved: Saved) -> None:
     """
     check(run, saved)
     try:
-        model = unpack(saved.facts["model"], _tensors(saved, run))
-    except (InputError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError):
+        model = unpack(saved.facts["model"], read_tensors(saved, run))
+    except (InputError, *DAMAGE):
         return
     _check_model(run.model, model, saved.path)
 
@@ -139,13 +134,13 @@ def load(run: Run, saved: Saved, *, again: bool = False) -> tuple[int, list[dict
         return _load(run, saved, again)
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+    except DAMAGE as error:
         raise InputError(f"checkpoint {saved.path} is damaged ({one_line(error)}): remove it") from error
 
 
 def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]]]:
     facts, path = saved.facts, saved.path
-    tensors = _tensors(saved, run)
+    tensors = read_tensors(saved, run)
     model, optimizer = unpack(facts["model"], tensors), unpack(facts["optimizer"], tensors)
     average = unpack(facts["average"], tensors)
     _check_model(run.model, model, path)
@@ -187,14 +182,17 @@ def _load(run: Run, saved: Saved, again: bool) -> tuple[int, list[dict[str, Any]
         run.events.note(f"{run.worker.size} worker(s) from step {step} on; before, {before}: {how}")
     run.skipped = facts["skipped"]
     run.faults.load_state(facts["faults"])
-    run.meter.load_state(_own_meter(facts["meters"], run.worker))
+    meters, rank = facts["meters"], run.worker.rank
+    if len(meters) != run.worker.size:  # the first worker gets the sum of all
+        meters = [TrainMeter.merge_states(meters, run.worker.size), *[None] * (run.worker.size - 1)]
+    run.meter.load_state(meters[rank])
     if not again:
         run.clock.carry(facts["seconds"])
     return step, facts["history"]
 
 
-def _tensors(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
-    """A checkpoint's tensors, sharded as in ``run``."""
+def read_tensors(saved: Saved, run: Run | None = None) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors, sharded as in ``run``; whole if ``run`` is None."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -204,13 +202,6 @@ def _tensors(saved: Saved, run: Run) -> dict[str, torch.Tensor]:
         return read_sharded(saved, run)
     except (SafetensorError, OSError, Damaged) as error:
         raise InputError(f"checkpoint {saved.path} cannot be read ({one_line(error)}): remove it") from None
-
-
-def _own_meter(meters: list[Any], worker: Worker) -> Any:
-    """This worker's meter; after a change in their number, rank 0 gets the sum of all."""
-    if len(meters) == worker.size:
-        return meters[worker.rank]
-    return TrainMeter.merge_states(meters, worker.size) if worker.rank == 0 else None
 
 
 def _check_model(model: torch.nn.Module, saved: dict[str, Any], path: Path) -> None:
@@ -230,3 +221,69 @@ def _shape(state: dict[str, Any], name: str) -> str:
         return "absent"
     value = state[name]
     return f"of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, torch.Tensor) else "no tensor"
+
+
+def describe_new_length(run: Run, facts: dict[str, Any], step: int, rate: float) -> list[str]:
+    """Notes on a run whose planned number of steps differs from its checkpoint's; none if it is the same.
+
+    From this step on, schedules follow the new length as if it had been planned from the start. So a finished cycle
+    continues where a cycle of the new length would be, at a higher learning rate.
+
+    Args:
+        run: with its new length.
+        facts: the checkpoint's facts.
+        step: the checkpoint's step.
+        rate: the learning rate of the last parameter group at that step.
+    """
+    before, now = facts.get("planned"), run.total_steps
+    if not isinstance(before, int) or before == now:
+        return []
+    lengths = f"new length: {_epochs(run, now)} instead of {_epochs(run, before)}"
+    if step >= now:
+        return [f"{lengths}; all steps are done"]
+    next_rate, last_rate = (run.base_rates[-1] * run.rates.learning_rate(at) for at in (step, now - 1))
+    cycle, warm_up = run.settings.get("cyclical"), run.settings.get("lr_scaling")
+    if next_rate == last_rate == rate:
+        change = f"the learning rate stays {rate:.3g}"
+    else:
+        what = "the cycle" if cycle else "the warm-up" if warm_up else "the schedule"
+        ends = f", and ends at {last_rate:.3g}" if next_rate != last_rate else ""
+        change = (
+            f"{what} now follows the new length: the learning rate goes from "
+            f"{rate:.3g} at step {step} to {next_rate:.3g} at step {step + 1}{ends}"
+        )
+    return [f"{lengths}; {change}", *_images(run, before, step), *_mixup(run, before, step), *_frozen(run, before, step)]
+
+
+def _epochs(run: Run, total_steps: int) -> str:
+    return f"{total_steps / run.source.steps_per_epoch:.4g} epochs ({total_steps} steps)"
+
+
+def _images(run: Run, before: int, step: int) -> list[str]:
+    """A note if images had full size already and are small again."""
+    resize = run.plan.extras.resize
+    if resize is None or resize.sizes(before)(max(step - 1, 0)) is not None or resize.sizes(run.total_steps)(step) is None:
+        return []
+    return [f"images are scaled down to {resize.size} pixels again until step {round(resize.until * run.total_steps)}"]
+
+
+def _mixup(run: Run, before: int, step: int) -> list[str]:
+    """A note if mixup was off for the last epochs and is on again."""
+    epochs = (run.settings.get("mixup") or {}).get("off_last_epochs", 0)
+    off = round(epochs * run.source.steps_per_epoch)
+    if not off or step < before - off or step >= run.total_steps - off:
+        return []
+    return [
+        f"mixup is on again until step {run.total_steps - off}: it is off for the last {epochs:g} epochs of the new length"
+    ]
+
+
+def _frozen(run: Run, before: int, step: int) -> list[str]:
+    """A note if layer groups trained already and are frozen again."""
+    num_groups = len(run.optimizer.param_groups) - bool(run.of_loss)
+    phases = run.stages.phases(run.model, before, run.source.steps_per_epoch)
+    was = [phase.frozen or 0 for phase in phases if phase.start <= max(step - 1, 0)][-1]
+    now = next(phase.frozen or 0 for phase in run.phases if phase.stop > step)
+    if now <= was:
+        return []
+    return [f"{now} of {num_groups} layer groups are frozen again (before: {was}): they unfreeze over the new length"]

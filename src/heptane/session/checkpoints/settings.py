@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from heptane.base.lazy import torch
+from heptane.core.run import Run
 from heptane.model.names import clean_name
-from heptane.session.checkpoints.data_facts import INPUTS, ORDER, TARGETS
-from heptane.session.checkpoints.describe import ANY, CODE, IS, describe
-
-if TYPE_CHECKING:
-    from heptane.core.run import Run
-    from heptane.tricks import Tricks
+from heptane.session.checkpoints.describe import ANY, CODE, INPUTS, IS, ORDER, TARGETS, describe
+from heptane.tricks import Tricks
 
 MAY_CHANGE = {
     "epochs": "a longer or shorter run; schedules follow the new length, and a note says so",
@@ -115,13 +112,8 @@ def settings_of(run: Run, tricks: Tricks, groups: dict[str, list[Any]]) -> dict[
         **_of_objects(run),
         "sampling": plan.extras.sampling,
         "resize": describe(plan.extras.resize),
-        "lr_scaling": describe(tricks.lr_scaling),
-        "cyclical": describe(tricks.cyclical),
-        "mixup": describe(tricks.mixup),
-        "label_smoothing": describe(tricks.label_smoothing),
-        "transfer": None
-        if transfer is None
-        else {IS: "Transfer"} | {n: describe(getattr(transfer, n)) for n in OF_TRANSFER},
+        **{name: describe(getattr(tricks, name)) for name in ("lr_scaling", "cyclical", "mixup", "label_smoothing")},
+        "transfer": transfer and {IS: "Transfer"} | {name: describe(getattr(transfer, name)) for name in OF_TRANSFER},
         "precision": precision,
         "sync_batchnorm": parallel.sync_batchnorm if parallel is not None and run.worker.size > 1 else ANY,
         NOTED: plan.extras.on_nan,

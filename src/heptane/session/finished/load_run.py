@@ -10,7 +10,6 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
-from heptane.base.storage import Damaged
 from heptane.data.cast import Cast
 from heptane.data.load_preprocess import load_preprocess
 from heptane.data.preprocess import Preprocess
@@ -19,6 +18,7 @@ from heptane.model.names import clean_state, load_clean
 from heptane.model.packing import read_model, unpack
 from heptane.pretrained.weights.names import abbreviate
 from heptane.session.checkpoints import checkpoint
+from heptane.session.checkpoints.restore import read_tensors
 from heptane.session.finished.predictions import Prediction, predictions
 from heptane.session.history import Goal, best_metric, best_step
 from heptane.session.model_record import CLASSES, LABELS, fit_head, rebuild
@@ -235,17 +235,11 @@ def _from_checkpoint(
 
 def _model_state(saved: checkpoint.Saved) -> dict[str, Any]:
     """The model's state in a checkpoint, averaged weights if there are some."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from heptane.session.checkpoints.sharded import read_sharded
-
+    tensors = read_tensors(saved)
     try:
-        whole = checkpoint.STATE in saved.files
-        tensors = dict(load_file(saved.path / checkpoint.STATE)) if whole else read_sharded(saved)
         state = dict(unpack(saved.facts["model"], tensors))
         average: dict[str, Any] = unpack(saved.facts.get("average"), tensors) or {}
-    except (SafetensorError, OSError, Damaged, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"checkpoint {saved.path} cannot be read ({one_line(error)}): remove it") from None
     return state | {name: value for name, value in average.items() if name in state}  # a loss may have averaged weights too
 
@@ -258,11 +252,9 @@ def fill_model(model: torch.nn.Module, state: dict[str, Any], record: dict[str, 
     """
     from heptane.pretrained import lora
 
-    adapted = any(f".lora_A.{lora.ADAPTER}." in f".{name}" for name in state)
     inner = unwrapped(model)
     fit_head(inner, state)
-    if adapted:
-        _adapt(inner, state, record)
+    _adapt(inner, state, record)
     own = clean_state(model)
     wrong = [f"{name} is missing" for name in own if name not in state]
     wrong += [f"{name} is not in the model" for name in state if name not in own]
@@ -280,14 +272,15 @@ def fill_model(model: torch.nn.Module, state: dict[str, Any], record: dict[str, 
 
 
 def _adapt(model: torch.nn.Module, state: dict[str, Any], record: dict[str, Any]) -> None:
-    """Add the adapters that a checkpoint has."""
+    """Add the adapters that a checkpoint has, if any."""
     from heptane.pretrained import lora
 
+    mark = f".lora_A.{lora.ADAPTER}."
+    ranks = {f".{name}".partition(mark)[0][1:]: len(value) for name, value in state.items() if mark in f".{name}"}
+    if not ranks:
+        return
     tricks = record.get("tricks")
     settings = (tricks.get("transfer") if isinstance(tricks, dict) else None) or {}
-    mark = f".lora_A.{lora.ADAPTER}."
-    adapted = {name.partition(mark)[0] for name in state if mark in name}
-    rank = next(len(value) for name, value in state.items() if mark in name)
     linear = {name: m for name, m in model.named_modules() if type(m) is torch.nn.Linear}
-    head = next((module for name, module in linear.items() if name not in adapted), None)
-    lora.adapt(model, rank, settings.get("lora_alpha"), head, seed=0)
+    head = next((module for name, module in linear.items() if name not in ranks), None)
+    lora.adapt(model, next(iter(ranks.values())), settings.get("lora_alpha"), head, seed=0)

@@ -12,7 +12,7 @@ from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import np, torch
 from heptane.base.tree import first_tensor, select_rows, tree_map
 from heptane.data.cast import to_tensors
-from heptane.model.forward import call
+from heptane.model.forward import call, main_output
 from heptane.model.modes import eval_mode
 from heptane.session.model_record import CLASSES, LABELS
 
@@ -78,17 +78,13 @@ def run_model(run: LoadedRun, inputs: Any) -> torch.Tensor:
         moved = run.cast.inputs(moved)
     try:
         with eval_mode(run.model), torch.inference_mode():
-            output = call(run.model, moved)
+            output, _ = main_output(call(run.model, moved))
     except (RuntimeError, TypeError, IndexError) as error:
         shape = tuple(first_tensor(inputs).shape[1:])
         raise InputError(
             f"the model does not accept samples of shape {shape}: {str(error).splitlines()[0] if str(error) else error}; "
             "pass samples as in training"
         ) from error
-    if isinstance(output, dict):
-        output = output.get("logits", output)
-    if isinstance(output, (tuple, list)):
-        output = output[0]
     if not isinstance(output, torch.Tensor):
         raise InputError(f"the model returns a {type(output).__name__}, not a tensor: call run.model yourself")
     return output.float().cpu()
@@ -137,25 +133,32 @@ def batches_of(run: LoadedRun, source: Any, size: int, skip_bad: Skip | None) ->
 
 
 def _images(preprocess: Any, source: Any, size: int, skip_bad: Skip | None) -> Iterator[tuple[list[str], Any]]:
-    count, waiting = 0, []
-    for item in _items(source):
-        single = not _is_array(item)
-        if single:
-            waiting.append(item)
-        for group in ([waiting] if len(waiting) == size or not single else []) + ([[item]] if not single else []):
-            for names, inputs in _prepared(preprocess, group, count, skip_bad):
-                count += len(names)
-                yield names, inputs
-        if len(waiting) == size or not single:
+    count = 0
+    for group in _groups(_items(source), size):
+        for names, inputs in _prepared(preprocess, group, count, skip_bad):
+            count += len(names)
+            yield names, inputs
+
+
+def _groups(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Up to ``size`` images each; an array or a file of arrays, which may hold several, by itself."""
+    waiting: list[Any] = []
+    for item in items:
+        path = isinstance(item, (str, os.PathLike))
+        alone = Path(item).suffix.lower() in ARRAYS if path else isinstance(item, (torch.Tensor, np.ndarray))
+        if waiting and (alone or len(waiting) == size):
+            yield waiting
             waiting = []
-    for names, inputs in _prepared(preprocess, waiting, count, skip_bad):
-        yield names, inputs
+        if alone:
+            yield [item]
+        else:
+            waiting.append(item)
+    if waiting:
+        yield waiting
 
 
 def _prepared(preprocess: Any, group: list[Any], count: int, skip_bad: Skip | None) -> Iterator[tuple[list[str], Any]]:
     """Inputs of some images, unnamed ones numbered from ``count``; one by one if unreadable images are skipped."""
-    if not group:
-        return
     try:
         names, inputs = preprocess.inputs(group)
     except InputError as error:
@@ -183,13 +186,6 @@ def _items(source: Any) -> Iterator[Any]:
         yield from image_files(Path(source).expanduser())
     else:
         yield source
-
-
-def _is_array(item: Any) -> bool:
-    """Whether an item may hold several images."""
-    if isinstance(item, (str, os.PathLike)):
-        return Path(item).suffix.lower() in ARRAYS
-    return isinstance(item, (torch.Tensor, np.ndarray))
 
 
 def _as_taken(run: LoadedRun, source: Any) -> Any:
