@@ -17,7 +17,7 @@ import heptane as hp
 from heptane.data.augment import AUGMENTS, named_augment
 from heptane.data.augment.pixels import TRIES
 from heptane.data.augment.resized_crop import _sample
-from heptane.data.augment.trivial import FACTOR, OPERATIONS
+from heptane.data.augment.trivial import FACTOR, OPERATIONS, _operate
 from heptane.data.batches import BatchTransform, TensorSource
 
 ALL = [
@@ -332,3 +332,13 @@ def test_colours_of_what_is_no_pixel_are_refused(augment):
 def test_wrong_settings_are_refused(make, message):
     with pytest.raises(hp.InputError, match=message):
         make()
+
+
+def test_trivial_operations_on_a_group_are_those_on_each_image():
+    images, draws = pictures(60), hp.TrivialAugment().draw(np.random.default_rng(0), 60)
+    which = (draws[:, 0] * len(OPERATIONS)).long()
+    assert len(set(which.tolist())) > 8
+    found = _operate(images, which, draws[:, 1], draws[:, 1] - 0.5)  # as on another device than a CPU
+    for at in range(60):
+        alone = _operate(images[at : at + 1], which[at : at + 1], draws[at : at + 1, 1], draws[at : at + 1, 1] - 0.5)
+        assert levels(found[at], alone[0]) <= 1
