@@ -25,4 +25,4 @@ def race_with_facts(model: Any, train: Any, valid: Any, *, about: dict[str, Any]
     extras = with_extras(options, RaceExtras).get("extras", RaceExtras())
     options = {name: value for name, value in with_extras(options, RaceExtras).items() if name != "extras"}
     plan = {f.name: options.pop(f.name) for f in fields(Plan) if f.name in options}
-    return RaceRequest(model, train, valid, Plan(**plan, extras=extras.of_a_run), extras, about=about, **options).race(out)
+    return RaceRequest(model, train, valid, Plan(**plan), extras, about=about, **options).race(out)

@@ -57,25 +57,23 @@ def _data(data: Data, facts: DataFacts) -> str:
 
 
 def _tricks(planned: Planned) -> str:
-    on = ", ".join(name.replace("_", " ") for name in planned.tricks.on) or "none"
-    quiet = planned.resumed or not planned.tricks.on
-    off = [name.replace("_", " ") for name in ("mixup",) if name not in planned.tricks.on and not quiet]
-    return on + "".join(f"; no {name}: {planned.reasons[name.replace(' ', '_')]}" for name in off)
+    on = ", ".join(name.replace("_", " ") for name in planned.tricks.on)
+    if planned.resumed or not on or planned.tricks.mixup is not None:
+        return on or "none"
+    return f"{on}; no mixup: {planned.reasons['mixup']}"
 
 
 def _time(planned: Planned) -> str:
     seconds = expected_seconds(planned.data_facts, planned.machine, planned.choices)
     if planned.deadline is not None:
         end = ", within the budget"
+    elif seconds is None:
+        end = "" if planned.race or planned.resumed else "; --budget sets a limit"
     elif planned.race:
-        end = " for a run of all epochs" if seconds is not None else ""
+        end = " for a run of all epochs"
     elif planned.resumed:
-        end = " for the whole run" if seconds is not None else ""
+        end = " for the whole run"
     else:
-        end = (
-            ", including start and report; --budget 5m plans for 5 minutes"
-            if seconds is not None
-            else "; --budget sets a limit"
-        )
+        end = ", including start and report; --budget 5m plans for 5 minutes"
     expected = "unknown for this model" if seconds is None else f"about {format_duration(seconds)}"
     return f"{expected} on {planned.machine}{end}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ def _race(
             lambda: build(str(settings.model), input_shape=data.input_shape, num_classes=num_outputs(data)),
             data.train,
             data.valid,
-            replace(plan_of(settings), extras=extras.of_a_run),
+            plan_of(settings),
             extras,
             target=settings.target,
             tricks=tricks,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from heptane.base.errors import InputError
-from heptane.cli.flags import typed_flags
+from heptane.cli.flags import typed_flags, typed_table
 from heptane.session.checkpoints.settings import MAY_CHANGE
-from heptane.session.settings import RaceSettings, Settings, convert, read_file
+from heptane.session.settings import RaceSettings, Settings, read_file
 from heptane.tricks import KINDS
 from heptane.tricks.data_parallel import DataParallel
 
@@ -47,27 +47,20 @@ def _of_race(flags: argparse.Namespace, own: dict[str, Any], tricks: dict[str, A
 
 def _check(folder: str, content: dict[str, Any], own: dict[str, Any], tricks: dict[str, dict[str, Any]]) -> None:
     """Refuse a flag whose value differs from the run's, unless it may."""
-    for kind, name, table, given in [
-        (Settings, "", content, own),
-        *((KINDS[n], n, content.get(n), tricks[n]) for n in tricks),
-    ]:
+    for name, given in {"": own, **tricks}.items():
+        kind, table = (KINDS[name], content.get(name)) if name else (Settings, content)
         allowed = OF_RUN if not name else OF_WORKERS if name == "data_parallel" else ()
-        for field in fields(kind):
-            if field.name not in given or field.name in allowed:
+        defaults = {field.name: field.default for field in fields(kind)}
+        before = None if table is None else defaults | typed_table(kind, table)
+        for key, value in given.items():
+            if key in allowed or (before is not None and before[key] == value):
                 continue
-            flag = f"--{f'{name}.' if name else ''}{field.name}".replace("_", "-")
-            before = _value(table, field, flag) if table is not None else None
-            if table is not None and before == given[field.name]:
-                continue
-            was = f"{name} off" if table is None else "none" if before is None else str(before)
-            value = shlex.quote(str(given[field.name]))
+            flag = f"--{f'{name}.' if name else ''}{key}".replace("_", "-")
+            was = f"{name} off" if before is None else "none" if before[key] is None else str(before[key])
+            shown = shlex.quote(str(value))
             also = ", ".join(f"--{other.replace('_', '-')}" for other in OF_RUN)
             file = shlex.quote(str(Path(folder) / "settings.toml"))
             raise InputError(
-                f"{flag} {value} with --resume, but the run has {was}: leave it out (these may change: {also}, --workers), "
-                f"or start a new run: heptane train --config {file} {flag} {value}"
+                f"{flag} {shown} with --resume, but the run has {was}: leave it out (these may change: {also}, --workers), "
+                f"or start a new run: heptane train --config {file} {flag} {shown}"
             )
-
-
-def _value(table: dict[str, Any], field: Any, flag: str) -> Any:
-    return convert(flag, str(field.type), table[field.name]) if field.name in table else field.default

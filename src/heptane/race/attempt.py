@@ -73,11 +73,6 @@ class RaceSpec:
     """whether less of the metric is better; None goes by its name"""
 
     @property
-    def goal(self) -> Goal | None:
-        """The target as :func:`heptane.fit` takes it; it must be met by two evaluations in a row."""
-        return None if self.target is None else Goal(self.metric, self.target, IN_A_ROW, self.lower)
-
-    @property
     def lower_is_better(self) -> bool:
         """Whether the metric is a loss or an error."""
         return lower_is_better(self.metric, self.lower)
@@ -107,9 +102,10 @@ class RaceSpec:
             progress: a display, as :func:`heptane.fit` takes it.
         """
         limit = min(filter(None, (max_seconds, self.seconds)), default=None)
-        goal = self.goal
-        if goal and raised:
-            goal = goal._replace(value=min(goal.value + raised, 1.0))
+        goal = None
+        if self.target is not None:
+            value = min(self.target + raised, 1.0) if raised else self.target
+            goal = Goal(self.metric, value, IN_A_ROW, self.lower)
         try:
             torch.manual_seed(seed)
             optimizer, extras = _at_rate(self.plan.optimizer, rate), replace(self.plan.extras, max_seconds=limit)
@@ -200,7 +196,7 @@ class RaceSpec:
             RuntimeError: the arm fails, as its runs will.
         """
         quiet = replace(self, valid=None, target=None, seconds=None)
-        length = self.steps_per_epoch
+        length = as_source(self.train, self.plan.batch_size, 0, self.plan.accumulate).steps_per_epoch
         made: list[Trial] = []
         for steps in (few, more):
             if made and made[0].clocks["train"] * steps / max(made[0].steps["done"], 1) > PROBE_SECONDS:
@@ -219,11 +215,6 @@ class RaceSpec:
             per_step = last.clocks["train"] / max(last.steps["done"], 1)
         before = max(first.clocks["train"] - first.steps["done"] * per_step, 0.0)
         return before, per_step * length
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass over the training data."""
-        return as_source(self.train, self.plan.batch_size, 0, self.plan.accumulate).steps_per_epoch
 
 
 def _at_rate(optimizer: Any, factor: float) -> Any:

@@ -20,7 +20,7 @@ from heptane.race.arms import ALL, PLAIN, Arm
 from heptane.race.attempt import NOT_RUN, REFUSED, STOPPED, RaceSpec, Trial
 from heptane.race.findings import settled_arms
 from heptane.race.live import LiveTable
-from heptane.race.pacing import CAP, cap_seconds, seed_fits
+from heptane.race.pacing import CAP, SAFETY, cap_seconds
 from heptane.race.page import write_race_report
 from heptane.race.record import Done, race_record, read_race
 from heptane.race.tuning import FIRST_LENGTH, LENGTH_STEP, RATE_STEP, climb, shorten
@@ -221,7 +221,8 @@ class RaceRunner:
         cut = any(run.status == NOT_RUN and run.note.startswith(BUDGET) for run in self.done.runs.values())
         ended = self._ended(index)
         expected = [self._expected(arm) for arm in self.arms if arm.name not in ended]
-        if cut or not seed_fits(expected, self._left(), first=index == 0):
+        left = self._left()
+        if cut or left <= 0 or (index > 0 and SAFETY * sum(expected) > left):  # the first seed is always begun
             return f"{BUDGET} would not have been enough for this seed"
         return ""
 

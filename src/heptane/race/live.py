@@ -73,7 +73,7 @@ class LiveTable:
 
     def tuned(self, arm: Arm, knob: str, value: float, trial: Trial) -> None:
         """Show the result of a tuning run."""
-        self._say(f"tuning {arm.title}, {knob_text(knob, value)}: {outcome_text(vars(trial), self._metric)}")
+        self.note(f"tuning {arm.title}, {knob_text(knob, value)}: {outcome_text(vars(trial), self._metric)}")
 
     def begins(self, arm: Arm, seed: int, elapsed: float, left: float) -> None:
         """Show that a run begins; ``elapsed`` and ``left`` are seconds of the race."""
@@ -86,7 +86,7 @@ class LiveTable:
         """Show the result of a run."""
         text = outcome_text(vars(trial), self._metric)
         self._cells[arm.name, trial.seed], self._now = text, None
-        self._say(f"{arm.title}, seed {trial.seed}: {text}")
+        self.note(f"{arm.title}, seed {trial.seed}: {text}")
 
     def update(self, step: int, *, accuracy: float | None = None, **_: Any) -> None:
         """Redraw: a run made a step."""
@@ -103,10 +103,7 @@ class LiveTable:
         self._draw(force=True)
 
     def note(self, text: str) -> None:
-        """Print a line."""
-        self._say(text)
-
-    def _say(self, text: str) -> None:
+        """Print a line where no table is drawn."""
         clear_progress()
         if self._live is None:
             print(printable(text, sys.stderr), file=sys.stderr, flush=True)

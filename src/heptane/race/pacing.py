@@ -1,4 +1,4 @@
-"""Decide when a run of a race may stop early, and whether another seed fits the budget."""
+"""When a run of a race may stop early."""
 
 from __future__ import annotations
 
@@ -27,14 +27,3 @@ def cap_seconds(*compared: tuple[Sequence[float | None], float | None]) -> float
         all_times = [math.inf if seconds is None else seconds for seconds in times] or [math.inf]
         longest = max(longest, statistics.median(all_times), math.inf if own is None else own)
     return CAP * longest
-
-
-def seed_fits(expected: Sequence[float], left: float, *, first: bool) -> bool:
-    """Whether to start a seed: always the first one, later ones only if all arms are expected to fit.
-
-    Args:
-        expected: seconds of each arm that would run.
-        left: seconds left of the budget.
-        first: whether no seed has run yet.
-    """
-    return left > 0 and (first or SAFETY * sum(expected) <= left)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from heptane.base.errors import InputError, check_range
@@ -96,11 +96,6 @@ class RaceExtras(Extras):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), 0, low_open=True)
 
-    @property
-    def of_a_run(self) -> Extras:
-        """Those of each run."""
-        return Extras(**{option.name: getattr(self, option.name) for option in fields(Extras)})
-
 
 @accepts_extras(RaceExtras, *PLAIN)
 def race(
@@ -173,7 +168,6 @@ def race(
         accumulate=extras.accumulate,
         clip_norm=extras.clip_norm,
         device=extras.device,
-        extras=extras.of_a_run,
     )
     what: dict[str, Any] = {"target": target, "tricks": tricks, "arms": arms, "seeds": seeds, "budget": budget, "test": test}
     request = RaceRequest(model, train, valid, plan, extras, **what, metrics=metrics)
@@ -183,6 +177,8 @@ def race(
 @dataclass
 class RaceRequest:
     """What one call of :func:`race` asks for, checked; ``about`` are the command's facts for the record.
+
+    The extras of ``plan`` are replaced by those of ``extras``.
 
     Raises:
         InputError: a value that is not accepted, or two that contradict each other.
@@ -220,6 +216,8 @@ class RaceRequest:
         _check_factory(self.model)
         self.train, self.valid, self.test = (to_tensors(data) for data in (self.train, self.valid, self.test))
         self.metrics = flatten_metrics(self.metrics)
+        of_a_run = Extras(**{option.name: getattr(self.extras, option.name) for option in fields(Extras)})
+        self.plan = replace(self.plan, extras=of_a_run)
         epochs = self.plan.epochs
         self.chosen = (
             Tricks.recommended(data=self.train, epochs=epochs) if self.tricks is None else check_tricks(self.tricks)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from heptane.race.race import RaceRequest
 
 TRICKS = Tricks(cyclical=Cyclical())  # one, so that two arms give a verdict on each trick, and the time goes into seeds
-NUM_ARMS = 2  # plain, and with the trick
 SEEDS, MOST_SEEDS = 3, 12
 EVALUATE_EVERY_EPOCHS = 0.5
 SPARE = 1.15  # a race is expected to take so much more than its steps: the machine has other things to do
@@ -87,23 +86,15 @@ class DemoRace:
             evaluate_every_epochs=EVALUATE_EVERY_EPOCHS,
             force=True,
         )
-        plan = Plan(
-            optimizer=self.optimizer,
-            epochs=self.limit_epochs,
-            batch_size=self.batch_size,
-            device="cpu",
-            extras=extras.of_a_run,
-        )
+        plan = Plan(optimizer=self.optimizer, epochs=self.limit_epochs, batch_size=self.batch_size, device="cpu")
         train, valid = self.parts(data)
         return RaceRequest(self.model, train, valid, plan, extras, target=self.target, tricks=tricks, **options)
 
-    def seconds(self, speed: Speed, num_arms: int = NUM_ARMS) -> float:
-        """What a seed of so many arms takes, roughly: half of them have a cycle, the others take what plain takes."""
-        epochs = num_arms / 2 * (self.plain_epochs + self.all_epochs)
-        evaluations = epochs / EVALUATE_EVERY_EPOCHS
-        return SPARE * (
-            epochs * self.steps_per_epoch * speed.step_seconds + evaluations * self.num_valid * speed.sample_seconds
-        )
+    def seconds(self, speed: Speed) -> float:
+        """What a seed takes in both arms, roughly."""
+        epochs = self.plain_epochs + self.all_epochs
+        training = epochs * self.steps_per_epoch * speed.step_seconds
+        return SPARE * (training + epochs / EVALUATE_EVERY_EPOCHS * self.num_valid * speed.sample_seconds)
 
 
 @dataclass(frozen=True)

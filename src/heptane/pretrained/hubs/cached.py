@@ -10,11 +10,8 @@ from pathlib import Path
 from heptane.pretrained.hubs import efficientnet_hub
 
 HOW = f"get ImageNet weights with: {efficientnet_hub.INSTALL}"
-TIMM = (  # small networks that take milliseconds per image, best first, each with its repository on the hub
-    ("mobilenetv3_large_100.ra_in1k", "timm/mobilenetv3_large_100.ra_in1k"),
-    ("efficientnet_lite0.ra_in1k", "timm/efficientnet_lite0.ra_in1k"),
-    ("resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
-)
+TIMM = ("mobilenetv3_large_100.ra_in1k", "efficientnet_lite0.ra_in1k", "resnet18.a1_in1k")
+"""Small networks that take milliseconds per image, best first; on the hub they are ``timm/NAME``."""
 TRANSFORMERS = ("microsoft/resnet-18", "microsoft/resnet-26", "google/mobilenet_v2_1.0_224")
 FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -36,8 +33,8 @@ def find_pretrained() -> Pretrained | None:
     if efficientnet_hub.is_installed():
         return Pretrained(efficientnet_hub.NAME, efficientnet_hub.NAME, "has ImageNet weights")
     if importlib.util.find_spec("timm") is not None:
-        for name, repository in TIMM:
-            if is_cached(repository):
+        for name in TIMM:
+            if is_cached(f"timm/{name}"):
                 return Pretrained(f"timm:{name}", f"timm:{name}", "has ImageNet weights, in the cache of timm")
     if importlib.util.find_spec("transformers") is not None:
         for repository in TRANSFORMERS:
