@@ -40,20 +40,10 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
             '--print-completion needs shtab, which is not installed: pip install "heptane[completion]"'
         ) from None
     check_choice("--print-completion", shell, shtab.SUPPORTED_SHELLS)
-    for action in _all_actions(parser):
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for action in [action for one in (parser, *commands.choices.values()) for action in one._actions]:
         if action.dest in FILES:
             action.complete = shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE  # type: ignore[attr-defined]
         elif action.dest in CHOICES and action.choices is None:
             action.choices = CHOICES[action.dest]
     return str(shtab.complete(parser, shell))
-
-
-def _all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """The actions of the parser and of its commands."""
-    found = []
-    for action in parser._actions:
-        found.append(action)
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                found += _all_actions(command)
-    return found

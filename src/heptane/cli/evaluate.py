@@ -89,7 +89,7 @@ def _outputs(
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.resolve() == other.resolve()
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse.Namespace, own: bool) -> Data:

@@ -38,8 +38,10 @@ def make_parser() -> Parser:
         help="Print a completion script for bash, zsh, fish, tcsh or powershell, and exit.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (add_train, add_race, add_evaluate, add_predict, add_export, add_layers, add_tricks, add_demo):
+    for add in (add_train, add_race, add_evaluate, add_predict, add_export, add_layers):
         add(commands)
+    commands.add_parser("tricks", help="list the seven tricks with their measured effects")
+    add_demo(commands)
     return parser
 
 
@@ -185,11 +187,6 @@ def add_layers(commands: Any) -> None:
     parser.set_defaults(resume=None, out=None, force=False)
     _add_settings(parser, "run", {"data": "Training data, as for heptane train. Default: blank images."})
     _add_tricks(parser)
-
-
-def add_tricks(commands: Any) -> None:
-    """``heptane tricks``."""
-    commands.add_parser("tricks", help="list the seven tricks with their measured effects")
 
 
 def add_demo(commands: Any) -> None:

@@ -161,16 +161,10 @@ class RaceRunner:
             left = self._left_for_tuning()
             if left <= 0:
                 return Trial(TUNING_SEED + again, NOT_RUN, note=f"{BUDGET} was spent")
-            limit = min([*best, left])
             if self.table:
                 self.table.tuning(arm, knob, value)
-            limited = limit if math.isfinite(limit) else None
             with working(f"tuning {arm.title}"):
-                made = self.spec.run(
-                    arm, TUNING_SEED + again, max_seconds=limited, final=False, progress=self.table or False, **run
-                )
-            if made.status == REFUSED:
-                raise InputError(f"arm {arm.name}: {made.note}")
+                made = self._train(arm, TUNING_SEED + again, min([*best, left]), final=False, **run)
             self.done.trials[key] = made
             if self.table:
                 self.table.tuned(arm, knob, value, made)
@@ -261,20 +255,24 @@ class RaceRunner:
     def _timed(self, arm: Arm, seed: int) -> Trial:
         rate, epochs = self._rate_and_length(arm)
         cap, left = self._cap(arm, seed), self._left()
-        limit = min(cap, left)
         if self.table:
             self.table.begins(arm, seed, self.done.elapsed_seconds, self._expected_left())
-        limited = limit if math.isfinite(limit) else None
         with working(f"racing {arm.title}, seed {seed}"):
-            made = self.spec.run(arm, seed, rate=rate, epochs=epochs, max_seconds=limited, progress=self.table or False)
-        if made.status == REFUSED and arm.name in (PLAIN, ALL):
-            raise InputError(f"arm {arm.name}: {made.note}")
+            made = self._train(arm, seed, min(cap, left), rate=rate, epochs=epochs)
         if made.status == STOPPED:
             seconds = made.clocks["train"]
             if left < cap:  # nobody knows how long it would have taken
                 return replace(made, status=NOT_RUN, note=f"{BUDGET} ended after {format_duration(seconds)} of training")
             what = f"{CAP:g} times the time of {'plain' if arm.adds else 'plain and of all'}"
             return replace(made, note=f"stopped after {format_duration(seconds)}, over {what}: it can only be slower")
+        return made
+
+    def _train(self, arm: Arm, seed: int, limit: float, **run: Any) -> Trial:
+        """One run of at most ``limit`` seconds of training; the race ends where plain or all is refused."""
+        limited = limit if math.isfinite(limit) else None
+        made = self.spec.run(arm, seed, max_seconds=limited, progress=self.table or False, **run)
+        if made.status == REFUSED and arm.name in (PLAIN, ALL):
+            raise InputError(f"arm {arm.name}: {made.note}")
         return made
 
     def _cap(self, arm: Arm, seed: int) -> float:

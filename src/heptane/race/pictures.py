@@ -170,7 +170,8 @@ def _median_values(curves: Sequence[Sequence[Record]]) -> tuple[list[float], lis
 def _curves(axes: Axes, race: Record, arm: Record) -> None:
     shown = arm["name"] in _OF_ARM
     colour = _OF_ARM.get(arm["name"], INK)
-    name = arm["title"] if shown else "with or without one trick" if not _labelled(axes) else None
+    others = "with or without one trick"  # one entry in the legend for all of them
+    name = arm["title"] if shown else None if others in axes.get_legend_handles_labels()[1] else others
     times, values = median_curve(race, arm)
     axes.plot(times, values, color=colour, alpha=1 if shown else 0.28, linewidth=2 if shown else 0.9, label=name)
     runs = [run for run in arm["runs"] if run["curve"]]
@@ -180,10 +181,6 @@ def _curves(axes: Axes, race: Record, arm: Record) -> None:
     middle = _median_time(arm)
     if shown and middle is not None and race["target"]["value"] is not None:
         axes.plot([middle], [race["target"]["value"]], "o", color=colour, markersize=5)
-
-
-def _labelled(axes: Axes) -> bool:
-    return "with or without one trick" in axes.get_legend_handles_labels()[1]
 
 
 def _zoom(axes: Axes, arms: Sequence[Record]) -> None:

@@ -58,15 +58,11 @@ def range_text(low: float, high: float, timed: bool) -> str:
         >>> range_text(-math.log(1.12), -math.log(0.8), True), range_text(0.02, 0.1, True), range_text(-0.003, 0.012, False)
         ('12% slower to 20% faster', '2 to 10% faster', '0.3 points worse to 1.2 points better')
     """
-    ends = [_change(end, timed) for end in (low, high)]
-    if low * high > 0 and math.isfinite(low) and math.isfinite(high):
-        near, far = sorted((abs(low), abs(high)))
-        sign = 1 if low > 0 else -1
-        first, last = _change(sign * near, timed), _change(sign * far, timed)
-        if first.split()[1:] == last.split()[1:]:
-            return f"{first.split()[0].removesuffix('%')} to {last}"
-        return f"{first} to {last}"
-    return " to ".join(ends)
+    same_side = low * high > 0 and math.isfinite(low) and math.isfinite(high)
+    first, last = (_change(end, timed) for end in (sorted((low, high), key=abs) if same_side else (low, high)))
+    if same_side and first.split()[1:] == last.split()[1:]:
+        return f"{first.split()[0].removesuffix('%')} to {last}"
+    return f"{first} to {last}"
 
 
 def _change(difference: float, timed: bool) -> str:
@@ -93,15 +89,12 @@ def percent_changed(difference: float) -> str:
 
 
 def _effect(estimate: float | None, low: float, high: float, timed: bool) -> str:
-    near, far = sorted((low, high), key=abs)
-    helps = low > 0
-    if timed:
-        verb = "saves" if helps else "costs"
-        if estimate is None or math.isinf(far):
-            return f"{verb} at least {percent_changed(near)}%"
-        ends = f"{percent_changed(near)} to {percent_changed(far)}%"
-        return f"{verb} {percent_changed(estimate)}% ({ends})"
-    verb = "gains" if helps else "loses"
+    good, bad, unit = ("saves", "costs", "%") if timed else ("gains", "loses", " points")
+    verb, (near, far) = good if low > 0 else bad, sorted((low, high), key=abs)
+
+    def size(difference: float) -> str:
+        return percent_changed(difference) if timed else f"{abs(100 * difference):.2g}"
+
     if estimate is None or math.isinf(far):
-        return f"{verb} at least {abs(100 * near):.2g} points"
-    return f"{verb} {abs(100 * estimate):.2g} points ({abs(100 * near):.2g} to {abs(100 * far):.2g})"
+        return f"{verb} at least {size(near)}{unit}"
+    return f"{verb} {size(estimate)}{unit} ({size(near)} to {size(far)}{'%' if timed else ''})"

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,8 +75,11 @@ def line_chart(
 
     def draw(picture: Figure) -> None:
         axes = picture.add_subplot()
-        for index, line in enumerate(drawn):
-            _draw(axes, line, index)
+        for line, colour, dash in zip(drawn, cycle(COLOURS), cycle(_DASHES), strict=False):
+            x, y = line.points()
+            few = sum(map(math.isfinite, y)) <= 12
+            look: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.8, "markersize": 3.5}
+            axes.plot(x, y, label=line.name, marker="o" if few else None, **look)
         if level is not None:
             axes.axhline(level, color=INK, alpha=0.55, linewidth=1, linestyle=(0, (3, 3)), label="target")
         style_axes(axes, x_label, percent)
@@ -114,21 +118,6 @@ def draw_svg(draw: Callable[[Figure], None], *, ident: str, description: str, he
 
 def _number(value: float | None) -> float:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
-
-
-def _draw(axes: Axes, line: Line, index: int) -> None:
-    x, y = line.points()
-    few = sum(map(math.isfinite, y)) <= 12
-    axes.plot(
-        x,
-        y,
-        label=line.name,
-        color=COLOURS[index % len(COLOURS)],
-        linestyle=_DASHES[index % len(_DASHES)],
-        linewidth=1.8,
-        marker="o" if few else None,
-        markersize=3.5,
-    )
 
 
 def _logarithmic(axes: Axes) -> None:

@@ -78,15 +78,9 @@ def _labels(output: torch.Tensor, targets: torch.Tensor) -> Decoded | None:
     if output.numel() != targets.numel():
         return None
     if output.numel() == len(output):
-        probability = output.reshape(-1).sigmoid()
-        predicted = output.reshape(-1) > 0
-        return Decoded(
-            "classes",
-            (targets.reshape(-1) > 0.5).long(),
-            predicted.long(),
-            2,
-            torch.where(predicted, probability, 1 - probability),
-        )
+        probability, predicted, truth = output.reshape(-1).sigmoid(), output.reshape(-1) > 0, targets.reshape(-1) > 0.5
+        confidence = torch.where(predicted, probability, 1 - probability)
+        return Decoded("classes", truth.long(), predicted.long(), 2, confidence)
     if targets.ndim != 2:
         return None
     return Decoded("labels", targets > 0.5, output.reshape(targets.shape) > 0, targets.shape[1])

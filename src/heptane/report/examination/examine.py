@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,6 @@ from heptane.report.examination.pictures import Scale, data_uris, is_picture
 from heptane.report.examination.summarise import fill_names, summarise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from heptane.core.run import Run
 
 SAMPLES = 36  # training images, at most
@@ -65,11 +63,13 @@ def examine(
         about: facts: ``data.class_names``, ``data.mean``, ``data.std``, and ``files`` by part.
         interruption: a signal ends the examination, not the run.
     """
+    from heptane.model.snapshot import preserved_model
+
     part = next((name for name in ("test", "valid") if parts.get(name) is not None), None)
     facts = about.get("data") or {}
     names = list(facts.get("class_names") or facts.get("target_names") or ())
     try:
-        with interruption.at_once() if interruption else nullcontext(), _state_preserved(model):
+        with interruption.at_once() if interruption else nullcontext(), preserved_model(model), eval_mode(model):
             shown, labels, augmented = _training_samples(run)
             scale = Scale.of(shown, facts.get("mean") or (), facts.get("std") or ()) if is_picture(shown) else None
             collector, record = Collector(run.criterion), None
@@ -78,9 +78,7 @@ def examine(
                 record = summarise(collector, names or _label(facts), _files(run, about, part), _units(facts))
             if record is not None:
                 record = {"part": part, **record, **_train_counts(run, record)}
-            pictures = Pictures()
-            if scale is not None:
-                pictures = _pictures(shown, labels, augmented, collector, scale, names)
+            pictures = _pictures(shown, labels, augmented, collector, scale, names) if scale is not None else Pictures()
         return Examination(record, pictures)
     except Interrupted:
         return Examination(note="interrupted while examining mistakes: the report does not include them")
@@ -88,28 +86,10 @@ def examine(
         return Examination(note=f"could not examine mistakes ({type(error).__name__}: {one_line(error)})")
 
 
-@contextmanager
-def _state_preserved(model: torch.nn.Module) -> Iterator[None]:
-    import random
-
-    import numpy as np
-
-    from heptane.model.snapshot import preserved_model
-
-    states = random.getstate(), np.random.get_state()
-    try:
-        with preserved_model(model), eval_mode(model):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-
-
 def _predict(run: Run, model: torch.nn.Module, data: Any, name: str, collector: Collector) -> None:
     with evaluation(run.precision):
-        for inputs, targets in as_loader(
-            data, run_eval_batch_size(run), SINGLE_WORKER.share, run.faults.bad, PART_NAMES[name]
-        ):
+        size, share = run_eval_batch_size(run), SINGLE_WORKER.share
+        for inputs, targets in as_loader(data, size, share, run.faults.bad, PART_NAMES[name]):
             targets = run.place.targets(targets)
             moved = run.place.inputs(inputs)
             output = run.precision.to_fp32(model_output(run.criterion, model, moved, targets))

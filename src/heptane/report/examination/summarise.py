@@ -66,18 +66,10 @@ def fill_names(names: Sequence[str], count: int) -> list[str]:
 def _classes(truth: Any, predicted: Any, names: list[str]) -> Record:
     count = len(names)
     matrix = np.bincount(truth * count + predicted, minlength=count * count) if count <= MAX_MATRIX else None
-    per_class: list[Record] = [
-        {"class": name, "count": int(has), "correct": int(right), "predicted": int(chosen)}
-        for name, has, right, chosen in zip(
-            names,
-            np.bincount(truth, minlength=count),
-            np.bincount(truth[truth == predicted], minlength=count),
-            np.bincount(predicted, minlength=count),
-            strict=True,
-        )
-    ]
-    recalls = [row["correct"] / row["count"] for row in per_class if row["count"]]
     wrong = truth != predicted
+    counts = (np.bincount(classes, minlength=count) for classes in (truth, truth[~wrong], predicted))
+    per_class = _per_class(names, *counts)
+    recalls = [row["correct"] / row["count"] for row in per_class if row["count"]]
     pairs, times = np.unique(np.stack([truth[wrong], predicted[wrong]], 1), axis=0, return_counts=True)
     most = sorted(zip(times.tolist(), pairs.tolist(), strict=True), key=lambda found: (-found[0], found[1]))
     return {
@@ -93,18 +85,18 @@ def _classes(truth: Any, predicted: Any, names: list[str]) -> Record:
 
 
 def _labels(truth: Any, predicted: Any, names: list[str]) -> Record:
-    rows = []
-    for at, name in enumerate(names):
-        has, chosen = truth[:, at], predicted[:, at]
-        rows.append(
-            {"class": name, "count": int(has.sum()), "correct": int((has & chosen).sum()), "predicted": int(chosen.sum())}
-        )
     return {
         "class_names": names,
         "accuracy": float((truth == predicted).mean()),
         "num_mistakes": int((truth != predicted).any(1).sum()),
-        "per_class": rows,
+        "per_class": _per_class(names, truth.sum(0), (truth & predicted).sum(0), predicted.sum(0)),
     }
+
+
+def _per_class(names: list[str], counts: Any, correct: Any, predicted: Any) -> list[Record]:
+    keys = ("class", "count", "correct", "predicted")
+    columns = (names, counts.tolist(), correct.tolist(), predicted.tolist())
+    return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _numbers(truth: Any, predicted: Any, names: list[str]) -> Record:
@@ -130,11 +122,8 @@ def _numbers(truth: Any, predicted: Any, names: list[str]) -> Record:
 
 def _answer(kind: str, truth: torch.Tensor, predicted: torch.Tensor, confidence: float, record: Record) -> Record:
     if kind == "numbers":
-        one = truth.numel() == 1
-        return {
-            "true": truth.item() if one else truth.tolist(),
-            "predicted": predicted.item() if one else predicted.tolist(),
-        }
+        true, found = (part.item() if part.numel() == 1 else part.tolist() for part in (truth, predicted))
+        return {"true": true, "predicted": found}
     names = record["class_names"]
     if kind == "classes":
         return {
@@ -142,5 +131,5 @@ def _answer(kind: str, truth: torch.Tensor, predicted: torch.Tensor, confidence:
             "predicted": names[int(predicted)],
             "probability": confidence if math.isfinite(confidence) else None,
         }
-    answers = ([name for name, yes in zip(names, part.tolist(), strict=True) if yes] for part in (truth, predicted))
-    return dict(zip(("true", "predicted"), answers, strict=True))
+    true, found = ([name for name, yes in zip(names, part.tolist(), strict=True) if yes] for part in (truth, predicted))
+    return {"true": true, "predicted": found}
