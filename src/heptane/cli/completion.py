@@ -43,7 +43,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for action in [action for one in (parser, *commands.choices.values()) for action in one._actions]:
         if action.dest in FILES:
-            action.complete = shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE  # type: ignore[attr-defined]
+            action.complete = shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE
         elif action.dest in CHOICES and action.choices is None:
             action.choices = CHOICES[action.dest]
     return str(shtab.complete(parser, shell))
