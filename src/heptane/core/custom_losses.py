@@ -51,7 +51,8 @@ class CustomLoss(_NotOurs):
             return self._mean(output, targets)
         if targets.first.is_floating_point():
             return self._mean(output, blend(targets.first, targets.second, targets.lam))
-        # one lam for the batch: ``Mixup.check_criterion`` refuses others here
+        if bool((targets.lam != targets.lam[:1]).any()):
+            raise InputError("Mixup.per_sample=True does not support a custom loss with integer targets: set it to False")
         return blend(self._mean(output, targets.first), self._mean(output, targets.second), targets.lam[0])
 
     def total(self, output: Any, targets: Any) -> torch.Tensor:

@@ -99,9 +99,9 @@ class CrossEntropy:
         return (targets.squeeze(1) if self.column else targets).long()
 
     def mean(self, output: torch.Tensor, targets: Any) -> torch.Tensor:
-        targets = self.seen(targets)
         if isinstance(targets, MixedTargets):
-            return self._total(output, targets, self.eps) / safe_divisor(self.count(targets))
+            return self.total(output, targets) / safe_divisor(self.count(targets))
+        targets = self.seen(targets)
         if self.all_count and output.ndim == 2:
             return torch.nn.functional.cross_entropy(output, targets, label_smoothing=self.eps)
         return self._loss(output, targets, self.eps, "mean")
