@@ -15,7 +15,7 @@ from typing import Any
 from heptane.base.clock import parse_duration
 from heptane.base.errors import InputError, check_choice, check_range, did_you_mean
 from heptane.core.plan import Extras, check_options
-from heptane.data.augment import AUGMENTS
+from heptane.data.augment import AUGMENTS, NAMED
 from heptane.data.images.reading import Reading
 from heptane.tricks import KINDS, Tricks
 
@@ -123,8 +123,13 @@ class Settings:
     @property
     def reading(self) -> Reading:
         """How image files are read."""
-        cache, size = self.data_cache, self.data_cache_gb
-        return Reading(cache=cache, cache_gb=size, readers=self.readers, background=self.background)
+        return Reading(
+            cache=self.data_cache,
+            cache_gb=self.data_cache_gb,
+            readers=self.readers,
+            background=self.background,
+            room=getattr(NAMED[self.augment or "none"], "room", 1.0),
+        )
 
     @property
     def budget_seconds(self) -> float | None:

@@ -41,9 +41,8 @@ class Names(Sequence[str]):
     """Many strings in one buffer: about a third of the memory of a list."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        parts = [os.fsencode(name) for name in names]
-        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        self._text = b"".join(parts)
+        self._text = os.fsencode("".join(f"{name}\0" for name in names))
+        self._ends = np.flatnonzero(np.frombuffer(self._text, dtype=np.uint8) == 0)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -56,12 +55,12 @@ class Names(Sequence[str]):
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self)))]
         index = range(len(self))[index]
-        start = int(self._ends[index - 1]) if index else 0
+        start = int(self._ends[index - 1]) + 1 if index else 0
         return os.fsdecode(self._text[start : int(self._ends[index])])
 
     def digest(self) -> bytes:
         """A checksum of all names."""
-        return hashlib.sha256(self._text + self._ends.tobytes()).digest()
+        return hashlib.sha256(self._text).digest()
 
 
 class NamesAt(Sequence[str]):
@@ -138,7 +137,7 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], npt.ND
         InputError: a folder cannot be listed.
     """
     seen = {_identity(parent) for parent in folder.resolve().parents}
-    found, others, waiting = list[tuple[str, int, int]](), 0, [""]
+    found, others, waiting, endings = list[tuple[str, int, int]](), 0, [""], tuple(suffixes)
     while waiting:
         where = waiting.pop()
         path = folder / where
@@ -154,13 +153,14 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], npt.ND
                     name = f"{where}{entry.name}"
                     if _is_folder(entry):
                         waiting.append(f"{name}/")
-                    elif entry.name.lower().endswith(tuple(suffixes)):
+                    elif name.lower().endswith(endings):
                         found.append((name, *_entry_facts(entry)))
                     else:
                         others += 1
         except OSError as error:
             raise InputError(f"folder {str(path)!r} cannot be listed ({error.strerror}): check its permissions") from error
-    found.sort(key=lambda one: one[0].split("/"))
+    nested = any("/" in one[0] for one in found)
+    found.sort(key=(lambda one: one[0].split("/")) if nested else None)
     facts = np.array([one[1:] for one in found], dtype=np.int64).reshape(-1, 2)
     return [one[0] for one in found], facts, others
 
