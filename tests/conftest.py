@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
 import torch
 
 os.environ["HEPTANE_PROGRESS"] = "off"  # what is printed must not depend on how busy the machine is
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_not_collected() -> None:
+    """Collecting what PyTorch and pytest have imported takes half a second, and a race does it after each run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
