@@ -8,6 +8,7 @@ optimizer state, history and metrics are compared bitwise with those of an unint
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -293,6 +294,7 @@ def torture(runs: int, seed: int = 0, say: Callable[[str], None] = lambda _: Non
         html.write_report = lambda record, path, pictures=None: path.write_text("page")
     draw, wrong, kills = random.Random(seed), [], []
     root = Path(tempfile.mkdtemp(prefix="heptane-torture-"))
+    gc.freeze()  # the forked runs need not copy what was imported, to collect it
     names = list(CASES)[: max(1, min(runs, len(CASES)))] if runs < len(CASES) else list(CASES)
     wanted: dict[str, tuple[dict[str, str], float]] = {}
     try:

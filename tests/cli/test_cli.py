@@ -353,6 +353,7 @@ def test_help_needs_no_torch() -> None:
     assert "--mixup.alpha" in done.stdout
 
 
+@pytest.mark.usefixtures("forked")
 def test_two_workers_give_the_same_run(tmp_path: Path) -> None:
     flags = ["--tricks", "cyclical", "--mixed-precision.dtype", "fp32", "--mixed-precision.channels-last", "off"]
     assert train(tmp_path / "one", *flags) == 0

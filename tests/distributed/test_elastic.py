@@ -69,7 +69,9 @@ def test_without_restarts_left_it_is_an_error_that_names_the_worker(tmp_path: Pa
         fit_troubled(Trouble(tmp_path / "mark", 20, "die"), None, restarts=2)
 
 
-def test_a_silent_worker_is_named_after_the_timeout_and_no_one_hangs(tmp_path: Path) -> None:
+def test_a_silent_worker_is_named_once_after_the_timeout_and_no_one_hangs(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     start = time.monotonic()
     with pytest.raises(RuntimeError) as caught:
         fit_troubled(Trouble(tmp_path / "mark", 20, "sleep"), None, timeout_seconds=8)
@@ -78,6 +80,7 @@ def test_a_silent_worker_is_named_after_the_timeout_and_no_one_hangs(tmp_path: P
     assert "worker 0 of 2 waited" in message
     assert "for worker 1 (last heartbeat" in message
     assert "DataParallel.timeout_seconds=8" in message
+    assert capfd.readouterr() == ("", "")
 
 
 def test_only_the_unfinished_run_of_the_same_job_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
