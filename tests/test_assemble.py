@@ -79,8 +79,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "one probability per class",
     ),
     "a tuple as targets": ({"data": (X, (Y, Y))}, "pass loss="),
-    "tricks that are none": ({"tricks": {"mixup": 0.2}}, r"tricks=\{'mixup': 0\.2\}: expected a heptane\.Tricks"),
-    "one trick, not a set": ({"tricks": hp.Mixup()}, r"tricks=Mixup\(.*\): expected a heptane\.Tricks"),
+    "tricks that are none": ({"tricks": {"mixup": 0.2}}, r"tricks=\{'mixup': 0\.2\}: expected heptane\.Tricks"),
+    "one trick, not a set": ({"tricks": hp.Mixup()}, r"tricks=Mixup\(.*\): expected heptane\.Tricks"),
     "a setting that is none": ({"tricks": hp.Tricks(transfer=hp.Transfer(freeze=7))}, r"Transfer\.freeze=7"),
     "a layer to mix that is none": ({"tricks": hp.Tricks(mixup=hp.Mixup(layer="9"))}, r"Mixup\.layer='9' is not a module"),
     "momentum to cycle where there is none": (
