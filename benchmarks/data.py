@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from results import save, spread
 
 import heptane as hp
 from heptane.data.augment import RandomResizedCrop
 from heptane.data.batches import BatchTransform, TensorSource
+from results import save, spread
 
 SIZE, BATCH, READERS = 160, 64, 2
 PICTURES, LINKS, CLASSES, KILLS = 2000, 1_000_000, 100, 50
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10_000, help="of million")
     parser.add_argument("--torchvision", help="a folder that holds torchvision")
-    parser.add_argument("--out", default="data.json")
+    parser.add_argument("--out", default="data", help="name of the result file")
     args = parser.parse_args()
     if args.torchvision:
         sys.path.append(args.torchvision)
@@ -249,8 +249,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         root = args.folder.resolve() if args.folder else make_pictures(Path(place) / "pictures", PICTURES)
         found = {name: parts[name](root=root, repeats=args.repeats, steps=args.steps) for name in args.only.split(",")}
-    about = {"folder": root.name if args.folder else f"{PICTURES} generated JPEG files of 500x375", "size": SIZE, "batch": BATCH}
-    save(args.out, {**about, "readers": READERS, **found})
+    about = {
+        "folder": root.name if args.folder else f"{PICTURES} generated JPEG files of 500x375",
+        "size": SIZE,
+        "batch": BATCH,
+    }
+    question = "How fast are images read the first time and afterwards, in how much memory, and are kills harmless?"
+    save(args.out, question, {**about, "readers": READERS, **found})
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from heptane.data.images.image_files import ImageList
 
 OFF = "off"
-FORMAT = 1  # raise it when decoding changes
+FORMAT = 2  # raise it when decoding changes
 DEFAULT_BYTES, SHARE_OF_DISK = 20 * 2**30, 0.5  # the limit of a cache: the smaller of the two, of the free space
 MEMORY_SHARE = 0.25  # of the available memory that pixels may take
 SMALL = 8 * 2**20  # bytes of files and pixels: smaller data sets are decoded in a moment

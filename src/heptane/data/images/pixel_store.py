@@ -1,6 +1,6 @@
 """Decoded pixels of a data set's images: each image is decoded once, and kept in memory or in a file.
 
-Row ``i`` of the file ``pixels`` is image ``i``: uint8 (C, H, W). The file ``checksums`` has a CRC-32 per row, written after
+Row ``i`` of the file ``pixels`` is image ``i``: uint8 (H, W, C), which crops and scales fastest. The file ``checksums`` has a CRC-32 per row, written after
 the pixels; 0 means that the row is missing. So a reader believes only complete rows, whatever was killed, and several
 processes may fill one store: each writes what the others would write. All rows have one size, and a file that is only partly
 filled takes only that much of the disk.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,7 +46,9 @@ class PixelFile:
         self.folder, self.num_rows, self.row_bytes = folder, num_rows, row_bytes
         folder.mkdir(parents=True, exist_ok=True)
         self._pixels = _open(folder / "pixels", num_rows * row_bytes)
+        weakref.finalize(self, os.close, self._pixels)
         self._sums = _open(folder / "checksums", 4 * num_rows)
+        weakref.finalize(self, os.close, self._sums)
         self._checked = np.zeros(num_rows, dtype=bool)
         self.full = False
         self.refresh()
@@ -89,14 +92,6 @@ class PixelFile:
                 return None
             self._checked[row] = True
         return torch.from_numpy(pixels)
-
-    def close(self) -> None:
-        for descriptor in (self._pixels, self._sums):
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_sums"):
-            self.close()
 
 
 class PixelMemory:
@@ -164,13 +159,13 @@ class PixelStore:
             Unreadable: it cannot be decoded.
         """
         kept = self.rows.get(index) if self.rows is not None else None
-        return self._decoded(index) if kept is None else kept.reshape(self.shape)
+        return self._decoded(index) if kept is None else kept.reshape(*self.size, self.channels)
 
     def _decoded(self, index: int) -> Pixels:
         try:
             source = self.images.read(index)
             size, is_grey, colour = self.size[::-1], self.channels == 1, self.reading.colour
-            pixels = read_image_unguarded(source, lambda image: decode(image, size, is_grey, colour))
+            pixels = read_image_unguarded(source, lambda image: decode(image, size, is_grey, colour)).transpose(1, 2, 0)
         except Exception as error:  # Pillow's readers raise many types for damaged files
             raise Unreadable(index) from error
         if self.rows is not None:
@@ -183,13 +178,17 @@ class PixelStore:
         Raises:
             Unreadable: one cannot be decoded.
         """
-        found = np.empty((len(indices), *self.shape), dtype=np.uint8)
+        found = np.empty((len(indices), *self.size, self.channels), dtype=np.uint8)
         with ignore_warnings():
             self.prefetch(indices)
             for at, index in enumerate(indices):
                 waiting = self._pending.pop(index, None)
                 found[at] = self.one(index) if waiting is None else waiting.result()
-        return torch.from_numpy(found)
+        return self.channels_first(torch.from_numpy(found))
+
+    def channels_first(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows as images (N, C, H, W), in channels-last memory."""
+        return rows.view(len(rows), *self.size, self.channels).permute(0, 3, 1, 2)
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Begin to read images that will be needed soon."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
-from heptane.base.tree import Positions, Rows
+from heptane.base.tree import Rows
 from heptane.data.images.pixel_cache import fits_in_memory
 from heptane.data.images.pixel_store import PixelStore, Unreadable
 from heptane.data.normalise import standardise
@@ -50,7 +50,7 @@ class Images(Rows):
         if kept is not None and fits_in_memory(len(self.rows), self.store.shape):
             whole = kept.whole(self.rows) if len(self.rows) else None
             if whole is not None:
-                self._resident, self._where = whole.view(len(whole), *self.store.shape), torch.from_numpy(self.rows)
+                self._resident, self._where = whole, torch.from_numpy(self.rows)
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -61,7 +61,9 @@ class Images(Rows):
         """Whether the pixels are in memory, rather than read as they are needed."""
         return self._resident is not None
 
-    def __getitem__(self, positions: int | Positions) -> torch.Tensor:
+    def __getitem__(self, positions: Any) -> torch.Tensor:
+        if isinstance(positions, tuple):
+            return self[positions[0]][(slice(None), *positions[1:])] if positions else self[:]
         if isinstance(positions, int):
             return self[torch.tensor([range(len(self))[positions]])][0]
         if isinstance(positions, slice):
@@ -74,17 +76,17 @@ class Images(Rows):
         """The stored pixels of some images: uint8 (N, C, stored H, stored W), on :attr:`device`."""
         if self._resident is not None and self._where is not None:
             where = self._where.to(positions.device)[positions].to(self._resident.device)
-            return self._resident.index_select(0, where)
+            return self.store.channels_first(self._resident.index_select(0, where))
         try:
             return self.store.read(self.rows[positions.cpu().numpy()].tolist())
         except Unreadable as error:
             raise unreadable(self.store, error) from error.__cause__
 
     def finish(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Fit pixels (uint8, or float32 in [0, 255]) to the model's size, and standardise them to float32."""
+        """Fit pixels (uint8, or float32 in [0, 255]) to the model's size, and standardise them to contiguous float32."""
         if tuple(pixels.shape[2:]) != self.image_size:
             pixels = torch.nn.functional.interpolate(pixels, size=self.image_size, mode="bilinear", antialias=True)
-        return standardise(pixels, self.mean, self.std)
+        return standardise(pixels.contiguous(), self.mean, self.std)
 
     def read_ahead(self, positions: torch.Tensor) -> None:
         """Begin to read images that will be needed soon."""
