@@ -1,8 +1,8 @@
 """The data path: how fast images are decoded the first time and read afterwards, in how much memory, and safe from kills.
 
 - ``decoding``: decoding a folder into the cache, compared with a bare loop of Pillow in as many processes; interleaved.
-- ``epochs``: later epochs with random resized crops and flips, compared with torchvision's ImageFolder and the same transforms
-  in a DataLoader of 2 workers; and their share of a training step of EfficientNet-lite0 at 160 pixels.
+- ``epochs``: later epochs with random resized crops and flips, compared with torchvision's ImageFolder and the same
+  transforms in a DataLoader of 2 workers; and their share of a training step of EfficientNet-lite0 at 160 pixels.
 - ``million``: a folder of 1,000,000 links: seconds to list it, memory over 200 steps, and over 10,000 steps.
 - ``kills``: a process that fills the cache is killed 50 times at random moments; then all pixels are compared.
 
