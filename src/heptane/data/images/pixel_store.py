@@ -2,8 +2,8 @@
 
 Row ``i`` of the file ``pixels`` is image ``i``: uint8 (H, W, C), which crops and scales fastest. The file ``checksums`` has
 a CRC-32 per row, written after the pixels; 0 means that the row is missing. So a reader believes only complete rows,
-whatever was killed, and several processes may fill one store: each writes what the others would write. All rows have one size,
-and a file that is only partly filled takes only that much of the disk.
+whatever was killed, and several processes may fill one store: each writes what the others would write. All rows have one
+size, and a file that is only partly filled takes only that much of the disk.
 """
 
 from __future__ import annotations
