@@ -7,6 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import repeat
 from typing import ClassVar
 
 from heptane.base.errors import InputError, check_bool, check_range
@@ -92,8 +93,8 @@ def _interpolate(inputs: torch.Tensor, boxes: torch.Tensor, mirrored: torch.Tens
     threads = min(torch.get_num_threads(), len(inputs))
     if threads < 2:
         return _interpolate_part(inputs, boxes, mirrored, size)
-    parts = zip(*(values.tensor_split(threads) for values in (inputs, boxes, mirrored)), strict=True)
-    return torch.cat(list(_threads().map(lambda part: _interpolate_part(*part, size), parts)))
+    inputs_of, boxes_of, mirrored_of = (values.tensor_split(threads) for values in (inputs, boxes, mirrored))
+    return torch.cat(list(_threads().map(_interpolate_part, inputs_of, boxes_of, mirrored_of, repeat(size))))
 
 
 @cache
