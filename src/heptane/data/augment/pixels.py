@@ -53,7 +53,7 @@ def between(draws: torch.Tensor, interval: Sequence[float]) -> torch.Tensor:
 
 def like(values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """``values`` in the dtype of ``inputs``: rounded and clipped to [0, 255] for uint8."""
-    return values.round().clamp(0, 255).to(torch.uint8) if inputs.dtype == torch.uint8 else values.to(inputs.dtype)
+    return values.round().clamp_(0, 255).to(torch.uint8) if inputs.dtype == torch.uint8 else values.to(inputs.dtype)
 
 
 def column(values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
