@@ -271,7 +271,7 @@ def test_a_validation_part_and_a_share_for_it_are_refused(load):
 
 
 def test_resizing_is_refused(load):
-    with pytest.raises(hp.InputError, match="image_size=8: only a folder of images can be resized"):
+    with pytest.raises(hp.InputError, match="image_size=8: only image files can be resized"):
         load({"image_size": 8}, x=X, y=Y)
 
 

@@ -75,7 +75,7 @@ def test_a_flat_folder_is_split_80_10_10_evenly_by_the_seed(tmp_path):
     data, same, other = (hp.load_data(tmp_path / "pets", seed=seed) for seed in (1, 1, 2))
     assert [len(part[1]) for part in (data.train, data.valid, data.test)] == [32, 4, 4]
     assert (data.name, data.num_classes, data.class_names) == ("pets", 2, ("cat", "dog"))
-    assert data.notes == ("the images of the folder were split by seed 1: 32 train, 4 test, 4 valid",)
+    assert data.notes == ("the images were split by seed 1: 32 train, 4 test, 4 valid",)
     for part in (data.train, data.valid, data.test):
         assert torch.bincount(part[1]).tolist() == [len(part[1]) // 2] * 2
     assert torch.equal(data.test[0], same.test[0])
@@ -99,7 +99,7 @@ def test_parts_that_exist_are_kept_in_order_of_class_and_name(tmp_path, valid):
 def test_a_missing_validation_part_is_split_off_train_and_test_stays(tmp_path):
     data = hp.load_data(parts(tmp_path, train=10, test=3), seed=4, valid_fraction=0.2)
     assert [len(part[1]) for part in (data.train, data.valid, data.test)] == [16, 4, 6]
-    assert data.notes == ("the images of train/ were split by seed 4: 16 train, 4 valid",)
+    assert data.notes == ("the training images were split by seed 4: 16 train, 4 valid",)
     assert torch.bincount(data.valid[1]).tolist() == [2, 2]
 
 
@@ -498,7 +498,7 @@ def test_a_class_of_only_bad_images_is_refused_even_when_they_may_be_skipped(tmp
     fill(tmp_path)
     for path in (tmp_path / "cat").iterdir():
         path.write_bytes(b"x")
-    with pytest.raises(hp.InputError, match=r"class folder '.*cat' has no readable image: add some, or remove it"):
+    with pytest.raises(hp.InputError, match=r"class 'cat' of '.*' has no readable image: add some, or remove it"):
         hp.load_data(tmp_path, skip_bad=100)
 
 

@@ -55,7 +55,7 @@ def test_paths_that_cannot_be_opened_are_refused_in_one_line(name):
         ({"image_size": (8, 8, 3)}, r"image_size=\(8, 8, 3\): expected a whole number or a pair \(height, width\)"),
         ({"image_size": ()}, r"image_size=\(\): expected a whole number"),
         ({"image_size": "32"}, "image_size='32': expected a whole number"),
-        ({"image_size": 32}, "image_size=32: only a folder of images can be resized; omit it for 'digits'"),
+        ({"image_size": 32}, "image_size=32: only image files can be resized; omit it for 'digits'"),
         ({"valid_fraction": 0}, "valid_fraction=0 is out of range"),
         ({"valid_fraction": 1}, "valid_fraction=1 is out of range"),
         ({"valid_fraction": float("nan")}, "valid_fraction=nan"),

@@ -12,6 +12,7 @@ from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.base.progress import working
 from heptane.data import Data, load_data
+from heptane.data.images.sources import images_kind
 from heptane.data.load import BUILT_IN
 from heptane.session.finished.load_run import LoadedRun, load_run
 from heptane.session.finished.predictions import batches_of, run_model
@@ -104,7 +105,7 @@ def _load(run: LoadedRun, settings: dict[str, Any], source: str, flags: argparse
     else:
         typed = typed_table(Settings, settings)
         asked = replace(Settings(**{**typed, "data": source}), skip_bad=max(flags.skip_bad, typed.get("skip_bad", 0)))
-        if len(shape) == 3 and source not in BUILT_IN and Path(source).is_dir():
+        if len(shape) == 3 and images_kind(source) is not None:
             asked = replace(asked, image_size=(shape[1], shape[2]))  # type: ignore[arg-type]
         data = load(asked, argparse.Namespace(fallback=None), _scale(run.record))
     if shape and list(data.input_shape) != list(shape):

@@ -9,7 +9,7 @@ from typing import Any
 
 from heptane.base.progress import clear_progress
 from heptane.data import Data, load_data
-from heptane.data.images.folder import Listing
+from heptane.data.images.listing import Listing
 from heptane.session.settings import Settings
 
 

@@ -6,7 +6,6 @@ import argparse
 import time
 from dataclasses import dataclass, fields, replace
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 from heptane.base.clock import process_start
@@ -14,7 +13,8 @@ from heptane.base.errors import InputError
 from heptane.base.progress import EVERY_SECONDS, working
 from heptane.cli import loading
 from heptane.data import Data
-from heptane.data.images.folder import Listing, list_folder
+from heptane.data.images.listing import Listing
+from heptane.data.images.sources import list_images
 from heptane.data.images.survey import survey
 from heptane.pretrained.hubs import cached, efficientnet_hub
 from heptane.pretrained.models import check_known
@@ -78,14 +78,14 @@ def plan_run(
         left = budget - (time.time() - began) - max(LEAST_RESERVE, SHARE * budget)
         machine = replace(machine, seconds=max(left, 1.0))
     if data is None and listing is None:
-        listing = _listing(settings)
+        listing = list_images(settings.data, label=settings.label, task=settings.task, skip_bad=settings.skip_bad)
     seen = survey(listing, settings.valid_fraction) if listing is not None else None
     given: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(Settings)}
     given |= {"start": _weights(wanted), "computed_once": _can_cache_features(settings, wanted)}
     given["frozen_given"] = _names_frozen_layers(wanted) or "mode" in (wanted.own or {}).get("transfer", {})
     facts = DataFacts(kind="arrays", num_train=1, num_classes=None)
     if seen is not None:
-        facts = DataFacts(kind="images", num_train=seen.num_train, num_classes=len(seen.counts), survey=seen)
+        facts = DataFacts(kind="images", num_train=seen.num_train, num_classes=len(seen.counts) or None, survey=seen)
     choices = before_loading(facts, machine, given, _start(settings, wanted, race=race) if seen is not None else None)
     size = choices["image_size"] if seen is not None else settings.image_size
     if data is None:
@@ -184,15 +184,6 @@ def measure_speed(machine: Machine, device: str | None) -> Machine:
             times.append(time.perf_counter() - start)
     flops = PIXEL_FLOPS["resnet"] * 40 * 40 * 32 * 3
     return replace(machine, gflops=flops / sorted(times)[1] / 1e9)
-
-
-def _listing(settings: Settings) -> Listing | None:
-    """The images of the data if it is a folder of images."""
-    try:
-        root = Path(settings.data).expanduser()
-        return list_folder(root) if root.is_dir() else None
-    except (OSError, RuntimeError, ValueError):
-        return None  # loading will report the error
 
 
 def _weights(wanted: Choice) -> str | None:

@@ -13,6 +13,7 @@ from heptane.base.lazy import np, torch
 from heptane.data.dataset import Data, DataUnavailable
 from heptane.data.images.image_preprocess import ImagePreprocess
 from heptane.data.images.reading import Reading
+from heptane.data.images.sources import list_images
 from heptane.data.normalise import normalise
 from heptane.data.preprocess import is_path
 from heptane.data.splits import split
@@ -35,22 +36,22 @@ def load_data(
     scale: str = "data",
     reading: Reading | None = None,
 ) -> Data:
-    """Load a built-in data set, a folder of class folders, a table, or arrays; ``docs/data.md`` has all formats.
+    """Load a built-in data set, images, a table, or arrays; ``docs/data.md`` has all formats.
 
     Args:
-        source: ``fashion-mnist``, ``digits``, a directory; a ``.csv``, ``.tsv`` or ``.parquet`` file, a pandas or polars
-            frame, a list of dicts; an ``.npz`` file, or a pair (x, y) of arrays, tensors, or a frame and its labels.
-        label: for a table, the column to predict; None: the column called label, target, class or y.
-        task: for a table or arrays, ``classification`` or ``regression``; None: inferred from the labels, and an error if
+        source: ``fashion-mnist``, ``digits``, a directory; a ``.csv``, ``.tsv`` or ``.parquet`` file (a table, or a list of
+            image files), a pandas or polars frame, a list of dicts; an ``.npz`` file, or a pair (x, y) of arrays, tensors, or a frame and its labels.
+        label: for a table or a list of image files, the column to predict; None: the column called label, target, class or y.
+        task: for those and for arrays, ``classification`` or ``regression``; None: inferred from the labels, and an error if
             they are ambiguous.
         seed: of the split into parts, in [0, 2**32). This is *not* the seed of a run: keep it fixed, so that runs with
             different seeds are evaluated on the same samples.
-        image_size: for a folder, pixels in [1, 4096]: one side of a square, or (height, width); None: the images' own size
+        image_size: for image files, pixels in [1, 4096]: one side of a square, or (height, width); None: the images' own size
             if they share one of at most 256, else 64.
         valid_fraction: in (0, 1), the fraction set aside for validation, of all samples that are split: the 60,000 of
             Fashion-MNIST, all of ``digits``, a flat folder or a table, else the training part. None: 1/12 for
             Fashion-MNIST, 0.2 for ``digits``, else 0.1.
-        skip_bad: for a folder, skip up to this many unreadable images and list them in ``notes``; 0: they are an error.
+        skip_bad: for image files, skip up to this many unreadable images and list them in ``notes``; 0: they are an error.
         cache_dir: of downloads; None: ``$HEPTANE_CACHE``, else ``heptane`` in the user's cache folder.
         fallback: built-in dataset to load, with a note, if the requested one is not available on this machine.
         scale: of a folder's pixels: "data" standardises with the training images' mean and standard deviation; "imagenet"
@@ -75,21 +76,12 @@ def load_data(
     check_choice("scale", scale, ("data", "imagenet"))
     if task is not None:
         check_choice("task", task, TASKS)
-    kind, found = identify(source)
-    if image_size is not None and kind != "folder":
-        raise InputError(
-            f"image_size={image_size}: only a folder of images can be resized; omit it for {describe_source(source)}"
-        )
-    if label is not None and kind != "table":
-        raise InputError(f"label={label!r}: only a table has columns; omit it for {describe_source(source)}")
-    if task is not None and kind not in ("table", "arrays"):
-        raise InputError(f"task={task!r}: only tables and arrays need it; omit it for {describe_source(source)}")
-    if kind == "folder":
-        from heptane.data.images.folder import list_folder
+    listing = list_images(source, label=label, task=task, skip_bad=skip_bad)
+    if listing is not None:
         from heptane.data.images.load_images import load_images
 
         return load_images(
-            list_folder(found) if isinstance(found, Path) else found,
+            listing,
             seed=seed,
             image_size=size,
             valid_fraction=valid_fraction,
@@ -97,6 +89,13 @@ def load_data(
             scale=scale,
             reading=reading,
         )
+    kind, found = identify(source)
+    if image_size is not None:
+        raise InputError(f"image_size={image_size}: only image files can be resized; omit it for {describe_source(source)}")
+    if label is not None and kind != "table":
+        raise InputError(f"label={label!r}: only a table has columns; omit it for {describe_source(source)}")
+    if task is not None and kind not in ("table", "arrays"):
+        raise InputError(f"task={task!r}: only tables and arrays need it; omit it for {describe_source(source)}")
     if kind == "table":
         from heptane.data.tables.load_table import load_table
 
@@ -130,18 +129,15 @@ def load_built_in(
 
 
 def identify(source: Any) -> tuple[str, Any]:
-    """Return the kind of a source (``built-in``, ``folder``, ``table`` or ``arrays``), and its name, path or content."""
-    from heptane.data.images.folder import Listing
+    """Return the kind of a source (``built-in``, ``table`` or ``arrays``), and its name, path or content."""
     from heptane.data.tables.read_table import is_table, join_labels
 
-    if isinstance(source, Listing):
-        return "folder", source
     if isinstance(source, (str, os.PathLike)) and os.fspath(source):
         name = os.fspath(source)
         if name in BUILT_IN:
             return "built-in", name
         path = existing_path(name)
-        return ("folder" if path.is_dir() else "table" if is_table(path) else "arrays"), path
+        return ("table" if is_table(path) else "arrays"), path
     if isinstance(source, (tuple, list)) and len(source) == 2 and not isinstance(source[0], (str, os.PathLike, Mapping)):
         if is_table(source[0]) and hasattr(source[0], "columns"):
             return "table", join_labels(*source)

@@ -96,7 +96,7 @@ def _start(
         return None, "given"
     if own is None and (facts.survey.is_writing or are_characters(facts.survey.classes)):
         return None, "letters and signs train as well from scratch: ImageNet weights suit photographs"
-    total = sum(facts.survey.counts)
+    total = facts.survey.total
     seconds = forward_seconds("efficientnet-lite0", PRETRAINED_SIDES[0], machine) or 0.0
     if own is None and total * seconds > max(300.0, time_limit_seconds(total, machine)):
         return None, f"reading {total:,} images with pretrained weights would take over 5 min here"
@@ -113,7 +113,7 @@ def _image_size(facts: DataFacts, machine: Machine, model: str, *, pretrained: b
     assert survey is not None
     sides = PRETRAINED_SIDES if pretrained or model not in ("resnet", "resnet-wide", "mlp") else SIDES
     wanted = next((side for side in sides if side >= survey.size), sides[-1])
-    total = sum(survey.counts)
+    total = survey.total
     samples = total if pretrained else facts.num_train * TRAIN_COST * _epochs_by_data(facts.num_train)
     limit = (0.4 if pretrained else 0.9) * time_limit_seconds(facts.num_train, machine)
     fitting = [s for s in sides if s <= wanted and (forward_seconds(model, s, machine) or 0.0) * samples <= limit]

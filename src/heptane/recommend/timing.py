@@ -46,7 +46,7 @@ def expected_seconds(facts: DataFacts, machine: Machine, made: Choices) -> float
         return None
     batch = min(int(made["batch_size"]), facts.num_train)
     steps_per_epoch = ceil(facts.num_train / batch)
-    total = sum(facts.survey.counts) if facts.survey else facts.num_train
+    total = facts.survey.total if facts.survey else facts.num_train
     seconds = START_SECONDS + (total * READ_SECONDS if facts.survey else 0.0)
     if start is not None and made.given.get("computed_once", True):
         side = min(facts.shape[1:])

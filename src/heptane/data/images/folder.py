@@ -7,45 +7,15 @@ by 256 keep it, and others become 64 by 64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import np
 from heptane.data.images.image_files import ImageFiles, list_files
+from heptane.data.images.listing import VALID_NAMES, Listing
 from heptane.data.images.read_image import SUFFIXES
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-PARTS = ("train", "valid", "test")
-VALID_NAMES = ("valid", "val", "validation")
 LAYOUT = "expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with valid/ and test/ beside train/"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """The images of a data set before any is read.
-
-    Attributes:
-        name, where: of the data set, for people.
-        images: all of them.
-        labels: the class number of each, int64 (N,).
-        parts: positions of the images of each part: ``train`` and, if given, ``valid`` and ``test``; or ``all``.
-        classes: names of the classes.
-        notes: for the user.
-        encoded_bytes: size of all files.
-    """
-
-    name: str
-    where: str
-    images: ImageFiles
-    labels: npt.NDArray[np.int64]
-    parts: dict[str, npt.NDArray[np.int64]]
-    classes: tuple[str, ...]
-    notes: tuple[str, ...]
-    encoded_bytes: int
 
 
 def list_folder(root: Path) -> Listing:
@@ -71,7 +41,7 @@ def list_folder(root: Path) -> Listing:
             labels += [label] * len(found)
             facts.append(about)
             if not found:
-                raise no_image(folder / name)
+                raise InputError(f"class folder {str(folder / name)!r} has no readable image: add some, or remove it")
         parts[part] = np.arange(first, len(names))
     notes = [f"{others} file(s) were ignored: not images, or not in a class folder"] if others else []
     if nested:
@@ -90,11 +60,6 @@ def list_folder(root: Path) -> Listing:
         notes=tuple(notes),
         encoded_bytes=int(known[:, 0].clip(0).sum()),
     )
-
-
-def no_image(folder: Path | str) -> InputError:
-    """The message about a class without a readable image."""
-    return InputError(f"class folder {str(folder)!r} has no readable image: add some, or remove it")
 
 
 def find_parts(root: Path) -> dict[str, Path]:

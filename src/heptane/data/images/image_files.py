@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, overload
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import np
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-
-class ImageList(Protocol):
-    """The encoded images of a data set, by number."""
-
-    where: str
-    """for messages and for the cache's records"""
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """The name of an image, unique in the data set."""
-
-    def read(self, index: int) -> Path | bytes:
-        """The file of an image, or its content.
-
-        Raises:
-            OSError: it vanished, or changed since it was listed.
-        """
-
-    def fingerprint(self) -> str:
-        """A checksum that changes when any image may have changed."""
 
 
 class Names(Sequence[str]):
@@ -82,7 +61,42 @@ class NamesAt(Sequence[str]):
         return self._names[int(self._chosen[index])]
 
 
-class ImageFiles:
+class ImageList(ABC):
+    """The encoded images of a data set, by number.
+
+    Attributes:
+        where: the data set, for messages and for the cache's records.
+        names: of the images, unique in the data set.
+    """
+
+    where: str
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        """The name of an image."""
+        return self.names[index]
+
+    def names_at(self, chosen: npt.NDArray[np.int64]) -> Sequence[str]:
+        """The names of some of them."""
+        return NamesAt(self.names, chosen)
+
+    @abstractmethod
+    def read(self, index: int) -> Path | bytes:
+        """The file of an image, or its content.
+
+        Raises:
+            OSError: it vanished, or changed since it was listed.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A checksum that changes when any image may have changed."""
+
+
+class ImageFiles(ImageList):
     """Image files under a folder.
 
     Args:
@@ -93,24 +107,14 @@ class ImageFiles:
 
     def __init__(self, root: Path, names: Sequence[str], facts: npt.NDArray[np.int64] | None = None) -> None:
         self.root, self.where = root, str(root)
-        self.names = names if isinstance(names, Names) else Names(names)
+        self.names: Names = names if isinstance(names, Names) else Names(names)
         self.facts = np.array([_facts(root / name) for name in names]).reshape(-1, 2) if facts is None else facts
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return self.names[index]
 
     def read(self, index: int) -> Path:
         path = self.root / self.names[index]
         if self.facts[index, 1] >= 0 and _facts(path) != tuple(self.facts[index].tolist()):
             raise OSError("it changed or vanished after the folder was listed")
         return path
-
-    def names_at(self, chosen: npt.NDArray[np.int64]) -> Sequence[str]:
-        """The names of some of them."""
-        return NamesAt(self.names, chosen)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.where.encode(errors="replace") + self.names.digest() + self.facts.tobytes()).hexdigest()

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
 from heptane.data.dataset import Data
-from heptane.data.images.folder import PARTS, Listing, no_image
 from heptane.data.images.image_preprocess import ImagePreprocess
+from heptane.data.images.listing import PARTS, Listing
 from heptane.data.images.pixel_cache import open_store
 from heptane.data.images.read_image import ignore_warnings, probe, read_image_unguarded
 from heptane.data.images.reading import Reading
 from heptane.data.images.stored_images import Images
 from heptane.data.images.survey import evenly_spaced
 from heptane.data.normalise import IMAGENET_MEAN, IMAGENET_STD, channel_moments
+from heptane.data.preprocess import TargetScale
 from heptane.data.splits import out_of_balance, split_by_class
 
 if TYPE_CHECKING:
@@ -80,12 +81,13 @@ def load_images(
     made = {
         part: Images(training if part == "train" else stores[size], index, size, *moments) for part, index in parts.items()
     }
-    labels = {part: torch.from_numpy(listing.labels[index]) for part, index in parts.items()}
+    labels, target = _targets(listing, parts)
+    notes += [] if target is None else [target.note("the label")]
     train, valid, test = ((made[part], labels[part]) if part in made else None for part in PARTS)
     assert train is not None
     notes += _notes_on_storage(made["train"], how)
-    preprocess = ImagePreprocess(size, channels, *moments, background=reading.background)
-    about = (len(listing.classes), listing.classes, tuple(notes), listing.where, *moments)
+    preprocess = ImagePreprocess(size, channels, *moments, target=target, background=reading.background)
+    about = (len(listing.classes) or None, listing.classes, tuple(notes), listing.where, *moments)
     files = {part: listing.images.names_at(index) for part, index in parts.items()}
     return Data(listing.name, train, valid, test, *about, kind="images", preprocess=preprocess, files=files)
 
@@ -106,17 +108,28 @@ def split_listing(listing: Listing, seed: int, valid_fraction: float | None) -> 
     return {part: found[part] for part in PARTS if part in found}
 
 
+def _targets(
+    listing: Listing, parts: dict[str, npt.NDArray[np.int64]]
+) -> tuple[dict[str, torch.Tensor], TargetScale | None]:
+    """The targets of each part, and how numbers to predict were standardized; None for classes."""
+    labels = {part: torch.from_numpy(listing.labels[index]) for part, index in parts.items()}
+    if listing.classes:
+        return labels, None
+    scale = TargetScale.learn(labels["train"])
+    return {part: scale.apply(values) for part, values in labels.items()}, scale
+
+
 def _notes_on_split(listing: Listing, parts: dict[str, npt.NDArray[np.int64]], seed: int) -> list[str]:
     if "valid" in listing.parts:
         return []
     flat = "all" in listing.parts
     names = ("train", "test", "valid") if flat else ("train", "valid")
     sizes = ", ".join(f"{len(parts[part])} {part}" for part in names)
+    split = f"the {'images' if flat else 'training images'} were split by seed {seed}: {sizes}"
+    if not listing.one_class:
+        return [split]
     counts = np.bincount(np.concatenate([listing.labels[parts[part]] for part in names]), minlength=len(listing.classes))
-    return [
-        *out_of_balance(counts.tolist(), listing.classes),
-        f"the images of {'the folder' if flat else 'train/'} were split by seed {seed}: {sizes}",
-    ]
+    return [*out_of_balance(counts.tolist(), listing.classes), split]
 
 
 def _notes_on_storage(train: Images, how: str) -> list[str]:
@@ -162,14 +175,21 @@ def _fill(store: PixelStore, rows: npt.NDArray[np.int64], limit: int, before: di
 
 
 def _check_classes(listing: Listing, parts: dict[str, npt.NDArray[np.int64]]) -> None:
-    """Raise :class:`InputError` if a class has no readable image: in training, or in a part that the data brought."""
-    for part, index in parts.items():
+    """Raise :class:`InputError` if a class has no readable image for training, or no longer one in a part that the data
+    brought."""
+    if not len(parts["train"]):
+        raise InputError(f"{listing.where!r} has no readable image to train on")
+    for part, index in parts.items() if listing.one_class else ():
         if part != "train" and part not in listing.parts:
             continue
-        present = np.bincount(listing.labels[index], minlength=len(listing.classes))
-        for label, count in enumerate(present.tolist()):
-            if not count:
-                raise no_image(f"{listing.where}/{'' if part not in listing.parts else f'{part}/'}{listing.classes[label]}")
+        listed, left = (
+            np.bincount(listing.labels[chosen], minlength=len(listing.classes))
+            for chosen in (listing.parts.get(part, index), index)
+        )
+        lacking = (left == 0) & (True if part == "train" else listed > 0)
+        if lacking.any():
+            name, where = listing.classes[int(lacking.argmax())], f" in the {part} part" if part in listing.parts else ""
+            raise InputError(f"class {name!r} of {listing.where!r} has no readable image{where}: add some, or remove it")
 
 
 def _measure(store: PixelStore, rows: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -16,8 +16,8 @@ from heptane.base.lazy import np
 if TYPE_CHECKING:
     from PIL import Image
 
-    from heptane.data.images.folder import Listing
     from heptane.data.images.image_files import ImageList
+    from heptane.data.images.listing import Listing
 
 HEADERS, PIXELS = 400, 48  # numbers of images whose headers, and whose pixels, are read
 THUMBNAIL = 64  # pixels
@@ -31,12 +31,13 @@ class Survey:
     """Facts about a folder of images.
 
     Attributes:
-        counts: images per class, in the order of ``classes``, over all parts.
-        classes: names of the classes.
+        counts: images per class, in the order of ``classes``, over all parts; () if numbers are to be predicted.
+        classes: names of the classes; () if they have none.
         num_train: number of training images after the split.
         height, width: median size of the stored images, in pixels.
         is_writing: whether the images look like letters, digits or other writing, which must not be mirrored.
         sided: names of classes that mention left or right.
+        num_images: over all parts; 0: the sum of ``counts``.
     """
 
     counts: tuple[int, ...]
@@ -46,6 +47,12 @@ class Survey:
     width: int
     is_writing: bool
     sided: tuple[str, ...] = ()
+    num_images: int = 0
+
+    @property
+    def total(self) -> int:
+        """Number of images, over all parts."""
+        return self.num_images or sum(self.counts)
 
     @property
     def size(self) -> int:
@@ -60,7 +67,7 @@ def survey(listing: Listing, valid_fraction: float | None = None) -> Survey | No
         listing: the images.
         valid_fraction: as for :func:`heptane.load_data`.
     """
-    parts, classes = listing.parts, listing.classes
+    parts, classes = listing.parts, listing.classes if listing.named else ()
     training = parts["all" if "all" in parts else "train"].tolist()
     sizes = [size for index in evenly_spaced(training, HEADERS) if (size := _size(listing.images, index))]
     looks = [flat for index in evenly_spaced(training, PIXELS) if (flat := _flatness(listing.images, index))]
@@ -70,7 +77,8 @@ def survey(listing: Listing, valid_fraction: float | None = None) -> Survey | No
     away = valid + 0.1 if "all" in parts else valid if "valid" not in parts else 0.0
     flat = statistics.median(looks)
     return Survey(
-        counts=tuple(np.bincount(listing.labels, minlength=len(classes)).tolist()),
+        counts=listing.counts,
+        num_images=sum(map(len, parts.values())),
         classes=classes,
         num_train=max(1, round(len(training) * (1 - away))),
         height=round(statistics.median(height for _, height in sizes)),

@@ -168,14 +168,14 @@ def read_text(path: Path, notes: list[str]) -> pd.DataFrame:
     return frame
 
 
-def first_text(path: Path, notes: list[str]) -> tuple[str, str]:
-    """Return the uncompressed first lines of a text file, and its encoding."""
+def first_text(path: Path, notes: list[str], *, whole: bool = True) -> tuple[str, str]:
+    """Return the uncompressed first lines of a text file, and its encoding, judged by the ``whole`` file."""
     from pandas.io.common import get_handle  # type: ignore[import-untyped,unused-ignore]
 
     try:
         with get_handle(path, "rb", compression="infer", is_text=False) as handles:
             head: bytes = handles.handle.read(SNIFFED_BYTES)
-            rest: bytes = handles.handle.read() if head[:2] not in (b"\xff\xfe", b"\xfe\xff") else b""
+            rest: bytes = handles.handle.read() if whole and head[:2] not in (b"\xff\xfe", b"\xfe\xff") else b""
     except Exception as error:  # decompression raises many types
         raise InputError(f"{str(path)!r} cannot be opened ({one_line(error)}): give a readable file") from error
     if not head.strip():

@@ -1,0 +1,55 @@
+"""The sources of images: folders and manifests, each listed before any image is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from heptane.base.errors import InputError
+from heptane.data.images.folder import list_folder
+from heptane.data.images.listing import Listing
+from heptane.data.preprocess import is_path
+
+
+def list_images(source: Any, *, label: str | None = None, task: str | None = None, skip_bad: int = 0) -> Listing | None:
+    """List the images of a source; None if it is not one of images.
+
+    Args:
+        source: a folder, a manifest, or a listing, which is returned as it is.
+        label, task, skip_bad: as for :func:`heptane.load_data`.
+
+    Raises:
+        InputError: it is one, but cannot be listed.
+    """
+    if isinstance(source, Listing):
+        return source
+    kind = images_kind(source)
+    if kind == "manifest":
+        from heptane.data.images.manifest import list_manifest
+
+        return list_manifest(Path(source).expanduser(), label=label, task=task, skip_bad=skip_bad)
+    if kind is None:
+        return None
+    for name, value in (("label", label), ("task", task)):
+        if value is not None:
+            raise InputError(f"{name}={value!r}: the folders are the classes; omit it for {os.fspath(source)!r}")
+    return list_folder(Path(source).expanduser())
+
+
+def images_kind(source: Any) -> str | None:
+    """``folder`` or ``manifest``; None if a source is not one of images."""
+    if not is_path(source) or not os.fspath(source):
+        return None
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return "folder"
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError):
+        return None  # loading will report it
+    if is_file:
+        from heptane.data.images.manifest import path_column
+
+        return "manifest" if path_column(path) else None
+    return None
