@@ -40,14 +40,16 @@ def load_data(
 
     Args:
         source: ``fashion-mnist``, ``digits``, a directory; a ``.csv``, ``.tsv`` or ``.parquet`` file (a table, or a list of
-            image files), a pandas or polars frame, a list of dicts; an ``.npz`` file, or a pair (x, y) of arrays, tensors, or a frame and its labels.
-        label: for a table or a list of image files, the column to predict; None: the column called label, target, class or y.
+            image files), a pandas or polars frame, a list of dicts; an ``.npz`` file, or a pair (x, y) of arrays, tensors,
+            or a frame and its labels.
+        label: for a table or a list of image files, the column to predict; None: the column called label, target, class or
+            y.
         task: for those and for arrays, ``classification`` or ``regression``; None: inferred from the labels, and an error if
             they are ambiguous.
         seed: of the split into parts, in [0, 2**32). This is *not* the seed of a run: keep it fixed, so that runs with
             different seeds are evaluated on the same samples.
-        image_size: for image files, pixels in [1, 4096]: one side of a square, or (height, width); None: the images' own size
-            if they share one of at most 256, else 64.
+        image_size: for image files, pixels in [1, 4096]: one side of a square, or (height, width); None: the images' own
+            size if they share one of at most 256, else 64.
         valid_fraction: in (0, 1), the fraction set aside for validation, of all samples that are split: the 60,000 of
             Fashion-MNIST, all of ``digits``, a flat folder or a table, else the training part. None: 1/12 for
             Fashion-MNIST, 0.2 for ``digits``, else 0.1.

@@ -45,7 +45,7 @@ def path_column(path: Path) -> str | None:
             column = rows[0].index(name)
             values = [str(row[column]) for row in rows[1:] if len(row) > column]
             if any(value.lower().endswith(SUFFIXES) and (path.parent / value).is_file() for value in values):
-                return name.strip()
+                return str(name).strip()
     return None
 
 
