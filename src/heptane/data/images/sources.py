@@ -1,4 +1,4 @@
-"""The sources of images: folders and manifests, each listed before any image is read."""
+"""The sources of images: folders, manifests and shards, each listed before any image is read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from heptane.base.errors import InputError
 from heptane.data.images.folder import list_folder
 from heptane.data.images.listing import Listing
+from heptane.data.images.shards import are_shards
 from heptane.data.preprocess import is_path
 
 
@@ -16,7 +17,7 @@ def list_images(source: Any, *, label: str | None = None, task: str | None = Non
     """List the images of a source; None if it is not one of images.
 
     Args:
-        source: a folder, a manifest, or a listing, which is returned as it is.
+        source: a folder, a manifest, shards, or a listing, which is returned as it is.
         label, task, skip_bad: as for :func:`heptane.load_data`.
 
     Raises:
@@ -29,6 +30,10 @@ def list_images(source: Any, *, label: str | None = None, task: str | None = Non
         from heptane.data.images.manifest import list_manifest
 
         return list_manifest(Path(source).expanduser(), label=label, task=task, skip_bad=skip_bad)
+    if kind == "shards":
+        from heptane.data.images.shards import list_shards
+
+        return list_shards(os.path.expanduser(source), label=label, task=task)
     if kind is None:
         return None
     for name, value in (("label", label), ("task", task)):
@@ -38,11 +43,13 @@ def list_images(source: Any, *, label: str | None = None, task: str | None = Non
 
 
 def images_kind(source: Any) -> str | None:
-    """``folder`` or ``manifest``; None if a source is not one of images."""
+    """``folder``, ``manifest`` or ``shards``; None if a source is not one of images."""
     if not is_path(source) or not os.fspath(source):
         return None
     try:
         path = Path(source).expanduser()
+        if are_shards(str(path)):
+            return "shards"
         if path.is_dir():
             return "folder"
         is_file = path.is_file()

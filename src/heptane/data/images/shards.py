@@ -1,0 +1,287 @@
+"""WebDataset shards: tar files in which members of one key, such as ``0001.jpg`` and ``0001.cls``, are one sample.
+
+The headers are read once. After that an image is read by its offset, in any order, so a worker reads only its share.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import np
+from heptane.base.progress import working
+from heptane.data.images.image_files import ImageList, Names
+from heptane.data.images.image_labels import ImageLabels, from_cells, from_lists, split_texts
+from heptane.data.images.listing import PARTS, Listing, part_named
+from heptane.data.images.read_image import SUFFIXES
+from heptane.data.tables.cells import Cells
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+LABELS = ("cls", "json", "txt")  # members that may hold the label; the first that occurs does
+BLOCK = 512  # bytes of a tar header
+MAX_LABEL_BYTES = 1 << 20
+KEY = re.compile(r"(?P<key>(?:.*/|)[^./][^./]*)\.(?P<ending>[^/]+)")
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class TarImages(ImageList):
+    """Images inside of tar files.
+
+    Args:
+        root: folder of the shards.
+        shards: their names, relative to it.
+        facts: size in bytes and time of change in ns of each shard.
+        names: of the images: shard and member.
+        places: number of the shard, offset and size in bytes of each image, (N, 3) int64.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        shards: Sequence[str],
+        facts: Sequence[tuple[int, int]],
+        names: Sequence[str],
+        places: npt.NDArray[np.int64],
+    ) -> None:
+        self.root, self.where, self.names = root, str(root), Names(names)
+        self.shards, self.facts, self.places = tuple(shards), tuple(facts), places
+
+    def read(self, index: int) -> bytes:
+        shard, offset, size = self.places[index].tolist()
+        with open(self.root / self.shards[shard], "rb") as file:
+            about = os.fstat(file.fileno())
+            if (about.st_size, about.st_mtime_ns) != self.facts[shard]:
+                raise OSError(f"shard {self.shards[shard]} changed after it was listed")
+            file.seek(offset)
+            return file.read(size)
+
+    def fingerprint(self) -> str:
+        known = json.dumps([self.where, self.shards, self.facts]).encode()
+        return hashlib.sha256(known + Names(self.names).digest() + self.places.tobytes()).hexdigest()
+
+
+@dataclass
+class Index:
+    """What the shards hold."""
+
+    names: list[str] = field(default_factory=list)
+    places: list[tuple[int, int, int]] = field(default_factory=list)
+    labels: dict[str, list[bytes | None]] = field(default_factory=lambda: {kind: [] for kind in LABELS})
+    """content of each image's member of that name"""
+    without_image: int = 0
+
+
+def are_shards(name: str) -> bool:
+    """Whether a path, a pattern such as ``train-{000..015}.tar`` or ``*.tar``, or a folder stands for shards."""
+    path = Path(name)
+    if path.is_dir():
+        inside = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+        return any(entry.suffix.lower() == ".tar" for entry in inside) and not any(entry.is_dir() for entry in inside)
+    return path.suffix.lower() == ".tar" and (path.is_file() or bool(find_shards(name)))
+
+
+def find_shards(name: str) -> list[Path]:
+    """The files that a path, pattern or folder stands for, in order; those of ``{000..015}`` need not exist.
+
+    Example:
+        >>> [path.name for path in find_shards("train-{08..10}.tar")]
+        ['train-08.tar', 'train-09.tar', 'train-10.tar']
+    """
+    if os.path.isdir(name):
+        return sorted(entry for entry in Path(name).iterdir() if entry.suffix.lower() == ".tar" and entry.name[0] != ".")
+    if found := BRACES.search(name):
+        first, last = found.groups()
+        made = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+        return [path for number in made for path in find_shards(name[: found.start()] + number + name[found.end() :])]
+    if os.path.exists(name) or not glob.has_magic(name):
+        return [Path(name)]
+    return sorted(map(Path, glob.glob(name)))
+
+
+def list_shards(name: str, *, label: str | None, task: str | None) -> Listing:
+    """List the images of shards.
+
+    Args:
+        name: a path, pattern or folder.
+        label: the field of ``.json`` members that holds the label; None: ``.cls`` members, else ``label`` of ``.json``, else
+            ``.txt``.
+        task: as for :func:`heptane.load_data`.
+
+    Raises:
+        InputError: a shard is damaged or missing, or labels are.
+    """
+    files = find_shards(name)
+    root = Path(os.path.commonpath([file.resolve().parent for file in files]))
+    names, facts, index, of_shard = list[str](), list[tuple[int, int]](), Index(), list[int]()
+    with working(f"indexing {len(files):,} shards", len(files)) as advance:
+        for number, file in enumerate(files):
+            names.append(os.path.relpath(file.resolve(), root))
+            facts.append(_add_shard(index, number, file, names[-1]))
+            of_shard += [number] * (len(index.names) - len(of_shard))
+            advance()
+    if not index.names:
+        raise InputError(f"{name!r} holds no image: expected members such as 0001.jpg and 0001.cls in each shard")
+    images = TarImages(root, names, facts, index.names, np.array(index.places, dtype=np.int64))
+    known = _known_classes(root)
+    labels = read_labels(index, label, task, known)
+    notes = [f"{index.without_image} sample(s) of the shards without an image were ignored"] if index.without_image else []
+    return Listing(
+        name=root.name if len(files) > 1 else files[0].name.split(".")[0],
+        where=str(root),
+        images=images,
+        labels=labels.values,
+        parts=_parts(names, np.array(of_shard)),
+        classes=labels.classes,
+        notes=(*notes, *labels.notes),
+        encoded_bytes=int(images.places[:, 2].sum()),
+        named=labels.named or bool(known),
+    )
+
+
+def _add_shard(index: Index, number: int, file: Path, name: str) -> tuple[int, int]:
+    """Add the samples of a shard; return its size and time of change."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    places: dict[str, tuple[int, int]] = {}
+    kinds = {suffix[1:] for suffix in SUFFIXES} | set(LABELS)
+    try:
+        about = file.stat()
+        with file.open("rb") as raw:
+            end = 0
+            with tarfile.open(fileobj=raw, mode="r:") as archive:
+                for member in archive:
+                    end = member.offset_data + -(-member.size // BLOCK) * BLOCK * member.isreg()
+                    if member.isreg():
+                        places[member.name] = member.offset_data, member.size
+                    place = places.get(member.linkname if member.islnk() else member.name)  # a hard link has no content
+                    found = KEY.fullmatch(member.name) if place else None
+                    kind = found["ending"].lower() if found else ""
+                    if found and place and kind in kinds:
+                        sample = samples.setdefault(found["key"], {})
+                        if kind in sample:
+                            raise InputError(f"shard {name!r} has two members {member.name!r}: give each sample its own key")
+                        sample[kind] = place
+                    archive.members = []  # type: ignore[attr-defined]  # the headers of a large shard take much memory
+            raw.seek(end)
+            if raw.read(BLOCK).strip(b"\0"):
+                raise tarfile.ReadError("damaged header")
+            for key, sample in samples.items():
+                _add_sample(index, number, f"{name}/{key}", sample, raw)
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(
+            f"shard {str(file)!r} cannot be read ({one_line(error)}): it is missing, damaged, truncated or compressed; "
+            "write it again, as a plain .tar"
+        ) from error
+    return about.st_size, about.st_mtime_ns
+
+
+def _add_sample(index: Index, shard: int, name: str, sample: dict[str, tuple[int, int]], raw: Any) -> None:
+    kind = next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in sample), None)
+    if kind is None:
+        index.without_image += 1
+        return
+    index.names.append(f"{name}.{kind}")
+    index.places.append((shard, *sample[kind]))
+    for one in LABELS:
+        content = None
+        if one in sample and sample[one][1] <= MAX_LABEL_BYTES:
+            raw.seek(sample[one][0])
+            content = raw.read(sample[one][1])
+        index.labels[one].append(content)
+
+
+def read_labels(index: Index, label: str | None, task: str | None, known: Sequence[str]) -> ImageLabels:
+    """The labels of the samples.
+
+    Args:
+        index: the samples.
+        label, task: as for :func:`list_shards`.
+        known: names of the classes by number; () if there are none.
+    """
+    kind = "json" if label is not None else next((one for one in LABELS if any(index.labels[one])), "cls")
+    values = [_value(content, kind, label or "label") for content in index.labels[kind]]
+    what = f".{kind}" if kind != "json" else f".json {label or 'label'!r}"
+    if (lacking := [at for at, value in enumerate(values) if value is None]) and any(isinstance(v, list) for v in values):
+        values = [[] if value is None else value for value in values]
+    elif lacking:
+        raise InputError(
+            f"{len(lacking):,} of {len(values):,} images have no label in {what}, the first is {index.names[lacking[0]]!r}: "
+            "add a .cls, .txt or .json member of the same key, or choose a field of .json with --label"
+        )
+    if any(isinstance(value, list) for value in values):
+        lists = [value if isinstance(value, list) else [value] for value in values]
+        return from_lists(what, [[_named(one, known) for one in several] for several in lists], known)
+    numbers = [_number(value) for value in values]
+    if None in numbers:
+        texts = [str(value) for value in values]
+        several = split_texts(texts) if task is None else None
+        if several is not None:
+            return from_lists(what, several)
+        return from_cells(what, Cells("category", np.array(texts, dtype=object)), task)
+    whole = all(float(value).is_integer() for value in numbers if value is not None)
+    if known and whole and task != "regression":
+        texts = [_named(value, known) for value in values]
+        return from_cells(what, Cells("category", np.array(texts, dtype=object)), "classification")
+    chosen = task or ("classification" if whole else "regression")
+    return from_cells(what, Cells("number", np.array(numbers, dtype=np.float64), whole), chosen)
+
+
+def _value(content: bytes | None, kind: str, key: str) -> Any:
+    """The label in a member: text, a number or a list; None if it is missing or empty."""
+    if content is None:
+        return None
+    try:
+        text = content.decode("utf-8").strip()
+        value = json.loads(text).get(key) if kind == "json" else text
+    except (ValueError, AttributeError):
+        return None
+    return None if value == "" else value
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _named(value: Any, known: Sequence[str]) -> str:
+    """The class name of a label, which may be its number."""
+    number = _number(value) if known else None
+    if number is None or str(value) in known:
+        return str(value)
+    if not (number.is_integer() and 0 <= number < len(known)):
+        raise InputError(f"label {value!r}, but the file of classes has {len(known)} names, from 0 to {len(known) - 1}")
+    return known[int(number)]
+
+
+def _known_classes(root: Path) -> tuple[str, ...]:
+    """The names in ``classes.txt`` (a line each) or ``classes.json`` (a list) beside the shards; () without them."""
+    try:
+        if (root / "classes.txt").is_file():
+            lines = (root / "classes.txt").read_text(encoding="utf-8-sig").splitlines()
+            return tuple(line.strip() for line in lines if line.strip())
+        if (root / "classes.json").is_file():
+            return tuple(map(str, json.loads((root / "classes.json").read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"the classes beside {str(root)!r} cannot be read ({one_line(error)}): correct the file") from error
+    return ()
+
+
+def _parts(shards: Sequence[str], of_shard: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
+    """The images of each part, by the beginning of the shards' names; ``all`` if one does not begin so."""
+    found = [part_named(re.match(r"[^\W\d_]*", os.path.basename(name))[0]) for name in shards]  # type: ignore[index]
+    if None in found or "train" not in found:
+        return {"all": np.arange(len(of_shard))}
+    each = np.array(found)[of_shard]
+    return {part: np.flatnonzero(each == part) for part in PARTS if (each == part).any()}
