@@ -13,7 +13,7 @@ from heptane.base.lazy import np, torch
 from heptane.data.dataset import Data, DataUnavailable
 from heptane.data.images.image_preprocess import ImagePreprocess
 from heptane.data.images.reading import Reading
-from heptane.data.images.sources import list_images
+from heptane.data.images.sources import images_kind, list_images
 from heptane.data.normalise import normalise
 from heptane.data.preprocess import is_path
 from heptane.data.splits import split
@@ -138,6 +138,10 @@ def identify(source: Any) -> tuple[str, Any]:
         name = os.fspath(source)
         if name in BUILT_IN:
             return "built-in", name
+        if images_kind(source) == "hub":
+            from heptane.data.images.hub_data import read_hub_table
+
+            return "table", read_hub_table(os.path.expanduser(name))
         path = existing_path(name)
         return ("table" if is_table(path) else "arrays"), path
     if isinstance(source, (tuple, list)) and len(source) == 2 and not isinstance(source[0], (str, os.PathLike, Mapping)):

@@ -1,4 +1,4 @@
-"""The sources of images: folders, manifests and shards, each listed before any image is read."""
+"""The sources of images: folders, manifests, shards and Hugging Face data sets, each listed before any image is read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.data.images.folder import list_folder
+from heptane.data.images.hub_data import is_hub_data
 from heptane.data.images.listing import Listing
 from heptane.data.images.shards import are_shards
 from heptane.data.preprocess import is_path
@@ -17,7 +18,7 @@ def list_images(source: Any, *, label: str | None = None, task: str | None = Non
     """List the images of a source; None if it is not one of images.
 
     Args:
-        source: a folder, a manifest, shards, or a listing, which is returned as it is.
+        source: a folder, a manifest, shards, a Hugging Face data set, or a listing, which is returned as it is.
         label, task, skip_bad: as for :func:`heptane.load_data`.
 
     Raises:
@@ -30,6 +31,10 @@ def list_images(source: Any, *, label: str | None = None, task: str | None = Non
         from heptane.data.images.manifest import list_manifest
 
         return list_manifest(Path(source).expanduser(), label=label, task=task, skip_bad=skip_bad)
+    if kind == "hub":
+        from heptane.data.images.hub_data import list_hub_data
+
+        return list_hub_data(os.path.expanduser(source), label=label, task=task)
     if kind == "shards":
         from heptane.data.images.shards import list_shards
 
@@ -43,11 +48,13 @@ def list_images(source: Any, *, label: str | None = None, task: str | None = Non
 
 
 def images_kind(source: Any) -> str | None:
-    """``folder``, ``manifest`` or ``shards``; None if a source is not one of images."""
+    """``folder``, ``manifest``, ``shards`` or ``hub``; None if a source is not one of images."""
     if not is_path(source) or not os.fspath(source):
         return None
     try:
         path = Path(source).expanduser()
+        if is_hub_data(os.path.expanduser(source)):
+            return "hub"
         if are_shards(str(path)):
             return "shards"
         if path.is_dir():

@@ -1,0 +1,96 @@
+"""Hugging Face data sets, written here by save_to_disk."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import heptane as hp
+from heptane.data.images.sources import images_kind, list_images
+
+datasets = pytest.importorskip("datasets")
+
+
+def content(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((6, 6, 3), value, dtype="u1")).save(file, "PNG")
+    return file.getvalue()
+
+
+def made(first: int, last: int, names: tuple[str, ...] = ("dog", "cat"), **more: object):
+    numbers = range(first, last)
+    features = datasets.Features(
+        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=list(names)), "size": datasets.Value("float64")}
+    )
+    rows = {
+        "picture": [{"bytes": content(n), "path": None} for n in numbers],
+        "kind": [n % 2 for n in numbers],
+        "size": [n + 0.5 for n in numbers],
+    }
+    return datasets.Dataset.from_dict({**rows, **more}, features=features)
+
+
+def everything(data: hp.Data) -> dict[int, object]:
+    found: dict[int, object] = {}
+    for part in filter(None, (data.train, data.valid, data.test)):
+        pixels = part[0][:][:, 0, 0, 0].double() * data.std[0] + data.mean[0]
+        found |= dict(zip(torch.round(pixels * 255).long().tolist(), part[1].tolist(), strict=True))
+    return found
+
+
+def test_images_classes_and_splits_are_found(tmp_path):
+    splits = {"train": made(0, 10), "validation": made(10, 14), "test": made(14, 20), "unsup": made(20, 24)}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "pets")
+    assert images_kind(tmp_path / "pets") == "hub"
+    data = hp.load_data(tmp_path / "pets")
+    assert [len(part[1]) for part in (data.train, data.valid, data.test)] == [10, 4, 6]
+    assert (data.name, data.class_names) == ("pets", ("dog", "cat"))
+    assert everything(data) == {n: n % 2 for n in range(20)}
+    assert "column 'kind' is the label, by its type" in data.notes
+    assert "splits that are not train, validation or test were ignored: unsup" in data.notes
+    assert data.files["valid"][0] == "validation/0"
+
+
+def test_one_split_is_split_by_the_seed_and_absent_classes_are_left_out(tmp_path):
+    made(0, 20, ("dog", "cat", "eel")).save_to_disk(tmp_path / "pets")
+    data = hp.load_data(tmp_path / "pets")
+    assert [len(part[1]) for part in (data.train, data.valid, data.test)] == [16, 2, 2]
+    assert data.class_names == ("dog", "cat")
+    assert "classes without an image were left out: eel" in data.notes
+
+
+def test_label_chooses_a_number(tmp_path):
+    made(0, 20).save_to_disk(tmp_path / "pets")
+    data = hp.load_data(tmp_path / "pets", label="size")
+    scale = data.preprocess.target
+    assert {n: round(t * scale.std + scale.mean, 3) for n, t in everything(data).items()} == {n: n + 0.5 for n in range(20)}
+
+
+def test_a_split_without_labels_is_ignored(tmp_path):
+    splits = {"train": made(0, 20), "test": made(20, 24, kind=[-1] * 4)}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "pets")
+    data = hp.load_data(tmp_path / "pets")
+    assert data.test is None
+    assert "splits without labels were ignored: test" in data.notes
+
+
+def test_bytes_are_not_decoded_and_the_fingerprint_follows_the_files(tmp_path):
+    made(0, 20).save_to_disk(tmp_path / "a")
+    made(1, 21).save_to_disk(tmp_path / "b")
+    listing = list_images(tmp_path / "a")
+    assert listing.images.read(7) == content(7)
+    assert listing.images.fingerprint() == list_images(tmp_path / "a").images.fingerprint()
+    assert listing.images.fingerprint() != list_images(tmp_path / "b").images.fingerprint()
+
+
+def test_numbers_alone_are_a_table_and_text_is_refused(tmp_path):
+    made(0, 40).remove_columns("picture").save_to_disk(tmp_path / "numbers")
+    data = hp.load_data(tmp_path / "numbers", label="kind")
+    assert (data.kind, data.class_names) == ("table", ("cat", "dog"))
+    datasets.Dataset.from_dict({"text": ["a b"] * 9, "label": [0] * 9}).save_to_disk(tmp_path / "text")
+    with pytest.raises(hp.InputError, match="column 'text' holds text, which needs a tokenizer"):
+        hp.load_data(tmp_path / "text")
