@@ -167,7 +167,7 @@ def _label_column(splits: dict[str, Any], frames: dict[str, Any], label: str | N
     classes = [name for name, feature in features.items() if _class_names(feature)]
     if label is None and len(classes) == 1:
         notes.append(f"column {classes[0]!r} is the label, by its type")
-        return classes[0]
+        return str(classes[0])
     return find_label(next(iter(frames.values())), label, notes)
 
 
