@@ -95,7 +95,7 @@ def small_and_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(fashion_mnist, "FILES", {name: sha256(content) for name, content in CONTENT.items()})
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
     monkeypatch.setattr(fashion_mnist, "ADDRESSES", ("http://127.0.0.1:9/",))  # nothing listens there
-    monkeypatch.setattr(fashion_mnist, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("heptane.base.download.PAUSE_SECONDS", 0.0)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("HEPTANE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "bin").mkdir()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +194,62 @@ def test_a_folder_of_class_folders_with_a_tar_beside_them_stays_a_folder(tmp_pat
     shard(tmp_path / "a.tar", samples(0, 4))
     (tmp_path / "cat").mkdir()
     assert images_kind(tmp_path) == "folder"
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Serves ``tmp_path/www`` with ranges; ``cut`` answers end early; ``asked`` lists the requests."""
+    monkeypatch.setenv("HEPTANE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("heptane.base.download.PAUSE_SECONDS", 0.0)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            file, wanted = tmp_path / "www" / self.path.rsplit("/", 1)[-1], self.headers.get("Range")
+            asked.append((file.name, wanted))
+            if not file.is_file():
+                self.send_error(404)
+                return
+            body, start = file.read_bytes(), int(wanted[6:-1]) if wanted else 0
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            self.wfile.write(body[start : start + cut.pop() if cut else None])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    asked: list[tuple[str, str | None]] = []
+    cut: list[int] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}/set", asked, cut
+        http.shutdown()
+        thread.join()
+
+
+def test_shards_of_a_server_are_downloaded_once_and_resumed(tmp_path, server):
+    address, asked, cut = server
+    for number in range(2):
+        shard(tmp_path / "www" / f"train-{number}.tar", samples(10 * number, 10 * number + 10))
+    source = f"{address}/train-{{0..1}}.tar"
+    cut += [700] * 3
+    with pytest.raises(hp.InputError, match=r"shard 'http://.*/train-0.tar' cannot be downloaded .*ended after 2100 of"):
+        hp.load_data(source)
+    missing = [("classes.txt", None), ("classes.json", None)]
+    assert asked == [*missing, ("train-0.tar", None), ("train-0.tar", "bytes=700-"), ("train-0.tar", "bytes=1400-")]
+    asked.clear()
+    assert everything(hp.load_data(source)) == {n: n % 2 for n in range(20)}
+    assert asked == [("train-0.tar", "bytes=2100-"), ("train-1.tar", None)]
+    asked.clear()
+    assert len(everything(hp.load_data(source))) == 20
+    assert asked == []
+    with pytest.raises(hp.InputError, match=r"shard 'http://.*/none.tar' cannot be downloaded .*404"):
+        hp.load_data(f"{address}/none.tar")
+
+
+def test_the_classes_beside_the_shards_of_a_server_are_used(tmp_path, server):
+    shard(tmp_path / "www" / "a.tar", samples(0, 20))
+    (tmp_path / "www" / "classes.json").write_text('["dog", "cat"]')
+    assert hp.load_data(f"{server[0]}/a.tar").class_names == ("cat", "dog")

@@ -11,13 +11,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from heptane.base.cache import default_cache
+from heptane.base.download import STALL_SECONDS, TooLong, download
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
 from heptane.base.progress import working
@@ -42,8 +40,6 @@ ADDRESSES = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 )
 MAX_DOWNLOAD_BYTES = 32 << 20
-STALL_SECONDS = 30.0
-ATTEMPTS, PAUSE_SECONDS = 3, 1.0
 
 
 def load_fashion_mnist(*, seed: int, valid_fraction: float | None, cache_dir: str | os.PathLike[str] | None) -> Data:
@@ -153,8 +149,11 @@ def fetch_file(name: str, folder: Path) -> None:
     failures = []
     for address in addresses:
         try:
-            download(address + name, part)
+            download(address + name, part, MAX_DOWNLOAD_BYTES)
             read_idx(part, sha256=FILES[name])
+        except TooLong as error:
+            part.unlink(missing_ok=True)
+            failures.append(f"{address}: {error}, which no file of Fashion-MNIST has")
         except InputError as error:
             part.unlink(missing_ok=True)
             failures.append(f"{address}: {error}")
@@ -164,39 +163,3 @@ def fetch_file(name: str, folder: Path) -> None:
             part.replace(folder / name)
             return
     raise OSError("; ".join(failures))
-
-
-def download(url: str, part: Path) -> None:
-    """Download ``url`` into ``part``, resuming after its content; raise the last error after ``ATTEMPTS`` failures."""
-    for attempt in range(ATTEMPTS):
-        time.sleep(attempt * PAUSE_SECONDS)
-        try:
-            return download_rest(url, part)
-        except (OSError, http.client.HTTPException) as error:
-            code = error.code if isinstance(error, urllib.error.HTTPError) else 0
-            if code == 416:  # no bytes after those of ``part``: it may be complete, which the checksum will tell
-                return None
-            if 400 <= code < 500 or attempt == ATTEMPTS - 1:
-                raise
-    raise AssertionError("not reached")
-
-
-def download_rest(url: str, part: Path) -> None:
-    """Request what is missing in ``part`` once; raise ``OSError`` if the connection ends early."""
-    size = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={size}-"} if size else {})
-    with urllib.request.urlopen(request, timeout=STALL_SECONDS) as response:
-        if response.headers.get("Content-Range", "").startswith(f"bytes {size}-") and response.status == 206:
-            mode = "ab"
-        else:
-            size, mode = 0, "wb"
-        length = response.headers.get("Content-Length", "")
-        end = size + int(length) if length.isdigit() else None
-        with part.open(mode) as file:
-            while piece := response.read(1 << 16):
-                size += len(piece)
-                if size > MAX_DOWNLOAD_BYTES:
-                    raise InputError(f"more than {MAX_DOWNLOAD_BYTES} bytes, which no file of Fashion-MNIST has")
-                file.write(piece)
-    if end is not None and size < end:
-        raise OSError(f"the connection ended after {size} of {end} bytes")

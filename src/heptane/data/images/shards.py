@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np
 from heptane.base.progress import working
+from heptane.data.images.fetch_shards import fetch_shards, is_url
 from heptane.data.images.image_files import ImageList, Names
 from heptane.data.images.image_labels import ImageLabels, from_cells, from_lists, split_texts
 from heptane.data.images.listing import PARTS, Listing, part_named
@@ -83,7 +85,9 @@ class Index:
 
 
 def are_shards(name: str) -> bool:
-    """Whether a path, a pattern such as ``train-{000..015}.tar`` or ``*.tar``, or a folder stands for shards."""
+    """Whether a path, a pattern such as ``train-{000..015}.tar`` or ``*.tar``, a folder or a URL stands for shards."""
+    if is_url(name):
+        return urlsplit(name).path.lower().endswith(".tar")
     path = Path(name)
     if path.is_dir():
         inside = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
@@ -100,20 +104,28 @@ def find_shards(name: str) -> list[Path]:
     """
     if os.path.isdir(name):
         return sorted(entry for entry in Path(name).iterdir() if entry.suffix.lower() == ".tar" and entry.name[0] != ".")
-    if found := BRACES.search(name):
-        first, last = found.groups()
-        made = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
-        return [path for number in made for path in find_shards(name[: found.start()] + number + name[found.end() :])]
+    if BRACES.search(name):
+        return [path for one in expand(name) for path in find_shards(one)]
     if os.path.exists(name) or not glob.has_magic(name):
         return [Path(name)]
     return sorted(map(Path, glob.glob(name)))
+
+
+def expand(name: str) -> list[str]:
+    """The names that a pattern with ``{000..015}`` stands for, in order."""
+    found = BRACES.search(name)
+    if found is None:
+        return [name]
+    first, last = found.groups()
+    numbers = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    return [one for number in numbers for one in expand(name[: found.start()] + number + name[found.end() :])]
 
 
 def list_shards(name: str, *, label: str | None, task: str | None) -> Listing:
     """List the images of shards.
 
     Args:
-        name: a path, pattern or folder.
+        name: a path, pattern, folder or URL.
         label: the field of ``.json`` members that holds the label; None: ``.cls`` members, else ``label`` of ``.json``, else
             ``.txt``.
         task: as for :func:`heptane.load_data`.
@@ -121,7 +133,7 @@ def list_shards(name: str, *, label: str | None, task: str | None) -> Listing:
     Raises:
         InputError: a shard is damaged or missing, or labels are.
     """
-    files = find_shards(name)
+    files = fetch_shards(expand(name)) if is_url(name) else find_shards(name)
     root = Path(os.path.commonpath([file.resolve().parent for file in files]))
     names, facts, index, of_shard = list[str](), list[tuple[int, int]](), Index(), list[int]()
     with working(f"indexing {len(files):,} shards", len(files)) as advance:

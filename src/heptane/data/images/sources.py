@@ -52,6 +52,8 @@ def images_kind(source: Any) -> str | None:
     if not is_path(source) or not os.fspath(source):
         return None
     try:
+        if are_shards(os.fspath(source)):
+            return "shards"
         path = Path(source).expanduser()
         if is_hub_data(os.path.expanduser(source)):
             return "hub"
