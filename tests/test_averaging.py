@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import TRAIN, VALID, fit_mlp, mlp, sgd, shuffled, steps_by_hand
+from tests.helpers import TRAIN, VALID, assert_equal_weights, fit_mlp, mlp, sgd, shuffled, steps_by_hand
 from tests.workers import launch
 
 import heptane as hp
@@ -46,8 +46,7 @@ def test_training_does_not_notice_it() -> None:
         assert ours["train_loss"] == theirs["train_loss"]
         assert ours["valid_loss"] != theirs["valid_loss"]
     _, plain = averaged_by_hand(0.9)
-    for ours, theirs in zip(without.model.parameters(), plain.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert_equal_weights(without.model, plain)
 
 
 def test_it_is_in_place_for_a_while_and_leaves_no_trace() -> None:
@@ -68,8 +67,7 @@ def test_it_is_in_place_for_a_while_and_leaves_no_trace() -> None:
 def test_it_goes_on_from_a_checkpoint_and_one_without_it_is_refused(tmp_path: Path) -> None:
     averaged(0.9, run_dir=tmp_path / "run", target=("valid_loss", 1e9))
     again, whole = averaged(0.9, run_dir=tmp_path / "run", resume=True), averaged(0.9)
-    for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert_equal_weights(again.model, whole.model)
     averaged(None, run_dir=tmp_path / "other", target=("valid_loss", 1e9))
     with pytest.raises(hp.InputError, match=r"was written without average_decay, and this run has 0\.9"):
         averaged(0.9, run_dir=tmp_path / "other", resume=True)

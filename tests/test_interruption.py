@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import VALID, checkpoint_steps, fit_mlp
+from tests.helpers import VALID, assert_equal_weights, checkpoint_steps, fit_mlp
 
 import heptane as hp
 from heptane.base.errors import Interrupted
@@ -52,8 +52,7 @@ def me(name: str) -> Callable[[], None]:
 
 
 def same(first: hp.Result, second: hp.Result) -> None:
-    for (name, a), b in zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
+    assert_equal_weights(first.model, second.model)
     assert first.metrics == second.metrics
     assert first.steps == second.steps
     timeless = [[{k: v for k, v in r.items() if "seconds" not in k} for r in each.history] for each in (first, second)]

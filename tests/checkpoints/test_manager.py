@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import TRAIN, VALID, checkpoint_steps, fit_mlp, mlp, sgd
+from tests.helpers import TRAIN, VALID, assert_equal_weights, checkpoint_steps, fit_mlp, mlp, sgd
 
 import heptane as hp
 from heptane.base import storage
@@ -113,8 +113,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_note_and_the_end_is_the_same
     assert again.notes[-2].startswith(f"checkpoint {newest} is damaged (state.safetensors has 4 of ") or any(
         note.startswith(f"checkpoint {newest} is damaged (state.safetensors has 4 of ") for note in again.notes
     )
-    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert_equal_weights(whole.model, again.model)
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +192,5 @@ def test_where_a_disk_turns_read_only_training_goes_on_too(small_disk: Path, mon
     monkeypatch.setattr(recorder, "steps", real)
     assert steps(small_disk / "run")[0] == 6
     again = fit_mlp(small_disk / "run", resume=True)
-    for a, b in zip(result.model.parameters(), again.model.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert_equal_weights(result.model, again.model)
     assert json.loads((small_disk / "run" / "result.json").read_text())["steps"]["applied"] == 12

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.helpers import adamw, fit, make_images, mlp
+from tests.helpers import adamw, assert_equal_weights, fit, make_images, mlp
 
 import heptane as hp
 from heptane.model.names import clean_names, load_clean
@@ -58,7 +58,7 @@ def test_files_of_a_wrapped_model_have_its_own_names(where: str, tmp_path: Path)
     assert "_orig_mod" not in (saved.path / "facts.json").read_text() + (tmp_path / "result.json").read_text()
     plain = mlp(seed=5)
     assert hp.load_weights(plain, tmp_path).share == 1.0
-    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values(), strict=True))
+    assert_equal_weights(plain, model)
     back = compiled(where)
     assert hp.load_weights(back, tmp_path).share == 1.0
     assert torch.equal(next(back.parameters()), next(model.parameters()))
@@ -68,8 +68,7 @@ def test_a_run_goes_on_with_a_model_that_is_wrapped_otherwise(tmp_path: Path) ->
     whole = fit_in(mlp(), tmp_path / "whole", epochs=3)
     fit_in(compiled("both"), tmp_path / "parts", epochs=2)
     again = fit_in(mlp(seed=5), tmp_path / "parts", epochs=3, resume=True)
-    for a, b in zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+    assert_equal_weights(whole.model, again.model)
 
 
 def test_torch_compiles_own_wrapper_is_one() -> None:

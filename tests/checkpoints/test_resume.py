@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import VALID, adamw, fit, make_images, sgd
+from tests.helpers import VALID, adamw, assert_equal_weights, fit, make_images, sgd
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import heptane as hp
@@ -76,8 +76,7 @@ def compare(folder: Path, data: Callable[[], Any], at: int = 3, **settings: Any)
     with pytest.raises(KeyboardInterrupt):
         fit_in(net(), data(), Interrupt(at), folder / "parts", **settings)
     again = fit_in(net(seed=8), data(), VALID, folder / "parts", resume=True, **settings)
-    for (name, a), b in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
+    assert_equal_weights(whole.model, again.model)
     assert timeless(again.history) == timeless(whole.history)
     assert again.metrics == whole.metrics
     assert again.steps == whole.steps
@@ -136,7 +135,7 @@ def test_so_is_one_that_was_interrupted_twice(tmp_path: Path) -> None:
             fit_in(net(seed=9 * resume), TRAIN, Interrupt(at), tmp_path / "parts", resume=resume, optimizer=adamw)
     again = fit_in(net(seed=8), TRAIN, VALID, tmp_path / "parts", resume=True, optimizer=adamw)
     assert [record["epoch"] for record in again.history] == [1, 2, 3, 4]
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+    assert_equal_weights(whole.model, again.model)
 
 
 def test_transfer_goes_on_in_its_phase(tmp_path: Path) -> None:
@@ -148,7 +147,7 @@ def test_transfer_goes_on_in_its_phase(tmp_path: Path) -> None:
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = fit_in(net(), TRAIN, VALID, tmp_path)
     again = fit_in(net(seed=8), TRAIN, VALID, tmp_path, resume=True)
-    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
+    assert_equal_weights(first.model, again.model)
     assert timeless(again.history) == timeless(first.history)
     assert again.metrics == first.metrics
 
@@ -164,7 +163,7 @@ def test_a_run_that_reached_its_target_is_not_trained_past_it(tmp_path: Path) ->
 def test_a_folder_without_a_checkpoint_starts_at_the_beginning(tmp_path: Path) -> None:
     fresh = fit_in(net(), TRAIN, VALID, tmp_path / "a")
     resumed = fit_in(net(), TRAIN, VALID, tmp_path / "b", resume=True)
-    assert all(torch.equal(a, b) for a, b in zip(fresh.model.parameters(), resumed.model.parameters(), strict=True))
+    assert_equal_weights(fresh.model, resumed.model)
 
 
 def test_another_runs_folder_is_refused_and_kept(tmp_path: Path) -> None:

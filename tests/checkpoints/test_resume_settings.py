@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from tests.facts import fit_with_facts
-from tests.helpers import TRAIN, VALID, fit, make_images, mlp, sgd
+from tests.helpers import TRAIN, VALID, assert_equal_weights, fit, make_images, mlp, sgd
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, TensorDataset
 
 import heptane as hp
@@ -295,7 +295,7 @@ def test_the_same_data_are_taken_though_they_are_drawn_at_random(draws: str, kin
 @pytest.mark.parametrize("draws", ["torch", "its own generator"])
 def test_a_look_at_the_data_draws_nothing(draws: str, tmp_path: Path) -> None:
     with_folder, without = (fit_in(folder, train=Items(TRAIN, draws)) for folder in (tmp_path, None))
-    assert all(torch.equal(a, b) for a, b in zip(with_folder.model.parameters(), without.model.parameters(), strict=True))
+    assert_equal_weights(with_folder.model, without.model)
 
 
 def test_arrays_and_tensors_of_the_same_numbers_are_the_same_data(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_what_may_change_does(tmp_path: Path) -> None:
     changed |= {"metrics": {"one": lambda p, t: 1.0}, "patience": 9, "max_seconds": 99.0, "nan_limit": 3, "skip_bad": 2}
     changed |= {"weights": "last", "device": "cpu"}
     again = fit_in(tmp_path, resume=True, loss=Focal(), **changed)
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+    assert_equal_weights(whole.model, again.model)
     assert "on_nan='stop' from step 3 on; before, 'skip'" in again.notes
     assert again.metrics["valid_one"] == 1.0
 
@@ -363,7 +363,7 @@ def test_a_finished_run_without_a_schedule_goes_on_and_is_the_longer_one(tmp_pat
     whole = fit_in(None, epochs=4)
     fit_in(tmp_path, epochs=2)
     again = fit_in(tmp_path, epochs=4, resume=True)
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+    assert_equal_weights(whole.model, again.model)
     assert [record["epoch"] for record in again.history] == [1, 2, 3, 4]
     assert (
         planned(again.notes) == "new length: 4 epochs (12 steps) instead of 2 epochs (6 steps); the learning rate stays 0.1"
@@ -415,7 +415,7 @@ def test_steps_over_data_without_a_length_are_extended_too(tmp_path: Path) -> No
     fit_in(tmp_path, steps=20, **settings)
     again = fit_in(tmp_path, steps=40, resume=True, **settings)
     assert again.steps["applied"] == 40
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
+    assert_equal_weights(whole.model, again.model)
 
 
 def test_a_run_that_is_made_shorter_than_it_is_stays_refused(tmp_path: Path) -> None:

@@ -77,8 +77,7 @@ def test_goes_on_at_the_size_of_its_step(tmp_path: Path) -> None:
     again = Seen()
     fit_resized(again, run_dir=tmp_path / "run", resume=True)
     assert again.trained[0] == 8
-    for one, other in zip(straight.parameters(), again.parameters(), strict=True):
-        assert torch.equal(one, other)
+    assert_equal_weights(straight, again)
 
 
 def test_a_constant_image_stays_what_it_was() -> None:

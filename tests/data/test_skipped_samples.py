@@ -142,8 +142,7 @@ def test_data_that_goes_bad_in_hour_nine_costs_nothing_that_was_trained(tmp_path
     assert f"saved at step {at}," in str(caught.value)
     repaired = fit_on(Files({}), run_dir=tmp_path / "run", resume=True)
     whole = fit_on(Files({}))
-    for ours, theirs in zip(repaired.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert_equal_weights(repaired.model, whole.model)
 
 
 def test_what_was_left_out_before_a_stop_is_listed_after_it(tmp_path: Path) -> None:
@@ -319,5 +318,4 @@ def test_what_is_drawn_from_python_and_numpy_is_drawn_again_after_a_stop(tmp_pat
     for step in range(9, 19):
         storage.remove(tmp_path / "run" / "checkpoints" / f"step-{step:09d}")
     again = go(run_dir=tmp_path / "run", resume=True)
-    for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert_equal_weights(again.model, whole.model)

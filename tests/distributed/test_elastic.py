@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import sgd
+from tests.helpers import assert_equal_weights, sgd
 from tests.workers import fork_workers
 from torch.utils.data import Dataset
 
@@ -56,8 +56,7 @@ def test_a_worker_that_is_killed_is_started_again_and_the_result_is_that_of_a_ru
         straight = fit_troubled(Trouble(tmp_path / "mark", 10**9, "die"), None)
     result = fit_troubled(Trouble(tmp_path / "mark", 20, "die"), tmp_path / "run", restarts=1)
     assert (tmp_path / "mark").exists()
-    for one, other in zip(straight.model.parameters(), result.model.parameters(), strict=True):
-        assert torch.equal(one, other)
+    assert_equal_weights(straight.model, result.model)
     assert [record["epoch"] for record in result.history] == [1, 2, 3]
 
 
