@@ -40,7 +40,8 @@ def make_checkpoint(folder: Path) -> Path:
     for event in steps(trained):
         if event.step == 2:
             break
-    return checkpoint.save(trained, 2, [dict.fromkeys(("epoch", "step", "train_seconds", "evaluate_seconds"), 1)], folder)
+    history = [dict.fromkeys(("epoch", "step", "train_seconds", "evaluate_seconds"), 1)]
+    return checkpoint.write(checkpoint.take_snapshot(trained, 2, history), folder, trained)
 
 
 def read_checkpoint(path: Path) -> None:

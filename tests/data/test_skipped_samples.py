@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.helpers import assert_equal_weights, by_hand, fit, make_images, mlp, rows_by_step, sgd
+from tests.helpers import assert_equal_weights, by_hand, checkpoint_steps, fit, make_images, mlp, rows_by_step, sgd
 from tests.workers import launch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
@@ -21,7 +21,6 @@ from heptane.base import storage
 from heptane.data.loaders.safe_loader import safe_loader
 from heptane.data.loaders.skipped_samples import DataError, SkippedSamples, labels_beyond
 from heptane.distributed.workers import this_worker
-from heptane.session.checkpoints import checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -137,7 +136,7 @@ def test_data_that_goes_bad_in_hour_nine_costs_nothing_that_was_trained(tmp_path
     data = Files({7: fails}, after=132)
     with pytest.raises(DataError, match=r"; saved at step \d+, from where resume goes on$") as caught:
         fit_on(data, run_dir=tmp_path / "run")
-    (at, *_) = checkpoint.steps_in(tmp_path / "run" / "checkpoints")
+    at = checkpoint_steps(tmp_path / "run" / "checkpoints")[0]
     assert at in (6, 7, 8)
     assert f"saved at step {at}," in str(caught.value)
     repaired = fit_on(Files({}), run_dir=tmp_path / "run", resume=True)
