@@ -12,6 +12,7 @@ from PIL import Image
 
 import heptane as hp
 from heptane.data.images.sources import images_kind, list_images
+from heptane.data.load_labelled import load_labelled
 
 
 def picture(path: Path, value: int, side: int = 6) -> str:
@@ -177,6 +178,26 @@ def test_a_table_without_existing_images_stays_a_table(tmp_path):
     assert images_kind(tmp_path / "t.csv") is None
     (tmp_path / "empty.csv").write_text("")
     assert images_kind(tmp_path / "empty.csv") is None
+
+
+def test_labelled_images_to_evaluate_are_matched_by_name(tmp_path):
+    run = hp.load_data(write(tmp_path / "run", ["cat", "dog", "eel"] * 10))
+    path = write(tmp_path / "new", ["eel", "dog", "eel", "dog"], split=["train", "train", "test", "test"])
+    images, targets, part = load_labelled(path, "test", run.class_names, run.preprocess)
+    assert (targets.tolist(), part) == ([2, 1], "test")
+    names, inputs = run.preprocess.inputs(images)
+    assert [Path(name).name for name in names] == ["2.png", "3.png"]
+    pixels = inputs[:, 0, 0, 0].double() * run.std[0] + run.mean[0]
+    assert torch.round(pixels * 255).tolist() == [2, 3]
+    several = load_labelled(write(tmp_path / "more", ["eel|cat", "", "cat"]), "test", run.class_names, run.preprocess)
+    assert several[1:][0].tolist() == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+    assert several[2] == "all"
+    with pytest.raises(hp.InputError, match="has classes that the run does not know: fox; known: cat, dog, eel"):
+        load_labelled(write(tmp_path / "odd", ["fox", "cat"]), "test", run.class_names, run.preprocess)
+    with pytest.raises(hp.InputError, match="has no valid part, but train, test: choose one with --part"):
+        load_labelled(path, "valid", run.class_names, run.preprocess)
+    with pytest.raises(hp.InputError, match="the label 'label' holds text"):
+        load_labelled(path, "test", (), run.preprocess)
 
 
 def test_an_empty_path_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from PIL import Image
 
 import heptane as hp
 from heptane.data.images.sources import images_kind, list_images
+from heptane.data.load_labelled import load_labelled
 
 
 def picture(value: int, suffix: str = "png", mode: str = "RGB") -> bytes:
@@ -252,4 +253,7 @@ def test_shards_of_a_server_are_downloaded_once_and_resumed(tmp_path, server):
 def test_the_classes_beside_the_shards_of_a_server_are_used(tmp_path, server):
     shard(tmp_path / "www" / "a.tar", samples(0, 20))
     (tmp_path / "www" / "classes.json").write_text('["dog", "cat"]')
-    assert hp.load_data(f"{server[0]}/a.tar").class_names == ("cat", "dog")
+    data = hp.load_data(f"{server[0]}/a.tar")
+    assert data.class_names == ("cat", "dog")
+    images, targets, _ = load_labelled(f"{server[0]}/a.tar", "all", ("dog", "cat"), data.preprocess)
+    assert (len(images), targets.tolist()) == (20, [0, 1] * 10)

@@ -61,7 +61,7 @@ def _outputs(
         raise InputError(f"{run.folder} does not record its training data: pass --data")
     path = Path(source).expanduser()
     own = flags.data is None or (settings.get("data") and _same(path, Path(settings["data"]).expanduser()))
-    if own or source in BUILT_IN or not path.exists():
+    if own or source in BUILT_IN or (not path.exists() and images_kind(source) is None):
         data = _load(run, settings, source, flags, bool(own))
         part = flags.part or ("valid" if data.test is None and data.valid is not None else "test")
         if part != (flags.part or "test"):
@@ -73,7 +73,9 @@ def _outputs(
             return torch.cat(found), targets, data.name, part
     if run.preprocess is None:
         raise InputError(f"{run.folder} does not record its preprocessing: use hp.evaluate(hp.load_run(...).model, data)")
-    raw, targets, part = load_labelled(path, flags.part or "test", run.classes, run.preprocess)
+    raw, targets, part = load_labelled(
+        path if path.exists() else source, flags.part or "test", run.classes, run.preprocess, settings.get("label")
+    )
     bad: list[str] = []
     outputs: list[torch.Tensor] = []
     readable: set[str] = set()

@@ -9,28 +9,38 @@ from typing import TYPE_CHECKING, Any
 from heptane.base.errors import InputError
 from heptane.base.lazy import np, torch
 from heptane.data.images.folder import find_parts, list_entries
-from heptane.data.images.image_files import list_files
+from heptane.data.images.image_files import ListedImage, list_files
 from heptane.data.images.read_image import SUFFIXES
+from heptane.data.images.sources import images_kind, list_images
 
 if TYPE_CHECKING:
+    from heptane.data.images.listing import Listing
     from heptane.data.preprocess import Preprocess, TargetScale
 
 MAX_NAMED = 5
 
 
-def load_labelled(path: Path, part: str, classes: Sequence[str], preprocess: Preprocess) -> tuple[Any, torch.Tensor, str]:
+def load_labelled(
+    source: Path | str, part: str, classes: Sequence[str], preprocess: Preprocess, label: str | None = None
+) -> tuple[Any, torch.Tensor, str]:
     """Load data; return the source for ``preprocess.inputs``, the targets, and the name of the part.
 
     Args:
-        path: a folder of class folders (or of ``train/``, ``valid/``, ``test/``), a table or an ``.npz`` file. Data without
-            parts is used whole.
+        source: a folder of class folders (or of ``train/``, ``valid/``, ``test/``), a table or an ``.npz`` file. Data without
+            parts is used whole. For a run on images also a manifest, shards or a Hugging Face data set.
         part: ``train``, ``valid``, ``test`` or ``all``.
         classes: the model's classes, in the order of its outputs; () for regression.
         preprocess: of the run.
+        label: the label's column of a manifest and the like; None: by its name.
 
     Raises:
         InputError: the data has an unknown class, no labels, or another kind than the training data.
     """
+    listed = preprocess.kind == "images" and images_kind(source) in ("manifest", "shards", "hub")
+    listing = list_images(source, label=label, task=None if classes else "regression") if listed else None
+    if listing is not None:
+        return _listed(listing, part, classes, preprocess.target)
+    path = Path(source)
     kind = "images" if path.is_dir() else "arrays" if path.suffix.lower() == ".npz" else "table"
     if kind != preprocess.kind and not (kind == "arrays" and preprocess.kind == "images"):
         raise InputError(f"{path} is {_named(kind)}, but the run was trained on {_named(preprocess.kind)}: give such data")
@@ -46,6 +56,28 @@ def known(names: Sequence[str], classes: Sequence[str], where: Path) -> dict[str
     if unknown:
         raise InputError(f"{where} has classes that the run does not know: {_shorten(unknown)}; known: {_shorten(classes)}")
     return numbers
+
+
+def _listed(
+    listing: Listing, part: str, classes: Sequence[str], target: TargetScale | None
+) -> tuple[list[ListedImage], torch.Tensor, str]:
+    used = "all" if "all" in listing.parts or part == "all" else part
+    if used != "all" and part not in listing.parts:
+        raise InputError(f"{listing.where} has no {part} part, but {', '.join(listing.parts)}: choose one with --part")
+    rows = np.arange(len(listing.images)) if used == "all" else listing.parts[used]
+    if bool(classes) != bool(listing.classes):
+        kinds = ("classes", "numbers") if listing.classes else ("numbers", "classes")
+        raise InputError(f"{listing.where} is labelled with {kinds[0]}, but the run predicts {kinds[1]}: give such data")
+    images, labels = [ListedImage(listing.images, row) for row in rows.tolist()], torch.from_numpy(listing.labels[rows])
+    if not classes:
+        return images, labels if target is None else target.apply(labels), used
+    numbers = known(listing.classes, classes, Path(listing.where))
+    column = torch.tensor([numbers[name] for name in listing.classes])
+    if labels.ndim == 1:
+        return images, column[labels], used
+    several = labels.new_zeros(len(labels), len(classes))
+    several[:, column] = labels
+    return images, several, used
 
 
 def _folder(root: Path, part: str, classes: Sequence[str]) -> tuple[list[Path], torch.Tensor, str]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -94,6 +95,20 @@ class ImageList(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A checksum that changes when any image may have changed."""
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """An image of a list, to be read when it is needed."""
+
+    images: ImageList
+    index: int
+
+    def read(self) -> Path | bytes:
+        return self.images.read(self.index)
+
+    def __str__(self) -> str:
+        return f"{self.images.where}/{self.images.name(self.index)}"
 
 
 class ImageFiles(ImageList):

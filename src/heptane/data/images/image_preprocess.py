@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
-from heptane.data.images.image_files import list_files
+from heptane.data.images.image_files import ListedImage, list_files
 from heptane.data.images.read_image import FIT, SUFFIXES, decode, read_image
 from heptane.data.images.reading import AUTO, parse_colour
 from heptane.data.normalise import standardise
@@ -95,6 +95,9 @@ class ImagePreprocess(Preprocess):
                 for file in image_files(path):
                     yield str(file), self._from_file(file)
                 return
+        if isinstance(source, ListedImage):
+            yield str(source), self._from_file(source)
+            return
         if isinstance(source, (list, tuple)):
             for item in source:
                 yield from self._each(item)
@@ -105,9 +108,9 @@ class ImagePreprocess(Preprocess):
         else:
             yield str(getattr(source, "filename", "") or ""), self._from_picture(source)
 
-    def _from_file(self, file: Path) -> npt.NDArray[Any]:
+    def _from_file(self, file: Path | ListedImage) -> npt.NDArray[Any]:
         try:
-            return read_image(file, self._from_picture)
+            return read_image(file if isinstance(file, Path) else file.read(), self._from_picture)
         except InputError:
             raise
         except Exception as error:  # Pillow's readers raise many types for damaged files
