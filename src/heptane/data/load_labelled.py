@@ -26,8 +26,8 @@ def load_labelled(
     """Load data; return the source for ``preprocess.inputs``, the targets, and the name of the part.
 
     Args:
-        source: a folder of class folders (or of ``train/``, ``valid/``, ``test/``), a table or an ``.npz`` file. Data without
-            parts is used whole. For a run on images also a manifest, shards or a Hugging Face data set.
+        source: a folder of class folders (or of ``train/``, ``valid/``, ``test/``), a table or an ``.npz`` file. Data
+            without parts is used whole. For a run on images also a manifest, shards or a Hugging Face data set.
         part: ``train``, ``valid``, ``test`` or ``all``.
         classes: the model's classes, in the order of its outputs; () for regression.
         preprocess: of the run.
