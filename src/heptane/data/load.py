@@ -39,9 +39,9 @@ def load_data(
     """Load a built-in data set, images, a table, or arrays; ``docs/data.md`` has all formats.
 
     Args:
-        source: ``fashion-mnist``, ``digits``, a directory; a ``.csv``, ``.tsv`` or ``.parquet`` file (a table, or a list of
-            image files), a pandas or polars frame, a list of dicts; an ``.npz`` file, or a pair (x, y) of arrays, tensors,
-            or a frame and its labels.
+        source: ``fashion-mnist``, ``digits``, a directory; ``.tar`` shards (a file, a pattern or a URL); ``hf-data:NAME``; a
+            ``.csv``, ``.tsv`` or ``.parquet`` file (a table, or a list of image files), a pandas or polars frame, a list of
+            dicts; an ``.npz`` file, or a pair (x, y) of arrays, tensors, or a frame and its labels.
         label: for a table or a list of image files, the column to predict; None: the column called label, target, class or
             y.
         task: for those and for arrays, ``classification`` or ``regression``; None: inferred from the labels, and an error if
