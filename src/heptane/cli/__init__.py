@@ -1,4 +1,4 @@
-"""The command ``heptane train | race | evaluate | predict | export | layers | tricks | demo``.
+"""The command ``heptane train | race | evaluate | predict | export | layers | tricks | data inspect | demo``.
 
 Exit codes: 0 done; 1 failed; 2 wrong input; 3 target not reached; 130 interrupted.
 """

@@ -40,8 +40,11 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
             '--print-completion needs shtab, which is not installed: pip install "heptane[completion]"'
         ) from None
     check_choice("--print-completion", shell, shtab.SUPPORTED_SHELLS)
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    for action in [action for one in (parser, *commands.choices.values()) for action in one._actions]:
+    parsers = [parser]
+    for one in parsers:  # grows as commands are found
+        commands = [action for action in one._actions if isinstance(action, argparse._SubParsersAction)]
+        parsers += [command for action in commands for command in action.choices.values()]
+    for action in [action for one in parsers for action in one._actions]:
         if action.dest in FILES:
             action.complete = shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE
         elif action.dest in CHOICES and action.choices is None:

@@ -41,6 +41,7 @@ def make_parser() -> Parser:
     for add in (add_train, add_race, add_evaluate, add_predict, add_export, add_layers):
         add(commands)
     commands.add_parser("tricks", help="list the seven tricks with their measured effects")
+    add_data(commands)
     add_demo(commands)
     return parser
 
@@ -187,6 +188,29 @@ def add_layers(commands: Any) -> None:
     parser.set_defaults(resume=None, out=None, force=False)
     _add_settings(parser, "run", {"data": "Training data, as for heptane train. Default: blank images."})
     _add_tricks(parser)
+
+
+def add_data(commands: Any) -> None:
+    """``heptane data inspect``."""
+    group: Parser = commands.add_parser("data", help="inspect data before training on it")
+    inner = group.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser: Parser = inner.add_parser(
+        "inspect",
+        help="show what a data set holds, what is wrong with it, and what heptane train would do",
+        description="Count samples, classes and sizes; name unreadable images, samples that occur twice, such as in "
+        "training and test, and unused columns; draw a contact sheet; print the plan of heptane train. "
+        "Writes inspect.json and, for images, contact.png.",
+    )
+    docs = field_docs(Settings)
+    parser.add_argument("data", metavar="DATA", help="A folder of images, a table, an .npz file, fashion-mnist or digits.")
+    for field in fields(Settings):
+        if field.name in ("label", "task", "valid_fraction"):
+            _add_field(parser, field, "", docs[field.name])
+    parser.add_argument("--all", action="store_true", help="Read all images, also of 100,000 or more. Default: a sample.")
+    parser.add_argument("--out", metavar="DIR", help="The folder for the files. Default: runs/inspect-DATA-TIME.")
+    parser.add_argument("--force", action="store_true", help="Overwrite the files in --out.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    parser.set_defaults(resume=None, fallback=None)
 
 
 def add_demo(commands: Any) -> None:

@@ -19,7 +19,7 @@ from heptane.data.preprocess import Preprocess, TargetScale, is_path
 from heptane.data.splits import out_of_balance, split_by_class
 from heptane.data.tables.cells import Cells, comma_of, read_cells
 from heptane.data.tables.columns import Column, learn, reason_unused
-from heptane.data.tables.labels import read_labels
+from heptane.data.tables.labels import Labels, read_labels
 from heptane.data.tables.read_table import read_table
 
 if TYPE_CHECKING:
@@ -115,6 +115,35 @@ def check_finite(name: str, values: Any) -> None:
         raise InputError(f"column {name!r} is infinite in row {row} (the first is 0): write a number, or leave it empty")
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenTable:
+    """A table whose cells are parsed and whose rows are split.
+
+    Attributes:
+        source: as for :func:`heptane.load_data`.
+        name: of a table in memory; None for "table".
+        frame: the table.
+        label: name of the label column.
+        labels: its values.
+        comma: meaning of a comma in numbers, if a column is ambiguous.
+        cells: of each other column.
+        rows: positions of the rows of ``train``, ``valid`` and ``test``.
+        out: of each column that is not used, the reason.
+        notes: for the user.
+    """
+
+    source: Any
+    name: str | None
+    frame: pd.DataFrame
+    label: str
+    labels: Labels
+    comma: str | None
+    cells: dict[str, Cells]
+    rows: dict[str, torch.Tensor]
+    out: dict[str, str]
+    notes: tuple[str, ...]
+
+
 def load_table(
     source: Any, *, label: str | None, task: str | None, seed: int, valid_fraction: float | None, name: str | None = None
 ) -> Data:
@@ -123,6 +152,13 @@ def load_table(
     Raises:
         InputError: the table cannot be read, the label is missing or ambiguous, or a column is damaged.
     """
+    return load_opened(open_table(source, label=label, task=task, seed=seed, valid_fraction=valid_fraction, name=name))
+
+
+def open_table(
+    source: Any, *, label: str | None, task: str | None, seed: int, valid_fraction: float | None, name: str | None = None
+) -> OpenTable:
+    """Read a table, parse its cells and split its rows; see :func:`load_table`."""
     frame, notes = read_table(source)
     label = find_label(frame, label, notes)
     comma = comma_of(frame)
@@ -138,6 +174,25 @@ def load_table(
     out = {column: why for column, one in cells.items() if (why := reason_unused(column, one, train.numpy()))}
     if labels.names:
         notes += out_of_balance(torch.bincount(labels.targets).tolist(), labels.names)
+    return OpenTable(
+        source=source,
+        name=name,
+        frame=frame,
+        label=label,
+        labels=labels,
+        comma=comma,
+        cells=cells,
+        rows={"train": train, "valid": valid, "test": test},
+        out=out,
+        notes=tuple(notes),
+    )
+
+
+def load_opened(table: OpenTable) -> Data:
+    """Encode the columns of a table, and make its parts; see :func:`load_table`."""
+    frame, label, labels, comma = table.frame, table.label, table.labels, table.comma
+    source, cells, out, notes = table.source, table.cells, table.out, list(table.notes)
+    train, valid, test = (table.rows[part] for part in ("train", "valid", "test"))
     columns = learn({column: one for column, one in cells.items() if column not in out}, train.numpy())
     columns = [column for column in columns if column.features]
     notes += describe(columns, out, cells, train.numpy())
@@ -153,7 +208,7 @@ def load_table(
     preprocess = TablePreprocess(label, tuple(columns), comma, target)
     inputs = preprocess.apply(cells)
     parts = [(inputs[rows], targets[rows]) for rows in (train, valid, test)]
-    name = Path(source).name.split(".")[0] if is_path(source) else name or "table"
+    name = Path(source).name.split(".")[0] if is_path(source) else table.name or "table"
     where = str(source) if is_path(source) else f"a {type(source).__name__}"
     about = (len(labels.names) or None, labels.names, tuple(notes), where)
     names = frame.index.tolist()
