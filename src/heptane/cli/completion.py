@@ -46,7 +46,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
         parsers += [command for action in commands for command in action.choices.values()]
     for action in [action for one in parsers for action in one._actions]:
         if action.dest in FILES:
-            action.complete = shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE
+            action.complete = shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE  # type: ignore[attr-defined]
         elif action.dest in CHOICES and action.choices is None:
             action.choices = CHOICES[action.dest]
     return str(shtab.complete(parser, shell))

@@ -50,7 +50,8 @@ def describe_duplicates(
         ``groups``: each with its ``kinds`` and ``samples``.
     """
     home = {int(number): part for part, numbers in parts.items() for number in numbers}
-    found, leaked = [], {part: 0 for part in parts if part != "train"}
+    found = list[dict[str, Any]]()
+    leaked = {part: 0 for part in parts if part != "train"}
     for group in groups:
         samples = [{"name": name(n), "part": home[n], "label": labels[n]} for n in group if n in home]
         if len(samples) < 2:
