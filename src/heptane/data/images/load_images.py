@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_KEPT_SIZE, DEFAULT_SIZE = 256, 64  # pixels
 MAX_NAMED = 50  # unreadable files listed in a note
-HEADERS = 2000  # images at most whose headers are read, for their sizes and colours
+HEADERS = 500  # images at most whose headers are read, for their sizes and colours
 AT_FIRST = 10_000  # images at most that are decoded before training; of more, each is decoded when it is first needed
 MEASURED, FEW = 4096, 1024  # training images at most that are all measured, else so many of them
 PIECE = 256  # images measured at a time

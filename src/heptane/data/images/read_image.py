@@ -109,18 +109,19 @@ def decode(
         opacity = clear.getchannel("A")
         if int(np.asarray(opacity).min()) < 255:
             return filled(np.array(_contained(clear, opacity, size)).transpose(2, 0, 1), background)
-    fitted = _fitted(turned.convert("L" if is_grey else "RGB"), size)
+    mode = "L" if is_grey else "RGB"
+    fitted = _fitted(turned if turned.mode == mode else turned.convert(mode), size)  # convert() always copies
     return np.array(fitted).reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image rotated as its EXIF tag says, with 8 bits per channel."""
+    """The image rotated as its EXIF tag says, in place, with 8 bits per channel."""
     from PIL import Image, ImageOps
 
-    turned = ImageOps.exif_transpose(image)
-    if turned.mode[0] == "I":  # keep the upper 8 bits of 16; Pillow would clip
-        return Image.fromarray((np.clip(np.asarray(turned), 0, 65535) >> 8).astype(np.uint8))
-    return turned
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode[0] == "I":  # keep the upper 8 bits of 16; Pillow would clip
+        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    return image
 
 
 def thinned(image: Image.Image, size: tuple[int, int]) -> Image.Image:
