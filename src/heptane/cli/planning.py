@@ -16,7 +16,7 @@ from heptane.data import Data
 from heptane.data.images.listing import Listing
 from heptane.data.images.sources import list_images
 from heptane.data.images.survey import survey
-from heptane.pretrained.hubs import cached, efficientnet_hub
+from heptane.pretrained.hubs import HUBS, cached, efficientnet_hub
 from heptane.pretrained.models import check_known
 from heptane.recommend import Choices, DataFacts, Machine, after_loading, before_loading
 from heptane.recommend.timing import PIXEL_FLOPS
@@ -141,7 +141,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
     )
     if choices["start"]:
         advice[1]["transfer"] = choices.made["start"].why
-    elif settings.model and not settings.model.startswith(("timm:", "hf:")):
+    elif settings.model and not settings.model.startswith(tuple(HUBS)):
         advice[1]["transfer"] = choices.made["model"].why if choices.made["model"].why != "given" else advice[1]["transfer"]
     tricks, reasons = wanted.resolve(advice)
     if launched_workers() > 1 and tricks.data_parallel is None:
@@ -163,7 +163,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
 
 def pixel_scale(model: str | None, weights: str | None) -> str:
     """How images are normalised: "imagenet" for models trained on ImageNet, else "data"."""
-    known = model == efficientnet_hub.NAME or (weights or "").startswith(("timm:", "hf:"))
+    known = model == efficientnet_hub.NAME or (weights or "").startswith(tuple(HUBS))
     return "imagenet" if known else "data"
 
 

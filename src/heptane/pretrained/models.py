@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from heptane.base.errors import InputError, check_range, did_you_mean, one_line
 from heptane.base.progress import EVERY_SECONDS, working
+from heptane.pretrained.hubs import find_hub
 
 BUILT_IN = ("resnet", "resnet-wide", "mlp", "tabular")
 PRETRAINED = "efficientnet-lite0"
@@ -188,14 +189,8 @@ def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Modu
 resnet-wide, mlp, tabular, efficientnet-lite0, timm:NAME, hf:NAME, package.module:factory
     """
     check_range("num_classes", num_classes, 1, whole=True)
-    if spec.startswith("timm:"):
-        from heptane.pretrained.hubs import timm_hub
-
-        return _checked(spec, timm_hub.build(spec, input_shape, num_classes))
-    if spec.startswith("hf:"):
-        from heptane.pretrained.hubs import transformers_hub
-
-        return _checked(spec, transformers_hub.build(spec, input_shape, num_classes))
+    if (hub := find_hub(spec)) is not None:
+        return _checked(spec, hub.build(spec, input_shape, num_classes))
     if spec == PRETRAINED:
         from heptane.pretrained.hubs import efficientnet_hub
 

