@@ -172,8 +172,8 @@ loaded, memory, steps = time.perf_counter() - began, {}, int(sys.argv[2])
 body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 8, 8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
 model = torch.nn.Sequential(body, torch.nn.Linear(8, data.num_classes))
 for step in hp.train(model, data.train, optimizer="sgd", lr=0.01, batch_size=64, steps=steps):
-    if step.number in (1, 100, 200) or step.number % 1000 == 0:
-        memory[step.number] = resident()
+    if step.step in (1, 100, 200) or step.step % 500 == 0:
+        memory[step.step] = resident()
 print(json.dumps({"before_mib": before, "load_seconds": loaded, "resident_mib": memory}))
 """
 

@@ -12,10 +12,10 @@ import math
 import os
 import weakref
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from heptane.base.lazy import np, torch
 from heptane.base.progress import working
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from heptane.data.images.image_files import ImageList
     from heptane.data.images.reading import Reading
 
-AT_ONCE = 256  # images in each round of ``fill``
+AT_ONCE, PIECE = 512, 8  # images in each round of ``fill``, and for a thread at a time
+T = TypeVar("T")
 Pixels = Any  # a NumPy array, uint8 (C, H, W)
 
 
@@ -224,21 +225,26 @@ class PixelStore:
                     self.rows.refresh()
                 missing = [index for index in some if self.rows is None or not self.rows.sums[index]]
                 advance(len(some) - len(missing))
-                errors = self._threads().map(self._error, missing) if self.readers else map(self._error, missing)
-                for index, error in zip(missing, errors, strict=True):
-                    advance()
-                    bad += [(index, error)] if error is not None else []
+                pieces = [missing[at : at + PIECE] for at in range(0, len(missing), PIECE)]
+                for piece, found in zip(pieces, self._map(self._errors, pieces), strict=True):
+                    advance(len(piece))
+                    bad += found
                 if len(bad) > limit:
                     break
         return sorted(bad, key=lambda one: one[0])
 
-    def _error(self, index: int) -> Exception | None:
-        """Decode an image; return the error, if any."""
-        try:
-            self._decoded(index)
-        except Unreadable as error:
-            return error.__cause__ if isinstance(error.__cause__, Exception) else error
-        return None
+    def _errors(self, indices: Sequence[int]) -> list[tuple[int, Exception]]:
+        """Decode some images; return the unreadable ones with their errors."""
+        bad: list[tuple[int, Exception]] = []
+        for index in indices:
+            try:
+                self._decoded(index)
+            except Unreadable as error:
+                bad.append((index, error.__cause__ if isinstance(error.__cause__, Exception) else error))
+        return bad
+
+    def _map(self, function: Callable[[Any], T], values: Sequence[Any]) -> Iterator[T]:
+        return self._threads().map(function, values) if self.readers else map(function, values)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
