@@ -94,7 +94,7 @@ def test_a_worker_reads_its_share_only(tmp_path, monkeypatch):
     assert alone < 0.45 * len(counted)
 
 
-def test_training_resumes_bitwise_in_the_middle_of_an_epoch_and_reads_nothing_before(tmp_path, monkeypatch):
+def test_training_resumes_bitwise_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
     tiny_memory(monkeypatch)
     monkeypatch.setattr("heptane.data.images.load_images.AT_FIRST", 0)
     root = photos(tmp_path / "data")
@@ -129,6 +129,22 @@ def test_training_resumes_bitwise_in_the_middle_of_an_epoch_and_reads_nothing_be
     again = fit(run_dir=tmp_path / "run", extras=extras, resume=True)
     for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("readers", [0, 2])
+def test_a_start_in_the_middle_of_an_epoch_decodes_nothing_before(tmp_path, monkeypatch, readers):
+    tiny_memory(monkeypatch)
+    monkeypatch.setattr("heptane.data.images.load_images.AT_FIRST", 0)
+    reading = hp.Reading(cache="off", readers=readers)
+    data = hp.load_data(photos(tmp_path / "data"), image_size=SIZE, scale="imagenet", reading=reading)
+    counted: list[int] = []
+    decoded = pixel_store.PixelStore._decoded
+    monkeypatch.setattr(
+        pixel_store.PixelStore, "_decoded", lambda self, index: counted.append(index) or decoded(self, index)
+    )
+    batches(data, start=5)
+    orders = [hp.epoch_order(len(data.train[1]), 3, epoch)[7 * skip :] for epoch, skip in ((0, 5), (1, 0))]
+    assert sorted(counted) == sorted(data.train[0].rows[torch.cat(orders)].tolist())
 
 
 KILLED = """

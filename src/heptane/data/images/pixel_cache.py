@@ -48,7 +48,7 @@ def open_store(
     """
     store = PixelStore(images, size, channels, reading)
     row, wanted = store.row_bytes, num_rows * store.row_bytes
-    fits = wanted <= MEMORY_SHARE * available_memory_bytes()
+    fits = fits_in_memory(num_rows, store.shape)
     why = "the cache is off" if reading.cache == OFF else ""
     small = fits and encoded_bytes > 0 and encoded_bytes + wanted < SMALL
     if not why and not small:
