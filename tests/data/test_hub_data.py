@@ -63,6 +63,16 @@ def test_one_split_is_split_by_the_seed_and_absent_classes_are_left_out(tmp_path
     assert "classes without an image were left out: eel" in data.notes
 
 
+def test_copies_are_in_one_part(tmp_path):
+    numbers = [n // 2 for n in range(60)]
+    rows = {"picture": [{"bytes": content(n), "path": None} for n in numbers], "size": [0.5 + n for n in numbers]}
+    made(0, 60, kind=[n % 2 for n in numbers], **rows).save_to_disk(tmp_path / "pets")
+    data = hp.load_data(tmp_path / "pets")
+    where = {int(name.split("/")[1]): part for part, names in data.files.items() for name in names}
+    assert [where[row] for row in range(0, 60, 2)] == [where[row] for row in range(1, 60, 2)]
+    assert "30 file(s) are copies of others: each is in the same part as the other" in data.notes
+
+
 def test_label_chooses_a_number(tmp_path):
     made(0, 20).save_to_disk(tmp_path / "pets")
     data = hp.load_data(tmp_path / "pets", label="size")

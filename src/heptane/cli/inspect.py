@@ -18,7 +18,8 @@ from heptane.cli.inspection_text import print_inspection
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import plan_run
 from heptane.cli.train import check_outside
-from heptane.data.images.load_images import AT_FIRST, split_listing
+from heptane.data.images.load_images import AT_FIRST
+from heptane.data.images.split_images import split_listing
 from heptane.session.run_folder import check_folder, clean, this_job
 from heptane.session.settings import Settings, choice
 
@@ -73,7 +74,7 @@ def _inspected(settings: Settings, *, everything: bool) -> tuple[dict[str, Any],
     if (listing := list_images(settings.data, label=label, task=task)) is not None:
         from heptane.data.images.inspect_images import contact_sheet, describe_images, inspect_images
 
-        parts = split_listing(listing, SPLIT_SEED, fraction)
+        parts, _ = split_listing(listing, SPLIT_SEED, fraction)
         findings = inspect_images(listing.images, everything=everything)
         record = _about(settings, listing.name, listing.where, listing.notes) | describe_images(listing, parts, findings)
         return record, contact_sheet(listing, findings), {"listing": listing}

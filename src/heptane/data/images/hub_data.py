@@ -22,6 +22,7 @@ from heptane.data.tables.load_table import find_label
 from heptane.data.tables.read_table import pandas
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pandas as pd
 
 PREFIX = "hf-data:"
@@ -53,6 +54,16 @@ class HubImages(ImageList):
         facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         known = [self.where, self._column, facts, [(split._fingerprint, len(split)) for split in self._splits]]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Of images in the data set; those of files beside it are unknown."""
+        from pyarrow import compute  # type: ignore[import-untyped,unused-ignore]
+
+        found = list[Any]()
+        for split in self._splits:
+            column = compute.struct_field(split.data.column(self._column), "bytes")
+            found.append(compute.fill_null(compute.binary_length(column), 0).to_numpy().astype(np.int64))
+        return np.concatenate(found)
 
 
 def is_hub_data(name: str) -> bool:

@@ -96,6 +96,21 @@ class ImageList(ABC):
     def fingerprint(self) -> str:
         """A checksum that changes when any image may have changed."""
 
+    @abstractmethod
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """The size of each encoded image in bytes; at most 0 if it is unknown."""
+
+    def digest(self, index: int) -> bytes:
+        """A checksum of an image's content; if it cannot be read, one that no other has."""
+        try:
+            source = self.read(index)
+            if isinstance(source, bytes):
+                return hashlib.sha256(source).digest()
+            with open(source, "rb") as file:
+                return hashlib.file_digest(file, "sha256").digest()
+        except OSError:
+            return hashlib.sha256(f"unreadable {index}".encode()).digest()
+
 
 @dataclass(frozen=True)
 class ListedImage:
@@ -133,6 +148,9 @@ class ImageFiles(ImageList):
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.where.encode(errors="replace") + self.names.digest() + self.facts.tobytes()).hexdigest()
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        return self.facts[:, 0]
 
 
 def _facts(path: Path) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from heptane.base.errors import one_line
@@ -190,7 +189,7 @@ def _same_pictures(images: ImageList, looks: dict[int, Look]) -> list[list[int]]
     keys = np.frombuffer(b"".join(looks[number].key for number in numbers), dtype=np.uint64).reshape(-1, 2)
     groups = [[numbers[at] for at in group] for group in equal_groups(keys)]
     alike = [number for group in groups for number in group]
-    contents = dict(_in_threads(lambda n: _content(images, n), alike, f"comparing {len(alike):,} images"))
+    contents = dict(_in_threads(images.digest, alike, f"comparing {len(alike):,} images"))
     unclear = list[int]()  # one image for each content of a group with several
     for group in groups:
         first = {contents[number]: number for number in reversed(group)}
@@ -209,18 +208,6 @@ def _same_pictures(images: ImageList, looks: dict[int, Look]) -> list[list[int]]
             same.setdefault(pixels.get(contents[number], contents[number]), []).append(number)
         made += [found for found in same.values() if len(found) > 1]
     return sorted(made)
-
-
-def _content(images: ImageList, number: int) -> bytes:
-    """A checksum of an image's file; one of its own if it has vanished."""
-    try:
-        source = images.read(number)
-        if isinstance(source, Path):
-            with open(source, "rb") as file:
-                return hashlib.file_digest(file, "sha256").digest()
-        return hashlib.sha256(source).digest()
-    except OSError:
-        return str(number).encode()
 
 
 def _all_pixels(image: Image.Image) -> bytes:

@@ -14,11 +14,12 @@ from heptane.data.images.listing import PARTS, Listing
 from heptane.data.images.pixel_cache import open_store
 from heptane.data.images.read_image import ignore_warnings, probe, read_image_unguarded
 from heptane.data.images.reading import Reading
+from heptane.data.images.split_images import split_listing
 from heptane.data.images.stored_images import Images
 from heptane.data.images.survey import evenly_spaced
 from heptane.data.normalise import IMAGENET_MEAN, IMAGENET_STD, channel_moments
 from heptane.data.preprocess import TargetScale
-from heptane.data.splits import out_of_balance, split_by_class
+from heptane.data.splits import out_of_balance
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -55,8 +56,8 @@ def load_images(
     Raises:
         InputError: a class has no readable image, or too many are unreadable.
     """
-    parts = split_listing(listing, seed, valid_fraction)
-    reading, notes = reading or Reading(), list(listing.notes)
+    parts, notes = split_listing(listing, seed, valid_fraction)
+    reading, notes = reading or Reading(), [*listing.notes, *notes]
     size, is_grey = _size_and_colour(listing, image_size)
     channels = 1 if is_grey and scale != "imagenet" else 3
     larger = tuple(round(side * reading.room) for side in size)
@@ -90,22 +91,6 @@ def load_images(
     about = (len(listing.classes) or None, listing.classes, tuple(notes), listing.where, *moments)
     files = {part: listing.images.names_at(index) for part, index in parts.items()}
     return Data(listing.name, train, valid, test, *about, kind="images", preprocess=preprocess, files=files)
-
-
-def split_listing(listing: Listing, seed: int, valid_fraction: float | None) -> dict[str, npt.NDArray[np.int64]]:
-    """Positions of the images of ``train``, ``valid`` and ``test``, in this order; see :func:`load_images`."""
-    given = listing.parts
-    if "valid" in given:
-        if valid_fraction is not None:
-            raise InputError(f"valid_fraction={valid_fraction}: {listing.where!r} has a validation part, so leave it out")
-        return {part: given[part] for part in PARTS if part in given}
-    whole = given["all" if "all" in given else "train"]
-    shares = [*([0.1] if "all" in given else []), 0.1 if valid_fraction is None else valid_fraction]
-    made = split_by_class(torch.from_numpy(listing.labels[whole]), shares, seed)
-    names = ("train", "test", "valid") if "all" in given else ("train", "valid")
-    found = {part: whole[index.numpy()] for part, index in zip(names, made, strict=True)}
-    found |= {"test": given["test"]} if "test" in given else {}
-    return {part: found[part] for part in PARTS if part in found}
 
 
 def _targets(

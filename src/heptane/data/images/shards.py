@@ -72,6 +72,9 @@ class TarImages(ImageList):
         known = json.dumps([self.where, self.shards, self.facts]).encode()
         return hashlib.sha256(known + Names(self.names).digest() + self.places.tobytes()).hexdigest()
 
+    def sizes(self) -> npt.NDArray[np.int64]:
+        return self.places[:, 2]
+
 
 @dataclass
 class Index:
