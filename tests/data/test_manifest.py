@@ -168,8 +168,22 @@ def test_rows_that_repeat_an_image_are_ignored_and_contradictions_refused(tmp_pa
         hp.load_data(path)
 
 
-def test_a_table_without_existing_images_stays_a_table(tmp_path):
-    frame = pd.DataFrame({"path": ["a.png", "b.png"] * 20, "size": range(40), "label": ["x", "y"] * 20})
+@pytest.mark.parametrize("column", ["path", "Image_ID", "file_name"])
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_names_of_images_that_do_not_exist_are_refused(tmp_path, column, name):
+    frame = pd.DataFrame({column: ["", "a.png", "b.JPG"] * 20, "size": range(60), "label": ["x", "y"] * 30})
+    frame.to_parquet(tmp_path / name) if name.endswith("parquet") else frame.to_csv(tmp_path / name, index=False)
+    wanted = f"column '{column}' of '{tmp_path / name}' names images, but the first 13 do not exist, such as "
+    for load in (hp.load_data, images_kind):
+        with pytest.raises(hp.InputError) as found:
+            load(tmp_path / name)
+        assert str(found.value).startswith(f"{wanted}'{tmp_path / 'a.png'}': paths are relative to the table's folder; ")
+    picture(tmp_path / "b.JPG", 3)
+    assert images_kind(tmp_path / name) == "manifest"
+
+
+def test_a_table_without_names_of_images_stays_a_table(tmp_path):
+    frame = pd.DataFrame({"path": ["a.txt", "b.png", "c"] * 20, "size": range(60), "label": ["x", "y"] * 30})
     frame.to_csv(tmp_path / "t.csv", index=False)
     assert images_kind(tmp_path / "t.csv") is None
     assert hp.load_data(tmp_path / "t.csv").kind == "table"

@@ -1,7 +1,7 @@
 """A manifest: a table with a column of image paths, a column of labels, and perhaps one that names the part.
 
 The paths are relative to the manifest's folder. The label is a class, several classes (``cat|dog``, ``cat;dog``, or a list
-in Parquet), or a number. A table is a manifest if one of the first paths names an image file that exists.
+in Parquet), or a number. A table is a manifest if it has a column of paths, and one of the first names an image that exists.
 """
 
 from __future__ import annotations
@@ -27,25 +27,42 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-PATH_COLUMNS = ("path", "file", "filename", "image", "image_path")
+PATH_COLUMNS = (
+    *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_file", "image_name"),
+    *("image_id", "img", "img_path"),
+)
 SPLIT_COLUMN = "split"
 FIRST_ROWS = 20  # that may show that a table is a manifest
 
 
 def path_column(path: Path) -> str | None:
-    """The column of image paths of a table; None if it has none, or is no table."""
+    """The column of image paths of a table; None if it has none, or is no table.
+
+    Raises:
+        InputError: a column has names of images, but none of the first exists.
+    """
     if not is_table(path):
         return None
     try:
         rows = _first_rows(path)
     except Exception:  # not a readable table: loading will report it
         return None
-    for name in rows[0] if rows else ():
-        if name.strip().lower() in PATH_COLUMNS:
-            column = rows[0].index(name)
-            values = [str(row[column]) for row in rows[1:] if len(row) > column]
-            if any(value.lower().endswith(SUFFIXES) and (path.parent / value).is_file() for value in values):
-                return str(name).strip()
+    missing = ""
+    for at, name in enumerate(rows[0] if rows else ()):
+        if name.strip().lower() not in PATH_COLUMNS:
+            continue
+        values = [str(row[at]) for row in rows[1:] if len(row) > at]
+        named = [value for value in values if value.lower().endswith(SUFFIXES)]
+        if any((path.parent / value).is_file() for value in named):
+            return str(name).strip()
+        if 2 * len(named) > len(values):
+            missing = missing or (
+                f"column {name.strip()!r} of {str(path)!r} names images, but the first {len(named)} do not exist, such as "
+                f"{str(path.parent / named[0])!r}: paths are relative to the table's folder; correct them, or remove the "
+                "column to read the others as a table"
+            )
+    if missing:
+        raise InputError(missing)
     return None
 
 
