@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,49 @@ def test_a_bad_picture_ends_it_and_leaves_no_half_file(
     assert "skipped 1 unreadable file(s)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["manifest", "shards", "hub"])
+def test_what_train_takes_is_predicted_without_labels(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    files = [root / "data" / name / f"{index}.png" for index in range(3) for name in ("green", "amber")]
+    if kind == "manifest":
+        source = tmp_path / "list.csv"
+        (tmp_path / "sub").mkdir()
+        shutil.copy(files[0], tmp_path / "sub" / "a b.png")
+        names = ["./sub/a b.png", *map(str, files[1:]), str(files[1])]
+        source.write_text("path,note\n" + "".join(f'"{name}",x\n' for name in names))
+        files.append(files[1])
+    elif kind == "shards":
+        source = tmp_path / "{0..1}.tar"
+        names = []
+        for shard in range(2):
+            with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+                for index in range(3):
+                    archive.add(files[3 * shard + index], f"{index}.png")
+                    names.append(f"{shard}.tar/{index}.png")
+    else:
+        datasets = pytest.importorskip("datasets")
+        source = tmp_path / "set"
+        rows_of = [{"bytes": file.read_bytes(), "path": None} for file in files]
+        made = datasets.Dataset.from_dict({"picture": rows_of}, datasets.Features({"picture": datasets.Image()}))
+        datasets.DatasetDict({"train": made}).save_to_disk(source)
+        names = [f"train/{index}" for index in range(6)]
+    capsys.readouterr()
+    assert main(["predict", "--run", str(root / "run"), str(source), "--batch-size", "4"]) == 0
+    found = rows(capsys.readouterr().out)
+    assert [row["name"] for row in found] == names
+    assert [row["class"] for row in found] == [file.parent.name for file in files]
+    if kind == "manifest":
+        files[2].rename(tmp_path / "aside.png")
+        try:
+            assert main(["predict", "--run", str(root / "run"), str(source)]) == 2
+            assert f"image '{files[2]}' cannot be read" in capsys.readouterr().err
+            assert main(["predict", "--run", str(root / "run"), str(source), "--skip-bad"]) == 0
+            assert [row["name"] for row in rows(capsys.readouterr().out)] == names[:2] + names[3:]
+        finally:
+            (tmp_path / "aside.png").rename(files[2])
+
+
 def test_rows_of_a_table_with_columns_in_another_order_and_without_the_label(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,7 +144,10 @@ BAD = {
     "folder": (["{data}", "--out", "no/p.csv"], "the folder no does not exist"),
     "top": (["{data}", "--top", "0"], "top=0"),
     "batch": (["{data}", "--batch-size", "0"], "batch_size=0"),
-    "a table for images": (["{table}"], "trees.csv: {run} was trained on images data: pass images, or folders of them"),
+    "a table for images": (
+        ["{table}"],
+        "trees.csv: {run} was trained on images data: pass images, folders, manifests or shards of them",
+    ),
 }
 
 
@@ -125,6 +172,28 @@ def test_a_run_on_a_table_is_given_tables(
     assert main(["predict", "--run", str(table / "run"), name]) == 2
     printed = capsys.readouterr().err
     assert f"{name}: {table / 'run'} was trained on table data: pass a .csv, .tsv or .parquet file" in printed
+
+
+@pytest.mark.parametrize("kind", ["folder", "manifest"])
+def test_evaluate_skips_unreadable_images_with_their_labels(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    for name in ("amber", "green"):
+        shutil.copytree(root / "data" / name, tmp_path / "new" / name)
+    (tmp_path / "new" / "amber" / "0.png").write_bytes(b"no picture")
+    source = tmp_path / "new"
+    if kind == "manifest":
+        files = [file.relative_to(source) for file in sorted(source.rglob("*.png"))]
+        source = source / "list.csv"
+        source.write_text("path,label\n" + "".join(f"{file},{file.parent}\n" for file in files))
+    capsys.readouterr()
+    ask = ["evaluate", "--run", str(root / "run"), "--data", str(source), "--part", "all"]
+    assert main([*ask, "--skip-bad", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "19 samples" in printed.out
+    assert "accuracy  100.00%" in printed.out
+    assert "skipped 1 unreadable file(s)" in printed.err
+    assert main(ask) == 2
 
 
 def test_evaluate_on_fewer_classes_in_a_folder_of_their_own(

@@ -12,6 +12,7 @@ from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.base.progress import working
 from heptane.data import Data, load_data
+from heptane.data.images.image_files import ListedImage
 from heptane.data.images.sources import images_kind
 from heptane.data.load import BUILT_IN
 from heptane.session.finished.load_run import LoadedRun, load_run
@@ -87,7 +88,8 @@ def _outputs(
         raise InputError(f"{len(bad)} images are unreadable, more than --skip-bad {flags.skip_bad} allows: {bad[0]}")
     if bad:
         print(f"note: skipped {len(bad)} unreadable file(s)", file=sys.stderr)
-        targets = targets[torch.tensor([str(file) in readable for file in raw])]
+        named = [file.name if isinstance(file, ListedImage) else str(file) for file in raw]
+        targets = targets[torch.tensor([name in readable for name in named])]
     return torch.cat(outputs), targets, path.name, part
 
 

@@ -148,7 +148,12 @@ def add_predict(commands: Any) -> None:
         description="Predict images, rows of a table or arrays with a trained model. Inputs are preprocessed as in "
         "training. Without --out, predictions are printed as CSV.",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="Images or folders of them, .csv, .parquet or .npz files.")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="Images, or folders, manifests (.csv of paths) or shards of them; .csv, .parquet or .npz files.",
+    )
     parser.add_argument("--run", metavar="DIR", required=True, help="A folder that heptane train wrote.")
     parser.add_argument("--out", metavar="FILE", help="The file to write, .csv or .json.")
     parser.add_argument("--top", type=int, metavar="INT", help="Number of most probable classes to write. Default: 1.")

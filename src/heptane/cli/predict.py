@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from heptane.base.errors import InputError
 from heptane.base.progress import working
+from heptane.data.images.sources import images_kind
 from heptane.data.tables.read_table import is_table
 from heptane.session.finished.load_run import LoadedRun, load_run
 from heptane.session.finished.predictions import Prediction
@@ -20,7 +21,7 @@ from heptane.session.run_folder import clean
 
 ENDINGS = (".csv", ".json")
 KINDS = {  # per kind of a run's data: accepted inputs, and their description
-    "images": (("image", "folder", "arrays"), "images, or folders of them"),
+    "images": (("image", "folder", "arrays"), "images, folders, manifests or shards of them"),
     "table": (("table",), "a .csv, .tsv or .parquet file"),
     "arrays": (("arrays",), "an .npz file"),
 }
@@ -70,12 +71,14 @@ def _each(run: LoadedRun, flags: argparse.Namespace, bad: list[str]) -> Iterator
         bad.append(what)
         print(f"note: skipped: {' '.join(what.split())}", file=sys.stderr)
 
+    images = run.preprocess is not None and run.preprocess.kind == "images"
     for name in flags.files:
+        if images and images_kind(name) is not None:
+            continue
         if not Path(name).expanduser().exists():
             raise InputError(f"{name}: no such file or folder")
         if run.preprocess is not None:
             _check_kind(run, Path(name).expanduser())
-    images = run.preprocess is not None and run.preprocess.kind == "images"
     for source in [list(flags.files)] if images else flags.files:
         several = not images and len(flags.files) > 1
         stream = run.stream(source, batch_size=flags.batch_size, top=flags.top, skip_bad=skip if flags.skip_bad else None)

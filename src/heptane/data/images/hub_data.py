@@ -137,6 +137,13 @@ def list_hub_data(name: str, *, label: str | None, task: str | None) -> Listing 
     )
 
 
+def hub_images(name: str) -> HubImages | None:
+    """The images of all splits of a data set, whatever its other columns hold; None if it has no column of images."""
+    splits = open_splits(name)
+    column = _image_column(next(iter(splits.values())).features)
+    return None if column is None else HubImages(name, splits, column)
+
+
 def read_hub_table(name: str) -> pd.DataFrame:
     """A data set of numbers as a frame; class labels become their names.
 

@@ -119,11 +119,15 @@ class ListedImage:
     images: ImageList
     index: int
 
+    @property
+    def name(self) -> str:
+        return self.images.name(self.index)
+
     def read(self) -> Path | bytes:
         return self.images.read(self.index)
 
     def __str__(self) -> str:
-        return f"{self.images.where}/{self.images.name(self.index)}"
+        return str(Path(self.images.where) / self.name)
 
 
 class ImageFiles(ImageList):

@@ -96,7 +96,7 @@ class ImagePreprocess(Preprocess):
                     yield str(file), self._from_file(file)
                 return
         if isinstance(source, ListedImage):
-            yield str(source), self._from_file(source)
+            yield source.name, self._from_file(source)
             return
         if isinstance(source, (list, tuple)):
             for item in source:

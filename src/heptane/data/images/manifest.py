@@ -114,6 +114,16 @@ def list_manifest(path: Path, *, label: str | None, task: str | None, skip_bad: 
     )
 
 
+def manifest_images(path: Path) -> ImageFiles:
+    """The images of a manifest by the names that it gives them, whatever its other columns hold."""
+    column = path_column(path)
+    assert column is not None
+    frame, _ = read_table(path)
+    _check_filled(frame, column)
+    with working(f"looking for {len(frame):,} images"):
+        return ImageFiles(path.parent, [str(value) for value in frame[column]])
+
+
 def labels_of(series: pd.Series, name: str, task: str | None) -> ImageLabels:
     """The labels in a column: one class, several classes, or a number each."""
     values = series.tolist()
@@ -129,10 +139,7 @@ def labels_of(series: pd.Series, name: str, task: str | None) -> ImageLabels:
 
 def _without_repeats(frame: pd.DataFrame, column: str, folder: Path, label: str, notes: list[str]) -> pd.DataFrame:
     """The rows, with paths relative to ``folder``, without those that repeat a path; a contradiction is an error."""
-    lacking = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
-    if lacking.any():
-        row = int(lacking.to_numpy().argmax())
-        raise InputError(f"column {column!r} is empty in row {row} (the first is 0): fill it in, or remove the row")
+    _check_filled(frame, column)
     frame = frame.assign(**{column: [_relative(str(value), folder) for value in frame[column]]})
     again = frame[column].duplicated()
     if not again.any():
@@ -146,6 +153,13 @@ def _without_repeats(frame: pd.DataFrame, column: str, folder: Path, label: str,
         )
     notes.append(f"{int(again.sum())} row(s) that repeat an image were ignored")
     return frame[~again].reset_index(drop=True)
+
+
+def _check_filled(frame: pd.DataFrame, column: str) -> None:
+    lacking = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
+    if lacking.any():
+        row = int(lacking.to_numpy().argmax())
+        raise InputError(f"column {column!r} is empty in row {row} (the first is 0): fill it in, or remove the row")
 
 
 def _relative(value: str, folder: Path) -> str:

@@ -136,32 +136,40 @@ def list_shards(name: str, *, label: str | None, task: str | None) -> Listing:
     Raises:
         InputError: a shard is damaged or missing, or labels are.
     """
-    files = fetch_shards(expand(name)) if is_url(name) else find_shards(name)
-    root = Path(os.path.commonpath([file.resolve().parent for file in files]))
-    names, facts, index, of_shard = list[str](), list[tuple[int, int]](), Index(), list[int]()
-    with working(f"indexing {len(files):,} shards", len(files)) as advance:
-        for number, file in enumerate(files):
-            names.append(os.path.relpath(file.resolve(), root))
-            facts.append(_add_shard(index, number, file, names[-1]))
-            of_shard += [number] * (len(index.names) - len(of_shard))
-            advance()
-    if not index.names:
-        raise InputError(f"{name!r} holds no image: expected members such as 0001.jpg and 0001.cls in each shard")
-    images = TarImages(root, names, facts, index.names, np.array(index.places, dtype=np.int64))
-    known = _known_classes(root)
+    images, index = index_shards(name)
+    known = _known_classes(images.root)
     labels = read_labels(index, label, task, known)
     notes = [f"{index.without_image} sample(s) of the shards without an image were ignored"] if index.without_image else []
     return Listing(
-        name=root.name if len(files) > 1 else files[0].name.split(".")[0],
-        where=str(root),
+        name=images.root.name if len(images.shards) > 1 else Path(images.shards[0]).name.split(".")[0],
+        where=str(images.root),
         images=images,
         labels=labels.values,
-        parts=_parts(names, np.array(of_shard)),
+        parts=_parts(images.shards, images.places[:, 0]),
         classes=labels.classes,
         notes=(*notes, *labels.notes),
         encoded_bytes=int(images.places[:, 2].sum()),
         named=labels.named or bool(known),
     )
+
+
+def index_shards(name: str) -> tuple[TarImages, Index]:
+    """The images of shards, and what else the shards hold.
+
+    Raises:
+        InputError: a shard is damaged or missing.
+    """
+    files = fetch_shards(expand(name)) if is_url(name) else find_shards(name)
+    root = Path(os.path.commonpath([file.resolve().parent for file in files]))
+    names, facts, index = list[str](), list[tuple[int, int]](), Index()
+    with working(f"indexing {len(files):,} shards", len(files)) as advance:
+        for number, file in enumerate(files):
+            names.append(os.path.relpath(file.resolve(), root))
+            facts.append(_add_shard(index, number, file, names[-1]))
+            advance()
+    if not index.names:
+        raise InputError(f"{name!r} holds no image: expected members such as 0001.jpg and 0001.cls in each shard")
+    return TarImages(root, names, facts, index.names, np.array(index.places, dtype=np.int64)), index
 
 
 def _add_shard(index: Index, number: int, file: Path, name: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import Any
 from heptane.base.errors import InputError
 from heptane.data.images.folder import list_folder
 from heptane.data.images.hub_data import is_hub_data
+from heptane.data.images.image_files import ImageList
 from heptane.data.images.listing import Listing
 from heptane.data.images.shards import are_shards
 from heptane.data.preprocess import is_path
@@ -45,6 +46,28 @@ def list_images(source: Any, *, label: str | None = None, task: str | None = Non
         if value is not None:
             raise InputError(f"{name}={value!r}: the folders are the classes; omit it for {os.fspath(source)!r}")
     return list_folder(Path(source).expanduser())
+
+
+def find_images(source: Any) -> ImageList | None:
+    """The images of a manifest, shards or a Hugging Face data set, labelled or not; None for another source.
+
+    Raises:
+        InputError: it is one, but cannot be read.
+    """
+    kind = images_kind(source)
+    if kind == "manifest":
+        from heptane.data.images.manifest import manifest_images
+
+        return manifest_images(Path(source).expanduser())
+    if kind == "hub":
+        from heptane.data.images.hub_data import hub_images
+
+        return hub_images(os.path.expanduser(source))
+    if kind == "shards":
+        from heptane.data.images.shards import index_shards
+
+        return index_shards(os.path.expanduser(source))[0]
+    return None
 
 
 def images_kind(source: Any) -> str | None:

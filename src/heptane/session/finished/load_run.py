@@ -63,9 +63,9 @@ class LoadedRun:
         """Predict on raw data, which is preprocessed as the training data was.
 
         Args:
-            source: image files, folders, PIL images or arrays of pixels; a CSV or Parquet file, a data frame or rows as
-                dicts; an ``.npz`` file or an array; or a list of these. If the run has no ``preprocess``: a tensor, an
-                array or a dict of them, as the model takes them.
+            source: image files, folders, manifests, shards, Hugging Face data sets, PIL images or arrays of pixels; a CSV
+                or Parquet file, a data frame or rows as dicts; an ``.npz`` file or an array; or a list of these. If the run
+                has no ``preprocess``: a tensor, an array or a dict of them, as the model takes them.
             batch_size: samples per forward pass, at least 1.
             top: number of most probable classes to return; None: all.
 

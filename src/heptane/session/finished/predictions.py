@@ -12,6 +12,8 @@ from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import np, torch
 from heptane.base.tree import first_tensor, select_rows, tree_map
 from heptane.data.cast import to_tensors
+from heptane.data.images.image_files import ListedImage
+from heptane.data.images.sources import find_images
 from heptane.model.forward import call, main_output
 from heptane.model.modes import eval_mode
 from heptane.session.model_record import CLASSES, LABELS
@@ -176,12 +178,14 @@ def _prepared(preprocess: Any, group: list[Any], count: int, skip_bad: Skip | No
 
 
 def _items(source: Any) -> Iterator[Any]:
-    """The images of a source: files in folders, entries of lists, else the source itself."""
+    """The images of a source: of manifests and the like, files in folders, entries of lists, else the source itself."""
     from heptane.data.images.image_preprocess import image_files
 
     if isinstance(source, (list, tuple)):
         for item in source:
             yield from _items(item)
+    elif (images := find_images(source)) is not None:
+        yield from (ListedImage(images, index) for index in range(len(images)))
     elif isinstance(source, (str, os.PathLike)) and Path(source).expanduser().is_dir():
         yield from image_files(Path(source).expanduser())
     else:
