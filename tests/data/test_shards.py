@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import heptane as hp
+from heptane.data.images import shard_index
 from heptane.data.images.sources import images_kind, list_images
 from heptane.data.load_labelled import load_labelled
 
@@ -189,6 +190,44 @@ def test_a_shard_that_changes_after_the_listing_is_not_read(tmp_path):
     with pytest.raises(OSError, match=r"shard a.tar changed after it was listed"):
         listing.images.read(3)
     assert list_images(path).images.fingerprint() != before
+
+
+def test_the_index_of_a_shard_is_kept_until_the_shard_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEPTANE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shard_index, "SMALL", 0)
+    (tmp_path / "set").mkdir()
+    odd = [("é\n/x.cls", b"1"), ("é\n/x.PNG", picture(77)), ("alone.cls", b"0"), ("r.png", picture(78)), ("r.cls", b"")]
+    shard(tmp_path / "set" / "train-0.tar", [*samples(0, 10), *odd[:3]])
+    shard(tmp_path / "set" / "train-1.tar", samples(10, 20))
+    opened = list[str]()
+    read_headers = shard_index._read
+    monkeypatch.setattr(shard_index, "_read", lambda file, name: opened.append(file.name) or read_headers(file, name))
+
+    def listed() -> tuple[object, ...]:
+        opened.clear()
+        found = list_images(tmp_path / "set")
+        read = tuple(found.images.read(index) for index in range(len(found.images)))
+        return list(found.images.names), found.labels.tolist(), found.notes, found.images.fingerprint(), read
+
+    first = listed()
+    assert len(opened) == 2
+    assert listed() == first
+    assert opened == []
+    kept = sorted((tmp_path / "cache" / "shard-index").iterdir(), key=lambda path: path.stat().st_size)
+    assert len(kept) == 2
+    for damage in (b"", kept[0].read_bytes()[:-9], b"x" * 99, kept[0].read_bytes().replace(b"1.png", b"2.png", 1)):
+        kept[0].write_bytes(damage)
+        assert listed() == first
+        assert len(opened) == 1
+    shard(tmp_path / "set" / "train-1.tar", samples(10, 22))
+    assert len(listed()[0]) == 23
+    assert opened == ["train-1.tar"]
+    monkeypatch.setattr(shard_index, "MAX_KEPT", 1)
+    shard(tmp_path / "set" / "train-1.tar", samples(10, 24))
+    assert len(listed()[0]) == 25
+    assert len(list((tmp_path / "cache" / "shard-index").iterdir())) == 1
+    monkeypatch.setenv("HEPTANE_CACHE", "/proc/none")
+    assert len(listed()[0]) == 25
 
 
 def test_a_folder_of_class_folders_with_a_tar_beside_them_stays_a_folder(tmp_path):

@@ -1,6 +1,6 @@
 """WebDataset shards: tar files in which members of one key, such as ``0001.jpg`` and ``0001.cls``, are one sample.
 
-The headers are read once. After that an image is read by its offset, in any order, so a worker reads only its share.
+Headers are read once (``shard_index.py``), then each image by its offset, in any order, so a worker reads only its share.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import hashlib
 import json
 import os
 import re
-import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -24,16 +22,12 @@ from heptane.data.images.fetch_shards import fetch_shards, is_url
 from heptane.data.images.image_files import ImageList, Names
 from heptane.data.images.image_labels import ImageLabels, from_cells, from_lists, split_texts
 from heptane.data.images.listing import PARTS, Listing, part_named
-from heptane.data.images.read_image import SUFFIXES
+from heptane.data.images.shard_index import LABELS, Index, shard_index
 from heptane.data.tables.cells import Cells
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-LABELS = ("cls", "json", "txt")  # members that may hold the label; the first that occurs does
-BLOCK = 512  # bytes of a tar header
-MAX_LABEL_BYTES = 1 << 20
-KEY = re.compile(r"(?P<key>(?:.*/|)[^./][^./]*)\.(?P<ending>[^/]+)")
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -74,17 +68,6 @@ class TarImages(ImageList):
 
     def sizes(self) -> npt.NDArray[np.int64]:
         return self.places[:, 2]
-
-
-@dataclass
-class Index:
-    """What the shards hold."""
-
-    names: list[str] = field(default_factory=list)
-    places: list[tuple[int, int, int]] = field(default_factory=list)
-    labels: dict[str, list[bytes | None]] = field(default_factory=lambda: {kind: [] for kind in LABELS})
-    """content of each image's member of that name"""
-    without_image: int = 0
 
 
 def are_shards(name: str) -> bool:
@@ -161,66 +144,23 @@ def index_shards(name: str) -> tuple[TarImages, Index]:
     """
     files = fetch_shards(expand(name)) if is_url(name) else find_shards(name)
     root = Path(os.path.commonpath([file.resolve().parent for file in files]))
-    names, facts, index = list[str](), list[tuple[int, int]](), Index()
+    names, facts, whole, of_shard = list[str](), list[tuple[int, int]](), Index(), list[int]()
     with working(f"indexing {len(files):,} shards", len(files)) as advance:
         for number, file in enumerate(files):
             names.append(os.path.relpath(file.resolve(), root))
-            facts.append(_add_shard(index, number, file, names[-1]))
+            index, about = shard_index(file, names[-1])
+            facts.append(about)
+            whole.names += [f"{names[-1]}/{member}" for member in index.names]
+            whole.places += index.places
+            whole.without_image += index.without_image
+            of_shard += [number] * len(index.names)
+            for kind, contents in index.labels.items():
+                whole.labels[kind] += contents
             advance()
-    if not index.names:
+    if not whole.names:
         raise InputError(f"{name!r} holds no image: expected members such as 0001.jpg and 0001.cls in each shard")
-    return TarImages(root, names, facts, index.names, np.array(index.places, dtype=np.int64)), index
-
-
-def _add_shard(index: Index, number: int, file: Path, name: str) -> tuple[int, int]:
-    """Add the samples of a shard; return its size and time of change."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    places: dict[str, tuple[int, int]] = {}
-    kinds = {suffix[1:] for suffix in SUFFIXES} | set(LABELS)
-    try:
-        about = file.stat()
-        with file.open("rb") as raw:
-            end = 0
-            with tarfile.open(fileobj=raw, mode="r:") as archive:
-                for member in archive:
-                    end = member.offset_data + -(-member.size // BLOCK) * BLOCK * member.isreg()
-                    if member.isreg():
-                        places[member.name] = member.offset_data, member.size
-                    place = places.get(member.linkname if member.islnk() else member.name)  # a hard link has no content
-                    found = KEY.fullmatch(member.name) if place else None
-                    kind = found["ending"].lower() if found else ""
-                    if found and place and kind in kinds:
-                        sample = samples.setdefault(found["key"], {})
-                        if kind in sample:
-                            raise InputError(f"shard {name!r} has two members {member.name!r}: give each sample its own key")
-                        sample[kind] = place
-                    archive.members = []  # type: ignore[attr-defined]  # the headers of a large shard take much memory
-            raw.seek(end)
-            if raw.read(BLOCK).strip(b"\0"):
-                raise tarfile.ReadError("damaged header")
-            for key, sample in samples.items():
-                _add_sample(index, number, f"{name}/{key}", sample, raw)
-    except (OSError, tarfile.TarError) as error:
-        raise InputError(
-            f"shard {str(file)!r} cannot be read ({one_line(error)}): it is missing, damaged, truncated or compressed; "
-            "write it again, as a plain .tar"
-        ) from error
-    return about.st_size, about.st_mtime_ns
-
-
-def _add_sample(index: Index, shard: int, name: str, sample: dict[str, tuple[int, int]], raw: Any) -> None:
-    kind = next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in sample), None)
-    if kind is None:
-        index.without_image += 1
-        return
-    index.names.append(f"{name}.{kind}")
-    index.places.append((shard, *sample[kind]))
-    for one in LABELS:
-        content = None
-        if one in sample and sample[one][1] <= MAX_LABEL_BYTES:
-            raw.seek(sample[one][0])
-            content = raw.read(sample[one][1])
-        index.labels[one].append(content)
+    places = np.column_stack([of_shard, np.array(whole.places, dtype=np.int64)])
+    return TarImages(root, names, facts, whole.names, places), whole
 
 
 def read_labels(index: Index, label: str | None, task: str | None, known: Sequence[str]) -> ImageLabels:
