@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -208,6 +210,80 @@ def test_a_changed_file_is_decoded_again_and_one_that_changes_meanwhile_is_refus
     path.write_bytes(b"x")
     with pytest.raises(hp.InputError, match="changed or vanished after the folder was listed"):
         third.train[0][0]
+
+
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    counted: list[int] = []
+    decode = pixel_store.decode
+    monkeypatch.setattr(pixel_store, "decode", lambda *arguments: counted.append(1) or decode(*arguments))
+    return counted
+
+
+@pytest.mark.parametrize("first", [10_000, 0], ids=["before training", "when needed"])
+def test_of_a_changed_folder_only_the_changed_files_are_decoded_again(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(pixel_cache, "SMALL", 0)
+    monkeypatch.setattr("heptane.data.images.load_images.AT_FIRST", first)
+    root, cache, counted = photos(tmp_path / "data"), tmp_path / "cache", count_decoded(monkeypatch)
+
+    def everything(**reading: Any) -> dict[str, bytes]:
+        counted.clear()
+        data = hp.load_data(root, image_size=SIZE, scale="imagenet", reading=hp.Reading(**reading))
+        parts = [(data.files[part], getattr(data, part)[0][:]) for part in ("train", "valid", "test")]
+        return {name: image.numpy().tobytes() for names, images in parts for name, image in zip(names, images, strict=True)}
+
+    assert everything(cache=cache) == everything(cache="off")
+    Image.new("RGB", (30, 30), (255, 0, 0)).save(root / "cat" / "7.jpg")
+    Image.new("RGB", (30, 30), (0, 255, 0)).save(root / "cat" / "00.jpg")
+    (root / "dög" / "3.jpg").unlink()
+    wanted = everything(cache="off")
+    assert len(wanted) == len(counted) == 72
+    before = entry(cache)
+    damaged = bytearray((before / "pixels").read_bytes())
+    damaged[5 * 3 * SIZE * SIZE] ^= 1  # cat/13.jpg
+    (before / "pixels").write_bytes(damaged)
+    assert everything(cache=cache) == wanted
+    assert len(counted) == 3
+    assert everything(cache=cache) == wanted
+    assert counted == []
+    everything(cache=cache, background="black")
+    assert len(counted) == 72
+
+
+def test_rows_are_copied_from_what_is_removed_to_make_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixel_cache, "SMALL", 0)
+    root, cache, counted = photos(tmp_path / "data"), tmp_path / "cache", count_decoded(monkeypatch)
+    reading = hp.Reading(cache=cache, cache_gb=1.5 * 72 * 3 * SIZE * SIZE / 1e9)
+    hp.load_data(root, image_size=SIZE, reading=reading)
+    assert len(counted) == 72
+    Image.new("RGB", (30, 30), (255, 0, 0)).save(root / "cat" / "7.jpg")
+    before = entry(cache)
+    assert hp.load_data(root, image_size=SIZE, reading=reading).train[0].in_memory
+    assert len(counted) == 73
+    assert entry(cache) != before
+
+
+def test_of_changed_shards_only_the_changed_ones_are_decoded_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixel_cache, "SMALL", 0)
+    root, cache, counted = photos(tmp_path / "data"), tmp_path / "cache", count_decoded(monkeypatch)
+    (tmp_path / "set").mkdir()
+
+    def shard(number: int, count: int) -> None:
+        with tarfile.open(tmp_path / "set" / f"{number}.tar", "w") as archive:
+            for label, folder in enumerate(sorted(root.iterdir())):
+                for file in sorted(folder.iterdir())[8 * number : 8 * number + count]:
+                    archive.add(file, f"{label}{file.name}")
+                    about = tarfile.TarInfo(f"{label}{file.stem}.cls")
+                    about.size = 1
+                    archive.addfile(about, io.BytesIO(str(label).encode()))
+
+    for number in range(3):
+        shard(number, 8)
+    hp.load_data(tmp_path / "set", image_size=SIZE, reading=hp.Reading(cache=cache))
+    shard(1, 7)
+    counted.clear()
+    found = hp.load_data(tmp_path / "set", image_size=SIZE, reading=hp.Reading(cache=cache)).train[0][:]
+    assert len(counted) == 21
+    assert torch.equal(found, hp.load_data(tmp_path / "set", image_size=SIZE, reading=hp.Reading(cache="off")).train[0][:])
 
 
 def test_a_full_disk_does_not_stop_the_run(tmp_path, monkeypatch):

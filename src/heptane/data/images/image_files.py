@@ -96,6 +96,10 @@ class ImageList(ABC):
     def fingerprint(self) -> str:
         """A checksum that changes when any image may have changed."""
 
+    def keys(self) -> npt.NDArray[np.uint64] | None:
+        """A checksum of each image, (N, 2), that changes if the image may have changed; None if there is none."""
+        return None
+
     @abstractmethod
     def sizes(self) -> npt.NDArray[np.int64]:
         """The size of each encoded image in bytes; at most 0 if it is unknown."""
@@ -153,8 +157,19 @@ class ImageFiles(ImageList):
     def fingerprint(self) -> str:
         return hashlib.sha256(self.where.encode(errors="replace") + self.names.digest() + self.facts.tobytes()).hexdigest()
 
+    def keys(self) -> npt.NDArray[np.uint64]:
+        return checksums(
+            f"{name}\0{size}\0{time}" for name, (size, time) in zip(self.names, self.facts.tolist(), strict=True)
+        )
+
     def sizes(self) -> npt.NDArray[np.int64]:
         return self.facts[:, 0]
+
+
+def checksums(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """128 bits for each text, (N, 2)."""
+    found = b"".join(hashlib.blake2b(os.fsencode(text), digest_size=16).digest() for text in texts)
+    return np.frombuffer(found, dtype=np.uint64).reshape(-1, 2)
 
 
 def _facts(path: Path) -> tuple[int, int]:

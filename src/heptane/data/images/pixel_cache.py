@@ -1,8 +1,8 @@
 """Where decoded pixels are kept: in a bounded cache on the disk, else in memory, else nowhere.
 
 A cache folder holds one folder per data set and image size, named after a checksum of the files' names, sizes and times and
-of the way of decoding. Those used longest ago are removed first. Removing one that is in use is safe: a process keeps its
-files open.
+of the way of decoding. If some files have changed, the rows of the others are copied from the earlier folder. What was used
+longest ago is removed first. Removing a folder that is in use is safe: a process keeps its files open.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import math
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from heptane.base.cache import default_cache
 from heptane.base.errors import InputError, one_line
+from heptane.base.lazy import np
 from heptane.base.memory import available_memory_bytes
 from heptane.base.storage import replace_file
-from heptane.data.images.pixel_store import PixelFile, PixelMemory, PixelStore
+from heptane.data.images.pixel_store import EarlierRows, PixelFile, PixelMemory, PixelStore
 from heptane.data.images.read_image import FIT
 from heptane.data.images.reading import AUTO, Reading
 
 if TYPE_CHECKING:
     from heptane.data.images.image_files import ImageList
 
-OFF = "off"
+OFF, FACTS, KEYS = "off", "facts.json", "keys"
 FORMAT = 2  # raise it when decoding changes
 DEFAULT_BYTES, SHARE_OF_DISK = 20 * 2**30, 0.5  # the limit of a cache: the smaller of the two, of the free space
 MEMORY_SHARE = 0.25  # of the available memory that pixels may take
@@ -53,13 +54,18 @@ def open_store(
     small = fits and encoded_bytes > 0 and encoded_bytes + wanted < SMALL
     if not why and not small:
         folder = default_cache() / "images" if reading.cache == AUTO else Path(reading.cache).expanduser()
-        path = folder / _key(images, size, channels, reading)
+        decoding = _decoding(size, channels, reading)
+        path = folder / _checksum(decoding, images.fingerprint())
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # opened before room is made: what is removed then can still be read
+            earlier = _earlier(folder, path, images, decoding, row) if shutil.disk_usage(folder).free > wanted else None
             why = _make_room(folder, path, wanted, reading.cache_gb)
             if not why:
                 reopen = partial(_open, path, len(images), row)
                 store = PixelStore(images, size, channels, reading, reopen(), reopen)
-                _describe(path, images, size, wanted)
+                store.earlier = earlier
+                _describe(path, images, size, wanted, decoding)
                 return store, f"cached in {folder}"
         except OSError as error:
             if reading.cache != AUTO:
@@ -71,21 +77,42 @@ def open_store(
 
 
 def _open(path: Path, num_rows: int, row_bytes: int) -> PixelFile:
+    path.mkdir(parents=True, exist_ok=True)
     return PixelFile(path, num_rows, row_bytes)
 
 
-def _key(images: ImageList, size: tuple[int, int], channels: int, reading: Reading) -> str:
-    """The name of a data set's folder."""
+def _decoding(size: tuple[int, int], channels: int, reading: Reading) -> str:
+    """A checksum of the way of decoding."""
     import PIL
 
-    facts = [FORMAT, PIL.__version__, FIT, size, channels, reading.colour, images.fingerprint()]
+    return _checksum(FORMAT, PIL.__version__, FIT, size, channels, reading.colour)
+
+
+def _checksum(*facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _earlier(folder: Path, path: Path, images: ImageList, decoding: str, row_bytes: int) -> EarlierRows | None:
+    """What was decoded of an earlier state of the data set, before files were changed, added or removed."""
+    try:
+        for other in reversed(_entries(folder, path)):
+            facts = json.loads((other / FACTS).read_text())
+            if (facts["data"], facts.get("decoding")) == (images.where, decoding) and (other / KEYS).exists():
+                keys = np.fromfile(other / KEYS, dtype=np.uint64).reshape(-1, 2)
+                return EarlierRows(PixelFile(other, len(keys), row_bytes), keys, images)
+    except (OSError, ValueError, KeyError):  # another process removes it
+        pass
+    return None
+
+
+def _entries(folder: Path, path: Path) -> list[Path]:
+    """The folders in the cache other than ``path``, those used longest ago first."""
+    return sorted((p for p in folder.iterdir() if (p / FACTS).is_file() and p != path), key=_used)
 
 
 def _make_room(folder: Path, path: Path, wanted: int, gigabytes: float | None) -> str:
     """Remove what was used longest ago until ``wanted`` bytes fit; return the reason if they cannot, else ''."""
-    folder.mkdir(parents=True, exist_ok=True)
-    others = sorted((p for p in folder.iterdir() if (p / "facts.json").is_file() and p != path), key=_used)
+    others = _entries(folder, path)
     sizes = {other: _disk_bytes(other) for other in others}
     here = _disk_bytes(path) if path.is_dir() else 0
     free = shutil.disk_usage(folder).free + sum(sizes.values()) + here
@@ -99,14 +126,16 @@ def _make_room(folder: Path, path: Path, wanted: int, gigabytes: float | None) -
     return ""
 
 
-def _describe(path: Path, images: ImageList, size: tuple[int, int], wanted: int) -> None:
+def _describe(path: Path, images: ImageList, size: tuple[int, int], wanted: int, decoding: str) -> None:
     """Record what a folder is for; its time says when it was used last."""
-    facts = {"data": images.where, "size": list(size), "images": len(images), "bytes": wanted}
-    replace_file(path / "facts.json", json.dumps(facts).encode(errors="replace"))
+    if not (path / KEYS).exists() and (keys := images.keys()) is not None:
+        replace_file(path / KEYS, keys.tobytes())
+    facts = {"data": images.where, "size": list(size), "images": len(images), "bytes": wanted, "decoding": decoding}
+    replace_file(path / FACTS, json.dumps(facts).encode(errors="replace"))
 
 
 def _used(path: Path) -> float:
-    return (path / "facts.json").stat().st_mtime
+    return (path / FACTS).stat().st_mtime
 
 
 def _disk_bytes(path: Path) -> int:

@@ -9,7 +9,9 @@ size, and a file that is only partly filled takes only that much of the disk.
 from __future__ import annotations
 
 import math
+import mmap
 import os
+import threading
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -44,8 +46,7 @@ class PixelFile:
     """Rows in a file, with a checksum each."""
 
     def __init__(self, folder: Path, num_rows: int, row_bytes: int) -> None:
-        self.folder, self.num_rows, self.row_bytes = folder, num_rows, row_bytes
-        folder.mkdir(parents=True, exist_ok=True)
+        self.num_rows, self.row_bytes = num_rows, row_bytes
         self._pixels = _open(folder / "pixels", num_rows * row_bytes)
         weakref.finalize(self, os.close, self._pixels)
         self._sums = _open(folder / "checksums", 4 * num_rows)
@@ -87,12 +88,44 @@ class PixelFile:
     def whole(self, rows: npt.NDArray[np.int64]) -> torch.Tensor | None:
         """All rows, mapped into memory and not to be written to: uint8 (num_rows, row_bytes); None if one of ``rows`` is
         missing or damaged."""
-        pixels = np.memmap(self.folder / "pixels", np.uint8, "c", shape=(self.num_rows, self.row_bytes))
+        mapped = mmap.mmap(self._pixels, self.num_rows * self.row_bytes, access=mmap.ACCESS_COPY)  # even if it was removed
+        pixels = np.frombuffer(mapped, dtype=np.uint8).reshape(self.num_rows, self.row_bytes)
         for row in rows.tolist():
             if not self._checked[row] and (not self.sums[row] or checksum(pixels[row]) != self.sums[row]):
                 return None
             self._checked[row] = True
         return torch.from_numpy(pixels)
+
+
+class EarlierRows:
+    """Rows of an earlier state of the data set.
+
+    Args:
+        rows: the file.
+        keys: of each row, the image's key when it was decoded.
+        images: the images now.
+    """
+
+    def __init__(self, rows: PixelFile, keys: npt.NDArray[np.uint64], images: ImageList) -> None:
+        self._rows, self._keys, self._images = rows, keys, images
+        self._where: npt.NDArray[np.int64] | None = None
+        self._lock = threading.Lock()
+
+    def get(self, index: int) -> npt.NDArray[np.uint8] | None:
+        """The bytes of an image; None if it has changed, or its row is missing or damaged."""
+        with self._lock:
+            if self._where is None:
+                self._where = _find(self._images.keys(), self._keys)
+        row = int(self._where[index])
+        return None if row < 0 else self._rows.get(row)
+
+
+def _find(wanted: npt.NDArray[np.uint64] | None, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """The row of each wanted key; -1: none."""
+    assert wanted is not None
+    order = np.argsort(keys[:, 0])
+    found = order[np.searchsorted(keys[order, 0], wanted[:, 0]).clip(max=len(keys) - 1)]
+    return np.where((keys[found] == wanted).all(1), found, -1)
 
 
 class PixelMemory:
@@ -141,6 +174,7 @@ class PixelStore:
         self.images, self.size, self.channels, self.reading = images, size, channels, reading
         self.readers = reading.num_readers
         self.rows, self._reopen = rows, reopen
+        self.earlier: EarlierRows | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._pending: dict[int, Future[Pixels]] = {}
 
@@ -163,12 +197,16 @@ class PixelStore:
         return self._decoded(index) if kept is None else kept.reshape(*self.size, self.channels)
 
     def _decoded(self, index: int) -> Pixels:
-        try:
-            source = self.images.read(index)
-            size, is_grey, colour = self.size[::-1], self.channels == 1, self.reading.colour
-            pixels = read_image_unguarded(source, lambda image: decode(image, size, is_grey, colour)).transpose(1, 2, 0)
-        except Exception as error:  # Pillow's readers raise many types for damaged files
-            raise Unreadable(index) from error
+        kept = self.earlier.get(index) if self.earlier is not None else None
+        if kept is not None:
+            pixels = kept.reshape(*self.size, self.channels)
+        else:
+            try:
+                source = self.images.read(index)
+                size, is_grey, colour = self.size[::-1], self.channels == 1, self.reading.colour
+                pixels = read_image_unguarded(source, lambda image: decode(image, size, is_grey, colour)).transpose(1, 2, 0)
+            except Exception as error:  # Pillow's readers raise many types for damaged files
+                raise Unreadable(index) from error
         if self.rows is not None:
             self.rows.put(index, pixels)
         return pixels
@@ -253,7 +291,7 @@ class PixelStore:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = None if self._reopen is not None else self.rows
-        return {**vars(self), "_pool": None, "_pending": {}, "rows": kept}
+        return {**vars(self), "_pool": None, "_pending": {}, "rows": kept, "earlier": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

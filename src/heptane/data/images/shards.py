@@ -19,7 +19,7 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np
 from heptane.base.progress import working
 from heptane.data.images.fetch_shards import fetch_shards, is_url
-from heptane.data.images.image_files import ImageList, Names
+from heptane.data.images.image_files import ImageList, Names, checksums
 from heptane.data.images.image_labels import ImageLabels, from_cells, from_lists, split_texts
 from heptane.data.images.listing import PARTS, Listing, part_named
 from heptane.data.images.shard_index import LABELS, Index, shard_index
@@ -65,6 +65,10 @@ class TarImages(ImageList):
     def fingerprint(self) -> str:
         known = json.dumps([self.where, self.shards, self.facts]).encode()
         return hashlib.sha256(known + Names(self.names).digest() + self.places.tobytes()).hexdigest()
+
+    def keys(self) -> npt.NDArray[np.uint64]:
+        known = [f"{shard}\0{size}\0{time}" for shard, (size, time) in zip(self.shards, self.facts, strict=True)]
+        return checksums(f"{known[shard]}\0{offset}\0{size}" for shard, offset, size in self.places.tolist())
 
     def sizes(self) -> npt.NDArray[np.int64]:
         return self.places[:, 2]
