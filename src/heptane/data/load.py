@@ -99,14 +99,28 @@ def load_data(
     if task is not None and kind not in ("table", "arrays"):
         raise InputError(f"task={task!r}: only tables and arrays need it; omit it for {describe_source(source)}")
     if kind == "table":
-        from heptane.data.tables.load_table import load_table
-
-        return load_table(found, label=label, task=task, seed=seed, valid_fraction=valid_fraction)
+        return load_any_table(found, label=label, task=task, seed=seed, valid_fraction=valid_fraction, reading=reading)
     if kind == "arrays":
         from heptane.data.arrays.load_arrays import load_arrays
 
         return load_arrays(found, task=task, seed=seed, valid_fraction=valid_fraction)
     return load_built_in(found, seed, valid_fraction, cache_dir, fallback)
+
+
+def load_any_table(source: Any, *, reading: Reading | None, **how: Any) -> Data:
+    """Load a table: into memory, or as columns on the disk if it is large and the cache has room."""
+    from heptane.data.tables.chunks import is_large
+    from heptane.data.tables.load_table import load_table
+
+    if not is_large(source):
+        return load_table(source, **how)
+    from heptane.data.tables.load_large import load_large
+
+    data = load_large(Path(source).expanduser(), **how, reading=reading or Reading())
+    if isinstance(data, Data):
+        return data
+    found = load_table(source, **how)
+    return replace(found, notes=(f"the whole table is in memory, since {data}", *found.notes))
 
 
 def load_built_in(

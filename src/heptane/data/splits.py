@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import np, torch
@@ -28,29 +29,31 @@ def split(groups: Sequence[int], shares: Sequence[float], seed: int) -> list[tor
         InputError: a part, or a group's rest, would be empty.
     """
     random = np.random.RandomState(seed)  # NumPy guarantees this legacy generator's stream (NEP 19)
-    parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
+    parts: list[list[Any]] = [[] for _ in range(len(shares) + 1)]
+    filled = [0] * len(parts)
     starts = np.cumsum([0, *groups]).tolist()
     start = 0
     for index in sorted(range(len(groups)), key=lambda index: groups[index]):  # large groups last, to reach the counts
         size = groups[index]
-        order = (random.permutation(size) + starts[index]).tolist()
+        order = random.permutation(size) + starts[index]
         start += size
-        for number, (part, share) in enumerate(zip(parts[1:], shares, strict=True), 1):
+        for number, share in enumerate(shares, 1):
             is_last = number == len(shares)
             kept = 1 if is_last else 2  # one to train on, one to validate on
-            count = max(0, min(round(start * share) - len(part), len(order) - kept))
+            count = max(0, min(round(start * share) - filled[number], len(order) - kept))
             count = 1 if is_last and count == 0 and len(order) > 1 and len(groups) > 1 else count
-            part.extend(order[:count])
+            parts[number].append(order[:count])
+            filled[number] += count
             order = order[count:]
-        parts[0].extend(order)
+        parts[0].append(order)
     wanted = [round(start * share) for share in shares]
-    if min(wanted) < 1 or any(len(part) < least for part, least in zip(parts[1:], wanted, strict=True)):
+    if min(wanted) < 1 or any(have < least for have, least in zip(filled[1:], wanted, strict=True)):
         cut = " + ".join(f"{share:.4g}" for share in shares)
         raise InputError(
             f"setting aside {cut} of {start} samples leaves a part, or a class of the training part, empty: change "
             "valid_fraction or give more data"
         )
-    return [torch.tensor(sorted(part), dtype=torch.int64) for part in parts]
+    return [torch.from_numpy(np.sort(np.concatenate([np.empty(0, dtype=np.int64), *part]))) for part in parts]
 
 
 def split_by_class(targets: torch.Tensor, shares: Sequence[float], seed: int) -> list[torch.Tensor]:

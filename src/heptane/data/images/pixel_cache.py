@@ -1,8 +1,8 @@
 """Where decoded pixels are kept: in a bounded cache on the disk, else in memory, else nowhere.
 
-A cache folder holds one folder per data set and image size, named after a checksum of the files' names, sizes and times and
-of the way of decoding. If some files have changed, the rows of the others are copied from the earlier folder. What was used
-longest ago is removed first. Removing a folder that is in use is safe: a process keeps its files open.
+The cache (``disk_cache.py``) holds one folder per data set and image size, named after a checksum of the files' names, sizes
+and times and of the way of decoding. If some files have changed, the rows of the others are copied from the earlier folder.
+Removing a folder that is in use is safe: a process keeps its files open.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heptane.base.cache import default_cache
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np
 from heptane.base.memory import available_memory_bytes
 from heptane.base.storage import replace_file
+from heptane.data.disk_cache import FACTS, OFF, entries, make_room, mark_used
 from heptane.data.images.pixel_store import EarlierRows, PixelFile, PixelMemory, PixelStore
 from heptane.data.images.read_image import FIT
 from heptane.data.images.reading import AUTO, Reading
@@ -27,9 +27,8 @@ from heptane.data.images.reading import AUTO, Reading
 if TYPE_CHECKING:
     from heptane.data.images.image_files import ImageList
 
-OFF, FACTS, KEYS = "off", "facts.json", "keys"
+KEYS = "keys"
 FORMAT = 2  # raise it when decoding changes
-DEFAULT_BYTES, SHARE_OF_DISK = 20 * 2**30, 0.5  # the limit of a cache: the smaller of the two, of the free space
 MEMORY_SHARE = 0.25  # of the available memory that pixels may take
 SMALL = 8 * 2**20  # bytes of files and pixels: smaller data sets are decoded in a moment
 
@@ -53,14 +52,14 @@ def open_store(
     why = "the cache is off" if reading.cache == OFF else ""
     small = fits and encoded_bytes > 0 and encoded_bytes + wanted < SMALL
     if not why and not small:
-        folder = default_cache() / "images" if reading.cache == AUTO else Path(reading.cache).expanduser()
+        folder = reading.cache_folder
         decoding = _decoding(size, channels, reading)
         path = folder / _checksum(decoding, images.fingerprint())
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # opened before room is made: what is removed then can still be read
             earlier = _earlier(folder, path, images, decoding, row) if shutil.disk_usage(folder).free > wanted else None
-            why = _make_room(folder, path, wanted, reading.cache_gb)
+            why = make_room(folder, path, wanted, reading.cache_gb)
             if not why:
                 reopen = partial(_open, path, len(images), row)
                 store = PixelStore(images, size, channels, reading, reopen(), reopen)
@@ -95,7 +94,7 @@ def _checksum(*facts: Any) -> str:
 def _earlier(folder: Path, path: Path, images: ImageList, decoding: str, row_bytes: int) -> EarlierRows | None:
     """What was decoded of an earlier state of the data set, before files were changed, added or removed."""
     try:
-        for other in reversed(_entries(folder, path)):
+        for other in reversed(entries(folder, path)):
             facts = json.loads((other / FACTS).read_text())
             if (facts["data"], facts.get("decoding")) == (images.where, decoding) and (other / KEYS).exists():
                 keys = np.fromfile(other / KEYS, dtype=np.uint64).reshape(-1, 2)
@@ -105,41 +104,12 @@ def _earlier(folder: Path, path: Path, images: ImageList, decoding: str, row_byt
     return None
 
 
-def _entries(folder: Path, path: Path) -> list[Path]:
-    """The folders in the cache other than ``path``, those used longest ago first."""
-    return sorted((p for p in folder.iterdir() if (p / FACTS).is_file() and p != path), key=_used)
-
-
-def _make_room(folder: Path, path: Path, wanted: int, gigabytes: float | None) -> str:
-    """Remove what was used longest ago until ``wanted`` bytes fit; return the reason if they cannot, else ''."""
-    others = _entries(folder, path)
-    sizes = {other: _disk_bytes(other) for other in others}
-    here = _disk_bytes(path) if path.is_dir() else 0
-    free = shutil.disk_usage(folder).free + sum(sizes.values()) + here
-    limit = min(DEFAULT_BYTES, SHARE_OF_DISK * free) if gigabytes is None else gigabytes * 1e9
-    if wanted > min(limit, free):
-        remedy = "raise data_cache_gb" if wanted > limit else "free some space"
-        return f"their pixels take {wanted / 1e9:.3g} GB, and the cache may take {min(limit, free) / 1e9:.3g}: {remedy}"
-    while others and sum(sizes.values()) + wanted > limit:
-        shutil.rmtree(others[0], ignore_errors=True)
-        del sizes[others.pop(0)]
-    return ""
-
-
 def _describe(path: Path, images: ImageList, size: tuple[int, int], wanted: int, decoding: str) -> None:
     """Record what a folder is for; its time says when it was used last."""
     if not (path / KEYS).exists() and (keys := images.keys()) is not None:
         replace_file(path / KEYS, keys.tobytes())
     facts = {"data": images.where, "size": list(size), "images": len(images), "bytes": wanted, "decoding": decoding}
-    replace_file(path / FACTS, json.dumps(facts).encode(errors="replace"))
-
-
-def _used(path: Path) -> float:
-    return (path / FACTS).stat().st_mtime
-
-
-def _disk_bytes(path: Path) -> int:
-    return sum(file.stat().st_blocks * 512 for file in path.iterdir() if file.is_file())
+    mark_used(path, facts)
 
 
 def fits_in_memory(num_rows: int, shape: tuple[int, ...]) -> bool:

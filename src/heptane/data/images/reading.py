@@ -1,10 +1,12 @@
-"""How image files are read."""
+"""How data is read and cached."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
+from heptane.base.cache import default_cache
 from heptane.base.errors import InputError, check_range
 
 AUTO = "auto"
@@ -13,11 +15,11 @@ COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How :func:`heptane.load_data` reads image files.
+    """How :func:`heptane.load_data` reads image files, and caches images, large tables and text.
 
     Args:
-        cache: folder in which decoded images are kept for later runs; ``"off"`` for none, ``"auto"`` for ``images`` in
-            heptane's cache folder.
+        cache: folder in which decoded images, columns of large tables and tokens are kept for later runs; ``"off"`` for
+            none, ``"auto"`` for ``data`` in heptane's cache folder.
         cache_gb: largest size of that folder, in 10^9 bytes, above 0; what was used longest ago is removed first. None: 20,
             and at most half of the free disk.
         readers: threads that decode images, at least 0; 0: the training thread does it. None: one per processor core. The
@@ -51,6 +53,11 @@ class Reading:
     def colour(self) -> tuple[int, int, int] | None:
         """The background as red, green and blue, each 0 to 255; None: by the image."""
         return parse_colour(self.background)
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of the cache, if it is not off."""
+        return default_cache() / "data" if self.cache == AUTO else Path(self.cache).expanduser()
 
     @property
     def num_readers(self) -> int:

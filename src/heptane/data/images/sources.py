@@ -13,6 +13,7 @@ from heptane.data.images.image_files import ImageList
 from heptane.data.images.listing import Listing
 from heptane.data.images.shards import are_shards
 from heptane.data.preprocess import is_path
+from heptane.data.tables.read_table import parquet_files
 
 
 def list_images(source: Any, *, label: str | None = None, task: str | None = None, skip_bad: int = 0) -> Listing | None:
@@ -83,7 +84,7 @@ def images_kind(source: Any) -> str | None:
         if are_shards(str(path)):
             return "shards"
         if path.is_dir():
-            return "folder"
+            return None if parquet_files(path) else "folder"
         is_file = path.is_file()
     except (OSError, RuntimeError, ValueError):
         return None  # loading will report it

@@ -12,6 +12,7 @@ import datetime
 import decimal
 import numbers
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,32 +117,38 @@ def _read_objects(series: pd.Series, comma: str | None, label: bool) -> Cells:
 
 def read_texts(name: str, texts: npt.NDArray[Any], comma: str | None, label: bool = False) -> Cells:
     """Parse a column of text; see :func:`read_cells`."""
-    pd = pandas()
-    codes, found = pd.factorize(pd.Series(texts, dtype=object))
-    missing = MISSING_LABEL if label else MISSING
-    unique = [str(text).strip() for text in found]
-    kept = [None if text.lower() in missing else text for text in unique]
+    codes, found = pandas().factorize(pandas().Series(texts, dtype=object))
+    counts = np.bincount(codes[codes >= 0], minlength=len(found)) if len(found) else np.zeros(0)
+    known = parse_distinct(name, [str(text).strip() for text in found], counts, comma, label)
+    # Missing cells have the code -1, which selects the last entry.
+    absent = None if known.kind == "category" else np.nan
+    table = np.array([*known.values.tolist(), absent], dtype=known.values.dtype)
+    return Cells(known.kind, table[codes], known.whole, known.note)
 
-    def spread(values: list[Any], dtype: Any) -> npt.NDArray[Any]:
-        table = np.array([*values, None if dtype is object else np.nan], dtype=dtype)
-        return np.asarray(table[codes])  # missing cells have the code -1, which selects the last entry
+
+def parse_distinct(
+    name: str, distinct: list[str], counts: npt.NDArray[Any], comma: str | None, label: bool = False
+) -> Cells:
+    """Parse the different texts of a column, each with the number of its rows; the result has a value for each."""
+    missing = MISSING_LABEL if label else MISSING
+    kept = [None if text.lower() in missing else text for text in distinct]
+
+    def numbers_of(by_text: dict[str, float]) -> npt.NDArray[Any]:
+        return np.array([np.nan if text is None else by_text[text] for text in kept], dtype=np.float64)
 
     present = [text for text in kept if text is not None]
     if {text.lower() for text in present} in ({"true", "false"}, {"true"}, {"false"}):
-        values = [np.nan if text is None else float(text.lower() == "true") for text in kept]
-        return Cells("number", spread(values, np.float64), whole=True, note="booleans")
+        values = numbers_of({text: float(text.lower() == "true") for text in present})
+        return Cells("number", values, whole=True, note="booleans")
     if present and (read := read_numbers(name, present, comma)):
         made, note = read
-        by_text = dict(zip(present, made, strict=True))
         whole = all(WHOLE.fullmatch(text) for text in present)
-        return Cells("number", spread([by_text.get(str(text), np.nan) for text in kept], np.float64), whole, note)
-    counts = np.bincount(codes[codes >= 0], minlength=len(kept)) if len(kept) else np.zeros(0)
+        return Cells("number", numbers_of(dict(zip(present, made, strict=True))), whole, note)
     if not label:
         _refuse_nearly(name, kept, counts)
     if present and (dates := read_dates(name, present)):
-        by_text = dict(zip(present, dates[0], strict=True))
-        return Cells("date", spread([by_text.get(str(text), np.nan) for text in kept], np.float64), note=dates[1])
-    return Cells("category", spread(kept, object))
+        return Cells("date", numbers_of(dict(zip(present, dates[0], strict=True))), note=dates[1])
+    return Cells("category", np.array([*kept, None], dtype=object)[:-1])
 
 
 def read_numbers(name: str, texts: list[str], comma: str | None) -> tuple[list[float], str] | None:
@@ -174,11 +181,17 @@ def read_numbers(name: str, texts: list[str], comma: str | None) -> tuple[list[f
 
 def comma_of(frame: pd.DataFrame) -> str | None:
     """Return the meaning of a comma in this table's numbers, ``decimal`` or ``thousands``, if a column proves it."""
+    return comma_in(
+        {text.strip() for text in frame[column] if isinstance(text, str)}
+        for column in frame.columns
+        if frame[column].dtype.kind in "OUTS" or str(frame[column].dtype) in ("str", "string")
+    )
+
+
+def comma_in(columns: Iterable[Collection[str]]) -> str | None:
+    """:func:`comma_of` for the different texts of each column."""
     proven = set()
-    for column in frame.columns:
-        if frame[column].dtype.kind not in "OUTS" and str(frame[column].dtype) not in ("str", "string"):
-            continue
-        texts = {text.strip() for text in frame[column] if isinstance(text, str)}
+    for texts in columns:
         bare = [AFFIXES.sub(r"\1", text) for text in texts if text.lower() not in MISSING]
         if any("," in text for text in bare):
             ways = [all(way.fullmatch(text) for text in bare) for way in (DECIMAL_COMMA, THOUSANDS)]

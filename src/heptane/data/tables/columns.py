@@ -149,7 +149,11 @@ def reason_unused(name: str, cells: Cells, rows: npt.NDArray[Any]) -> str | None
 
 def frequent(values: npt.NDArray[Any]) -> tuple[list[str], bool]:
     """Return the frequent values, and whether there are others."""
-    unique, counts = np.unique(values.astype(str), return_counts=True)
+    return keep_frequent(*np.unique(values.astype(str), return_counts=True))
+
+
+def keep_frequent(unique: npt.NDArray[Any], counts: npt.NDArray[Any]) -> tuple[list[str], bool]:
+    """:func:`frequent` of different values and their counts."""
     order = np.lexsort((unique, -counts))[:MAX_VALUES]
     kept = sorted(str(unique[index]) for index in order if counts[index] >= MIN_ROWS)
     return kept, len(kept) < len(unique)

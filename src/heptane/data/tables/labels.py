@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,7 @@ def read_labels(name: str, cells: Cells, task: str | None) -> Labels:
     if cells.kind not in ("number", "category"):
         held = "dates" if cells.kind == "date" else "objects that are neither numbers nor text"
         raise InputError(f"the label {name} holds {held}: expected classes or numbers")
-    if cells.missing.any():
-        rows = np.flatnonzero(cells.missing)
-        raise InputError(
-            f"the label {name} is missing in {len(rows)} of {len(cells.values)} rows, first in row {rows[0]} (the first is "
-            "row 0): fill it in, or remove these rows"
-        )
+    check_no_missing(name, np.flatnonzero(cells.missing), len(cells.values))
     if cells.kind == "category":
         if task == "regression":
             raise InputError(
@@ -61,6 +57,15 @@ def read_labels(name: str, cells: Cells, task: str | None) -> Labels:
     if np.ptp(cells.values) == 0:
         raise InputError(f"the label {name} is {cells.values[0]:g} in every row: there is nothing to learn")
     return Labels(torch.from_numpy(cells.values.copy()), (), (note,) if note else ())
+
+
+def check_no_missing(name: str, rows: Sequence[int] | npt.NDArray[np.int64], total: int) -> None:
+    """Raise :class:`InputError` if a label is missing, in ``rows`` of ``total``."""
+    if len(rows):
+        raise InputError(
+            f"the label {name} is missing in {len(rows)} of {total} rows, first in row {rows[0]} (the first is "
+            "row 0): fill it in, or remove these rows"
+        )
 
 
 def guess_task(name: str, cells: Cells) -> tuple[str, str]:
@@ -83,14 +88,21 @@ def guess_task(name: str, cells: Cells) -> tuple[str, str]:
     )
 
 
-def classes_of(name: str, values: npt.NDArray[Any]) -> Labels:
-    """Number the distinct values in sorted order; return targets and class names."""
+def classes_of(name: str, values: npt.NDArray[Any], rows: int | None = None) -> Labels:
+    """Number the distinct values in sorted order; return targets and class names.
+
+    Args:
+        name: of the column, for messages.
+        values: the labels.
+        rows: with these labels; None: one for each.
+    """
+    rows = len(values) if rows is None else rows
     unique, targets = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True)
     if len(unique) < 2:
         raise InputError(f"the label {name} is {unique[0]!s} in every row: expected two or more classes")
-    if len(unique) > max(FEW, len(values) // 2):
+    if len(unique) > max(FEW, rows // 2):
         raise InputError(
-            f"the label {name} has {len(unique)} different values in {len(values)} rows: classes need several rows each; to "
+            f"the label {name} has {len(unique)} different values in {rows} rows: classes need several rows each; to "
             "predict numbers, use --task regression (task= in load_data)"
         )
     whole = unique.dtype.kind == "f" and bool((unique == np.round(unique)).all())

@@ -6,7 +6,7 @@ are converted back to its units.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -216,9 +216,9 @@ def load_opened(table: OpenTable) -> Data:
     return Data(name, parts[0], parts[1], parts[2], *about, kind="table", preprocess=preprocess, files=files)
 
 
-def find_label(frame: pd.DataFrame, label: str | None, notes: list[str]) -> str:
-    """Return the name of the label column."""
-    columns = [str(column) for column in frame.columns]
+def find_label(columns: Iterable[str], label: str | None, notes: list[str]) -> str:
+    """Return the name of the label column, one of ``columns`` (also of a frame)."""
+    columns = list(map(str, columns))
     if label is not None:
         label = str(label)  # a column name may be a number
         if label not in columns:

@@ -6,13 +6,14 @@ from the first lines, the compression from the file name (``.csv.gz``), the enco
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np
@@ -25,14 +26,15 @@ TEXT_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".tsv", ".tab"), (".parquet", ".pq")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zip", ".zst")
 SUFFIXES = (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 SEPARATORS = (",", ";", "\t", "|")
-SNIFFED_BYTES = 1 << 16
+SNIFFED_BYTES, PIECE_BYTES = 1 << 16, 1 << 24
 INSTALL = 'pip install "heptane[tables]"'
 
 
 def is_table(source: Any) -> bool:
-    """Whether ``source`` is a table: a file name with a table's suffix, a frame, a dict, or a list of dicts."""
+    """Whether ``source`` is a table: a file name with a table's suffix, a folder of Parquet files, a frame, a dict, or a
+    list of dicts."""
     if is_path(source):
-        return table_suffix(Path(source)) in SUFFIXES
+        return table_suffix(Path(source)) in SUFFIXES or bool(parquet_files(Path(source).expanduser()))
     if isinstance(source, Mapping) or any(hasattr(source, name) for name in ("to_pandas", "iloc", "collect_schema")):
         return True
     return isinstance(source, (list, tuple)) and bool(source) and all(isinstance(row, Mapping) for row in source)
@@ -42,6 +44,13 @@ def table_suffix(path: Path) -> str:
     """The suffix of a table's format, in lower case, without that of a compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in COMPRESSIONS else suffixes[-1] if suffixes else ""
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The Parquet files in a folder, in the order of their names; of a file, the file itself."""
+    if not path.is_dir():
+        return [path] if table_suffix(path) in PARQUET_SUFFIXES else []
+    return sorted(file for file in path.iterdir() if file.suffix.lower() in PARQUET_SUFFIXES and file.is_file())
 
 
 def pandas() -> Any:
@@ -66,7 +75,8 @@ def read_table(source: Any) -> tuple[pd.DataFrame, list[str]]:
     pd, notes = pandas(), list[str]()
     if is_path(source):
         path = Path(source).expanduser()
-        frame = read_parquet(path) if table_suffix(path) in PARQUET_SUFFIXES else read_text(path, notes)
+        files = parquet_files(path)
+        frame = read_parquet(files) if files else read_text(path, notes)
         name = repr(str(path))
     else:
         frame, name = from_memory(pd, source), f"the {type(source).__name__}"
@@ -117,11 +127,13 @@ def from_memory(pd: Any, source: Any) -> pd.DataFrame:
         raise InputError(f"a {type(source).__name__} cannot be read as a table ({one_line(error)}): {remedy}") from error
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
-    """Read a Parquet file."""
-    pd = pandas()
+def read_parquet(files: list[Path]) -> pd.DataFrame:
+    """Read Parquet files, one after the other."""
+    pd, path = pandas(), files[0]
     try:
-        return pd.read_parquet(path)
+        if len(files) == 1:
+            return pd.read_parquet(path)
+        return pd.concat([pd.read_parquet(path := file) for file in files], ignore_index=True)
     except ImportError as error:
         raise InputError(f"Parquet files need pyarrow, which is missing: {INSTALL}") from error
     except Exception as error:  # pyarrow raises many types for damaged files
@@ -131,17 +143,8 @@ def read_parquet(path: Path) -> pd.DataFrame:
 def read_text(path: Path, notes: list[str]) -> pd.DataFrame:
     """Read a text file; every cell is text, "" if empty."""
     pd = pandas()
-    head, encoding = first_text(path, notes)
-    separator = "\t" if table_suffix(path) in (".tsv", ".tab") and "\t" in head else find_separator(head)
-    header = next(csv.reader(io.StringIO(head), delimiter=separator), [])
-    names = [name.strip() for name in header]
-    if not any(names):
-        raise InputError(f"{str(path)!r} begins with an empty line: expected the names of the columns")
-    if len(names) > 1 and all(re.fullmatch(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", name) for name in names):
-        raise InputError(f"{str(path)!r} begins with numbers, {', '.join(names[:3])}: put a line of column names first")
-    twice = sorted({name for name in names if names.count(name) > 1 and name})
-    if twice:
-        raise InputError(f"{str(path)!r} has two columns called {twice[0]!r}: give each column a name of its own")
+    form = find_form(path, notes)
+    separator, names, encoding = form.separator, [name.strip() for name in form.header], form.encoding
     from heptane.base.memory import check_memory
 
     check_memory(repr(str(path)), 8 * path.stat().st_size, "give a smaller file, or Parquet")
@@ -168,28 +171,67 @@ def read_text(path: Path, notes: list[str]) -> pd.DataFrame:
     return frame
 
 
+class TextForm(NamedTuple):
+    """How a text file holds a table."""
+
+    separator: str
+    header: list[str]
+    """the cells of the first line"""
+    encoding: str
+    head: str
+    """the first lines"""
+
+
+def find_form(path: Path, notes: list[str]) -> TextForm:
+    """Infer the form of a text file; raise :class:`InputError` if its first line does not name the columns."""
+    head, encoding = first_text(path, notes)
+    separator = "\t" if table_suffix(path) in (".tsv", ".tab") and "\t" in head else find_separator(head)
+    header = next(csv.reader(io.StringIO(head), delimiter=separator), [])
+    names = [name.strip() for name in header]
+    if not any(names):
+        raise InputError(f"{str(path)!r} begins with an empty line: expected the names of the columns")
+    if len(names) > 1 and all(re.fullmatch(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", name) for name in names):
+        raise InputError(f"{str(path)!r} begins with numbers, {', '.join(names[:3])}: put a line of column names first")
+    twice = sorted({name for name in names if names.count(name) > 1 and name})
+    if twice:
+        raise InputError(f"{str(path)!r} has two columns called {twice[0]!r}: give each column a name of its own")
+    return TextForm(separator, header, encoding, head)
+
+
 def first_text(path: Path, notes: list[str], *, whole: bool = True) -> tuple[str, str]:
     """Return the uncompressed first lines of a text file, and its encoding, judged by the ``whole`` file."""
     from pandas.io.common import get_handle  # type: ignore[import-untyped,unused-ignore]
 
+    encoding = "utf-8-sig"
     try:
         with get_handle(path, "rb", compression="infer", is_text=False) as handles:
             head: bytes = handles.handle.read(SNIFFED_BYTES)
-            rest: bytes = handles.handle.read() if whole and head[:2] not in (b"\xff\xfe", b"\xfe\xff") else b""
+            if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                encoding = "utf-16"
+            elif not _is_utf8(head, handles.handle if whole else io.BytesIO()):
+                encoding = "cp1252"
     except Exception as error:  # decompression raises many types
         raise InputError(f"{str(path)!r} cannot be opened ({one_line(error)}): give a readable file") from error
     if not head.strip():
         raise InputError(f"{str(path)!r} is empty: expected a line of column names, then rows")
-    if b"\0" in head and head[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+    if b"\0" in head and encoding != "utf-16":
         raise InputError(f"{str(path)!r} is not a text file: is it a spreadsheet? save it as CSV")
-    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    if encoding == "utf-8-sig":
-        try:
-            (head + rest).decode(encoding)
-        except UnicodeDecodeError:
-            encoding = "cp1252"
-            notes.append(f"{path.name} is not UTF-8: read as Windows-1252 (Western European)")
+    if encoding == "cp1252":
+        notes.append(f"{path.name} is not UTF-8: read as Windows-1252 (Western European)")
     return head.decode(encoding, errors="replace"), encoding
+
+
+def _is_utf8(head: bytes, rest: Any) -> bool:
+    """Whether ``head``, and the file that goes on after it, are UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    try:
+        decoder.decode(head)
+        while piece := rest.read(PIECE_BYTES):
+            decoder.decode(piece)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def find_separator(head: str) -> str:

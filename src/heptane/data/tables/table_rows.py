@@ -1,0 +1,76 @@
+"""Rows of a large table as the inputs of a data set: columns on disk, float32 features where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from heptane.base.lazy import np, torch
+from heptane.base.tree import Rows
+from heptane.data.tables.column_file import ColumnFile
+from heptane.data.tables.load_table import TablePreprocess
+
+
+class TableRows(Rows):
+    """Rows of one part of a large table, in place of a tensor of inputs.
+
+    Indexing gives what the model takes: float32 (N, F).
+
+    Args:
+        path: of a :class:`ColumnFile`.
+        rows: the numbers of this part's rows in it.
+        preprocess: encodes them.
+    """
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, path: Path, rows: Any, preprocess: TablePreprocess) -> None:
+        self.path, self.preprocess = path, preprocess
+        self.positions = np.asarray(rows, dtype=np.int64)
+        self._columns = [column.name for column in preprocess.columns]
+        self.shape = (len(self.positions), len(preprocess.features))
+        self._open()
+
+    def _open(self) -> None:
+        self._file = ColumnFile(self.path)
+        self.nbytes = len(self.positions) * sum(np.dtype(self._file.kinds[name].dtype).itemsize for name in self._columns)
+
+    def __getitem__(self, positions: Any) -> torch.Tensor:
+        if isinstance(positions, tuple):
+            return self[positions[0]][(slice(None), *positions[1:])] if positions else self[:]
+        if isinstance(positions, int):
+            return self[torch.tensor([range(len(self))[positions]])][0]
+        if isinstance(positions, slice):
+            chosen = self.positions[positions]
+        else:
+            positions = torch.as_tensor(positions).cpu()
+            positions = positions.nonzero()[:, 0] if positions.dtype is torch.bool else positions
+            chosen = self.positions[positions.numpy()]
+        return self.preprocess.apply(self._file.rows(self._columns, chosen))
+
+    def __repr__(self) -> str:
+        return f"TableRows(shape={self.shape}, read as needed)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_file"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+
+
+class RowNames(Sequence[str]):
+    """The names of a table's rows: ``row 7``."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: Any) -> Any:
+        return [f"row {row}" for row in self.rows[at].tolist()] if isinstance(at, slice) else f"row {int(self.rows[at])}"
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"row {row}" for row in self.rows.tolist())
