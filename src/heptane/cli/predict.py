@@ -90,7 +90,7 @@ def _check_kind(run: LoadedRun, path: Path) -> None:
     """Refuse a file of another kind than the training data."""
     assert run.preprocess is not None
     given = (
-        "folder" if path.is_dir() else "arrays" if path.suffix.lower() == ".npz" else "table" if is_table(path) else "image"
+        "table" if is_table(path) else "folder" if path.is_dir() else "arrays" if path.suffix.lower() == ".npz" else "image"
     )
     allowed, wanted = KINDS[run.preprocess.kind]
     if given not in allowed:

@@ -12,10 +12,10 @@ from heptane.base.errors import InputError, check_choice, check_range, did_you_m
 from heptane.base.lazy import np, torch
 from heptane.data.dataset import Data, DataUnavailable
 from heptane.data.images.image_preprocess import ImagePreprocess
-from heptane.data.images.reading import Reading
 from heptane.data.images.sources import images_kind, list_images
 from heptane.data.normalise import normalise
 from heptane.data.preprocess import is_path
+from heptane.data.reading import Reading
 from heptane.data.splits import split
 
 BUILT_IN = ("fashion-mnist", "digits")

@@ -12,6 +12,7 @@ from heptane.data.images.folder import find_parts, list_entries
 from heptane.data.images.image_files import ListedImage, list_files
 from heptane.data.images.read_image import SUFFIXES
 from heptane.data.images.sources import images_kind, list_images
+from heptane.data.tables.read_table import parquet_files
 
 if TYPE_CHECKING:
     from heptane.data.images.listing import Listing
@@ -41,7 +42,8 @@ def load_labelled(
     if listing is not None:
         return _listed(listing, part, classes, preprocess.target)
     path = Path(source)
-    kind = "images" if path.is_dir() else "arrays" if path.suffix.lower() == ".npz" else "table"
+    folder = path.is_dir() and not parquet_files(path)
+    kind = "images" if folder else "arrays" if path.suffix.lower() == ".npz" else "table"
     if kind != preprocess.kind and not (kind == "arrays" and preprocess.kind == "images"):
         raise InputError(f"{path} is {_named(kind)}, but the run was trained on {_named(preprocess.kind)}: give such data")
     if kind == "images":

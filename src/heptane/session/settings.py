@@ -16,7 +16,7 @@ from heptane.base.clock import parse_duration
 from heptane.base.errors import InputError, check_choice, check_range, did_you_mean
 from heptane.core.plan import Extras, check_options
 from heptane.data.augment import AUGMENTS, NAMED
-from heptane.data.images.reading import Reading
+from heptane.data.reading import Reading
 from heptane.tricks import KINDS, Tricks
 
 PRESETS = ("none", "recommended")

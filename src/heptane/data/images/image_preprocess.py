@@ -11,9 +11,9 @@ from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
 from heptane.data.images.image_files import ListedImage, list_files
 from heptane.data.images.read_image import FIT, SUFFIXES, decode, read_image
-from heptane.data.images.reading import AUTO, parse_colour
 from heptane.data.normalise import standardise
 from heptane.data.preprocess import Preprocess, TargetScale, as_array, is_path
+from heptane.data.reading import AUTO, parse_colour
 
 if TYPE_CHECKING:
     import numpy.typing as npt

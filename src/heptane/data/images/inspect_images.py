@@ -20,8 +20,8 @@ from heptane.base.progress import working
 from heptane.data.duplicates import count_classes, describe_duplicates, describe_numbers, equal_groups
 from heptane.data.images.contact_sheet import MAX_CLASSES, TILE, draw_sheet, tiles_per_class
 from heptane.data.images.read_image import decode, ignore_warnings, probe, read_image_unguarded, thinned, upright
-from heptane.data.images.reading import Reading
 from heptane.data.images.survey import evenly_spaced
+from heptane.data.reading import Reading
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -13,12 +13,12 @@ from heptane.data.images.image_preprocess import ImagePreprocess
 from heptane.data.images.listing import PARTS, Listing
 from heptane.data.images.pixel_cache import open_store
 from heptane.data.images.read_image import ignore_warnings, probe, read_image_unguarded
-from heptane.data.images.reading import Reading
 from heptane.data.images.split_images import split_listing
 from heptane.data.images.stored_images import Images
 from heptane.data.images.survey import evenly_spaced
 from heptane.data.normalise import IMAGENET_MEAN, IMAGENET_STD, channel_moments
 from heptane.data.preprocess import TargetScale
+from heptane.data.reading import Reading
 from heptane.data.splits import out_of_balance
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from heptane.base.storage import replace_file
 from heptane.data.disk_cache import FACTS, OFF, entries, make_room, mark_used
 from heptane.data.images.pixel_store import EarlierRows, PixelFile, PixelMemory, PixelStore
 from heptane.data.images.read_image import FIT
-from heptane.data.images.reading import AUTO, Reading
+from heptane.data.reading import AUTO, Reading
 
 if TYPE_CHECKING:
     from heptane.data.images.image_files import ImageList

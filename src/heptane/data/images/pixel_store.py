@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from heptane.data.images.image_files import ImageList
-    from heptane.data.images.reading import Reading
+    from heptane.data.reading import Reading
 
 AT_ONCE, PIECE = 512, 8  # images in each round of ``fill``, and for a thread at a time
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np
@@ -22,6 +22,9 @@ from heptane.data.tables.read_table import (
     parquet_files,
     table_suffix,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LARGE_CELLS = 20_000_000  # rows times columns above which a table is not loaded into memory
 ROWS = 1 << 16  # of a piece of Parquet
@@ -39,7 +42,8 @@ def is_large(source: Any) -> bool:
         return False
     try:
         if _is_parquet(path):
-            return sum(meta.num_rows * meta.num_columns for meta in map(_metadata, parquet_files(path))) > LARGE_CELLS
+            cells: int = sum(meta.num_rows * meta.num_columns for meta in map(_metadata, parquet_files(path)))
+            return cells > LARGE_CELLS
         if path.stat().st_size * INFLATION < LARGE_CELLS:  # a cell takes more than a byte
             return False
         head, _ = first_text(path, [], whole=False)
@@ -77,6 +81,16 @@ def read_chunks(path: Path, notes: list[str]) -> Iterator[Any]:
     except (pa.ArrowException, OSError, EOFError) as error:
         remedy = "write it again" if _is_parquet(path) else "correct that line, or quote cells that hold the separator"
         raise InputError(f"{str(path)!r} cannot be read as a table ({one_line(error)}): {remedy}") from error
+
+
+def read_frames(source: Any) -> Iterator[pd.DataFrame]:
+    """Yield a large table as frames of some rows each, which are numbered through."""
+    start = 0
+    for batch in read_chunks(Path(source).expanduser(), []):
+        frame = batch.to_pandas()
+        frame.index += start
+        start += len(frame)
+        yield frame
 
 
 def _parquet(path: Path) -> Iterator[Any]:

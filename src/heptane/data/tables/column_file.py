@@ -1,8 +1,8 @@
 """The columns of a large table in an Arrow file, mapped into memory.
 
-The file is an Arrow IPC file with one column of numbers for each column of the table: numbers and dates (days since 1970, NaN
-if missing), or codes of categories (-1 if missing). What they mean is in its metadata. It is written beside its place and
-then renamed, so a file is complete or not there.
+The file is an Arrow IPC file with one column of numbers for each column of the table: numbers and dates (days since 1970,
+NaN if missing), or codes of categories (-1 if missing). What they mean is in its metadata. It is written beside its place
+and then renamed, so a file is complete or not there.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +25,15 @@ if TYPE_CHECKING:
 
 FILE = "columns.arrow"
 PIECE_ROWS = 1 << 20  # of a record batch in the file
-RESIDENT_BYTES = 256 * 2**20  # of the file that stay in this process, about, while rows are read at random
-TOUCHED_BYTES = 1 << 16  # of the file that the system maps around a cell
 
 
 class ColumnFile:
-    """An open file of columns."""
+    """An open file of columns. What was read stays in the system's file cache, which gives it up if memory is short."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
 
-        self.path, self._touched = path, 0
+        self.path = path
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         opened = pa.ipc.open_file(pa.py_buffer(self._map))
@@ -53,7 +52,8 @@ class ColumnFile:
     def whole(self, name: str) -> npt.NDArray[Any]:
         """All of a column as it is stored."""
         made = np.concatenate(self._views[name])
-        self.release()
+        if hasattr(mmap, "MADV_DONTNEED"):  # else the process holds all columns after it has looked at each
+            self._map.madvise(mmap.MADV_DONTNEED)
         return made
 
     def rows(self, names: list[str], rows: npt.NDArray[np.int64]) -> dict[str, Cells]:
@@ -61,7 +61,7 @@ class ColumnFile:
         piece, inside = np.divmod(rows, PIECE_ROWS)
         order = np.argsort(piece, kind="stable")
         cuts = [0, *(np.flatnonzero(np.diff(piece[order])) + 1).tolist(), len(rows)] if len(rows) else [0]
-        runs = [(order[start:stop], int(piece[order[start]])) for start, stop in zip(cuts, cuts[1:], strict=False)]
+        runs = [(order[start:stop], int(piece[order[start]])) for start, stop in pairwise(cuts)]
         found = {}
         for name in names:
             views = self._views[name]
@@ -69,9 +69,6 @@ class ColumnFile:
             for at, index in runs:
                 values[at] = views[index][inside[at]]
             found[name] = self.cells(name, values)
-        self._touched += len(rows) * len(names) * TOUCHED_BYTES
-        if self._touched > RESIDENT_BYTES:
-            self.release()
         return found
 
     def cells(self, name: str, values: npt.NDArray[Any]) -> Cells:
@@ -81,11 +78,11 @@ class ColumnFile:
             return Cells(kind.kind, values.astype(np.float64), kind.whole, kind.note)
         return Cells("category", self._texts[name][values])
 
-    def release(self) -> None:
-        """Give the pages that were read back to the system, which may keep them in its file cache."""
-        self._touched = 0
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
 
 
 def write_columns(source: Path, path: Path, label: str | None, notes: list[str]) -> None:

@@ -6,7 +6,7 @@ used only if all its cells are plain numbers or ISO dates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +62,10 @@ class Kind:
 
         if self.values is not None:
             codes = pc.index_in(_stripped(array), value_set=self.texts).fill_null(-1).to_numpy(zero_copy_only=False)
-            return self.values[codes].astype(self.dtype)  # the last value is that of -1
+            return np.asarray(self.values[codes], dtype=self.dtype)  # the last value is that of -1
         if _is_text(array.type):
             texts = _stripped(array)
-            texts = pc.if_else(pc.is_in(pc.utf8_lower(texts), value_set=pa.array(sorted(missing), pa.string())), None, texts)
+            texts = pc.if_else(pc.is_in(pc.utf8_lower(texts), value_set=_texts(missing)), None, texts)
             if self.kind == "date":
                 return days(pandas().to_datetime(texts.to_pandas(), format="ISO8601", utc=True))
             bare = pc.replace_substring_regex(texts, "^\\+", "")
@@ -75,7 +75,9 @@ class Kind:
             return days(series)
         if pa.types.is_duration(array.type):
             return np.asarray(series.dt.total_seconds(), dtype=self.dtype)
-        wide = array if array.null_count == 0 and pa.types.is_integer(array.type) else pc.cast(array, pa.float64(), safe=False)
+        wide = (
+            array if array.null_count == 0 and pa.types.is_integer(array.type) else pc.cast(array, pa.float64(), safe=False)
+        )
         return np.asarray(wide.to_numpy(zero_copy_only=False), dtype=self.dtype)
 
 
@@ -111,7 +113,7 @@ class ColumnSurvey:
         else:
             texts = _stripped(array)
             self._add_texts(pc.value_counts(texts.drop_null()))
-            named = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(sorted(self.missing_names), pa.string()))
+            named = pc.is_in(pc.utf8_lower(texts), value_set=_texts(self.missing_names))
             absent = pc.or_(pc.is_null(array), pc.fill_null(named, True))
         count = pc.sum(absent).as_py() or 0
         if count and not self.missing:
@@ -120,14 +122,13 @@ class ColumnSurvey:
         self.rows += len(array)
 
     def _add_texts(self, found: Any) -> None:
-        import pyarrow as pa
         import pyarrow.compute as pc
 
         values, counts = found.field("values"), found.field("counts")
         if self.counts is not None:
             for text, count in zip(values.to_pylist(), counts.to_pylist(), strict=True):
                 self.counts[text] = self.counts.get(text, 0) + count
-        present = values.filter(pc.invert(pc.is_in(pc.utf8_lower(values), value_set=pa.array(sorted(self.missing_names), pa.string()))))
+        present = values.filter(pc.invert(pc.is_in(pc.utf8_lower(values), value_set=_texts(self.missing_names))))
 
         def all_match(pattern: str) -> bool:
             return bool(pc.all(pc.match_substring_regex(present, f"^(?:{pattern})$"), min_count=0).as_py())
@@ -135,7 +136,9 @@ class ColumnSurvey:
         coded = pc.any(pc.match_substring_regex(present, f"^(?:{LEADING_ZERO.pattern})$"), min_count=0).as_py()
         self.plain = self.plain and not coded and all_match(PLAIN.pattern)
         self.whole = self.whole and self.plain and all_match(WHOLE.pattern)
-        self.iso = self.iso and bool(pc.all(pc.match_substring(present, "-"), min_count=0).as_py()) and all_match(ISO.pattern)
+        self.iso = (
+            self.iso and bool(pc.all(pc.match_substring(present, "-"), min_count=0).as_py()) and all_match(ISO.pattern)
+        )
         if self.counts is not None and len(self.counts) > MAX_TEXTS:
             self.counts = None
 
@@ -184,12 +187,12 @@ class ColumnSurvey:
         about: dict[str, Any] = {"missing": self.missing, "whole": cells.whole, "note": cells.note}
         if cells.kind != "category":
             values = np.array([*cells.values.tolist(), np.nan])
-            return Kind(cells.kind, "float64", **about, texts=pa.array(texts, pa.string()), values=values)
+            return Kind(cells.kind, "float64", **about, texts=_texts(texts), values=values)
         names = sorted({text for text in cells.values if text is not None})
         code_of = {name: code for code, name in enumerate(names)} | {None: -1}
         values = np.array([code_of[text] for text in [*cells.values, None]])
         dtype = "int8" if len(names) < 1 << 7 else "int16" if len(names) < 1 << 15 else "int32"
-        return Kind("category", dtype, tuple(names), **about, texts=pa.array(texts, pa.string()), values=values)
+        return Kind("category", dtype, tuple(names), **about, texts=_texts(texts), values=values)
 
 
 def _is_text(kind: Any) -> bool:
@@ -198,6 +201,13 @@ def _is_text(kind: Any) -> bool:
     is_words = pa.types.is_dictionary(kind) and _is_text(kind.value_type)
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     return is_words or any(test(kind) for test in texts)
+
+
+def _texts(texts: Iterable[str]) -> Any:
+    """Texts as an Arrow array."""
+    import pyarrow as pa
+
+    return pa.array(list(texts), pa.string())
 
 
 def _stripped(array: Any) -> Any:

@@ -14,8 +14,8 @@ from heptane.base.lazy import np, torch
 from heptane.base.progress import working
 from heptane.data.dataset import Data
 from heptane.data.disk_cache import OFF, make_room, mark_used
-from heptane.data.images.reading import AUTO, Reading
 from heptane.data.preprocess import TargetScale
+from heptane.data.reading import AUTO, Reading
 from heptane.data.splits import out_of_balance, split_by_class
 from heptane.data.tables.cells import Cells
 from heptane.data.tables.chunks import count_rows, read_chunks, source_files
@@ -68,7 +68,7 @@ def load_large(
         targets = target.apply(targets)
         notes.append(target.note(f"the label {label!r}"))
     preprocess = TablePreprocess(label, tuple(columns), file.comma, target)
-    parts = [(TableRows(file.path, rows.numpy(), preprocess), targets[rows]) for rows in (train, valid, test)]
+    parts = [(TableRows(file, rows.numpy(), preprocess), targets[rows]) for rows in (train, valid, test)]
     about = (len(labels.names) or None, labels.names, tuple(notes), str(source))
     files = {"valid": RowNames(valid), "test": RowNames(test)}
     name = source.name.split(".")[0]
@@ -167,9 +167,7 @@ def _learn_category(name: str, categories: tuple[str, ...], codes: npt.NDArray[A
     return Column(name, "category", (), tuple(kept), others, missing)
 
 
-def _learn_numbers(
-    file: ColumnFile, name: str, chosen: npt.NDArray[np.int64], train: npt.NDArray[np.int64]
-) -> Column | str:
+def _learn_numbers(file: ColumnFile, name: str, chosen: npt.NDArray[np.int64], train: npt.NDArray[np.int64]) -> Column | str:
     """Learn from ``chosen``, some of the rows of ``train``."""
     cells, kind = file.rows([name], chosen)[name], file.kinds[name]
     if kind.missing and not cells.missing.any():  # one missing value, if there is one, gives the column its indicator

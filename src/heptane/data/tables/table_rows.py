@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from heptane.base.lazy import np, torch
@@ -18,23 +17,19 @@ class TableRows(Rows):
     Indexing gives what the model takes: float32 (N, F).
 
     Args:
-        path: of a :class:`ColumnFile`.
+        file: the columns.
         rows: the numbers of this part's rows in it.
         preprocess: encodes them.
     """
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, path: Path, rows: Any, preprocess: TablePreprocess) -> None:
-        self.path, self.preprocess = path, preprocess
+    def __init__(self, file: ColumnFile, rows: Any, preprocess: TablePreprocess) -> None:
+        self._file, self.preprocess = file, preprocess
         self.positions = np.asarray(rows, dtype=np.int64)
         self._columns = [column.name for column in preprocess.columns]
         self.shape = (len(self.positions), len(preprocess.features))
-        self._open()
-
-    def _open(self) -> None:
-        self._file = ColumnFile(self.path)
-        self.nbytes = len(self.positions) * sum(np.dtype(self._file.kinds[name].dtype).itemsize for name in self._columns)
+        self.nbytes = len(self.positions) * sum(np.dtype(file.kinds[name].dtype).itemsize for name in self._columns)
 
     def __getitem__(self, positions: Any) -> torch.Tensor:
         if isinstance(positions, tuple):
@@ -51,13 +46,6 @@ class TableRows(Rows):
 
     def __repr__(self) -> str:
         return f"TableRows(shape={self.shape}, read as needed)"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_file"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._open()
 
 
 class RowNames(Sequence[str]):

@@ -14,6 +14,7 @@ from heptane.base.tree import first_tensor, select_rows, tree_map
 from heptane.data.cast import to_tensors
 from heptane.data.images.image_files import ListedImage
 from heptane.data.images.sources import find_images
+from heptane.data.tables.chunks import is_large, read_frames
 from heptane.model.forward import call, main_output
 from heptane.model.modes import eval_mode
 from heptane.session.model_record import CLASSES, LABELS
@@ -124,12 +125,14 @@ def _ranked(
 
 
 def batches_of(run: LoadedRun, source: Any, size: int, skip_bad: Skip | None) -> Iterator[tuple[list[str], Any]]:
-    """Names and preprocessed inputs; image files a batch at a time, to bound memory."""
+    """Names and preprocessed inputs; image files and large tables a part at a time, to bound memory."""
     if run.preprocess is None:
         inputs = _as_taken(run, source)
         yield [str(index) for index in range(len(first_tensor(inputs)))], inputs
     elif run.preprocess.kind == "images":
         yield from _images(run.preprocess, source, size, skip_bad)
+    elif is_large(source):
+        yield from map(run.preprocess.inputs, read_frames(source))
     else:
         yield run.preprocess.inputs(source)
 
