@@ -26,7 +26,7 @@ from heptane.model.probe import probe_output
 if TYPE_CHECKING:
     from heptane.core.run import Run
 
-TRIED = 32  # samples on which an evaluation is tried
+TRIED = 8  # samples on which an evaluation is tried: they cost a forward pass
 
 
 def check_model(model: Any) -> None:
