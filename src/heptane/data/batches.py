@@ -153,9 +153,9 @@ class BatchTransform:
         """Move, cast, augment, resize and format inputs for ``step``; of ``images`` they are the pixels."""
         inputs = self.move(inputs)
         if images is not None:
-            if draws is not None and getattr(self.augment, "on_pixels", False):
-                inputs, draws = self.augment.apply(inputs, draws), None  # type: ignore[union-attr]
-            inputs = images.finish(inputs)
+            on_pixels = draws is not None and getattr(self.augment, "on_pixels", False)
+            given = (self.augment, draws) if on_pixels else ()
+            inputs, draws = images.finish(inputs, *given, channels_last=self.channels_last), None if on_pixels else draws
         inputs = self.cast.inputs(inputs)
         if draws is not None:
             assert self.augment is not None

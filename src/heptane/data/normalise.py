@@ -11,10 +11,27 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # us
 
 def standardise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], white: float = 255.0) -> torch.Tensor:
     """Standardise pixels (N, C, H, W) per channel to float32; ``mean`` and ``std`` are in multiples of ``white``."""
-    values = (torch.tensor([x * white for x in each], dtype=torch.float64) for each in (mean, std))
-    offset, scale = (value.float().view(1, -1, 1, 1) for value in values)
+    offset, scale = _offset_and_scale(mean, std, white)
     copied = pixels.to(torch.float32, copy=True)
     return copied.sub_(offset).div_(scale)
+
+
+def standardise_into(found: torch.Tensor, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """:func:`standardise` uint8 pixels into ``found``, float32 in any memory format, one image at a time: it then stays in
+    the processor's cache."""
+    offset, scale = (value[0] for value in _offset_and_scale(mean, std, 255.0))
+    if not found.is_contiguous() and found.is_contiguous(memory_format=torch.channels_last):  # whole lines are faster
+        offset, scale = (value.flatten().repeat(found.shape[3]) for value in (offset, scale))
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        found, pixels = (images.permute(0, 2, 3, 1).flatten(2) for images in (found, pixels))
+    for image, values in zip(found, pixels, strict=True):
+        image.copy_(values).sub_(offset).div_(scale)
+
+
+def _offset_and_scale(mean: Sequence[float], std: Sequence[float], white: float) -> tuple[torch.Tensor, torch.Tensor]:
+    values = (torch.tensor([x * white for x in each], dtype=torch.float64) for each in (mean, std))
+    offset, scale = (value.float().view(1, -1, 1, 1) for value in values)
+    return offset, scale
 
 
 def normalise(

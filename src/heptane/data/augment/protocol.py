@@ -16,8 +16,9 @@ from heptane.base.randomness import generator, seeded
 class Augment(Protocol):
     """An augmentation: ``draw`` random numbers once per global batch, ``apply`` them to any part of it.
 
-    A class may have three more attributes. ``on_pixels``: True if ``apply`` gets pixel values in [0, 255], uint8 or float32
-    (N, C, H, W), before they are standardized, and returns such values. ``room``: side of the stored images, as a multiple
+    A class may have four more attributes. ``on_pixels``: True if ``apply`` gets pixel values in [0, 255], uint8 or float32
+    (N, C, H, W), before they are standardized, and returns such values. ``by_image``: True if ``apply`` treats each image on
+    its own, to the bit, so that threads can share a batch. ``room``: side of the stored images, as a multiple
     of the training size. ``for_size(height, width)``: a copy for a run that trains at this size.
     """
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import repeat
 from typing import ClassVar
 
 from heptane.base.errors import InputError, check_bool, check_range
 from heptane.base.lazy import np, torch
+from heptane.base.threads import by_parts
 from heptane.data.augment.pixels import TRIES, check_images, check_interval, draw_boxes, like, uniform
 
 MOST_SAMPLES = 8  # per side and pixel, in ``_sample``
@@ -43,6 +40,7 @@ class RandomResizedCrop:
     flip: bool = True
 
     on_pixels: ClassVar[bool] = True
+    by_image: ClassVar[bool] = True
     room: ClassVar[float] = 1.25
     """side of the stored images, as a multiple of the training size, so that small parts stay sharp"""
 
@@ -86,39 +84,23 @@ class RandomResizedCrop:
 
 
 def _interpolate(inputs: torch.Tensor, boxes: torch.Tensor, mirrored: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """One image at a time, by PyTorch's antialiased kernel, which is fast for uint8 in channels-last memory.
-
-    The images are shared out to threads: OpenMP's own threads would wait for each other at every image.
-    """
-    threads = min(torch.get_num_threads(), len(inputs))
-    if threads < 2:
-        return _interpolate_part(inputs, boxes, mirrored, size)
-    inputs_of, boxes_of, mirrored_of = (values.tensor_split(threads) for values in (inputs, boxes, mirrored))
-    return torch.cat(list(_threads().map(_interpolate_part, inputs_of, boxes_of, mirrored_of, repeat(size))))
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="heptane-crop")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has none of its parent's threads
-
-
-def _interpolate_part(
-    inputs: torch.Tensor, boxes: torch.Tensor, mirrored: torch.Tensor, size: tuple[int, int]
-) -> torch.Tensor:
+    """One image at a time, by PyTorch's antialiased kernel, which is fast for uint8 in channels-last memory."""
     last = torch.channels_last
-    found = []
+    found = torch.empty((len(inputs), inputs.shape[1], *size), dtype=inputs.dtype, memory_format=last)
     interleaved = inputs.is_contiguous(memory_format=last)
-    for index, ((top, left, tall, wide), flip) in enumerate(zip(boxes.tolist(), mirrored.tolist(), strict=True)):
-        part = inputs[index : index + 1, :, top : top + tall, left : left + wide]
-        if not interleaved:
-            part = part.contiguous(memory_format=last)
-        part = torch.nn.functional.interpolate(part, size, mode="bilinear", antialias=True)
-        found.append(part.flip(3) if flip else part)
-    return torch.cat(found)
+    cuts = list(zip(boxes.tolist(), mirrored.tolist(), strict=True))
+
+    def cut(rows: slice) -> None:
+        for index in range(rows.start, rows.stop):
+            (top, left, tall, wide), flip = cuts[index]
+            part = inputs[index : index + 1, :, top : top + tall, left : left + wide]
+            if not interleaved:
+                part = part.contiguous(memory_format=last)
+            part = torch.nn.functional.interpolate(part, size, mode="bilinear", antialias=True)
+            found[index] = part[0].flip(2) if flip else part[0]
+
+    by_parts(cut, len(inputs))
+    return found
 
 
 def _sample(inputs: torch.Tensor, boxes: torch.Tensor, mirrored: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -7,10 +7,11 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
+from heptane.base.threads import by_parts
 from heptane.base.tree import Rows
 from heptane.data.images.pixel_cache import fits_in_memory
 from heptane.data.images.pixel_store import PixelStore, Unreadable
-from heptane.data.normalise import standardise
+from heptane.data.normalise import standardise, standardise_into
 
 
 class Images(Rows):
@@ -82,11 +83,34 @@ class Images(Rows):
         except Unreadable as error:
             raise unreadable(self.store, error) from error.__cause__
 
-    def finish(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Fit pixels (uint8, or float32 in [0, 255]) to the model's size, and standardise them to contiguous float32."""
-        if tuple(pixels.shape[2:]) != self.image_size:
-            pixels = torch.nn.functional.interpolate(pixels, size=self.image_size, mode="bilinear", antialias=True)
-        return standardise(pixels.contiguous(), self.mean, self.std)
+    def finish(
+        self, pixels: torch.Tensor, augment: Any = None, draws: Any = None, *, channels_last: bool = False
+    ) -> torch.Tensor:
+        """Augment pixels (uint8, or float32 in [0, 255]), fit them to the model's size, and standardise them to float32.
+
+        Args:
+            pixels: (N, C, H, W).
+            augment: an augmentation that works on pixels, or None.
+            draws: its random numbers.
+            channels_last: the memory format of the result, else contiguous.
+        """
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        if pixels.device.type != "cpu" or pixels.dtype != torch.uint8 or not getattr(augment, "by_image", augment is None):
+            changed = pixels if augment is None else augment.apply(pixels, draws)
+            return standardise(self._fitted(changed).contiguous(memory_format=layout), self.mean, self.std)
+        found = torch.empty((len(pixels), pixels.shape[1], *self.image_size), memory_format=layout)
+
+        def part(rows: slice) -> None:
+            changed = pixels[rows] if augment is None else augment.apply(pixels[rows], draws[rows])
+            standardise_into(found[rows], self._fitted(changed), self.mean, self.std)
+
+        by_parts(part, len(pixels))
+        return found
+
+    def _fitted(self, pixels: torch.Tensor) -> torch.Tensor:
+        if tuple(pixels.shape[2:]) == self.image_size:
+            return pixels
+        return torch.nn.functional.interpolate(pixels, size=self.image_size, mode="bilinear", antialias=True)
 
     def read_ahead(self, positions: torch.Tensor) -> None:
         """Begin to read images that will be needed soon."""
