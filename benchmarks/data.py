@@ -120,7 +120,9 @@ def epochs(root: Path, repeats: int, **_: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:
         data = load(root, cache, room=RandomResizedCrop.room)
         source = TensorSource(*data.train, batch_size=BATCH, seed=0)
-        place = BatchTransform(torch.device("cpu"), 0, RandomResizedCrop(), channels_last=True)  # as EfficientNet-lite0 trains here
+        place = BatchTransform(
+            torch.device("cpu"), 0, RandomResizedCrop(), channels_last=True
+        )  # as EfficientNet trains here
         place.fit_augment(source.inputs)
         theirs_epoch = torchvision_loader(root, list(data.files["train"]))
         ours, theirs = [], []

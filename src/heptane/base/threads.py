@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from threading import Barrier
 
 from heptane.base.lazy import torch
@@ -22,7 +23,7 @@ def by_parts(work: Callable[[slice], None], count: int) -> None:
         work(slice(0, count))
         return
     bounds = [count * part // threads for part in range(threads + 1)]
-    parts = [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+    parts = [slice(*pair) for pair in pairwise(bounds)]
     for _ in _pool(torch.get_num_threads()).map(work, parts):
         pass
 
