@@ -118,6 +118,7 @@ class _Assembly:
         balance(self.source, self.extras.sampling, self.extras.class_weights)
         if isinstance(self.source, TensorSource):
             self.place.fit_augment(self.source.inputs)
+            self.source.report_to(self.events.warn)
         check_same_settings(plan.facts() | dict(vars(self.tricks)), self.worker)
         check_same_data(self.source, [("evaluation", data) for data in others], self.worker)
         self.parallel.check_shares(self.source.num_samples, self.source.batch_size, plan.accumulate, self.worker)

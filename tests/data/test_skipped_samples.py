@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 import heptane as hp
 from heptane.base import storage
+from heptane.base.errors import DataError
 from heptane.data.loaders.safe_loader import safe_loader
-from heptane.data.loaders.skipped_samples import DataError, SkippedSamples, labels_beyond
+from heptane.data.loaders.skipped_samples import SkippedSamples, labels_beyond
 from heptane.distributed.workers import this_worker
 
 pytestmark = pytest.mark.usefixtures("undrawn")

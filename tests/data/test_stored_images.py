@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 
 import heptane as hp
-from heptane.data.batches import BatchTransform, TensorSource
+from heptane.data.batches import BatchTransform, TensorSource, epoch_order
 from heptane.data.images import pixel_cache, pixel_store
 from heptane.data.images.image_files import Names
+from heptane.data.images.stored_images import Images
 from heptane.distributed.workers import Worker
 
 SIZE = 24
@@ -210,6 +211,91 @@ def test_a_changed_file_is_decoded_again_and_one_that_changes_meanwhile_is_refus
     path.write_bytes(b"x")
     with pytest.raises(hp.InputError, match="changed or vanished after the folder was listed"):
         third.train[0][0]
+
+
+def damaged(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).write_bytes(b"no picture " + name.encode())
+
+
+def test_unreadable_training_images_are_replaced_as_they_are_reached(tmp_path, monkeypatch):
+    tiny_memory(monkeypatch)
+    root = photos(tmp_path / "data")
+
+    def load(skip_bad: int = 4, **reading: Any) -> hp.Data:
+        chosen = hp.Reading(**{"cache": "off", "first": 10, **reading})
+        return hp.load_data(root, image_size=SIZE, scale="imagenet", skip_bad=skip_bad, reading=chosen)
+
+    before = load()
+    names, labels = list(before.files["train"]), before.train[1]
+    cats = [at for at, name in enumerate(names) if name.startswith("cat/")]
+    first, second, last = names[cats[3]], names[cats[4]], names[cats[-1]]
+    aside = before.files["valid"][0]
+    wanted = {first: before.train[0][cats[5]], second: before.train[0][cats[5]], last: before.train[0][cats[0]]}
+    damaged(root, first, second, last, aside)
+    data, counted = load(), count_decoded(monkeypatch)
+    assert list(data.files["train"]) == names
+    assert counted == []
+    assert f"1 unreadable file(s) were skipped: '{aside}'" in data.notes
+    assert "unreadable training images are found as they are reached, and replaced (--skip-bad 4)" in data.notes
+    for name, image in wanted.items():
+        assert torch.equal(data.train[0][names.index(name)], image)
+        assert labels[names.index(name)] == 0
+    said: list[str] = []
+    data.train[0].replaced.report_to(said.append)
+    assert [name in text for name, text in zip((first, second, last), said, strict=True)] == [True] * 3
+    alike = batches(load())
+    assert len(set(alike)) == len(alike)
+    for readers in (0, 1, 4):
+        for cache in ("off", tmp_path / "cache"):
+            assert batches(load(readers=readers, cache=cache)) == alike
+            assert batches(load(readers=readers, cache=cache), start=5) == alike[5:]
+    share = Worker(1, 3)
+    assert batches(load(), worker=share) == batches(pickle.loads(pickle.dumps(load())), worker=share)
+    with pytest.raises(
+        hp.InputError, match=rf"cannot be read \(.*\): it is one more than --skip-bad allows, after '{first}'"
+    ):
+        load(skip_bad=2).train[0][torch.tensor(cats)]
+    damaged(root, *(names[at] for at in cats))
+    with pytest.raises(hp.InputError, match=r"no training image of the class of .* can be read"):
+        load(skip_bad=99).train[0][torch.tensor(cats)]
+
+
+def test_a_mean_is_measured_without_unreadable_images_and_one_is_named(tmp_path, monkeypatch):
+    root = photos(tmp_path / "data")
+    reading = hp.Reading(cache="off", first=10)
+    name = hp.load_data(root, image_size=SIZE, reading=reading).files["train"][7]
+    damaged(root, name)
+    with pytest.raises(hp.InputError, match=rf"image '.*{name}' cannot be read"):
+        hp.load_data(root, image_size=SIZE, reading=reading)
+    assert hp.load_data(root, image_size=SIZE, skip_bad=1, reading=reading).mean
+
+
+def test_an_image_that_vanishes_in_training_ends_it_with_what_was_trained_saved_or_is_replaced(tmp_path, monkeypatch):
+    tiny_memory(monkeypatch)
+    root = photos(tmp_path / "data")
+
+    def fit(skip_bad: int, **more: Any) -> hp.Result:
+        reading = hp.Reading(cache="off", first=10, readers=0)
+        data = hp.load_data(root, image_size=SIZE, scale="imagenet", skip_bad=skip_bad, reading=reading)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 3))
+        name = data.files["train"][int(epoch_order(len(data.train[1]), 0, 0)[-5])]
+        steps: list[int] = []
+
+        def vanish(self: Any, positions: torch.Tensor) -> None:  # after a step
+            steps.append(1)
+            if len(steps) == 10:
+                (root / name).rename(tmp_path / "aside")
+
+        monkeypatch.setattr(Images, "release", vanish)
+        try:
+            return hp.fit(model, data.train, optimizer="sgd", lr=0.01, batch_size=2, epochs=1, **more)
+        finally:
+            (tmp_path / "aside").rename(root / name)
+
+    assert any("the next one of its class is used in its place" in note for note in fit(skip_bad=1).notes)
+    with pytest.raises(hp.InputError, match=r"cannot be read .*; saved at step \d+, from where resume goes on"):
+        fit(skip_bad=0, run_dir=tmp_path / "run")
 
 
 def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """Invalid user input. The command line prints the message as one line and exits with code 2."""
 
 
+class DataError(InputError):
+    """Invalid data, found during training; what was trained until then is kept."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal stopped the run; the message says what was saved and how to resume."""
 

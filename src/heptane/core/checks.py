@@ -7,7 +7,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from heptane.base.errors import InputError, one_line
+from heptane.base.errors import DataError, InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.tree import Rows, in_memory, inputs_and_targets, length, tree_map
 from heptane.core.criterion import loss_input
@@ -16,7 +16,7 @@ from heptane.core.custom_losses import ModelLoss
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise
 from heptane.data.batches import Source, TensorSource
 from heptane.data.loaders.loader_source import preserved_loader
-from heptane.data.loaders.skipped_samples import DataError, SkippedSamples
+from heptane.data.loaders.skipped_samples import SkippedSamples
 from heptane.data.resize import ProgressiveResize
 from heptane.data.sources import as_loader
 from heptane.model.forward import main_output

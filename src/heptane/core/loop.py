@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from heptane.base.errors import InputError, one_line
+from heptane.base.errors import DataError, InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.randomness import seed_torch
 from heptane.base.tree import first_tensor
@@ -16,7 +16,7 @@ from heptane.core.evaluation import is_out_of_memory
 from heptane.core.losses import safe_divisor
 from heptane.core.schedule import set_rates
 from heptane.data.batches import Batch
-from heptane.data.loaders.skipped_samples import WORKER_REMEDY, DataError
+from heptane.data.loaders.skipped_samples import WORKER_REMEDY
 from heptane.distributed.replicas import NOT_REENTRANT, average_gradient, no_sync
 from heptane.model.forward import GRAPH_MODES
 from heptane.model.modes import enable_gradients, restore_modes, save_modes

@@ -243,6 +243,11 @@ class TensorSource:
         if device.type == "cuda" and num_bytes(data) <= SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0]:
             self.inputs, self.targets = transform.move(data)
 
+    def report_to(self, say: Callable[[str], None]) -> None:
+        """Call ``say`` with a message for each sample that cannot be read."""
+        if isinstance(self.inputs, Images) and self.inputs.replaced is not None:
+            self.inputs.replaced.report_to(say)
+
     def order(self, epoch: int) -> torch.Tensor:
         """The samples of an epoch, int64 (num_samples,): a function of (seed, epoch)."""
         if self.sampling == "balanced":

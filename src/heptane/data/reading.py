@@ -25,6 +25,8 @@ class Reading:
         readers: threads that decode images, at least 0; 0: the training thread does it. None: one per processor core. The
             batches do not depend on it.
         room: the training images are kept this much larger than they are trained at, in [1, 4], for random crops.
+        first: images at most that are decoded before training; of more, each is decoded when it is first needed. None:
+            10,000. 0: nothing is decoded before, not even validation images of which some may be skipped.
         background: behind transparent pixels: ``white``, ``black``, ``grey``, a colour such as ``#ffcc00``, or ``auto``:
             white, but black if the image itself is nearly white.
 
@@ -37,6 +39,7 @@ class Reading:
     cache_gb: float | None = None
     readers: int | None = None
     room: float = 1.0
+    first: int | None = None
     background: str = AUTO
 
     def __post_init__(self) -> None:
@@ -47,6 +50,8 @@ class Reading:
         if self.readers is not None:
             check_range("readers", self.readers, 0, 256, whole=True)
         check_range("room", self.room, 1, 4)
+        if self.first is not None:
+            check_range("first", self.first, 0, whole=True)
         _ = self.colour
 
     @property

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any, NoReturn
 
 from heptane.base.clock import Clock
-from heptane.base.errors import Interrupted
+from heptane.base.errors import DataError, Interrupted
 from heptane.base.lazy import torch
 from heptane.base.tree import in_memory
 from heptane.core.custom_metrics import MetricError, bind_model, takes_model
@@ -16,7 +16,6 @@ from heptane.core.loop import steps
 from heptane.core.nonfinite import REMEDY, Rewind
 from heptane.core.optimizers import switch_weights
 from heptane.core.run import Run
-from heptane.data.loaders.skipped_samples import DataError
 from heptane.distributed.replicas import check_replicas
 from heptane.distributed.workers import all_reduce, any_rank, from_rank_zero
 from heptane.model.modes import eval_mode

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import np, torch
+from heptane.base.progress import working
 from heptane.data.dataset import Data
 from heptane.data.images.image_preprocess import ImagePreprocess
 from heptane.data.images.listing import PARTS, Listing
 from heptane.data.images.pixel_cache import open_store
 from heptane.data.images.read_image import ignore_warnings, probe, read_image_unguarded
+from heptane.data.images.replaced_images import ReplacedImages
 from heptane.data.images.split_images import split_listing
 from heptane.data.images.stored_images import Images
 from heptane.data.images.survey import evenly_spaced
@@ -66,10 +68,13 @@ def load_images(
     rows.setdefault((larger[0], larger[1]), parts["train"])
     for stored, chosen in rows.items():
         stores[stored], how = open_store(listing.images, stored, channels, len(chosen), reading, listing.encoded_bytes)
+    training, first = stores[larger[0], larger[1]], AT_FIRST if reading.first is None else reading.first
+    replaces = skip_bad > 0 and listing.one_class and (len(listing.images) > first or training.rows is None)
     bad = dict[int, Exception]()
     for stored, chosen in rows.items():
-        if skip_bad or (len(listing.images) <= AT_FIRST and stores[stored].rows is not None):
-            bad |= _fill(stores[stored], np.sort(chosen), skip_bad, bad)
+        if first and (skip_bad or (len(listing.images) <= first and stores[stored].rows is not None)):
+            some = np.setdiff1d(chosen, parts["train"]) if replaces else np.sort(chosen)
+            bad |= _fill(stores[stored], some, skip_bad, bad)
     if bad:
         names = [repr(listing.images.name(index)) for index in sorted(bad)]
         shown = ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])])
@@ -77,11 +82,13 @@ def load_images(
         parts = {part: index[~np.isin(index, list(bad))] for part, index in parts.items()}
     _check_classes(listing, parts)
     notes += _notes_on_split(listing, parts, seed)
-    training = stores[larger[0], larger[1]]
-    moments = (IMAGENET_MEAN, IMAGENET_STD) if scale == "imagenet" else _measure(training, parts["train"])
-    made = {
-        part: Images(training if part == "train" else stores[size], index, size, *moments) for part, index in parts.items()
-    }
+    replaced = ReplacedImages(listing.images, parts["train"], listing.labels, skip_bad - len(bad)) if replaces else None
+    if replaced is not None:
+        notes.append(f"unreadable training images are found as they are reached, and replaced (--skip-bad {skip_bad})")
+    most = MEASURED if reading.first is None else first
+    moments = (IMAGENET_MEAN, IMAGENET_STD) if scale == "imagenet" else _measure(training, parts["train"], replaced, most)
+    made = {part: Images(stores[size], index, size, *moments) for part, index in parts.items() if part != "train"}
+    made["train"] = Images(training, parts["train"], size, *moments, replaced)
     labels, target = _targets(listing, parts)
     notes += [] if target is None else [target.note("the label")]
     train, valid, test = ((made[part], labels[part]) if part in made else None for part in PARTS)
@@ -177,11 +184,16 @@ def _check_classes(listing: Listing, parts: dict[str, npt.NDArray[np.int64]]) ->
             raise InputError(f"class {name!r} of {listing.where!r} has no readable image{where}: add some, or remove it")
 
 
-def _measure(store: PixelStore, rows: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of the training images, or of some of them, evenly spaced."""
-    chosen: Sequence[int] = rows.tolist() if len(rows) <= MEASURED else evenly_spaced(rows.tolist(), FEW)
+def _measure(
+    store: PixelStore, rows: npt.NDArray[np.int64], replaced: ReplacedImages | None, most: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of the training images, or of a few of more than ``most``, evenly spaced."""
+    chosen: Sequence[int] = rows.tolist() if len(rows) <= most else evenly_spaced(rows.tolist(), FEW)
+    images = Images(store, np.array(chosen), store.size, (0.0,), (1.0,), replaced)
     counts: Any = 0
-    for start in range(0, len(chosen), PIECE):
-        pixels = store.read(chosen[start : start + PIECE])
-        counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)])
+    with working(f"measuring the mean of {len(chosen):,} images", len(chosen)) as advance:
+        for part in torch.arange(len(chosen)).split(PIECE):
+            pixels = images.pixels(part)
+            counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)])
+            advance(len(part))
     return channel_moments(counts)

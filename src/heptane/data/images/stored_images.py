@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from heptane.base.errors import InputError, one_line
+from heptane.base.errors import DataError, one_line
 from heptane.base.lazy import np, torch
 from heptane.base.threads import by_parts
 from heptane.base.tree import Rows
 from heptane.data.images.pixel_cache import fits_in_memory
 from heptane.data.images.pixel_store import PixelStore, Unreadable
+from heptane.data.images.replaced_images import ReplacedImages
 from heptane.data.normalise import standardise, standardise_into
 
 
@@ -25,6 +26,7 @@ class Images(Rows):
         rows: the numbers of this part's images in the store.
         size: (height, width) that the model takes.
         mean, std: per channel, of pixels scaled to [0, 1].
+        replaced: those that turn out to be unreadable; None: they are an error.
 
     Example:
         >>> import heptane as hp                                   # doctest: +SKIP
@@ -34,10 +36,16 @@ class Images(Rows):
     """
 
     def __init__(
-        self, store: PixelStore, rows: Any, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+        self,
+        store: PixelStore,
+        rows: Any,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        replaced: ReplacedImages | None = None,
     ) -> None:
         self.store, self.rows = store, np.asarray(rows, dtype=np.int64)
-        self.image_size, self.mean, self.std = size, tuple(mean), tuple(std)
+        self.image_size, self.mean, self.std, self.replaced = size, tuple(mean), tuple(std), replaced
         self.shape, self.dtype = (len(self.rows), store.channels, *size), torch.float32
         self.nbytes = len(self.rows) * store.row_bytes
         self._resident: torch.Tensor | None = None
@@ -78,8 +86,9 @@ class Images(Rows):
         if self._resident is not None and self._where is not None:
             where = self._where.to(positions.device)[positions].to(self._resident.device)
             return self.store.channels_first(self._resident.index_select(0, where))
+        rows = self.rows[positions.cpu().numpy()].tolist()
         try:
-            return self.store.read(self.rows[positions.cpu().numpy()].tolist())
+            return self.store.read(rows) if self.replaced is None else self.replaced.read(self.store.read, rows)
         except Unreadable as error:
             raise unreadable(self.store, error) from error.__cause__
 
@@ -143,10 +152,10 @@ class Images(Rows):
         self._keep()
 
 
-def unreadable(store: PixelStore, error: Unreadable) -> InputError:
+def unreadable(store: PixelStore, error: Unreadable) -> DataError:
     """The message about an image that cannot be read."""
     name = f"{store.images.where}/{store.images.name(error.index)}"
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return InputError(
+    return DataError(
         f"image {name!r} cannot be read ({one_line(cause)}): repair or remove it, or skip unreadable files with --skip-bad N"
     )

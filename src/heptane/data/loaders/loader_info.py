@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from heptane.base.errors import InputError
+from heptane.base.errors import DataError, InputError
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor, inputs_and_targets, length, tree_copy, tree_map
-from heptane.data.loaders.skipped_samples import DataError
 
 
 class DuplicateDetector:

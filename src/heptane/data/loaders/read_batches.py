@@ -7,13 +7,13 @@ import copy
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
-from heptane.base.errors import InputError, one_line
+from heptane.base.errors import DataError, InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.tree import detached, inputs_and_targets, is_text, rebuild, tree_copy, tree_map
 from heptane.data.cast import to_tensors
 from heptane.data.loaders.loader_info import DuplicateDetector, check_sampler, may_share_memory
 from heptane.data.loaders.safe_loader import Collated, drop_samples, safe_loader
-from heptane.data.loaders.skipped_samples import WORKER_REMEDY, DataError, SkippedSamples
+from heptane.data.loaders.skipped_samples import WORKER_REMEDY, SkippedSamples
 
 
 def owned_copy(data: Any, shares: bool) -> Any:

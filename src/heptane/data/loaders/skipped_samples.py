@@ -6,17 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from heptane.base.errors import InputError
+from heptane.base.errors import DataError
 from heptane.base.lazy import torch
 from heptane.base.tree import in_memory, inputs_and_targets
 from heptane.data.loaders.safe_loader import Collated, Index
 
 MAX_NAMED = 5
 WORKER_REMEDY = "out of memory? lower num_workers or the batch size"
-
-
-class DataError(InputError):
-    """Invalid data, found during training; what was trained until then is kept."""
 
 
 @dataclass
