@@ -386,7 +386,7 @@ def test_a_fifo_is_no_settings_file(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_before_training_ends_with_130(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heptane.cli.loading.load", lambda *_: os.kill(os.getpid(), getattr(signal, name)))
+    monkeypatch.setattr("heptane.cli.loading.load", lambda *_, **__: os.kill(os.getpid(), getattr(signal, name)))
     assert main(["train", "--data", "digits", "--out", str(tmp_path / "run")]) == 130
     assert not (tmp_path / "run").exists()
 
@@ -394,7 +394,7 @@ def test_a_signal_before_training_ends_with_130(name: str, tmp_path: Path, monke
 def test_a_full_disk_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "somewhere")
 
     monkeypatch.setattr("heptane.cli.loading.load", full)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from heptane.cli import main
-from heptane.data.images import inspect_images
+from heptane.cli import loading, main
+from heptane.data.images import inspect_images, load_images, pixel_store
 
 
 @pytest.fixture(autouse=True)
@@ -142,9 +142,31 @@ def test_a_very_large_folder_is_sampled_unless_all_is_given(
     monkeypatch.setattr(inspect_images, "SAMPLE", 10)
     assert main(["data", "inspect", str(photos), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "10 images, evenly spaced; --all reads all of them" in said
+    assert "10 of 40 images, evenly spaced; --all reads all of them" in said
     assert "all that were tried can be read" in said
     assert inspected(capsys, str(photos), "--out", str(tmp_path / "out"), "--force", "--all")["tried"] == 40
+
+
+@pytest.mark.parametrize("damaged", [0, 2])
+def test_a_plan_decodes_a_few_images_only(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, damaged: int
+) -> None:
+    monkeypatch.setattr(load_images, "PLANNED", 5)
+    monkeypatch.setattr(loading, "PLANNED", 39)
+    for index in range(damaged):
+        (photos / "train" / "cat" / f"{index:02}.png").write_bytes(b"no picture")
+    counted: list[int] = []
+    decode = pixel_store.decode
+    monkeypatch.setattr(pixel_store, "decode", lambda *arguments: counted.append(1) or decode(*arguments))
+    skip = ["--skip-bad", str(damaged)] if damaged else []
+    assert main(["train", "--data", str(photos), "--dry-run", "--no-transfer", *skip]) == 0
+    assert "decoded" not in capsys.readouterr().out
+    assert 1 <= len(counted) <= 5
+    counted.clear()
+    found = inspected(capsys, str(photos), "--out", str(tmp_path / "out"))
+    assert found["stops"] is None
+    assert len(found["unreadable"]) == damaged
+    assert len(counted) <= 5
 
 
 def test_files_are_not_overwritten_and_not_written_into_the_data(

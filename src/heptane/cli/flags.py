@@ -211,7 +211,9 @@ def add_data(commands: Any) -> None:
     for field in fields(Settings):
         if field.name in ("label", "task", "valid_fraction"):
             _add_field(parser, field, "", docs[field.name])
-    parser.add_argument("--all", action="store_true", help="Read all images, also of 100,000 or more. Default: a sample.")
+    parser.add_argument(
+        "--all", action="store_true", help="Read all images, also of more than 20,000. Default: 10,000 of them."
+    )
     parser.add_argument("--out", metavar="DIR", help="The folder for the files. Default: runs/inspect-DATA-TIME.")
     parser.add_argument("--force", action="store_true", help="Overwrite the files in --out.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")

@@ -18,7 +18,6 @@ from heptane.cli.inspection_text import print_inspection
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import plan_run
 from heptane.cli.train import check_outside
-from heptane.data.images.load_images import AT_FIRST
 from heptane.data.images.split_images import split_listing
 from heptane.session.run_folder import check_folder, clean, this_job
 from heptane.session.settings import Settings, choice
@@ -105,10 +104,8 @@ def _plan(settings: Settings, record: dict[str, Any], flags: argparse.Namespace,
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     bad = len(record.get("unreadable", ()))
     words += ["--skip-bad", str(bad)] if bad else []
-    # of more images, planning decodes only some
-    skipped = bad if record["samples"] <= AT_FIRST else 0
     try:
-        planned = plan_run(replace(settings, skip_bad=skipped), choice("recommended", {}), flags, **known)
+        planned = plan_run(replace(settings, skip_bad=bad), choice("recommended", {}), flags, **known, planning=True)
     except InputError as error:
         return {"command": shlex.join(words), "plan": [], "stops": " ".join(str(error).split())}
     return {"command": shlex.join(words), "plan": plan_lines(planned), "stops": None, "notes": list(planned.data.notes)}

@@ -41,7 +41,7 @@ def print_inspection(record: Mapping[str, Any]) -> None:
 
 def _images(record: Mapping[str, Any], say: Say) -> None:
     if record["tried"] < record["samples"]:
-        say(f"read      {record['tried']:,} images, evenly spaced; --all reads all of them")
+        say(f"read      {record['tried']:,} of {record['samples']:,} images, evenly spaced; --all reads all of them")
     say(f"files     {_bytes(record['bytes'])}, {_counts(record['formats'])}")
     if (sizes := record["sizes"]) is None:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 from heptane.base.progress import clear_progress
@@ -12,9 +13,19 @@ from heptane.data import Data, load_data
 from heptane.data.images.listing import Listing
 from heptane.session.settings import Settings
 
+PLANNED = 256  # images: for a plan of more, not all are decoded
 
-def load(settings: Settings, flags: argparse.Namespace, scale: str = "data", listing: Listing | None = None) -> Data:
-    """Load the data, listed already if they are images; notes on it go to stderr."""
+
+def load(
+    settings: Settings,
+    flags: argparse.Namespace,
+    scale: str = "data",
+    listing: Listing | None = None,
+    *,
+    planning: bool = False,
+) -> Data:
+    """Load the data, listed already if they are images; for a plan only a few are decoded. Notes on it go to stderr."""
+    many = listing is not None and len(listing.images) > PLANNED
     data = load_data(
         settings.data if listing is None else listing,
         label=settings.label,
@@ -24,7 +35,7 @@ def load(settings: Settings, flags: argparse.Namespace, scale: str = "data", lis
         skip_bad=settings.skip_bad,
         fallback=flags.fallback,
         scale=scale,
-        reading=settings.reading,
+        reading=replace(settings.reading, first=0) if planning and many else settings.reading,
     )
     clear_progress()
     for note in data.notes if is_rank_zero() else ():

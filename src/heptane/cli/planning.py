@@ -58,6 +58,7 @@ def plan_run(
     race: bool = False,
     data: Data | None = None,
     listing: Listing | None = None,
+    planning: bool = False,
 ) -> Planned:
     """Load the data, and choose everything that was not given.
 
@@ -68,6 +69,7 @@ def plan_run(
         race: plan for a race, whose plain arm trains from scratch at a constant learning rate.
         data: data already loaded; None: load it.
         listing: its images, if they are listed already.
+        planning: whether nothing will be trained, so that a few images are enough.
     """
     if settings.model is not None:
         check_known(settings.model)  # before anything is loaded or printed
@@ -90,7 +92,7 @@ def plan_run(
     size = choices["image_size"] if seen is not None else settings.image_size
     if data is None:
         scale = pixel_scale(choices["model"] if seen else settings.model, choices["start"])
-        data = loading.load(replace(settings, image_size=size), flags, scale, listing)
+        data = loading.load(replace(settings, image_size=size), flags, scale, listing, planning=planning)
     facts = DataFacts.of(data, seen)
     if seen is None:
         choices = before_loading(facts, machine, given)

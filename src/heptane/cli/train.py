@@ -29,7 +29,7 @@ def train(flags: argparse.Namespace) -> int:
     """Train as the flags say; returns the exit code."""
     settings, wanted, _ = read(flags)
     out = out_folder(settings, flags)
-    planned = plan_run(settings, wanted, flags)
+    planned = plan_run(settings, wanted, flags, planning=flags.dry_run)
     settings, data, tricks, reasons = planned.settings, planned.data, planned.tricks, planned.reasons
     if is_rank_zero():
         print("\n".join(plan_lines(planned)), file=sys.stdout if flags.dry_run else sys.stderr)

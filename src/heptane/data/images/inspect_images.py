@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from heptane.data.images.image_files import ImageList
     from heptane.data.images.listing import Listing
 
-LARGE, SAMPLE = 100_000, 20_000  # from this many images on, a sample of this size is read
+LARGE, SAMPLE = 20_001, 10_000  # from this many images on, a sample of this size is read
 THUMBNAIL, QUICK = 32, 1024  # pixels: of the thumbnail; of a large JPEG, which is decoded at 1/2, 1/4 or 1/8
 AT_ONCE = 256  # images in each round of reading
 T = TypeVar("T")

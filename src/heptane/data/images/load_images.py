@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError, one_line
@@ -33,6 +33,7 @@ MAX_NAMED = 50  # unreadable files listed in a note
 HEADERS = 500  # images at most whose headers are read, for their sizes and colours
 AT_FIRST = 10_000  # images at most that are decoded before training; of more, each is decoded when it is first needed
 MEASURED, FEW = 4096, 1024  # training images at most that are all measured, else so many of them
+PLANNED = 256  # training images at most that are measured if none is decoded before it is needed
 PIECE = 256  # images measured at a time
 LARGE_BYTES = 64 * 2**20  # pixels of this size deserve a note on where they are
 
@@ -69,31 +70,30 @@ def load_images(
     for stored, chosen in rows.items():
         stores[stored], how = open_store(listing.images, stored, channels, len(chosen), reading, listing.encoded_bytes)
     training, first = stores[larger[0], larger[1]], AT_FIRST if reading.first is None else reading.first
-    replaces = skip_bad > 0 and listing.one_class and (len(listing.images) > first or training.rows is None)
-    bad = dict[int, Exception]()
+    replaces = min(skip_bad, first) > 0 and listing.one_class and (len(listing.images) > first or training.rows is None)
+    measured = parts["train"] if first else np.array(evenly_spaced(parts["train"].tolist(), PLANNED))
+    before = list[tuple["PixelStore", "npt.NDArray[np.int64]"]]()  # what is decoded before training
     for stored, chosen in rows.items():
         if first and (skip_bad or (len(listing.images) <= first and stores[stored].rows is not None)):
-            some = np.setdiff1d(chosen, parts["train"]) if replaces else np.sort(chosen)
-            bad |= _fill(stores[stored], some, skip_bad, bad)
+            before.append((stores[stored], np.setdiff1d(chosen, parts["train"]) if replaces else np.sort(chosen)))
+    bad = _fill([(training, measured)] if skip_bad and not first else before, skip_bad)
     if bad:
-        names = [repr(listing.images.name(index)) for index in sorted(bad)]
-        shown = ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])])
-        notes.append(f"{len(bad)} unreadable file(s) were skipped: {shown}")
+        notes.append(f"{len(bad)} unreadable file(s) were skipped: {_named(listing, bad)}")
         parts = {part: index[~np.isin(index, list(bad))] for part, index in parts.items()}
     _check_classes(listing, parts)
     notes += _notes_on_split(listing, parts, seed)
     replaced = ReplacedImages(listing.images, parts["train"], listing.labels, skip_bad - len(bad)) if replaces else None
     if replaced is not None:
         notes.append(f"unreadable training images are found as they are reached, and replaced (--skip-bad {skip_bad})")
-    most = MEASURED if reading.first is None else first
-    moments = (IMAGENET_MEAN, IMAGENET_STD) if scale == "imagenet" else _measure(training, parts["train"], replaced, most)
+    measured = parts["train"] if first else np.setdiff1d(measured, list(bad))
+    moments = (IMAGENET_MEAN, IMAGENET_STD) if scale == "imagenet" else _measure(training, measured, replaced)
     made = {part: Images(stores[size], index, size, *moments) for part, index in parts.items() if part != "train"}
     made["train"] = Images(training, parts["train"], size, *moments, replaced)
     labels, target = _targets(listing, parts)
     notes += [] if target is None else [target.note("the label")]
     train, valid, test = ((made[part], labels[part]) if part in made else None for part in PARTS)
     assert train is not None
-    notes += _notes_on_storage(made["train"], how)
+    notes += _notes_on_storage(made["train"], how) if first else []
     preprocess = ImagePreprocess(size, channels, *moments, target=target, background=reading.background)
     about = (len(listing.classes) or None, listing.classes, tuple(notes), listing.where, *moments)
     files = {part: listing.images.names_at(index) for part, index in parts.items()}
@@ -150,20 +150,27 @@ def _size_and_colour(listing: Listing, image_size: tuple[int, int] | None) -> tu
     return image_size or (DEFAULT_SIZE, DEFAULT_SIZE), is_grey
 
 
-def _fill(store: PixelStore, rows: npt.NDArray[np.int64], limit: int, before: dict[int, Exception]) -> dict[int, Exception]:
-    """Decode all of ``rows``; return the unreadable ones, or raise :class:`InputError` if they are too many."""
+def _fill(wanted: Sequence[tuple[PixelStore, npt.NDArray[np.int64]]], limit: int) -> dict[int, Exception]:
+    """Decode images of stores; return the unreadable ones, or raise :class:`InputError` if they are too many."""
     rank, workers = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    first = rank * len(rows) // workers  # the workers share a cache, so each begins with its share
-    bad = store.fill(rows.tolist(), f"reading {len(rows):,} images", limit - len(before), first)
-    if len(before) + len(bad) > limit:
-        index, error = bad[limit - len(before)]
-        remedy = "repair or remove it, or skip unreadable files with --skip-bad N"
-        if limit:
-            skipped = [repr(store.images.name(index)) for index in [*before, *(index for index, _ in bad)][:limit]]
-            remedy = f"it is one more than --skip-bad {limit} allows, after {', '.join(skipped[:5])}"
-        name = f"{store.images.where}/{store.images.name(index)}"
-        raise InputError(f"image {name!r} cannot be read ({one_line(error)}): {remedy}") from error
-    return dict(bad)
+    found = dict[int, Exception]()
+    for store, rows in wanted:
+        first = rank * len(rows) // workers  # the workers share a cache, so each begins with its share
+        found |= dict(store.fill(rows.tolist(), f"reading {len(rows):,} images", limit - len(found), first))
+        if len(found) > limit:
+            index, error = list(found.items())[limit]
+            remedy = "repair or remove it, or skip unreadable files with --skip-bad N"
+            if limit:
+                skipped = [repr(store.images.name(index)) for index in list(found)[:limit]]
+                remedy = f"it is one more than --skip-bad {limit} allows, after {', '.join(skipped[:5])}"
+            name = f"{store.images.where}/{store.images.name(index)}"
+            raise InputError(f"image {name!r} cannot be read ({one_line(error)}): {remedy}") from error
+    return found
+
+
+def _named(listing: Listing, bad: Iterable[int]) -> str:
+    names = [repr(listing.images.name(index)) for index in sorted(bad)]
+    return ", ".join([*names[:MAX_NAMED], *(["..."] if len(names) > MAX_NAMED else [])])
 
 
 def _check_classes(listing: Listing, parts: dict[str, npt.NDArray[np.int64]]) -> None:
@@ -185,14 +192,14 @@ def _check_classes(listing: Listing, parts: dict[str, npt.NDArray[np.int64]]) ->
 
 
 def _measure(
-    store: PixelStore, rows: npt.NDArray[np.int64], replaced: ReplacedImages | None, most: int
+    store: PixelStore, rows: npt.NDArray[np.int64], replaced: ReplacedImages | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of the training images, or of a few of more than ``most``, evenly spaced."""
-    chosen: Sequence[int] = rows.tolist() if len(rows) <= most else evenly_spaced(rows.tolist(), FEW)
+    """Mean and standard deviation per channel of the training images, or of some of them, evenly spaced."""
+    chosen: Sequence[int] = rows.tolist() if len(rows) <= MEASURED else evenly_spaced(rows.tolist(), FEW)
     images = Images(store, np.array(chosen), store.size, (0.0,), (1.0,), replaced)
     counts: Any = 0
     with working(f"measuring the mean of {len(chosen):,} images", len(chosen)) as advance:
-        for part in torch.arange(len(chosen)).split(PIECE):
+        for part in torch.split(torch.arange(len(chosen)), PIECE):
             pixels = images.pixels(part)
             counts += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)])
             advance(len(part))
