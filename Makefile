@@ -20,7 +20,7 @@ train: $(VENV)/.demo ## train a small ResNet on Fashion-MNIST with the recommend
 	$(BIN)/heptane train --data fashion-mnist --fallback digits --model resnet --epochs 4 --progressive-size 20 --tricks recommended --out runs/train --force
 
 test: lint ## lint, types and the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not hosts"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not hosts"
 
 test-all: lint ## all tests, also slow ones and those for a GPU, with coverage
 	$(BIN)/python -m pytest -m "not gpu" --cov=heptane --cov-report=term --cov-fail-under=95

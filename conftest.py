@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import heptane as hp
+from heptane.base.randomness import manual_seed
 
 LONG = ("test_torture", "test_fuzz", "test_data_parallel", "test_elastic", "test_race", "test_interruption", "test_package")
 
@@ -39,6 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _names_for_examples(doctest_namespace: dict[str, Any]) -> None:
+def _names_for_examples_and_one_seed(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace.update(torch=torch, hp=hp)
-    torch.manual_seed(0)
+    manual_seed(0)

@@ -1,4 +1,4 @@
-"""What all tests share: no progress lines, one seed, and the fixtures."""
+"""What all tests share: no progress lines, and the fixtures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gc
 import os
 
 import pytest
-import torch
 
 os.environ["HEPTANE_PROGRESS"] = "off"  # what is printed must not depend on how busy the machine is
 
@@ -16,11 +15,6 @@ def _imports_are_not_collected() -> None:
     """Collecting what PyTorch and pytest have imported takes half a second, and a race does it after each run."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True)
-def _fresh_random_state() -> None:
-    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from heptane.base.randomness import generator, seed_torch
+from heptane.base.randomness import generator, manual_seed, seed_torch
 
 
 def test_a_draw_can_be_drawn_again() -> None:
@@ -60,3 +60,15 @@ def test_gpus_are_seeded_where_they_are_in_use(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     seed_torch(1, 2)
     assert seeds == [torch.initial_seed()]
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_all_devices_that_there_are_get_pytorchs_seed(has_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_gpu)
+    manual_seed(7)
+    assert torch.equal(torch.rand(3), wanted)
+    assert seeds == [7] * has_gpu

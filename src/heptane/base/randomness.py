@@ -31,9 +31,17 @@ def seed_torch(seed: int, step: int, rank: int = 0) -> None:
         torch.cuda.manual_seed_all(value)
 
 
+def manual_seed(value: int) -> None:
+    """``torch.manual_seed``, which formats a stack trace for each kind of device, also where there is none."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(value)
+    else:
+        torch.default_generator.manual_seed(value)
+
+
 def seed_all(value: int) -> None:
     """Seed the global generators of PyTorch, Python and NumPy."""
-    torch.manual_seed(value)
+    manual_seed(value)
     random.seed(value)
     np.random.seed(value % (1 << 32))
 

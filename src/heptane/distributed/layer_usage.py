@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from heptane.base.randomness import manual_seed
 from heptane.base.tree import copy_rows, first_tensor
 from heptane.model.modes import enable_gradients
 from heptane.model.outputs import autograd_graph
@@ -131,7 +132,7 @@ def observe_usage(
     """
     use = LayerUsage()
     with preserved_model(model), enable_gradients():
-        torch.manual_seed(seed)
+        manual_seed(seed)
         _train_mode(model, len(first_tensor(sample[0])))
         inputs, targets = copy_rows(sample, slice(2))
         with _watched(units) as watch:

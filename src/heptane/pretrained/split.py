@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from heptane.base.randomness import manual_seed
 from heptane.base.tree import copy_rows, first_tensor, tree_copy
 from heptane.core.precision.step import Precision
 from heptane.data.batches import BatchTransform
@@ -262,15 +263,15 @@ def _try_tail(model: torch.nn.Module, split: SplitPoint, sample: Any, seed: int)
     def keep(features: torch.Tensor) -> None:
         nonlocal found
         found = features.clone()
-        torch.manual_seed(seed)
+        manual_seed(seed)
 
     with preserved_model(model), hook_at(split, keep):
-        torch.manual_seed(seed)
+        manual_seed(seed)
         output = call(model, tree_copy(sample))
     if found is None:
         return None, False
     with preserved_model(model):
-        torch.manual_seed(seed)
+        manual_seed(seed)
         return found, _is_close(torch.nn.Sequential(*split.tail)(found.clone()), output)
 
 

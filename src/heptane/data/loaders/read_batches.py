@@ -9,6 +9,7 @@ from typing import Any
 
 from heptane.base.errors import DataError, InputError, one_line
 from heptane.base.lazy import torch
+from heptane.base.randomness import manual_seed
 from heptane.base.tree import detached, inputs_and_targets, is_text, rebuild, tree_copy, tree_map
 from heptane.data.cast import to_tensors
 from heptane.data.loaders.loader_info import DuplicateDetector, check_sampler, may_share_memory
@@ -28,7 +29,7 @@ def eval_batches(loader: Any, skipped: SkippedSamples | None = None, name: str =
     index = 0
     while True:
         state = torch.random.get_rng_state()
-        torch.manual_seed(index)
+        manual_seed(index)
         try:
             batches = readable_batches(loader, skipped, name) if batches is None else batches
             data = next(batches)
