@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import heptane as hp
+from heptane.cli import main
 from heptane.data.images.sources import images_kind, list_images
 
 datasets = pytest.importorskip("datasets")
@@ -61,6 +62,50 @@ def test_one_split_is_split_by_the_seed_and_absent_classes_are_left_out(tmp_path
     assert [len(part[1]) for part in (data.train, data.valid, data.test)] == [16, 2, 2]
     assert data.class_names == ("dog", "cat")
     assert "classes without an image were left out: eel" in data.notes
+
+
+def test_a_saved_folder_may_have_the_prefix_of_a_data_set(tmp_path):
+    made(0, 20).save_to_disk(tmp_path / "pets")
+    data = hp.load_data(f"hf-data:{tmp_path / 'pets'}")
+    assert (data.name, len(everything(data))) == ("pets", 20)
+
+
+def test_lists_of_classes_are_several_labels_and_the_label_by_their_type(tmp_path):
+    kinds = [[0], None, [], [1, 0]] * 5
+    rows = {"picture": [{"bytes": content(n), "path": None} for n in range(20)], "tags": kinds}
+    of_lists = datasets.Sequence(datasets.ClassLabel(names=["dog", "cat"]))
+    features = datasets.Features({"picture": datasets.Image(), "tags": of_lists})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "pets")
+    data = hp.load_data(tmp_path / "pets")
+    assert data.class_names == ("dog", "cat")
+    assert everything(data) == {n: [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]][n % 4] for n in range(20)}
+    assert "column 'tags' is the label, by its type" in data.notes
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_a_missing_label_is_named(tmp_path, label):
+    made(0, 20, kind=[0, label, *[1] * 18]).save_to_disk(tmp_path / "pets")
+    with pytest.raises(hp.InputError, match=r"the label 'kind' is not a class in row 1 \(the first is 0\): remove it"):
+        hp.load_data(tmp_path / "pets")
+
+
+def test_images_without_another_column_are_refused(tmp_path):
+    made(0, 20).select_columns(["picture"]).save_to_disk(tmp_path / "pets")
+    with pytest.raises(hp.InputError, match="the data set has images, but no other column: add one with their labels"):
+        hp.load_data(tmp_path / "pets")
+
+
+def test_the_command_trains_resumes_evaluates_its_own_test_part_and_predicts(tmp_path, capsys):
+    made(0, 40).save_to_disk(tmp_path / "pets")
+    source, run = f"hf-data:{tmp_path / 'pets'}", str(tmp_path / "run")
+    small = ["--epochs", "1", "--batch-size", "8", "--model", "mlp", "--tricks", "none"]
+    assert main(["train", "--data", source, "--out", run, *small]) == 0
+    assert main(["train", "--resume", run, "--epochs", "2"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--run", run, "--data", source]) == 0
+    assert "4 samples (test)" in capsys.readouterr().out
+    assert main(["predict", "--run", run, source]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 41
 
 
 def test_copies_are_in_one_part(tmp_path):

@@ -61,7 +61,9 @@ def _outputs(
     if not source:
         raise InputError(f"{run.folder} does not record its training data: pass --data")
     path = Path(source).expanduser()
-    own = flags.data is None or (settings.get("data") and _same(path, Path(settings["data"]).expanduser()))
+    own = flags.data in (None, settings.get("data")) or (
+        settings.get("data") and _same(path, Path(settings["data"]).expanduser())
+    )
     if own or source in BUILT_IN or (not path.exists() and images_kind(source) is None):
         data = _load(run, settings, source, flags, bool(own))
         part = flags.part or ("valid" if data.test is None and data.valid is not None else "test")

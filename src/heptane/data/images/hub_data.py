@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,12 @@ class HubImages(ImageList):
 
 def is_hub_data(name: str) -> bool:
     """Whether a source is a data set of the hub, or a folder of one."""
-    return name.startswith(PREFIX) or any((Path(name) / file).is_file() for file in FILES)
+    return name.startswith(PREFIX) or is_saved(name)
+
+
+def is_saved(name: str) -> bool:
+    """Whether a name, without the prefix, is a folder that ``save_to_disk`` wrote."""
+    return any((Path(name) / file).is_file() for file in FILES)
 
 
 def open_splits(name: str) -> dict[str, Any]:
@@ -83,10 +89,11 @@ def open_splits(name: str) -> dict[str, Any]:
         raise InputError(f'data={name!r} needs datasets, which is missing: pip install "heptane[hf-data]"') from error
     try:
         with working(f"loading {name}"):
-            if name.startswith(PREFIX):
-                found = datasets.load_dataset(*name.removeprefix(PREFIX).split(":", 1))
+            inner = name.removeprefix(PREFIX)
+            if is_saved(os.path.expanduser(inner)):
+                found = datasets.load_from_disk(os.path.expanduser(inner))
             else:
-                found = datasets.load_from_disk(name)
+                found = datasets.load_dataset(*inner.split(":", 1))
     except Exception as error:  # datasets raises many types
         raise InputError(f"data={name!r} cannot be loaded ({one_line(error)}): check the name and the connection") from error
     return dict(found) if isinstance(found, Mapping) else {"all": found}
@@ -103,7 +110,7 @@ def list_hub_data(name: str, *, label: str | None, task: str | None) -> Listing 
     Raises:
         InputError: it cannot be loaded, or its label is missing.
     """
-    from_disk, splits = not name.startswith(PREFIX), open_splits(name)
+    splits = open_splits(name)
     column = _image_column(next(iter(splits.values())).features)
     if column is None:
         return None
@@ -125,7 +132,7 @@ def list_hub_data(name: str, *, label: str | None, task: str | None) -> Listing 
     which = np.repeat([parts[key] or "all" for key in splits], [len(split) for split in splits.values()])
     rows = {part: np.flatnonzero(which == part) for part in PARTS if (which == part).any()}
     return Listing(
-        name=Path(name).name if from_disk else name.removeprefix(PREFIX),
+        name=Path(name).name if is_saved(os.path.expanduser(name.removeprefix(PREFIX))) else name.removeprefix(PREFIX),
         where=name,
         images=images,
         labels=labels.values,
@@ -180,9 +187,16 @@ def _class_names(feature: Any) -> list[str]:
     return list(getattr(feature, "names", None) or ())
 
 
+def _several_names(feature: Any) -> list[str]:
+    """The names of the classes of a column of lists."""
+    return _class_names(getattr(feature, "feature", None))
+
+
 def _label_column(splits: dict[str, Any], frames: dict[str, Any], label: str | None, notes: list[str]) -> str:
     features = next(iter(splits.values())).features
-    classes = [name for name, feature in features.items() if _class_names(feature)]
+    if not (others := [name for name in features if name in next(iter(frames.values())).columns]):
+        raise InputError("the data set has images, but no other column: add one with their labels")
+    classes = [name for name in others if _class_names(features[name]) or _several_names(features[name])]
     if label is None and len(classes) == 1:
         notes.append(f"column {classes[0]!r} is the label, by its type")
         return str(classes[0])
@@ -191,15 +205,17 @@ def _label_column(splits: dict[str, Any], frames: dict[str, Any], label: str | N
 
 def _labels(series: pd.Series, feature: Any, label: str, task: str | None) -> ImageLabels:
     if names := _class_names(feature):
-        numbers = series.to_numpy(dtype=np.int64)
-        if (numbers < 0).any() or (numbers >= len(names)).any():
-            raise InputError(f"the label {label!r} is not a class in row {int(np.flatnonzero(numbers < 0)[0])}: remove it")
+        numbers = series.fillna(-1).to_numpy(dtype=np.int64)
+        bad = np.flatnonzero((numbers < 0) | (numbers >= len(names)))
+        if len(bad):
+            raise InputError(f"the label {label!r} is not a class in row {int(bad[0])} (the first is 0): remove it")
         there = np.unique(numbers)
         if len(there) < 2:
             raise InputError(f"the label {label!r} is {names[int(there[0])]!r} in every row: expected two or more classes")
         absent = [name for number, name in enumerate(names) if number not in set(there.tolist())]
         notes = (f"classes without an image were left out: {', '.join(absent[:8])}",) if absent else ()
         return ImageLabels(np.searchsorted(there, numbers), tuple(names[number] for number in there.tolist()), notes)
-    if several := _class_names(getattr(feature, "feature", None)):
-        return from_lists(repr(label), [[several[number] for number in row] for row in series], several)
+    if several := _several_names(feature):
+        lists = [[several[number] for number in (() if row is None else row)] for row in series]
+        return from_lists(repr(label), lists, several)
     return labels_of(series, label, task)
