@@ -398,9 +398,11 @@ def bytes_of(image: Image.Image, fmt: str) -> bytes:
         bytes_of(Image.new("RGB", (4, 4)), "PNG")[:40],
         bytes_of(Image.new("RGB", (4, 4)), "EPS"),
         bytes_of(Image.new("F", (4, 4)), "TIFF"),
+        bytes_of(Image.new("I", (4, 4), 65536), "TIFF"),
+        bytes_of(Image.new("I", (4, 4), -1), "TIFF"),
         bytes_of(Image.new("1", (20_000, 20_000)), "PNG"),
     ],
-    ids=["empty", "text", "truncated", "another format", "floats", "bomb"],
+    ids=["empty", "text", "truncated", "another format", "floats", "32 bits", "signed", "bomb"],
 )
 def test_bad_content_is_named_or_skipped(tmp_path, content):
     fill(tmp_path)

@@ -120,7 +120,10 @@ def upright(image: Image.Image) -> Image.Image:
 
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode[0] == "I":  # keep the upper 8 bits of 16; Pillow would clip
-        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+        levels = np.asarray(image)
+        if int(levels.min()) < 0 or int(levels.max()) > 65535:
+            raise ValueError("its pixels have more than 16 bits: convert them to 8 or 16 bits")
+        return Image.fromarray((levels >> 8).astype(np.uint8))
     return image
 
 
