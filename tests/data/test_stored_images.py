@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,6 +195,19 @@ def test_what_was_altered_in_the_cache_is_decoded_again(tmp_path, monkeypatch, d
         content[5:40] = bytes(35)
         (entry(cache) / damage).write_bytes(content)
     assert torch.equal(hp.load_data(root, image_size=SIZE, reading=hp.Reading(cache=cache)).train[0][:], wanted)
+
+
+@pytest.mark.parametrize("damage", ["short", "gone"])
+def test_what_is_altered_in_the_cache_while_it_is_read_is_decoded_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(pixel_cache, "SMALL", 0)
+    root, cache = photos(tmp_path / "data"), tmp_path / "cache"
+    data = hp.load_data(root, image_size=SIZE, scale="imagenet", reading=hp.Reading(cache=cache, first=0))
+    wanted = data.train[0][:]
+    if damage == "short":
+        os.truncate(entry(cache) / "pixels", 1000)
+    else:
+        shutil.rmtree(cache)
+    assert torch.equal(data.train[0][:], wanted)
 
 
 def test_a_changed_file_is_decoded_again_and_one_that_changes_meanwhile_is_refused(tmp_path, monkeypatch):

@@ -57,13 +57,17 @@ class PixelFile:
 
     def refresh(self) -> None:
         """Read which rows there are now, since other processes may write some."""
-        self.sums = np.frombuffer(bytearray(_read(self._sums, 4 * self.num_rows, 0)), dtype=np.uint32)
+        self.sums = np.frombuffer(
+            bytearray(_read(self._sums, 4 * self.num_rows, 0).ljust(4 * self.num_rows, b"\0")), dtype=np.uint32
+        )
 
     def get(self, row: int) -> npt.NDArray[np.uint8] | None:
         """The bytes of a row; None if it is missing or damaged."""
         if not self.sums[row]:
             return None
         content = np.frombuffer(_read(self._pixels, self.row_bytes, row * self.row_bytes), dtype=np.uint8)
+        if len(content) < self.row_bytes:  # the file was truncated
+            return None
         if not self._checked[row]:
             if checksum(content) != self.sums[row]:
                 self.sums[row] = 0
@@ -316,7 +320,7 @@ def _read(descriptor: int, size: int, at: int) -> bytes:
     while len(content) < size:
         more = os.pread(descriptor, size - len(content), at + len(content))
         if not more:
-            return content + bytes(size - len(content))
+            break
         content += more
     return content
 
