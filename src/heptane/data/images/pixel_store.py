@@ -66,7 +66,8 @@ class PixelFile:
         if not self.sums[row]:
             return None
         content = np.frombuffer(_read(self._pixels, self.row_bytes, row * self.row_bytes), dtype=np.uint8)
-        if len(content) < self.row_bytes:  # the file was truncated
+        if len(content) < self.row_bytes:  # the file was truncated, and what is written later fills it up with zeros
+            self._checked[:] = False
             return None
         if not self._checked[row]:
             if checksum(content) != self.sums[row]:
