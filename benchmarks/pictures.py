@@ -7,7 +7,7 @@ that are timed whole, and train on the same files; no arm sees the test files be
 - ``heptane``: the command without any flag but ``--data``;
 - ``fastai``: ``ImageDataLoaders.from_folder``, ``RandomResizedCrop``, flips, ``Learner.fine_tune``: the head for an epoch,
   then everything, with discriminative rates and 1cycle;
-- ``torchvision``: ``ImageFolder`` with ``RandomResizedCrop`` and flips, 2 workers, AdamW with 1cycle, all of it for 3 epochs;
+- ``torchvision``: ``ImageFolder`` with ``RandomResizedCrop`` and flips, 2 workers, AdamW with 1cycle, everything trains;
 - ``features``: features of the resized picture, computed once, and scikit-learn's logistic regression.
 
 ``python benchmarks/pictures.py [--per-class 60] [--seeds 2]`` writes ``results/pictures.json``. It needs fastai, torchvision
