@@ -182,6 +182,18 @@ def test_names_of_images_that_do_not_exist_are_refused(tmp_path, column, name):
     assert images_kind(tmp_path / name) == "manifest"
 
 
+def test_names_with_spaces_around_them_are_refused_and_a_manifest_without_labels_too(tmp_path):
+    path = write(tmp_path, ["a", "b"] * 10)
+    path.write_text(path.read_text().replace(".png,", ".png ,"))
+    with pytest.raises(
+        hp.InputError, match=r"column 'path' of .* names images, but the first 20 do not exist, such as '.*0.png '"
+    ):
+        hp.load_data(path)
+    pd.read_csv(write(tmp_path, ["a", "b"] * 10))[["path"]].to_csv(path, index=False)
+    with pytest.raises(hp.InputError, match=r"list.csv' has no column but 'path': add one with the labels"):
+        hp.load_data(path)
+
+
 def test_a_table_without_names_of_images_stays_a_table(tmp_path):
     frame = pd.DataFrame({"path": ["a.txt", "b.png", "c"] * 20, "size": range(60), "label": ["x", "y"] * 30})
     frame.to_csv(tmp_path / "t.csv", index=False)

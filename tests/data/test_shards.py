@@ -153,6 +153,14 @@ def test_a_hard_link_in_a_shard_is_the_member_that_it_names(tmp_path):
     assert "1 sample(s) of the shards without an image were ignored" in listing.notes
 
 
+def test_an_empty_image_in_a_shard_is_named(tmp_path):
+    path = shard(tmp_path / "a.tar", [*samples(0, 10), ("x.png", b""), ("x.cls", b"1"), ("y.png", b"z"), ("y.cls", b"1")])
+    with pytest.raises(hp.InputError, match=r"image '.*a.tar/x.png' cannot be read \(it is empty\)"):
+        hp.load_data(path)
+    with pytest.raises(hp.InputError, match=r"image '.*a.tar/y.png' cannot be read \(cannot identify image file\)"):
+        hp.load_data(path, skip_bad=1)
+
+
 def test_a_key_of_two_images_is_refused_and_named(tmp_path):
     path = shard(tmp_path / "a.tar", [*samples(0, 10), *samples(3, 4)])
     with pytest.raises(hp.InputError, match=r"shard 'a.tar' has two members '0003.png'"):

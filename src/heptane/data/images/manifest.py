@@ -52,7 +52,7 @@ def path_column(path: Path) -> str | None:
         if name.strip().lower() not in PATH_COLUMNS:
             continue
         values = [str(row[at]) for row in rows[1:] if len(row) > at]
-        named = [value for value in values if value.lower().endswith(SUFFIXES)]
+        named = [value for value in values if value.strip().lower().endswith(SUFFIXES)]
         if any((path.parent / value).is_file() for value in named):
             return str(name).strip()
         if 2 * len(named) > len(values):
@@ -95,6 +95,8 @@ def list_manifest(path: Path, *, label: str | None, task: str | None, skip_bad: 
     assert column is not None
     with working(f"reading {path.name}"):
         frame, notes = read_table(path)
+    if len(frame.columns) == 1:
+        raise InputError(f"{str(path)!r} has no column but {column!r}: add one with the labels")
     label = find_label(frame.drop(columns=column), label, notes)
     frame = _without_repeats(frame, column, path.parent.resolve(), label, notes)
     with working(f"looking for {len(frame):,} images"):

@@ -53,12 +53,16 @@ def read_image(source: Path | bytes, read: Callable[[Image.Image], T]) -> T:
 
 def read_image_unguarded(source: Path | bytes, read: Callable[[Image.Image], T]) -> T:
     """Thread-safe :func:`read_image` of a file or its content, for use inside :func:`ignore_warnings`."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
         raise OSError("not a regular file")
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+    try:
+        opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError("it is empty" if not size else "cannot identify image file") from None
+    with opened as image:
         _check_size(image, size)
         if image.width * image.height < LARGE:
             return read(image)
