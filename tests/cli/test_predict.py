@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.test_load_run import interrupted, pictures
 
 from heptane.cli import main
+from heptane.data.images.stored_images import Images
 
 NAMES = ("amber", "blue", "green")
 
@@ -194,6 +196,25 @@ def test_evaluate_skips_unreadable_images_with_their_labels(
     assert "accuracy  100.00%" in printed.out
     assert "skipped 1 unreadable file(s)" in printed.err
     assert main(ask) == 2
+
+
+def test_evaluate_reads_the_runs_own_images_a_batch_at_a_time(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capsys.readouterr()
+    ask = ["evaluate", "--run", str(root / "run"), "--part", "all", "--batch-size"]
+    assert main([*ask, "99"]) == 0
+    whole = capsys.readouterr().out
+    sizes, get = list[int](), Images.__getitem__
+
+    def counted(self: Images, positions: object) -> torch.Tensor:
+        found = get(self, positions)
+        sizes.append(len(found))
+        return found
+
+    monkeypatch.setattr(Images, "__getitem__", counted)
+    assert main([*ask, "4"]) == 0
+    assert (capsys.readouterr().out, sum(sizes), max(sizes)) == (whole, 30, 4)
 
 
 def test_evaluate_on_fewer_classes_in_a_folder_of_their_own(

@@ -70,10 +70,15 @@ def _outputs(
         if part != (flags.part or "test"):
             what = f"{data.name} has no test data: evaluated on validation data, which selected the weights"
             print(f"note: {what}", file=sys.stderr)
-        inputs, targets = _part(data, part, run)
-        with working(f"evaluating {len(targets):,} samples"):
-            found = [run_model(run, batch) for batch in torch.split(inputs, flags.batch_size)]
-            return torch.cat(found), targets, data.name, part
+        chosen, size = _parts(data, part), flags.batch_size
+        targets = torch.cat([labels for _, labels in chosen])
+        with working(f"evaluating {len(targets):,} samples", len(targets)) as advance:
+            found = list[torch.Tensor]()
+            for inputs, _ in chosen:  # images are read a batch at a time
+                for start in range(0, len(inputs), size):
+                    found.append(run_model(run, _rescaled(inputs[start : start + size], data, run)))
+                    advance(len(found[-1]))
+        return torch.cat(found), targets, data.name, part
     if run.preprocess is None:
         raise InputError(f"{run.folder} does not record its preprocessing: use hp.evaluate(hp.load_run(...).model, data)")
     raw, targets, part = load_labelled(
@@ -130,21 +135,25 @@ def _scale(record: dict[str, Any]) -> str:
     return "imagenet" if tuple((record.get("data") or {}).get("mean") or ()) == IMAGENET_MEAN else "data"
 
 
-def _part(data: Data, name: str, run: LoadedRun) -> tuple[torch.Tensor, torch.Tensor]:
-    """The requested part, normalised as in training."""
+def _parts(data: Data, name: str) -> list[tuple[Any, torch.Tensor]]:
+    """The requested parts."""
     parts = [getattr(data, part) for part in (("train", "valid", "test") if name == "all" else (name,))]
     there = [part for part in parts if part is not None]
     if not there:
         raise InputError(f"data {data.name!r} has no {name} part: choose another with --part")
-    inputs, targets = torch.cat([part[0] for part in there]), torch.cat([part[1] for part in there])
+    return there
+
+
+def _rescaled(inputs: torch.Tensor, data: Data, run: LoadedRun) -> torch.Tensor:
+    """Inputs of the data, normalised as in training."""
     known = run.record.get("data") or {}
     mean, std = known.get("mean") or [], known.get("std") or []
-    if data.mean and mean and list(data.mean) != mean:
-        own_mean, own_std, run_mean, run_std = (
-            torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std, mean, std)
-        )
-        inputs = (inputs * own_std + own_mean - run_mean) / run_std
-    return inputs, targets
+    if not (data.mean and mean and list(data.mean) != mean):
+        return inputs
+    own_mean, own_std, run_mean, run_std = (
+        torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std, mean, std)
+    )
+    return (inputs * own_std + own_mean - run_mean) / run_std
 
 
 def metrics_of(run: LoadedRun, outputs: torch.Tensor, targets: torch.Tensor, loss: str | None) -> dict[str, float]:
