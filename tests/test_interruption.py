@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.helpers import VALID, assert_equal_weights, checkpoint_steps, fit_mlp
+from tests.workers import COMMAND_LINE, start
 
 import heptane as hp
 from heptane.base.errors import Interrupted
@@ -169,8 +169,10 @@ def test_in_another_thread_there_are_no_handlers(tmp_path: Path) -> None:
 
 
 def long_training(out: Path, *flags: str) -> list[str]:
-    command = ["train", "--data", "digits", "--model", "mlp", "--epochs", "4000", "--tricks", "none", "--out", str(out)]
-    return [*command, "--checkpoint-every", "50", *flags]
+    draw = np.random.default_rng(0)
+    np.savez(out.parent / "d.npz", x=draw.integers(0, 255, (2000, 8, 8), dtype=np.uint8), y=np.arange(2000) % 10)
+    command = ["train", "--data", str(out.parent / "d.npz"), "--model", "mlp", "--epochs", "4000", "--tricks", "none"]
+    return [*command, "--out", str(out), "--checkpoint-every", "50", *flags]
 
 
 def terminate_when_saved(pid: int, out: Path) -> None:
@@ -196,9 +198,9 @@ def test_the_command_line_ends_with_130_and_the_line_that_goes_on(
 
 def test_so_does_the_command_line_of_two_workers(tmp_path: Path) -> None:
     out = tmp_path / "a run"
-    command = [sys.executable, "-m", "heptane.cli", *long_training(out, "--workers", "2")]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    running = start(COMMAND_LINE.format(long_training(out, "--workers", "2")), tmp_path, OMP_NUM_THREADS="1")
     terminate_when_saved(running.pid, out)
-    _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130, errors
+    running.join(60)
+    errors = (tmp_path / "stderr").read_text()
+    assert running.exitcode == 130, errors
     assert_goes_on(errors, out)

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
+from tests.workers import COMMAND_LINE, start
 
 from heptane.base.errors import InputError
 from heptane.base.storage import write_text
@@ -218,13 +217,14 @@ def test_two_runs_do_not_work_in_one_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_lock_of_a_process_that_was_killed_is_stale(tmp_path: Path) -> None:
+def test_the_lock_of_a_process_that_was_killed_is_stale(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     code = (
-        "import os, sys; from heptane.session.run_folder import RunFolder; "
-        "f = RunFolder(sys.argv[1]); os.kill(os.getpid(), 9)"
+        "import os; from heptane.session.run_folder import RunFolder; "
+        f"f = RunFolder({str(tmp_path)!r}); os.kill(os.getpid(), 9)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
-    assert done.returncode == -9
+    killed = start(code, tmp_path_factory.mktemp("printed"))
+    killed.join(60)
+    assert killed.exitcode == -9
     assert (tmp_path / LOCK).exists()
     RunFolder(tmp_path).close()
 
@@ -233,6 +233,7 @@ WAITING_MODEL = """
 import os, threading, time
 from pathlib import Path
 import torch
+from tests.workers import COMMAND_LINE, start
 
 class Waits(torch.nn.Linear):
     def __init__(self, in_features, out_features):
@@ -266,23 +267,21 @@ def test_a_second_run_is_refused_while_the_first_works_and_the_first_is_not_dist
     settings = ["train", "--data", str(tmp_path / "d.npz"), "--model", "my_net:make", "--epochs", "6", "--batch-size", "16"]
     settings += ["--tricks", "none", "--checkpoint-every", "5"]
     out = tmp_path / "run"
-    environment = os.environ | {"HERE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "heptane.cli", *settings, "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as first:
-        try:
-            until = time.monotonic() + 90
-            while not (tmp_path / "waits").exists() and first.poll() is None and time.monotonic() < until:
-                time.sleep(0.02)
-            before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-            working = f"another run is working in {out} (process {first.pid} on "
-            assert refused([*settings, "--out", str(out)], capsys).startswith(f"heptane: {out} already holds a run")
-            assert refused([*settings, "--out", str(out), "--force"], capsys).startswith(f"heptane: {working}")
-            assert refused(["train", "--resume", str(out)], capsys).startswith(f"heptane: {working}")
-            assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-        finally:
-            (tmp_path / "go").touch()
-        _, errors = first.communicate(timeout=60)
-    assert first.returncode == 0, errors
+    first = start(COMMAND_LINE.format([*settings, "--out", str(out)]), tmp_path, HERE=str(tmp_path))
+    try:
+        until = time.monotonic() + 90
+        while not (tmp_path / "waits").exists() and first.is_alive() and time.monotonic() < until:
+            time.sleep(0.02)
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        working = f"another run is working in {out} (process {first.pid} on "
+        assert refused([*settings, "--out", str(out)], capsys).startswith(f"heptane: {out} already holds a run")
+        assert refused([*settings, "--out", str(out), "--force"], capsys).startswith(f"heptane: {working}")
+        assert refused(["train", "--resume", str(out)], capsys).startswith(f"heptane: {working}")
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    finally:
+        (tmp_path / "go").touch()
+    first.join(60)
+    assert first.exitcode == 0, (tmp_path / "stderr").read_text()
     record = json.loads((out / "result.json").read_text())
     assert record["steps"]["applied"] == record["steps"]["planned"]
     assert not (out / LOCK).exists()

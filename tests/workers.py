@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from heptane.distributed.launch import raise_failure, torch_settings
 TWO = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
 IN_GROUP = hp.Tricks(data_parallel=hp.DataParallel())  # as many workers as run already
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+COMMAND_LINE = "import runpy, sys; sys.argv[1:] = {}; runpy.run_module('heptane.cli', run_name='__main__')"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
@@ -74,16 +74,28 @@ def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["heptane.training"], "launch", launch)
 
 
-def alone(code: str) -> Any:
-    """What a program that uses ``benchmarks/`` and forks prints last, from JSON: a process that has computed may not fork.
+def start(code: str, folder: Path, **environment: str) -> SERVER.Process:
+    """Run a program in a process of its own, forked as workers are; what it prints is in ``folder``."""
+    program = SERVER.Process(target=_run, args=(code, folder, environment))
+    program.start()
+    return program
 
-    Its coverage is not measured, which would take half as long again.
-    """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    command = [sys.executable, "-c", f"import json, sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n{code}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+
+def alone(code: str) -> Any:
+    """What a program of ``benchmarks/`` prints last, from JSON. It may fork, as a process that has computed may not."""
+    with tempfile.TemporaryDirectory(prefix="heptane-") as folder:
+        program = start(f"import json, sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n{code}", Path(folder))
+        program.join(500)
+        program.kill()
+        assert program.exitcode == 0, Path(folder, "stderr").read_text()[-3000:]
+        return json.loads(Path(folder, "stdout").read_text().splitlines()[-1])
+
+
+def _run(code: str, folder: Path, environment: dict[str, str]) -> None:
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.update(environment)
+    exec(compile(code, "program", "exec"), {"__name__": "__main__"})
 
 
 def _free_port() -> int:

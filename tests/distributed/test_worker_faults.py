@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers import random_data, seeded, sgd
-from tests.workers import IN_GROUP, TWO, fit_epoch, launch
+from tests.workers import IN_GROUP, TWO, fit_epoch, launch, start
 from torch import nn
 
 import heptane as hp
@@ -24,7 +22,8 @@ from heptane.distributed.workers import Worker, check_environment, this_worker
 
 
 KILLED = """
-import torch, heptane as hp
+import tempfile, torch, heptane as hp
+tempfile.tempdir = "TEMPORARY"
 data = torch.randn(4096, 64), torch.randint(0, 3, (4096,))
 net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 3))
 tricks = hp.Tricks(data_parallel=hp.DataParallel(workers=2))
@@ -35,17 +34,15 @@ hp.fit(net, data, optimizer=torch.optim.SGD, epochs=100000, batch_size=8, tricks
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     run, temporary = tmp_path / "run", tmp_path / "temporary"
     temporary.mkdir()
-    environment = {**os.environ, "TMPDIR": str(temporary)}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", KILLED.replace("RUN", str(run))], env=environment, stderr=subprocess.DEVNULL
-    )
+    parent = start(KILLED.replace("RUN", str(run)).replace("TEMPORARY", str(temporary)), tmp_path)
     try:
         assert _within(120, lambda: any((run / "checkpoints").glob("step-*")))
         workers = _children(parent.pid)
         assert len(workers) >= 2
+        assert list(temporary.glob("heptane-*"))
     finally:
-        parent.send_signal(signal.SIGKILL)
-        parent.wait()
+        parent.kill()
+        parent.join()
     assert _within(20, lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
     assert not list(temporary.glob("heptane-*"))
     assert not (run / "result.json").exists()
