@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.base import storage
+from heptane.core.fit_options import Plan
 from heptane.core.loop import steps
-from heptane.core.plan import Plan
 from heptane.data.arrays.idx import read_idx
 from heptane.session.checkpoints import checkpoint, restore
 

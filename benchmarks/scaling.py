@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 import heptane as hp
 from heptane.assemble import assemble
+from heptane.core.fit_options import Plan
 from heptane.core.loop import steps
-from heptane.core.plan import Plan
 from heptane.distributed.launch import launch
 from heptane.distributed.workers import this_worker
 from heptane.pretrained.models import resnet

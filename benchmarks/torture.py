@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import heptane as hp
 from heptane import assemble
-from heptane.core.plan import with_extras
+from heptane.core.fit_options import with_extras
 from heptane.core.precision.step import Scaled
 from heptane.distributed import sharding  # noqa: F401 - imported at first use too
 from heptane.report import html

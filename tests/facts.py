@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import heptane as hp
-from heptane.core.plan import Plan, with_extras
+from heptane.core.fit_options import Plan, with_extras
 from heptane.race import RaceExtras
 from heptane.race.race import RaceRequest
 from heptane.session.request import Request

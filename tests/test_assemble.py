@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.core.plan import Plan
+from heptane.core.fit_options import Plan
 from heptane.core.run import Phase, Run
 from heptane.model.probe import probe_output
 

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import heptane as hp
 from heptane.assemble import assemble
+from heptane.core.fit_options import Plan
 from heptane.core.loop import steps
-from heptane.core.plan import Plan
 from heptane.session.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("undrawn")

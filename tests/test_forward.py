@@ -11,7 +11,7 @@ import torch
 from tests.helpers import by_hand, sgd, shuffled, weights
 
 import heptane as hp
-from heptane.core.plan import Plan
+from heptane.core.fit_options import Plan
 from heptane.fit import train
 from heptane.model.forward import call, compiled
 

@@ -12,7 +12,7 @@ from tests.helpers import assert_equal_weights, by_hand, sgd, shuffled
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.core.plan import Plan
+from heptane.core.fit_options import Plan
 from heptane.data import batches
 from heptane.pretrained.models import resnet
 

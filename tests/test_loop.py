@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.core.evaluation import Evaluation
+from heptane.core.fit_options import Plan
 from heptane.core.loop import steps
 from heptane.core.losses import CrossEntropy
-from heptane.core.plan import Plan
 from heptane.data.batches import BatchTransform
 
 SAMPLES, BATCH = 22, 8

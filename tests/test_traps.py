@@ -15,9 +15,9 @@ from tests.workers import launch
 
 import heptane as hp
 from heptane.assemble import assemble
+from heptane.core.fit_options import Plan
 from heptane.core.loop import steps
-from heptane.core.plan import Plan
-from heptane.core.precision.processor import computes_bf16
+from heptane.core.precision.native_dtypes import computes_bf16
 from heptane.core.precision.step import Scaled
 from heptane.distributed.replicas import check_replicas
 from heptane.distributed.workers import this_worker

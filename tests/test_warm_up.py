@@ -60,7 +60,7 @@ class Watched(Clock):
         super().resume()
 from heptane.assemble import assemble
 data = torch.randn(8, 4), torch.randint(0, 2, (8,))
-from heptane.core.plan import Plan
+from heptane.core.fit_options import Plan
 plan = Plan(optimizer=torch.optim.AdamW, epochs=1, batch_size=4)
 assemble(torch.nn.Linear(4, 2), data, plan, clock=Watched())
 print(loaded[0])

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import heptane as hp
 from heptane.assemble import assemble
+from heptane.core.fit_options import Plan
 from heptane.core.loop import steps
-from heptane.core.plan import Plan
 from heptane.core.schedule import Rates, Schedule
 from heptane.pretrained.models import mlp
 from heptane.race.statistics import student_quantile

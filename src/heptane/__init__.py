@@ -5,9 +5,9 @@ from typing import Any as _Any
 from heptane.base.errors import InputError, Interrupted
 from heptane.base.version import __version__ as __version__
 from heptane.core.cross_entropy import smooth_ctc_loss, soft_cross_entropy
+from heptane.core.fit_options import Extras
 from heptane.core.loop import Step
 from heptane.core.losses import CrossEntropy
-from heptane.core.plan import Extras
 from heptane.core.precision.step import precision
 from heptane.core.schedule import as_scheduler, join_schedules, scale_schedules
 from heptane.data import Data, Reading, load_data

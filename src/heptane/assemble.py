@@ -20,14 +20,14 @@ from heptane.core.checks import check_batch_norm, check_finite, check_model, che
 from heptane.core.choose_criterion import criterion_for, num_classes_of, parts_notes
 from heptane.core.class_balance import balance, weight_classes
 from heptane.core.criterion import loss_module
+from heptane.core.fit_options import Plan
 from heptane.core.optimizers import model_optimizer, resolve_optimizer
-from heptane.core.plan import Plan
 from heptane.core.precision.choose import choose_precision
 from heptane.core.precision.step import Precision, disable_foreach
 from heptane.core.run import BatchMixer, Run
 from heptane.core.schedule import Rates, check_momentum, constant, scale_schedules
 from heptane.core.step_trial import least_batch, step_layer_usage, written_by_forward
-from heptane.core.untrained import check_buffers
+from heptane.core.unoptimized_parameters import check_buffers
 from heptane.data.augment import as_augment
 from heptane.data.batches import BatchTransform, TensorSource
 from heptane.data.consistency import check_same_data

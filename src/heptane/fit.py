@@ -16,10 +16,10 @@ from heptane.core.criterion import choose_criterion, loss_input
 from heptane.core.custom_losses import infer_loss_count
 from heptane.core.custom_metrics import flatten_metrics
 from heptane.core.evaluation import Evaluation, eval_batch_size
+from heptane.core.fit_options import PLAIN, Extras, OptimizerFactory, Plan, accepts_extras
 from heptane.core.loop import Step
 from heptane.core.loop import steps as steps_of
 from heptane.core.losses import Elementwise, Loss
-from heptane.core.plan import PLAIN, Extras, OptimizerFactory, Plan, accepts_extras
 from heptane.data.batches import BatchTransform, TensorSource
 from heptane.data.cast import to_tensors
 from heptane.data.loaders.skipped_samples import SkippedSamples

@@ -156,7 +156,7 @@ def _in_workers(request: Request, workers: int) -> Result:
         raise InputError(f"DataParallel.restarts={parallel.restarts} go on from checkpoints: pass run_dir to keep them")
     with redirect_progress(None):  # the first worker shows what goes on
         result = launch(train_as_asked, {"request": request}, workers, parallel.restarts, parallel.timeout_seconds)
-    from heptane.distributed.state import copy_state  # it needs PyTorch as it is imported
+    from heptane.distributed.copy_state import copy_state  # it needs PyTorch as it is imported
 
     model, own = request.model, loss_module(request.plan.loss)
     if own is not None and result.loss_state is not None:

@@ -17,10 +17,10 @@ from tests.helpers import checkpoint_steps, make_images, mlp, save_checkpoint, s
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.base import storage
+from heptane.core.fit_options import Plan
 from heptane.core.loop import steps
-from heptane.core.plan import Plan
 from heptane.core.run import Run
-from heptane.model.packing import save_model
+from heptane.model.serialise import save_model
 from heptane.session.checkpoints import checkpoint, restore
 
 Factory = Callable[[Any], torch.optim.Optimizer]

@@ -15,7 +15,7 @@ from tests.helpers import adamw, assert_equal_weights, fit, make_images, mlp
 
 import heptane as hp
 from heptane.model.names import clean_names, load_clean
-from heptane.model.packing import pack, read_model, save_model, unpack
+from heptane.model.serialise import pack, read_model, save_model, unpack
 from heptane.session.checkpoints.checkpoint import find_newest
 
 pytestmark = pytest.mark.usefixtures("undrawn")

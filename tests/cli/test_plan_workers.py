@@ -11,7 +11,7 @@ import torch
 
 import heptane as hp
 from heptane.cli import main
-from heptane.core.plan import Plan
+from heptane.core.fit_options import Plan
 from heptane.recommend.workers import plan_workers
 
 FAST = ["train", "--data", "digits", "--model", "mlp", "--epochs", "2", "--batch-size", "120", "--lr", "0.1"]

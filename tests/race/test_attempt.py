@@ -7,7 +7,7 @@ import torch
 from tests.helpers import sgd
 
 import heptane as hp
-from heptane.core.plan import Plan
+from heptane.core.fit_options import Plan
 from heptane.core.precision.step import Precision
 from heptane.race.arms import Arm
 from heptane.race.attempt import MISSED, REACHED, STOPPED, RaceSpec

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from heptane import Cyclical, InputError, LabelSmoothing, MixedPrecision, Tricks
-from heptane.core.plan import Plan
+from heptane.core.fit_options import Plan
 from heptane.core.precision.choose import NO_UNITS, NOTHING_PAYS
 from heptane.race.arms import make_arms
 from heptane.race.attempt import RaceSpec, Trial

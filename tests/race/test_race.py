@@ -12,7 +12,7 @@ from tests.helpers import sgd
 
 import heptane as hp
 from heptane.cli import main
-from heptane.core.plan import Plan
+from heptane.core.fit_options import Plan
 from heptane.race.arms import Arm
 from heptane.race.attempt import RaceSpec
 

@@ -10,7 +10,7 @@ import torch
 
 import heptane as hp
 from heptane.assemble import assemble
-from heptane.core.plan import Plan
+from heptane.core.fit_options import Plan
 from heptane.pretrained.models import resnet
 from heptane.pretrained.split import find_split
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import heptane as hp
 from heptane import InputError, Transfer
-from heptane.pretrained.mode import ridge_accuracy
+from heptane.pretrained.choose_mode import ridge_accuracy
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_loader_may_give_its_samples_class_by_class_in_batches_of_any_size() -
 def test_a_probe_leaves_no_mark(kind: str) -> None:
     from heptane.data.batches import BatchTransform
     from heptane.data.sources import as_source
-    from heptane.pretrained.mode import choose_mode
+    from heptane.pretrained.choose_mode import choose_mode
 
     net = model()
     before = [parameter.clone() for parameter in net.parameters()]

@@ -22,8 +22,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 import heptane as hp
 from heptane.assemble import assemble
+from heptane.core.fit_options import Plan
 from heptane.core.loop import gradients, micro_batches, steps
-from heptane.core.plan import Plan
 from heptane.core.run import Phase
 from heptane.distributed.replicas import broadcast_buffers, check_replicas
 from heptane.distributed.workers import Worker, all_gather, this_worker

@@ -16,8 +16,8 @@ from tests.workers import launch
 import heptane as hp
 from heptane.assemble import assemble
 from heptane.base.device import find_device
+from heptane.core.fit_options import Plan
 from heptane.core.loop import steps
-from heptane.core.plan import Plan
 from heptane.core.precision.step import Autocast, Precision, Scaled, check_master_weights, evaluation
 from heptane.core.run import Run
 from heptane.distributed.workers import Worker, this_worker

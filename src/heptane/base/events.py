@@ -1,7 +1,7 @@
 """A run's stream of events for its user; displays, files and loggers subscribe to it.
 
-Levels: ``info`` (progress, records), ``note`` (a decision or a fact that the user should know), ``warning`` (something went
-wrong, and training continued).
+Levels: ``progress`` (where the run is, for displays only), ``info`` (records), ``note`` (a decision or a fact that the user
+should know), ``warning`` (something went wrong, and training continued).
 """
 
 from __future__ import annotations
@@ -53,14 +53,18 @@ class Events:
             self.events, self.listeners = events, listeners
 
     def emit(self, event: Event) -> None:
-        """Send an event to the listeners, and keep it unless it is ``info``."""
-        if event.level != "info":
+        """Send an event to the listeners, and keep it if it is a note or a warning."""
+        if event.level in ("note", "warning"):
             self.events.append(event)
         for listener in self.listeners:
             listener(event)
 
+    def progress(self, kind: str, **data: Any) -> None:
+        """Emit where the run is."""
+        self.emit(Event("progress", kind, data=data))
+
     def info(self, kind: str, **data: Any) -> None:
-        """Emit a record or progress."""
+        """Emit a record."""
         self.emit(Event("info", kind, data=data))
 
     def note(self, *texts: str) -> None:

@@ -9,6 +9,7 @@ from math import ceil
 from typing import Any
 
 from heptane.base.clock import process_start
+from heptane.base.device import default_device
 from heptane.base.errors import InputError
 from heptane.base.progress import EVERY_SECONDS, working
 from heptane.cli import loading
@@ -174,7 +175,7 @@ def measure_speed(machine: Machine, device: str | None) -> Machine:
     from heptane.base.lazy import torch
     from heptane.pretrained.models import resnet
 
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = device or default_device()
     with torch.random.fork_rng(devices=[]):
         model, images = resnet(10, 3).to(where), torch.zeros(32, 3, 40, 40, device=where)
         times = []

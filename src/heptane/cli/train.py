@@ -1,4 +1,7 @@
-"""``heptane train``: settings to data, model and optimizer, then :func:`heptane.fit`."""
+"""``heptane train``: settings to data, model and optimizer, then :func:`heptane.fit`.
+
+The flags are the fields of :class:`heptane.session.settings.Settings`; ``parser.py`` lists the everyday ones.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from heptane.cli.loading import describe_data, is_rank_zero
 from heptane.cli.plan_text import plan_lines
 from heptane.cli.planning import Planned, plan_run
 from heptane.cli.resume import settings_file
-from heptane.core.plan import Extras, Plan
+from heptane.core.fit_options import Extras, Plan
 from heptane.data import Data
 from heptane.session.settings import Choice, Settings, choice, convert, read_file, to_toml
 from heptane.tricks import KINDS, Tricks

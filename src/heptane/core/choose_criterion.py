@@ -14,7 +14,7 @@ from heptane.core.cross_entropy import find_class_dim
 from heptane.core.custom_losses import CustomLoss, ModelLoss, choose_loss_input, infer_loss_count
 from heptane.core.losses import Criterion, CrossEntropy, Elementwise, can_smooth
 from heptane.core.splitting import TRIED, check_splittable
-from heptane.core.untrained import check_untrained
+from heptane.core.unoptimized_parameters import check_untrained
 from heptane.data.batches import BatchTransform, Source, TensorSource, dataset_tensors
 from heptane.data.loaders.loader_source import LoaderSource
 from heptane.data.loaders.skipped_samples import SkippedSamples

@@ -10,7 +10,7 @@ from heptane.base.lazy import torch
 from heptane.core.checks import check_optimizer
 
 if TYPE_CHECKING:
-    from heptane.core.plan import OptimizerFactory
+    from heptane.core.fit_options import OptimizerFactory
 
 REFERENCE_BATCH = 128
 LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3, "nadam": 1e-3, "radam": 1e-3, "rmsprop": 1e-3, "adagrad": 1e-2}

@@ -10,10 +10,10 @@ from heptane.base.clock import Clock
 from heptane.base.events import Events
 from heptane.base.lazy import torch
 from heptane.base.tree import first_tensor
+from heptane.core.fit_options import Plan
 from heptane.core.losses import Criterion
 from heptane.core.metrics import TrainMeter
 from heptane.core.nonfinite import Faults
-from heptane.core.plan import Plan
 from heptane.core.precision.step import Precision
 from heptane.core.schedule import Rates, base_rates
 from heptane.data.batches import Batch, BatchTransform, Source

@@ -21,8 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from heptane.distributed.copy_state import copy_extra_state
 from heptane.distributed.layer_usage import LayerUsage
-from heptane.distributed.state import copy_extra_state
 from heptane.model.outputs import map_tensors
 
 

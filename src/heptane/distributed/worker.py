@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import torch
 
+from heptane.base.device import default_device
 from heptane.distributed.launch import PARENT, apply_torch_settings, record_failure
 from heptane.distributed.workers import join_group
 
@@ -27,7 +28,7 @@ def main(task: str, answer: str) -> None:
         # written by our own parent process
         function, kwargs, timeout_seconds, settings = torch.load(task, weights_only=False, mmap=True)
         apply_torch_settings(settings)
-        device = kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = kwargs.get("device") or default_device()
         join_group(torch.device(device).type, timeout_seconds)
         result = function(**kwargs)
         if torch.distributed.get_rank() == 0:

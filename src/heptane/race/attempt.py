@@ -10,8 +10,8 @@ from typing import Any
 
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
+from heptane.core.fit_options import Plan
 from heptane.core.metric_direction import lower_is_better
-from heptane.core.plan import Plan
 from heptane.data.sources import as_source
 from heptane.race.arms import Arm
 from heptane.race.target import IN_A_ROW, Reached, standard_error, when_reached

@@ -10,9 +10,9 @@ from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.core.checks import check_model
 from heptane.core.custom_metrics import flatten_metrics
+from heptane.core.fit_options import PLAIN, Extras, OptimizerFactory, Plan, accepts_extras
 from heptane.core.losses import Loss
 from heptane.core.optimizers import PEAK, resolve_optimizer
-from heptane.core.plan import PLAIN, Extras, OptimizerFactory, Plan, accepts_extras
 from heptane.data.cast import to_tensors
 from heptane.distributed.workers import under_launcher
 from heptane.race.arms import make_arms

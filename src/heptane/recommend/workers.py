@@ -14,7 +14,7 @@ from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.base.tree import select_rows
 from heptane.core.criterion import model_output
-from heptane.core.plan import Plan
+from heptane.core.fit_options import Plan
 from heptane.core.run import Run
 from heptane.recommend.scaling import Cluster, Link, StepCost, bucket_bytes, efficiency, split_over_hosts, step_seconds
 from heptane.tricks import Tricks

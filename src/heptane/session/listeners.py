@@ -43,21 +43,24 @@ class Display:
 
     def _show(self, event: Event) -> None:
         assert self.progress is not None
-        if event.kind == "epoch":
+        if event.kind == "step":
+            self.progress.update(**event.data)
+        elif event.kind == "epoch":
             self.progress.epoch_line(event.data)
         elif event.text:
             self.progress.note(f"{event.level}: {event.text}")
 
     def _write(self, event: Event) -> None:
         assert self.folder is not None
-        self.folder.event(event.kind, event.data or {"message": event.text})
+        if event.level != "progress":
+            self.folder.event(event.kind, event.data or {"message": event.text})
 
     def begin(self, step: int) -> None:
         """Training goes on from ``step``."""
         self._began_at, self._began_seconds = step, self.run.clock.train_seconds
 
     def step(self, event: Step) -> None:
-        """Where the run is, a few times per second."""
+        """Emit where the run is, a few times per second, if it is shown."""
         now = time.monotonic()
         if self.progress is None or now - self._shown_at < SHOW_SECONDS:
             return
@@ -67,4 +70,5 @@ class Display:
         rate = (event.step - self._began_at) * self.run.source.batch_size / seconds
         loss = averages["train_loss"] if math.isfinite(averages["train_loss"]) else None
         accuracy = averages.get("train_accuracy", averages.get("train_accuracy_mixed"))
-        self.progress.update(event.step, epoch=event.epoch, loss=loss, accuracy=accuracy, images_per_second=rate)
+        facts = {"epoch": event.epoch, "loss": loss, "accuracy": accuracy, "images_per_second": rate}
+        self.run.events.progress("step", step=event.step, **facts)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from heptane.base.errors import InputError
 from heptane.core.custom_metrics import flatten_metrics
-from heptane.core.plan import Extras, Plan
+from heptane.core.fit_options import Extras, Plan
 from heptane.data.cast import to_tensors
 from heptane.session.checkpoints.manager import Interval
 from heptane.session.history import check_target

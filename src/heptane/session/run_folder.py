@@ -110,7 +110,7 @@ class RunFolder:
         Raises:
             OSError: one of them could not be written; what was there before is still there.
         """
-        from heptane.model.packing import save_model
+        from heptane.model.serialise import save_model
         from heptane.report.examination.examine import Examination
         from heptane.report.html import write_report
 
@@ -118,7 +118,7 @@ class RunFolder:
         record: dict[str, Any] = clean(self._record(result, run, about))
         self._write_result(record)
         (self.path / BEGUN).unlink(missing_ok=True)
-        self.event("end", {"metrics": record["metrics"], "seconds": record["seconds"], "steps": record["steps"]})
+        run.events.info("end", **{key: record[key] for key in ("metrics", "seconds", "steps")})
         found = examine() if examine else Examination()
         if found.record or found.note:
             record["examination"] = clean(found.record)

@@ -14,7 +14,7 @@ from typing import Any
 
 from heptane.base.clock import parse_duration
 from heptane.base.errors import InputError, check_choice, check_range, did_you_mean
-from heptane.core.plan import Extras, check_options
+from heptane.core.fit_options import Extras, check_options
 from heptane.data.augment import AUGMENTS, NAMED
 from heptane.data.reading import Reading
 from heptane.tricks import KINDS, Tricks

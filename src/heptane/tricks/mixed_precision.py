@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from heptane.base.errors import check_choice
-from heptane.core.precision.step import DTYPES, Precision, check_scale, precision
+from heptane.core.precision.step import DTYPES, MIN_SCALE, Precision, check_scale, precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class MixedPrecision:
     """Initial loss scale of fp16, above 0."""
     growth_steps: int = 2000
     """Applied steps in a row after which the loss scale of fp16 doubles, at least 1."""
-    floor: float = 1.0
+    floor: float = MIN_SCALE
     """Lower bound of the loss scale of fp16, above 0 and at most scale."""
 
     def __post_init__(self) -> None:

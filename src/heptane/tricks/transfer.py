@@ -149,7 +149,7 @@ class Transfer:
         """These settings with what mode "auto" comes to, measured on the weights that training starts from; why; notes."""
         if self.mode != "auto":
             return self, "", []
-        from heptane.pretrained.mode import choose_mode
+        from heptane.pretrained.choose_mode import choose_mode
 
         notes = self.load(model)
         with working("measuring how much of the model to train"):

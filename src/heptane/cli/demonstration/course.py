@@ -75,7 +75,7 @@ class DemoRace:
 
     def request(self, data: Data, tricks: Tricks, **options: Any) -> RaceRequest:
         """The race of ``tricks`` on this task; ``options`` are further fields of :class:`RaceRequest`."""
-        from heptane.core.plan import Plan
+        from heptane.core.fit_options import Plan
         from heptane.race.race import RaceExtras, RaceRequest
 
         extras = RaceExtras(

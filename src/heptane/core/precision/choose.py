@@ -16,7 +16,7 @@ from heptane.core.custom_losses import ModelLoss
 from heptane.core.losses import Criterion
 from heptane.core.precision.comparison import Comparison
 from heptane.core.precision.decisions import decision_key, load_decision, store_decision
-from heptane.core.precision.processor import computes_bf16, describe
+from heptane.core.precision.native_dtypes import computes_bf16, describe
 from heptane.core.precision.step import PrecisionSettings, check_master_weights
 from heptane.core.precision.trial_steps import TrialSteps, Variant, trial_steps
 from heptane.model.warm_up import warm_up

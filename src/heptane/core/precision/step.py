@@ -16,6 +16,7 @@ from heptane.model.modes import no_gradients
 from heptane.model.outputs import outputs_to_fp32
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
+MIN_SCALE = 1.0  # of the loss scale of fp16, by default
 
 
 class PrecisionSettings(Protocol):
@@ -145,7 +146,7 @@ def precision(
     *,
     scale: float = 2.0**16,
     growth_steps: int = 2000,
-    floor: float = 1.0,
+    floor: float = MIN_SCALE,
 ) -> Precision:
     """The precision for a loop of your own: autocast, backward and step in ``dtype``.
 

@@ -151,7 +151,7 @@ def _shards(index: Path, label: str) -> dict[str, list[str]]:
 def _read_safetensors(file: Path, label: str) -> dict[str, Any]:
     from safetensors import SafetensorError
 
-    from heptane.model.packing import read_model
+    from heptane.model.serialise import read_model
 
     try:
         return read_model(file)

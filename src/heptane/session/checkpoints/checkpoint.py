@@ -21,7 +21,7 @@ from heptane.core.run import Run
 from heptane.distributed.replicas import broadcast_buffers
 from heptane.distributed.workers import SINGLE_WORKER, Worker, all_gather, from_rank_zero
 from heptane.model.names import clean_state
-from heptane.model.packing import copied, pack, serialised
+from heptane.model.serialise import copied, pack, serialised
 from heptane.session.checkpoints.settings import as_kept
 from heptane.session.checkpoints.sharded import write_sharded
 

@@ -9,13 +9,13 @@ from typing import Any
 from heptane.base.errors import InputError, one_line
 from heptane.base.lazy import torch
 from heptane.base.storage import Damaged
+from heptane.core.fit_options import Plan
 from heptane.core.metrics import TrainMeter
-from heptane.core.plan import Plan
 from heptane.core.run import Run
 from heptane.data.loaders.stream_source import StreamSource
 from heptane.distributed.workers import launched_workers
 from heptane.model.names import clean_state, load_clean
-from heptane.model.packing import unpack
+from heptane.model.serialise import unpack
 from heptane.session.checkpoints.checkpoint import STATE, Saved, identity
 from heptane.session.checkpoints.describe import ANY, INPUTS, TARGETS
 from heptane.session.checkpoints.settings import NOTED, SINCE, differences, refusal

@@ -15,7 +15,7 @@ from heptane.data.load_preprocess import load_preprocess
 from heptane.data.preprocess import Preprocess
 from heptane.model.forward import unwrapped
 from heptane.model.names import clean_state, load_clean
-from heptane.model.packing import read_model, unpack
+from heptane.model.serialise import read_model, unpack
 from heptane.pretrained.weights.names import abbreviate
 from heptane.session.checkpoints import checkpoint
 from heptane.session.checkpoints.restore import read_tensors

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from heptane.core.precision import processor
+from heptane.core.precision import native_dtypes
 
 
 def says(monkeypatch: pytest.MonkeyPatch, machine: str, *yes: str, mkldnn: bool = True) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: mkldnn)
-    monkeypatch.setattr(processor, "_says_yes", lambda owner, name: name in yes)
+    monkeypatch.setattr(native_dtypes, "_says_yes", lambda owner, name: name in yes)
 
 
 CASES: list[tuple[str, tuple[str, ...], bool]] = [
@@ -31,9 +31,9 @@ CASES: list[tuple[str, tuple[str, ...], bool]] = [
 @pytest.mark.parametrize(("machine", "yes", "expected"), CASES)
 def test_by_architecture(machine: str, yes: tuple[str, ...], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     says(monkeypatch, machine, *yes)
-    assert processor.computes_bf16() is expected
+    assert native_dtypes.computes_bf16() is expected
     says(monkeypatch, machine, *yes, mkldnn=False)
-    assert not processor.computes_bf16()
+    assert not native_dtypes.computes_bf16()
 
 
 def test_what_a_version_of_pytorch_does_not_know_is_a_no() -> None:
@@ -44,20 +44,20 @@ def test_what_a_version_of_pytorch_does_not_know_is_a_no() -> None:
         def yes(self) -> Any:
             return 1
 
-    assert [processor._says_yes(Knows(), name) for name in ("yes", "refuses", "nothing")] == [True, False, False]
+    assert [native_dtypes._says_yes(Knows(), name) for name in ("yes", "refuses", "nothing")] == [True, False, False]
 
 
 def test_this_machine_agrees_with_its_flags() -> None:
-    flags = processor.describe(torch.device("cpu"))["flags"]
+    flags = native_dtypes.describe(torch.device("cpu"))["flags"]
     if platform.machine() == "x86_64" and flags:
-        assert processor.computes_bf16() == (flags["avx512_bf16"] or flags["amx"])
+        assert native_dtypes.computes_bf16() == (flags["avx512_bf16"] or flags["amx"])
 
 
 def test_a_description_follows_the_threads() -> None:
     before = torch.get_num_threads()
-    first = processor.describe(torch.device("cpu"))
+    first = native_dtypes.describe(torch.device("cpu"))
     torch.set_num_threads(before + 1)
     try:
-        assert processor.describe(torch.device("cpu")) == {**first, "threads": before + 1}
+        assert native_dtypes.describe(torch.device("cpu")) == {**first, "threads": before + 1}
     finally:
         torch.set_num_threads(before)
