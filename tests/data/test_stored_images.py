@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import shutil
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 
 import heptane as hp
+from heptane.data import disk_cache
 from heptane.data.batches import BatchTransform, TensorSource, epoch_order
 from heptane.data.images import pixel_cache, pixel_store
 from heptane.data.images.image_files import Names
@@ -338,6 +340,9 @@ def test_of_a_changed_folder_only_the_changed_files_are_decoded_again(tmp_path, 
     wanted = everything(cache="off")
     assert len(wanted) == len(counted) == 72
     before = entry(cache)
+    for name, facts in (("table", "{}"), ("odd", "[]"), ("damaged", "x"), ("other", json.dumps({"data": str(root)}))):
+        (cache / name).mkdir()
+        (cache / name / "facts.json").write_text(facts)
     damaged = bytearray((before / "pixels").read_bytes())
     damaged[5 * 3 * SIZE * SIZE] ^= 1  # cat/13.jpg
     (before / "pixels").write_bytes(damaged)
@@ -425,6 +430,38 @@ def test_the_cache_is_bounded_and_what_was_used_longest_ago_goes_first(tmp_path,
     data = hp.load_data(roots[1], image_size=SIZE, reading=hp.Reading(cache=cache, cache_gb=0.5 * each))
     assert data.train[0].in_memory  # too large for the cache: in memory
     assert known() == ["a", "c"]
+
+
+def test_entries_that_another_process_removes_meanwhile_do_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixel_cache, "SMALL", 0)
+    root, other, cache = photos(tmp_path / "data"), photos(tmp_path / "other"), tmp_path / "cache"
+    hp.load_data(other, image_size=SIZE, reading=hp.Reading(cache=cache))
+    gone, is_file = entry(cache), Path.is_file
+
+    def vanish(path: Path) -> bool:
+        there = is_file(path)
+        if path == gone / "facts.json":
+            shutil.rmtree(gone, ignore_errors=True)
+        return there
+
+    monkeypatch.setattr(Path, "is_file", vanish)
+    assert hp.load_data(root, image_size=SIZE, reading=hp.Reading(cache=cache)).train[0].in_memory
+    assert entry(cache) != gone
+
+
+def test_an_entry_whose_removal_was_killed_is_still_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixel_cache, "SMALL", 0)
+    roots, cache = [photos(tmp_path / name) for name in "ab"], tmp_path / "cache"
+    reading = hp.Reading(cache=cache, cache_gb=1.5 * 72 * 3 * SIZE * SIZE / 1e9)
+    hp.load_data(roots[0], image_size=SIZE, reading=reading)
+    first, real = entry(cache), shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        hp.load_data(roots[1], image_size=SIZE, reading=reading)
+    assert [path.name for path in first.iterdir()] == ["facts.json"]
+    monkeypatch.setattr(shutil, "rmtree", real)
+    assert hp.load_data(roots[1], image_size=SIZE, reading=reading).train[0].in_memory
+    assert disk_cache.entries(cache, cache)[0] == first
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_if_given_and_no_matter_otherwise(tmp_path, monkeypatch):

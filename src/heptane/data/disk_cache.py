@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -39,7 +40,7 @@ def make_room(folder: Path, path: Path, wanted: int, gigabytes: float | None, wh
         remedy = "raise data_cache_gb" if wanted > limit else "free some space"
         return f"{what} {wanted / 1e9:.3g} GB, and the cache may take {min(limit, free) / 1e9:.3g}: {remedy}"
     while others and sum(sizes.values()) + wanted > limit:
-        shutil.rmtree(others[0], ignore_errors=True)
+        _remove(others[0])
         del sizes[others.pop(0)]
     return ""
 
@@ -49,9 +50,24 @@ def mark_used(path: Path, facts: dict[str, Any]) -> None:
     replace_file(path / FACTS, json.dumps(facts).encode(errors="replace"))
 
 
+def _remove(path: Path) -> None:
+    """Remove an entry, its facts last: after a kill it is still known."""
+    with contextlib.suppress(OSError):
+        for file in path.iterdir():
+            if file.name != FACTS and file.is_file():
+                file.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def _used(path: Path) -> float:
-    return (path / FACTS).stat().st_mtime
+    try:
+        return (path / FACTS).stat().st_mtime
+    except OSError:  # another process removes it
+        return 0.0
 
 
 def _disk_bytes(path: Path) -> int:
-    return sum(file.stat().st_blocks * 512 for file in path.iterdir() if file.is_file())
+    try:
+        return sum(file.stat().st_blocks * 512 for file in path.iterdir() if file.is_file())
+    except OSError:  # another process removes it
+        return 0

@@ -93,14 +93,14 @@ def _checksum(*facts: Any) -> str:
 
 def _earlier(folder: Path, path: Path, images: ImageList, decoding: str, row_bytes: int) -> EarlierRows | None:
     """What was decoded of an earlier state of the data set, before files were changed, added or removed."""
-    try:
-        for other in reversed(entries(folder, path)):
+    for other in reversed(entries(folder, path)):
+        try:
             facts = json.loads((other / FACTS).read_text())
-            if (facts["data"], facts.get("decoding")) == (images.where, decoding) and (other / KEYS).exists():
+            if (facts.get("data"), facts.get("decoding")) == (images.where, decoding):
                 keys = np.fromfile(other / KEYS, dtype=np.uint64).reshape(-1, 2)
                 return EarlierRows(PixelFile(other, len(keys), row_bytes), keys, images)
-    except (OSError, ValueError, KeyError):  # another process removes it
-        pass
+        except (OSError, ValueError, AttributeError):  # it is damaged, or another process removes it
+            continue
     return None
 
 
