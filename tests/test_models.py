@@ -133,8 +133,8 @@ def test_a_residual_network_refuses_what_is_no_image(shape: tuple[int, ...]) -> 
 def test_an_unknown_name_is_refused_with_the_nearest(spec: str, offer: str) -> None:
     with pytest.raises(
         InputError,
-        match=rf"^model='{spec}' is not known{offer}: expected one of resnet, resnet-wide, mlp, tabular, "
-        "efficientnet-lite0, timm",
+        match=rf"^model='{spec}' is not known{offer}: expected one of resnet, resnet-wide, mlp, tabular, text, "
+        "efficientnet-lite0, minilm, timm",
     ):
         build(spec, input_shape=(1, 28, 28), num_classes=2)
 

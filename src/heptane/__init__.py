@@ -10,7 +10,7 @@ from heptane.core.loop import Step
 from heptane.core.losses import CrossEntropy
 from heptane.core.precision.step import precision
 from heptane.core.schedule import as_scheduler, join_schedules, scale_schedules
-from heptane.data import Data, Reading, load_data
+from heptane.data import Data, Reading, Text, load_data
 from heptane.data.augment import (
     AugmentSequence,
     ColorJitter,
@@ -67,6 +67,7 @@ __all__ = [
     "Reading",
     "Result",
     "Step",
+    "Text",
     "Transfer",
     "Tricks",
     "TrivialAugment",

@@ -147,5 +147,5 @@ def test_numbers_alone_are_a_table_and_text_is_refused(tmp_path):
     data = hp.load_data(tmp_path / "numbers", label="kind")
     assert (data.kind, data.class_names) == ("table", ("cat", "dog"))
     datasets.Dataset.from_dict({"text": ["a b"] * 9, "label": [0] * 9}).save_to_disk(tmp_path / "text")
-    with pytest.raises(hp.InputError, match="column 'text' holds text, which needs a tokenizer"):
+    with pytest.raises(hp.InputError, match="column 'text' holds text: to predict from it pass --text text"):
         hp.load_data(tmp_path / "text")

@@ -27,6 +27,8 @@ class Rows(ABC):
     """of the samples once read"""
     nbytes: int
     """as stored"""
+    lengths: torch.Tensor | None = None
+    """of each sample, if they differ: samples read together are padded to the longest"""
 
     @abstractmethod
     def __getitem__(self, positions: int | Positions) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 from heptane.base.errors import InputError, check_range
 from heptane.base.lazy import torch
 from heptane.base.progress import working
+from heptane.base.tree import first_tensor, select_rows
 from heptane.data import Data, load_data
 from heptane.data.images.image_files import ListedImage
 from heptane.data.images.sources import images_kind
@@ -75,8 +76,9 @@ def _outputs(
         with working(f"evaluating {len(targets):,} samples", len(targets)) as advance:
             found = list[torch.Tensor]()
             for inputs, _ in chosen:  # images are read a batch at a time
-                for start in range(0, len(inputs), size):
-                    found.append(run_model(run, _rescaled(inputs[start : start + size], data, run)))
+                for start in range(0, len(first_tensor(inputs)), size):
+                    batch = select_rows(inputs, slice(start, start + size))
+                    found.append(run_model(run, _rescaled(batch, data, run)))
                     advance(len(found[-1]))
         return torch.cat(found), targets, data.name, part
     if run.preprocess is None:
@@ -89,7 +91,8 @@ def _outputs(
     readable: set[str] = set()
     with working(f"evaluating {len(targets):,} samples"):
         for names, inputs in batches_of(run, raw, flags.batch_size, bad.append if flags.skip_bad else None):
-            outputs += [run_model(run, part) for part in inputs.split(flags.batch_size)]
+            starts = range(0, len(names), flags.batch_size)
+            outputs += [run_model(run, select_rows(inputs, slice(at, at + flags.batch_size))) for at in starts]
             readable |= set(names)
     if len(bad) > flags.skip_bad:
         raise InputError(f"{len(bad)} images are unreadable, more than --skip-bad {flags.skip_bad} allows: {bad[0]}")
@@ -144,7 +147,7 @@ def _parts(data: Data, name: str) -> list[tuple[Any, torch.Tensor]]:
     return there
 
 
-def _rescaled(inputs: torch.Tensor, data: Data, run: LoadedRun) -> torch.Tensor:
+def _rescaled(inputs: Any, data: Data, run: LoadedRun) -> Any:
     """Inputs of the data, normalised as in training."""
     known = run.record.get("data") or {}
     mean, std = known.get("mean") or [], known.get("std") or []

@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from heptane.base.progress import clear_progress
-from heptane.data import Data, load_data
+from heptane.data import Data, Text, load_data
 from heptane.data.images.listing import Listing
+from heptane.data.load import holds_text
+from heptane.pretrained.hubs import tokenizer_of
 from heptane.session.settings import Settings
 
 PLANNED = 256  # images: for a plan of more, not all are decoded
@@ -36,11 +38,19 @@ def load(
         fallback=flags.fallback,
         scale=scale,
         reading=replace(settings.reading, first=0) if planning and many else settings.reading,
+        text=_text(settings),
     )
     clear_progress()
     for note in data.notes if is_rank_zero() else ():
         print(f"note: {note}", file=sys.stderr)
     return data
+
+
+def _text(settings: Settings) -> Text | None:
+    """The text to read; None for other data."""
+    if not holds_text(settings.data, settings.text):
+        return None
+    return Text(settings.text, settings.max_tokens, tokenizer_of(settings.model))
 
 
 def is_rank_zero() -> bool:

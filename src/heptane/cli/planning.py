@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Any
@@ -17,6 +18,7 @@ from heptane.data import Data
 from heptane.data.images.listing import Listing
 from heptane.data.images.sources import list_images
 from heptane.data.images.survey import survey
+from heptane.data.load import holds_text
 from heptane.pretrained.hubs import HUBS, cached, efficientnet_hub
 from heptane.pretrained.models import check_known
 from heptane.recommend import Choices, DataFacts, Machine, after_loading, before_loading
@@ -80,22 +82,26 @@ def plan_run(
         machine = measure_speed(machine, settings.device)
         left = budget - (time.time() - began) - max(LEAST_RESERVE, SHARE * budget)
         machine = replace(machine, seconds=max(left, 1.0))
-    if data is None and listing is None:
+    reads_text = data is None and listing is None and holds_text(settings.data, settings.text)
+    if data is None and listing is None and not reads_text:
         listing = list_images(settings.data, label=settings.label, task=settings.task, skip_bad=settings.skip_bad)
     seen = survey(listing, settings.valid_fraction) if listing is not None else None
     given: dict[str, Any] = {f.name: getattr(settings, f.name) for f in fields(Settings)}
     given |= {"start": _weights(wanted), "computed_once": _can_cache_features(settings, wanted)}
     given["frozen_given"] = _names_frozen_layers(wanted) or "mode" in (wanted.own or {}).get("transfer", {})
-    facts = DataFacts(kind="arrays", num_train=1, num_classes=None)
+    facts = DataFacts(kind="text" if reads_text else "arrays", num_train=1, num_classes=None)
     if seen is not None:
         facts = DataFacts(kind="images", num_train=seen.num_train, num_classes=len(seen.counts) or None, survey=seen)
-    choices = before_loading(facts, machine, given, _start(settings, wanted, race=race) if seen is not None else None)
+    known = seen is not None or reads_text
+    start = _start(settings, wanted, race=race, find=cached.find_text if reads_text else cached.find_pretrained)
+    choices = before_loading(facts, machine, given, start if known else None)
     size = choices["image_size"] if seen is not None else settings.image_size
     if data is None:
         scale = pixel_scale(choices["model"] if seen else settings.model, choices["start"])
-        data = loading.load(replace(settings, image_size=size), flags, scale, listing, planning=planning)
+        model = choices["model"] if reads_text else settings.model  # text is cut by the tokenizer of the model
+        data = loading.load(replace(settings, image_size=size, model=model), flags, scale, listing, planning=planning)
     facts = DataFacts.of(data, seen)
-    if seen is None:
+    if not known:
         choices = before_loading(facts, machine, given)
     if budget is not None:
         left = budget - (time.time() - began) - max(LEAST_RESERVE, SHARE * budget)
@@ -141,6 +147,7 @@ def decide(settings: Settings, wanted: Choice, data: Data, choices: Choices) -> 
         freeze=choices["frozen_groups"],
         num_gpus=torch.cuda.device_count() if settings.device is None else 0,
         launched=launched_workers(),
+        blends=data.kind != "text",
     )
     if choices["start"]:
         advice[1]["transfer"] = choices.made["start"].why
@@ -211,12 +218,13 @@ def _can_cache_features(settings: Settings, wanted: Choice) -> bool:
     return frozen and not moves and not changed
 
 
-def _start(settings: Settings, wanted: Choice, *, race: bool) -> Any:
-    """The pretrained weights to start from by default, or why there are none."""
+def _start(settings: Settings, wanted: Choice, *, race: bool, find: Callable[[], Any]) -> Any:
+    """The pretrained weights, as ``find`` finds them, to start from by default, or why there are none."""
     if "transfer" in wanted.off or settings.loss not in (None, "cross_entropy", "binary_cross_entropy"):
         return "transfer is turned off"
     if wanted.base != "recommended" and "transfer" not in (*wanted.base, *(wanted.own or {})):
         return "transfer is not among the requested tricks"
     if race:
         return RACE
-    return cached.find_pretrained() or f"no pretrained weights installed; {cached.HOW}"
+    how = cached.HOW if find is cached.find_pretrained else cached.HOW_TEXT
+    return find() or f"no pretrained weights installed; {how}"

@@ -23,6 +23,7 @@ ENDINGS = (".csv", ".json")
 KINDS = {  # per kind of a run's data: accepted inputs, and their description
     "images": (("image", "folder", "arrays"), "images, folders, manifests or shards of them"),
     "table": (("table",), "a .csv, .tsv or .parquet file"),
+    "text": (("table", "folder", "text"), "a table with the text, .txt files, or folders of them"),
     "arrays": (("arrays",), "an .npz file"),
 }
 
@@ -89,9 +90,8 @@ def _each(run: LoadedRun, flags: argparse.Namespace, bad: list[str]) -> Iterator
 def _check_kind(run: LoadedRun, path: Path) -> None:
     """Refuse a file of another kind than the training data."""
     assert run.preprocess is not None
-    given = (
-        "table" if is_table(path) else "folder" if path.is_dir() else "arrays" if path.suffix.lower() == ".npz" else "image"
-    )
+    by_suffix = {".npz": "arrays", ".txt": "text"}
+    given = "table" if is_table(path) else "folder" if path.is_dir() else by_suffix.get(path.suffix.lower(), "image")
     allowed, wanted = KINDS[run.preprocess.kind]
     if given not in allowed:
         raise InputError(f"{path}: {run.folder} was trained on {run.preprocess.kind} data: pass {wanted}")

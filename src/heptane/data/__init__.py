@@ -3,5 +3,6 @@
 from heptane.data.dataset import Data
 from heptane.data.load import load_data
 from heptane.data.reading import Reading
+from heptane.data.texts.text import Text
 
-__all__ = ["Data", "Reading", "load_data"]
+__all__ = ["Data", "Reading", "Text", "load_data"]

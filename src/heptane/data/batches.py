@@ -25,6 +25,7 @@ from heptane.data.augment import Augment, CallableAugment
 from heptane.data.balance import balanced_order, class_labels
 from heptane.data.cast import Cast, check_real
 from heptane.data.images.stored_images import Images
+from heptane.data.length_order import length_order
 from heptane.data.resize import resized
 from heptane.distributed.workers import SINGLE_WORKER, Worker
 
@@ -251,8 +252,11 @@ class TensorSource:
     def order(self, epoch: int) -> torch.Tensor:
         """The samples of an epoch, int64 (num_samples,): a function of (seed, epoch)."""
         if self.sampling == "balanced":
-            return balanced_order(class_labels("sampling='balanced'", self.targets), self.seed, epoch)
-        return epoch_order(self.num_samples, self.seed, epoch)
+            order = balanced_order(class_labels("sampling='balanced'", self.targets), self.seed, epoch)
+        else:
+            order = epoch_order(self.num_samples, self.seed, epoch)
+        lengths = getattr(first_tensor(self.inputs), "lengths", None)
+        return order if lengths is None else length_order(order, lengths, self.batch_size, self.seed, epoch)
 
     def batches(self, start: int, stop: int, transform: BatchTransform) -> Iterator[tuple[int, Batch]]:
         data = self.inputs, self.targets

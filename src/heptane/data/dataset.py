@@ -8,6 +8,7 @@ from typing import Any
 
 from heptane.base.errors import InputError
 from heptane.base.lazy import torch
+from heptane.base.tree import first_tensor
 from heptane.data.preprocess import Preprocess
 
 
@@ -23,14 +24,15 @@ class Data:
         name: a built-in name, or the name of the folder or file.
         train, valid, test: inputs and targets, or None. Inputs are float32 tensors (N, C, H, W) for images and (N, ...) for
             arrays; of image files they are an :class:`Images`, which gives such a tensor when it is indexed: ``inputs[:8]``,
-            or ``inputs[:]`` for all. Targets are int64 class numbers (N,), or float32 (N,) or (N, K).
+            or ``inputs[:]`` for all; of text they are a dict with ``input_ids`` and ``attention_mask``. Targets are int64
+            class numbers (N,), or float32 (N,) or (N, K).
         num_classes: K, or None for regression.
         class_names: K names, or () if there are none.
         notes: messages for the user, such as the number of skipped files.
         source: where the data came from, in words.
         mean, std: per channel, of pixels scaled to [0, 1], measured on ``train`` and applied to all three parts; () if the
             values are unchanged.
-        kind: ``images``, ``table`` or ``arrays``.
+        kind: ``images``, ``table``, ``text`` or ``arrays``.
         preprocess: converts raw data to inputs, also new data; None if the data was built by hand.
         files: for each part, the file (or row) name of every sample; absent if samples have no names.
     """
@@ -60,4 +62,4 @@ class Data:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one sample, without the batch dimension."""
-        return tuple(self.train[0].shape[1:])
+        return tuple(first_tensor(self.train[0]).shape[1:])

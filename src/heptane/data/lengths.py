@@ -10,8 +10,7 @@ from heptane.base.lazy import torch
 from heptane.base.randomness import generator
 from heptane.base.tree import LABELS, rebuild
 from heptane.data.batches import check_batch, epoch_order
-
-WINDOW = 50  # sort samples within so many batches: enough to reduce padding, few enough to keep the order random
+from heptane.data.length_order import length_batches
 
 
 class LengthBatches:
@@ -49,10 +48,7 @@ class LengthBatches:
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        shuffled = epoch_order(len(self.lengths), self.seed, self.epoch)
-        batches: list[torch.Tensor] = []
-        for window in torch.split(shuffled, WINDOW * self.batch_size):
-            batches += torch.split(window[self.lengths[window].argsort(stable=True)], self.batch_size)
+        batches = length_batches(epoch_order(len(self.lengths), self.seed, self.epoch), self.lengths, self.batch_size)
         for at in generator(self.seed, "batches", self.epoch).permutation(len(batches)).tolist():
             yield batches[at].tolist()
 

@@ -11,12 +11,14 @@ from typing import Any
 from heptane.base.errors import InputError, check_choice, check_range, did_you_mean
 from heptane.base.lazy import np, torch
 from heptane.data.dataset import Data, DataUnavailable
+from heptane.data.images.folder import is_text_folder
 from heptane.data.images.image_preprocess import ImagePreprocess
 from heptane.data.images.sources import images_kind, list_images
 from heptane.data.normalise import normalise
 from heptane.data.preprocess import is_path
 from heptane.data.reading import Reading
 from heptane.data.splits import split
+from heptane.data.texts.text import Text
 
 BUILT_IN = ("fashion-mnist", "digits")
 TASKS = ("classification", "regression")
@@ -35,8 +37,9 @@ def load_data(
     fallback: str | None = None,
     scale: str = "data",
     reading: Reading | None = None,
+    text: str | Text | None = None,
 ) -> Data:
-    """Load a built-in data set, images, a table, or arrays; ``docs/data.md`` has all formats.
+    """Load a built-in data set, images, a table, text, or arrays; ``docs/data.md`` has all formats.
 
     Args:
         source: ``fashion-mnist``, ``digits``, a directory; ``.tar`` shards (a file, a pattern or a URL); ``hf-data:NAME``; a
@@ -58,7 +61,9 @@ def load_data(
         fallback: built-in dataset to load, with a note, if the requested one is not available on this machine.
         scale: of a folder's pixels: "data" standardises with the training images' mean and standard deviation; "imagenet"
             gives three channels with ImageNet's, as pretrained networks expect.
-        reading: how image files are read and cached, a :class:`heptane.Reading`; None: with its defaults.
+        reading: how image files are read, and what is cached, a :class:`heptane.Reading`; None: with its defaults.
+        text: the column of text to predict from, of a table or a Hugging Face data set; or a :class:`heptane.Text`, which
+            also says how it is cut into tokens. A folder of class folders of .txt files needs none.
 
     Raises:
         InputError: the data or an argument is invalid; the message is one line with the remedy.
@@ -78,6 +83,14 @@ def load_data(
     check_choice("scale", scale, ("data", "imagenet"))
     if task is not None:
         check_choice("task", task, TASKS)
+    if holds_text(source, text):
+        from heptane.data.texts.load_text import load_text
+
+        if image_size is not None:
+            raise InputError(f"image_size={image_size}: text has none; omit it for {describe_source(source)}")
+        how = text if isinstance(text, Text) else Text(text)
+        split = {"seed": seed, "valid_fraction": valid_fraction}
+        return load_text(source, how, label=label, task=task, **split, reading=reading or Reading())
     listing = list_images(source, label=label, task=task, skip_bad=skip_bad)
     if listing is not None:
         from heptane.data.images.load_images import load_images
@@ -105,6 +118,16 @@ def load_data(
 
         return load_arrays(found, task=task, seed=seed, valid_fraction=valid_fraction)
     return load_built_in(found, seed, valid_fraction, cache_dir, fallback)
+
+
+def holds_text(source: Any, text: Any = None) -> bool:
+    """Whether a source is read as text: if ``text`` says so, or it is a folder of class folders of .txt files."""
+    if text is not None:
+        return True
+    try:
+        return is_path(source) and Path(source).expanduser().is_dir() and is_text_folder(Path(source).expanduser())
+    except (OSError, RuntimeError, ValueError):
+        return False  # loading will report it
 
 
 def load_any_table(source: Any, *, reading: Reading | None, **how: Any) -> Data:

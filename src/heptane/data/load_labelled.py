@@ -44,6 +44,8 @@ def load_labelled(
     path = Path(source)
     folder = path.is_dir() and not parquet_files(path)
     kind = "images" if folder else "arrays" if path.suffix.lower() == ".npz" else "table"
+    if (kind, preprocess.kind) == ("table", "text"):
+        return _table(path, classes, preprocess)
     if kind != preprocess.kind and not (kind == "arrays" and preprocess.kind == "images"):
         raise InputError(f"{path} is {_named(kind)}, but the run was trained on {_named(preprocess.kind)}: give such data")
     if kind == "images":
@@ -151,7 +153,7 @@ def _name(value: Any, boolean: bool) -> str:
 
 
 def _named(kind: str) -> str:
-    return {"images": "a folder of images", "arrays": "arrays (.npz)", "table": "a table"}[kind]
+    return {"images": "a folder of images", "arrays": "arrays (.npz)", "table": "a table", "text": "text"}[kind]
 
 
 def _shorten(names: Sequence[str]) -> str:

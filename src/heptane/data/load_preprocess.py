@@ -10,8 +10,14 @@ from heptane.data.arrays.array_preprocess import ArrayPreprocess
 from heptane.data.images.image_preprocess import ImagePreprocess
 from heptane.data.preprocess import Preprocess
 from heptane.data.tables.load_table import TablePreprocess
+from heptane.data.texts.load_text import TextPreprocess
 
-KINDS: dict[str, type[Any]] = {"images": ImagePreprocess, "arrays": ArrayPreprocess, "table": TablePreprocess}
+KINDS: dict[str, type[Any]] = {
+    "images": ImagePreprocess,
+    "arrays": ArrayPreprocess,
+    "table": TablePreprocess,
+    "text": TextPreprocess,
+}
 
 
 def load_preprocess(record: Mapping[str, Any]) -> Preprocess:

@@ -63,7 +63,7 @@ class Preprocess(ABC):
     """Converts raw data to a model's inputs, the same way in training and prediction."""
 
     kind: ClassVar[str]
-    """images, arrays or table, as :attr:`heptane.Data.kind`"""
+    """images, arrays, table or text, as :attr:`heptane.Data.kind`"""
     target: TargetScale | None = None
     """scale of regression targets; None for classes"""
 
@@ -72,8 +72,8 @@ class Preprocess(ABC):
         """Everything learned, as JSON values."""
 
     @abstractmethod
-    def inputs(self, source: Any) -> tuple[list[str], torch.Tensor]:
-        """Return the names and the inputs, float32 (N, ...), of the samples in ``source``.
+    def inputs(self, source: Any) -> tuple[list[str], Any]:
+        """Return the names and the inputs, float32 (N, ...) or a dict of tensors, of the samples in ``source``.
 
         Raises:
             InputError: ``source`` cannot be read, or does not match the training data.

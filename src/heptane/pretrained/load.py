@@ -68,7 +68,7 @@ def load_weights(
         model: the model to fill; its dtypes and devices stay.
         source: a ``.safetensors`` file, or a ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` with tensors and no code; the folder
             of a heptane run or a Hugging Face model; ``efficientnet-lite0`` (ImageNet weights from the extra
-            ``pretrained``); ``timm:NAME``; ``hf:NAME[@REVISION]`` or ``hf:FOLDER``.
+            ``pretrained``); ``minilm``; ``timm:NAME``; ``hf:NAME[@REVISION]`` or ``hf:FOLDER``.
         min_match: smallest fraction of the parameters outside the head, by element count, that must be found, in [0, 1].
         exclude: names, prefixes of names (``fc``) or patterns (``*.bias``) of the model that are not loaded; they do not
             count in the fraction.
@@ -147,6 +147,10 @@ def read_source(source: str | Path, model: torch.nn.Module) -> tuple[dict[str, t
         from heptane.pretrained.hubs import efficientnet_hub
 
         return read_weights(Path(efficientnet_hub.weight_file()), label), "ImageNet weights of efficientnet-lite0", ""
+    if spec == "minilm":
+        from heptane.pretrained.hubs import minilm_hub
+
+        source = minilm_hub.folder()
     path = Path(os.path.expanduser(source))
     if spec.startswith("hf:"):
         from heptane.pretrained.hubs import hf_hub

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from heptane.base.errors import InputError, check_range, did_you_mean, one_line
 from heptane.base.progress import EVERY_SECONDS, working
 from heptane.pretrained.hubs import find_hub
+from heptane.pretrained.text_model import TextNet
 
-BUILT_IN = ("resnet", "resnet-wide", "mlp", "tabular")
-PRETRAINED = "efficientnet-lite0"
+BUILT_IN = ("resnet", "resnet-wide", "mlp", "tabular", "text")
+PRETRAINED = {"efficientnet-lite0": "efficientnet_hub", "minilm": "minilm_hub"}
 
 
 class Residual(nn.Module):
@@ -166,11 +167,11 @@ def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Modu
     """Build a model by name.
 
     Args:
-        spec: ``resnet``, ``resnet-wide``, ``mlp``, ``tabular``, ``efficientnet-lite0``, ``timm:NAME``,
-            ``hf:NAME[@REVISION]`` or ``hf:FOLDER`` (a classifier of transformers, from its config.json), or
+        spec: ``resnet``, ``resnet-wide``, ``mlp``, ``tabular``, ``text``, ``efficientnet-lite0``, ``minilm``,
+            ``timm:NAME``, ``hf:NAME[@REVISION]`` or ``hf:FOLDER`` (a classifier of transformers, from its config.json), or
             ``package.module:factory``, also from the current directory. A factory is called with ``num_classes`` and
             ``input_shape`` if it takes them.
-        input_shape: shape of one sample: (channels, height, width) for images.
+        input_shape: shape of one sample: (channels, height, width) for images, (tokens,) for text.
         num_classes: number of outputs.
 
     Returns:
@@ -186,19 +187,21 @@ def build(spec: str, *, input_shape: Sequence[int], num_classes: int) -> nn.Modu
         >>> build("resnt", input_shape=(1, 28, 28), num_classes=10)
         Traceback (most recent call last):
         heptane.base.errors.InputError: model='resnt' is not known (did you mean resnet?): expected one of resnet, \
-resnet-wide, mlp, tabular, efficientnet-lite0, timm:NAME, hf:NAME, package.module:factory
+resnet-wide, mlp, tabular, text, efficientnet-lite0, minilm, timm:NAME, hf:NAME, package.module:factory
     """
     check_range("num_classes", num_classes, 1, whole=True)
     if (hub := find_hub(spec)) is not None:
         return _checked(spec, hub.build(spec, input_shape, num_classes))
-    if spec == PRETRAINED:
-        from heptane.pretrained.hubs import efficientnet_hub
-
-        return efficientnet_hub.build(input_shape, num_classes)
+    if spec in PRETRAINED:
+        module = importlib.import_module(f"heptane.pretrained.hubs.{PRETRAINED[spec]}")
+        made: nn.Module = module.build(input_shape, num_classes)
+        return made
     if ":" in spec:
         return _from_factory(spec, input_shape, num_classes)
     if spec in ("mlp", "tabular"):
         return (mlp if spec == "mlp" else tabular)(num_classes, input_shape)
+    if spec == "text":
+        return TextNet(num_classes)
     check_known(spec)
     if len(input_shape) != 3 or min(input_shape[1:]) < 8:
         shape = tuple(input_shape)
@@ -208,7 +211,7 @@ resnet-wide, mlp, tabular, efficientnet-lite0, timm:NAME, hf:NAME, package.modul
 
 def check_known(spec: str) -> None:
     """Refuse a name that :func:`build` does not know; names with a colon are not looked up."""
-    kinds = (*BUILT_IN, PRETRAINED, "timm:NAME", "hf:NAME", "package.module:factory")
+    kinds = (*BUILT_IN, *PRETRAINED, "timm:NAME", "hf:NAME", "package.module:factory")
     if ":" not in spec and spec not in kinds:
         raise InputError(f"model={spec!r} is not known{did_you_mean(spec, kinds)}: expected one of {', '.join(kinds)}")
 

@@ -86,6 +86,10 @@ def _start(
 ) -> tuple[Pretrained | None, str]:
     """The weights to start from, if any, and the reason."""
     own = given.get("model")
+    if facts.kind == "text":
+        if pretrained is None or isinstance(pretrained, str) or own not in (None, pretrained.model):
+            return None, pretrained if isinstance(pretrained, str) else "a small network that learns from these texts alone"
+        return pretrained, f"{pretrained.note}: the head learns from few texts"
     if facts.kind != "images" or facts.num_classes is None:
         return None, "a small network suits numbers" if facts.kind != "images" else "pretrained heads are for classes"
     if facts.survey is None:
@@ -104,7 +108,7 @@ def _start(
 
 
 def _own_model(facts: DataFacts) -> str:
-    return {"images": "resnet", "table": "tabular"}.get(facts.kind, "mlp")
+    return {"images": "resnet", "table": "tabular", "text": "text"}.get(facts.kind, "mlp")
 
 
 def _image_size(facts: DataFacts, machine: Machine, model: str, *, pretrained: bool) -> tuple[int, str]:

@@ -50,7 +50,7 @@ class DataFacts:
     """The facts of a data set of any kind.
 
     Attributes:
-        kind: "images", "table" or "arrays".
+        kind: "images", "table", "text" or "arrays".
         num_train: training samples, 1 or more.
         num_classes: None for real-valued targets.
         survey: of a folder whose images are resized; None for data of a fixed shape.

@@ -48,6 +48,8 @@ def expected_seconds(facts: DataFacts, machine: Machine, made: Choices) -> float
     steps_per_epoch = ceil(facts.num_train / batch)
     total = facts.survey.total if facts.survey else facts.num_train
     seconds = START_SECONDS + (total * READ_SECONDS if facts.survey else 0.0)
+    if facts.kind == "text" and (start is not None or model != "text"):
+        return None
     if start is not None and made.given.get("computed_once", True):
         side = min(facts.shape[1:])
         once = total * (forward_seconds(model, side, machine) or 0.0)

@@ -17,6 +17,7 @@ from heptane.base.errors import InputError, check_choice, check_range, did_you_m
 from heptane.core.fit_options import Extras, check_options
 from heptane.data.augment import AUGMENTS, NAMED
 from heptane.data.reading import Reading
+from heptane.data.texts.text import MAX_TOKENS, Text
 from heptane.tricks import KINDS, Tricks
 
 PRESETS = ("none", "recommended")
@@ -28,16 +29,20 @@ class Settings:
     """The settings of ``heptane train``, apart from the tricks' own."""
 
     data: str = ""
-    """Training data: fashion-mnist, digits, a folder with a folder of images per class, a .csv or .parquet table, or an .npz
-    with x and y."""
+    """Training data: fashion-mnist, digits, a folder with a folder of images (or .txt files) per class, a .csv or .parquet
+    table, or an .npz with x and y."""
     label: str | None = None
     """The column of a table to predict. Default: the one called label, target, class or y."""
+    text: str | None = None
+    """The column of text to predict from, of a table or a Hugging Face data set."""
+    max_tokens: int = MAX_TOKENS
+    """Longest text in tokens, at least 1; longer ones are cut."""
     task: str | None = None
     """Of labels that can be read as both: classification or regression. Default: by the labels."""
     model: str | None = None
-    """The model: resnet, resnet-wide, mlp, tabular, efficientnet-lite0, timm:NAME, hf:NAME or package.module:factory.
-    Default: for a folder of images a pretrained one if it can be had, else resnet; tabular for a table; mlp for other
-    data."""
+    """The model: resnet, resnet-wide, mlp, tabular, text, efficientnet-lite0, minilm, timm:NAME, hf:NAME or
+    package.module:factory. Default: for a folder of images and for text a pretrained one if it is installed, else resnet
+    and text; tabular for a table; mlp for other data."""
     epochs: float | None = None
     """Passes over the training data, above 0; a fraction is allowed. Default: by the number of samples and the machine."""
     batch_size: int | None = None
@@ -109,6 +114,8 @@ class Settings:
             )
         if self.task is not None:
             check_choice("task", self.task, ("classification", "regression"))
+        if self.text is not None or self.max_tokens != MAX_TOKENS:
+            Text(self.text, self.max_tokens)
         check_options(self)
         if self.batch_size is not None:
             check_range("batch_size", self.batch_size, 1, whole=True)

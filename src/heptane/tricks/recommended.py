@@ -41,6 +41,8 @@ class TaskFacts:
     """Without a mode: groups to freeze, as :class:`heptane.Transfer` counts them. Learning rates then halve per group."""
     num_gpus: int | None = None
     """GPUs of this machine; None counts them."""
+    blends: bool = True
+    """Inputs can be blended; token numbers cannot."""
     launched: int = 1
     """Workers that torchrun started; 1 if it did not start this process."""
 
@@ -60,7 +62,12 @@ def choose(facts: TaskFacts) -> tuple[dict[str, Any], dict[str, str]]:
     """
     weights, reference_batch, launched = facts.weights, facts.reference_batch, facts.launched
     num_gpus = torch.cuda.device_count() if facts.num_gpus is None else facts.num_gpus
-    long = facts.epochs >= LONG_EPOCHS and weights is None and (facts.steps is None or facts.steps >= LONG_STEPS)
+    long = (
+        facts.epochs >= LONG_EPOCHS
+        and weights is None
+        and facts.blends
+        and (facts.steps is None or facts.steps >= LONG_STEPS)
+    )
     smooth = facts.classes is not False
     tricks = {
         "data_parallel": DataParallel() if num_gpus > 1 or launched > 1 else None,
@@ -74,6 +81,7 @@ def choose(facts: TaskFacts) -> tuple[dict[str, Any], dict[str, str]]:
     workers = f"torchrun started {launched} workers" if launched > 1 else f"{num_gpus} GPUs share each batch"
     least = f"{LONG_STEPS:,} steps" if facts.epochs >= LONG_EPOCHS else f"{LONG_EPOCHS} epochs"
     no_mixup = "cached features of the frozen part cannot change" if weights else f"it slows runs under {least}"
+    no_mixup = no_mixup if facts.blends else "token numbers cannot be blended"
     why = {
         "data_parallel": workers if tricks["data_parallel"] else "one process already uses this machine's cores",
         "lr_scaling": f"the learning rate was chosen for a batch of {reference_batch}"

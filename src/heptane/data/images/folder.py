@@ -7,6 +7,7 @@ by 256 keep it, and others become 64 by 64.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from heptane.base.errors import InputError
@@ -76,6 +77,20 @@ def find_parts(root: Path) -> dict[str, Path]:
     if set(folders) <= {"train", "test", *VALID_NAMES}:
         raise InputError(f"{str(root)!r} has {', '.join(folders)} but no train/ with class folders: {LAYOUT}")
     return {"all": root}
+
+
+def is_text_folder(root: Path) -> bool:
+    """Whether the files of class folders are text, judged by the first file."""
+    try:
+        folders = [entry for folder in find_parts(root).values() for entry in list_entries(folder) if entry.is_dir()]
+        for folder in folders:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_file() and not entry.name.startswith("."):
+                        return entry.name.lower().endswith(".txt")
+    except (InputError, OSError):
+        pass  # listing the images will report it
+    return False
 
 
 def list_entries(folder: Path) -> list[Path]:

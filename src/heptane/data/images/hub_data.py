@@ -121,13 +121,15 @@ def list_hub_data(name: str, *, label: str | None, task: str | None) -> Listing 
             notes.append(f"splits that are not train, validation or test were ignored: {', '.join(unused)}")
         splits = {key: split for key, split in splits.items() if parts[key]}
     frames = {key: split.remove_columns(column).to_pandas() for key, split in splits.items()}
-    label = _label_column(splits, frames, label, notes)
+    label = label_column(splits, frames, label, notes)
     feature = next(iter(splits.values())).features[label]
-    unlabelled = [key for key, frame in frames.items() if _class_names(feature) and (frame[label] == -1).all()]
+    unlabelled = [key for key, frame in frames.items() if class_names_of(feature) and (frame[label] == -1).all()]
     if unlabelled:
         notes.append(f"splits without labels were ignored: {', '.join(unlabelled)}")
     splits = {key: split for key, split in splits.items() if key not in unlabelled}
-    labels = _labels(pandas().concat([frames[key] for key in splits], ignore_index=True)[label], feature, label, task)
+    labels = labels_of_feature(
+        pandas().concat([frames[key] for key in splits], ignore_index=True)[label], feature, label, task
+    )
     images = HubImages(name, splits, column)
     which = np.repeat([parts[key] or "all" for key in splits], [len(split) for split in splits.values()])
     rows = {part: np.flatnonzero(which == part) for part in PARTS if (which == part).any()}
@@ -161,18 +163,12 @@ def read_hub_table(name: str) -> pd.DataFrame:
     for split in open_splits(name).values():
         frame = split.to_pandas()
         for column, feature in split.features.items():
-            if names := _class_names(feature):
+            if names := class_names_of(feature):
                 frame[column] = [names[number] if 0 <= number < len(names) else None for number in frame[column]]
             elif not pandas().api.types.is_numeric_dtype(frame[column].dtype):
-                what = (
-                    "text, which needs a tokenizer"
-                    if str(getattr(feature, "dtype", "")).endswith("string")
-                    else "no numbers"
-                )
-                raise InputError(
-                    f"data={name!r}: column {column!r} holds {what}: heptane loads data sets of images or of numbers; "
-                    "tokenize it, and pass tensors or a Dataset to hp.fit"
-                )
+                is_text = str(getattr(feature, "dtype", "")).endswith("string")
+                remedy = f"to predict from it pass --text {column}" if is_text else "remove it"
+                raise InputError(f"data={name!r}: column {column!r} holds {'text' if is_text else 'no numbers'}: {remedy}")
         frames.append(frame)
     return pandas().concat(frames, ignore_index=True)
 
@@ -183,28 +179,31 @@ def _image_column(features: Mapping[str, Any]) -> str | None:
     return next((name for name, feature in features.items() if isinstance(feature, Image)), None)
 
 
-def _class_names(feature: Any) -> list[str]:
+def class_names_of(feature: Any) -> list[str]:
+    """The names of a column of class labels; empty for other columns."""
     return list(getattr(feature, "names", None) or ())
 
 
 def _several_names(feature: Any) -> list[str]:
     """The names of the classes of a column of lists."""
-    return _class_names(getattr(feature, "feature", None))
+    return class_names_of(getattr(feature, "feature", None))
 
 
-def _label_column(splits: dict[str, Any], frames: dict[str, Any], label: str | None, notes: list[str]) -> str:
+def label_column(splits: dict[str, Any], frames: dict[str, Any], label: str | None, notes: list[str]) -> str:
+    """The name of the label's column: the named one, the only one of class labels, or by its name."""
     features = next(iter(splits.values())).features
     if not (others := [name for name in features if name in next(iter(frames.values())).columns]):
         raise InputError("the data set has images, but no other column: add one with their labels")
-    classes = [name for name in others if _class_names(features[name]) or _several_names(features[name])]
+    classes = [name for name in others if class_names_of(features[name]) or _several_names(features[name])]
     if label is None and len(classes) == 1:
         notes.append(f"column {classes[0]!r} is the label, by its type")
         return str(classes[0])
     return find_label(next(iter(frames.values())), label, notes)
 
 
-def _labels(series: pd.Series, feature: Any, label: str, task: str | None) -> ImageLabels:
-    if names := _class_names(feature):
+def labels_of_feature(series: pd.Series, feature: Any, label: str, task: str | None) -> ImageLabels:
+    """The labels in a column of all splits together."""
+    if names := class_names_of(feature):
         numbers = series.fillna(-1).to_numpy(dtype=np.int64)
         bad = np.flatnonzero((numbers < 0) | (numbers >= len(names)))
         if len(bad):

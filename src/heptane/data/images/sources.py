@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from heptane.base.errors import InputError
-from heptane.data.images.folder import list_folder
+from heptane.data.images.folder import is_text_folder, list_folder
 from heptane.data.images.hub_data import is_hub_data
 from heptane.data.images.image_files import ImageList
 from heptane.data.images.listing import Listing
@@ -84,7 +84,7 @@ def images_kind(source: Any) -> str | None:
         if are_shards(str(path)):
             return "shards"
         if path.is_dir():
-            return None if parquet_files(path) else "folder"
+            return None if parquet_files(path) or is_text_folder(path) else "folder"
         is_file = path.is_file()
     except (OSError, RuntimeError, ValueError):
         return None  # loading will report it

@@ -35,11 +35,9 @@ INFLATION = 5  # of a compressed text file, about
 
 def is_large(source: Any) -> bool:
     """Whether a table has more than ``LARGE_CELLS`` cells; those of a text file are estimated from its first lines."""
-    if not is_path(source) or not is_table(source):
+    if not can_read(source):
         return False
     path = Path(source).expanduser()
-    if not _is_parquet(path) and _compression(path) not in COMPRESSIONS:
-        return False
     try:
         if _is_parquet(path):
             cells: int = sum(meta.num_rows * meta.num_columns for meta in map(_metadata, parquet_files(path)))
@@ -54,6 +52,14 @@ def is_large(source: Any) -> bool:
         return bool(lines) and total / per_line * width > LARGE_CELLS
     except (InputError, ImportError, OSError, ValueError):
         return False  # reading it will report it
+
+
+def can_read(source: Any) -> bool:
+    """Whether a source is a file, or a folder of files, that can be read piece by piece."""
+    if not is_path(source) or not is_table(source):
+        return False
+    path = Path(source).expanduser()
+    return _is_parquet(path) or _compression(path) in COMPRESSIONS
 
 
 def count_rows(path: Path) -> int | None:

@@ -22,10 +22,9 @@ class TableRows(Rows):
         preprocess: encodes them.
     """
 
-    device, dtype = torch.device("cpu"), torch.float32
-
     def __init__(self, file: ColumnFile, rows: Any, preprocess: TablePreprocess) -> None:
         self._file, self.preprocess = file, preprocess
+        self.device, self.dtype = torch.device("cpu"), torch.float32
         self.positions = np.asarray(rows, dtype=np.int64)
         self._columns = [column.name for column in preprocess.columns]
         self.shape = (len(self.positions), len(preprocess.features))

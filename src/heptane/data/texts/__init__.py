@@ -1,0 +1,1 @@
+"""Text: tokenized once, in batches of similar lengths."""
