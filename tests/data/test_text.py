@@ -256,3 +256,17 @@ def test_the_tokenizer_of_a_pretrained_model_is_used(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     data = loaded(frame(), text=hp.Text("review", tokenizer=tmp_path))
     assert data.preprocess.tokenizer == content  # type: ignore[union-attr]
+
+
+def test_a_hugging_face_data_set_of_texts_with_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"sentence": datasets.Value("string"), "mood": datasets.ClassLabel(names=["bad", "good"])})
+    rows = {"sentence": frame()["review"].tolist(), "mood": frame()["label"].tolist()}
+    split = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": split, "test": split.select(range(7))}).save_to_disk(str(tmp_path / "saved"))
+    for text in ("sentence", hp.Text()):
+        data = loaded(tmp_path / "saved", tmp_path / "cache", text=text)
+        assert data.class_names == ("bad", "good")
+        assert [len(part[1]) for part in (data.train, data.valid, data.test) if part] == [108, 12, 7]
+    with pytest.raises(hp.InputError, match="column 'sentence' holds text: to predict from it pass --text sentence"):
+        hp.load_data(tmp_path / "saved")
