@@ -89,8 +89,15 @@ def load_data(
         if image_size is not None:
             raise InputError(f"image_size={image_size}: text has none; omit it for {describe_source(source)}")
         how = text if isinstance(text, Text) else Text(text)
-        split = {"seed": seed, "valid_fraction": valid_fraction}
-        return load_text(source, how, label=label, task=task, **split, reading=reading or Reading())
+        return load_text(
+            source,
+            how,
+            label=label,
+            task=task,
+            seed=seed,
+            valid_fraction=valid_fraction,
+            reading=reading or Reading(),
+        )
     listing = list_images(source, label=label, task=task, skip_bad=skip_bad)
     if listing is not None:
         from heptane.data.images.load_images import load_images

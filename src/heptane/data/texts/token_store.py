@@ -105,9 +105,9 @@ class TokenRows(Rows):
         self.store, self.pad = store, pad
         self.device, self.dtype = torch.device("cpu"), torch.int64
         self.rows = np.asarray(rows, dtype=np.int64)
-        self.lengths = torch.from_numpy(store.lengths[self.rows])
-        self.shape = (len(self.rows), int(self.lengths.max()) if len(self.rows) else 0)
-        self.nbytes = 4 * int(self.lengths.sum())
+        self.lengths = lengths = torch.from_numpy(store.lengths[self.rows])
+        self.shape = (len(self.rows), int(lengths.max()) if len(self.rows) else 0)
+        self.nbytes = 4 * int(lengths.sum())
 
     def __getitem__(self, positions: Any) -> torch.Tensor:
         if isinstance(positions, tuple):
@@ -117,7 +117,7 @@ class TokenRows(Rows):
         if not isinstance(positions, slice):
             positions = torch.as_tensor(positions).cpu()
             positions = (positions.nonzero()[:, 0] if positions.dtype is torch.bool else positions).numpy()
-        lengths = self.lengths.numpy()[positions]
+        lengths = self.store.lengths[self.rows[positions]]
         longest = int(lengths.max()) if len(lengths) else 0
         if self.pad is None:
             return torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int64))
