@@ -54,7 +54,11 @@ def test_a_worker_that_is_killed_is_started_again_and_the_result_is_that_of_a_ru
     with monkeypatch.context() as patch:
         fork_workers(patch)
         straight = fit_troubled(Trouble(tmp_path / "mark", 10**9, "die"), None)
+    handlers, threads = signal.getsignal(signal.SIGINT), os.environ.get("OMP_NUM_THREADS")
     result = fit_troubled(Trouble(tmp_path / "mark", 20, "die"), tmp_path / "run", restarts=1)
+    assert signal.getsignal(signal.SIGINT) is handlers
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+    assert (tmp_path / "run" / "result.json").exists()
     assert (tmp_path / "mark").exists()
     assert_equal_weights(straight.model, result.model)
     assert [record["epoch"] for record in result.history] == [1, 2, 3]
