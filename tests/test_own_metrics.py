@@ -12,8 +12,6 @@ import pytest
 import torch
 from tests.helpers import fit
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics import MeanSquaredError, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 import heptane as hp
 from heptane.core.custom_metrics import takes_model
@@ -22,6 +20,14 @@ from heptane.session.history import best_step, check_target, reached
 
 X = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
+
+
+@pytest.fixture(scope="module")
+def torchmetrics() -> Any:
+    """Importing it takes seconds, which only the process that runs this file should spend."""
+    import torchmetrics.classification
+
+    return torchmetrics
 
 
 def fit_measured(
@@ -69,8 +75,13 @@ def test_functions_with_the_targets_first_are_given_them_first() -> None:
     assert 0 <= fit_measured(metrics={"recall": recall}).metrics["valid_recall"] <= 1
 
 
-def test_collections_alone_and_in_a_dict() -> None:
-    whole = MetricCollection({"acc": MulticlassAccuracy(2, average="micro"), "f1": MulticlassF1Score(2)})
+def test_collections_alone_and_in_a_dict(torchmetrics: Any) -> None:
+    whole = torchmetrics.MetricCollection(
+        {
+            "acc": torchmetrics.classification.MulticlassAccuracy(2, average="micro"),
+            "f1": torchmetrics.classification.MulticlassF1Score(2),
+        }
+    )
     result = fit_measured(metrics=whole)
     assert result.metrics["valid_acc"] == pytest.approx(result.metrics["valid_accuracy"], abs=1e-6)
     inside = fit_measured(metrics={"all": whole, "right": right})
@@ -78,9 +89,12 @@ def test_collections_alone_and_in_a_dict() -> None:
     assert fit_measured(metrics=whole, target=("valid_f1", 0.0)).reached is not None
 
 
-def test_predictions_are_in_the_shape_of_the_targets() -> None:
+def test_predictions_are_in_the_shape_of_the_targets(torchmetrics: Any) -> None:
     reals = X @ torch.tensor([1.0, 2.0, 0.0, 0.0])
-    metrics = {"mse": MeanSquaredError(), "own": lambda predictions, targets: ((predictions - targets) ** 2).mean()}
+    metrics = {
+        "mse": torchmetrics.MeanSquaredError(),
+        "own": lambda predictions, targets: ((predictions - targets) ** 2).mean(),
+    }
     result = fit_measured((X, reals), torch.nn.Linear(4, 1), (X, reals), metrics=metrics)
     assert result.metrics["valid_mse"] == pytest.approx(result.metrics["valid_loss"], rel=1e-5)
     assert result.metrics["valid_own"] == pytest.approx(result.metrics["valid_loss"], rel=1e-5)
@@ -162,10 +176,10 @@ class Wer:
     higher_is_better = False
 
 
-def test_the_metric_itself_comes_first_and_an_unknown_one_is_asked_about() -> None:
+def test_the_metric_itself_comes_first_and_an_unknown_one_is_asked_about(torchmetrics: Any) -> None:
     assert direction("valid_accuracy", Wer()) == "min"
-    assert direction("valid_foo", MulticlassAccuracy(2)) == "max"
-    assert direction("valid_foo", MeanSquaredError()) == "min"
+    assert direction("valid_foo", torchmetrics.classification.MulticlassAccuracy(2)) == "max"
+    assert direction("valid_foo", torchmetrics.MeanSquaredError()) == "min"
     numpys = lambda predictions, targets: 0.0  # noqa: E731
     numpys.higher_is_better = np.False_  # type: ignore[attr-defined]
     assert direction("valid_foo", numpys) == "min"
@@ -196,13 +210,13 @@ def test_a_run_to_an_error_rate_goes_on_until_it_is_low() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pair", "loader"])
-def test_outputs_that_are_not_finite_count_as_wrong_in_every_metric(kind: str) -> None:
+def test_outputs_that_are_not_finite_count_as_wrong_in_every_metric(kind: str, torchmetrics: Any) -> None:
     bad = X.clone()
     bad[:30] = math.nan
     valid: Any = (bad, torch.zeros(50, dtype=torch.long))
     valid = DataLoader(TensorDataset(*valid), 9) if kind == "loader" else valid
     metrics = {
-        "accuracy2": MulticlassAccuracy(2, average="micro"),
+        "accuracy2": torchmetrics.classification.MulticlassAccuracy(2, average="micro"),
         "right": right,
         "old": lambda model, data: 1.0,
     }
@@ -254,10 +268,15 @@ def in_place_loss(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["pair", "loader"])
 @pytest.mark.parametrize("loss", [None, in_place_loss], ids=["cross-entropy", "in place"])
-def test_no_metric_and_no_loss_sees_what_another_one_wrote(kind: str, loss: Any) -> None:
+def test_no_metric_and_no_loss_sees_what_another_one_wrote(kind: str, loss: Any, torchmetrics: Any) -> None:
     valid: Any = (X.clone(), Y.clone())
     given = DataLoader(TensorDataset(*valid), 9) if kind == "loader" else valid
-    metrics = {"a": Mangled(), "b": mangling, "right": right, "micro": MulticlassAccuracy(2, average="micro")}
+    metrics = {
+        "a": Mangled(),
+        "b": mangling,
+        "right": right,
+        "micro": torchmetrics.classification.MulticlassAccuracy(2, average="micro"),
+    }
     result = fit_measured(given, metrics=metrics, loss=loss)
     truth = float(right(result.model(X), Y))
     for name in ("accuracy", "right", "micro"):
