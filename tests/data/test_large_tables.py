@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import heptane as hp
-from heptane.data.tables import chunks, column_file, column_kinds
+from heptane.data.tables import chunks, column_file, column_kinds, load_large
 from heptane.data.tables.table_rows import TableRows
 
 N = 400
@@ -141,6 +141,12 @@ def test_a_column_of_too_many_texts_is_ignored_with_a_note(tmp_path: Path, monke
     assert any(note.startswith("ignored, more than 60 different texts: ") and "'odd'" in note for note in data.notes)
 
 
+def test_one_missing_value_gives_an_indicator_also_if_it_is_in_another_row(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(load_large, "LEARNED_ROWS", 2)
+    data = large(written(tmp_path, frame(size=[np.nan if n == 200 else n / 7 for n in range(N)]), "parquet"), tmp_path / "c")
+    assert "size missing" in data.preprocess.features  # type: ignore[union-attr]
+
+
 def test_new_data_and_a_saved_record_give_the_same_inputs(tmp_path: Path) -> None:
     from heptane.data.load_preprocess import load_preprocess
 
@@ -151,9 +157,9 @@ def test_new_data_and_a_saved_record_give_the_same_inputs(tmp_path: Path) -> Non
     torch.testing.assert_close(inputs[data.train[0].positions], data.train[0][:], rtol=0, atol=0)
 
 
-def test_rows_are_indexed_like_a_tensor_and_survive_a_pickle(tmp_path: Path) -> None:
-    data = large(written(tmp_path, frame(), "parquet"), tmp_path / "cache")
-    rows, whole = data.train[0], data.train[0][:]
+def test_rows_are_indexed_like_a_tensor_and_survive_a_pickle(tmp_path: Path, monkeypatch: Any) -> None:
+    path = written(tmp_path, frame(), "parquet")
+    rows, whole = large(path, tmp_path / "cache").train[0], small(path, monkeypatch).train[0]
     mask = torch.arange(len(rows)) % 3 == 0
     for at in (5, -1, slice(3, 9), slice(None, None, -7), torch.tensor([300, 2, 2]), torch.tensor([]).long(), mask):
         wanted = whole[mask] if at is mask else whole[list(range(len(whole)))[at]] if isinstance(at, slice) else whole[at]
