@@ -93,7 +93,7 @@ def alone(code: str) -> Any:
 
 def _run(code: str, folder: Path, environment: dict[str, str]) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(environment)
     exec(compile(code, "program", "exec"), {"__name__": "__main__"})
 
