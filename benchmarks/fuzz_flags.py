@@ -52,6 +52,8 @@ FAIR: dict[str, st.SearchStrategy[str]] = {
     "weights": st.sampled_from(["", "nowhere.safetensors", "/dev/null", "."]),
 }
 
+PLAN = ("data", "images", "model", "batch", "length", "rate", "augment", "tricks", "time")
+BEFORE = ("note:", "usage:", *(f"{name:9}" for name in PLAN))  # lines that may precede an error
 SLOW = ("compile", "workers")  # a compiler and processes take their seconds: only their fair values are tried
 
 
@@ -102,7 +104,7 @@ def attempt_flags(flags: list[str], folder: Path, seconds: float = MOST_SECONDS)
         return errors.getvalue()[-1500:]
     if code == 2 and out.exists():
         return f"refused, and {sorted(p.name for p in out.rglob('*'))} were left: {errors.getvalue()[-300:]}"
-    if code == 2 and len([line for line in errors.getvalue().splitlines() if not line.startswith(("note:", "usage:"))]) != 1:
+    if code == 2 and len([line for line in errors.getvalue().splitlines() if not line.startswith(BEFORE)]) != 1:
         return f"not one line: {errors.getvalue()[-500:]}"
     if code in (0, 3) and not (out / "result.json").exists():
         return f"exit code {code} without a result: {errors.getvalue()[-300:]}"

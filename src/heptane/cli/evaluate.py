@@ -18,7 +18,7 @@ from heptane.data.images.sources import images_kind
 from heptane.data.load import BUILT_IN
 from heptane.session.finished.load_run import LoadedRun, load_run
 from heptane.session.finished.predictions import batches_of, run_model
-from heptane.session.model_record import CLASSES
+from heptane.session.model_record import CLASSES, VALUES
 
 SHOWN = 40  # classes; of more, the worst are shown
 
@@ -170,7 +170,19 @@ def metrics_of(run: LoadedRun, outputs: torch.Tensor, targets: torch.Tensor, los
         right, held = _counts(outputs, targets)
         occurs = held > 0
         found["balanced_accuracy"] = float((right[occurs] / held[occurs]).mean())
-    return found
+    return {**found, **_errors(run, outputs, targets)}
+
+
+def _errors(run: LoadedRun, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+    """Mean absolute error and R2 of numbers, in the units of the data; empty for other tasks."""
+    if run.outputs != VALUES or outputs.numel() != targets.numel() or not targets.is_floating_point():
+        return {}
+    outputs, targets = outputs.flatten(1), targets.reshape(len(targets), -1)
+    in_units = run.preprocess.outputs if run.preprocess is not None else lambda values: values
+    predicted, truth = in_units(outputs).double(), in_units(targets).double()
+    spread = float((truth - truth.mean(0)).square().mean())
+    found = {"mean_absolute_error": float((predicted - truth).abs().mean())}
+    return found if spread == 0 else {**found, "r2": 1 - float((predicted - truth).square().mean()) / spread}
 
 
 def by_class(classes: tuple[str, ...], outputs: torch.Tensor, targets: torch.Tensor) -> list[str]:

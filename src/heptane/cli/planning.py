@@ -101,6 +101,8 @@ def plan_run(
         model = choices["model"] if reads_text else settings.model  # text is cut by the tokenizer of the model
         data = loading.load(replace(settings, image_size=size, model=model), flags, scale, listing, planning=planning)
     facts = DataFacts.of(data, seen)
+    if settings.augment not in (None, "none") and len(data.input_shape) != 3:
+        raise InputError(f"--augment {settings.augment} needs images, which {data.name} does not hold: leave it out")
     if not known:
         choices = before_loading(facts, machine, given)
     if budget is not None:

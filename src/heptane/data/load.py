@@ -227,7 +227,8 @@ def existing_path(name: str) -> Path:
         exists = path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"data={name!r} cannot be opened ({error!r}): give the path of a directory or file") from error
-    known = f"expected {', '.join(BUILT_IN)}, a directory of class folders, a .csv, .tsv, .parquet or .npz file"
+    files = ".csv, .tsv, .parquet, .npz or .tar file"
+    known = f"expected {', '.join(BUILT_IN)}, a directory of class folders, a {files}, a URL, or hf-data:NAME"
     if exists:
         raise InputError(f"data={name!r} is not a directory, table or .npz file: {known}")
     raise InputError(f"data={name!r} is not a known name or an existing path{did_you_mean(name.lower(), BUILT_IN)}: {known}")

@@ -58,7 +58,11 @@ def _history(result: Result, key: str) -> list[float]:
 
 
 def _train_accuracy(result: Result) -> float | None:
-    return next(reversed(_history(result, "train_accuracy")), None)
+    """Of the delivered weights, as the accuracy on held-out samples is; of the last ones where the step is unknown."""
+    history = result.get("history") or []
+    step = section(result, "weights").get("step")
+    there = [record for record in history if record.get("step") == step] or history
+    return next(reversed(_history({"history": there}, "train_accuracy")), None)
 
 
 def _accuracy(result: Result) -> float | None:
