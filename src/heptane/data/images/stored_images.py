@@ -85,7 +85,7 @@ class Images(Rows):
         """The stored pixels of some images: uint8 (N, C, stored H, stored W), on :attr:`device`."""
         if self._resident is not None and self._where is not None:
             where = self._where.to(positions.device)[positions].to(self._resident.device)
-            return self.store.channels_first(self._resident.index_select(0, where))
+            return self.store.channels_first(_gather(self._resident, where))
         rows = self.rows[positions.cpu().numpy()].tolist()
         try:
             return self.store.read(rows) if self.replaced is None else self.replaced.read(self.store.read, rows)
@@ -150,6 +150,15 @@ class Images(Rows):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._keep()
+
+
+def _gather(resident: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Rows of ``resident``; on a CPU without PyTorch's own threads, which spin for a while and slow what comes next."""
+    if resident.device.type != "cpu":
+        return resident.index_select(0, where)
+    found = torch.empty((len(where), *resident.shape[1:]), dtype=resident.dtype)
+    by_parts(lambda rows: torch.index_select(resident, 0, where[rows], out=found[rows]), len(where))
+    return found
 
 
 def unreadable(store: PixelStore, error: Unreadable) -> DataError:
