@@ -12,7 +12,7 @@ from threading import Barrier
 from heptane.base.lazy import torch
 
 
-def by_parts(work: Callable[[slice], None], count: int) -> None:
+def by_parts(work: Callable[[slice], object], count: int) -> None:
     """Call ``work`` with slices that together cover ``count`` rows, in as many threads as PyTorch uses, at the same time.
 
     Inside, PyTorch uses one thread: with its own threads each small operation would wait for all of them, which takes
