@@ -34,6 +34,7 @@ from torch import nn
 
 from efficientnet import efficientnet_lite0
 from heptane.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from heptane.model.memory_format import store_channels_last
 from results import save, spread
 
 PICTURES = Path("/usr/share/openclipart/png")
@@ -134,7 +135,8 @@ def with_torchvision(root: Path, _: Path) -> float:
 
     data = ImageFolder(str(root / "train"), transforms(train=True))
     loader = torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True)
-    model = efficientnet_lite0(len(data.classes), pretrained=True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = efficientnet_lite0(len(data.classes), pretrained=True)
+    store_channels_last(model)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=EPOCHS * len(loader))
     for _epoch in range(EPOCHS):

@@ -15,6 +15,7 @@ import torch
 
 import heptane as hp
 from heptane.data.tables import chunks, column_file, column_kinds, load_large
+from heptane.data.tables.load_table import TablePreprocess
 from heptane.data.tables.table_rows import TableRows
 
 N = 400
@@ -144,7 +145,8 @@ def test_a_column_of_too_many_texts_is_ignored_with_a_note(tmp_path: Path, monke
 def test_one_missing_value_gives_an_indicator_also_if_it_is_in_another_row(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(load_large, "LEARNED_ROWS", 2)
     data = large(written(tmp_path, frame(size=[np.nan if n == 200 else n / 7 for n in range(N)]), "parquet"), tmp_path / "c")
-    assert "size missing" in data.preprocess.features  # type: ignore[union-attr]
+    assert isinstance(data.preprocess, TablePreprocess)
+    assert "size missing" in data.preprocess.features
 
 
 def test_new_data_and_a_saved_record_give_the_same_inputs(tmp_path: Path) -> None:
@@ -300,5 +302,6 @@ def test_other_encodings_are_read_with_a_note(tmp_path: Path) -> None:
     path = tmp_path / "table.csv.gz"
     path.write_bytes(gzip.compress(frame(colour=["grün", "blau"] * (N // 2)).to_csv(index=False).encode("cp1252")))
     data = large(path, tmp_path / "cache")
-    assert "colour=grün" in data.preprocess.features  # type: ignore[union-attr]
+    assert isinstance(data.preprocess, TablePreprocess)
+    assert "colour=grün" in data.preprocess.features
     assert any("not UTF-8" in note for note in data.notes)

@@ -17,6 +17,7 @@ import heptane as hp
 from heptane.data.batches import BatchTransform, TensorSource
 from heptane.data.length_order import length_order
 from heptane.data.load_preprocess import load_preprocess
+from heptane.data.preprocess import Preprocess
 from heptane.data.texts import load_text, token_store
 from heptane.data.texts.token_store import TokenRows, TokenStore
 from heptane.distributed.workers import Worker
@@ -186,7 +187,8 @@ def test_a_small_network_learns_and_predicts_new_texts(tmp_path: Path) -> None:
     model = build("text", input_shape=data.input_shape, num_classes=2)
     result = hp.fit(model, data.train, test=data.test, optimizer="adamw", lr=0.02, batch_size=16, epochs=15)
     assert result.metrics["test_accuracy"] >= 0.95
-    preprocess = load_preprocess(json.loads(json.dumps(data.preprocess.record())))  # type: ignore[union-attr]
+    assert isinstance(data.preprocess, Preprocess)
+    preprocess = load_preprocess(json.loads(json.dumps(data.preprocess.record())))
     (tmp_path / "new.txt").write_text("w3 AWFUL w4")
     sources = [
         ["w3 awful w4", "a great w1"],
@@ -226,7 +228,8 @@ def test_a_number_can_be_predicted_from_text() -> None:
     data = loaded(table)
     assert data.num_classes is None
     assert abs(float(data.train[1].mean())) < 1e-5
-    assert data.preprocess.outputs(torch.zeros(1)).item() == pytest.approx(table["label"].mean(), abs=0.3)  # type: ignore[union-attr]
+    assert isinstance(data.preprocess, Preprocess)
+    assert data.preprocess.outputs(torch.zeros(1)).item() == pytest.approx(table["label"].mean(), abs=0.3)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +258,8 @@ def test_the_tokenizer_of_a_pretrained_model_is_used(tmp_path: Path) -> None:
     content = load_text.learn_tokenizer(frame()["review"])
     (tmp_path / "tokenizer.json").write_text(content)
     data = loaded(frame(), text=hp.Text("review", tokenizer=tmp_path))
-    assert data.preprocess.tokenizer == content  # type: ignore[union-attr]
+    assert isinstance(data.preprocess, load_text.TextPreprocess)
+    assert data.preprocess.tokenizer == content
 
 
 def test_a_hugging_face_data_set_of_texts_with_splits(tmp_path: Path) -> None:

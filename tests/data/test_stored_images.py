@@ -529,3 +529,23 @@ def test_names_are_compact_and_keep_any_bytes():
     assert packed[-1] == "x"
     assert packed[1:3] == names[1:3]
     assert packed.digest() != Names(names[:-1]).digest()
+
+
+def test_indexing_is_that_of_a_tensor(tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    for index in range(12):
+        (tmp_path / f"class{index % 2}").mkdir(exist_ok=True)
+        pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"class{index % 2}" / f"{index}.png")
+    images = hp.load_data(tmp_path, valid_fraction=0.2, reading=hp.Reading(cache="off")).train[0]
+    whole = images[:]
+    count = len(whole)
+    mask = torch.arange(count) % 3 == 0
+    for key in (0, -1, np.int64(2), torch.tensor(1), slice(1, 4), slice(5, 2), [2, -1, 0], np.array([1, 3]), mask):
+        assert torch.equal(images[key], whole[key]), key
+    assert torch.equal(images[::-1], whole.flip(0))
+    for key in ((), (2, 0), (slice(1, 3), 0), (slice(None), slice(0, 1), 2), ([3, 1], 0), (torch.tensor(2), slice(None), 1)):
+        assert torch.equal(images[key], whole[key]), key
+    for key in (count, -count - 1, [0, count], torch.tensor([True]), ([0, 1], [0, 1])):
+        with pytest.raises(IndexError):
+            images[key]

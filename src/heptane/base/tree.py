@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, TypeAlias
 
 from heptane.base.errors import InputError
-from heptane.base.lazy import torch
+from heptane.base.lazy import np, torch
 
 Path: TypeAlias = tuple[Any, ...]
 Positions: TypeAlias = "slice | torch.Tensor"
@@ -31,8 +31,32 @@ class Rows(ABC):
     """of each sample, if they differ: samples read together are padded to the longest"""
 
     @abstractmethod
-    def __getitem__(self, positions: int | Positions) -> torch.Tensor:
-        """Read the samples at ``positions``."""
+    def take(self, positions: torch.Tensor) -> torch.Tensor:
+        """Read the samples at ``positions``, int64 (M,) from 0 to N - 1."""
+
+    def __getitem__(self, positions: Any) -> torch.Tensor:
+        """Read samples, as a tensor is indexed.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        if isinstance(positions, tuple):
+            first, rest = (positions[0], positions[1:]) if positions else (slice(None), ())
+            found = self[first]
+            if any(isinstance(one, (list, torch.Tensor)) for one in rest):
+                raise IndexError("a list or tensor may only choose samples: index the tensor of these samples")
+            return found[rest if found.ndim < self.ndim else (slice(None), *rest)]
+        if isinstance(positions, slice):
+            return self.take(torch.from_numpy(np.arange(len(self))[positions].copy()))
+        positions = torch.as_tensor(positions)
+        if positions.dtype is torch.bool:
+            if positions.shape != self.shape[:1]:
+                raise IndexError(f"a mask of shape {tuple(positions.shape)} for {len(self)} samples")
+            return self.take(positions.nonzero()[:, 0])
+        chosen = torch.where(positions < 0, positions + len(self), positions).long()
+        if bool(((chosen < 0) | (chosen >= len(self))).any()):
+            raise IndexError(f"index {positions.flatten()[:5].tolist()} is out of range for {len(self)} samples")
+        return self.take(chosen) if chosen.ndim else self.take(chosen[None])[0]
 
     def __len__(self) -> int:
         return self.shape[0]

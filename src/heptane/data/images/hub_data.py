@@ -58,7 +58,7 @@ class HubImages(ImageList):
 
     def sizes(self) -> npt.NDArray[np.int64]:
         """Of images in the data set; those of files beside it are unknown."""
-        from pyarrow import compute  # type: ignore[import-untyped,unused-ignore]
+        from pyarrow import compute
 
         found = list[Any]()
         for split in self._splits:

@@ -69,7 +69,7 @@ def path_column(path: Path) -> str | None:
 def _first_rows(path: Path) -> list[list[Any]]:
     """The names of a table's columns, and its first rows."""
     if table_suffix(path) in PARQUET_SUFFIXES:
-        from pyarrow import parquet  # type: ignore[import-untyped,unused-ignore]
+        from pyarrow import parquet
 
         with parquet.ParquetFile(path) as file:
             names = [name for name in file.schema_arrow.names if name.lower() in PATH_COLUMNS]

@@ -70,16 +70,8 @@ class Images(Rows):
         """Whether the pixels are in memory, rather than read as they are needed."""
         return self._resident is not None
 
-    def __getitem__(self, positions: Any) -> torch.Tensor:
-        if isinstance(positions, tuple):
-            return self[positions[0]][(slice(None), *positions[1:])] if positions else self[:]
-        if isinstance(positions, int):
-            return self[torch.tensor([range(len(self))[positions]])][0]
-        if isinstance(positions, slice):
-            positions = torch.arange(len(self))[positions]
-        positions = torch.as_tensor(positions)
-        positions = positions.nonzero()[:, 0] if positions.dtype is torch.bool else positions
-        return self.finish(self.pixels(positions % max(len(self), 1)))
+    def take(self, positions: torch.Tensor) -> torch.Tensor:
+        return self.finish(self.pixels(positions))
 
     def pixels(self, positions: torch.Tensor) -> torch.Tensor:
         """The stored pixels of some images: uint8 (N, C, stored H, stored W), on :attr:`device`."""

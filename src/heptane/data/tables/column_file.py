@@ -78,11 +78,8 @@ class ColumnFile:
             return Cells(kind.kind, values.astype(np.float64), kind.whole, kind.note)
         return Cells("category", self._texts[name][values])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ColumnFile, (self.path,)
 
 
 def write_columns(source: Path, path: Path, label: str | None, notes: list[str]) -> None:

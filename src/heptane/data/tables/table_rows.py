@@ -30,18 +30,8 @@ class TableRows(Rows):
         self.shape = (len(self.positions), len(preprocess.features))
         self.nbytes = len(self.positions) * sum(np.dtype(file.kinds[name].dtype).itemsize for name in self._columns)
 
-    def __getitem__(self, positions: Any) -> torch.Tensor:
-        if isinstance(positions, tuple):
-            return self[positions[0]][(slice(None), *positions[1:])] if positions else self[:]
-        if isinstance(positions, int):
-            return self[torch.tensor([range(len(self))[positions]])][0]
-        if isinstance(positions, slice):
-            chosen = self.positions[positions]
-        else:
-            positions = torch.as_tensor(positions).cpu()
-            positions = positions.nonzero()[:, 0] if positions.dtype is torch.bool else positions
-            chosen = self.positions[positions.numpy()]
-        return self.preprocess.apply(self._file.rows(self._columns, chosen))
+    def take(self, positions: torch.Tensor) -> torch.Tensor:
+        return self.preprocess.apply(self._file.rows(self._columns, self.positions[positions.cpu().numpy()]))
 
     def __repr__(self) -> str:
         return f"TableRows(shape={self.shape}, read as needed)"

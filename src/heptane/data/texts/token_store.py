@@ -44,12 +44,8 @@ class TokenStore:
         at = row % PIECE_TEXTS
         return numbers[offsets[at] : offsets[at + 1]]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "pieces": None if self.path else self.pieces}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        pieces = TokenStore.open(state["path"]).pieces if state["path"] else state["pieces"]
-        self.__init__(pieces, state["path"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (TokenStore, (self.pieces,)) if self.path is None else (TokenStore.open, (self.path,))
 
 
 def pieces_of(found: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
@@ -109,20 +105,14 @@ class TokenRows(Rows):
         self.shape = (len(self.rows), int(lengths.max()) if len(self.rows) else 0)
         self.nbytes = 4 * int(lengths.sum())
 
-    def __getitem__(self, positions: Any) -> torch.Tensor:
-        if isinstance(positions, tuple):
-            return self[positions[0]][(slice(None), *positions[1:])] if positions else self[:]
-        if isinstance(positions, int):
-            return self[torch.tensor([range(len(self))[positions]])][0]
-        if not isinstance(positions, slice):
-            positions = torch.as_tensor(positions).cpu()
-            positions = (positions.nonzero()[:, 0] if positions.dtype is torch.bool else positions).numpy()
-        lengths = self.store.lengths[self.rows[positions]]
+    def take(self, positions: torch.Tensor) -> torch.Tensor:
+        rows = self.rows[positions.cpu().numpy()]
+        lengths = self.store.lengths[rows]
         longest = int(lengths.max()) if len(lengths) else 0
         if self.pad is None:
             return torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int64))
         made = np.full((len(lengths), longest), self.pad, dtype=np.int64)
-        for row, number in zip(made, self.rows[positions].tolist(), strict=True):
+        for row, number in zip(made, rows.tolist(), strict=True):
             tokens = self.store.text(number)
             row[: len(tokens)] = tokens
         return torch.from_numpy(made)
