@@ -17,6 +17,7 @@ import pytest
 import torch
 from tests.workers import COMMAND_LINE, start
 
+import heptane as hp
 from heptane.base.errors import InputError
 from heptane.base.storage import write_text
 from heptane.cli import main
@@ -325,3 +326,17 @@ def test_a_line_that_cannot_be_written_is_remembered(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").mkdir()
     folder.event("epoch", {})
     assert folder.unwritten == f"{tmp_path / 'events.jsonl'} (Is a directory)"
+
+
+def test_progress_is_shown_and_not_kept_and_the_end_is_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[int] = []
+    monkeypatch.setattr("heptane.session.listeners.SHOW_SECONDS", 0)
+    monkeypatch.setattr("heptane.report.console.Progress.update", lambda self, step, **facts: shown.append(step))
+    data = torch.randn(32, 4), torch.arange(32) % 2
+    folder = tmp_path / "run"
+    hp.fit(torch.nn.Linear(4, 2), data, optimizer="sgd", epochs=2, batch_size=8, run_dir=folder, progress=True)
+    assert shown == list(range(1, 9))
+    kinds = [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert "step" not in kinds
+    assert kinds.count("end") == 1
+    assert kinds[-1] == "end"

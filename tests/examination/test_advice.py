@@ -202,3 +202,15 @@ def test_the_command_is_the_runs_own_with_one_setting_changed() -> None:
 def test_anything_may_be_missing() -> None:
     assert advise({}) == []
     assert isinstance(advise({"history": [{}], "metrics": None, "examination": None, "settings": None}), list)
+
+
+def test_accuracies_of_the_delivered_weights_are_compared() -> None:
+    found = result([0.8, 0.82, 0.999], [0.8, 0.83, 0.73])
+    for at, record in enumerate(found["history"]):
+        record["step"] = 100 * (at + 1)
+    found["metrics"] = {"valid_accuracy": 0.83}
+    assert "overfits" not in said({**found, "weights": {"step": 200, "best_step": 200}})
+    found["metrics"] = {"valid_accuracy": 0.73}
+    assert "overfits: 99.9% accuracy on training samples, 73.0%" in said(
+        {**found, "weights": {"step": 300, "best_step": 200}}
+    )
