@@ -213,5 +213,3 @@ def test_accuracies_of_the_delivered_weights_are_compared() -> None:
     found["metrics"] = {"valid_accuracy": 0.73}
     last = {"step": 300, "best_step": 200}
     assert "overfits: 99.9% accuracy on training samples, 73.0%" in said({**found, "weights": last})
-        {**found, "weights": {"step": 300, "best_step": 200}}
-    )
